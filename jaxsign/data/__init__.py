@@ -1,0 +1,1 @@
+"""Pure samplers: key first, numbers of Hyper may be traced."""

@@ -1,0 +1,38 @@
+"""Engine names -> tasks of the two-layer system."""
+
+import dataclasses
+
+from jaxsign.problem import OVERLAPS, Problem
+from jaxsign.task import Task
+from jaxsign.tasks import two_layer as _dense
+from jaxsign.validation import known
+
+ENGINES = {"dense": _dense.dense}
+
+
+def two_layer(problem: Problem, engine: str = "dense", overlap: str | None = None) -> Task:
+    """The two-layer transformer of the paper as a Task.
+
+    Args:
+      problem: a Problem.
+      engine: "dense" trains all d coordinates.
+      overlap: "exact" or "none", replaces problem.overlap; None keeps it.
+
+    Returns:
+      The Task; equal arguments give the identical object, so nothing retraces.
+
+    Raises:
+      ValueError: for an unknown engine or overlap, or a problem too small for overlap="none".
+
+    Examples:
+      >>> problem = Problem(n=4, d=30, s=3, m_k=2, m_v=2)
+      >>> two_layer(problem) is two_layer(problem, engine="dense", overlap="exact")
+      True
+
+    References:
+      arXiv 2410.04870.
+    """
+    known("engine", engine, ENGINES)
+    if overlap is not None and overlap != problem.overlap:
+        problem = dataclasses.replace(problem, overlap=known("overlap", overlap, OVERLAPS))
+    return ENGINES[engine](problem)

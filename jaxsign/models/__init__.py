@@ -1,0 +1,1 @@
+"""Pure models: parameters and inputs in, numbers out."""

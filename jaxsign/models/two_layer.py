@@ -1,0 +1,309 @@
+"""The paper's two-layer transformer as pure functions of one example or of its inner products with the patches."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsign.data.signal_noise import Dataset, TestSet
+from jaxsign.problem import Hyper, Problem, field_names
+
+Array = jax.Array
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """Weights of the two-layer transformer.
+
+    Args:
+      w_q: (heads*m_k, d) query weights.
+      w_k: (heads*m_k, d) key weights.
+      w_v: (2, m_v, d) value weights; w_v[0] is j=+1, w_v[1] is j=-1.
+      heads: static number of heads.
+
+    References:
+      arXiv 2410.04870, model definition.
+    """
+
+    w_q: Array
+    w_k: Array
+    w_v: Array
+    heads: int = 1
+
+    def value(self) -> Array:
+        """v = mean_r w_{V,+1,r} - mean_r w_{V,-1,r}, (d,): all that the model sees of W_V."""
+        mean = jnp.mean(self.w_v, axis=1)
+        return mean[0] - mean[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class TiedParams:
+    """The same weights with one shared displacement for the value rows of each sign.
+
+    All m_v rows of one sign have the same gradient, (dL/dv) sgn(j)/m_v, so an optimizer that is coordinate-wise and
+    reads gradients only moves them alike: their common displacement is all that needs training.
+
+    Args:
+      w_q: (heads*m_k, d).
+      w_k: (heads*m_k, d).
+      w_v: (2, d) displacement of every value row of a sign from its start; its gradient is a row's own.
+      v_start: (d,) the value vector at the start; frozen.
+      w_v_start: (2, m_v, d) value rows at the start; frozen.
+      heads: static number of heads.
+    """
+
+    w_q: Array
+    w_k: Array
+    w_v: Array
+    v_start: Array
+    w_v_start: Array
+    heads: int = 1
+
+    def value(self) -> Array:
+        """v = v_start + w_v[0] - w_v[1], with the gradient of a single row, (dL/dv) sgn(j)/m_v."""
+        moved = self.w_v[0] - self.w_v[1]
+        still = jax.lax.stop_gradient(moved)
+        return self.v_start + still + (moved - still) / self.w_v_start.shape[1]
+
+
+for _record in (Params, TiedParams):
+    jax.tree_util.register_dataclass(
+        _record, data_fields=[name for name in field_names(_record) if name != "heads"], meta_fields=["heads"]
+    )
+
+
+def init(key: Array, problem: Problem, hyper: Hyper) -> Params:
+    """Draws every weight i.i.d. N(0, sigma_0^2).
+
+    Args:
+      key: key of the stream "init".
+      problem: shapes.
+      hyper: sigma_0, may be traced.
+
+    Returns:
+      Params.
+
+    Examples:
+      >>> import jax
+      >>> init(jax.random.key(0), Problem(n=2, d=9, s=2, m_k=3, m_v=4), Hyper(sigma_p=2.0)).w_v.shape
+      (2, 4, 9)
+
+    References:
+      arXiv 2410.04870, initialisation.
+    """
+    shapes = ((problem.rows, problem.d), (problem.rows, problem.d), (2, problem.m_v, problem.d))
+    w_q, w_k, w_v = (
+        hyper.sigma_0 * jax.random.normal(jax.random.fold_in(key, i), shape) for i, shape in enumerate(shapes)
+    )
+    return Params(w_q, w_k, w_v, heads=problem.heads)
+
+
+def tie(params: Params) -> TiedParams:
+    """Params -> TiedParams at the same function."""
+    start = params.w_v
+    shift = jnp.zeros_like(start[:, 0])
+    return TiedParams(params.w_q, params.w_k, shift, params.value(), start, heads=params.heads)
+
+
+def untie(params: TiedParams) -> Params:
+    """TiedParams -> the full Params, each value row moved by its sign's displacement."""
+    return Params(params.w_q, params.w_k, params.w_v_start + params.w_v[:, None], heads=params.heads)
+
+
+@functools.cache
+def _pairs(length: int) -> np.ndarray:
+    """(pairs, length) incidence matrix: +1 and -1 at the two members of every unordered pair."""
+    first, second = np.triu_indices(length, k=1)
+    out = np.zeros((first.size, length), np.float32)
+    out[np.arange(first.size), first], out[np.arange(first.size), second] = 1, -1
+    return out
+
+
+@jax.custom_jvp
+def softmax(scores: Array) -> Array:
+    """Softmax over the last axis whose derivative keeps its relative accuracy when attention saturates.
+
+        d s_a = sum_b s_a s_b (d z_a - d z_b)
+
+    The usual form s_a (d z_a - sum_b s_b d z_b) cancels when some s_a is near 1, and the sign of what remains is
+    rounding noise, which a sign optimizer would follow. Here every pair's product s_a s_b is formed first.
+
+    Args:
+      scores: (..., L).
+
+    Returns:
+      (..., L), non-negative, summing to 1.
+
+    Examples:
+      >>> softmax(jnp.zeros(2)).tolist()
+      [0.5, 0.5]
+    """
+    return jax.nn.softmax(scores, axis=-1)
+
+
+@softmax.defjvp
+def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (scores,), (dscores,) = primals, tangents
+    s = softmax(scores)
+    pairs = jnp.asarray(_pairs(scores.shape[-1]), s.dtype)
+    lead = (None,) * (s.ndim - 1)
+    pairs = pairs[lead]
+    positive, negative = jnp.maximum(pairs, 0), jnp.maximum(-pairs, 0)
+    weight = jnp.sum(positive * s[..., None, :], -1) * jnp.sum(negative * s[..., None, :], -1)
+    change = weight * jnp.sum(pairs * dscores[..., None, :], -1)
+    return s, jnp.sum(pairs * change[..., :, None], -2)
+
+
+class Features(NamedTuple):
+    """Inner products of the weights with e_1 and with the noise patches of the examples."""
+
+    q_mu: Array  # (rows,) <w_Q, e_1>
+    k_mu: Array  # (rows,) <w_K, e_1>
+    v_mu: Array  # () <v, e_1>
+    q: Array  # (rows, n, context-1) <w_Q, xi>
+    k: Array  # (rows, n, context-1) <w_K, xi>
+    v: Array  # (n, context-1) <v, xi>
+
+
+def features(params: Params | TiedParams, data: Dataset) -> Features:
+    """Features of the training examples: one product of each weight matrix with the patches.
+
+    Args:
+      params: Params or TiedParams.
+      data: Dataset.
+
+    Returns:
+      Features, linear in each weight matrix.
+    """
+    count, patches = data.support.shape[:2]
+    query = jnp.matmul(params.w_q, data.basis.T, precision=HIGHEST)
+    key = jnp.matmul(params.w_k, data.basis.T, precision=HIGHEST)
+    value = jnp.matmul(data.basis, params.value(), precision=HIGHEST)
+    grid = (-1, count, patches)
+    return Features(
+        query[:, 0], key[:, 0], value[0],
+        query[:, 1:].reshape(grid), key[:, 1:].reshape(grid), value[1:].reshape(grid[1:]),
+    )  # fmt: skip
+
+
+def fresh_features(params: Params | TiedParams, test: TestSet) -> Features:
+    """Features of sparse test examples, gathered: no (n_test, d) array.
+
+    Args:
+      params: Params or TiedParams.
+      test: TestSet.
+
+    Returns:
+      Features with n_test examples.
+    """
+    v = params.value()
+    feature_noise = test.alpha * test.mu * test.y
+
+    def rows(weights: Array) -> Array:
+        inner = jnp.einsum("rnps,nps->rnp", weights[:, test.indices], test.values, precision=HIGHEST)
+        return inner - weights[:, 0, None, None] * feature_noise[None, :, None]
+
+    value = jnp.sum(v[test.indices] * test.values, axis=-1) - v[0] * feature_noise[:, None]
+    return Features(params.w_q[:, 0], params.w_k[:, 0], v[0], rows(params.w_q), rows(params.w_k), value)
+
+
+
+def scores(features: Features, sign_mu: Array, heads: int) -> Array:
+    """Attention scores of ONE example, z_la = <W_Q x_l, W_K x_a> per head; token 0 is the signal.
+
+    Args:
+      features: of one example: q, k (rows, context-1), v (context-1,).
+      sign_mu: (), y_clean * mu: the signal patch is sign_mu * e_1.
+      heads: number of heads h; rows = h*m_k.
+
+    Returns:
+      (heads, context, context), query token first.
+    """
+    patches = features.q.shape[-1]
+    q_mu, k_mu = features.q_mu.reshape(heads, -1), features.k_mu.reshape(heads, -1)
+    q, k = features.q.reshape(heads, -1, patches), features.k.reshape(heads, -1, patches)
+    # Sums over a head's rows are written as products and reductions: as matmuls they would be too small to pay.
+    signal_signal = sign_mu * sign_mu * jnp.sum(q_mu * k_mu, 1)
+    signal_noise = sign_mu * jnp.sum(q_mu[:, :, None] * k, 1)
+    noise_signal = sign_mu * jnp.sum(q * k_mu[:, :, None], 1)
+    noise_noise = jnp.sum(q[:, :, :, None] * k[:, :, None, :], 1)
+    first = jnp.concatenate([signal_signal[:, None], signal_noise], 1)
+    rest = jnp.concatenate([noise_signal[:, :, None], noise_noise], 2)
+    return jnp.concatenate([first[:, None], rest], 1)
+
+
+def logit(features: Features, sign_mu: Array, heads: int) -> Array:
+    """Output F of ONE example from its features.
+
+        F = sum_heads sum_a (sum_l s_la) <v, x_a>
+
+    Args:
+      features: of one example: q, k (rows, context-1), v (context-1,).
+      sign_mu: (), y_clean * mu.
+      heads: number of heads.
+
+    Returns:
+      ().
+
+    References:
+      arXiv 2410.04870, model definition.
+    """
+    attention = softmax(scores(features, sign_mu, heads))
+    values = jnp.concatenate([(sign_mu * features.v_mu)[None], features.v])
+    return jnp.sum(jnp.sum(attention, (0, 1)) * values)
+
+
+_EXAMPLES = Features(None, None, None, 1, 1, 0)  # type: ignore[arg-type]  # the axis of the examples
+
+
+def logits(features: Features, sign_mu: Array, heads: int) -> Array:
+    """`logit` of every example: features with an example axis, sign_mu (n,) -> (n,)."""
+    return jax.vmap(lambda f, m: logit(f, m, heads), (_EXAMPLES, 0))(features, sign_mu)
+
+
+def log_attention(features: Features, sign_mu: Array, heads: int) -> Array:
+    """Logarithm of the attention of every example, (n, heads, context, context), query token first.
+
+    The log of a softmax output underflows; this is the log-softmax of the scores.
+    """
+    every = jax.vmap(lambda f, m: scores(f, m, heads), (_EXAMPLES, 0))(features, sign_mu)
+    return jax.nn.log_softmax(every, axis=-1)
+
+
+def apply(params: Params, x: Array) -> Array:
+    """Output F(W, X) of ONE example, any patches in any slots.
+
+        F   = F_1 - F_{-1},   F_j = (1/m_v) sum_l 1^T W_{V,j} X softmax(X^T W_K^T W_Q x^(l))
+
+    Args:
+      params: Params.
+      x: (context, d), one patch a row.
+
+    Returns:
+      (), the logit: its sign is the predicted label.
+
+    Examples:
+      >>> import jax
+      >>> params = init(jax.random.key(0), Problem(n=2, d=9, s=2, m_k=3, m_v=4), Hyper(sigma_p=2.0))
+      >>> apply(params, jnp.ones((2, 9))).shape
+      ()
+
+    References:
+      arXiv 2410.04870, model definition.
+    """
+    if x.ndim != 2:
+        raise ValueError(f"x must be ONE example (context, d), got shape {x.shape}; use jax.vmap for a batch")
+    context = x.shape[0]
+    query = jnp.matmul(params.w_q, x.T, precision=HIGHEST).reshape(params.heads, -1, context)
+    key = jnp.matmul(params.w_k, x.T, precision=HIGHEST).reshape(params.heads, -1, context)
+    attention = softmax(jnp.einsum("hml,hma->hla", query, key, precision=HIGHEST))
+    return jnp.sum(jnp.sum(attention, (0, 1)) * jnp.matmul(x, params.value(), precision=HIGHEST))
+
+
+def logistic_loss(margin: Array) -> Array:
+    """log(1 + exp(-margin)), elementwise and stable at both ends."""
+    return jax.nn.softplus(-margin)

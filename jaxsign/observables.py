@@ -1,0 +1,142 @@
+"""What is recorded of the two-layer system: name -> pure function of its features."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxsign.data.signal_noise import Dataset, TestSet
+from jaxsign.models import two_layer as model
+
+Array = jax.Array
+
+_NOISE = {
+    "query_noise": ("row", "sample"),
+    "key_noise": ("row", "sample"),
+    "value_noise": ("sample",),
+    "s21": ("head", "sample"),
+    "log_s21": ("head", "sample"),
+}
+
+
+def dims(context: int) -> dict[str, tuple[str, ...]]:
+    """{observable: dimensions}; noise observables get a last dimension `patch` when context > 2."""
+    patch = ("patch",) if context > 2 else ()
+    return {
+        **{name: (*own, *patch) for name, own in _NOISE.items()},
+        "query_signal": ("row",),
+        "key_signal": ("row",),
+        "s11": ("head", "sample"),
+        "noise_l1": ("sample", *patch),
+        "noise_l2": ("sample", *patch),
+    }
+
+
+ATTRS: Mapping[str, Mapping[str, str]] = {
+    "train_loss": {"long_name": "training loss", "units": "nat"},
+    "test_loss": {"long_name": "test loss", "units": "nat"},
+    "test_error": {"long_name": "test 0-1 error", "units": "1"},
+    "value_signal": {"long_name": "mean value signal <v, mu>", "units": "1"},
+    "value_noise": {"long_name": "mean value noise <v, y_i xi_i>", "units": "1"},
+    "query_noise": {"long_name": "query noise <w_Q, y_i xi_i>", "units": "1"},
+    "key_noise": {"long_name": "key noise <w_K, y_i xi_i>", "units": "1"},
+    "query_signal": {"long_name": "query signal <w_Q, mu>", "units": "1"},
+    "key_signal": {"long_name": "key signal <w_K, mu>", "units": "1"},
+    "s11": {"long_name": "attention of the signal query on the signal", "units": "1"},
+    "s21": {"long_name": "attention of the noise query on the signal", "units": "1"},
+    "log_s21": {"long_name": "log attention of the noise query on the signal", "units": "nat"},
+    "sign_agreement": {"long_name": "share of pairs with sgn(query noise) = sgn(key noise)", "units": "1"},
+    "majority_agreement": {"long_name": "share of untied rows with sgn(query signal) = majority of sgn(key noise)", "units": "1"},
+    "noise_l1": {"long_name": "l1 norm of the noise patch, coordinate 0 left out", "units": "1"},
+    "noise_l2": {"long_name": "l2 norm of the noise patch, coordinate 0 left out", "units": "1"},
+    "first_frozen_step": {
+        "long_name": "first step at which a query-noise gradient is exactly 0 by underflow (-1: never)",
+        "units": "step",
+    },
+}  # fmt: skip
+
+
+def observe(params: model.Params | model.TiedParams, data: Dataset, test: TestSet | None) -> dict[str, Array]:
+    """Every observable of the two-layer system at one set of parameters.
+
+    Args:
+      params: Params or TiedParams.
+      data: training set; noise observables use its observed labels.
+      test: settled TestSet, or None: then test_loss and test_error are left out.
+
+    Returns:
+      {name: array} with the dimensions of `dims`.
+
+    References:
+      arXiv 2410.04870, definitions of query/key/value noise and signal and of the softmax outputs.
+    """
+    f = model.features(params, data)
+    sign_mu = data.y_clean * data.mu
+    label = data.y[:, None]
+    attention_log = model.log_attention(f, sign_mu, params.heads)
+    value_noise, query_noise, key_noise = f.v * label, f.q * label[None], f.k * label[None]
+    s21_log = jnp.moveaxis(attention_log[:, :, 1:, 0], 0, 1)  # (head, sample, patch)
+    vote = jnp.sum(jnp.sign(key_noise), axis=(1, 2))
+    untied = vote != 0
+    agree = untied & (jnp.sign(f.q_mu) == jnp.sign(vote))
+    out = {
+        "train_loss": jnp.mean(model.logistic_loss(data.y * model.logits(f, sign_mu, params.heads))),
+        "value_signal": data.mu * f.v_mu,
+        "value_noise": value_noise,
+        "query_noise": query_noise,
+        "key_noise": key_noise,
+        "query_signal": data.mu * f.q_mu,
+        "key_signal": data.mu * f.k_mu,
+        "s11": jnp.exp(attention_log[:, :, 0, 0].T),
+        "s21": jnp.exp(s21_log),
+        "log_s21": s21_log,
+        "sign_agreement": jnp.mean((jnp.sign(f.q) == jnp.sign(f.k)).astype(f.q.dtype)),
+        "majority_agreement": jnp.sum(agree, dtype=f.q.dtype) / jnp.sum(untied, dtype=f.q.dtype),
+    }
+    if data.support.shape[1] == 1:
+        out = {name: value[..., 0] if name in _NOISE else value for name, value in out.items()}
+    if test is not None:
+        fresh = model.fresh_features(params, test)
+        margin = test.y * model.logits(fresh, test.y * test.mu, params.heads)
+        out["test_loss"] = jnp.mean(model.logistic_loss(margin))
+        out["test_error"] = jnp.mean((margin <= 0).astype(margin.dtype))
+    return out
+
+
+def noise_norms(data: Dataset) -> dict[str, Array]:
+    """l1 and l2 norm of every noise patch without coordinate 0, the constants of the exact laws.
+
+    Args:
+      data: training set.
+
+    Returns:
+      {"noise_l1", "noise_l2"}: (n,), or (n, context-1) for longer contexts.
+    """
+    noise = data.xi[..., 1:]
+    return {"noise_l1": jnp.sum(jnp.abs(noise), -1), "noise_l2": jnp.sqrt(jnp.sum(noise * noise, -1))}
+
+
+def query_gradient_underflows(params: model.Params | model.TiedParams, data: Dataset) -> Array:
+    """Whether some query-noise gradient is exactly 0 although its law is not.
+
+    The law (context 2): dL/dq_i ~ p_i s_21 s_22 (<v,xi_i> - <v,x_1>) (k_i - k_signal); its first three factors are
+    positive and only rounding to 0 makes them vanish. From that step on sign(0) = 0 freezes the query noise.
+
+    Args:
+      params: Params or TiedParams.
+      data: training set.
+
+    Returns:
+      () bool.
+    """
+    f = model.features(params, data)
+    sign_mu = data.y_clean * data.mu
+
+    def loss(q: Array) -> Array:
+        margin = data.y * model.logits(f._replace(q=q), sign_mu, params.heads)
+        return jnp.mean(model.logistic_loss(margin))
+
+    gradient = jax.grad(loss)(f.q)
+    values_differ = f.v != (sign_mu * f.v_mu)[:, None]
+    keys_differ = f.k != f.k_mu[:, None, None] * sign_mu[None, :, None]
+    return jnp.any((gradient == 0) & values_differ[None] & keys_differ)

@@ -1,0 +1,372 @@
+"""SignGD and its relatives as Optax transforms, grids of optimizers, and the probe of what a transform depends on."""
+
+import dataclasses
+import inspect
+import itertools
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxsign.validation import known, real
+
+Array = jax.Array
+Numeric = float | Array
+Schedule = Callable[[Array], Numeric]
+
+
+def sign_gd(learning_rate: Numeric | Schedule) -> optax.GradientTransformation:
+    """SignGD, the paper's optimizer: Optax's `sign_sgd` under the paper's name.
+
+        W <- W - learning_rate * sgn(g),   sgn(0) = 0,  sgn(NaN) = NaN
+
+    XLA on CPU flushes subnormal numbers to 0, so there sgn(subnormal) = 0 as well.
+
+    Args:
+      learning_rate: number > 0 or schedule `step -> number`; may be traced.
+
+    Returns:
+      An Optax transform.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> transform = sign_gd(0.5)
+      >>> updates, _ = transform.update(jnp.array([3.0, 0.0, -1e-30]), transform.init(jnp.zeros(3)))
+      >>> updates.tolist()
+      [-0.5, -0.0, 0.5]
+
+    References:
+      arXiv 2410.04870, SignGD; Bernstein et al., arXiv 1802.04434.
+    """
+    return optax.sign_sgd(learning_rate)
+
+
+def signum(learning_rate: Numeric | Schedule, beta: Numeric = 0.9) -> optax.GradientTransformation:
+    """Signum, SignGD with momentum: Optax's `signum` under the paper's name.
+
+        m <- beta m + (1-beta) g,   W <- W - learning_rate * sgn(m),   sgn(0) = 0,  sgn(NaN) = NaN
+
+    Args:
+      learning_rate: number > 0 or schedule; may be traced.
+      beta: momentum, in [0, 1); may be traced. beta = 0 is SignGD.
+
+    Returns:
+      An Optax transform.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> transform = signum(0.5, beta=0.0)
+      >>> transform.update(jnp.array([3.0, -1.0]), transform.init(jnp.zeros(2)))[0].tolist()
+      [-0.5, 0.5]
+
+    References:
+      Bernstein et al., arXiv 1802.04434.
+    """
+    return optax.signum(learning_rate, beta=beta)
+
+
+def _elementwise(function: Callable[[Array], Array]) -> optax.GradientTransformation:
+    """A stateless transform that maps every gradient element."""
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        del params
+        return jax.tree.map(function, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_power(p: Numeric) -> optax.GradientTransformation:
+    """Replaces every gradient element by a signed power: p = 0 is SignGD's direction, p = 1 is GD's.
+
+        u(g) = |g|^p sgn(g),   u(0) = 0
+
+    Args:
+      p: number >= 0; may be traced.
+
+    Returns:
+      An Optax transform, homogeneous of degree p.
+
+    Raises:
+      ValueError: for a concrete p outside [0, inf).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> transform = scale_by_power(0.5)
+      >>> transform.update(jnp.array([4.0, -9.0, 0.0]), transform.init(jnp.zeros(3)))[0].tolist()
+      [2.0, -3.0, 0.0]
+
+    References:
+      The family between SignGD and GD for which the feature-space reduction holds.
+    """
+    if not isinstance(p, jax.core.Tracer):
+        real("p", p, low=0.0)
+    return _elementwise(lambda g: jnp.sign(g) * jnp.abs(g) ** jnp.asarray(p, g.dtype))
+
+
+def scale_by_smooth_sign(temperature: Numeric) -> optax.GradientTransformation:
+    """Replaces every gradient element by a smooth sign that is linear below the temperature.
+
+        u(g) = tanh(g / temperature)
+
+    Args:
+      temperature: number > 0; may be traced. Towards 0 this is SignGD.
+
+    Returns:
+      An Optax transform, odd but not homogeneous.
+
+    Raises:
+      ValueError: for a concrete temperature outside (0, inf).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> transform = scale_by_smooth_sign(1e-3)
+      >>> transform.update(jnp.array([2.0, 0.0]), transform.init(jnp.zeros(2)))[0].tolist()
+      [1.0, 0.0]
+    """
+    if not isinstance(temperature, jax.core.Tracer):
+        real("temperature", temperature, low=0.0, open_low=True)
+    return _elementwise(lambda g: jnp.tanh(g / jnp.asarray(temperature, g.dtype)))
+
+
+def power_gd(learning_rate: Numeric | Schedule, p: Numeric = 0.5) -> optax.GradientTransformation:
+    """Descent along the signed power of the gradient, W <- W - learning_rate |g|^p sgn(g).
+
+    Args:
+      learning_rate: number > 0 or schedule; may be traced.
+      p: number >= 0; 0 is SignGD, 1 is GD; may be traced.
+
+    Returns:
+      An Optax transform.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> transform = power_gd(1.0, p=1.0)
+      >>> transform.update(jnp.array([4.0]), transform.init(jnp.zeros(1)))[0].tolist()
+      [-4.0]
+    """
+    return optax.chain(scale_by_power(p), optax.scale_by_learning_rate(learning_rate))
+
+
+def smooth_sign_gd(learning_rate: Numeric | Schedule, temperature: Numeric = 1e-6) -> optax.GradientTransformation:
+    """Descent along a smooth sign, W <- W - learning_rate tanh(g / temperature).
+
+    Args:
+      learning_rate: number > 0 or schedule; may be traced.
+      temperature: number > 0; may be traced.
+
+    Returns:
+      An Optax transform.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> transform = smooth_sign_gd(0.5, temperature=1e-6)
+      >>> transform.update(jnp.array([4.0]), transform.init(jnp.zeros(1)))[0].tolist()
+      [-0.5]
+    """
+    return optax.chain(scale_by_smooth_sign(temperature), optax.scale_by_learning_rate(learning_rate))
+
+
+#: Named families and keywords they run with: one contract test goes through all of them.
+FAMILIES: dict[str, tuple[Callable[..., optax.GradientTransformation], dict[str, float]]] = {
+    "sign_gd": (sign_gd, {"learning_rate": 1e-4}),
+    "signum": (signum, {"learning_rate": 1e-4, "beta": 0.9}),
+    "power_gd": (power_gd, {"learning_rate": 1e-3, "p": 0.5}),
+    "smooth_sign_gd": (smooth_sign_gd, {"learning_rate": 1e-4, "temperature": 1e-5}),
+    "adam": (optax.adam, {"learning_rate": 1e-4, "b1": 0.9, "b2": 0.999, "eps": 1e-15}),
+    "adamw": (optax.adamw, {"learning_rate": 1e-4, "weight_decay": 1e-2}),
+    "rmsprop": (optax.rmsprop, {"learning_rate": 1e-4, "decay": 0.9}),
+    "lion": (optax.lion, {"learning_rate": 1e-4, "weight_decay": 0.0}),
+    "sgd": (optax.sgd, {"learning_rate": 0.3}),
+    "momentum": (optax.sgd, {"learning_rate": 0.03, "momentum": 0.9}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The full product of a factory's own keywords; build it with `grid`.
+
+    Args:
+      factory: `(**keywords) -> optax.GradientTransformation`.
+      points: keywords of every point, in the order of the product.
+      floats: names of the keywords that are traced; the others are static.
+    """
+
+    factory: Callable[..., optax.GradientTransformation]
+    points: tuple[Mapping[str, Any], ...]
+    floats: tuple[str, ...]
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """Names of all keywords given."""
+        return tuple(self.points[0])
+
+    def static(self, index: int) -> dict[str, Any]:
+        """The static keywords of one point."""
+        return {name: value for name, value in self.points[index].items() if name not in self.floats}
+
+
+def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> Grid:
+    """The full product of an optimizer factory's own keywords, one traced program for all floats.
+
+    The optimizer is built inside the mapped function, so floats never recompile; bool, int, str and None are static
+    and compile once per value. A list that mixes floats and ints is a list of floats.
+
+    Args:
+      factory: any function that returns an `optax.GradientTransformation`.
+      **lists: values of each keyword; a single value is a list of one.
+
+    Returns:
+      A Grid.
+
+    Raises:
+      ValueError: for an unknown keyword (with the nearest valid name), a missing required keyword, an empty list, a
+        duplicate or a non-finite value.
+
+    Examples:
+      >>> import optax
+      >>> len(grid(optax.adam, learning_rate=[1e-4, 3e-4], b2=[0.9, 0.99, 0.999]).points)
+      6
+    """
+    if not callable(factory):
+        raise ValueError(f"factory must be a function that returns an Optax transform, got {factory!r}")
+    label = getattr(factory, "__name__", str(factory))
+    parameters = inspect.signature(factory).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for name in lists:
+            known(f"keyword of {label}", name, parameters)
+    for name, parameter in parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        )
+        if required and name not in lists:
+            raise ValueError(f"{label} needs a value for {name!r}: js.grid({label}, {name}=[...])")
+    values = {name: _keyword_values(f"{label}({name})", given) for name, given in lists.items()}
+    floats = tuple(name for name, given in values.items() if all(isinstance(v, float) for v in given))
+    points = tuple(dict(zip(values, point)) for point in itertools.product(*values.values()))
+    return Grid(factory, points, floats)
+
+
+def _keyword_values(field: str, given: Any) -> list[Any]:
+    """The values of one keyword as a checked list; a list with a float in it becomes floats."""
+    scalar = isinstance(given, str) or given is None or not isinstance(given, Iterable)
+    values = [given] if scalar else list(given)
+    if not values:
+        raise ValueError(f"{field} must have at least one value, got {given!r}")
+    values = [v.item() if isinstance(v, (np.generic, np.ndarray, jax.Array)) else v for v in values]
+    plain = [v for v in values if isinstance(v, numbers.Real) and not isinstance(v, bool)]
+    if any(isinstance(v, float) for v in plain) and len(plain) == len(values):
+        values = [real(field, v) for v in values]
+    if len(set(map(repr, values))) != len(values):
+        raise ValueError(f"{field} has a duplicate value, got {values!r}")
+    return values
+
+
+def as_grid(entry: Any) -> Grid:
+    """A Grid, a bare transform or a factory without required keywords, as a Grid.
+
+    Raises:
+      ValueError: if it is none of them.
+    """
+    if isinstance(entry, Grid):
+        return entry
+    if isinstance(entry, optax.GradientTransformation):
+        return Grid(_Bare(entry), ({},), ())
+    return grid(entry)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bare:
+    """A factory without keywords that returns a transform built by the user."""
+
+    transform: optax.GradientTransformation
+
+    def __call__(self) -> optax.GradientTransformation:
+        return self.transform
+
+
+def reads_gradients_coordinatewise(
+    factory: Callable[..., optax.GradientTransformation], points: Iterable[Mapping[str, Any]], like: Any
+) -> bool:
+    """Whether a transform moves each coordinate by its own gradient history only, found by running it.
+
+    Three runs of 8 steps from random gradients: (a) a base run; (b) other parameters, and other, much larger gradients
+    on half of the coordinates: the updates of the untouched half must not change; (c) one common history for all
+    coordinates of an array: their updates must be equal. Weight decay, clipping by a norm, muon, adafactor's factors
+    and injected noise each fail one of them.
+
+    Args:
+      factory: `(**keywords) -> transform`.
+      points: keywords of the points to probe; the answer is for all of them.
+      like: tree of arrays or ShapeDtypeStructs with the parameters' structure and shapes.
+
+    Returns:
+      True only if every point passes.
+
+    Examples:
+      >>> import optax, jax.numpy as jnp
+      >>> like = {"w": jnp.zeros((3, 4))}
+      >>> reads_gradients_coordinatewise(sign_gd, [{"learning_rate": 0.1}], like)
+      True
+      >>> reads_gradients_coordinatewise(optax.adamw, [{"learning_rate": 0.1}], like)
+      False
+    """
+    rng = np.random.default_rng(0)
+    steps = 8
+    leaves, structure = jax.tree.flatten(like)
+
+    def draw(scale: float) -> list[np.ndarray]:
+        return [scale * rng.standard_normal((steps, *leaf.shape)).astype(leaf.dtype) for leaf in leaves]
+
+    base, other = draw(1e-3), draw(1.0)
+    kept = [rng.random(leaf.shape) < 0.5 for leaf in leaves]
+    touched = [np.where(k, b, o) for k, b, o in zip(kept, base, other)]
+    common = [np.broadcast_to(b.reshape(steps, -1)[:, :1].reshape((steps,) + (1,) * (b.ndim - 1)), b.shape) for b in base]
+    params = [p[0] for p in draw(1.0)], [p[0] for p in draw(3.0)]
+
+    for point in points:
+
+        @jax.jit
+        def run(params: Any, gradients: Any, point: Mapping[str, Any] = point) -> Any:
+            transform = factory(**point)
+            params = structure.unflatten(params)
+
+            def step(state: Any, gradient: Any) -> Any:
+                updates, state = transform.update(structure.unflatten(gradient), state, params)
+                return state, jax.tree.leaves(updates)
+
+            return jax.lax.scan(step, transform.init(params), gradients)[1]
+
+        with jax.numpy_dtype_promotion("standard"):
+            a, b, c = run(params[0], base), run(params[1], touched), run(params[0], common)
+        same = all(_close(np.asarray(x)[:, k], np.asarray(y)[:, k]) for x, y, k in zip(a, b, kept))
+        flat = (np.asarray(x).reshape(steps, -1) for x in c)
+        if not same or not all(_close(x, np.broadcast_to(x[:, :1], x.shape)) for x in flat):
+            return False
+    return True
+
+
+def _close(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.allclose(a, b, rtol=1e-5, atol=0.0, equal_nan=True))
+
+
+def point_label(family: str, point: Mapping[str, Any], varying: Iterable[str]) -> str:
+    """The readable label of one grid point: the family, and the keywords that vary in it.
+
+    Examples:
+      >>> point_label("gd", {"learning_rate": 0.1}, ["learning_rate"])
+      'gd(learning_rate=0.1)'
+    """
+    shown = ", ".join(f"{name}={_short(point[name])}" for name in varying)
+    return f"{family}({shown})" if shown else family
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float) and math.isfinite(value) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return getattr(value, "__name__", repr(value))

@@ -1,0 +1,66 @@
+"""Task: the pure functions that define a system, and all that the trainer and the sweep runner know of it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """A system to train, as a record of pure functions written for ONE run (batch with `vmap` outside).
+
+    Two Tasks are equal only if they are the same object, so factories that build them are cached by problem:
+    equal problems give the identical Task and nothing retraces.
+
+    Args:
+      sample: `(key, hyper, shared) -> data`, once a run, with the key of stream "data".
+      init: `(key, data, hyper) -> params`, once a run, with the key of stream "init".
+      loss: `(params, batch, hyper) -> ()`, differentiated with respect to params at every step.
+      observe: `(params, data, test, hyper) -> {name: array}` at every recorded step. `test` is None between the
+        test steps; names that appear only with a test set are NaN there.
+      sample_test: `(key, hyper, shared) -> test`, once a run, or None.
+      batch: `(key, data, hyper) -> batch`, every step with the step's own key; None: the data themselves.
+      scale: `(data, hyper) -> tree like params` that multiplies the optimizer's updates; None: 1.
+      describe: `(data, test, hyper) -> {name: array}`, constants of a run such as its noise norms, stored once.
+      watch: {name: `(params, batch, hyper) -> bool ()`}, alarms looked at on every step; the trainer keeps under
+        each name the first step at which it rang, -1 if never.
+      compact: `params -> params`, an equivalent smaller parametrisation that is exact for coordinate-wise
+        optimizers that read gradients only; `loss`, `observe` and `watch` accept both forms.
+      expand: the inverse of `compact`, used once on the final parameters.
+      frozen: names of the fields of params (in either form) that are never trained.
+      validate: `hyper -> None`, a host-side check of concrete numbers that raises ValueError.
+      dims: {observable: names of its dimensions}; unnamed ones are called `NAME_dim0`, ...
+      attrs: {observable: {"units": ..., "long_name": ...}}.
+      name: the system's name in messages and manifests.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> least_squares = Task(
+      ...     sample=lambda key, hyper, shared: jax.random.normal(key, (8, 3)),
+      ...     init=lambda key, data, hyper: {"w": jnp.ones(3)},
+      ...     loss=lambda params, x, hyper: jnp.mean((x @ params["w"]) ** 2),
+      ...     observe=lambda params, data, test, hyper: {"norm": jnp.linalg.norm(params["w"])},
+      ... )
+    """
+
+    sample: Callable[[Array, Any, Any], PyTree]
+    init: Callable[[Array, PyTree, Any], PyTree]
+    loss: Callable[[PyTree, PyTree, Any], Array]
+    observe: Callable[[PyTree, PyTree, PyTree | None, Any], dict[str, Array]]
+    sample_test: Callable[[Array, Any, Any], PyTree] | None = None
+    batch: Callable[[Array, PyTree, Any], PyTree] | None = None
+    scale: Callable[[PyTree, Any], PyTree] | None = None
+    describe: Callable[[PyTree, PyTree | None, Any], dict[str, Array]] | None = None
+    watch: Mapping[str, Callable[[PyTree, PyTree, Any], Array]] = dataclasses.field(default_factory=dict)
+    compact: Callable[[PyTree], PyTree] | None = None
+    expand: Callable[[PyTree], PyTree] | None = None
+    frozen: tuple[str, ...] = ()
+    validate: Callable[[Any], None] | None = None
+    dims: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    attrs: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    name: str = "task"

@@ -1,0 +1,1 @@
+"""Systems as Tasks, one file a system."""

@@ -1,0 +1,72 @@
+"""The paper's system with every coordinate kept: the dense engine."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsign import observables
+from jaxsign.data import signal_noise
+from jaxsign.models import two_layer as model
+from jaxsign.problem import Hyper, Problem
+from jaxsign.task import Task
+
+Array = jax.Array
+
+
+@functools.cache
+def dense(problem: Problem) -> Task:
+    """The two-layer transformer on signal + sparse-noise data, all d coordinates trained.
+
+        L = mean_i log(1 + exp(-y_i F(W, X_i)))
+
+    Args:
+      problem: shapes, supports and the overlap law of the test noise.
+
+    Returns:
+      The Task; equal problems give the identical object.
+
+    References:
+      arXiv 2410.04870, model, data and loss.
+    """
+
+    def sample(key: Array, hyper: Hyper, shared: Any) -> signal_noise.Dataset:
+        del shared
+        return signal_noise.sample(key, problem, hyper)
+
+    def sample_test(key: Array, hyper: Hyper, shared: Any) -> signal_noise.TestSet:
+        del shared
+        return signal_noise.sample_test(key, problem, hyper)
+
+    def init(key: Array, data: signal_noise.Dataset, hyper: Hyper) -> model.Params:
+        del data
+        return model.init(key, problem, hyper)
+
+    def loss(params: model.Params | model.TiedParams, batch: signal_noise.Dataset, hyper: Hyper) -> Array:
+        del hyper
+        logits = model.logits(model.features(params, batch), batch.y_clean * batch.mu, params.heads)
+        return jnp.mean(model.logistic_loss(batch.y * logits))
+
+    def observe(params: Any, data: signal_noise.Dataset, test: Any, hyper: Hyper) -> dict[str, Array]:
+        del hyper
+        if test is not None and problem.overlap == "none":
+            test = signal_noise.settle(test, data)
+        return observables.observe(params, data, test)
+
+    return Task(
+        sample=sample,
+        sample_test=sample_test,
+        init=init,
+        loss=loss,
+        observe=observe,
+        describe=lambda data, test, hyper: observables.noise_norms(data),
+        watch={"first_frozen_step": lambda params, batch, hyper: observables.query_gradient_underflows(params, batch)},
+        compact=model.tie,
+        expand=model.untie,
+        frozen=("v_start", "w_v_start"),
+        validate=lambda hyper: hyper.validate(problem),
+        dims=observables.dims(problem.context),
+        attrs=observables.ATTRS,
+        name="two_layer",
+    )

@@ -1,0 +1,408 @@
+"""The paper's claims as objects: a number per seed, the interval it must lie in, and how both are measured.
+
+One number per *seed* (rows, heads and samples are averaged inside it) and an interval that follows from the claim's
+words, committed before the first run. Optimizers are compared on the same seeds at equal training loss.
+`jaxsign.verdicts` turns the numbers into HOLDS, FAILS or UNDECIDED.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxsign import presets, theory
+from jaxsign.problem import Hyper, Problem
+from jaxsign.stages import at_train_loss, flipped, manifest, need
+
+INF = math.inf
+#: Training losses, in nat, at which optimizers are compared.
+LEVELS = (0.5, 0.1, 0.01, 0.001)
+
+
+class NotThere(Exception):
+    """A Dataset cannot answer a claim; the message says what it lacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One number of a claim.
+
+    Args:
+      label: what is measured, in words.
+      measure: Dataset -> DataArray over `seed`.
+      interval: (low, high), both ends inside, or None: reported beside the claim but not judged.
+      predict: Dataset -> predicted number, or None where there is no prediction.
+    """
+
+    label: str
+    measure: Callable[[Any], Any]
+    interval: tuple[float, float] | None
+    predict: Callable[[Any], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A statement about runs that a Dataset can decide.
+
+    Args:
+      id: short name.
+      statement: the claim in one sentence.
+      source: "paper" or "ours".
+      family: the optimizer family whose runs are measured, or "" where the parts pick families themselves.
+      steps: recorded steps it needs.
+      parts: its numbers; a seed counts as inside if all judged parts are.
+      trusted_until: step up to which query-noise gradients must not have underflowed, or None.
+      explanations: {setting: sentence} for settings where the claim is known not to hold.
+    """
+
+    id: str
+    statement: str
+    source: str
+    family: str
+    steps: tuple[int, ...]
+    parts: tuple[Part, ...]
+    trusted_until: int | None = None
+    explanations: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def select(self, ds: Any) -> Any:
+        """The runs that the parts measure.
+
+        Raises:
+          NotThere: saying what the Dataset lacks.
+        """
+        recorded = set(ds["step"].values.tolist())
+        absent = [step for step in self.steps if step not in recorded]
+        if absent:
+            raise NotThere(f"step {absent[0]} is not recorded")
+        runs = one_family(ds, self.family) if self.family else one_point(ds)
+        if self.trusted_until is not None:
+            frozen = runs["first_frozen_step"] if "first_frozen_step" in runs else None
+            early = None if frozen is None else frozen.where((frozen >= 0) & (frozen <= self.trusted_until))
+            if early is not None and bool(early.notnull().any()):
+                raise NotThere(
+                    f"query-noise gradients underflow from step {int(early.min())} on, before the horizon "
+                    f"{self.trusted_until}; run it with --x64"
+                )
+        return runs
+
+
+def one_point(ds: Any) -> Any:
+    """The runs at the one point of every axis, dims (optimizer, seed, step, ...).
+
+    Raises:
+      NotThere: if an axis has several points.
+    """
+    axes = [dim for dim in ds["status"].dims if dim not in ("optimizer", "seed")]
+    long = [dim for dim in axes if ds.sizes[dim] > 1]
+    if long:
+        raise NotThere(f"needs one point of every axis, got several on {long}")
+    return ds.isel(dict.fromkeys(axes, 0))
+
+
+def one_family(ds: Any, family: str) -> Any:
+    """The runs of one optimizer family that has one grid point, dims (seed, step, ...).
+
+    Raises:
+      NotThere: if there is not exactly one such optimizer.
+    """
+    chosen = np.flatnonzero(ds["family"].values == family)
+    if chosen.size != 1:
+        raise NotThere(f"needs exactly one {family} optimizer, got {chosen.size}")
+    return one_point(ds).isel(optimizer=int(chosen[0]))
+
+
+def problem_of(ds: Any) -> tuple[Problem, Hyper]:
+    """The Problem and Hyper that a Dataset of the two-layer system was run with."""
+    definition = manifest(ds)["definition"]
+    return Problem(**definition["problem"]), Hyper(**definition["hyper"])
+
+
+def setting_of(ds: Any) -> str:
+    """The preset a Dataset was run with, "custom" if it is none; another n is said: "theory, n=21"."""
+    problem, hyper = problem_of(ds)
+    for name in ("paper_like", "theory"):
+        preset, numbers = getattr(presets, name)()
+        if dataclasses.replace(preset, n=problem.n) == problem and numbers == hyper:
+            return name if problem.n == preset.n else f"{name}, n={problem.n}"
+    return "custom"
+
+
+def _eta(ds: Any) -> float:
+    return float(ds["learning_rate"])
+
+
+def _between(ds: Any, low: int, high: int) -> Any:
+    return ds.sel(step=slice(low, high))
+
+
+def _slope(y: Any) -> Any:
+    """Least-squares slope of y over its `step` coordinate."""
+    return y.polyfit(dim="step", deg=1)["polyfit_coefficients"].sel(degree=1, drop=True)
+
+
+def _at(name: str, step: int) -> Callable[[Any], Any]:
+    """Measures an observable at one step, averaged over everything but the seed."""
+
+    def measure(ds: Any) -> Any:
+        need(ds, name)
+        value = ds[name].sel(step=step)
+        return value.mean([dim for dim in value.dims if dim != "seed"], skipna=False)
+
+    return measure
+
+
+def _value_noise_slope(ds: Any) -> Any:
+    need(ds, "value_noise", "noise_l1")
+    slope = _slope(_between(ds["value_noise"].mean("sample"), 2, 20))
+    return slope / (2 * _eta(ds) * ds["noise_l1"].mean("sample"))
+
+
+def _key_noise_memory(ds: Any) -> Any:
+    import xarray as xr
+
+    need(ds, "key_noise")
+    noise = ds["key_noise"]
+    return xr.corr(noise.sel(step=0), noise.sel(step=2), dim=["row", "sample"])
+
+
+def _votes(ds: Any) -> Any:
+    """Majority of sgn(key noise) of each row at t = 50; 0 is a tie."""
+    need(ds, "key_noise", "query_signal")
+    return np.sign(np.sign(ds["key_noise"].sel(step=50)).sum("sample"))
+
+
+def _follows_vote(ds: Any) -> Any:
+    vote = _votes(ds)
+    follows = (np.sign(ds["query_signal"].sel(step=slice(150, None))) == vote).all("step")
+    return follows.where(vote != 0).mean("row")
+
+
+def _follows_own_start(ds: Any) -> Any:
+    sign = np.sign(ds["query_signal"])
+    return (sign.sel(step=slice(150, None)) == sign.sel(step=0)).all("step").where(_votes(ds) != 0).mean("row")
+
+
+def _opposite_signals(ds: Any) -> Any:
+    need(ds, "query_signal", "key_signal")
+    at = ds.sel(step=200)
+    return (np.sign(at["query_signal"]) == -np.sign(at["key_signal"])).mean("row")
+
+
+def _s21_exponent(ds: Any) -> Any:
+    need(ds, "log_s21")
+    decay = _between(-ds["log_s21"].mean(["head", "sample"]), 50, 300)
+    return _slope(np.log(decay).assign_coords(step=np.log(decay["step"])))
+
+
+def _flipped_at(name: str, step: int) -> Callable[[Any], Any]:
+    return lambda ds: flipped(ds, name, step)
+
+
+def _loss_rate(ds: Any, low: int, high: int) -> Any:
+    return -_slope(np.log(_between(ds["train_loss"], low, high)))
+
+
+def _late_rate_over_law(ds: Any) -> Any:
+    need(ds, "noise_l1")
+    return _loss_rate(ds, 1100, 1500) / (4 * _eta(ds) * ds["noise_l1"].min("sample"))
+
+
+def _test_loss_floor(ds: Any) -> Any:
+    need(ds, "test_loss")
+    return ds["test_loss"].min("step")
+
+
+def _sign_law(ds: Any) -> float:
+    problem, hyper = problem_of(ds)
+    return float(theory.sign_test_error(problem, hyper.mu, hyper.sigma_p))
+
+
+def _gd_law(ds: Any) -> float:
+    problem, hyper = problem_of(ds)
+    return float(theory.gd_test_error(problem, hyper.mu, hyper.sigma_p))
+
+
+def _distance_from_law(ds: Any) -> Any:
+    """max_t |error - law| on [50, 500] beyond two standard errors of the finite test set."""
+    need(ds, "test_error")
+    law, count = _sign_law(ds), problem_of(ds)[0].n_test
+    sampling = 2 * math.sqrt(law * (1 - law) / count)
+    return np.maximum(np.abs(_between(ds["test_error"], 50, 500) - law).max("step") - sampling, 0)
+
+
+def _rate_ratio(family: str) -> Callable[[Any], Any]:
+    """Local loss rate at t = 900 over the one at t = 300, each the slope over 100 steps around."""
+
+    def measure(ds: Any) -> Any:
+        runs = one_family(ds, family)
+        return _loss_rate(runs, 850, 950) / _loss_rate(runs, 250, 350)
+
+    return measure
+
+
+def _error_gap(ds: Any, level: float) -> Any:
+    """Smallest test error of SignGD minus GD over all pairs of learning rates, at one training loss."""
+    need(ds, "test_error")
+    sign, gd = (np.flatnonzero(ds["family"].values == family) for family in ("sign_gd", "gd"))
+    if min(sign.size, gd.size) < 5:
+        raise NotThere(f"needs five learning rates each of sign_gd and gd, got {sign.size} and {gd.size}")
+    error = at_train_loss(ds, level)["test_error"]
+    return error.isel(optimizer=sign).min("optimizer") - error.isel(optimizer=gd).max("optimizer")
+
+
+def _smallest_error_gap(ds: Any) -> Any:
+    import xarray as xr
+
+    return xr.concat([_error_gap(ds, level) for level in LEVELS], "level").min("level")
+
+
+_STRICTLY_POSITIVE = (math.nextafter(0.0, 1.0), INF)
+_ONE = lambda ds: 1.0  # noqa: E731
+_HALF = lambda ds: 0.5  # noqa: E731
+_NONE = lambda ds: 0.0  # noqa: E731
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "S1",
+        "Stage I: mean value noise is linear in t after 2 steps at slope 2 eta ||xi||_1, key noise still at its start",
+        "paper",
+        "sign_gd",
+        (0, *range(2, 21)),
+        (
+            Part("slope of value noise on [2,20] / (2 eta ||xi||_1)", _value_noise_slope, (0.8, 1.2), _ONE),
+            Part("correlation of key noise at t=2 with t=0", _key_noise_memory, (0.9, 1.0), _ONE),
+        ),
+    ),
+    Claim(
+        "S2",
+        "Stage II: the signs of query and key noise align, from independence",
+        "paper",
+        "sign_gd",
+        (0, 20),
+        (
+            Part("sign agreement at t=0", _at("sign_agreement", 0), (0.4, 0.6), _HALF),
+            Part("sign agreement at t=20", _at("sign_agreement", 20), (0.95, 1.0), _ONE),
+        ),
+    ),
+    Claim(
+        "S3",
+        "Stage III: the untied majority of sgn(key noise) at t=50 is sgn(query signal) from t=150 on, and query and "
+        "key signal end opposite",
+        "paper",
+        "sign_gd",
+        (0, 50, 150, 200),
+        (
+            Part("share of untied rows that follow the vote for all t>=150", _follows_vote, (0.95, 1.0), _ONE),
+            Part("share of rows with opposite query and key signal at t=200", _opposite_signals, (0.95, 1.0), _ONE),
+            Part("rival: share that keeps the query signal's own first sign", _follows_own_start, None, _HALF),
+            Part("share of tied rows, left out", lambda ds: (_votes(ds) == 0).mean("row"), None),
+        ),
+    ),
+    Claim(
+        "S4",
+        "Stage IV: s_21 decays at least exponentially while s_11 is still near 1/2",
+        "paper",
+        "sign_gd",
+        (50, 150, 300),
+        (
+            Part("mean s_21 at t=150", _at("s21", 150), (0.0, 0.01), _NONE),
+            Part("mean s_11 at t=150", _at("s11", 150), (0.4, 0.6), _HALF),
+            Part("exponent a of -ln s_21 ~ t^a on [50,300]", _s21_exponent, (1.0, INF)),
+        ),
+    ),
+    Claim(
+        "S5",
+        "Then negative key noise, and later negative query noise, turn to the sign of the query signal",
+        "paper",
+        "sign_gd",
+        (100, 300, 500),
+        (
+            Part("turned key noise at t=300", _flipped_at("key_noise", 300), (0.9, 1.0), _ONE),
+            Part("turned query noise at t=500", _flipped_at("query_noise", 500), (0.9, 1.0), _ONE),
+        ),
+        trusted_until=500,
+    ),
+    Claim(
+        "C1",
+        "SignGD's training loss converges linearly, late at the rate 4 eta min_i ||xi_i||_1",
+        "paper (linear), ours (rate)",
+        "sign_gd",
+        (1100, 1500),
+        (Part("rate on [1100,1500] / law", _late_rate_over_law, (0.9, 1.1), _ONE),),
+    ),
+    Claim(
+        "C2",
+        "SignGD's test loss stays above a constant, .1, at every t",
+        "paper",
+        "sign_gd",
+        (0, 1500),
+        (Part("smallest test loss", _test_loss_floor, (0.1, INF)),),
+    ),
+    Claim(
+        "C2e",
+        "SignGD's test error is within .03 of the overlap law for t in [50,500]",
+        "ours",
+        "sign_gd",
+        (50, 100, 500),
+        (
+            Part("max |error - law| beyond 2 standard errors of the test set", _distance_from_law, (0.0, 0.03), _NONE),
+            Part("test error at t=100", _at("test_error", 100), None, _sign_law),
+        ),
+    ),
+    Claim(
+        "A1",
+        "Adam shows the same stages: signs align, s_21 decays while s_11 is near 1/2",
+        "paper",
+        "adam",
+        (30, 150),
+        (
+            Part("sign agreement at t=30", _at("sign_agreement", 30), (0.95, 1.0), _ONE),
+            Part("mean s_21 at t=150", _at("s21", 150), (0.0, 0.01), _NONE),
+            Part("mean s_11 at t=150", _at("s11", 150), (0.4, 0.6), _HALF),
+        ),
+    ),
+    Claim(
+        "A2",
+        "For t <= 2/(1-b2) Adam's local rate -d ln L/dt falls (sublinear), SignGD's does not (linear)",
+        "paper",
+        "",
+        (250, 300, 350, 850, 900, 950),
+        (
+            Part("Adam: rate at t=900 / rate at t=300", _rate_ratio("adam"), (-INF, 0.5)),
+            Part("SignGD: rate at t=900 / rate at t=300", _rate_ratio("sign_gd"), (0.7, INF)),
+        ),
+    ),
+    Claim(
+        "A3",
+        "Adam's negative query noise stays negative while its key noise turns",
+        "paper",
+        "adam",
+        (100, 2000),
+        (
+            Part("turned query noise at t=2000", _flipped_at("query_noise", 2000), (0.0, 0.1), _NONE),
+            Part("turned key noise at t=2000", _flipped_at("key_noise", 2000), (0.9, 1.0), _ONE),
+        ),
+        trusted_until=2000,
+    ),
+    Claim(
+        "G1",
+        "GD has the smaller test error at equal training loss in {.5, .1, .01, .001}, whatever the learning rates",
+        "paper, in words",
+        "",
+        (0,),
+        (
+            Part(
+                "smallest error(SignGD) - error(GD) over levels and learning rates",
+                _smallest_error_gap,
+                _STRICTLY_POSITIVE,
+                lambda ds: _sign_law(ds) - _gd_law(ds),
+            ),
+            *(
+                Part(f"smallest difference at loss {level:g}", lambda ds, level=level: _error_gap(ds, level), None)
+                for level in LEVELS
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,270 @@
+"""From claims and Datasets to a table of verdicts, in plain text, Markdown, LaTeX, HTML or a DataFrame."""
+
+import csv
+import dataclasses
+import html
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxsign.claims import CLAIMS, Claim, NotThere, setting_of
+from jaxsign.validation import known
+
+#: Share of seeds that must lie inside for a claim to hold.
+SHARE = 0.9
+HEADER = ("claim", "setting", "measured quantity", "predicted", "median [5 %, 95 %]", "interval", "inside", "verdict")
+
+
+def verdict(inside: int, seeds: int) -> tuple[str, float, float]:
+    """HOLDS, FAILS or UNDECIDED from the exact 95 % interval of the share of seeds inside.
+
+    Args:
+      inside: seeds whose numbers lie inside.
+      seeds: all seeds, >= 1.
+
+    Returns:
+      (verdict, lower, upper): HOLDS if lower > .9, FAILS if upper < .9.
+
+    Examples:
+      >>> verdict(64, 64)[0], verdict(8, 8)[0], verdict(3, 64)[0]
+      ('HOLDS', 'UNDECIDED', 'FAILS')
+
+    References:
+      Clopper and Pearson, Biometrika 1934.
+    """
+    from scipy.stats import binomtest
+
+    low, high = binomtest(inside, seeds).proportion_ci(0.95, method="exact")
+    word = "HOLDS" if low > SHARE else "FAILS" if high < SHARE else "UNDECIDED"
+    return word, float(low), float(high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One part of a claim on one Dataset: words, numbers over seeds, interval and prediction (None: there is none)."""
+
+    label: str
+    median: float
+    low: float
+    high: float
+    interval: tuple[float, float] | None
+    predicted: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The verdict on one claim in one setting."""
+
+    claim: Claim
+    setting: str
+    parts: tuple[Measured, ...]
+    inside: int
+    seeds: int
+    share: tuple[float, float]
+    verdict: str
+
+    @property
+    def explanation(self) -> str:
+        """Why the claim does not hold here, where that is known; empty for one that holds."""
+        setting = self.setting.split(",")[0]
+        return "" if self.verdict == "HOLDS" else self.claim.explanations.get(setting, "")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaimTable:
+    """Verdicts, one row per claim and setting, and what could not be decided.
+
+    Args:
+      rows: decided claims.
+      missing: (claim id, setting, reason) of claims that no Dataset of that setting could answer.
+    """
+
+    rows: tuple[Row, ...]
+    missing: tuple[tuple[str, str, str], ...] = ()
+
+    def lines(self) -> list[tuple[str, ...]]:
+        """Cells under HEADER, one line per part; a claim's first line carries its verdict."""
+        out = []
+        for row in self.rows:
+            share = f"{row.inside}/{row.seeds} [{row.share[0]:.2f}, {row.share[1]:.2f}]"
+            for i, part in enumerate(row.parts):
+                first = (row.claim.id, row.setting) if i == 0 else ("", "")
+                last = (share, row.verdict) if i == 0 else ("", "")
+                measured = f"{_number(part.median)} [{_number(part.low)}, {_number(part.high)}]"
+                out.append((*first, part.label, _number(part.predicted), measured, _interval(part.interval), *last))
+        return out
+
+    def __str__(self) -> str:
+        lines = [HEADER, *self.lines()]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+        text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+        text.insert(1, "-" * len(text[0]))
+        text += [f"note: {row.claim.id} {row.setting}: {row.explanation}" for row in self.rows if row.explanation]
+        text += [f"not decided here: {claim} {setting}: {reason}" for claim, setting, reason in self.missing]
+        return "\n".join(text)
+
+    __repr__ = __str__
+
+    def to_markdown(self) -> str:
+        """The table in GitHub's Markdown."""
+        rule = ["---"] * len(HEADER)
+        return "\n".join("| " + " | ".join(line) + " |" for line in (HEADER, rule, *self.lines()))
+
+    def to_latex(self) -> str:
+        """The table as a LaTeX tabular (booktabs)."""
+        special = {"%": r"\%", "_": r"\_", "&": r"\&", "{": r"\{", "}": r"\}", "^": r"\^{}", "<": "$<$", ">": "$>$"}
+
+        def cell(text: str) -> str:
+            return "".join(special.get(c, c) for c in text)
+
+        body = [" & ".join(map(cell, line)) + r" \\" for line in self.lines()]
+        head = " & ".join(map(cell, HEADER)) + r" \\"
+        columns = "l" * len(HEADER)
+        rows = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+        return "\n".join(rows)
+
+    def _repr_html_(self) -> str:
+        def tr(line: Iterable[str], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>"
+
+        return "<table>" + tr(HEADER, "th") + "".join(tr(line, "td") for line in self.lines()) + "</table>"
+
+    def to_dataframe(self) -> Any:
+        """One pandas row per part, numbers as numbers."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records())
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict per part, numbers as numbers."""
+        return [
+            {
+                "claim": row.claim.id, "setting": row.setting, "statement": row.claim.statement,
+                "source": row.claim.source, "quantity": part.label, "predicted": part.predicted,
+                "median": part.median, "q05": part.low, "q95": part.high,
+                "interval_low": part.interval[0] if part.interval else None,
+                "interval_high": part.interval[1] if part.interval else None,
+                "inside": row.inside, "seeds": row.seeds, "share_low": row.share[0], "share_high": row.share[1],
+                "verdict": row.verdict,
+            }
+            for row in self.rows for part in row.parts
+        ]  # fmt: skip
+
+    def to_csv(self, path: Path) -> None:
+        """Writes `records` as CSV, numbers with 6 significant digits so that rounding leaves no trace."""
+        records = self.records()
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(records[0]) if records else ["claim", "setting", "verdict"])
+            writer.writeheader()
+            for record in records:
+                writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()})
+
+    def changes(self, reference: Path) -> list[str]:
+        """Sentences for verdicts that differ from a table written by `to_csv`.
+
+        Raises:
+          ValueError: if the file is not such a table.
+        """
+        with open(reference, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        if rows and not {"claim", "setting", "verdict"} <= rows[0].keys():
+            raise ValueError(f"{reference} must be a claims table with columns claim, setting, verdict")
+        before = {(row["claim"], row["setting"]): row["verdict"] for row in rows}
+        now = {(row.claim.id, row.setting): row.verdict for row in self.rows}
+        changed = [f"{c} {s}: {before[c, s]} -> {v}" for (c, s), v in now.items() if before.get((c, s), v) != v]
+        return changed + [f"{c} {s}: new, {v}" for (c, s), v in now.items() if before and (c, s) not in before]
+
+
+def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
+    """Decides claims on one Dataset or several.
+
+    Args:
+      ds: a Dataset of the two-layer system, or a list of them; each answers the claims it can.
+      claims: Claim objects or ids; default all.
+
+    Returns:
+      A ClaimTable, claims in order, the settings of a claim below each other.
+
+    Raises:
+      ValueError: for an unknown claim id or an empty list.
+
+    Examples:
+      >>> check([], claims=["S1"]).rows
+      ()
+
+    References:
+      Claims of arXiv 2410.04870 and ours; each one's `source` says which.
+    """
+    datasets = list(ds) if isinstance(ds, (list, tuple)) else [ds]
+    by_id = {claim.id: claim for claim in CLAIMS}
+    if claims is not None and not len(claims):
+        raise ValueError(f"claims must name at least one of {list(by_id)}, got {claims!r}")
+    chosen = [c if isinstance(c, Claim) else by_id[known("claim", c, by_id)] for c in (claims or CLAIMS)]
+    settings = [setting_of(one) for one in datasets]
+    rows, missing = [], []
+    for claim in chosen:
+        for setting in dict.fromkeys(settings):
+            reasons = []
+            for one in (one for one, s in zip(datasets, settings) if s == setting):
+                try:
+                    rows.append(_decide(claim, setting, one))
+                    break
+                except NotThere as reason:
+                    reasons.append(str(reason))
+            else:
+                missing.append((claim.id, setting, "; ".join(dict.fromkeys(reasons))))
+    return ClaimTable(tuple(rows), tuple(missing))
+
+
+def _decide(claim: Claim, setting: str, ds: Any) -> Row:
+    """The verdict on one claim from one Dataset.
+
+    Raises:
+      NotThere: saying what the Dataset lacks.
+    """
+    runs = claim.select(ds)
+    try:
+        numbers = [np.asarray(part.measure(runs).transpose("seed").values, float) for part in claim.parts]
+        predicted = [None if part.predict is None else float(part.predict(runs)) for part in claim.parts]
+    except ValueError as lacking:
+        raise NotThere(str(lacking)) from None
+    inside = np.ones(numbers[0].shape, bool)
+    for part, values in zip(claim.parts, numbers):
+        if part.interval is not None:
+            inside &= (values >= part.interval[0]) & (values <= part.interval[1])  # NaN is outside
+    count, seeds = int(inside.sum()), inside.size
+    word, low, high = verdict(count, seeds)
+    measured = tuple(
+        Measured(part.label, *_quantiles(values), part.interval, guess)
+        for part, values, guess in zip(claim.parts, numbers, predicted)
+    )
+    return Row(claim, setting, measured, count, seeds, (low, high), word)
+
+
+def _quantiles(values: np.ndarray) -> tuple[float, float, float]:
+    """Median, 5 % and 95 % quantile over the seeds that have a number; NaN if none has."""
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return math.nan, math.nan, math.nan
+    median, low, high = np.quantile(values, [0.5, 0.05, 0.95])
+    return float(median), float(low), float(high)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e3 else f"{value:.1e}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    if interval is None:
+        return "(not judged)"
+    low, high = interval
+    if high == math.inf:
+        return "> 0" if 0 < low < 1e-300 else f">= {low:g}"
+    return f"<= {high:g}" if low == -math.inf else f"[{low:g}, {high:g}]"

@@ -326,7 +326,9 @@ def reads_gradients_coordinatewise(
     base, other = draw(1e-3), draw(1.0)
     kept = [rng.random(leaf.shape) < 0.5 for leaf in leaves]
     touched = [np.where(k, b, o) for k, b, o in zip(kept, base, other)]
-    common = [np.broadcast_to(b.reshape(steps, -1)[:, :1].reshape((steps,) + (1,) * (b.ndim - 1)), b.shape) for b in base]
+    common = [
+        np.broadcast_to(b.reshape(steps, -1)[:, :1].reshape((steps,) + (1,) * (b.ndim - 1)), b.shape) for b in base
+    ]
     params = [p[0] for p in draw(1.0)], [p[0] for p in draw(3.0)]
 
     for point in points:

@@ -193,7 +193,9 @@ class Hyper:
         for name in fields:
             known("Hyper field", name, field_names(cls))
         if vary in fields:
-            raise ValueError(f"{vary} is computed from snr; give vary={'mu' if vary == 'sigma_p' else 'sigma_p'!r} instead")
+            raise ValueError(
+                f"{vary} is computed from snr; give vary={'mu' if vary == 'sigma_p' else 'sigma_p'!r} instead"
+            )
         if vary == "sigma_p":
             mu = fields.setdefault("mu", 1.0)
             return cls(sigma_p=mu / (snr * math.sqrt(problem.s)), **fields)

@@ -109,7 +109,9 @@ def find_stages(ds: Any) -> Any:
     change = ~xr.DataArray(same, dims=[dim for dim in sign.dims if dim != "row"])
     steps = ds["step"].values[1:]
     step_axis = change.get_axis_num("step")
-    last = np.where(change.values, steps.reshape([-1 if i == step_axis else 1 for i in range(change.ndim)]), 0).max(step_axis)
+    last = np.where(change.values, steps.reshape([-1 if i == step_axis else 1 for i in range(change.ndim)]), 0).max(
+        step_axis
+    )
     t_3 = xr.DataArray(last.astype(float), dims=[dim for dim in change.dims if dim != "step"])
     t_3 = t_3.where(ds["status"] == 0)
     head_dims = [dim for dim in ("head", "sample", "patch") if dim in ds["s21"].dims]

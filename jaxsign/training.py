@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxsign.optim import as_grid, reads_gradients_coordinatewise
-from jaxsign.rng import stream
+from jaxsign.rng import seed_key, stream
 from jaxsign.task import Task
 from jaxsign.validation import known, positive_int
 
@@ -127,29 +127,60 @@ def _merge(trained: PyTree, fixed: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: b if a is None else a, trained, fixed, is_leaf=lambda leaf: leaf is None)
 
 
-def observers(task: Task, hyper: Any, shared: Any, chosen: Sequence[str | Callable] | None, scalars: bool = False):
+class Start(NamedTuple):
+    """Where a run starts: its data, test set (or None), initial parameters and constants."""
+
+    data: PyTree
+    test: PyTree
+    params: PyTree
+    constants: dict[str, Array]
+
+
+def begin(task: Task, key: Array, hyper: Any, shared: Any = None) -> Start:
+    """Samples the data and the test set of one run and initialises its parameters.
+
+    A program of its own, since it depends on no optimizer and random draws are the slow part of every compilation.
+
+    Args:
+      task: the system.
+      key: run key, shape ().
+      hyper: the system's numbers, may be traced.
+      shared: arrays common to all runs.
+
+    Returns:
+      Start.
+    """
+    data = task.sample(stream(key, "data"), hyper, shared)
+    test = task.sample_test(stream(key, "test"), hyper, shared) if task.sample_test else None
+    params = task.init(stream(key, "init"), data, hyper)
+    return Start(data, test, params, task.describe(data, test, hyper) if task.describe else {})
+
+
+def abstract_start(task: Task, hyper: Any, shared: Any = None) -> Start:
+    """Shapes and dtypes of `begin`, nothing computed."""
+    return jax.eval_shape(lambda key, h: begin(task, key, h, shared), seed_key(0), hyper)
+
+
+def observers(task: Task, start: Start, hyper: Any, chosen: Sequence[str | Callable] | None, scalars: bool = False):
     """What is observed of a task: ({name: abstract array}, names that need the test set, user functions by name).
 
     Args:
       task: a Task.
+      start: one run's start, concrete or abstract.
       hyper: one run's numbers.
-      shared: the task's shared arrays.
       chosen: names and functions `(params, data, test, hyper) -> array`, or None for the default.
       scalars: the default is the scalars only (a sweep's) instead of everything (a single run's).
 
     Raises:
       ValueError: for an unknown name, with the nearest valid one.
     """
-    key = jax.random.key(0, impl="threefry2x32")
 
-    def everything(key: Array, hyper: Any) -> tuple[dict, dict, dict]:
-        data = task.sample(stream(key, "data"), hyper, shared)
-        test = task.sample_test(stream(key, "test"), hyper, shared) if task.sample_test else None
-        params = task.init(stream(key, "init"), data, hyper)
+    def everything(start: Start, hyper: Any) -> tuple[dict, dict, dict]:
+        data, test, params, _ = start
         users = {c.__name__: c(params, data, test, hyper) for c in chosen or () if callable(c)}
         return task.observe(params, data, test, hyper), task.observe(params, data, None, hyper), users
 
-    with_test, without, users = jax.eval_shape(everything, key, hyper)
+    with_test, without, users = jax.eval_shape(everything, start, hyper)
     if chosen is None:
         names = [name for name, value in with_test.items() if not scalars or value.ndim == 0]
     else:
@@ -179,7 +210,7 @@ def make_train(
 
         batch_t -> gradient of the loss -> optimizer update (times the task's scale) -> observe at recorded steps
 
-    The returned function is meant to be jitted and vmapped over key, hyper and keywords. It holds no callback; the
+    The returned function is meant to be jitted and vmapped over all its arguments. It holds no callback; the
     steps between two records are one `fori_loop`, so recorded steps are data and one compile serves every spacing.
 
     Args:
@@ -196,8 +227,8 @@ def make_train(
       keep_params: whether the final parameters are returned.
 
     Returns:
-      `train(key, hyper, keywords, shared) -> {"trace", "summary", "constants", "params", "status",
-      "first_bad_step", "watch"}`. From first_bad_step on the trace is NaN.
+      `train(key, start, hyper, keywords) -> {"trace", "summary", "params", "status", "first_bad_step", "watch"}` with
+      start from `begin`. From first_bad_step on the trace is NaN.
 
     Raises:
       ValueError: for an unknown observable or parameter name (when traced).
@@ -209,14 +240,12 @@ def make_train(
     if record[-1] == schedule.steps:  # no steps are left after the last record
         starts, ends, flags = starts[:-1], ends[:-1], flags[:-1]
 
-    def train(key: Array, hyper: Any, keywords: Mapping[str, Any], shared: Any) -> dict[str, Any]:
-        data = task.sample(stream(key, "data"), hyper, shared)
-        test = task.sample_test(stream(key, "test"), hyper, shared) if task.sample_test else None
-        params = task.init(stream(key, "init"), data, hyper)
+    def train(key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        shapes, need_test, functions = observers(task, start, hyper, observables, scalars)
+        data, test, params, _ = start
         if compact and task.compact is not None:
             params = task.compact(params)
         trained, fixed = _split(params, trained_fields(task, params, trainable))
-        shapes, need_test, functions = observers(task, hyper, shared, observables, scalars)
         train_key = stream(key, "train")
         scale = _split(task.scale(data, hyper), trained_fields(task, params, trainable))[0] if task.scale else None
         with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote
@@ -283,7 +312,6 @@ def make_train(
         return {
             "trace": trace if keep_trace else {},
             "summary": summary({**trace, "step": jnp.asarray(record)}) if summary else {},
-            "constants": task.describe(data, test, hyper) if task.describe else {},
             "params": full if keep_params else None,
             "status": jnp.where(bad >= 0, 1, 0).astype(jnp.int8),
             "first_bad_step": bad,
@@ -329,14 +357,11 @@ def use_compact(
     if task.compact is None:
         return False
 
-    def initial(key: Array, compact: bool) -> PyTree:
-        params = task.init(stream(key, "init"), task.sample(stream(key, "data"), hyper, shared), hyper)
-        params = task.compact(params) if compact and task.compact else params
+    def trained(params: PyTree) -> PyTree:
         return _split(params, trained_fields(task, params, trainable))[0]
 
-    key = jax.random.key(0, impl="threefry2x32")
-    full = jax.eval_shape(functools.partial(initial, compact=False), key)
-    small = jax.eval_shape(functools.partial(initial, compact=True), key)
+    compact, params = task.compact, abstract_start(task, hyper, shared).params
+    full, small = trained(params), jax.eval_shape(lambda p: trained(compact(p)), params)
     if not reads_gradients_coordinatewise(factory, points, full):
         return False
     try:  # a mask written for the full tree, say, does not fit the compact one
@@ -380,6 +405,11 @@ class Run:
         from jaxsign.labelled import run_dataset
 
         return run_dataset(self)
+
+
+@functools.lru_cache(maxsize=64)
+def _begin(task: Task) -> Callable[..., Start]:
+    return jax.jit(functools.partial(begin, task))
 
 
 @functools.lru_cache(maxsize=64)
@@ -458,7 +488,8 @@ def train(
     settings = (
         schedule.steps, tuple(schedule.record.tolist()), tuple(schedule.test.tolist()), chosen, names, summary, keep_trace,
     )  # fmt: skip
-    out = _compiled(task, factory, settings, compact)(key, hyper, {}, shared)
+    start = _begin(task)(key, hyper, shared)
+    out = _compiled(task, factory, settings, compact)(key, start, hyper, {})
     high, low = (int(word) for word in np.asarray(jax.random.key_data(key)).ravel()[-2:])
     return Run(
         trace=out["trace"],
@@ -467,7 +498,7 @@ def train(
         status=int(out["status"]),
         first_bad_step=int(out["first_bad_step"]),
         watch={name: int(step) for name, step in out["watch"].items()},
-        constants=out["constants"],
+        constants=start.constants,
         summary=out["summary"],
         dims=task.dims,
         attrs=task.attrs,

@@ -123,7 +123,15 @@ class ClaimTable:
         body = [" & ".join(map(cell, line)) + r" \\" for line in self.lines()]
         head = " & ".join(map(cell, HEADER)) + r" \\"
         columns = "l" * len(HEADER)
-        rows = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+        rows = [
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
         return "\n".join(rows)
 
     def _repr_html_(self) -> str:

@@ -83,7 +83,7 @@ for _record in (Dataset, TestSet):
 
 
 def subset(key: Array, size: Any, s: int) -> Array:
-    """s distinct integers of {0, ..., size-1}, every subset equally likely, by Floyd's algorithm.
+    """S distinct integers of {0, ..., size-1}, every subset equally likely, by Floyd's algorithm.
 
     O(s^2) operations and O(s) memory, whatever the size; the *order* is not uniform, the set is.
 
@@ -115,22 +115,22 @@ def subset(key: Array, size: Any, s: int) -> Array:
 
 
 def _example_keys(key: Array, count: int) -> Array:
-    """(count,) keys, one an example: the first m of n examples do not depend on n."""
+    """(count,) keys, one an example."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count, dtype=jnp.uint32))
 
 
-def _signs(key: Array, count: int) -> Array:
-    """(count,) uniform signs, +-1."""
-    draw = jax.vmap(lambda k: jax.random.bernoulli(k))(_example_keys(key, count))
-    return jnp.where(draw, 1.0, -1.0).astype(jnp.zeros(()).dtype)
+def _sign(uniform: Array) -> Array:
+    """A fair sign, +-1, from a uniform draw on [0, 1)."""
+    return jnp.where(uniform < 0.5, 1.0, -1.0).astype(uniform.dtype)
 
 
-def _supports(key: Array, problem: Problem) -> Array:
+def _supports(key: Array, example_keys: Array, problem: Problem) -> Array:
     """(n, context-1, s) int32 coordinates in [1, d) of the training noise."""
     shape = (problem.n, problem.patches, problem.s)
     if problem.supports == "independent":
-        keys = _example_keys(key, problem.n * problem.patches)
-        return 1 + jax.vmap(subset, (0, None, None))(keys, problem.d - 1, problem.s).reshape(shape)
+        if problem.patches > 1:
+            example_keys = jax.vmap(lambda k: jax.random.split(k, problem.patches))(example_keys).reshape(-1)
+        return 1 + jax.vmap(subset, (0, None, None))(example_keys, problem.d - 1, problem.s).reshape(shape)
     # Disjoint: cut one random order of all coordinates into supports. One O(d) array a run, none an example.
     order = jax.random.permutation(key, jnp.arange(1, problem.d, dtype=jnp.int32))
     return order[: problem.n * problem.patches * problem.s].reshape(shape)
@@ -160,13 +160,14 @@ def sample(key: Array, problem: Problem, hyper: Hyper) -> Dataset:
       arXiv 2410.04870, data model.
     """
     n, patches, s, d = problem.n, problem.patches, problem.s, problem.d
-    labels, slots, flips, supports, values = (jax.random.fold_in(key, i) for i in range(5))
-    y_clean = _signs(labels, n)
-    slot_keys = _example_keys(slots, n)
-    slot = jax.vmap(lambda k: jax.random.randint(k, (), 0, problem.context, dtype=jnp.int32))(slot_keys)
-    flip = jax.vmap(lambda k: jax.random.uniform(k))(_example_keys(flips, n)) < hyper.label_noise
-    support = _supports(supports, problem)
-    noise = jax.vmap(lambda k: jax.random.normal(k, (patches, s)))(_example_keys(values, n)) * hyper.sigma_p
+    # The keys of an example do not depend on n: the first examples of a larger training set are the smaller one.
+    keys = jax.vmap(lambda k: jax.random.split(k, 3))(_example_keys(key, n))
+    u = jax.vmap(lambda k: jax.random.uniform(k, (3,)))(keys[:, 0])  # label, slot, flip
+    y_clean = _sign(u[:, 0])
+    slot = jnp.floor(u[:, 1] * problem.context).astype(jnp.int32)
+    flip = u[:, 2] < hyper.label_noise
+    support = _supports(key, keys[:, 1], problem)
+    noise = jax.vmap(lambda k: jax.random.normal(k, (patches, s)))(keys[:, 2]) * hyper.sigma_p
     row = jnp.arange(n * patches, dtype=jnp.int32)[:, None]
     xi = jnp.zeros((n * patches, d), noise.dtype).at[row, support.reshape(-1, s)].set(noise.reshape(-1, s))
     xi = xi.at[:, 0].set(-hyper.alpha * hyper.mu * jnp.repeat(y_clean, patches))
@@ -220,19 +221,19 @@ def sample_test(key: Array, problem: Problem, hyper: Hyper) -> TestSet:
     References:
       arXiv 2410.04870, data model.
     """
-    labels, supports, values = (jax.random.fold_in(key, i) for i in range(3))
+    labels, supports, values = jax.random.split(key, 3)
     shape = (problem.n_test, problem.patches, problem.s)
-    keys = _example_keys(supports, problem.n_test * problem.patches)
+    keys = jax.random.split(supports, problem.n_test * problem.patches)
     draw = jax.vmap(subset, (0, None, None))
     if problem.overlap == "exact":
         indices = 1 + draw(keys, problem.d - 1, problem.s)
     else:
         indices = draw(keys, problem.d - 1 - problem.n * problem.patches * problem.s, problem.s)
-    noise = jax.vmap(lambda k: jax.random.normal(k, (problem.patches, problem.s)))(_example_keys(values, problem.n_test))
+    noise = jax.random.normal(values, shape)
     return TestSet(
         indices=indices.reshape(shape),
         values=noise * hyper.sigma_p,
-        y=_signs(labels, problem.n_test),
+        y=_sign(jax.random.uniform(labels, (problem.n_test,))),
         mu=jnp.asarray(hyper.mu, noise.dtype),
         alpha=jnp.asarray(hyper.alpha, noise.dtype),
     )

@@ -35,7 +35,7 @@ class Params:
     heads: int = 1
 
     def value(self) -> Array:
-        """v = mean_r w_{V,+1,r} - mean_r w_{V,-1,r}, (d,): all that the model sees of W_V."""
+        """V = mean_r w_{V,+1,r} - mean_r w_{V,-1,r}, (d,): all that the model sees of W_V."""
         mean = jnp.mean(self.w_v, axis=1)
         return mean[0] - mean[1]
 
@@ -64,7 +64,7 @@ class TiedParams:
     heads: int = 1
 
     def value(self) -> Array:
-        """v = v_start + w_v[0] - w_v[1], with the gradient of a single row, (dL/dv) sgn(j)/m_v."""
+        """V = v_start + w_v[0] - w_v[1], with the gradient of a single row, (dL/dv) sgn(j)/m_v."""
         moved = self.w_v[0] - self.w_v[1]
         still = jax.lax.stop_gradient(moved)
         return self.v_start + still + (moved - still) / self.w_v_start.shape[1]
@@ -96,9 +96,7 @@ def init(key: Array, problem: Problem, hyper: Hyper) -> Params:
       arXiv 2410.04870, initialisation.
     """
     shapes = ((problem.rows, problem.d), (problem.rows, problem.d), (2, problem.m_v, problem.d))
-    w_q, w_k, w_v = (
-        hyper.sigma_0 * jax.random.normal(jax.random.fold_in(key, i), shape) for i, shape in enumerate(shapes)
-    )
+    w_q, w_k, w_v = (hyper.sigma_0 * jax.random.normal(k, shape) for k, shape in zip(jax.random.split(key, 3), shapes))
     return Params(w_q, w_k, w_v, heads=problem.heads)
 
 
@@ -209,7 +207,6 @@ def fresh_features(params: Params | TiedParams, test: TestSet) -> Features:
 
     value = jnp.sum(v[test.indices] * test.values, axis=-1) - v[0] * feature_noise[:, None]
     return Features(params.w_q[:, 0], params.w_k[:, 0], v[0], rows(params.w_q), rows(params.w_k), value)
-
 
 
 def scores(features: Features, sign_mu: Array, heads: int) -> Array:

@@ -1,0 +1,232 @@
+"""A sweep's axes and optimizers -> its table of runs, checked before anything is compiled."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxsign.optim import Grid, as_grid, point_label
+from jaxsign.rng import seed_key
+from jaxsign.task import Task
+from jaxsign.training import Schedule
+from jaxsign.validation import known, positive_int
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One dimension of a sweep.
+
+    Args:
+      members: names zipped into the dimension; the first one names it.
+      values: one tuple of member values per point.
+      static: whether some member changes shapes, so that each point compiles its own program.
+    """
+
+    members: tuple[str, ...]
+    values: tuple[tuple[Any, ...], ...]
+    static: bool
+
+    @property
+    def name(self) -> str:
+        """The dimension's name."""
+        return self.members[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The definition of a sweep: a system, its numbers, optimizers and axes. Checked when built.
+
+    Args:
+      system: `(problem, engine=...) -> Task`, such as `js.two_layer`; called without engine if `engine` is None.
+      problem: what fixes the shapes (a frozen dataclass), or None for a system without one.
+      hyper: the system's numbers (a dataclass or dict of floats), or None.
+      optimizers: {family: js.grid(...), an Optax transform, or a factory without required keywords}.
+      axes: {name: values}. Names are fields of hyper or derived ones such as "snr" (mapped, never recompiled), fields
+        of problem or "engine" (static), or "seed" (an int N for 0..N-1, or a list of ints). A tuple of names with a
+        list of tuples is zipped into one dimension named by its first member. Full product.
+      steps: optimizer steps, int >= 1, the same for all runs.
+      record: int k for steps 0, k, 2k, ..., or an increasing array of steps.
+      test_every: int or array of recorded steps.
+      observables: names or functions; default the scalar observables.
+      engine: passed to `system`, or None.
+      trainable: names of trained parameters; default all.
+      summary: pure function of a run's trace to {name: scalar}.
+      keep_trace: False stores the summary only.
+      shared: arrays common to all runs.
+
+    Raises:
+      ValueError: naming field, value and legal range.
+
+    Examples:
+      >>> import jaxsign as js
+      >>> sweep = js.Sweep(
+      ...     system=js.two_layer, problem=js.Problem(n=4, d=50, s=5, m_k=3, m_v=3), hyper=js.Hyper(sigma_p=2.0),
+      ...     optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-4, 1e-3])}, axes={"snr": [0.1, 1.0], "seed": 8},
+      ...     steps=20,
+      ... )
+      >>> sweep.size
+      32
+    """
+
+    system: Callable[..., Task]
+    problem: Any
+    hyper: Any
+    optimizers: Mapping[str, Any]
+    steps: int
+    axes: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
+    record: Any = 10
+    test_every: Any = 50
+    observables: Sequence[str | Callable] | None = None
+    engine: str | None = None
+    trainable: Sequence[str] | None = None
+    summary: Callable | None = None
+    keep_trace: bool = True
+    shared: Any = None
+
+    def __post_init__(self) -> None:
+        _ = self.schedule, self.seeds, self.optimizer_points
+        if not self.keep_trace and self.summary is None:
+            raise ValueError("keep_trace=False needs summary=, got summary=None: nothing would be kept")
+        for combination in self.combinations():
+            task = self.task(combination)
+            if task.validate is not None:
+                task.validate(self.hyper_at(combination))
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        """Recorded steps and test steps."""
+        return Schedule.build(self.steps, self.record, self.test_every)
+
+    @functools.cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, in order."""
+        given = self.axes.get("seed", 1)
+        if np.ndim(given) == 0:
+            return tuple(range(positive_int("seed", given)))
+        seeds = [positive_int("seed", seed, minimum=0) for seed in given]
+        _check_values("seed", [(seed,) for seed in seeds])
+        for seed in seeds:
+            seed_key(seed)
+        return tuple(seeds)
+
+    @functools.cached_property
+    def grid_axes(self) -> tuple[Axis, ...]:
+        """All axes but seed, in the order given."""
+        out = []
+        static_names = [*_names(self.problem), "engine"]
+        derived = getattr(type(self.hyper), "derived", {})
+        hyper_names = [*_names(self.hyper), *derived]
+        for key, values in self.axes.items():
+            if key == "seed":
+                continue
+            members = key if isinstance(key, tuple) else (key,)
+            for name in members:
+                known("axis", name, [*hyper_names, *static_names, "seed"])
+                if name == "seed":
+                    raise ValueError('"seed" is an axis of its own and cannot be zipped')
+            if isinstance(values, str) or np.ndim(values) == 0:
+                raise ValueError(f"axis {key!r} must be a list of values, got {values!r}")
+            points = [tuple(v) if isinstance(key, tuple) else (v,) for v in values]
+            for point in points:
+                if len(point) != len(members):
+                    raise ValueError(f"axis {key!r} needs {len(members)} values a point, got {point!r}")
+            points = [tuple(v.item() if isinstance(v, np.generic) else v for v in point) for point in points]
+            _check_values(key, points)
+            out.append(Axis(members, tuple(points), any(name in static_names for name in members)))
+        used = [name for axis in out for name in axis.members]
+        for name in used:
+            if used.count(name) > 1:
+                raise ValueError(f"axis {name!r} is given twice")
+            if derived.get(name) in used:
+                raise ValueError(f"axis {name!r} computes {derived[name]!r}: give one of them, got both")
+        return tuple(out)
+
+    @functools.cached_property
+    def grids(self) -> dict[str, Grid]:
+        """The optimizers as grids."""
+        if not isinstance(self.optimizers, Mapping) or not self.optimizers:
+            raise ValueError(f"optimizers must be a dict of at least one optimizer, got {self.optimizers!r}")
+        return {family: as_grid(entry) for family, entry in self.optimizers.items()}
+
+    @functools.cached_property
+    def optimizer_points(self) -> tuple[tuple[str, str, dict[str, Any]], ...]:
+        """(label, family, keywords) of every point of the optimizer dimension."""
+        points = []
+        for family, grid in self.grids.items():
+            varying = [k for k in grid.keywords if len({repr(point[k]) for point in grid.points}) > 1]
+            points += [(point_label(family, point, varying), family, dict(point)) for point in grid.points]
+        labels = [label for label, _, _ in points]
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"optimizer labels must be unique, got {labels}")
+        return tuple(points)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the dimensions (axes, optimizer, seed)."""
+        return (*(len(axis.values) for axis in self.grid_axes), len(self.optimizer_points), len(self.seeds))
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the dimensions (axes, optimizer, seed)."""
+        return (*(axis.name for axis in self.grid_axes), "optimizer", "seed")
+
+    @property
+    def size(self) -> int:
+        """Number of runs."""
+        return int(np.prod(self.shape))
+
+    def combinations(self) -> list[tuple[int, ...]]:
+        """Index tuples of all points of the axes, in order."""
+        return list(itertools.product(*(range(len(axis.values)) for axis in self.grid_axes)))
+
+    def _set(self, index: tuple[int, ...]) -> dict[str, Any]:
+        return {
+            name: value for axis, i in zip(self.grid_axes, index) for name, value in zip(axis.members, axis.values[i])
+        }
+
+    def problem_at(self, index: tuple[int, ...]) -> Any:
+        """The problem at one point of the axes."""
+        changes = {name: v for name, v in self._set(index).items() if name in _names(self.problem)}
+        return dataclasses.replace(self.problem, **changes) if changes else self.problem
+
+    def task(self, index: tuple[int, ...]) -> Task:
+        """The task at one point of the axes; equal problems and engines give the identical one."""
+        engine = self._set(index).get("engine", self.engine)
+        problem = self.problem_at(index)
+        task = self.system(problem) if engine is None else self.system(problem, engine=engine)
+        if not isinstance(task, Task):
+            raise ValueError(f"system must return a js.Task, got {type(task).__name__}")
+        return task
+
+    def hyper_at(self, index: tuple[int, ...]) -> Any:
+        """The numbers at one point of the axes; plain fields are set before derived ones."""
+        problem, hyper, setting = self.problem_at(index), self.hyper, self._set(index)
+        fields = _names(hyper)
+        derived = getattr(type(hyper), "derived", {})
+        plain = {name: value for name, value in setting.items() if name in fields}
+        if plain:
+            hyper = {**hyper, **plain} if isinstance(hyper, Mapping) else dataclasses.replace(hyper, **plain)
+        for name in (name for name in setting if name in derived):
+            hyper = hyper.with_axis(problem, name, setting[name])
+        return hyper
+
+
+def _names(record: Any) -> list[str]:
+    """Field names of a dataclass, keys of a dict, nothing of None."""
+    if record is None:
+        return []
+    if isinstance(record, Mapping):
+        return list(record)
+    return [field.name for field in dataclasses.fields(record)]
+
+
+def _check_values(name: Any, points: list[tuple[Any, ...]]) -> None:
+    if not points:
+        raise ValueError(f"axis {name!r} must have at least one value, got an empty list")
+    shown = [point if isinstance(name, tuple) else point[0] for point in points]
+    for i, point in enumerate(shown):
+        if point in shown[:i]:
+            raise ValueError(f"axis {name!r} has a duplicate value, got {point!r} twice")

@@ -1,0 +1,304 @@
+"""The block loop: plan, compile one program a group, run box after box, write results."""
+
+import functools
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec
+
+from jaxsign.labelled import RUN_VARIABLES, base_coordinates, coordinates, manifest_text, own_dims
+from jaxsign.rng import seed_key
+from jaxsign.store import results
+from jaxsign.sweep import plan
+from jaxsign.sweep.definition import content_hash, definition, differences
+from jaxsign.sweep.grid import Sweep
+from jaxsign.task import Task
+from jaxsign.training import Start, abstract_start, begin, make_train, observers
+
+
+def run_sweep(sweep: Sweep, out: str | os.PathLike | None = None) -> Any:
+    """Runs every run of a sweep and returns one labelled Dataset.
+
+    Static axes and optimizer families are grouped and compiled once per value; everything else is mapped. Runs go in
+    blocks over all local devices, so memory is bounded by the block and not by the grid.
+
+    Args:
+      sweep: a Sweep.
+      out: results directory, new, empty, or holding this very definition (then it is loaded); None keeps the results
+        in memory.
+
+    Returns:
+      xarray.Dataset with dims (axes in order, optimizer, seed, step, the observable's own), lazy when `out` is given.
+      attrs["manifest"] is the manifest as JSON text.
+
+    Raises:
+      ValueError: if `out` is not writable or belongs to another definition; nothing is written then.
+
+    Examples:
+      >>> import jaxsign as js
+      >>> ds = js.run_sweep(js.Sweep(
+      ...     system=js.two_layer, problem=js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10),
+      ...     hyper=js.Hyper(sigma_p=2.0), optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-4, 1e-3])},
+      ...     axes={"snr": [0.1, 1.0], "seed": 3}, steps=20))
+      >>> dict(ds["train_loss"].sizes)
+      {'snr': 2, 'optimizer': 2, 'seed': 3, 'step': 3}
+    """
+    if not isinstance(sweep, Sweep):
+        raise ValueError(f"sweep must be a js.Sweep, got {type(sweep).__name__}")
+    if out is None:
+        arrays, manifest = _run(sweep, None, {"definition": _definition_or_none(sweep)})
+        ds = arrays.memory_dataset().assign_coords(base_coordinates(sweep))
+        ds.attrs["manifest"] = manifest_text(manifest)
+        return ds
+    path = results.directory(out)
+    named = definition(sweep)
+    stored = results.read_manifest(path) if path.exists() else None
+    if stored is not None:
+        changed = differences(stored["definition"], named)
+        if changed:
+            raise ValueError(f"out={str(path)!r} belongs to another definition: {'; '.join(changed)}")
+        print(f"{path}: finished before, loaded", file=sys.stderr)
+        return results.open_results(path)
+    with results.unfinished(path) as partial:
+        _, manifest = _run(sweep, partial, {"definition": named, "hash": content_hash(named)})
+        results.finish(path, manifest)
+    return results.open_results(path)
+
+
+def _definition_or_none(sweep: Sweep) -> dict[str, Any]:
+    """The definition for the manifest of an in-memory sweep, where lambdas are welcome."""
+    try:
+        return definition(sweep)
+    except ValueError as reason:
+        fields = {"problem": sweep.problem, "hyper": sweep.hyper}
+        return {"not_storable": str(reason), **{k: getattr(v, "__dict__", None) for k, v in fields.items()}}
+
+
+def _run(sweep: Sweep, path: Path | None, manifest: dict[str, Any]) -> tuple[results.Arrays, dict[str, Any]]:
+    """Runs the whole grid into arrays in memory (path None) or at `path`; returns them and the manifest."""
+    from tqdm import tqdm
+
+    started = time.time()
+    groups = plan.groups(sweep)
+    sizes = [plan.run_bytes(g.task, sweep.hyper_at(_first_index(sweep, g)), sweep) for g in groups]
+    extents = plan.chunk_shape(sweep, len(groups), max(map(sum, sizes)))
+    devices = jax.local_devices()
+    mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
+    programs = []
+    for group, (_, state) in zip(groups, sizes):
+        width = min(plan.lane_width(state, devices[0].platform), int(np.prod(extents)))
+        programs.append(Program(sweep, group, width, mesh))
+    block = int(np.prod(extents))
+    lowered = [program.lower(block) for program in programs]
+    shapes = [traced.out_info for traced in lowered]
+    variables, notes = _variables(sweep, groups, shapes, extents)
+    coords = coordinates(sweep)
+    for dim, size in _own_sizes(variables).items():
+        coords.setdefault(dim, ((dim,), np.arange(size), {}))
+    arrays = results.Arrays(variables, coords, path)
+    statuses: list[np.ndarray] = []
+    pending: list[tuple[plan.Box, Any]] = []
+
+    def collect() -> None:
+        box, out = pending.pop(0)
+        host = jax.device_get(out)
+        count = len(box.members())
+        for name, value in host.items():
+            value = value[:count].reshape(*box.shape, *value.shape[1:])
+            arrays.write(name, box.slices, value)
+        statuses.append(host["status"][:count])
+        bar.update(count)
+
+    # disable=None: the bar is drawn on a terminal only. One thread compiles ahead while the last program runs.
+    with (
+        tqdm(total=sweep.size, unit="run", disable=None, leave=False, dynamic_ncols=True) as bar,
+        ThreadPoolExecutor(max_workers=1) as compiler,
+    ):
+        ready = [compiler.submit(traced.compile) for traced in lowered]
+        for program, group, compiled in zip(programs, groups, ready):
+            bar.set_description(f"{group.family}: compiling")
+            train = compiled.result()
+            bar.set_description(group.family)
+            for box in plan.boxes(sweep, group, extents):
+                pending.append((box, program.run(train, box, block)))  # dispatched before the last one is fetched
+                if len(pending) > 1:
+                    collect()
+            while pending:
+                collect()
+    done = np.concatenate(statuses)
+    diverged = int((done == 1).sum())
+    if diverged:
+        print(f"{diverged} of {done.size} runs diverged; their traces are NaN from first_bad_step on", file=sys.stderr)
+    manifest |= {
+        **_environment(),
+        "wall_seconds": round(time.time() - started, 3),
+        "runs": {"total": int(done.size), "finished": int((done == 0).sum()), "diverged": diverged},
+        "plan": {
+            "block": list(extents),
+            "devices": len(devices),
+            "groups": [
+                {"family": g.family, "task": g.task.name, "compact": g.compact, "lane_width": p.width, "runs": len(g.optimizers)}
+                for g, p in zip(groups, programs)
+            ],
+        },
+        "base": base_coordinates(sweep),
+        "padded": notes,
+    }  # fmt: skip
+    return arrays, manifest
+
+
+def _first_index(sweep: Sweep, group: plan.Group) -> tuple[int, ...]:
+    return tuple(group.fixed.get(i, 0) for i in range(len(sweep.grid_axes)))
+
+
+class Program:
+    """The compiled programs of one group: a block of runs in, flat results out.
+
+    Two programs: one starts the runs (shared by all groups of a task), one trains them.
+
+    Args:
+      sweep: the sweep.
+      group: its group.
+      width: runs that one lane maps together.
+      mesh: local devices as a mesh with the axis "run"; lanes are dealt out to them in order.
+    """
+
+    def __init__(self, sweep: Sweep, group: plan.Group, width: int, mesh: jax.sharding.Mesh):
+        self.sweep, self.group, self.width = sweep, group, width
+        self.quantum = width * mesh.size
+        train = make_train(
+            group.task, group.factory, sweep.schedule, observables=sweep.observables, scalars=True,
+            trainable=sweep.trainable, compact=group.compact, summary=sweep.summary, keep_trace=sweep.keep_trace,
+            keep_params=False,
+        )  # fmt: skip
+        static = dict(group.static)
+
+        def one(seed: jax.Array, start: Start, hyper: Any, floats: dict[str, jax.Array]) -> dict[str, Any]:
+            out = train(_key(seed), start, hyper, {**static, **floats})
+            flat = {**out["trace"], **out["summary"], **out["watch"], **start.constants}
+            return {**flat, "status": out["status"], "first_bad_step": out["first_bad_step"]}
+
+        def lanes(*block: Any) -> dict[str, Any]:
+            cut = jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), block)
+            out = jax.lax.map(lambda lane: jax.vmap(one)(*lane), cut)
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+        runs = PartitionSpec("run")
+        self.train = jax.jit(jax.shard_map(lanes, mesh=mesh, in_specs=runs, out_specs=runs, check_vma=False))
+        self.begin = _begin(group.task, mesh)
+
+    def arguments(self, members: list[tuple[int, ...]], block: int) -> tuple[Any, Any, Any]:
+        """(seeds' key data, hyper, optimizer floats) of a block's runs, padded with its last run."""
+        padded = members + [members[-1]] * (-(-block // self.quantum) * self.quantum - len(members))
+        dtype = jnp.zeros(()).dtype
+        seeds = np.stack([_key_data(self.sweep.seeds[m[-1]]) for m in padded])
+        hypers = [self.sweep.hyper_at(m[:-2]) for m in padded]
+        hyper = jax.tree.map(lambda *leaves: np.asarray(leaves, dtype), *hypers)
+        points = [self.sweep.optimizer_points[m[-2]][2] for m in padded]
+        floats = {name: np.asarray([p[name] for p in points], dtype) for name in self.group.floats}
+        return seeds, hyper, floats
+
+    def lower(self, block: int) -> Any:
+        """The training program traced for blocks of this many runs; `.out_info` has the shapes of its results."""
+        members = [(*_first_index(self.sweep, self.group), self.group.optimizers[0], 0)]
+        seeds, hyper, floats = self.arguments(members, block)
+        start = jax.eval_shape(self.begin, seeds, hyper, self.sweep.shared)
+        return self.train.lower(seeds, start, hyper, floats)
+
+    def run(self, compiled: Callable, box: plan.Box, block: int) -> dict[str, jax.Array]:
+        """Starts a block with the compiled training program; returns at once with arrays on the devices."""
+        seeds, hyper, floats = self.arguments(box.members(), block)
+        return compiled(seeds, self.begin(seeds, hyper, self.sweep.shared), hyper, floats)
+
+
+@functools.lru_cache(maxsize=32)
+def _begin(task: Task, mesh: jax.sharding.Mesh) -> Callable[..., Start]:
+    """The jitted `(seeds, hyper, shared) -> Start` of a block; one run after the other, since compiling draws under
+    vmap takes longer than drawing.
+    """
+
+    def block(seeds: jax.Array, hyper: Any, shared: Any) -> Start:
+        return jax.lax.map(lambda args: begin(task, _key(args[0]), args[1], shared), (seeds, hyper))
+
+    runs = PartitionSpec("run")
+    specs = (runs, runs, PartitionSpec())
+    return jax.jit(jax.shard_map(block, mesh=mesh, in_specs=specs, out_specs=runs, check_vma=False))
+
+
+def _key(words: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
+def _key_data(seed: int) -> np.ndarray:
+    return np.asarray(jax.random.key_data(seed_key(seed)))
+
+
+def _variables(
+    sweep: Sweep, groups: list[plan.Group], shapes: list[dict[str, Any]], extents: tuple[int, ...]
+) -> tuple[dict[str, tuple], dict[str, str]]:
+    """{name: (dims, shape, dtype, fill, chunks, attrs)} of the results, and notes on padded ones.
+
+    A static axis that changes an observable's length pads it with NaN to the longest.
+    """
+    task = groups[0].task
+    known = dict.fromkeys(name for found in shapes for name in found)
+    # Constants, summaries, alarms and the status have no step dimension.
+    hyper = sweep.hyper_at(_first_index(sweep, groups[0]))
+    traces = observers(task, abstract_start(task, hyper, sweep.shared), hyper, sweep.observables, scalars=True)[0]
+    per_run = set(known) - (set(traces) if sweep.keep_trace else set())
+    out, notes = {}, {}
+    for name in known:
+        found = [s[name] for s in shapes if name in s]
+        own = {f.shape[1:] for f in found}
+        if len({len(shape) for shape in own}) > 1:
+            raise ValueError(f"observable {name!r} changes its rank along a static axis")
+        longest = tuple(map(max, zip(*own))) if own != {()} else ()
+        dims: tuple[str, ...] = () if name in per_run else ("step",)
+        dims = (*sweep.dims, *dims, *own_dims(name, len(longest) - len(dims), task.dims))
+        dtype = np.dtype(found[0].dtype)
+        fill = RUN_VARIABLES[name][1] if name in RUN_VARIABLES else (np.nan if dtype.kind == "f" else -1)
+        attrs = dict(RUN_VARIABLES[name][2] if name in RUN_VARIABLES else task.attrs.get(name, {"long_name": name}))
+        if len(own) > 1:
+            notes[name] = attrs["padded"] = "padded with NaN to the longest value of a static axis"
+        out[name] = (dims, (*sweep.shape, *longest), dtype, fill, (*extents, *longest), attrs)
+    return out, notes
+
+
+def _own_sizes(variables: dict[str, tuple]) -> dict[str, int]:
+    return {dim: size for dims, shape, *_ in variables.values() for dim, size in zip(dims, shape)}
+
+
+def _environment() -> dict[str, Any]:
+    """Where and with what a sweep ran: versions, device, dtype, precision, flags."""
+    device = jax.local_devices()[0]
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "orbax-checkpoint")}
+    versions["jaxsign"] = _own_version()
+    return {
+        "versions": {"python": platform.python_version(), **versions, "commit": commit.stdout.strip() or None},
+        "device": {"platform": device.platform, "kind": device.device_kind},
+        "dtype": np.dtype(jnp.zeros(()).dtype).name,
+        "matmul_precision": "highest",
+        "flags": {"XLA_FLAGS": os.environ.get("XLA_FLAGS", ""), "x64": bool(jax.config.jax_enable_x64)},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _own_version() -> str | None:
+    try:
+        return metadata.version("jaxsign")
+    except metadata.PackageNotFoundError:
+        return None

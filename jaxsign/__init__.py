@@ -29,3 +29,4 @@ from jaxsign.training import log_steps as log_steps
 from jaxsign.training import train as train
 from jaxsign.verdicts import ClaimTable as ClaimTable
 from jaxsign.verdicts import check as check
+from jaxsign.cli import sweep_cli as sweep_cli

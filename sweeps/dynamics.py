@@ -1,0 +1,61 @@
+"""The training dynamics of SignGD, Adam and GD: every trace of the paper's Figure 1, claims S1-S4, C1, C2, C2e, A1, A2.
+
+Axes: optimizer (sign_gd eta=1e-4, adam eta=1e-4 b1=.9 b2=.999 eps=1e-15, gd eta=.3), 64 seeds; both presets, 2000 steps.
+Two more entries run SignGD with n = 21, where majority votes cannot tie (claim S3).
+Command: python sweeps/dynamics.py --out results/dynamics
+Cost: COST_DYNAMICS
+Expected: s_21 about 1e-4 and s_11 about .467 at t = 150 for SignGD; `jaxsign claims results/dynamics`.
+All settings are reconstructed; see jaxsign.presets.
+"""
+
+import dataclasses
+import sys
+from argparse import Namespace
+
+import numpy as np
+import optax
+
+import jaxsign as js
+
+OPTIMIZERS = {
+    "sign_gd": js.grid(js.sign_gd, learning_rate=1e-4),
+    "adam": js.grid(optax.adam, learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-15),
+    "gd": js.grid(optax.sgd, learning_rate=0.3),
+}
+#: Every step at first, where stages I and II pass within 20 steps, then ever coarser.
+RECORD = np.concatenate([np.arange(21), np.arange(25, 101, 5), np.arange(110, 301, 10), np.arange(320, 2001, 20)])
+RECORD = np.unique(np.concatenate([RECORD, [50, 150, 250, 350, 850, 950, 1100, 1500]]))
+TEST = [0, 5, 10, 20, 50, 75, 100, 150, 200, 250, 300, 400, 500, 600, 700, 800, 900, 1000, 1200, 1500, 1740, 2000]
+TRACES = [
+    "train_loss", "test_loss", "test_error", "value_signal", "value_noise", "query_noise", "key_noise", "query_signal",
+    "key_signal", "s11", "s21", "log_s21", "sign_agreement", "majority_agreement",
+]  # fmt: skip
+
+
+def build(args: Namespace) -> dict[str, js.Sweep]:
+    steps = args.steps or (60 if args.tiny else 2000)
+    seeds = args.seeds or (2 if args.tiny else 64)
+    record = RECORD[RECORD <= steps]
+    common = {"system": js.two_layer, "engine": args.engine or "dense", "axes": {"seed": seeds}}
+    sweeps = {}
+    for name, preset in {"paper_like": js.presets.paper_like, "theory": js.presets.theory}.items():
+        problem, hyper = preset()
+        if args.tiny:
+            problem = dataclasses.replace(problem, n=4, d=120, s=6, m_k=4, m_v=4, n_test=20)
+        sweeps[name] = js.Sweep(
+            problem=problem, hyper=hyper, optimizers=OPTIMIZERS, steps=steps, record=record,
+            test_every=[step for step in TEST if step <= steps], observables=TRACES, **common,
+        )  # fmt: skip
+        if not args.tiny:
+            sweeps[f"{name}_n21"] = js.Sweep(
+                problem=dataclasses.replace(problem, n=21), hyper=hyper, steps=min(steps, 400), record=50, test_every=400,
+                optimizers={"sign_gd": OPTIMIZERS["sign_gd"]}, observables=["query_signal", "key_signal", "key_noise"],
+                **common,
+            )  # fmt: skip
+    return sweeps
+
+
+main = js.sweep_cli(build, __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())

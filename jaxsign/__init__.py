@@ -1,5 +1,6 @@
 """jaxsign: sign gradient descent on two-layer transformers in JAX."""
 
+from jaxsign import plot as plot
 from jaxsign import presets as presets
 from jaxsign import theory as theory
 from jaxsign.claims import Claim as Claim

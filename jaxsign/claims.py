@@ -120,11 +120,11 @@ def problem_of(ds: Any) -> tuple[Problem, Hyper]:
 
 
 def setting_of(ds: Any) -> str:
-    """The preset a Dataset was run with, "custom" if it is none; another n is said: "theory, n=21"."""
+    """The preset a Dataset was run with, "custom" if it is none; another n is said: "theory, n=21"; n_test is free."""
     problem, hyper = problem_of(ds)
     for name in ("paper_like", "theory"):
         preset, numbers = getattr(presets, name)()
-        if dataclasses.replace(preset, n=problem.n) == problem and numbers == hyper:
+        if dataclasses.replace(preset, n=problem.n, n_test=problem.n_test) == problem and numbers == hyper:
             return name if problem.n == preset.n else f"{name}, n={problem.n}"
     return "custom"
 

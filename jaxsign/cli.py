@@ -138,7 +138,9 @@ def find_results(directory: str) -> list[Path]:
       ValueError: if there is none.
     """
     root = Path(directory)
-    found = [root] if is_results(root) else sorted(p.parent for p in root.rglob("manifest.json") if is_results(p.parent))
+    found = (
+        [root] if is_results(root) else sorted(p.parent for p in root.rglob("manifest.json") if is_results(p.parent))
+    )
     if not found:
         raise ValueError(f"DIR must hold finished results (manifest.json and results.zarr), got {directory!r}")
     return found

@@ -4,10 +4,10 @@ import dataclasses
 
 from jaxsign.problem import OVERLAPS, Problem
 from jaxsign.task import Task
-from jaxsign.tasks import two_layer as _dense
+from jaxsign.tasks import two_layer as tasks
 from jaxsign.validation import known
 
-ENGINES = {"dense": _dense.dense}
+ENGINES = {"dense": tasks.dense, "support": tasks.support}
 
 
 def two_layer(problem: Problem, engine: str = "dense", overlap: str | None = None) -> Task:
@@ -15,7 +15,8 @@ def two_layer(problem: Problem, engine: str = "dense", overlap: str | None = Non
 
     Args:
       problem: a Problem.
-      engine: "dense" trains all d coordinates.
+      engine: "dense" trains all d coordinates with any optimizer; "support" trains only the coordinates that training
+        patches use, exact for optimizers that move each coordinate by its own gradients only, and refuses others.
       overlap: "exact" or "none", replaces problem.overlap; None keeps it.
 
     Returns:

@@ -46,7 +46,7 @@ ATTRS: Mapping[str, Mapping[str, str]] = {
     "s21": {"long_name": "attention of the noise query on the signal", "units": "1"},
     "log_s21": {"long_name": "log attention of the noise query on the signal", "units": "nat"},
     "sign_agreement": {"long_name": "share of pairs with sgn(query noise) = sgn(key noise)", "units": "1"},
-    "majority_agreement": {"long_name": "share of untied rows with sgn(query signal) = majority of sgn(key noise)", "units": "1"},
+    "majority_agreement": {"long_name": "share of untied rows: sgn(query signal) = majority of sgn(key noise)", "units": "1"},
     "noise_l1": {"long_name": "l1 norm of the noise patch, coordinate 0 left out", "units": "1"},
     "noise_l2": {"long_name": "l2 norm of the noise patch, coordinate 0 left out", "units": "1"},
     "first_frozen_step": {
@@ -56,11 +56,11 @@ ATTRS: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 
 
-def observe(params: model.Params | model.TiedParams, data: Dataset, test: TestSet | None) -> dict[str, Array]:
+def observe(params: model.AnyParams, data: Dataset, test: TestSet | None) -> dict[str, Array]:
     """Every observable of the two-layer system at one set of parameters.
 
     Args:
-      params: Params or TiedParams.
+      params: Params, TiedParams or ActiveParams.
       data: training set; noise observables use its observed labels.
       test: settled TestSet, or None: then test_loss and test_error are left out.
 
@@ -116,14 +116,14 @@ def noise_norms(data: Dataset) -> dict[str, Array]:
     return {"noise_l1": jnp.sum(jnp.abs(noise), -1), "noise_l2": jnp.sqrt(jnp.sum(noise * noise, -1))}
 
 
-def query_gradient_underflows(params: model.Params | model.TiedParams, data: Dataset) -> Array:
+def query_gradient_underflows(params: model.AnyParams, data: Dataset) -> Array:
     """Whether some query-noise gradient is exactly 0 although its law is not.
 
     The law (context 2): dL/dq_i ~ p_i s_21 s_22 (<v,xi_i> - <v,x_1>) (k_i - k_signal); its first three factors are
     positive and only rounding to 0 makes them vanish. From that step on sign(0) = 0 freezes the query noise.
 
     Args:
-      params: Params or TiedParams.
+      params: Params, TiedParams or ActiveParams.
       data: training set.
 
     Returns:

@@ -295,10 +295,10 @@ def reads_gradients_coordinatewise(
 ) -> bool:
     """Whether a transform moves each coordinate by its own gradient history only, found by running it.
 
-    Three runs of 8 steps from random gradients: (a) a base run; (b) other parameters, and other, much larger gradients
-    on half of the coordinates: the updates of the untouched half must not change; (c) one common history for all
-    coordinates of an array: their updates must be equal. Weight decay, clipping by a norm, muon, adafactor's factors
-    and injected noise each fail one of them.
+    Four runs of 8 steps: (a) random gradients; (b) other parameters, and other, much larger gradients on half of the
+    coordinates: the updates of the untouched half must not change; (c) one common history for all coordinates of an
+    array: their updates must be equal; (d) no gradient at all: no update. Weight decay, clipping by a norm, muon,
+    adafactor's factors and injected noise each fail one of them.
 
     Args:
       factory: `(**keywords) -> transform`.
@@ -346,9 +346,11 @@ def reads_gradients_coordinatewise(
 
         with jax.numpy_dtype_promotion("standard"):
             a, b, c = run(params[0], base), run(params[1], touched), run(params[0], common)
+            d = run(params[0], [np.zeros_like(g) for g in base])
         same = all(_close(np.asarray(x)[:, k], np.asarray(y)[:, k]) for x, y, k in zip(a, b, kept))
         flat = (np.asarray(x).reshape(steps, -1) for x in c)
-        if not same or not all(_close(x, np.broadcast_to(x[:, :1], x.shape)) for x in flat):
+        alike = all(_close(x, np.broadcast_to(x[:, :1], x.shape)) for x in flat)
+        if not same or not alike or any(np.any(np.asarray(x)) for x in d):
             return False
     return True
 
@@ -372,3 +374,10 @@ def _short(value: Any) -> str:
     if isinstance(value, float) and math.isfinite(value) and float(f"{value:g}") == value:
         return f"{value:g}"
     return getattr(value, "__name__", repr(value))
+
+
+def describe_point(factory: Callable[..., Any], points: Iterable[Mapping[str, Any]]) -> str:
+    """A factory and its keywords for a message, such as "adamw(learning_rate=0.1)"."""
+    name = getattr(factory, "__name__", "the given transform")
+    shown = ["(" + ", ".join(f"{k}={_short(v)}" for k, v in point.items()) + ")" if point else "" for point in points]
+    return name + " or ".join(dict.fromkeys(shown))

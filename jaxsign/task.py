@@ -29,9 +29,10 @@ class Task:
       describe: `(data, test, hyper) -> {name: array}`, constants of a run such as its noise norms, stored once.
       watch: {name: `(params, batch, hyper) -> bool ()`}, alarms looked at on every step; the trainer keeps under
         each name the first step at which it rang, -1 if never.
-      compact: `params -> params`, an equivalent smaller parametrisation that is exact for coordinate-wise
-        optimizers that read gradients only; `loss`, `observe` and `watch` accept both forms.
+      compact: `(params, data) -> params`, an equivalent smaller parametrisation that is exact for optimizers that move
+        each coordinate by its own gradients only; `loss`, `observe` and `watch` accept both forms.
       expand: the inverse of `compact`, used once on the final parameters.
+      compact_only: refuse optimizers for which `compact` is not exact, instead of training the full parameters.
       frozen: names of the fields of params (in either form) that are never trained.
       validate: `hyper -> None`, a host-side check of concrete numbers that raises ValueError.
       dims: {observable: names of its dimensions}; unnamed ones are called `NAME_dim0`, ...
@@ -57,8 +58,9 @@ class Task:
     scale: Callable[[PyTree, Any], PyTree] | None = None
     describe: Callable[[PyTree, PyTree | None, Any], dict[str, Array]] | None = None
     watch: Mapping[str, Callable[[PyTree, PyTree, Any], Array]] = dataclasses.field(default_factory=dict)
-    compact: Callable[[PyTree], PyTree] | None = None
+    compact: Callable[[PyTree, PyTree], PyTree] | None = None
     expand: Callable[[PyTree], PyTree] | None = None
+    compact_only: bool = False
     frozen: tuple[str, ...] = ()
     validate: Callable[[Any], None] | None = None
     dims: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)

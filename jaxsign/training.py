@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsign.optim import as_grid, reads_gradients_coordinatewise
+from jaxsign.optim import as_grid, describe_point, reads_gradients_coordinatewise
 from jaxsign.rng import seed_key, stream
 from jaxsign.task import Task
 from jaxsign.validation import known, positive_int
@@ -244,7 +244,7 @@ def make_train(
         shapes, need_test, functions = observers(task, start, hyper, observables, scalars)
         data, test, params, _ = start
         if compact and task.compact is not None:
-            params = task.compact(params)
+            params = task.compact(params, data)
         trained, fixed = _split(params, trained_fields(task, params, trainable))
         train_key = stream(key, "train")
         scale = _split(task.scale(data, hyper), trained_fields(task, params, trainable))[0] if task.scale else None
@@ -353,6 +353,9 @@ def use_compact(
 
     Returns:
       True if the task has a compact form and the probe finds the transform coordinate-wise and parameter-free.
+
+    Raises:
+      ValueError: if it is not, and the task has nothing but its compact form.
     """
     if task.compact is None:
         return False
@@ -360,12 +363,22 @@ def use_compact(
     def trained(params: PyTree) -> PyTree:
         return _split(params, trained_fields(task, params, trainable))[0]
 
-    compact, params = task.compact, abstract_start(task, hyper, shared).params
-    full, small = trained(params), jax.eval_shape(lambda p: trained(compact(p)), params)
-    if not reads_gradients_coordinatewise(factory, points, full):
-        return False
-    try:  # a mask written for the full tree, say, does not fit the compact one
-        jax.eval_shape(lambda p: factory(**points[0]).init(p), small)
+    compact, start = task.compact, abstract_start(task, hyper, shared)
+    full, small = trained(start.params), jax.eval_shape(lambda s: trained(compact(s.params, s.data)), start)
+    exact = reads_gradients_coordinatewise(factory, points, full) and _fits(factory, points[0], small)
+    if task.compact_only and not exact:
+        raise ValueError(
+            f"engine of {task.name!r} needs an optimizer that moves each coordinate by its own gradients only (no weight "
+            f"decay, no norm over a tensor, no noise; found by running it), got {describe_point(factory, points)}; "
+            'use engine="dense"'
+        )
+    return exact
+
+
+def _fits(factory: Callable[..., optax.GradientTransformation], point: Mapping[str, Any], params: PyTree) -> bool:
+    """Whether a transform takes the compact tree: a mask written for the full tree, say, does not."""
+    try:
+        jax.eval_shape(lambda p: factory(**point).init(p), params)
     except (TypeError, ValueError):
         return False
     return True

@@ -1,4 +1,4 @@
-"""The training dynamics of SignGD, Adam and GD: every trace of the paper's Figure 1, claims S1-S4, C1, C2, C2e, A1, A2.
+"""The training dynamics of SignGD, Adam and GD: every trace of the paper's Figure 1, claims S1-S4, C1, C2, C2e, A1-A3.
 
 Axes: optimizer (sign_gd eta=1e-4, adam eta=1e-4 b1=.9 b2=.999 eps=1e-15, gd eta=.3), 64 seeds; both presets, 2000 steps.
 Two more entries run SignGD with n = 21, where majority votes cannot tie (claim S3).
@@ -36,7 +36,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     steps = args.steps or (60 if args.tiny else 2000)
     seeds = args.seeds or (2 if args.tiny else 64)
     record = RECORD[RECORD <= steps]
-    common = {"system": js.two_layer, "engine": args.engine or "dense", "axes": {"seed": seeds}}
+    common = {"system": js.two_layer, "engine": args.engine or "support", "axes": {"seed": seeds}}
     sweeps = {}
     for name, preset in {"paper_like": js.presets.paper_like, "theory": js.presets.theory}.items():
         problem, hyper = preset()

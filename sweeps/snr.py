@@ -1,9 +1,10 @@
-"""Test error and loss at equal training loss against SNR, whatever the learning rate: SignGD, Adam and GD.
+"""Test error and loss at equal training loss, whatever the learning rate: SignGD, Adam and GD, against SNR; claim G1.
 
-Axes: 8 SNRs (sigma_p varies, mu = 1), five learning rates per optimizer over two decades, 8 seeds; paper-like, 2000 steps.
+Axes: five learning rates per optimizer over two decades, 2000 steps; entry `snr`: 8 SNRs (sigma_p varies, mu = 1) with 8
+seeds, paper-like; entries `paper_like` and `theory`: the presets' own SNR, .079, with 40 seeds for claim G1.
 Command: python sweeps/snr.py --out results/snr
 Cost: COST_SNR
-Expected: at SNR .079 (the preset's) test error .45 for SignGD and .10 for GD at training loss .1.
+Expected: at SNR .079 and training loss .1, test error about .45 for SignGD and .11 for GD (paper-like).
 """
 
 import dataclasses
@@ -26,17 +27,20 @@ SCALARS = ["train_loss", "test_loss", "test_error"]
 
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
-    problem, hyper = js.presets.paper_like()
-    if args.tiny:
-        problem = dataclasses.replace(problem, n=4, d=120, s=6, m_k=4, m_v=4, n_test=20)
     steps = args.steps or (60 if args.tiny else 2000)
     schedule = js.log_steps(steps, per_decade=12)
-    sweep = js.Sweep(
-        system=js.two_layer, engine=args.engine or "dense", problem=problem, hyper=hyper, optimizers=OPTIMIZERS,
-        axes={"snr": SNR[1:4:2] if args.tiny else SNR, "seed": args.seeds or (2 if args.tiny else 8)},
-        steps=steps, record=schedule, test_every=schedule, observables=SCALARS,
-    )  # fmt: skip
-    return {"snr": sweep}
+    settings = {"snr": js.presets.paper_like(), "paper_like": js.presets.paper_like(), "theory": js.presets.theory()}
+    sweeps = {}
+    for name, (problem, hyper) in settings.items():
+        if args.tiny:
+            problem = dataclasses.replace(problem, n=4, d=120, s=6, m_k=4, m_v=4, n_test=20)
+        seeds = args.seeds or (2 if args.tiny else 8 if name == "snr" else 40)
+        axes = {"snr": SNR[1:4:2] if args.tiny else SNR} if name == "snr" else {}
+        sweeps[name] = js.Sweep(
+            system=js.two_layer, engine=args.engine or "support", problem=problem, hyper=hyper, optimizers=OPTIMIZERS,
+            axes={**axes, "seed": seeds}, steps=steps, record=schedule, test_every=schedule, observables=SCALARS,
+        )  # fmt: skip
+    return sweeps
 
 
 main = js.sweep_cli(build, __doc__)

@@ -39,6 +39,14 @@ class Params:
         mean = jnp.mean(self.w_v, axis=1)
         return mean[0] - mean[1]
 
+    def columns(self, basis: Array) -> Array:
+        """The columns of the patches that these weights multiply: all."""
+        return basis
+
+    def full(self) -> "Params":
+        """These weights with every coordinate and value row."""
+        return self
+
 
 @dataclasses.dataclass(frozen=True)
 class TiedParams:
@@ -65,12 +73,68 @@ class TiedParams:
 
     def value(self) -> Array:
         """V = v_start + w_v[0] - w_v[1], with the gradient of a single row, (dL/dv) sgn(j)/m_v."""
-        moved = self.w_v[0] - self.w_v[1]
-        still = jax.lax.stop_gradient(moved)
-        return self.v_start + still + (moved - still) / self.w_v_start.shape[1]
+        return self.v_start + _row_gradient(self.w_v[0] - self.w_v[1], self.w_v_start.shape[1])
+
+    def columns(self, basis: Array) -> Array:
+        """The columns of the patches that these weights multiply: all."""
+        return basis
+
+    def full(self) -> Params:
+        """The full weights, each value row moved by its sign's displacement."""
+        return Params(self.w_q, self.w_k, self.w_v_start + self.w_v[:, None], heads=self.heads)
 
 
-for _record in (Params, TiedParams):
+@dataclasses.dataclass(frozen=True)
+class ActiveParams:
+    """The same weights on the coordinates that some training patch uses, value rows tied.
+
+    Every other coordinate has gradient 0 at every step, so an optimizer that moves each coordinate by its own
+    gradients only leaves it where it started.
+
+    Args:
+      w_q: (heads*m_k, active).
+      w_k: (heads*m_k, active).
+      w_v: (2, active) displacement of every value row of a sign from its start; its gradient is a row's own.
+      v_start: (active,) the value vector at the start; frozen.
+      active: (active,) int32, the coordinates; frozen.
+      start: the full Params at the start; frozen.
+      heads: static number of heads.
+    """
+
+    w_q: Array
+    w_k: Array
+    w_v: Array
+    v_start: Array
+    active: Array
+    start: Params
+    heads: int = 1
+
+    def value(self) -> Array:
+        """v on the active coordinates, with the gradient of a single row, (dL/dv) sgn(j)/m_v."""
+        return self.v_start + _row_gradient(self.w_v[0] - self.w_v[1], self.start.w_v.shape[1])
+
+    def columns(self, basis: Array) -> Array:
+        """The active columns of the patches."""
+        return basis[:, self.active]
+
+    def full(self) -> Params:
+        """The full weights: the start, with the active coordinates replaced."""
+        w_q = self.start.w_q.at[:, self.active].set(self.w_q)
+        w_k = self.start.w_k.at[:, self.active].set(self.w_k)
+        w_v = self.start.w_v.at[:, :, self.active].add(self.w_v[:, None])
+        return Params(w_q, w_k, w_v, heads=self.heads)
+
+
+AnyParams = Params | TiedParams | ActiveParams
+
+
+def _row_gradient(moved: Array, rows: int) -> Array:
+    """`moved` itself, with the gradient that one of `rows` equal rows sees: 1/rows of the mean's."""
+    still = jax.lax.stop_gradient(moved)
+    return still + (moved - still) / rows
+
+
+for _record in (Params, TiedParams, ActiveParams):
     jax.tree_util.register_dataclass(
         _record, data_fields=[name for name in field_names(_record) if name != "heads"], meta_fields=["heads"]
     )
@@ -103,13 +167,29 @@ def init(key: Array, problem: Problem, hyper: Hyper) -> Params:
 def tie(params: Params) -> TiedParams:
     """Params -> TiedParams at the same function."""
     start = params.w_v
-    shift = jnp.zeros_like(start[:, 0])
-    return TiedParams(params.w_q, params.w_k, shift, params.value(), start, heads=params.heads)
+    return TiedParams(
+        params.w_q, params.w_k, jnp.zeros_like(start[:, 0]), params.value(), start, heads=params.heads
+    )  # fmt: skip
 
 
-def untie(params: TiedParams) -> Params:
-    """TiedParams -> the full Params, each value row moved by its sign's displacement."""
-    return Params(params.w_q, params.w_k, params.w_v_start + params.w_v[:, None], heads=params.heads)
+def activate(params: Params, data: Dataset) -> ActiveParams:
+    """Params -> ActiveParams at the same function on the training patches.
+
+    Args:
+      params: Params.
+      data: the training set; at most n*(context-1)*s + 1 of its coordinates are in use.
+
+    Returns:
+      ActiveParams with that many coordinates (or d); where fewer are in use, unused ones fill up.
+    """
+    d = data.basis.shape[1]
+    count = min(data.support.size + 1, d)
+    used = jnp.zeros((d,), bool).at[0].set(True).at[data.support.reshape(-1)].set(True)
+    active = jnp.argsort(~used, stable=True)[:count].astype(jnp.int32)
+    shift = jnp.zeros_like(params.w_v[:, 0, :count])
+    return ActiveParams(
+        params.w_q[:, active], params.w_k[:, active], shift, params.value()[active], active, params, heads=params.heads
+    )  # fmt: skip
 
 
 @functools.cache
@@ -167,20 +247,21 @@ class Features(NamedTuple):
     v: Array  # (n, context-1) <v, xi>
 
 
-def features(params: Params | TiedParams, data: Dataset) -> Features:
+def features(params: AnyParams, data: Dataset) -> Features:
     """Features of the training examples: one product of each weight matrix with the patches.
 
     Args:
-      params: Params or TiedParams.
+      params: Params, TiedParams or ActiveParams.
       data: Dataset.
 
     Returns:
       Features, linear in each weight matrix.
     """
     count, patches = data.support.shape[:2]
-    query = jnp.matmul(params.w_q, data.basis.T, precision=HIGHEST)
-    key = jnp.matmul(params.w_k, data.basis.T, precision=HIGHEST)
-    value = jnp.matmul(data.basis, params.value(), precision=HIGHEST)
+    basis = params.columns(data.basis)
+    query = jnp.matmul(params.w_q, basis.T, precision=HIGHEST)
+    key = jnp.matmul(params.w_k, basis.T, precision=HIGHEST)
+    value = jnp.matmul(basis, params.value(), precision=HIGHEST)
     grid = (-1, count, patches)
     return Features(
         query[:, 0], key[:, 0], value[0],
@@ -188,16 +269,17 @@ def features(params: Params | TiedParams, data: Dataset) -> Features:
     )  # fmt: skip
 
 
-def fresh_features(params: Params | TiedParams, test: TestSet) -> Features:
+def fresh_features(params: AnyParams, test: TestSet) -> Features:
     """Features of sparse test examples, gathered: no (n_test, d) array.
 
     Args:
-      params: Params or TiedParams.
+      params: Params, TiedParams or ActiveParams.
       test: TestSet.
 
     Returns:
       Features with n_test examples.
     """
+    params = params.full()
     v = params.value()
     feature_noise = test.alpha * test.mu * test.y
 

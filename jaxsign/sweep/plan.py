@@ -16,7 +16,7 @@ from jaxsign.training import abstract_start, observers, use_compact
 #: Runs of one block at most, and the bytes that their records, data and parameters may take together.
 BLOCK_RUNS, BLOCK_BYTES = 64, 256 * 2**20
 #: A lane's state should stay inside a core's second-level cache.
-LANE_BYTES = 3 * 2**19
+LANE_BYTES = 2**21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +136,7 @@ def run_bytes(task: Task, hyper: Any, sweep: Sweep) -> tuple[int, int]:
     start = abstract_start(task, hyper, sweep.shared)
     shapes, _, _ = observers(task, start, hyper, sweep.observables, scalars=True)
     records = sum(_bytes(shape) for shape in shapes.values()) * sweep.schedule.record.size if sweep.keep_trace else 0
-    params = start.params if task.compact is None else jax.eval_shape(task.compact, start.params)
+    params = start.params if task.compact is None else jax.eval_shape(task.compact, start.params, start.data)
     return records, sum(map(_bytes, jax.tree.leaves((start.data, params))))
 
 

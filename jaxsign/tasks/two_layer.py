@@ -1,5 +1,6 @@
-"""The paper's system with every coordinate kept: the dense engine."""
+"""The paper's system as a Task: the dense engine, and the support engine on the coordinates in use."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -43,7 +44,7 @@ def dense(problem: Problem) -> Task:
         del data
         return model.init(key, problem, hyper)
 
-    def loss(params: model.Params | model.TiedParams, batch: signal_noise.Dataset, hyper: Hyper) -> Array:
+    def loss(params: model.AnyParams, batch: signal_noise.Dataset, hyper: Hyper) -> Array:
         del hyper
         logits = model.logits(model.features(params, batch), batch.y_clean * batch.mu, params.heads)
         return jnp.mean(model.logistic_loss(batch.y * logits))
@@ -62,11 +63,37 @@ def dense(problem: Problem) -> Task:
         observe=observe,
         describe=lambda data, test, hyper: observables.noise_norms(data),
         watch={"first_frozen_step": lambda params, batch, hyper: observables.query_gradient_underflows(params, batch)},
-        compact=model.tie,
-        expand=model.untie,
+        compact=lambda params, data: model.tie(params),
+        expand=lambda params: params.full(),
         frozen=("v_start", "w_v_start"),
         validate=lambda hyper: hyper.validate(problem),
         dims=observables.dims(problem.context),
         attrs=observables.ATTRS,
         name="two_layer",
+    )
+
+
+@functools.cache
+def support(problem: Problem) -> Task:
+    """The dense system, trained on the coordinates that some training patch uses (at most n*(context-1)*s + 1).
+
+    All other coordinates have gradient 0 at every step, so this is exact for every optimizer that moves a coordinate by
+    its own gradients only; a numeric probe decides, and others are refused. Test metrics and final parameters are the
+    full model's.
+
+    Args:
+      problem: shapes, supports and the overlap law of the test noise.
+
+    Returns:
+      The Task; equal problems give the identical object.
+
+    References:
+      Derived here from the model of arXiv 2410.04870.
+    """
+    return dataclasses.replace(
+        dense(problem),
+        compact=model.activate,
+        compact_only=True,
+        frozen=("v_start", "active", "start"),
+        name="two_layer_support",
     )

@@ -1,0 +1,53 @@
+# Two commands do everything from a clean clone: `make reproduce` and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+EXTRA ?=
+VENV ?= .venv
+BIN = $(VENV)/bin
+OUT ?= results
+comma = ,
+EXTRAS = dev$(if $(EXTRA),$(comma)$(EXTRA))
+STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+
+.PHONY: help reproduce test test-slow lint figures claims bench clean
+
+help:  ## show this text
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+reproduce: $(STAMP)  ## the main job: sweeps, figures and the claims table (CPU, or GPU with EXTRA=cuda12)
+	$(BIN)/python sweeps/dynamics.py --out $(OUT)/dynamics
+	$(BIN)/python sweeps/query_noise.py --x64 --out $(OUT)/query_noise
+	$(BIN)/python sweeps/snr.py --out $(OUT)/snr
+	$(MAKE) --no-print-directory figures claims
+
+figures: $(STAMP)  ## redraw every figure from results/ into results/figures
+	$(BIN)/python figures/figure1.py --results $(OUT) --out $(OUT)/figures
+	$(BIN)/python figures/optimizers.py --results $(OUT) --out $(OUT)/figures
+	$(BIN)/python figures/snr.py --results $(OUT) --out $(OUT)/figures
+
+claims: $(STAMP)  ## print the claims table of results/
+	$(BIN)/jaxsign claims $(OUT) --csv $(OUT)/claims.csv --against figures/gallery/claims.csv
+
+test: lint  ## lint, format and type check, then the test suite
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: lint  ## the long tests
+	$(BIN)/python -m pytest -n auto -m slow
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## seed-steps per second of the dense engine beside the textbook model
+	$(BIN)/python sweeps/throughput.py
+
+clean:  ## remove .venv and caches; results stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "make: PYTHON=$(PYTHON) is not there: give PYTHON=python3.11 or newer" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' || { echo "make: Python >= 3.11 is needed, got PYTHON=$(PYTHON), $$($(PYTHON) -V)" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@

@@ -1,0 +1,80 @@
+"""The paper's Figure 1 with bands over seeds: the four stages of SignGD, boundaries marked, underflow hatched.
+
+Reads DIR/dynamics/paper_like (sweeps/dynamics.py). Command: python figures/figure1.py --results results --out results/figures
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import jaxsign as js
+from jaxsign import plot
+
+
+def early(ax, ds, until):
+    """Key noise of one row and mean value noise of every sample of seed 0, with the value-noise law dashed."""
+    one = ds.isel(seed=0).sel(step=slice(0, until))
+    ax.plot(one.step, one.key_noise.isel(row=0).transpose("step", "sample"), color=plot.NEGATIVE, lw=0.5, alpha=0.6)
+    ax.plot(one.step, one.value_noise.transpose("step", "sample"), color=plot.POSITIVE, lw=0.5, alpha=0.6)
+    start = float(one.value_noise.isel(step=0).mean())
+    law = start + js.theory.value_noise_step(float(one.learning_rate), float(one.noise_l1.mean())) * one.step.values
+    ax.plot(one.step, law, color="k", lw=0.8, ls="--")
+    ax.plot([], [], color=plot.POSITIVE, label="mean value noise")
+    ax.plot([], [], color=plot.NEGATIVE, label="key noise, row 0")
+    ax.plot([], [], color="k", lw=0.8, ls="--", label=r"$2\eta\,\|\xi\|_1 t$")
+    ax.set(xlabel="step t", xlim=(0, until))
+
+
+def signals(ax, ds, until):
+    """Query signal of the rows that are positive and negative at t = 100."""
+    ds = ds.sel(step=slice(0, until))
+    sign = np.sign(ds.query_signal.sel(step=100))
+    for value, colour, label in ((1, plot.POSITIVE, "positive at t=100"), (-1, plot.NEGATIVE, "negative at t=100")):
+        mean = ds.query_signal.where(sign == value).mean("row")
+        plot.band(ax, ds.step, mean.transpose("seed", "step"), label, color=colour)
+    ax.axhline(0, color="0.6", lw=0.5)
+    ax.set(xlabel="step t")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", default="results")
+    parser.add_argument("--out", default="results/figures")
+    args = parser.parse_args()
+    every = js.open_results(Path(args.results) / "dynamics" / "paper_like")
+    ds = every.isel(optimizer=[list(every.family.values).index("sign_gd")]).load()
+    one = ds.isel(optimizer=0)
+    with plot.style():
+        fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 3.6))
+        for ax, until in zip(axes[0], (2, 10)):
+            early(ax, one, until)
+            plot.mark_stages(ax, ds, until)
+        axes[0, 1].legend(fontsize=5.5, loc="upper left")
+        axes[0, 1].set_ylim(None, 0.24)
+        until = min(900, int(ds.step[-1]))
+        for name, label, colour in (("s11", r"$s_{11}$", plot.NEUTRAL), ("s21", r"$s_{21}$", plot.POSITIVE)):
+            mean = one[name].sel(step=slice(0, until)).mean(["head", "sample"])
+            plot.band(axes[0, 2], mean.step, mean.transpose("seed", "step"), label, color=colour)
+        axes[0, 2].set(xlabel="step t")
+        plot.dynamics(ds, "query_noise", axes[1, 0], until)
+        plot.dynamics(ds, "key_noise", axes[1, 1], until)
+        signals(axes[1, 2], one, until)
+        for ax in (axes[0, 2], *axes[1]):
+            plot.mark_stages(ax, ds, until)
+            ax.set_xlim(0, until)
+            ax.set_xticks(range(0, until + 1, 300))
+            ax.legend(fontsize=5.5, loc="center right" if ax in (axes[0, 2], axes[1, 2]) else "upper left")
+            ax.set_ylabel("")
+        plot.hatch_underflow(axes[1, 0], ds)
+        titles = ("start, t ≤ 2", "start, t ≤ 10", "softmax outputs", "query noise", "key noise", "query signal")
+        for letter, ax, title in zip("abcdef", axes.flat, titles):
+            ax.set_title(f"({letter}) {title}", pad=9)
+        plot.footer(fig, ds)
+        for path in plot.save(fig, args.out, "figure1"):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""Draws Datasets in a paper's style: median and 5-95 % band over seeds, theory as thin dashed lines.
+
+Every function takes `ax=None` and returns the Axes. matplotlib is imported when one is called.
+"""
+
+import contextlib
+import csv
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxsign import theory
+from jaxsign.claims import one_point, problem_of
+from jaxsign.stages import BOUNDARIES, GROUPING_STEP, at_train_loss, find_stages, manifest, need
+from jaxsign.validation import known
+
+#: Column and text width of a paper, in inches.
+NARROW, WIDE = 3.25, 5.5
+#: Okabe and Ito's colours, which colour-blind readers tell apart; ordered dark to light for grey print.
+COLOURS = {"sign_gd": "#0072B2", "adam": "#D55E00", "gd": "#009E73", "signum": "#CC79A7"}
+NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD", "signum": "Signum"}
+STYLES = {"sign_gd": "-", "adam": (0, (5, 1)), "gd": (0, (3, 1, 1, 1)), "signum": ":"}
+MARKERS = {"sign_gd": "o", "adam": "s", "gd": "^", "signum": "D"}
+POSITIVE, NEGATIVE, NEUTRAL = "#B2182B", "#2166AC", "#4D4D4D"
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """The paper style as a context: 8 pt, embedded TrueType fonts, thin axes, no top and right spines.
+
+    Examples:
+      >>> with style():
+      ...     pass
+    """
+    import matplotlib as mpl
+
+    settings = {
+        "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
+        "ytick.labelsize": 7, "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans", "pdf.fonttype": 42,
+        "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "jaxsign", "axes.linewidth": 0.6,
+        "lines.linewidth": 1.1, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+        "xtick.major.width": 0.6, "ytick.major.width": 0.6, "figure.dpi": 200, "savefig.dpi": 200,
+        "hatch.linewidth": 0.4, "axes.titlelocation": "left", "figure.constrained_layout.use": True,
+    }  # fmt: skip
+    with mpl.rc_context(settings):
+        yield
+
+
+def _axes(ax: Any, width: float = NARROW) -> Any:
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    with style():
+        return plt.subplots(figsize=(width, 0.72 * width))[1]
+
+
+def _look(family: str) -> dict[str, Any]:
+    if family in COLOURS:
+        return {"color": COLOURS[family], "linestyle": STYLES[family]}
+    return {}
+
+
+def _over_runs(values: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median, 5 % and 95 % quantile over seeds; NaN where every seed is NaN."""
+    with np.errstate(all="ignore"):
+        q = values.quantile([0.5, 0.05, 0.95], dim="seed", skipna=True).transpose("quantile", ...)
+    return tuple(q.values)  # type: ignore[return-value]
+
+
+def band(ax: Any, x: Any, values: Any, label: str | None = None, **look: Any) -> None:
+    """Draws median and 5-95 % band over the dimension `seed`.
+
+    Args:
+      ax: Axes.
+      x: (x,) positions.
+      values: DataArray (seed, x); x positions without a finite seed are left out.
+      label: legend entry.
+      **look: passed to `ax.plot`.
+    """
+    middle, low, high = _over_runs(values)
+    there = np.isfinite(middle)
+    x = np.asarray(x)[there]
+    (line,) = ax.plot(x, middle[there], label=label, **look)
+    ax.fill_between(x, low[there], high[there], color=line.get_color(), alpha=0.2, linewidth=0)
+    line.band = (low[there], high[there])  # `save` writes it beside the line
+
+
+def dynamics(ds: Any, name: str = "query_noise", ax: Any = None, until: int | None = None, group: bool = True) -> Any:
+    """One observable over steps, for one optimizer: median and band over seeds, grouped by sign at t = 100.
+
+    Noise is averaged over the rows and samples of a group inside a seed. Groups compare the observable's sign with the
+    sign of its row's query signal at t = 100: "same" and "opposed".
+
+    Args:
+      ds: Dataset of one optimizer at one point of every axis.
+      name: an observable.
+      ax: Axes, or None for new ones.
+      until: last step drawn.
+      group: whether row-wise noise is split by sign; other observables are averaged.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      ValueError: for an observable that is not there, with the nearest one, or a Dataset of several optimizers.
+    """
+    known("observable", name, [n for n, v in ds.data_vars.items() if "step" in v.dims])
+    ds = _one_optimizer(ds)
+    ax = _axes(ax)
+    if until is not None:
+        ds = ds.sel(step=slice(None, until))
+    values = ds[name]
+    own = [dim for dim in values.dims if dim not in ("seed", "step")]
+    if group and name in ("query_noise", "key_noise") and GROUPING_STEP in ds["step"]:
+        need(ds, "query_signal")
+        reference = np.sign(ds["query_signal"].sel(step=GROUPING_STEP))
+        aligned = np.sign(values.sel(step=GROUPING_STEP)) == reference
+        relative = values * reference
+        for mask, label, colour in ((aligned, "same sign", POSITIVE), (~aligned, "opposed", NEGATIVE)):
+            band(ax, ds["step"], relative.where(mask).mean(own).transpose("seed", "step"), label, color=colour)
+        ax.axhline(0, color="0.6", lw=0.5)
+        ax.set_ylabel(f"{name.replace('_', ' ')} · sgn(query signal)")
+    else:
+        band(ax, ds["step"], values.mean(own).transpose("seed", "step"), color=NEUTRAL)
+        ax.set_ylabel(name.replace("_", " "))
+    ax.set_xlabel("step t")
+    return ax
+
+
+def _one_optimizer(ds: Any) -> Any:
+    if "optimizer" in ds.dims and ds.sizes["optimizer"] > 1:
+        raise ValueError(
+            f"ds must hold one optimizer, got {ds.sizes['optimizer']}; choose one with ds.sel(optimizer=...)"
+        )
+    ds = ds.isel(optimizer=0) if "optimizer" in ds.dims else ds
+    return ds.isel({dim: 0 for dim in ds["status"].dims if dim != "seed" and ds.sizes[dim] == 1})
+
+
+def loss(ds: Any, ax: Any = None, name: str = "train_loss") -> Any:
+    """A loss over steps on a log scale, one line per optimizer, with the late law of SignGD dashed.
+
+    Args:
+      ds: Dataset at one point of every axis.
+      ax: Axes, or None.
+      name: "train_loss" or "test_loss".
+
+    Returns:
+      The Axes.
+
+    Raises:
+      ValueError: if the loss is not there.
+    """
+    need(ds, name)
+    ds, ax = one_point(ds), _axes(ax)
+    for i, family in enumerate(ds["family"].values):
+        values = ds[name].isel(optimizer=i).transpose("seed", "step")
+        band(ax, ds["step"], values, NAMES.get(str(family), str(family)), **_look(str(family)))
+        if family == "sign_gd" and name == "train_loss" and "noise_l1" in ds and int(ds["step"][-1]) >= 1000:
+            rate = float(theory.late_loss_rate(float(ds["learning_rate"][i]), ds["noise_l1"].isel(optimizer=i)).mean())
+            start = float(values.sel(step=1000, method="nearest").median())
+            t = ds["step"].values[ds["step"].values >= 1000]
+            ax.plot(
+                t, start * np.exp(-rate * (t - 1000)), color="0.25", lw=0.7, ls="--", label=r"$4\eta\,\min\|\xi\|_1$"
+            )
+    ax.set(yscale="log", xlabel="step t", ylabel=ds[name].attrs.get("long_name", name))
+    ax.legend()
+    return ax
+
+
+def error_at_loss(ds: Any, ax: Any = None, levels: Sequence[float] | None = None) -> Any:
+    """Test error against training loss, one line per optimizer, with the closed-form laws dashed.
+
+    Args:
+      ds: Dataset at one point of every axis, with train_loss and test_error.
+      ax: Axes, or None.
+      levels: training losses in nat at which runs are compared, default .6 ... 1e-4.
+
+    Returns:
+      The Axes; time runs from left to right, so the x axis is inverted.
+
+    Raises:
+      ValueError: if an observable is not there.
+    """
+    import xarray as xr
+
+    need(ds, "train_loss", "test_error")
+    ds, ax = one_point(ds), _axes(ax)
+    levels = list(levels if levels is not None else np.geomspace(0.6, 1e-4, 24))
+    errors = xr.concat([at_train_loss(ds, level)["test_error"] for level in levels], "level")
+    for i, family in enumerate(ds["family"].values):
+        label = NAMES.get(str(family), str(family))
+        band(ax, levels, errors.isel(optimizer=i).transpose("seed", "level"), label, **_look(str(family)))
+    problem, hyper = problem_of(ds)
+    for law, family in ((theory.sign_test_error, "sign_gd"), (theory.gd_test_error, "gd")):
+        ax.axhline(float(law(problem, hyper.mu, hyper.sigma_p)), color=COLOURS[family], lw=0.7, ls="--")
+    ax.set(xscale="log", xlabel="training loss", ylabel="test error", ylim=(-0.01, 0.55))
+    ax.invert_xaxis()
+    ax.legend()
+    return ax
+
+
+def snr(ds: Any, ax: Any = None, level: float = 0.1, name: str = "test_error") -> Any:
+    """A test quantity at equal training loss against SNR: band over seeds and learning rates, laws dashed.
+
+    Args:
+      ds: Dataset with an axis snr.
+      ax: Axes, or None.
+      level: training loss in nat.
+      name: "test_error" or "test_loss".
+
+    Returns:
+      The Axes.
+
+    Raises:
+      ValueError: if the axis or an observable is not there.
+    """
+    need(ds, "train_loss", name)
+    if "snr" not in ds.dims:
+        raise ValueError(f"ds must have an axis snr, got the dimensions {list(ds.dims)}")
+    ax = _axes(ax)
+    values = at_train_loss(ds, level)[name]
+    for family in dict.fromkeys(ds["family"].values.tolist()):
+        rates = values.isel(optimizer=np.flatnonzero(ds["family"].values == family))
+        runs = rates.stack(run=("optimizer", "seed")).reset_index("run", drop=True).rename(run="seed")
+        look = {**_look(family), "marker": MARKERS.get(family, "o"), "ms": 3}
+        band(ax, ds["snr"], runs.transpose("seed", "snr"), NAMES.get(family, family), **look)
+    if name == "test_error":
+        problem, hyper = problem_of(ds)
+        grid = np.geomspace(float(ds["snr"].min()), float(ds["snr"].max()), 100)
+        sigma_p = hyper.mu / (grid * math.sqrt(problem.s))
+        for law, family in ((theory.sign_test_error, "sign_gd"), (theory.gd_test_error, "gd")):
+            ax.plot(grid, law(problem, hyper.mu, sigma_p), color=COLOURS[family], lw=0.7, ls="--")
+    ax.set(xscale="log", xlabel=r"SNR $\|\mu\|/(\sigma_p\sqrt{s})$", ylabel=ds[name].attrs.get("long_name", name))
+    ax.legend()
+    return ax
+
+
+def phase(ds: Any, ax: Any = None) -> Any:
+    """Stage boundaries of every run: one row per boundary, one dot per seed, median as a bar.
+
+    Args:
+      ds: Dataset of one optimizer, as `js.find_stages` wants it.
+      ax: Axes, or None.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      ValueError: if an observable is not there.
+    """
+    stages, ax = find_stages(_one_optimizer(ds)), _axes(ax)
+    for row, name in enumerate(BOUNDARIES):
+        values = stages[name].values.ravel()
+        reached = values[np.isfinite(values)]
+        spread = row + np.linspace(-0.25, 0.25, max(reached.size, 1))[: reached.size]
+        ax.plot(reached, spread, ".", ms=2, color=NEUTRAL, alpha=0.5)
+        if reached.size:
+            ax.plot([np.median(reached)] * 2, [row - 0.4, row + 0.4], color=NEGATIVE)
+        else:
+            ax.text(1, row, "never reached", va="center", color="0.5")
+    ax.set_yticks(range(len(BOUNDARIES)), [r"$t_\mathrm{" + name[2:] + "}$" for name in BOUNDARIES])
+    ax.set(xscale="symlog", xlabel="step t", xlim=(0, None))
+    ax.invert_yaxis()
+    return ax
+
+
+def mark_stages(ax: Any, ds: Any, until: int) -> None:
+    """Marks the median stage boundaries up to `until` on an Axes whose x axis is the step; close ones share a label."""
+    stages = find_stages(_one_optimizer(ds))
+    reached = {name[2:]: float(stages[name].median()) for name in BOUNDARIES if bool(stages[name].notnull().any())}
+    labels: list[tuple[float, str]] = []
+    for name, t in reached.items():
+        if t > until:
+            continue
+        ax.axvline(t, color="0.35", lw=0.6, ls=":")
+        if labels and t - labels[-1][0] < 0.12 * until:
+            labels[-1] = (t, f"{labels[-1][1]},{name}")
+        else:
+            labels.append((t, name))
+    for t, text in labels:
+        ax.text(t, 1.0, text, transform=ax.get_xaxis_transform(), fontsize=5.5, color="0.25", va="bottom", ha="center")
+
+
+def hatch_underflow(ax: Any, ds: Any) -> None:
+    """Hatches the steps after the median first underflow of a query-noise gradient: what is drawn there is frozen."""
+    frozen = _one_optimizer(ds)["first_frozen_step"]
+    reached = frozen.where(frozen >= 0)
+    if bool(reached.notnull().any()):
+        low, high = float(reached.median()), ax.get_xlim()[1]
+        if low < high:
+            ax.axvspan(low, high, facecolor="none", edgecolor="0.6", hatch="////", lw=0)
+
+
+def footer(fig: Any, ds: Any) -> None:
+    """Writes seeds, d, n, s, dtype, engine and learning rates below a figure."""
+    info = manifest(ds)
+    definition, problem = info["definition"], info["definition"]["problem"]
+    rates = ", ".join(
+        f"{NAMES.get(str(f), f)} {float(r):g}" for f, r in zip(ds["family"].values, np.atleast_1d(ds["learning_rate"].values))
+    )  # fmt: skip
+    text = (
+        f"{ds.sizes['seed']} seeds · n={problem['n']} d={problem['d']} s={problem['s']} · supports {problem['supports']}, "
+        f"test overlap {problem['overlap']} · {definition['dtype']} · engine {definition['engine']} · eta: {rates}"
+    )
+    fig.supxlabel("\n".join(textwrap.wrap(text, int(22 * fig.get_size_inches()[0]))), fontsize=5, color="0.35")
+
+
+def save(fig: Any, directory: str | Path, name: str) -> list[Path]:
+    """Saves a figure as PNG and PDF, and every line and band it shows as NAME.csv.
+
+    Args:
+      fig: matplotlib Figure; each labelled panel's title names it in the CSV.
+      directory: created if needed.
+      name: file name without suffix.
+
+    Returns:
+      The paths written.
+    """
+    import matplotlib.pyplot as plt
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")]
+    fig.savefig(paths[0], metadata={"Software": None})
+    fig.savefig(paths[1], metadata={"CreationDate": None, "Producer": None})
+    with open(paths[2], "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["panel", "line", "x", "y", "q05", "q95"])
+        for number, ax in enumerate(fig.axes):
+            panel = ax.get_title(loc="left") or str(number)
+            for index, line in enumerate(ax.lines):
+                x, y = (np.asarray(v, float) for v in line.get_data())
+                low, high = getattr(line, "band", (np.full_like(y, np.nan),) * 2)
+                label = line.get_label() if not line.get_label().startswith("_") else f"line {index}"
+                for row in zip(x, y, low, high):
+                    writer.writerow([panel, label, *("" if math.isnan(v) else f"{v:.6g}" for v in row)])
+    plt.close(fig)
+    return paths

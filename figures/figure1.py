@@ -1,6 +1,7 @@
 """The paper's Figure 1 with bands over seeds: the four stages of SignGD, boundaries marked, underflow hatched.
 
-Reads DIR/dynamics/paper_like (sweeps/dynamics.py). Command: python figures/figure1.py --results results --out results/figures
+Reads DIR/dynamics/paper_like (sweeps/dynamics.py).
+Command: python figures/figure1.py --results results --out results/figures
 """
 
 import argparse

@@ -5,6 +5,7 @@ from jaxsign import presets as presets
 from jaxsign import theory as theory
 from jaxsign.claims import Claim as Claim
 from jaxsign.claims import Part as Part
+from jaxsign.cli import sweep_cli as sweep_cli
 from jaxsign.data.signal_noise import Dataset as Dataset
 from jaxsign.engines import two_layer as two_layer
 from jaxsign.models.two_layer import Params as Params
@@ -19,6 +20,7 @@ from jaxsign.optim import smooth_sign_gd as smooth_sign_gd
 from jaxsign.problem import Hyper as Hyper
 from jaxsign.problem import Problem as Problem
 from jaxsign.rng import stream as stream
+from jaxsign.schedule import log_steps as log_steps
 from jaxsign.stages import at_train_loss as at_train_loss
 from jaxsign.stages import find_stages as find_stages
 from jaxsign.store.results import open_results as open_results
@@ -26,8 +28,6 @@ from jaxsign.sweep.grid import Sweep as Sweep
 from jaxsign.sweep.runner import run_sweep as run_sweep
 from jaxsign.task import Task as Task
 from jaxsign.training import Run as Run
-from jaxsign.training import log_steps as log_steps
 from jaxsign.training import train as train
 from jaxsign.verdicts import ClaimTable as ClaimTable
 from jaxsign.verdicts import check as check
-from jaxsign.cli import sweep_cli as sweep_cli

@@ -6,6 +6,7 @@ words, committed before the first run. Optimizers are compared on the same seeds
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -78,9 +79,11 @@ class Claim:
             raise NotThere(f"step {absent[0]} is not recorded")
         runs = one_family(ds, self.family) if self.family else one_point(ds)
         if self.trusted_until is not None:
-            frozen = runs["first_frozen_step"] if "first_frozen_step" in runs else None
-            early = None if frozen is None else frozen.where((frozen >= 0) & (frozen <= self.trusted_until))
-            if early is not None and bool(early.notnull().any()):
+            if "first_frozen_step" not in runs:
+                raise NotThere("the Dataset does not say when query-noise gradients underflow")
+            frozen = runs["first_frozen_step"]
+            early = frozen.where((frozen >= 0) & (frozen <= self.trusted_until))
+            if bool(early.notnull().any()):
                 raise NotThere(
                     f"query-noise gradients underflow from step {int(early.min())} on, before the horizon "
                     f"{self.trusted_until}; run it with --x64"
@@ -400,7 +403,7 @@ CLAIMS: tuple[Claim, ...] = (
                 lambda ds: _sign_law(ds) - _gd_law(ds),
             ),
             *(
-                Part(f"smallest difference at loss {level:g}", lambda ds, level=level: _error_gap(ds, level), None)
+                Part(f"smallest difference at loss {level:g}", functools.partial(_error_gap, level=level), None)
                 for level in LEVELS
             ),
         ),

@@ -115,8 +115,8 @@ def base_coordinates(sweep: Any) -> dict[str, float]:
     names = list(hyper) if isinstance(hyper, Mapping) else field_names(type(hyper))
     used = {name for axis in sweep.grid_axes for name in axis.members}
     used |= {field for name, field in getattr(type(hyper), "derived", {}).items() if name in used}
-    get = hyper.get if isinstance(hyper, Mapping) else lambda name: getattr(hyper, name)
-    return {name: float(get(name)) for name in names if name not in used and np.ndim(get(name)) == 0}
+    values = hyper if isinstance(hyper, Mapping) else {name: getattr(hyper, name) for name in names}
+    return {name: float(values[name]) for name in names if name not in used and np.ndim(values[name]) == 0}
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:

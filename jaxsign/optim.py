@@ -318,7 +318,8 @@ def reads_gradients_coordinatewise(
     """
     rng = np.random.default_rng(0)
     steps = 8
-    leaves, structure = jax.tree.flatten(like)
+    leaves = jax.tree.leaves(like)
+    structure: Any = jax.tree.structure(like)
 
     def draw(scale: float) -> list[np.ndarray]:
         return [scale * rng.standard_normal((steps, *leaf.shape)).astype(leaf.dtype) for leaf in leaves]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxsign import theory
-from jaxsign.claims import one_point, problem_of
+from jaxsign.claims import one_point, problem_of, setting_of
 from jaxsign.stages import BOUNDARIES, GROUPING_STEP, at_train_loss, find_stages, manifest, need
 from jaxsign.validation import known
 
@@ -38,7 +38,7 @@ def style() -> Iterator[None]:
     """
     import matplotlib as mpl
 
-    settings = {
+    settings: Any = {
         "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
         "ytick.labelsize": 7, "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans", "pdf.fonttype": 42,
         "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "jaxsign", "axes.linewidth": 0.6,
@@ -69,7 +69,7 @@ def _over_runs(values: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Median, 5 % and 95 % quantile over seeds; NaN where every seed is NaN."""
     with np.errstate(all="ignore"):
         q = values.quantile([0.5, 0.05, 0.95], dim="seed", skipna=True).transpose("quantile", ...)
-    return tuple(q.values)  # type: ignore[return-value]
+    return tuple(q.values)
 
 
 def band(ax: Any, x: Any, values: Any, label: str | None = None, **look: Any) -> None:
@@ -134,9 +134,8 @@ def dynamics(ds: Any, name: str = "query_noise", ax: Any = None, until: int | No
 
 def _one_optimizer(ds: Any) -> Any:
     if "optimizer" in ds.dims and ds.sizes["optimizer"] > 1:
-        raise ValueError(
-            f"ds must hold one optimizer, got {ds.sizes['optimizer']}; choose one with ds.sel(optimizer=...)"
-        )
+        count = ds.sizes["optimizer"]
+        raise ValueError(f"ds must hold one optimizer, got {count}: ds.sel(optimizer=[...]) chooses one")
     ds = ds.isel(optimizer=0) if "optimizer" in ds.dims else ds
     return ds.isel({dim: 0 for dim in ds["status"].dims if dim != "seed" and ds.sizes[dim] == 1})
 
@@ -164,9 +163,8 @@ def loss(ds: Any, ax: Any = None, name: str = "train_loss") -> Any:
             rate = float(theory.late_loss_rate(float(ds["learning_rate"][i]), ds["noise_l1"].isel(optimizer=i)).mean())
             start = float(values.sel(step=1000, method="nearest").median())
             t = ds["step"].values[ds["step"].values >= 1000]
-            ax.plot(
-                t, start * np.exp(-rate * (t - 1000)), color="0.25", lw=0.7, ls="--", label=r"$4\eta\,\min\|\xi\|_1$"
-            )
+            law = start * np.exp(-rate * (t - 1000))
+            ax.plot(t, law, color="0.25", lw=0.7, ls="--", label=r"$4\eta\,\min\|\xi\|_1$")
     ax.set(yscale="log", xlabel="step t", ylabel=ds[name].attrs.get("long_name", name))
     ax.legend()
     return ax
@@ -296,18 +294,21 @@ def hatch_underflow(ax: Any, ds: Any) -> None:
             ax.axvspan(low, high, facecolor="none", edgecolor="0.6", hatch="////", lw=0)
 
 
-def footer(fig: Any, ds: Any) -> None:
-    """Writes seeds, d, n, s, dtype, engine and learning rates below a figure."""
-    info = manifest(ds)
-    definition, problem = info["definition"], info["definition"]["problem"]
-    rates = ", ".join(
-        f"{NAMES.get(str(f), f)} {float(r):g}" for f, r in zip(ds["family"].values, np.atleast_1d(ds["learning_rate"].values))
-    )  # fmt: skip
+def footer(fig: Any, ds: Any, preset: str = "") -> None:
+    """Writes seeds, preset, d, n, s, dtype, engine and learning rates below a figure."""
+    definition = manifest(ds)["definition"]
+    problem, hyper = definition["problem"], definition["hyper"]
+    rates: dict[str, list[str]] = {}
+    for family, rate in zip(np.atleast_1d(ds["family"].values), np.atleast_1d(ds["learning_rate"].values)):
+        rates.setdefault(NAMES.get(str(family), str(family)), []).append(f"{float(rate):g}")
+    shown = "; ".join(f"{name} {', '.join(values)}" for name, values in rates.items())
     text = (
-        f"{ds.sizes['seed']} seeds · n={problem['n']} d={problem['d']} s={problem['s']} · supports {problem['supports']}, "
-        f"test overlap {problem['overlap']} · {definition['dtype']} · engine {definition['engine']} · eta: {rates}"
+        f"{ds.sizes['seed']} seeds · {preset or setting_of(ds)} (reconstructed): n={problem['n']} d={problem['d']} "
+        f"s={problem['s']} m_k={problem['m_k']} m_v={problem['m_v']} sigma_0={hyper['sigma_0']:g}, supports "
+        f"{problem['supports']}, test overlap {problem['overlap']} · {definition['dtype']} · engine "
+        f"{definition['engine']} · eta: {shown}"
     )
-    fig.supxlabel("\n".join(textwrap.wrap(text, int(22 * fig.get_size_inches()[0]))), fontsize=5, color="0.35")
+    fig.supxlabel("\n".join(textwrap.wrap(text, int(25 * fig.get_size_inches()[0]))), fontsize=5, color="0.35")
 
 
 def save(fig: Any, directory: str | Path, name: str) -> list[Path]:

@@ -302,7 +302,9 @@ def stage_four_time(problem: Problem, hyper: Hyper, eta: float, level: float = 0
 def overlap_share(problem: Problem) -> float:
     """Share U of coordinates that some training noise patch uses.
 
-        U = 1 - (1 - s/(d-1))^(n (context-1))  independent supports;   n (context-1) s/(d-1)  disjoint;   0 without overlap
+        U = 1 - (1 - s/(d-1))^(n (context-1))  independent supports
+        U = n (context-1) s/(d-1)              disjoint supports
+        U = 0                                  without overlap
 
     Args:
       problem: shapes, supports and overlap.

@@ -12,86 +12,13 @@ import optax
 
 from jaxsign.optim import as_grid, describe_point, reads_gradients_coordinatewise
 from jaxsign.rng import seed_key, stream
+from jaxsign.schedule import Schedule
 from jaxsign.task import Task
-from jaxsign.validation import known, positive_int
+from jaxsign.validation import known
 
 Array = jax.Array
 PyTree = Any
 STATUS = {-1: "not run", 0: "finished", 1: "diverged"}
-
-
-def log_steps(steps: int, per_decade: int = 20) -> np.ndarray:
-    """Recorded steps 0, 1, ... that are even on a log axis.
-
-    Args:
-      steps: last step, int >= 1.
-      per_decade: points a decade, int >= 1.
-
-    Returns:
-      Increasing int array that starts with 0 and ends with `steps`.
-
-    Raises:
-      ValueError: if an argument is not a positive int.
-
-    Examples:
-      >>> log_steps(100, per_decade=2).tolist()
-      [0, 1, 3, 10, 32, 100]
-    """
-    steps, per_decade = positive_int("steps", steps), positive_int("per_decade", per_decade)
-    count = int(np.ceil(np.log10(steps) * per_decade)) + 1
-    points = np.rint(np.logspace(0, np.log10(steps), max(count, 2))).astype(int)
-    return np.unique(np.concatenate([[0], points]))
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """Which steps of a run are recorded, and at which of these the test quantities are evaluated.
-
-    Args:
-      steps: number of optimizer steps, int >= 1.
-      record: (R,) increasing steps in [0, steps].
-      test: (R,) bool, a subset of the recorded steps.
-    """
-
-    steps: int
-    record: np.ndarray
-    test: np.ndarray
-
-    @classmethod
-    def build(cls, steps: Any, record: Any = 10, test_every: Any = 50) -> "Schedule":
-        """Checks and expands `record` (an int k: steps 0, k, 2k, ...; or an array of steps) and `test_every`.
-
-        An int m for `test_every` evaluates the test set at the first recorded step at or after every multiple of m;
-        an array must be made of recorded steps.
-
-        Raises:
-          ValueError: naming field, value and legal range.
-        """
-        steps = positive_int("steps", steps)
-        recorded = _steps_array("record", record, steps)
-        if np.ndim(test_every) == 0:
-            every = positive_int("test_every", test_every)
-            place = np.searchsorted(recorded, np.arange(0, steps + 1, every))
-            test = np.isin(np.arange(recorded.size), place)
-        else:
-            wanted = _steps_array("test_every", test_every, steps)
-            stray = np.setdiff1d(wanted, recorded)
-            if stray.size:
-                raise ValueError(f"test_every must be made of recorded steps, got step {stray[0]} that is not recorded")
-            test = np.isin(recorded, wanted)
-        return cls(steps, recorded, test)
-
-
-def _steps_array(field: str, value: Any, steps: int) -> np.ndarray:
-    """An int k or an array of steps as a checked increasing int array."""
-    if np.ndim(value) == 0:
-        return np.arange(0, steps + 1, positive_int(field, value))
-    array = np.asarray(value)
-    if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{field} must be an int >= 1 or a non-empty 1-d array of ints, got {value!r}")
-    if array.min() < 0 or array.max() > steps or (np.diff(array) <= 0).any():
-        raise ValueError(f"{field} must be strictly increasing steps in [0, {steps}], got {value!r}")
-    return array
 
 
 def field_of(path: tuple[Any, ...]) -> str:
@@ -368,9 +295,8 @@ def use_compact(
     exact = reads_gradients_coordinatewise(factory, points, full) and _fits(factory, points[0], small)
     if task.compact_only and not exact:
         raise ValueError(
-            f"engine of {task.name!r} needs an optimizer that moves each coordinate by its own gradients only (no weight "
-            f"decay, no norm over a tensor, no noise; found by running it), got {describe_point(factory, points)}; "
-            'use engine="dense"'
+            f"{task.name} needs an optimizer that moves each coordinate by its own gradients only (no weight decay, "
+            f"norm over a tensor or noise; found by running it), got {describe_point(factory, points)}; use engine='dense'"
         )
     return exact
 
@@ -498,9 +424,8 @@ def train(
     chosen = None if observables is None else tuple(observables)
     names = None if trainable is None else tuple(trainable)
     compact = use_compact(task, factory, [{}], hyper, shared, names)
-    settings = (
-        schedule.steps, tuple(schedule.record.tolist()), tuple(schedule.test.tolist()), chosen, names, summary, keep_trace,
-    )  # fmt: skip
+    record_key, test_key = tuple(schedule.record.tolist()), tuple(schedule.test.tolist())
+    settings = (schedule.steps, record_key, test_key, chosen, names, summary, keep_trace)
     start = _begin(task)(key, hyper, shared)
     out = _compiled(task, factory, settings, compact)(key, start, hyper, {})
     high, low = (int(word) for word in np.asarray(jax.random.key_data(key)).ravel()[-2:])

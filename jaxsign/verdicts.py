@@ -87,7 +87,7 @@ class ClaimTable:
 
     def lines(self) -> list[tuple[str, ...]]:
         """Cells under HEADER, one line per part; a claim's first line carries its verdict."""
-        out = []
+        out: list[tuple[str, ...]] = []
         for row in self.rows:
             share = f"{row.inside}/{row.seeds} [{row.share[0]:.2f}, {row.share[1]:.2f}]"
             for i, part in enumerate(row.parts):
@@ -122,17 +122,8 @@ class ClaimTable:
 
         body = [" & ".join(map(cell, line)) + r" \\" for line in self.lines()]
         head = " & ".join(map(cell, HEADER)) + r" \\"
-        columns = "l" * len(HEADER)
-        rows = [
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-        return "\n".join(rows)
+        begin = rf"\begin{{tabular}}{{{'l' * len(HEADER)}}}"
+        return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
 
     def _repr_html_(self) -> str:
         def tr(line: Iterable[str], tag: str) -> str:

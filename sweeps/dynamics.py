@@ -1,6 +1,7 @@
 """The training dynamics of SignGD, Adam and GD: every trace of the paper's Figure 1, claims S1-S4, C1, C2, C2e, A1-A3.
 
-Axes: optimizer (sign_gd eta=1e-4, adam eta=1e-4 b1=.9 b2=.999 eps=1e-15, gd eta=.3), 64 seeds; both presets, 2000 steps.
+Axes: optimizer (sign_gd eta=1e-4, adam eta=1e-4 b1=.9 b2=.999 eps=1e-15, gd eta=.3), 64 seeds; 2000 steps;
+both presets.
 Two more entries run SignGD with n = 21, where majority votes cannot tie (claim S3).
 Command: python sweeps/dynamics.py --out results/dynamics
 Cost: COST_DYNAMICS
@@ -35,7 +36,7 @@ TRACES = [
 def build(args: Namespace) -> dict[str, js.Sweep]:
     steps = args.steps or (60 if args.tiny else 2000)
     seeds = args.seeds or (2 if args.tiny else 64)
-    record = RECORD[RECORD <= steps]
+    record = RECORD[steps >= RECORD]
     common = {"system": js.two_layer, "engine": args.engine or "support", "axes": {"seed": seeds}}
     sweeps = {}
     for name, preset in {"paper_like": js.presets.paper_like, "theory": js.presets.theory}.items():
@@ -48,9 +49,9 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         )  # fmt: skip
         if not args.tiny:
             sweeps[f"{name}_n21"] = js.Sweep(
-                problem=dataclasses.replace(problem, n=21), hyper=hyper, steps=min(steps, 400), record=50, test_every=400,
-                optimizers={"sign_gd": OPTIMIZERS["sign_gd"]}, observables=["query_signal", "key_signal", "key_noise"],
-                **common,
+                problem=dataclasses.replace(problem, n=21), hyper=hyper, steps=min(steps, 400), record=50,
+                test_every=400, optimizers={"sign_gd": OPTIMIZERS["sign_gd"]},
+                observables=["query_signal", "key_signal", "key_noise"], **common,
             )  # fmt: skip
     return sweeps
 

@@ -1,7 +1,7 @@
-"""Test error and loss at equal training loss, whatever the learning rate: SignGD, Adam and GD, against SNR; claim G1.
+"""Test error and loss at equal training loss, whatever the learning rate: SignGD, Adam, GD, against SNR; claim G1.
 
-Axes: five learning rates per optimizer over two decades, 2000 steps; entry `snr`: 8 SNRs (sigma_p varies, mu = 1) with 8
-seeds, paper-like; entries `paper_like` and `theory`: the presets' own SNR, .079, with 40 seeds for claim G1.
+Axes: five learning rates per optimizer over two decades, 2000 steps; entry `snr`: 8 SNRs (sigma_p varies, mu = 1)
+with 8 seeds, paper-like; entries `paper_like` and `theory`: the presets' own SNR, .079, with 40 seeds for claim G1.
 Command: python sweeps/snr.py --out results/snr
 Cost: COST_SNR
 Expected: at SNR .079 and training loss .1, test error about .45 for SignGD and .11 for GD (paper-like).

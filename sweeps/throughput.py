@@ -23,7 +23,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 import jaxsign as js
 from jaxsign.cli import configure
-from jaxsign.training import Schedule, begin, make_train, use_compact
+from jaxsign.schedule import Schedule
+from jaxsign.training import begin, make_train, use_compact
 
 WIDTHS = (1, 2, 4, 8)
 REPEATS = 5

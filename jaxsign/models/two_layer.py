@@ -110,7 +110,7 @@ class ActiveParams:
     heads: int = 1
 
     def value(self) -> Array:
-        """v on the active coordinates, with the gradient of a single row, (dL/dv) sgn(j)/m_v."""
+        """V on the active coordinates, with the gradient of a single row, (dL/dv) sgn(j)/m_v."""
         return self.v_start + _row_gradient(self.w_v[0] - self.w_v[1], self.start.w_v.shape[1])
 
     def columns(self, basis: Array) -> Array:

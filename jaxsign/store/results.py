@@ -38,7 +38,7 @@ def directory(out: str | os.PathLike) -> Path:
         strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith((ARRAYS, MANIFEST))]
         if strangers:
             raise ValueError(
-                f"out must be new, empty or a results directory, got out={str(path)!r} that holds {sorted(strangers)[0]!r}"
+                f"out must be new, empty or a results directory, got out={str(path)!r} with {sorted(strangers)[0]!r} in it"
             )
     return path
 
@@ -74,17 +74,19 @@ class Arrays:
 
     def __init__(self, variables: Mapping[str, tuple], coords: Mapping[str, tuple], path: Path | None):
         self._variables, self._coords = variables, coords
+        self._arrays: dict[str, Any]
         if path is None:
             self._arrays = {name: np.full(v[1], v[3], v[2]) for name, v in variables.items()}
             return
         import xarray as xr
         import zarr
+        from zarr.codecs import ZstdCodec
 
         with _zarr_warnings():
             template = xr.Dataset(coords={name: c for name, c in coords.items()})
             template.to_zarr(path, mode="w", consolidated=False, zarr_format=3)
             root = zarr.open_group(path, mode="r+", zarr_format=3)
-            codec = zarr.codecs.ZstdCodec(level=3, checksum=True)
+            codec = ZstdCodec(level=3, checksum=True)
             self._arrays = {
                 name: root.create_array(
                     name, shape=shape, dtype=dtype, chunks=chunks, fill_value=fill, compressors=[codec],

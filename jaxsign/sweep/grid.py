@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxsign.optim import Grid, as_grid, point_label
 from jaxsign.rng import seed_key
+from jaxsign.schedule import Schedule
 from jaxsign.task import Task
-from jaxsign.training import Schedule
 from jaxsign.validation import known, positive_int
 
 
@@ -64,8 +64,8 @@ class Sweep:
       >>> import jaxsign as js
       >>> sweep = js.Sweep(
       ...     system=js.two_layer, problem=js.Problem(n=4, d=50, s=5, m_k=3, m_v=3), hyper=js.Hyper(sigma_p=2.0),
-      ...     optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-4, 1e-3])}, axes={"snr": [0.1, 1.0], "seed": 8},
-      ...     steps=20,
+      ...     optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-4, 1e-3])},
+      ...     axes={"snr": [0.1, 1.0], "seed": 8}, steps=20,
       ... )
       >>> sweep.size
       32

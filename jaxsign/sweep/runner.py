@@ -147,15 +147,20 @@ def _run(sweep: Sweep, path: Path | None, manifest: dict[str, Any]) -> tuple[res
         "plan": {
             "block": list(extents),
             "devices": len(devices),
-            "groups": [
-                {"family": g.family, "task": g.task.name, "compact": g.compact, "lane_width": p.width, "runs": len(g.optimizers)}
-                for g, p in zip(groups, programs)
-            ],
+            "groups": [_summary(group, program) for group, program in zip(groups, programs)],
         },
         "base": base_coordinates(sweep),
         "padded": notes,
     }  # fmt: skip
     return arrays, manifest
+
+
+def _summary(group: plan.Group, program: "Program") -> dict[str, Any]:
+    """How a group was run, for the manifest."""
+    return {
+        "family": group.family, "task": group.task.name, "compact": group.compact, "lane_width": program.width,
+        "optimizers": len(group.optimizers), "fixed": {str(k): v for k, v in group.fixed.items()},
+    }  # fmt: skip
 
 
 def _first_index(sweep: Sweep, group: plan.Group) -> tuple[int, ...]:
@@ -285,14 +290,16 @@ def _environment() -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
-    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "orbax-checkpoint")}
+    versions: dict[str, str | None] = {
+        name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "orbax-checkpoint")
+    }
     versions["jaxsign"] = _own_version()
     return {
         "versions": {"python": platform.python_version(), **versions, "commit": commit.stdout.strip() or None},
         "device": {"platform": device.platform, "kind": device.device_kind},
         "dtype": np.dtype(jnp.zeros(()).dtype).name,
         "matmul_precision": "highest",
-        "flags": {"XLA_FLAGS": os.environ.get("XLA_FLAGS", ""), "x64": bool(jax.config.jax_enable_x64)},
+        "flags": {"XLA_FLAGS": os.environ.get("XLA_FLAGS", ""), "x64": jnp.zeros(()).dtype == jnp.float64},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -46,7 +46,7 @@ ATTRS: Mapping[str, Mapping[str, str]] = {
     "s21": {"long_name": "attention of the noise query on the signal", "units": "1"},
     "log_s21": {"long_name": "log attention of the noise query on the signal", "units": "nat"},
     "sign_agreement": {"long_name": "share of pairs with sgn(query noise) = sgn(key noise)", "units": "1"},
-    "majority_agreement": {"long_name": "share of untied rows: sgn(query signal) = majority of sgn(key noise)", "units": "1"},
+    "majority_agreement": {"long_name": "share of untied rows that follow the vote of key noise", "units": "1"},
     "noise_l1": {"long_name": "l1 norm of the noise patch, coordinate 0 left out", "units": "1"},
     "noise_l2": {"long_name": "l2 norm of the noise patch, coordinate 0 left out", "units": "1"},
     "first_frozen_step": {

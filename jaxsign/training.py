@@ -296,7 +296,8 @@ def use_compact(
     if task.compact_only and not exact:
         raise ValueError(
             f"{task.name} needs an optimizer that moves each coordinate by its own gradients only (no weight decay, "
-            f"norm over a tensor or noise; found by running it), got {describe_point(factory, points)}; use engine='dense'"
+            f"norm over a tensor or noise; found by running it), got {describe_point(factory, points)}; "
+            'use engine="dense"'
         )
     return exact
 

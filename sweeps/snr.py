@@ -32,6 +32,8 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     settings = {"snr": js.presets.paper_like(), "paper_like": js.presets.paper_like(), "theory": js.presets.theory()}
     sweeps = {}
     for name, (problem, hyper) in settings.items():
+        if args.tiny and name != "snr":
+            continue
         if args.tiny:
             problem = dataclasses.replace(problem, n=4, d=120, s=6, m_k=4, m_v=4, n_test=20)
         seeds = args.seeds or (2 if args.tiny else 8 if name == "snr" else 40)

@@ -38,7 +38,7 @@ def directory(out: str | os.PathLike) -> Path:
         strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith((ARRAYS, MANIFEST))]
         if strangers:
             raise ValueError(
-                f"out must be new, empty or a results directory, got out={str(path)!r} with {sorted(strangers)[0]!r} in it"
+                f"out must be new, empty or a results directory, got out={str(path)!r} with {min(strangers)!r}"
             )
     return path
 

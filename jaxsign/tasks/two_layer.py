@@ -32,11 +32,11 @@ def dense(problem: Problem) -> Task:
       arXiv 2410.04870, model, data and loss.
     """
 
-    def sample(key: Array, hyper: Hyper, shared: Any) -> signal_noise.Dataset:
+    def sample(key: Array, hyper: Hyper, shared: Any = None) -> signal_noise.Dataset:
         del shared
         return signal_noise.sample(key, problem, hyper)
 
-    def sample_test(key: Array, hyper: Hyper, shared: Any) -> signal_noise.TestSet:
+    def sample_test(key: Array, hyper: Hyper, shared: Any = None) -> signal_noise.TestSet:
         del shared
         return signal_noise.sample_test(key, problem, hyper)
 

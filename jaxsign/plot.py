@@ -65,11 +65,14 @@ def _look(family: str) -> dict[str, Any]:
     return {}
 
 
-def _over_runs(values: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Median, 5 % and 95 % quantile over seeds; NaN where every seed is NaN."""
-    with np.errstate(all="ignore"):
-        q = values.quantile([0.5, 0.05, 0.95], dim="seed", skipna=True).transpose("quantile", ...)
-    return tuple(q.values)
+def _over_runs(values: Any) -> np.ndarray:
+    """Median, 5 % and 95 % quantile over seeds, (3, x); NaN where every seed is NaN."""
+    table = np.asarray(values.transpose("seed", ...).values, float)
+    out = np.full((3, *table.shape[1:]), np.nan)
+    there = np.isfinite(table).any(axis=0)
+    if there.any():
+        out[:, there] = np.nanquantile(table[:, there], [0.5, 0.05, 0.95], axis=0)
+    return out
 
 
 def band(ax: Any, x: Any, values: Any, label: str | None = None, **look: Any) -> None:

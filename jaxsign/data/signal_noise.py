@@ -48,7 +48,7 @@ class Dataset:
     @property
     def x(self) -> Array:
         """Inputs in their slots, (n, context, d): y_clean*mu*e_1 in `signal_slot`, noise patches elsewhere in order."""
-        signal = (self.y_clean * self.mu)[:, None] * self.basis[0]
+        signal = (self.y_clean * self.mu)[:, None] * self.basis[:1]
         tokens = jnp.concatenate([signal[:, None], self.patches], axis=1)
         context = tokens.shape[1]
         slots = jnp.arange(context, dtype=jnp.int32)[None, :]

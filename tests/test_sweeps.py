@@ -1,0 +1,149 @@
+"""Every experiment's tiny mode runs in this process, and every figure can be drawn from what it wrote."""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxsign as js
+from jaxsign import cli
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(path):
+    """The module of a script, without running it as one."""
+    spec = importlib.util.spec_from_file_location(f"script_{path.parent.name}_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Results of the tiny modes of all sweeps, laid out as `make reproduce` does."""
+    root = tmp_path_factory.mktemp("results")
+    for name, at in (("dynamics", "dynamics/paper_like"), ("query_noise", "query_noise"), ("snr", "snr/snr")):
+        assert load(ROOT / "sweeps" / f"{name}.py").main(["--tiny", "--out", str(root / at)]) == 0
+    shutil.copytree(root / "dynamics" / "paper_like", root / "dynamics" / "theory")  # the figure shows both presets
+    return root
+
+
+def test_tiny_results_are_finite_labelled_and_rerun_as_no_op(results, capsys):
+    ds = js.open_results(results / "dynamics" / "paper_like")
+    assert ds["train_loss"].dims == ("optimizer", "seed", "step")
+    assert bool((ds["status"] == 0).all())
+    assert np.isfinite(ds["train_loss"]).all()
+    assert ds["family"].values.tolist() == ["sign_gd", "adam", "gd"]
+    before = {f: f.stat().st_mtime_ns for f in results.rglob("*") if f.is_file()}
+    assert load(ROOT / "sweeps" / "snr.py").main(["--tiny", "--out", str(results / "snr" / "snr")]) == 0
+    assert "loaded" in capsys.readouterr().err
+    assert before == {f: f.stat().st_mtime_ns for f in results.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize("name", ["figure1", "optimizers", "snr"])
+def test_figures_draw_and_save_their_numbers(results, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sys, "argv", [name, "--results", str(results), "--out", str(tmp_path)])
+    load(ROOT / "figures" / f"{name}.py").main()
+    assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".pdf", ".csv"}
+    lines = (tmp_path / f"{name}.csv").read_text().splitlines()
+    assert lines[0] == "panel,line,x,y,q05,q95"
+    assert len(lines) > 20
+
+
+def test_figure_numbers_are_the_datasets(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", "--results", str(results), "--out", str(tmp_path)])
+    load(ROOT / "figures" / "optimizers.py").main()
+    rows = [line.split(",") for line in (tmp_path / "optimizers.csv").read_text().splitlines()[1:]]
+    drawn = {float(r[2]): float(r[3]) for r in rows if r[0] == "paper-like: training loss" and r[1] == "GD"}
+    ds = js.open_results(results / "dynamics" / "paper_like")
+    loss = ds["train_loss"].isel(optimizer=2).median("seed")
+    assert drawn[100.0] == pytest.approx(float(loss.sel(step=100)), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dynamics", "query_noise", "snr"])
+def test_help_lists_every_axis_without_running(name, capsys):
+    module = load(ROOT / "sweeps" / f"{name}.py")
+    assert module.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "optimizer: " in text
+    assert "seed: " in text
+    assert ("snr: 0.02" in text) == (name == "snr")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--out DIR is needed"),
+        (["--out", "x", "--seeds", "0"], "--seeds: must be an int >= 1, got '0'"),
+        (["--out", "x", "--steps", "2.5"], "--steps: must be an int >= 1, got '2.5'"),
+        (["--out", "x", "--engine", "sparse"], "unknown engine 'sparse'"),
+        (["--out", "x", "--sedes", "3"], "unrecognized arguments: --sedes"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(argv, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main = load(ROOT / "sweeps" / "dynamics.py").main
+    try:
+        status = main(argv)
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_that_is_something_else_is_refused_untouched(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert load(ROOT / "sweeps" / "query_noise.py").main(["--tiny", "--out", str(tmp_path)]) == 2
+    assert "notes.txt" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_query_noise_wants_64_bit(tmp_path, capsys):
+    assert load(ROOT / "sweeps" / "query_noise.py").main(["--out", str(tmp_path / "x")]) == 2
+    assert "--x64" in capsys.readouterr().err
+
+
+def test_claims_command_prints_writes_and_compares(results, tmp_path, capsys):
+    table = tmp_path / "claims.csv"
+    assert cli.main(["claims", str(results), "--csv", str(table)]) == 0
+    assert "S2" in capsys.readouterr().out
+    assert cli.main(["claims", str(results), "--against", str(table)]) == 0
+    assert "all verdicts are those of" in capsys.readouterr().out
+    edited = table.read_text().replace("UNDECIDED", "HOLDS").replace("FAILS", "HOLDS")
+    table.write_text(edited)
+    assert cli.main(["claims", str(results), "--against", str(table)]) == 0
+    assert "HOLDS -> UNDECIDED" in capsys.readouterr().out
+
+
+def test_claims_strict_exits_1_on_a_fails(results, monkeypatch, capsys):
+    import jaxsign.verdicts as verdicts
+
+    assert cli.main(["claims", str(results), "--strict"]) == 0
+    monkeypatch.setattr(verdicts, "SHARE", 1.01)  # no share can reach it: every claim fails
+    assert cli.main(["claims", str(results), "--strict"]) == 1
+
+
+def test_claims_command_on_bad_and_damaged_directories(results, tmp_path, capsys):
+    assert cli.main(["claims", str(tmp_path)]) == 2
+    assert "DIR must hold finished results" in capsys.readouterr().err
+    assert cli.main(["claims", str(results), "--claim", "S9"]) == 2
+    assert "unknown claim 'S9'" in capsys.readouterr().err
+    shutil.copytree(results / "query_noise", tmp_path / "copy")
+    (tmp_path / "copy" / "manifest.json").write_text("{")
+    assert cli.main(["claims", str(tmp_path / "copy")]) == 3
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_throughput_benchmark_runs_tiny(capsys):
+    # The textbook model is written as the field writes it.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        assert load(ROOT / "sweeps" / "throughput.py").main(["--tiny"]) == 0
+    assert capsys.readouterr().out.count("last losses differ") == 4

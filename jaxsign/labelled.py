@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from jaxsign.problem import field_names
-from jaxsign.training import Run
 
 #: Variables that every run has.
 RUN_VARIABLES: Mapping[str, tuple[str, Any, Mapping[str, str]]] = {
@@ -27,8 +26,8 @@ def own_dims(name: str, rank: int, dims: Mapping[str, tuple[str, ...]]) -> tuple
     return named if len(named) == rank else tuple(f"{name}_dim{i}" for i in range(rank))
 
 
-def run_dataset(run: Run) -> Any:
-    """One Run as an xarray.Dataset with dims (optimizer, seed, step, ...), both of length 1."""
+def run_dataset(run: Any) -> Any:
+    """One js.Run as an xarray.Dataset with dims (optimizer, seed, step, ...), the first two of length 1."""
     import xarray as xr
 
     def lift(name: str, value: Any, step: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:

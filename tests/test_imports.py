@@ -1,0 +1,117 @@
+"""Imports go down only: who may import whom, what loads late, which files never train, how long a file may be."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxsign
+
+PACKAGE = Path(jaxsign.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+#: From the ground up. A room imports from rooms of lower layers, and from itself if it is a folder.
+LAYERS = [
+    {"validation"},
+    {"rng", "problem", "task", "optim"},
+    {"data", "presets", "curvature"},
+    {"models"},
+    {"observables", "theory"},
+    {"tasks"},
+    {"engines"},
+    {"training"},
+    {"labelled"},
+    {"store", "sweep"},
+    {"stages", "claims", "verdicts", "plot", "report"},
+    {"cli"},
+]
+SYSTEMS = {"tasks", "engines", "models", "data", "observables", "theory"}
+#: Whatever the layers allow, at any place in the file.
+NEVER = {
+    **dict.fromkeys(["training", "sweep", "store", "optim", "task"], SYSTEMS | {"problem", "presets"}),
+    **dict.fromkeys(
+        ["stages", "claims", "verdicts", "plot", "report"], {"training", "sweep", "tasks", "engines", "models"}
+    ),
+    **dict.fromkeys(["data", "models", "observables", "theory"], {"task", "optim", "training"}),
+}
+LATE = {"flax", "xarray", "zarr", "orbax", "matplotlib", "tqdm", "scipy", "pandas"}
+
+
+def room(path):
+    """The top-level name of a file inside the package: "training" of training.py, "sweep" of sweep/runner.py."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree):
+    """(dotted names, whether the import runs when the module is loaded) of every import of a file."""
+    inside = {
+        id(node)
+        for scope in ast.walk(tree)
+        if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(scope)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield [alias.name for alias in node.names], id(node) not in inside
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield [f"{node.module}.{alias.name}" for alias in node.names], id(node) not in inside
+
+
+def rooms_imported(path, loading_only=False):
+    for names, loading in imported(ast.parse(path.read_text())):
+        for name in names:
+            if name.startswith("jaxsign.") and (loading or not loading_only):
+                yield name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_and_heavy_packages_load_late(path):
+    own = room(path)
+    level = {name: height for height, layer in enumerate(LAYERS) for name in layer}
+    if own != "__init__":
+        assert own in level, f"give {own} a place in LAYERS"
+        for other in rooms_imported(path, loading_only=True):
+            assert other == own or level[other] < level[own], f"{own} imports {other} from above or beside"
+        for other in rooms_imported(path):
+            assert other not in NEVER.get(own, ()), f"{own} must not know {other}"
+    for names, loading in imported(ast.parse(path.read_text())):
+        tops = {name.split(".")[0] for name in names}
+        assert not tops & {"sweeps", "figures", "tests"}
+        assert not (loading and tops & LATE), f"import {tops & LATE} inside the function that needs it"
+    assert len(path.read_text().splitlines()) <= 500
+    assert path.stem != "utils"
+
+
+def test_importing_jaxsign_loads_nothing_heavy_that_jax_and_optax_do_not():
+    program = "import sys, jax, optax; before = set(sys.modules); import jaxsign; print(*(set(sys.modules) - before))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    assert not {name.split(".")[0] for name in done.stdout.split()} & LATE
+
+
+def test_public_names_are_explicit_and_no_submodules():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    assert all(isinstance(node, ast.Expr | ast.ImportFrom) for node in tree.body)
+    names = [alias for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert all(alias.asname == alias.name for alias in names)  # explicit re-exports
+    modules = {room(path) for path in FILES} | {path.stem for path in FILES}
+    for alias in names:
+        value = getattr(jaxsign, alias.name)
+        if not inspect.ismodule(value):
+            assert alias.name not in modules
+            assert value.__doc__
+
+
+@pytest.mark.parametrize("folder", ["figures", "sweeps"])
+def test_scripts_stay_in_their_room(folder):
+    for path in sorted((PACKAGE.parent / folder).glob("*.py")):
+        tree = ast.parse(path.read_text())
+        called = {getattr(node, "id", getattr(node, "attr", None)) for node in ast.walk(tree)}
+        called |= {name.split(".")[-1] for names, _ in imported(tree) for name in names}
+        if folder == "figures":
+            assert not called & {"train", "run_sweep", "make_train"}, f"{path.name} must not train"
+        assert ast.get_docstring(tree), path.name

@@ -1,0 +1,200 @@
+"""Optimizers: one contract for every named family, signed powers, grids, and the probe of what a transform reads."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxsign as js
+from jaxsign.optim import FAMILIES, as_grid, point_label, reads_gradients_coordinatewise
+
+PARAMS = {"w": np.array([[0.5, -2.0], [1.0, 3.0]]), "b": np.array([0.1, -0.2, 0.3])}
+RNG = np.random.default_rng(0)
+GRADIENTS = [
+    jax.tree.map(lambda p: RNG.normal(size=p.shape), PARAMS) for _ in range(5)
+]  # an odd number: signs do not cancel
+OURS = ("sign_gd", "signum", "power_gd", "smooth_sign_gd")
+
+
+def follow(transform, dtype=np.float32):
+    """Parameters after the gradients above, by the textbook loop."""
+    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
+    state = transform.init(params)
+    for gradient in GRADIENTS:
+        updates, state = transform.update(jax.tree.map(lambda g: jnp.asarray(g, dtype), gradient), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_keeps_the_contract(family):
+    factory, keywords = FAMILIES[family]
+    rest = {name: value for name, value in keywords.items() if name != "learning_rate"}
+    # Optax's own transforms promote dtypes; ours run strictly, under the suite's setting.
+    promotion = jax.numpy_dtype_promotion("strict" if family in OURS else "standard")
+    rates, traces = jnp.array([1e-3, 1e-2, 1e-1]), []
+
+    @jax.jit
+    def mapped(rates, rest):
+        traces.append(family)
+        return jax.vmap(lambda rate: follow(factory(rate, **rest)))(rates)
+
+    with promotion:
+        many, again = mapped(rates, rest), mapped(2 * rates, rest)
+        assert len(traces) == 1  # three learning rates, and three others: one trace
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((many, again)))
+        plain = jax.jit(lambda: follow(factory(1e-2, **rest)))()
+        for name, leaf in plain.items():
+            np.testing.assert_allclose(many[name][1], leaf, rtol=1e-5)
+            assert np.all(leaf != PARAMS[name].astype(np.float32))  # it moved
+        # The same transform in a chain, under a schedule, and in another dtype.
+        chained = jax.jit(lambda: follow(optax.chain(optax.identity(), factory(1e-2, **rest))))()
+        scheduled = jax.jit(lambda: follow(factory(lambda count: jnp.where(count < 9, 1e-2, 0.0), **rest)))()
+        stopped = jax.jit(lambda: follow(factory(lambda count: jnp.where(count < 9, 0.0, 1e-2), **rest)))()
+        for name, leaf in plain.items():
+            np.testing.assert_allclose(chained[name], leaf, rtol=1e-6)
+            np.testing.assert_allclose(scheduled[name], leaf, rtol=1e-6)
+            np.testing.assert_array_equal(stopped[name], PARAMS[name].astype(np.float32))
+        half = jax.eval_shape(lambda: follow(factory(1e-2, **rest), jnp.bfloat16))
+        assert {leaf.dtype for leaf in jax.tree.leaves((plain, many))} == {jnp.dtype(jnp.float32)}
+        assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def direction(transform, g):
+    g = jnp.asarray(g, jnp.float32)
+    return np.asarray(transform.update(g, transform.init(g))[0])
+
+
+def test_sign_of_zero_and_nan():
+    g = [2.0, 0.0, -1e-30, np.nan]
+    for transform in (js.sign_gd(0.5), js.signum(0.5, beta=0.0), js.power_gd(0.5, p=0.0)):
+        np.testing.assert_array_equal(direction(transform, g), [-0.5, 0.0, 0.5, np.nan])
+
+
+def test_powers_lie_between_sign_and_gradient():
+    g = np.array([3.0, -1e-3, 0.0, 4e-7, -25.0], np.float32)
+    np.testing.assert_array_equal(direction(js.power_gd(0.1, p=0.0), g), direction(js.sign_gd(0.1), g))
+    np.testing.assert_array_equal(direction(js.power_gd(0.1, p=1.0), g), direction(optax.sgd(0.1), g))
+    np.testing.assert_allclose(direction(js.scale_by_power(0.5), g), np.sign(g) * np.sqrt(np.abs(g)), rtol=1e-6)
+    powers = jax.vmap(lambda p: js.scale_by_power(p).update(jnp.asarray(g), optax.EmptyState())[0])(
+        jnp.array([0.0, 2.0])
+    )
+    np.testing.assert_allclose(powers, [np.sign(g), np.sign(g) * g**2], rtol=1e-6)
+    for bad in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"p must be a finite number in \[0, inf\), got p="):
+            js.scale_by_power(bad)
+
+
+def test_smooth_sign_is_the_sign_below_its_temperature():
+    g = np.array([3.0, -1e-3, 0.0, 4e-5], np.float32)
+    sharp = direction(js.smooth_sign_gd(0.1, temperature=1e-7), g)
+    np.testing.assert_array_equal(sharp, direction(js.sign_gd(0.1), g))
+    np.testing.assert_allclose(direction(js.scale_by_smooth_sign(0.5), g), np.tanh(g / 0.5), rtol=1e-6)
+    np.testing.assert_allclose(direction(js.scale_by_smooth_sign(1e4), g), g / 1e4, rtol=1e-6)
+    for bad in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"temperature must be a finite number in \(0, inf\), got temperature="):
+            js.scale_by_smooth_sign(bad)
+
+
+def test_grids_are_products_in_order():
+    grid = js.grid(optax.adam, learning_rate=[1e-4, 3e-4], b2=0.9, nesterov=[False, True])
+    assert [tuple(point.values()) for point in grid.points] == [
+        (1e-4, 0.9, False), (1e-4, 0.9, True), (3e-4, 0.9, False), (3e-4, 0.9, True),
+    ]  # fmt: skip
+    assert grid.keywords == ("learning_rate", "b2", "nesterov")
+    assert grid.floats == ("learning_rate", "b2")
+    assert grid.static(1) == {"nesterov": True}
+
+
+def test_floats_are_traced_and_the_rest_is_static():
+    def factory(rate, kind="a", order=1, mask=None, scale=1.0, mixed=1.0):
+        return optax.sgd(rate)
+
+    numbers = {"rate": np.array([0.1, 0.2], np.float32), "scale": jnp.array([2.0]), "mixed": [1, 0.5]}
+    grid = js.grid(factory, kind=["a", "b"], order=[1, 2], mask=None, **numbers)
+    assert grid.floats == ("rate", "scale", "mixed")
+    assert grid.static(0) == {"kind": "a", "order": 1, "mask": None}
+    assert {type(point["mixed"]) for point in grid.points} == {float}
+    assert len(grid.points) == 16
+
+
+def test_bare_transforms_and_factories_are_grids_of_one():
+    transform = optax.sgd(0.1)
+    assert as_grid(transform).factory() is transform
+    assert as_grid(transform).points == ({},)
+    assert as_grid(lambda: transform).points == ({},)
+    given = js.grid(js.sign_gd, learning_rate=0.1)
+    assert as_grid(given) is given
+    for wrong in (optax.adam, 3.0, None):
+        with pytest.raises(ValueError, match=r"learning_rate|must be a function"):
+            as_grid(wrong)
+
+
+@pytest.mark.parametrize(
+    ("lists", "words"),
+    [
+        ({"learning_rat": [0.1]}, ["keyword of adam", "'learning_rat'", "did you mean 'learning_rate'", "'b2'"]),
+        ({"learning_rate": []}, ["adam(learning_rate)", "at least one value", "[]"]),
+        ({"learning_rate": [0.1, 0.2, 0.1]}, ["adam(learning_rate)", "duplicate", "0.1"]),
+        ({"learning_rate": [1, 1.0]}, ["adam(learning_rate)", "duplicate"]),
+        ({"learning_rate": [0.1, float("nan")]}, ["adam(learning_rate)", "nan", "finite number"]),
+        ({"learning_rate": float("inf")}, ["adam(learning_rate)", "inf", "finite number"]),
+        ({"b2": [0.9]}, ["adam needs a value for 'learning_rate'", "learning_rate=[...]"]),
+    ],
+    ids=str,
+)
+def test_bad_grids_name_keyword_and_value(lists, words):
+    with pytest.raises(ValueError) as caught:
+        js.grid(optax.adam, **lists)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_labels_show_what_varies():
+    point = {"learning_rate": 1e-4, "b2": 1 / 3, "nesterov": True}
+    assert point_label("adam", point, ["learning_rate", "b2", "nesterov"]) == (
+        "adam(learning_rate=0.0001, b2=0.3333333333333333, nesterov=True)"
+    )
+    assert point_label("adam", point, []) == "adam"
+
+
+def chain(*transforms):
+    return lambda: optax.chain(*transforms)
+
+
+RATE = {"learning_rate": 0.1}
+PROBED = {
+    **{family: (*entry, family != "adamw") for family, entry in FAMILIES.items()},
+    "nesterov": (optax.sgd, RATE | {"momentum": 0.9, "nesterov": True}, True),
+    "schedule": (lambda: js.sign_gd(optax.exponential_decay(0.1, 2, 0.5)), {}, True),
+    "elementwise clip": (chain(optax.clip(1e-3), optax.sgd(0.1)), {}, True),
+    "lion with its own decay": (optax.lion, RATE, False),
+    "decay in a chain": (chain(optax.add_decayed_weights(1e-2), optax.sgd(0.1)), {}, False),
+    "global clip": (chain(optax.clip_by_global_norm(1e-3), optax.sgd(0.1)), {}, False),
+    "block clip": (chain(optax.clip_by_block_rms(1e-3), optax.sgd(0.1)), {}, False),
+    "normalised": (chain(optax.normalize_by_update_norm(), optax.sgd(0.1)), {}, False),
+    "lars": (optax.lars, RATE, False),
+    "lamb": (optax.lamb, RATE, False),
+    "adafactor": (optax.adafactor, RATE, False),
+    "muon": (optax.contrib.muon, RATE, False),
+    "noise": (chain(optax.add_noise(0.1, 0.5, 0), optax.sgd(0.1)), {}, False),
+    "centralised": (chain(optax.centralize(), optax.sgd(0.1)), {}, False),
+}
+
+
+@pytest.mark.parametrize("name", PROBED)
+def test_probe_finds_what_a_transform_reads(name):
+    factory, keywords, expected = PROBED[name]
+    like = {"w": jax.ShapeDtypeStruct((3, 4), jnp.float32), "b": jax.ShapeDtypeStruct((5,), jnp.float32)}
+    assert reads_gradients_coordinatewise(factory, [keywords], like) is expected
+
+
+def test_probe_answers_for_all_points():
+    like = {"w": jnp.zeros((2, 3))}
+    probe = functools.partial(reads_gradients_coordinatewise, optax.lion, like=like)
+    plain, decayed = RATE | {"weight_decay": 0.0}, RATE | {"weight_decay": 0.1}
+    assert probe([plain])
+    assert not probe([plain, decayed])

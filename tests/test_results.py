@@ -1,0 +1,315 @@
+"""Results directories: complete or absent, checked when opened, refused where they belong to something else."""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import xarray as xr
+
+import jaxsign as js
+from jaxsign.store import results
+from jaxsign.store.results import UnusableData
+from jaxsign.sweep import definition as definitions
+from jaxsign.sweep import plan, runner
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    n: int = 4
+
+
+@functools.cache
+def system(problem):
+    """Least squares on a line through points that are cheap functions of the key."""
+
+    def residual(params, data, hyper):
+        return params["w"] * data - hyper["slope"] * data
+
+    def observe(params, data, test, hyper):
+        gap = residual(params, data, hyper)
+        return {"train_loss": jnp.mean(gap**2), "residual": gap}
+
+    return js.Task(
+        sample=lambda key, hyper, shared: (
+            1 + jnp.arange(1.0 * problem.n) + jax.random.key_data(key)[0].astype(float) / 2.0**32
+        ),
+        init=lambda key, data, hyper: {"w": jnp.zeros(())},
+        loss=lambda params, data, hyper: jnp.mean(residual(params, data, hyper) ** 2),
+        observe=observe,
+        dims={"residual": ("sample",)},
+        attrs={"train_loss": {"long_name": "mean square", "units": "1"}},
+        name="line",
+    )
+
+
+def sweep(**changes):
+    base = {
+        "system": system, "problem": Line(), "hyper": {"slope": 1.0, "tilt": 0.5}, "steps": 6, "record": 2,
+        "optimizers": {"gd": js.grid(optax.sgd, learning_rate=[0.01, 0.02, 1e30]), "mine": optax.sgd(0.03)},
+        "axes": {"slope": [1.0, 2.0, 3.0], "n": [2, 4], "seed": 5}, "observables": ["train_loss", "residual"],
+    }  # fmt: skip
+    return js.Sweep(**(base | changes))
+
+
+def files(path):
+    return {str(f.relative_to(path)): (f.read_bytes(), f.stat().st_mtime_ns) for f in path.rglob("*") if f.is_file()}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """(directory, the Dataset that run_sweep returned): blocks of 10 runs of a grid of 120."""
+    path = tmp_path_factory.mktemp("stored") / "new" / "results"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "BLOCK_RUNS", 10)
+        return path, js.run_sweep(sweep(), out=path)
+
+
+@pytest.fixture
+def copy(stored, tmp_path):
+    shutil.copytree(stored[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_stored_results_are_the_results_in_memory(stored, monkeypatch):
+    path, ds = stored
+    monkeypatch.setattr(plan, "BLOCK_RUNS", 10)
+    memory = js.run_sweep(sweep())
+    assert ds.drop_attrs(deep=False).identical(memory.drop_attrs(deep=False))
+    assert js.open_results(str(path)).identical(ds)
+    assert ds["train_loss"].attrs == {"long_name": "mean square", "units": "1"}
+    assert {name: v.dtype for name, v in ds.variables.items()} == {n: v.dtype for n, v in memory.variables.items()}
+    assert float(ds["tilt"]) == 0.5
+
+
+def test_results_are_read_lazily(stored):
+    ds = js.open_results(stored[0])
+    loaded = [name for name, variable in ds.data_vars.items() if variable.variable._in_memory]
+    assert loaded == []
+    assert ds["train_loss"].isel(seed=0).load().dtype == stored[1]["train_loss"].dtype
+
+
+def test_results_open_without_jaxsign(stored):
+    path, ds = stored
+    with results._zarr_warnings():  # zarr warns about its own string type
+        plain = xr.open_zarr(path / "results.zarr", consolidated=False)
+    for name in ds.data_vars:
+        assert plain[name].dims == ds[name].dims
+        np.testing.assert_array_equal(plain[name], ds[name])
+    for name in ("slope", "n", "optimizer", "family", "learning_rate", "seed", "step", "sample"):
+        assert plain[name].values.tolist() == pytest.approx(ds[name].values.tolist(), nan_ok=True)
+
+
+def test_one_chunk_is_one_block_of_the_runner(stored):
+    path, ds = stored
+    block = json.loads(ds.attrs["manifest"])["plan"]["block"]
+    assert block == [2, 1, 1, 5]
+    for name in ds.data_vars:
+        meta = json.loads((path / "results.zarr" / name / "zarr.json").read_text())
+        chunk = meta["chunk_grid"]["configuration"]["chunk_shape"]
+        assert chunk == [*block, *ds[name].shape[4:]]
+        codec = meta["codecs"][-1]
+        assert (codec["name"], codec["configuration"]["checksum"]) == ("zstd", True)
+        assert meta["dimension_names"] == list(ds[name].dims)
+    made = sweep()
+    count = sum(len(plan.boxes(made, group, block)) for group in plan.groups(made))
+    assert (
+        len([f for f in (path / "results.zarr" / "train_loss").rglob("*") if f.name.isdigit() and f.is_file()]) == count
+    )
+
+
+def test_the_manifest_says_what_ran_where(stored):
+    path, ds = stored
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest == json.loads(ds.attrs["manifest"])
+    assert manifest["definition"] == definitions.definition(sweep())
+    assert manifest["hash"] == definitions.content_hash(manifest["definition"])
+    assert {"python", "jax", "jaxlib", "optax", "orbax-checkpoint", "jaxsign", "commit"} == manifest["versions"].keys()
+    assert manifest["versions"]["jax"] == jax.__version__
+    assert manifest["versions"]["optax"] == optax.__version__
+    assert manifest["device"] == {"platform": "cpu", "kind": jax.local_devices()[0].device_kind}
+    assert manifest["dtype"] == str(jnp.zeros(()).dtype)
+    assert manifest["matmul_precision"] == "highest"
+    assert manifest["wall_seconds"] > 0
+    status = ds["status"].values
+    assert (status == 1).sum() == 30  # the learning rate of 1e30, in every run
+    assert manifest["runs"] == {"total": 120, "finished": 90, "diverged": 30}
+    assert manifest["plan"]["devices"] == jax.local_device_count()
+    assert [(g["family"], g["task"], g["optimizers"]) for g in manifest["plan"]["groups"]] == [
+        ("gd", "line", 3), ("mine", "line", 1), ("gd", "line", 3), ("mine", "line", 1),
+    ]  # fmt: skip
+    assert list(manifest["padded"]) == ["residual"]
+    found = {str(f.relative_to(path / "results.zarr")) for f in (path / "results.zarr").rglob("zarr.json")}
+    assert manifest["crc32"].keys() == found
+    assert not list(path.glob("*.partial"))
+
+
+def damage(file, place=-1):
+    raw = bytearray(file.read_bytes())
+    raw[place] ^= 0x10
+    file.write_bytes(bytes(raw))
+
+
+@pytest.mark.parametrize("place", [0, 5, "middle", -5, -1])
+def test_a_flipped_byte_in_a_chunk_is_never_read_as_a_number(copy, place):
+    chunk = copy / "results.zarr" / "train_loss" / "c" / "0" / "0" / "0" / "0" / "0"
+    damage(chunk, chunk.stat().st_size // 2 if place == "middle" else place)
+    ds = js.open_results(copy)  # other chunks stay readable
+    assert ds["train_loss"].isel(slope=2, n=1).notnull().any()
+    with pytest.raises(Exception, match=r"(?i)checksum|decompress|frame|zstd|corrupt|header"):
+        ds["train_loss"].load()
+
+
+def test_a_truncated_chunk_is_never_read_as_a_number(copy):
+    chunk = copy / "results.zarr" / "residual" / "c" / "0" / "1" / "0" / "0" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-7])
+    with pytest.raises(Exception, match=r"(?i)checksum|decompress|frame|zstd|corrupt|incomplete"):
+        js.open_results(copy)["residual"].load()
+
+
+@pytest.mark.parametrize("file", ["zarr.json", "train_loss/zarr.json", "status/zarr.json", "seed/zarr.json"])
+def test_changed_metadata_is_unusable(copy, file):
+    target = copy / "results.zarr" / file
+    target.write_text(target.read_text().replace('"node_type"', '"node_type" '))  # the same JSON, other bytes
+    with pytest.raises(UnusableData, match=r"zarr\.json is damaged or missing") as caught:
+        js.open_results(copy)
+    assert str(target) in str(caught.value)
+    target.unlink()
+    with pytest.raises(UnusableData, match=r"zarr\.json is damaged or missing"):
+        js.open_results(copy)
+
+
+def test_a_broken_manifest_is_unusable_and_stays_as_it_is(copy):
+    file = copy / "manifest.json"
+    file.write_text(file.read_text()[:-50])
+    before = files(copy)
+    with pytest.raises(UnusableData, match=r"manifest\.json is not a readable manifest"):
+        js.open_results(copy)
+    with pytest.raises(UnusableData, match=r"manifest\.json is not a readable manifest"):
+        js.run_sweep(sweep(), out=copy)
+    assert files(copy) == before
+
+
+def test_a_finished_sweep_is_loaded_and_says_so(copy, stored, capsys, monkeypatch):
+    before = files(copy)
+    monkeypatch.setattr(runner, "_run", None)  # nothing may run
+    again = js.run_sweep(sweep(), out=str(copy))
+    assert "finished before, loaded" in capsys.readouterr().err
+    assert again.identical(stored[1])
+    assert files(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"steps": 8}, "steps: 6 -> 8"),
+        ({"hyper": {"slope": 1.0, "tilt": 0.25}}, "hyper.tilt: 0.5 -> 0.25"),
+        ({"observables": ["train_loss"]}, 'observables: ["train_loss", "residual"] -> ["train_loss"]'),
+        ({"optimizers": {"gd": js.grid(optax.sgd, learning_rate=0.1)}}, "optimizers.mine"),
+    ],
+)
+def test_another_definition_is_refused_with_the_difference(copy, changes, line):
+    before = files(copy)
+    with pytest.raises(ValueError, match="belongs to another definition") as caught:
+        js.run_sweep(sweep(**changes), out=copy)
+    assert line in str(caught.value)
+    assert str(copy) in str(caught.value)
+    assert files(copy) == before
+
+
+def test_out_that_cannot_hold_results_is_refused_and_untouched(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "_run", None)  # it is refused before anything runs
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (file, file / "below"):
+        with pytest.raises(ValueError, match=r"out must be .*directory") as caught:
+            js.run_sweep(sweep(), out=out)
+        assert str(file) in str(caught.value)
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    (foreign / "chapter.tex").write_text("mine")
+    with pytest.raises(ValueError, match=r"out must be new, empty or a results directory.*chapter\.tex"):
+        js.run_sweep(sweep(), out=foreign)
+    assert {name: raw for name, (raw, _) in files(tmp_path).items()} == {"file": b"mine", "thesis/chapter.tex": b"mine"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_out_is_refused(tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    for out in (locked, locked / "below" / "deep"):
+        with pytest.raises(ValueError, match="out must be a writable directory"):
+            js.run_sweep(sweep(), out=out)
+    assert list(locked.iterdir()) == []
+
+
+def test_a_directory_the_system_calls_unwritable_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="out must be a writable directory") as caught:
+        js.run_sweep(sweep(), out=tmp_path / "a" / "b")
+    assert str(tmp_path) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def small(**changes):
+    axes = {"slope": [1.0, 2.0, 3.0], "seed": 2}
+    return sweep(axes=axes, optimizers={"gd": js.grid(optax.sgd, learning_rate=[0.01])}, **changes)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no more memory"), KeyboardInterrupt()])
+def test_a_run_that_is_cut_off_leaves_nothing_and_can_be_repeated(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(plan, "BLOCK_RUNS", 2)
+    calls, write = [], results.Arrays.write
+
+    def failing(self, name, index, values):
+        calls.append(name)
+        if len(calls) > 5:  # the first block has four variables
+            raise error
+        write(self, name, index, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results.Arrays, "write", failing)
+        with pytest.raises(type(error)):
+            js.run_sweep(small(), out=tmp_path / "out")
+    assert len(calls) == 6
+    assert files(tmp_path) == {}
+    with pytest.raises(ValueError, match="finished results directory"):
+        js.open_results(tmp_path / "out")
+    assert js.run_sweep(small(), out=tmp_path / "out")["train_loss"].notnull().all()
+
+
+def test_leftovers_of_a_killed_run_are_replaced(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    (out / "results.zarr.partial" / "train_loss").mkdir(parents=True)
+    (out / "results.zarr.partial" / "train_loss" / "zarr.json").write_text("{")
+    (out / "results.zarr").mkdir()  # complete, but killed before its manifest was written
+    (out / "results.zarr" / "zarr.json").write_text("{")
+    monkeypatch.setattr(plan, "BLOCK_RUNS", 2)
+    assert js.run_sweep(small(), out=out)["train_loss"].notnull().all()
+    assert sorted(f.name for f in out.iterdir()) == ["manifest.json", "results.zarr"]
+
+
+def test_a_lambda_is_refused_on_disk_and_welcome_in_memory(tmp_path):
+    made = small(summary=lambda trace: {"last": trace["train_loss"][-1]})
+    with pytest.raises(ValueError, match=r"summary is a lambda.*def"):
+        js.run_sweep(made, out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    ds = js.run_sweep(made)
+    np.testing.assert_array_equal(ds["last"], ds["train_loss"].isel(step=-1))
+    assert "summary is a lambda" in json.loads(ds.attrs["manifest"])["definition"]["not_storable"]
+
+
+def test_open_results_wants_a_finished_directory(tmp_path, copy):
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match="out must be a finished results directory") as caught:
+            js.open_results(path)
+        assert str(path) in str(caught.value)
+    shutil.rmtree(copy / "results.zarr")
+    with pytest.raises(ValueError, match="out must be a finished results directory"):
+        js.open_results(copy)

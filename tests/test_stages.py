@@ -1,0 +1,272 @@
+"""Stage boundaries and equal-loss comparisons on synthetic traces, against loops and interpolation by hand."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import jaxsign as js
+from jaxsign.stages import BOUNDARIES, flipped, manifest
+
+STEPS = np.array([0, 1, 2, 5, 10, 20, 50, 70, 90, 100, 150, 300, 500, 800])
+RUNS = ("optimizer", "seed")
+
+
+def traces(seeds=1, rows=3, samples=4, status=0, **changes):
+    """Two "optimizers" whose stages end at t = 2, 20, 70, 90 and 500 by construction."""
+    t, lead = STEPS, (2, seeds, STEPS.size)
+    ones = np.ones((*lead, rows, samples))
+    opposed = np.arange(samples) == 0  # the first sample opposes the query signal from t = 70 to t = 300
+    query = ones * np.where(opposed & (t[:, None] < 500), -1.0, 1.0)[:, None, :]
+    variables = {
+        "value_noise": (("sample",), np.ones((*lead, samples)) * np.where(t >= 2, 0.3, -0.1)[:, None]),
+        "sign_agreement": ((), np.ones(lead) * np.where(t >= 20, 0.99, 0.98)),
+        "query_signal": (("row",), np.ones((*lead, rows)) * np.where(t >= 70, 1.0, -1.0)[:, None]),
+        "s21": (("head", "sample"), np.ones((*lead, 1, samples)) * np.where(t >= 90, 0.009, 0.011)[:, None, None]),
+        "query_noise": (("row", "sample"), query),
+        "key_noise": (("row", "sample"), ones),
+    }
+    variables = {name: ((*RUNS, "step", *own), values) for name, (own, values) in variables.items()}
+    ds = xr.Dataset(
+        variables | {"status": (RUNS, np.full((2, seeds), status, np.int8))},
+        {"optimizer": ["a", "b"], "seed": np.arange(seeds), "step": t},
+    )
+    return ds.assign(changes)
+
+
+def test_boundaries_are_where_the_traces_say():
+    stages = js.find_stages(traces())
+    assert {name: stages[name].values.tolist() for name in BOUNDARIES} == {
+        "t_I": [[2.0], [2.0]], "t_II": [[20.0], [20.0]], "t_III": [[70.0], [70.0]], "t_IV": [[90.0], [90.0]],
+        "t_V": [[500.0], [500.0]],
+    }  # fmt: skip
+    assert stages["in_order"].values.tolist() == [[True], [True]]
+    assert stages["t_IV"].dims == RUNS
+    assert stages["t_IV"].attrs["units"] == "step"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "boundary"),
+    [
+        ("value_noise", lambda v: v.where(v.sample != 2, -1.0), "t_I"),  # one sample never turns positive
+        ("value_noise", lambda v: 0 * v, "t_I"),  # 0 is not positive
+        ("sign_agreement", lambda v: 0 * v + 0.9899, "t_II"),
+        ("s21", lambda v: 0 * v + 0.01, "t_IV"),  # below, not at, .01
+        ("query_noise", lambda v: v.where(v.sample > 0, -1.0), "t_V"),  # opposed noise never turns
+        ("query_noise", lambda v: abs(v), "t_V"),  # no noise is opposed
+    ],
+)
+def test_a_boundary_never_reached_is_nan_and_not_in_order(name, change, boundary):
+    ds = traces()
+    both = xr.concat([ds[name].isel(optimizer=[0]), change(ds[name]).isel(optimizer=[1])], "optimizer")
+    stages = js.find_stages(ds.assign({name: both.transpose(*ds[name].dims)}))
+    assert np.isnan(stages[boundary].sel(optimizer="b")).all()
+    assert stages["in_order"].values.tolist() == [[True], [False]]
+    for other in BOUNDARIES:
+        assert stages[other].notnull().sel(optimizer="a").all()
+        assert stages[other].isnull().sel(optimizer="b").all() == (other == boundary)
+
+
+def test_order_is_part_of_the_definition():
+    ds = traces()
+    early = ds["s21"].where(ds.step < 5, 0.001)  # t_IV = 5 before t_II = 20
+    late = ds["sign_agreement"].where(ds.step >= 150, 0.5)  # t_II = 150 after t_III = 70
+    assert not js.find_stages(ds.assign(s21=early))["in_order"].any()
+    assert not js.find_stages(ds.assign(sign_agreement=late))["in_order"].any()
+
+
+def test_the_last_change_of_any_query_signal_ends_stage_three():
+    ds = traces()
+    flips = ds["query_signal"].copy()
+    flips.loc[{"row": 1, "step": [150]}] = -1.0  # back and forth: the last change is at 300
+    stages = js.find_stages(ds.assign(query_signal=flips))
+    assert (stages["t_III"] == 300).all()
+    assert (stages["t_V"] == 500).all()
+
+
+def test_a_diverged_run_has_no_late_stages():
+    ds = traces(seeds=2)
+    gone = (ds.seed == 1) & (ds.step >= 50)
+    status = ds["status"].where(ds.seed == 0, 1)
+    stages = js.find_stages(ds.where(~gone).assign(status=status))
+    assert stages["t_I"].values.tolist() == [[2.0, 2.0]] * 2
+    for name in ("t_III", "t_IV", "t_V"):
+        assert stages[name].isnull().values.tolist() == [[False, True]] * 2
+    assert stages["in_order"].values.tolist() == [[True, False]] * 2
+
+
+def stages_by_loops(ds, i, j):
+    """The definitions once more, run by run in plain Python."""
+    at = {name: ds[name].values[i, j] for name in ds.data_vars if "step" in ds[name].dims}
+    t = ds.step.values.tolist()
+
+    def first(condition):
+        return next((float(step) for step, holds in zip(t, condition) if holds), np.nan)
+
+    q_mu = np.sign(at["query_signal"])
+    t_3 = float(max([t[k] for k in range(1, len(t)) if (q_mu[k] != q_mu[k - 1]).any()], default=0))
+    k = t.index(100)
+    pairs = [
+        (r, s) for r in range(q_mu.shape[1]) for s in range(4) if np.sign(at["query_noise"][k, r, s]) != q_mu[k, r]
+    ]
+    share = [
+        np.mean([np.sign(at["query_noise"][m, r, s]) == q_mu[m, r] for r, s in pairs]) if pairs else 0
+        for m in range(len(t))
+    ]
+    return [
+        first([(v > 0).all() for v in at["value_noise"]]), first(at["sign_agreement"] >= 0.99), t_3,
+        first(at["s21"].mean((1, 2)) < 0.01), first([u >= 0.9 and s > t_3 and s >= 100 for u, s in zip(share, t)]),
+    ]  # fmt: skip
+
+
+def test_random_traces_agree_with_loops():
+    rng = np.random.default_rng(0)
+    ds = traces(seeds=40)
+    sizes = {name: variable.shape for name, variable in ds.data_vars.items()}
+    late = STEPS[:, None, None] / 800
+    ds["value_noise"].values = rng.random(sizes["value_noise"]) + 2 * late[..., 0] - 0.9
+    ds["sign_agreement"].values = 0.9 + 0.2 * rng.random(sizes["sign_agreement"]) * late[:, 0, 0]
+    ds["query_signal"].values = np.cumsum(rng.standard_normal(sizes["query_signal"]), 2) + 9 * late[..., 0]
+    ds["s21"].values = 0.03 * rng.random(sizes["s21"]) * (1 - late)
+    noise = rng.standard_normal(sizes["query_noise"]) + 12 * late * np.sign(
+        ds["query_signal"].values[:, :, -1:, :, None]
+    )
+    ds["query_noise"].values = noise
+    found = js.find_stages(ds)
+    table = np.stack([found[name].values for name in BOUNDARIES], -1)
+    wanted = np.array([[stages_by_loops(ds, i, j) for j in range(40)] for i in range(2)])
+    np.testing.assert_array_equal(table, wanted)
+    assert all(len(np.unique(wanted[..., k])) > 2 for k in range(5))  # the traces exercise every boundary
+    order = [a < b < c and b < d < e for a, b, c, d, e in wanted.reshape(-1, 5)]
+    assert found["in_order"].values.ravel().tolist() == order
+
+
+def test_flipped_is_the_share_of_opposed_noise_that_agrees_now():
+    ds = traces(rows=2, samples=4)
+    noise = ds["key_noise"].copy()
+    noise.values[0, 0] = np.where(STEPS < 300, -1.0, 1.0)[:, None, None] * np.array([[1, 1, 1, 1], [-1, -1, -1, 1]])
+    share = flipped(ds.assign(key_noise=noise), "key_noise")
+    # At t = 100 the signal is +1: row 0 has 4 opposed samples, row 1 has 1 (its last). From 300 on all five agree.
+    assert share.dims == (*RUNS, "step")
+    assert share.sel(optimizer="a", seed=0, step=[100, 150, 300, 800]).values.tolist() == [0, 0, 1, 1]
+    assert share.sel(optimizer="b").isnull().all()  # nothing was opposed
+    noise.values[0, 0, -1, 0, 0] = -1.0
+    assert flipped(ds.assign(key_noise=noise), "key_noise", 800).sel(optimizer="a").values.tolist() == [0.8]
+    status = ds["status"].where(ds.optimizer == "b", 1)
+    assert flipped(ds.assign(key_noise=noise, status=status), "key_noise", 800).isnull().all()
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(ValueError, match=r"without \['s21'\]"):
+        js.find_stages(traces().drop_vars("s21"))
+    with pytest.raises(ValueError, match="step 100 must be recorded"):
+        js.find_stages(traces().sel(step=[0, 50, 150]))
+    with pytest.raises(ValueError, match=r"without \['train_loss'\]"):
+        js.at_train_loss(traces(), 0.1)
+    with pytest.raises(ValueError, match="got no manifest"):
+        manifest(traces())
+
+
+def losses(*rows, steps=None, **variables):
+    """Runs of one optimizer: each row is the training loss of one seed."""
+    loss = np.array(rows, float)
+    steps = np.arange(loss.shape[1]) * 10 if steps is None else steps
+    ds = xr.Dataset({"train_loss": (("seed", "step"), loss)}, {"seed": np.arange(len(loss)), "step": steps})
+    return ds.assign(variables)
+
+
+def test_quantities_are_read_off_at_the_crossing_in_log_loss():
+    ds = losses([1.0, 0.1, 0.01, 1e-4], [1.0, 0.5, 0.2, 0.02])
+    ds["test_error"] = ("seed", "step"), [[0.5, 0.4, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4]]
+    ds["features"] = ("seed", "step", "row"), np.arange(16.0).reshape(2, 4, 2)
+    ds["size"] = "seed", [7.0, 8.0]
+    at = js.at_train_loss(ds, 0.05)
+    # ln(.1/.05)/ln(10) = .30103 of the way from step 10 to 20, and ln(.2/.05)/ln(10) = .60206 of the way from 20 to 30
+    np.testing.assert_allclose(at["step"], [10 + 3.0103, 20 + 6.0206], atol=1e-4)
+    np.testing.assert_allclose(at["test_error"], [0.4 - 0.2 * 0.30103, 0.3 + 0.1 * 0.60206], atol=1e-6)
+    np.testing.assert_allclose(at["features"], [[2.60206, 3.60206], [13.20412, 14.20412]], atol=1e-5)
+    assert at["size"].values.tolist() == [7.0, 8.0]
+    assert "step" not in at.dims
+    assert at.attrs["not_reached"] == 0
+    assert at.attrs["train_loss_level"] == 0.05
+    assert at["features"].dims == ("seed", "row")
+
+
+def test_a_run_that_never_gets_there_is_nan_and_counted():
+    ds = losses([1.0, 0.1, 0.01], [1.0, 0.9, 0.8], [1.0, np.nan, np.nan])
+    ds["test_loss"] = ("seed", "step"), np.ones((3, 3))
+    at = js.at_train_loss(ds, 0.05)
+    assert at.attrs["not_reached"] == 2
+    for name in ("step", "test_loss", "train_loss"):
+        assert at[name].isnull().values.tolist() == [False, True, True]
+
+
+def test_a_level_met_exactly_or_from_the_start_is_that_record():
+    ds = losses([1.0, 0.5, 0.25], [0.4, 0.3, 0.2], [0.5, 0.3, 0.2])
+    ds["test_loss"] = ("seed", "step"), [[9.0, 8.0, 7.0], [6.0, 5.0, 4.0], [3.0, 2.0, 1.0]]
+    at = js.at_train_loss(ds, 0.5)
+    np.testing.assert_allclose(at["step"], [10.0, 0.0, 0.0], atol=1e-12)  # seeds 1 and 2 start below or at the level
+    np.testing.assert_allclose(at["test_loss"], [8.0, 6.0, 3.0], atol=1e-12)
+    assert at.attrs["not_reached"] == 0
+
+
+def test_the_first_crossing_counts_where_the_loss_is_not_monotone():
+    ds = losses([1.0, 0.1, 0.9, 0.01], [1.0, 2.0, 0.5, 0.05])
+    at = js.at_train_loss(ds, 0.2)
+    np.testing.assert_allclose(at["step"], [10 * np.log(5) / np.log(10), 20 + 10 * np.log(2.5) / np.log(10)], atol=1e-9)
+
+
+def test_a_loss_of_zero_is_below_every_level():
+    assert 10 <= float(js.at_train_loss(losses([1.0, 0.5, 0.0]), 1e-9)["step"][0]) <= 20
+
+
+def test_test_quantities_are_interpolated_between_the_test_steps_around_the_crossing():
+    steps = np.arange(0, 70, 10)
+    loss = np.exp(-steps / 10.0)
+    nan = np.nan
+    error = [0.8, nan, nan, 0.5, nan, nan, 0.2]  # test steps 0, 30, 60
+    ds = losses(loss, loss, steps=steps)
+    ds["test_error"] = ("seed", "step"), [error, error]
+    for where in (5.0, 12.0, 29.0, 30.0, 31.0, 45.0, 60.0):
+        at = js.at_train_loss(ds, float(np.exp(-where / 10)) * (1 + 1e-12))
+        np.testing.assert_allclose(at["step"], where, rtol=1e-6)
+        np.testing.assert_allclose(at["test_error"], 0.8 - 0.3 * where / 30, rtol=1e-6)  # log loss is linear in t
+
+
+def test_interpolation_agrees_with_numpy_on_random_runs():
+    rng = np.random.default_rng(1)
+    steps = np.sort(rng.choice(np.arange(1, 400), 30, replace=False))
+    tested = np.sort(rng.choice(np.arange(1, 30), 9, replace=False))
+    tested[0], tested[-1] = 0, 29
+    loss = np.exp(-np.cumsum(rng.random((3, 5, 30)), -1))  # decreasing, so log loss can be the abscissa
+    value, test = rng.standard_normal((2, 3, 5, 30))
+    sparse = np.full(test.shape, np.nan)
+    sparse[..., tested] = test[..., tested]
+    ds = xr.Dataset(
+        {
+            name: (("optimizer", "seed", "step"), v)
+            for name, v in (("train_loss", loss), ("value", value), ("test", sparse))
+        },
+        {"optimizer": list("abc"), "seed": np.arange(5), "step": steps},
+    )
+    for level in (0.3, 0.05, 1e-4):
+        at = js.at_train_loss(ds, level)
+        for i in range(3):
+            for j in range(5):
+                x = -np.log(loss[i, j])
+                expect = [
+                    np.interp(-np.log(level), x[k], y[k])
+                    for k, y in ((slice(None), value[i, j]), (tested, test[i, j]), (slice(None), steps))
+                ]
+                if x[-1] < -np.log(level):
+                    expect = [np.nan] * 3
+                elif x[0] >= -np.log(level):
+                    expect = [value[i, j, 0], test[i, j, 0], steps[0]]
+                found = [float(at[name][i, j]) for name in ("value", "test", "step")]
+                np.testing.assert_allclose(found, expect, rtol=1e-9)
+        assert at.attrs["not_reached"] == (-np.log(loss[..., -1]) < -np.log(level)).sum()
+
+
+@pytest.mark.parametrize("level", [0, -1.0, np.nan, np.inf, "low", None, True])
+def test_the_level_must_be_a_positive_number(level):
+    with pytest.raises(ValueError, match=r"level must be a finite number in \(0, inf\), got level="):
+        js.at_train_loss(losses([1.0, 0.1]), level)

@@ -1,0 +1,19 @@
+"""The tests marked x64 once more, in one process with 64-bit floats."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_marked_tests_pass_with_64_bit_floats():
+    folder = Path(__file__).parent
+    options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "x64", "-o", "addopts=--strict-markers"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"JAXSIGN_TEST_X64": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(folder)],
+        cwd=folder.parent, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout

@@ -2,7 +2,7 @@
 
 The gradients that turn the query noise underflow 32-bit floats from t ~ 300 on, so this experiment needs --x64. Adam's
 do not within 2000 steps (sweeps/dynamics.py records that they do not), so claim A3 needs no run of its own.
-Axes: SignGD (eta=1e-4), 600 steps, 40 seeds; both presets.
+Axes: SignGD (eta=1e-4), 600 steps, 64 seeds; both presets.
 Command: python sweeps/query_noise.py --x64 --out results/query_noise
 Cost: COST_QUERY
 Expected: at t = 500 all of the opposed query noise has turned (share 1.00).
@@ -31,7 +31,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         sweeps[name] = js.Sweep(
             system=js.two_layer, engine=args.engine or "support", problem=problem, hyper=hyper,
             optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=1e-4)},
-            axes={"seed": args.seeds or (2 if args.tiny else 40)}, steps=args.steps or (120 if args.tiny else 600),
+            axes={"seed": args.seeds or (2 if args.tiny else 64)}, steps=args.steps or (120 if args.tiny else 600),
             record=20, test_every=600, observables=["train_loss", "query_signal", "query_noise", "key_noise"],
         )  # fmt: skip
     return sweeps

@@ -1,5 +1,6 @@
 """What the whole suite shares: strict JAX on two CPU devices, one compilation cache, small inputs, a NumPy oracle."""
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -14,9 +15,9 @@ from jaxsign.data.signal_noise import TestSet
 
 # One persistent cache for every process: pytest-xdist's workers and subprocesses inherit the variables, and the process
 # that made the folder, the one that found no variable set, removes it.
-OWN_CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxsign-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxsign-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -34,11 +35,6 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("x64")])
         items[:] = [item for item in items if item.get_closest_marker("x64")]
     items.sort(key=lambda item: item.path.name != "test_x64.py")
-
-
-def pytest_unconfigure(config):
-    if OWN_CACHE:
-        shutil.rmtree(OWN_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -158,6 +158,7 @@ VIOLATIONS = {
     "S2 aligned from the start": ("S2", "sign_agreement", 0.61, {"step": (0, 0)}),
     "S2 not aligned": ("S2", "sign_agreement", 0.94, {"step": (20, 20)}),
     "S3 against the vote": ("S3", "query_signal", lambda v: -v, {"step": (400, 400)}),
+    "S3 at t=150": ("S3", "query_signal", lambda v: -v, {"step": (150, 150)}),
     "S3 signals agree": ("S3", "key_signal", lambda v: -v, {"step": (200, 200)}),
     "S4 s_21 stays": ("S4", "s21", 0.011, {"step": (150, 150)}),
     "S4 s_11 gone": ("S4", "s11", 0.39, {"step": (150, 150)}),
@@ -226,6 +227,8 @@ def test_seeds_outside_are_counted(good):
 def test_gd_must_win_at_every_loss_and_pair_of_learning_rates(rates):
     worse = put(rates, "test_error", 0.4, optimizer="gd 9")  # one learning rate of GD ties: not strictly smaller
     assert (row(worse, "G1").verdict, row(worse, "G1").inside) == ("FAILS", 0)
+    better = put(rates, "test_error", 0.1, optimizer="sign_gd 8")  # one learning rate of SignGD is as good as GD
+    assert (row(better, "G1").verdict, row(better, "G1").inside) == ("FAILS", 0)
     late = put(rates, "test_error", 0.4, step=(100, 200), family="gd")  # only the slow ones meet loss .01 there
     found = row(late, "G1")
     assert found.verdict == "FAILS"

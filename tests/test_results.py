@@ -77,6 +77,7 @@ def copy(stored, tmp_path):
     return tmp_path / "copy"
 
 
+@pytest.mark.x64
 def test_stored_results_are_the_results_in_memory(stored, monkeypatch):
     path, ds = stored
     monkeypatch.setattr(plan, "BLOCK_RUNS", 10)

@@ -107,7 +107,9 @@ def test_medians_and_bands_are_quantiles_over_the_seeds():
 @pytest.fixture
 def table():
     """Four rows in two settings: labels with every character that some format treats as its own."""
-    hard = claim("X1", labels=("100 % of a_b & {c}^2 < d > e", "second part"), predict=lambda ds: 0.5)
+    hard = claim(
+        "X1", labels=("100 % of a_b & {c}^2 <d> e", "second part"), predict=lambda ds: 0.5, explanations={"theory": "-"}
+    )
     open_end = claim("X2", interval=(0.7, math.inf), explanations={"theory": "It is not meant to."})
     datasets = [runs([0.5] * 64), runs([0.5, 1e-5] * 32, preset="theory")]
     return js.check(datasets, [hard, open_end, claim("X3", steps=(5,))])
@@ -123,7 +125,7 @@ def test_rows_are_claims_with_their_settings_below_each_other(table):
     lines = table.lines()
     assert len(lines) == 6
     assert lines[0] == (
-        "X1", "paper_like", "100 % of a_b & {c}^2 < d > e", "0.500", "0.500 [0.500, 0.500]", "[0, 1]",
+        "X1", "paper_like", "100 % of a_b & {c}^2 <d> e", "0.500", "0.500 [0.500, 0.500]", "[0, 1]",
         "64/64 [0.94, 1.00]", "HOLDS",
     )  # fmt: skip
     assert (lines[1][:3], lines[1][-2:]) == (("", "", "second part"), ("", ""))

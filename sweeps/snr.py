@@ -28,7 +28,7 @@ SCALARS = ["train_loss", "test_loss", "test_error"]
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
     steps = args.steps or (60 if args.tiny else 2000)
-    schedule = js.log_steps(steps, per_decade=12)
+    schedule = js.log_steps(steps, per_decade=8)
     settings = {"snr": js.presets.paper_like(), "paper_like": js.presets.paper_like(), "theory": js.presets.theory()}
     sweeps = {}
     for name, (problem, hyper) in settings.items():

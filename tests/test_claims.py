@@ -37,9 +37,9 @@ def wrap(variables, families, attrs):
 
 @pytest.fixture(scope="module")
 def good():
-    """SignGD and Adam doing exactly what the paper says: 4 samples, of which the first opposes the query signal."""
+    """SignGD and Adam doing exactly what the paper says: 6 samples, of which the first opposes the query signal."""
     rng, t = np.random.default_rng(0), STEPS.astype(float)
-    rows, samples, lead = 3, 4, (2, SEEDS)
+    rows, samples, lead = 3, 6, (2, SEEDS)
     column = t[:, None]
     l1 = np.broadcast_to(60 + 8 * rng.random((SEEDS, samples)), (*lead, samples))
     sign = np.broadcast_to(rng.choice([-1.0, 1.0], (SEEDS, rows)), (*lead, rows))
@@ -122,25 +122,36 @@ def test_a_claim_holds_where_it_was_built_to(claim, good, rates):
         assert part.low <= part.median <= part.high
 
 
+def number(found, words):
+    """The one part of a row whose label holds these words."""
+    (part,) = [part for part in found.parts if words in part.label]
+    return part
+
+
 def test_numbers_are_what_the_datasets_were_built_with(good, rates):
-    medians = {claim: [part.median for part in row(good, claim).parts] for claim in IDS if claim != "G1"}
-    assert medians["S1"][0] == pytest.approx(1.0, abs=1e-6)
-    assert medians["S2"] == [0.5, 0.99]
-    assert medians["S3"] == [1.0, 1.0, 0.0, 0.0]  # the rival fails: the signal's first sign is the opposite one
-    assert medians["S4"][:2] == [pytest.approx(0.5 * math.exp(-(7.5**1.6))), pytest.approx(0.47)]
+    def median(claim, words):
+        return number(row(good, claim), words).median
+
+    assert median("S1", "slope") == pytest.approx(1.0, abs=1e-6)
+    assert 0.99 < median("S1", "correlation") < 1
+    assert (median("S2", "t=0"), median("S2", "t=20")) == (0.5, 0.99)
+    assert median("S3", "untied rows that follow the vote") == median("S3", "opposite") == 1.0
+    assert median("S3", "rival") == median("S3", "tied rows, left out") == 0.0  # its first sign is the opposite one
+    assert median("S4", "s_21 at t=150") == pytest.approx(0.5 * math.exp(-(7.5**1.6)))
+    assert median("S4", "s_11 at t=150") == pytest.approx(0.47)
     t = STEPS[(STEPS >= 50) & (STEPS <= 300)]
-    assert medians["S4"][2] == pytest.approx(np.polyfit(np.log(t), np.log(np.log(2) + (t / 20) ** 1.6), 1)[0])
-    assert medians["C1"] == [pytest.approx(1.0)]
-    assert medians["C2"] == [0.6]
-    assert medians["A2"][1] == pytest.approx(1.0)
-    window = [
-        np.polyfit(x, np.log(1.0 + x), 1)[0] for x in (np.array([850, 900, 950]), np.array([250, 275, 300, 325, 350]))
-    ]
-    assert medians["A2"][0] == pytest.approx(window[0] / window[1])
-    assert medians["A3"] == [0.0, 1.0]
+    power = np.polyfit(np.log(t), np.log(np.log(2) + (t / 20) ** 1.6), 1)[0]
+    assert median("S4", "exponent") == pytest.approx(power)
+    assert median("S5", "key noise") == median("S5", "query noise") == 1.0
+    assert median("C1", "rate") == pytest.approx(1.0)
+    assert median("C2", "smallest test loss") == 0.6
+    late, early = (np.polyfit(x, np.log1p(x), 1)[0] for x in (np.arange(850, 951, 50), np.arange(250, 351, 25)))
+    assert median("A2", "Adam") == pytest.approx(late / early)
+    assert median("A2", "SignGD") == pytest.approx(1.0)
+    assert (median("A3", "query noise"), median("A3", "key noise")) == (0.0, 1.0)
     assert [part.median for part in row(rates, "G1").parts] == pytest.approx([0.3] * 5)
-    assert row(good, "C2e").parts[1].predicted == pytest.approx(0.444, abs=5e-4)  # the table of laws at d = 2000
-    assert row(rates, "G1").parts[0].predicted == pytest.approx(0.444 - 0.106, abs=1e-3)
+    assert number(row(good, "C2e"), "test error at t=100").predicted == pytest.approx(0.444, abs=5e-4)
+    assert number(row(rates, "G1"), "over levels").predicted == pytest.approx(0.444 - 0.106, abs=1e-3)
 
 
 def put(ds, name, value, **where):
@@ -232,7 +243,7 @@ def test_gd_must_win_at_every_loss_and_pair_of_learning_rates(rates):
     late = put(rates, "test_error", 0.4, step=(100, 200), family="gd")  # only the slow ones meet loss .01 there
     found = row(late, "G1")
     assert found.verdict == "FAILS"
-    assert found.parts[1].median == pytest.approx(0.3)  # at loss .5 it still wins
+    assert number(found, "at loss 0.5").median == pytest.approx(0.3)  # at loss .5 it still wins
     tiny = put(rates, "test_error", 0.4 - 1e-6, family="gd")
     assert row(tiny, "G1").verdict == "HOLDS"
 
@@ -242,8 +253,8 @@ def test_ties_of_the_vote_are_left_out_and_reported(good):
     signal = good["query_signal"].where(good.row != 0, -good["query_signal"])
     tied = good.assign(key_noise=votes, query_signal=signal, key_signal=-signal)
     found = row(tied, "S3")
-    assert (found.verdict, found.parts[0].median) == ("HOLDS", 1.0)
-    assert found.parts[3].median == pytest.approx(1 / 3)
+    assert (found.verdict, number(found, "untied rows").median) == ("HOLDS", 1.0)
+    assert number(found, "tied rows, left out").median == pytest.approx(1 / 3)
 
 
 REASONS = {
@@ -313,5 +324,5 @@ def test_laws_follow_the_setting(good):
     theory = good.assign_attrs(manifest=manifest("theory"))
     found = row(theory, "C2e")  # without overlap the law is 0, so an error of .444 is far away
     assert (found.setting, found.verdict) == ("theory", "FAILS")
-    assert found.parts[0].median == pytest.approx(0.444)
-    assert found.parts[1].predicted == 0.0
+    assert number(found, "beyond 2 standard errors").median == pytest.approx(0.444)
+    assert number(found, "test error at t=100").predicted == 0.0

@@ -97,6 +97,8 @@ def one_point(ds: Any) -> Any:
     Raises:
       NotThere: if an axis has several points.
     """
+    if "status" not in ds:
+        raise NotThere("the Dataset has no status")
     axes = [dim for dim in ds["status"].dims if dim not in ("optimizer", "seed")]
     long = [dim for dim in axes if ds.sizes[dim] > 1]
     if long:
@@ -117,14 +119,32 @@ def one_family(ds: Any, family: str) -> Any:
 
 
 def problem_of(ds: Any) -> tuple[Problem, Hyper]:
-    """The Problem and Hyper that a Dataset of the two-layer system was run with."""
+    """The Problem and Hyper of the runs in a Dataset of the two-layer system, at its one point of every axis.
+
+    Raises:
+      NotThere: if an axis has several points, or the Dataset is of another system.
+    """
     definition = manifest(ds)["definition"]
-    return Problem(**definition["problem"]), Hyper(**definition["hyper"])
+    fields = {"problem": dict(definition.get("problem") or {}), "hyper": dict(definition.get("hyper") or {})}
+    for record in fields.values():
+        for name, value in record.items():
+            if name in ds.coords:
+                if ds[name].size != 1:
+                    raise NotThere(f"needs one point of every axis, got several on {name}")
+                record[name] = type(value)(ds[name].item())
+    try:
+        return Problem(**fields["problem"]), Hyper(**fields["hyper"])
+    except TypeError:
+        raise NotThere("needs runs of the two-layer system") from None
 
 
 def setting_of(ds: Any) -> str:
     """The preset a Dataset was run with, "custom" if it is none; another n is said: "theory, n=21"; n_test is free."""
-    problem, hyper = problem_of(ds)
+    manifest(ds)  # without one the Dataset is refused, not "custom"
+    try:
+        problem, hyper = problem_of(ds)
+    except (NotThere, ValueError):
+        return "custom"
     for name in ("paper_like", "theory"):
         preset, numbers = getattr(presets, name)()
         if dataclasses.replace(preset, n=problem.n, n_test=problem.n_test) == problem and numbers == hyper:
@@ -133,6 +153,8 @@ def setting_of(ds: Any) -> str:
 
 
 def _eta(ds: Any) -> float:
+    if "learning_rate" not in ds.coords:
+        raise NotThere("needs the coordinate learning_rate: give the optimizer as js.grid(..., learning_rate=...)")
     return float(ds["learning_rate"])
 
 
@@ -141,8 +163,9 @@ def _between(ds: Any, low: int, high: int) -> Any:
 
 
 def _slope(y: Any) -> Any:
-    """Least-squares slope of y over its `step` coordinate."""
-    return y.polyfit(dim="step", deg=1)["polyfit_coefficients"].sel(degree=1, drop=True)
+    """Least-squares slope of y over its `step` coordinate; NaN where a step is missing, as after a divergence."""
+    x = y["step"] - y["step"].mean()
+    return (y * x).sum("step", skipna=False) / (x**2).sum()
 
 
 def _at(name: str, step: int) -> Callable[[Any], Any]:
@@ -167,7 +190,7 @@ def _key_noise_memory(ds: Any) -> Any:
 
     need(ds, "key_noise")
     noise = ds["key_noise"]
-    return xr.corr(noise.sel(step=0), noise.sel(step=2), dim=["row", "sample"])
+    return np.minimum(xr.corr(noise.sel(step=0), noise.sel(step=2), dim=["row", "sample"]), 1.0)  # rounding
 
 
 def _votes(ds: Any) -> Any:
@@ -211,6 +234,7 @@ def _flipped_at(name: str, step: int) -> Callable[[Any], Any]:
 
 
 def _loss_rate(ds: Any, low: int, high: int) -> Any:
+    need(ds, "train_loss")
     return -_slope(np.log(_between(ds["train_loss"], low, high)))
 
 
@@ -221,7 +245,8 @@ def _late_rate_over_law(ds: Any) -> Any:
 
 def _test_loss_floor(ds: Any) -> Any:
     need(ds, "test_loss")
-    return ds["test_loss"].min("step")
+    known = ds["test_loss"].notnull().any("seed")
+    return ds["test_loss"].where(known, drop=True).min("step", skipna=False).where(ds["status"] == 0)
 
 
 def _sign_law(ds: Any) -> float:
@@ -239,7 +264,10 @@ def _distance_from_law(ds: Any) -> Any:
     need(ds, "test_error")
     law, count = _sign_law(ds), problem_of(ds)[0].n_test
     sampling = 2 * math.sqrt(law * (1 - law) / count)
-    return np.maximum(np.abs(_between(ds["test_error"], 50, 500) - law).max("step") - sampling, 0)
+    error = _between(ds["test_error"], 50, 500)
+    error = error.where(error.notnull().any("seed"), drop=True)
+    distance = np.abs(error - law).max("step", skipna=False).where(ds["status"] == 0)
+    return np.maximum(distance - sampling, 0)
 
 
 def _rate_ratio(family: str) -> Callable[[Any], Any]:
@@ -265,7 +293,7 @@ def _error_gap(ds: Any, level: float) -> Any:
 def _smallest_error_gap(ds: Any) -> Any:
     import xarray as xr
 
-    return xr.concat([_error_gap(ds, level) for level in LEVELS], "level").min("level")
+    return xr.concat([_error_gap(ds, level) for level in LEVELS], "level").min("level", skipna=False)
 
 
 _STRICTLY_POSITIVE = (math.nextafter(0.0, 1.0), INF)

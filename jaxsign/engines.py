@@ -33,6 +33,8 @@ def two_layer(problem: Problem, engine: str = "dense", overlap: str | None = Non
     References:
       arXiv 2410.04870.
     """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem must be a js.Problem, got problem={problem!r}")
     known("engine", engine, ENGINES)
     if overlap is not None and overlap != problem.overlap:
         problem = dataclasses.replace(problem, overlap=known("overlap", overlap, OVERLAPS))

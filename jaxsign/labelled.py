@@ -62,12 +62,13 @@ def coordinates(sweep: Any) -> dict[str, tuple[tuple[str, ...], Any, dict[str, s
     for name, field in derived.items():
         if name in out:
             out[field] = _dependent(sweep, field)
+    taken = {*out, *base_coordinates(sweep), *sweep.dims, "family", "step"}
     labels, families, points = zip(*sweep.optimizer_points)
     out["optimizer"] = (("optimizer",), np.array(labels, object), {"long_name": "optimizer"})
     out["family"] = (("optimizer",), np.array(families, object), {"long_name": "optimizer family"})
     for keyword in dict.fromkeys(k for point in points for k in point):
         values = [point.get(keyword) for point in points]
-        name = keyword if keyword not in out else f"optimizer_{keyword}"
+        name = f"optimizer_{keyword}" if keyword in taken else keyword
         out[name] = (("optimizer",), _column(values), {"long_name": f"optimizer keyword {keyword}"})
     out["seed"] = (("seed",), np.array(sweep.seeds, np.int64), {"long_name": "seed"})
     out["step"] = (("step",), sweep.schedule.record.astype(np.int64), {"long_name": "optimizer step", "units": "step"})

@@ -231,7 +231,7 @@ def snr(ds: Any, ax: Any = None, level: float = 0.1, name: str = "test_error") -
         look = {**_look(family), "marker": MARKERS.get(family, "o"), "ms": 3}
         band(ax, ds["snr"], runs.transpose("seed", "snr"), NAMES.get(family, family), **look)
     if name == "test_error":
-        problem, hyper = problem_of(ds)
+        problem, hyper = problem_of(ds.isel(snr=0))
         grid = np.geomspace(float(ds["snr"].min()), float(ds["snr"].max()), 100)
         sigma_p = hyper.mu / (grid * math.sqrt(problem.s))
         for law, family in ((theory.sign_test_error, "sign_gd"), (theory.gd_test_error, "gd")):

@@ -19,7 +19,7 @@ def manifest(ds: Any) -> dict[str, Any]:
       ValueError: if there is none.
     """
     if "manifest" not in ds.attrs:
-        raise ValueError("ds must be a Dataset of jaxsign (run_sweep, open_results or Run.to_xarray), got no manifest")
+        raise ValueError("ds must be a Dataset of jaxsign (js.run_sweep or js.open_results), got no manifest")
     return json.loads(ds.attrs["manifest"])
 
 
@@ -177,14 +177,18 @@ def at_train_loss(ds: Any, level: float) -> Any:
         right = np.clip(np.searchsorted(known, np.ravel(first)), 0, known.size - 1).reshape(first.shape)
         left = np.maximum(right - 1, 0)
         low, high = (np.take_along_axis(at_known, i[..., None], -1)[..., 0] for i in (left, right))
-        span = np.where((left == right) | ~np.isfinite(low - high) | (low == high), 1.0, low - high)
-        weight = np.where(left == right, 1.0, np.clip((low - crossing) / span, 0.0, 1.0))
+        with np.errstate(invalid="ignore"):  # inf - inf of runs that have no loss at all
+            span = np.where((left == right) | ~np.isfinite(low - high) | (low == high), 1.0, low - high)
+            weight = np.where(left == right, 1.0, np.clip((low - crossing) / span, 0.0, 1.0))
         shape = first.shape + extra
         a = np.take_along_axis(picked, left.reshape((*shape, 1)), -1)[..., 0]
         b = np.take_along_axis(picked, right.reshape((*shape, 1)), -1)[..., 0]
         w = weight.reshape(shape)
         value = np.where(w == 1.0, b, np.where(w == 0.0, a, (1 - w) * a + w * b))
-        value = np.where(reached.reshape(shape), value, np.nan)
+        if name == "train_loss":
+            value = np.exp(crossing)  # the level itself, also between records
+        seen_later = reached & (known[-1] >= first)  # nothing is read beyond the last test step
+        value = np.where(seen_later.reshape(shape), value, np.nan)
         out[name] = xr.DataArray(value, dims=(*runs.dims, *own), attrs=variable.attrs)
     for name, variable in ds.data_vars.items():
         if "step" not in variable.dims:

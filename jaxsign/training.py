@@ -22,7 +22,9 @@ STATUS = {-1: "not run", 0: "finished", 1: "diverged"}
 
 
 def field_of(path: tuple[Any, ...]) -> str:
-    """The name of the top-level field that a tree path starts with."""
+    """The name of the top-level field that a tree path starts with; "params" for a bare array."""
+    if not path:
+        return "params"
     entry = path[0]
     return str(getattr(entry, "name", getattr(entry, "key", getattr(entry, "idx", entry))))
 
@@ -115,6 +117,11 @@ def observers(task: Task, start: Start, hyper: Any, chosen: Sequence[str | Calla
             raise ValueError(f"observables must name at least one of {list(with_test)}, got {chosen!r}")
         names = [known("observable", c, with_test) if not callable(c) else c.__name__ for c in chosen]
     functions = {c.__name__: c for c in chosen or () if callable(c)}
+    if len(functions) != sum(map(callable, chosen or ())):
+        raise ValueError("observables must be functions of different names; two have the same (lambdas do)")
+    for name in functions:
+        if name in with_test or name in ("step", "status", "first_bad_step", "seed", "optimizer"):
+            raise ValueError(f"observables has a function named {name!r}, which is taken: rename it")
     shapes = {name: users.get(name, with_test.get(name)) for name in dict.fromkeys(names)}
     need_test = [name for name in shapes if name not in without and name not in functions]
     return shapes, need_test, functions

@@ -111,11 +111,13 @@ class ClaimTable:
     def to_markdown(self) -> str:
         """The table in GitHub's Markdown."""
         rule = ["---"] * len(HEADER)
-        return "\n".join("| " + " | ".join(line) + " |" for line in (HEADER, rule, *self.lines()))
+        lines = ([cell.replace("|", "\\|") for cell in line] for line in (HEADER, rule, *self.lines()))
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
     def to_latex(self) -> str:
         """The table as a LaTeX tabular (booktabs)."""
-        special = {"%": r"\%", "_": r"\_", "&": r"\&", "{": r"\{", "}": r"\}", "^": r"\^{}", "<": "$<$", ">": "$>$"}
+        special = {c: "\\" + c for c in "%_&{}#$"} | {c: f"${c}$" for c in "<>|"}
+        special |= {"^": r"\^{}", "~": r"$\sim$", "\\": r"\textbackslash{}"}
 
         def cell(text: str) -> str:
             return "".join(special.get(c, c) for c in text)

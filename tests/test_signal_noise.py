@@ -97,13 +97,6 @@ def test_large_subsets_cover_their_range_evenly_and_accept_a_traced_size():
             assert ALARM < stats.chi2.sf(statistic, size - 1) < 1 - ALARM
 
 
-def test_disjoint_supports_share_nothing(problem, hyper):
-    sizes = dataclasses.replace(problem, supports="disjoint", context=3, s=4)
-    support = np.ravel(sampler(sizes)(jax.random.key(0), hyper).support)
-    assert len(set(support)) == support.size == 6 * 2 * 4
-    assert set(support) <= set(range(1, 60))
-
-
 def test_draws_are_paired_across_numbers(problem, hyper):
     draw = functools.partial(sampler(problem), jax.random.key(4))
     base = draw(hyper)
@@ -162,12 +155,14 @@ def test_fresh_noise_overlaps_training_as_the_data_law_says():
     np.testing.assert_array_equal(with_other_numbers.indices, test.indices)
 
 
-def test_fresh_noise_without_overlap_is_uniform_over_the_free_coordinates(problem, hyper, oracle):
+def test_disjoint_supports_share_nothing_and_fresh_ones_are_uniform_over_the_rest(problem, hyper):
     sizes = dataclasses.replace(problem, supports="disjoint", overlap="none", n_test=2000)
-    data = oracle.draw(sizes, 0)[1]
-    test = signal_noise.settle(sampler(sizes, test=True)(jax.random.key(0), hyper), data)
-    used, fresh = set(np.ravel(data.support).tolist()), np.asarray(test.indices)[:, 0]
-    free = sorted(set(range(1, 60)) - used)
+    task, key = js.two_layer(sizes), jax.random.key(0)
+    data, test = jax.jit(lambda h: (task.sample(key, h, None), task.sample_test(key, h, None)))(hyper)
+    used, fresh = np.ravel(data.support).tolist(), np.asarray(signal_noise.settle(test, data).indices)[:, 0]
+    free = sorted(set(range(1, 60)) - set(used))
+    assert len(used) == 6 * 5
+    assert len(free) == 59 - 6 * 5
     assert all(len(set(row)) == 5 for row in fresh)
     assert set(np.ravel(fresh)) == set(free)
     share, hits = 5 / len(free), np.bincount(fresh.ravel())[free]

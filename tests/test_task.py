@@ -30,15 +30,15 @@ def logistic_regression(problem):
             "train_loss": loss(params, data, hyper),
             "norm": jnp.abs(params["w"]),
         },
+        describe=lambda data, test, hyper: {"x": data[0], "y": data[1]},
         dims={"norm": ("coordinate",)},
         name="logistic_regression",
     )
 
 
 def test_logistic_regression_trains_like_numpy(problem, hyper):
-    task, key = logistic_regression(problem), jax.random.key(1)
-    run = js.train(key, task, hyper, optax.sgd(0.2), steps=40, record=10)
-    x, y = (np.asarray(a, float) for a in jax.jit(lambda k: task.sample(k, hyper, None))(js.stream(key, "data")))
+    run = js.train(jax.random.key(1), logistic_regression(problem), hyper, optax.sgd(0.2), steps=40, record=10)
+    x, y = (np.asarray(run.constants[name], float) for name in "xy")
     w, b, losses = np.zeros(problem.d), 0.0, []
     for _ in range(41):
         margin = y * (x @ w + b)

@@ -53,9 +53,12 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UnusableData(f"{file} is not a readable manifest: {error}") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("definition"), dict):
+        raise UnusableData(f"{file} is not a manifest of jaxsign: it has no definition")
+    return manifest
 
 
 def is_results(path: Path) -> bool:
@@ -83,14 +86,15 @@ class Arrays:
         from zarr.codecs import ZstdCodec
 
         with _zarr_warnings():
-            template = xr.Dataset(coords={name: c for name, c in coords.items()})
-            template.to_zarr(path, mode="w", consolidated=False, zarr_format=3)
-            root = zarr.open_group(path, mode="r+", zarr_format=3)
             codec = ZstdCodec(level=3, checksum=True)
+            encoding = {name: {"compressors": [codec]} for name in coords}
+            template = xr.Dataset(coords=dict(coords))
+            template.to_zarr(path, mode="w", consolidated=False, zarr_format=3, encoding=encoding)
+            root = zarr.open_group(path, mode="r+", zarr_format=3)
             self._arrays = {
                 name: root.create_array(
                     name, shape=shape, dtype=dtype, chunks=chunks, fill_value=fill, compressors=[codec],
-                    dimension_names=dims, attributes=dict(attrs),
+                    dimension_names=dims, attributes=dict(attrs), config={"write_empty_chunks": True},
                 )
                 for name, (dims, shape, dtype, fill, chunks, attrs) in variables.items()
             }  # fmt: skip
@@ -124,12 +128,16 @@ def _zarr_warnings() -> Iterator[None]:
 @contextlib.contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
     """The directory that arrays are written into before they are complete; gone again if the block raises."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     partial = path / f"{ARRAYS}.partial"
     try:
         yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in missing:  # innermost first; one that holds something else stays
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise
 
 
@@ -140,9 +148,19 @@ def finish(path: Path, manifest: dict[str, Any]) -> None:
         shutil.rmtree(final)
     os.replace(partial, final)
     manifest["crc32"] = {str(f.relative_to(final)): _crc(f) for f in sorted(final.rglob("zarr.json"))}
+    manifest["chunks"] = _chunks(final)
     temporary = path / f"{MANIFEST}.partial"
     temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(temporary, path / MANIFEST)
+
+
+def _chunks(store: Path) -> dict[str, int]:
+    """Number of chunk files of every array; a chunk that is gone would read as the fill value."""
+    arrays = sorted(folder.name for folder in store.iterdir() if folder.is_dir())
+    return {
+        name: sum(f.is_file() for f in (store / name / "c").rglob("*")) or int((store / name / "c").is_file())
+        for name in arrays
+    }
 
 
 def _crc(file: Path) -> int:
@@ -175,6 +193,10 @@ def open_results(out: str | os.PathLike) -> Any:
         file = path / ARRAYS / name
         if not file.exists() or _crc(file) != crc:
             raise UnusableData(f"{file} is damaged or missing: its CRC is not the manifest's")
+    there = _chunks(path / ARRAYS)
+    for name, count in manifest.get("chunks", {}).items():
+        if there.get(name, 0) != count:
+            raise UnusableData(f"{path / ARRAYS / name} has {there.get(name, 0)} of its {count} chunks")
     with _zarr_warnings():
         ds = xr.open_zarr(path / ARRAYS, consolidated=False, chunks=None)
     strings = {name: c.astype(object) for name, c in ds.coords.items() if c.dtype.kind not in "biuf"}

@@ -113,12 +113,13 @@ def plain(field: str, value: Any) -> Any:
         return {"array": [str(array.dtype), list(array.shape), digest]}
     if isinstance(value, Mapping):
         return {str(k): plain(field, v) for k, v in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        own = {f.name: plain(field, getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {**own, "type": f"{type(value).__module__}.{type(value).__qualname__}"} if callable(value) else own
     if callable(value) or isinstance(value, optax.GradientTransformation):
         return describe(field, value)
     if isinstance(value, (tuple, list)):
         return [plain(field, v) for v in value]
-    if dataclasses.is_dataclass(value):
-        return {f.name: plain(field, getattr(value, f.name)) for f in dataclasses.fields(value)}
     raise ValueError(f"{field} holds {value!r}, which has no plain description to recognise stored results by")
 
 
@@ -133,6 +134,8 @@ def describe(field: str, value: Any) -> dict[str, Any]:
     if isinstance(value, functools.partial):
         inner = describe(field, value.func)
         return {**inner, "args": plain(field, list(value.args)), "keywords": plain(field, value.keywords)}
+    if inspect.ismethod(value):
+        return {**describe(field, value.__func__), "self": plain(field, value.__self__)}
     function = inspect.unwrap(value)
     name = getattr(function, "__qualname__", type(function).__qualname__)
     module = getattr(function, "__module__", None) or type(function).__module__
@@ -141,9 +144,17 @@ def describe(field: str, value: Any) -> dict[str, Any]:
     out: dict[str, Any] = {"name": f"{module}.{name}"}
     if module.split(".")[0] not in _PACKAGED:
         out["source"] = _source_hash(function)
-    closed = _closure(function)
-    if closed:
-        out["closure"] = {k: plain(field, v) for k, v in closed.items()}
+    state = _closure(function)
+    if not isinstance(function, type) and not hasattr(function, "__code__"):
+        state |= {name: value for name, value in getattr(function, "__dict__", {}).items() if name != "__wrapped__"}
+    if module.split(".")[0] not in _PACKAGED or "<locals>" in name:
+        names = getattr(getattr(function, "__code__", None), "co_varnames", ())
+        defaults = getattr(function, "__defaults__", None) or ()
+        count = getattr(getattr(function, "__code__", None), "co_argcount", 0)
+        state |= dict(zip(names[count - len(defaults) : count], defaults))
+        state |= getattr(function, "__kwdefaults__", None) or {}
+    if state:
+        out["state"] = {k: plain(field, v) for k, v in state.items()}
     return out
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -87,6 +88,8 @@ class Sweep:
     shared: Any = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.axes, Mapping):
+            raise ValueError(f"axes must be a dict of name: values, got axes={self.axes!r}")
         _ = self.schedule, self.seeds, self.optimizer_points
         if not self.keep_trace and self.summary is None:
             raise ValueError("keep_trace=False needs summary=, got summary=None: nothing would be kept")
@@ -127,12 +130,14 @@ class Sweep:
                 known("axis", name, [*hyper_names, *static_names, "seed"])
                 if name == "seed":
                     raise ValueError('"seed" is an axis of its own and cannot be zipped')
-            if isinstance(values, str) or np.ndim(values) == 0:
+            if isinstance(values, (str, Mapping)) or not np.iterable(values):
                 raise ValueError(f"axis {key!r} must be a list of values, got {values!r}")
-            points = [tuple(v) if isinstance(key, tuple) else (v,) for v in values]
-            for point in points:
-                if len(point) != len(members):
-                    raise ValueError(f"axis {key!r} needs {len(members)} values a point, got {point!r}")
+            points = list(values)
+            if isinstance(key, tuple):
+                for point in points:
+                    if isinstance(point, str) or not np.iterable(point) or len(tuple(point)) != len(members):
+                        raise ValueError(f"axis {key!r} needs {len(members)} values a point, got {point!r}")
+            points = [tuple(point) if isinstance(key, tuple) else (point,) for point in points]
             points = [tuple(v.item() if isinstance(v, np.generic) else v for v in point) for point in points]
             _check_values(key, points)
             out.append(Axis(members, tuple(points), any(name in static_names for name in members)))
@@ -196,6 +201,8 @@ class Sweep:
         """The task at one point of the axes; equal problems and engines give the identical one."""
         engine = self._set(index).get("engine", self.engine)
         problem = self.problem_at(index)
+        if engine is not None and "engine" not in inspect.signature(self.system).parameters:
+            raise ValueError(f"system {self.system!r} has no engines, got engine={engine!r}")
         task = self.system(problem) if engine is None else self.system(problem, engine=engine)
         if not isinstance(task, Task):
             raise ValueError(f"system must return a js.Task, got {type(task).__name__}")

@@ -191,8 +191,8 @@ class Program:
 
         def one(seed: jax.Array, start: Start, hyper: Any, floats: dict[str, jax.Array]) -> dict[str, Any]:
             out = train(_key(seed), start, hyper, {**static, **floats})
-            flat = {**out["trace"], **out["summary"], **out["watch"], **start.constants}
-            return {**flat, "status": out["status"], "first_bad_step": out["first_bad_step"]}
+            last = {"status": out["status"], "first_bad_step": out["first_bad_step"]}
+            return _disjoint(out["trace"], out["summary"], out["watch"], start.constants, last)
 
         def lanes(*block: Any) -> dict[str, Any]:
             cut = jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), block)
@@ -225,6 +225,19 @@ class Program:
         """Starts a block with the compiled training program; returns at once with arrays on the devices."""
         seeds, hyper, floats = self.arguments(box.members(), block)
         return compiled(seeds, self.begin(seeds, hyper, self.sweep.shared), hyper, floats)
+
+
+def _disjoint(*parts: dict[str, Any]) -> dict[str, Any]:
+    """The union of a run's results.
+
+    Raises:
+      ValueError: if two of them have the same name.
+    """
+    names = [name for part in parts for name in part]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"results must have different names, got {name!r} twice (observables, summary, constants)")
+    return {name: value for part in parts for name, value in part.items()}
 
 
 @functools.lru_cache(maxsize=32)
@@ -287,21 +300,27 @@ def _own_sizes(variables: dict[str, tuple]) -> dict[str, int]:
 def _environment() -> dict[str, Any]:
     """Where and with what a sweep ran: versions, device, dtype, precision, flags."""
     device = jax.local_devices()[0]
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
     versions: dict[str, str | None] = {
         name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "orbax-checkpoint")
     }
     versions["jaxsign"] = _own_version()
     return {
-        "versions": {"python": platform.python_version(), **versions, "commit": commit.stdout.strip() or None},
+        "versions": {"python": platform.python_version(), **versions, "commit": _commit()},
         "device": {"platform": device.platform, "kind": device.device_kind},
         "dtype": np.dtype(jnp.zeros(()).dtype).name,
         "matmul_precision": "highest",
         "flags": {"XLA_FLAGS": os.environ.get("XLA_FLAGS", ""), "x64": jnp.zeros(()).dtype == jnp.float64},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _commit() -> str | None:
+    """The git commit of this code, None where there is no git or no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:
+        return None
 
 
 def _own_version() -> str | None:

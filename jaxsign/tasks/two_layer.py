@@ -55,6 +55,11 @@ def dense(problem: Problem) -> Task:
             test = signal_noise.settle(test, data)
         return observables.observe(params, data, test)
 
+    def validate(hyper: Any) -> None:
+        if not isinstance(hyper, Hyper):
+            raise ValueError(f"hyper must be a js.Hyper, got hyper={hyper!r}")
+        hyper.validate(problem)
+
     return Task(
         sample=sample,
         sample_test=sample_test,
@@ -66,7 +71,7 @@ def dense(problem: Problem) -> Task:
         compact=lambda params, data: model.tie(params),
         expand=lambda params: params.full(),
         frozen=("v_start", "w_v_start"),
-        validate=lambda hyper: hyper.validate(problem),
+        validate=validate,
         dims=observables.dims(problem.context),
         attrs=observables.ATTRS,
         name="two_layer",

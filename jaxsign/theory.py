@@ -74,7 +74,7 @@ def query_noise_step(eta: Any, noise_l1: Array, g: Array, c: Array, key_noise: A
     References:
       Exact one-step law, derived here from the model of arXiv 2410.04870.
     """
-    return eta * noise_l1 * jnp.sign(g) * jnp.sign(key_noise - c * key_signal[:, None])
+    return eta * (noise_l1 * jnp.sign(g))[None] * jnp.sign(key_noise - c[None] * key_signal[:, None])
 
 
 def key_noise_step(
@@ -98,7 +98,9 @@ def key_noise_step(
     References:
       Exact one-step law, derived here from the model of arXiv 2410.04870.
     """
-    return eta * noise_l1 * jnp.sign(g) * jnp.sign(a * c * query_signal[:, None] + b * query_noise)
+    return (
+        eta * (noise_l1 * jnp.sign(g))[None] * jnp.sign((a * c)[None] * query_signal[:, None] + b[None] * query_noise)
+    )
 
 
 def query_signal_step(
@@ -124,7 +126,7 @@ def query_signal_step(
     References:
       Exact one-step law, derived here from the model of arXiv 2410.04870.
     """
-    return eta * mu * jnp.sign(jnp.sum(c * p * a * g * (key_noise - c * key_signal[:, None]), -1))
+    return eta * mu * jnp.sign(jnp.sum((c * p * a * g)[None] * (key_noise - c[None] * key_signal[:, None]), -1))
 
 
 def key_signal_step(
@@ -151,7 +153,8 @@ def key_signal_step(
     References:
       Exact one-step law, derived here from the model of arXiv 2410.04870.
     """
-    return -eta * mu * jnp.sign(jnp.sum(c * p * g * (a * c * query_signal[:, None] + b * query_noise), -1))
+    votes = (c * p * g)[None] * ((a * c)[None] * query_signal[:, None] + b[None] * query_noise)
+    return -eta * mu * jnp.sign(jnp.sum(votes, -1))
 
 
 def late_loss_rate(eta: Any, noise_l1: Any) -> Any:

@@ -51,7 +51,10 @@ def problem():
 
 @pytest.fixture(scope="session")
 def hyper():
-    return js.Hyper(sigma_p=2.0, mu=1.0, sigma_0=0.05)
+    """Its numbers, as arrays like those that `js.train` passes on: the same programs, hence cached ones."""
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), js.Hyper(sigma_p=2.0, mu=1.0, sigma_0=0.05)
+    )
 
 
 class Oracle:

@@ -3,7 +3,7 @@
 import re
 
 import test_results as tr
-from test_claims import row
+from test_claims import good, rates, row  # noqa: F401  (fixtures)
 
 import jaxsign as js
 

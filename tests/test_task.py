@@ -115,6 +115,17 @@ def test_shared_arrays_reach_the_sampler_and_frozen_fields_are_never_trained():
     np.testing.assert_array_equal(found.params["tail"]["u"], 0)
 
 
+def test_parameters_may_be_one_array():
+    plain = js.Task(
+        sample=lambda key, hyper, shared: jnp.ones(3),
+        init=lambda key, data, hyper: 2 * data,
+        loss=lambda params, data, hyper: jnp.sum(params),
+        observe=lambda params, data, test, hyper: {"sum": jnp.sum(params)},
+    )
+    np.testing.assert_allclose(run(plain).params, 2 - 0.5 * STEPS * np.ones(3))
+    np.testing.assert_allclose(run(plain, trainable=("params",)).trace["sum"], 6 - 1.5 * np.arange(STEPS + 1))
+
+
 def test_transforms_may_ask_for_the_loss():
     def update(updates, state, params=None, *, value, value_fn, **rest):
         return jax.tree.map(lambda g: -0.5 * g * (1 + 0 * value + 0 * value_fn(params)), updates), state

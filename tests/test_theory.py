@@ -53,17 +53,18 @@ def test_one_step_laws_are_the_sign_of_autodiff(problem, oracle, heads, label_no
         p = np.array([1 / (1 + np.exp(label * oracle.logit(params, x))) for label, x in zip(y, xs)])
         g, l1 = v - c * v_mu, np.abs(noise).sum(1)
         s = (attention[:, :, 0, 0] + attention[:, :, 1, 0]).sum(0)
-        law = functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-4 * ETA * l1.max())
+        a, b = attention[:, :, 0].prod(-1), attention[:, :, 1].prod(-1)
+        l1, g, c, p, s, a, b, q, k, q_mu, k_mu = map(jnp.asarray, (l1, g, c, p, s, a, b, q, k, q_mu, k_mu))
+        law = functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-4 * ETA * float(l1.max()))
         law(moved[4], theory.value_noise_step(ETA, l1))
         law(moved[5], theory.value_signal_step(ETA, mu, p, s, c))
         for head in range(heads):
             own = slice(4 * head, 4 * head + 4)
-            a = attention[head, :, 0, 0] * attention[head, :, 0, 1]
-            b = attention[head, :, 1, 0] * attention[head, :, 1, 1]
+            a_i, b_i = a[head], b[head]
             law(moved[0][own], theory.query_noise_step(ETA, l1, g, c, k[own], k_mu[own]))
-            law(moved[1][own], theory.key_noise_step(ETA, l1, g, c, a, b, q[own], q_mu[own]))
-            law(moved[2][own], theory.query_signal_step(ETA, mu, p, g, c, a, k[own], k_mu[own]))
-            law(moved[3][own], theory.key_signal_step(ETA, mu, p, g, c, a, b, q[own], q_mu[own]))
+            law(moved[1][own], theory.key_noise_step(ETA, l1, g, c, a_i, b_i, q[own], q_mu[own]))
+            law(moved[2][own], theory.query_signal_step(ETA, mu, p, g, c, a_i, k[own], k_mu[own]))
+            law(moved[3][own], theory.key_signal_step(ETA, mu, p, g, c, a_i, b_i, q[own], q_mu[own]))
         spread.append(attention[..., 0])
     assert np.min(spread) < 0.05  # attention was far from 1/2 in places
     assert np.max(spread) > 0.95

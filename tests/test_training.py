@@ -259,6 +259,14 @@ def test_observables_summary_and_trace():
     assert short.trace == {}
     assert int(short.summary["last_step"]) == 20
     np.testing.assert_allclose(short.summary["last_size"], closed_form(20).sum(), rtol=1e-5)
+    with pytest.raises(ValueError, match="functions of different names"):
+        roll(observables=[lambda *state: state[0]["w"], lambda *state: state[1]])
+
+    def size(params, data, test, hyper):
+        return params["w"]
+
+    with pytest.raises(ValueError, match="named 'size', which is taken"):
+        roll(observables=[size])
     both = roll(record=5, summary=last)
     np.testing.assert_array_equal(both.trace["size"][-1], both.summary["last_size"])
     assert set(roll(record=5).to_xarray().w.dims) == {"optimizer", "seed", "step", "coordinate"}

@@ -8,7 +8,7 @@ comma = ,
 EXTRAS = dev$(if $(EXTRA),$(comma)$(EXTRA))
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help reproduce test test-slow lint figures claims bench clean
+.PHONY: help reproduce test test-slow lint figures gallery claims bench clean
 
 help:  ## show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,10 +19,15 @@ reproduce: $(STAMP)  ## the main job: sweeps, figures and the claims table (CPU,
 	$(BIN)/python sweeps/snr.py --out $(OUT)/snr
 	$(MAKE) --no-print-directory figures claims
 
+FIGURES = $(OUT)/figures
 figures: $(STAMP)  ## redraw every figure from results/ into results/figures
-	$(BIN)/python figures/figure1.py --results $(OUT) --out $(OUT)/figures
-	$(BIN)/python figures/optimizers.py --results $(OUT) --out $(OUT)/figures
-	$(BIN)/python figures/snr.py --results $(OUT) --out $(OUT)/figures
+	$(BIN)/python figures/figure1.py --results $(OUT) --out $(FIGURES)
+	$(BIN)/python figures/optimizers.py --results $(OUT) --out $(FIGURES)
+	$(BIN)/python figures/snr.py --results $(OUT) --out $(FIGURES)
+
+gallery: FIGURES = figures/gallery
+gallery: figures  ## redraw the committed pictures and the claims table they stand beside
+	$(BIN)/jaxsign claims $(OUT) --csv $(FIGURES)/claims.csv
 
 claims: $(STAMP)  ## print the claims table of results/
 	$(BIN)/jaxsign claims $(OUT) --csv $(OUT)/claims.csv --against figures/gallery/claims.csv

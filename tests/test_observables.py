@@ -78,7 +78,7 @@ def test_a_tied_vote_is_left_out_of_the_majority(problem, oracle):
 
 
 def test_log_attention_and_alarm_beyond_underflow(problem, oracle):
-    params, data, _ = oracle.draw(problem, 3, sigma_0=0.1)
+    params, data, test = oracle.draw(problem, 3, sigma_0=0.1)
     alarm = jax.jit(observables.query_gradient_underflows)
     assert not alarm(params, data)
     aligned = dataclasses.replace(params, w_k=params.w_q)  # noise attends to itself, ever more sharply
@@ -90,3 +90,4 @@ def test_log_attention_and_alarm_beyond_underflow(problem, oracle):
     assert alarm(sharp, data)
     zero = jax.tree.map(jnp.zeros_like, params)  # here the law itself says 0
     assert not alarm(zero, data)
+    assert observe(zero, data, test)["test_error"] == 1  # a logit of 0 is an error

@@ -165,6 +165,10 @@ def chain(*transforms):
     return lambda: optax.chain(*transforms)
 
 
+def own_rates(g):
+    return g * jnp.arange(1, 1 + g.size, dtype=g.dtype).reshape(g.shape)
+
+
 RATE = {"learning_rate": 0.1}
 PROBED = {
     **{family: (*entry, family != "adamw") for family, entry in FAMILIES.items()},
@@ -181,6 +185,7 @@ PROBED = {
     "adafactor": (optax.adafactor, RATE, False),
     "muon": (optax.contrib.muon, RATE, False),
     "noise": (chain(optax.add_noise(0.1, 0.5, 0), optax.sgd(0.1)), {}, False),
+    "rates of their own": (chain(optax.stateless(lambda updates, _: jax.tree.map(own_rates, updates))), {}, False),
     "centralised": (chain(optax.centralize(), optax.sgd(0.1)), {}, False),
 }
 

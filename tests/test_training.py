@@ -304,6 +304,13 @@ def test_divergence_is_dated_and_blanked(optimizer, bad, blank):
     assert (int(ds.status[0, 0]), int(ds.first_bad_step[0, 0])) == (1, bad)
 
 
+def test_a_last_loss_that_overflows_is_seen_while_the_parameters_are_finite():
+    run = roll(optax.sgd(1e25), steps=1, record=[0])
+    assert np.isfinite(run.params["w"]).all()
+    assert (run.status, run.first_bad_step) == (1, 1)
+    assert np.isfinite(run.trace["size"]).all()
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -33,13 +33,14 @@ def main():
             attention(row[0], ds)
             plot.loss(ds, row[1])
             plot.error_at_loss(ds, row[2])
-            for ax, title in zip(row, ("$s_{21}$", "training loss", "test error at equal loss")):
+            for ax, title in zip(row, ("$s_{21}$", "training loss", "error at equal loss")):
                 ax.set_title(f"{preset.replace('_', '-')}: {title}", fontsize=7)
                 ax.set_ylabel("")
             row[2].get_legend().remove()
         axes[0, 0].legend()
         axes[0, 1].get_legend().remove()
-        plot.footer(fig, ds)
+        axes[1, 1].legend(loc="lower left", fontsize=6)
+        plot.footer(fig, ds, "theory; paper_like differs in independent supports and exact overlap")
         for path in plot.save(fig, args.out, "optimizers"):
             print(path)
 

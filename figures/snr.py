@@ -24,11 +24,13 @@ def main():
         fig, axes = plt.subplots(1, 2, figsize=(plot.WIDE, 2.3))
         plot.snr(ds, axes[0], LEVEL, "test_error")
         plot.snr(ds, axes[1], LEVEL, "test_loss")
-        axes[1].set_yscale("log")
+        for ax in axes:
+            ax.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5], ["0.02", "0.05", "0.1", "0.2", "0.5"])
+            ax.minorticks_off()
         axes[1].get_legend().remove()
         for ax, title in zip(axes, ("test error", "test loss")):
             ax.set_title(f"{title} at training loss {LEVEL:g}")
-        plot.footer(fig, ds)
+        plot.footer(fig, ds, "paper_like")
         for path in plot.save(fig, args.out, "snr"):
             print(path)
 

@@ -451,5 +451,10 @@ CLAIMS: tuple[Claim, ...] = (
                 for level in LEVELS
             ),
         ),
+        explanations={
+            "theory": "without overlap both errors go to 0 and no gap is left at loss .01 and .001; at loss .5 the "
+            "negative difference is one of reading: GD's large learning rates cross .5 in their first step, from error "
+            ".4 to 0, and the crossing is interpolated",
+        },
     ),
 )

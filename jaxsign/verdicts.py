@@ -216,7 +216,8 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
                 except NotThere as reason:
                     reasons.append(str(reason))
             else:
-                if "," in setting:  # a variation of a preset is there for single claims, not for all
+                # Variations of a preset and other sweeps beside it are there for single claims, not for all.
+                if "," in setting or (setting == "custom" and len(set(settings)) > 1):
                     continue
                 missing.append((claim.id, setting, "; ".join(dict.fromkeys(reasons))))
     return ClaimTable(tuple(rows), tuple(missing))

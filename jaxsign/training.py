@@ -14,7 +14,7 @@ from jaxsign.optim import as_grid, describe_point, reads_gradients_coordinatewis
 from jaxsign.rng import seed_key, stream
 from jaxsign.schedule import Schedule
 from jaxsign.task import Task
-from jaxsign.validation import known
+from jaxsign.validation import known, name_tuple
 
 Array = jax.Array
 PyTree = Any
@@ -39,7 +39,7 @@ def trained_fields(task: Task, params: PyTree, trainable: Sequence[str] | None) 
     names = [name for name in dict.fromkeys(field_of(path) for path, _ in paths) if name not in task.frozen]
     if trainable is None:
         return tuple(names)
-    if isinstance(trainable, str) or not trainable:
+    if not trainable:
         raise ValueError(f"trainable must be a non-empty tuple of names out of {names}, got {trainable!r}")
     return tuple(known("trainable parameter", name, names) for name in trainable)
 
@@ -429,8 +429,7 @@ def train(
         raise ValueError(f"key must be ONE typed key, jax.random.key(seed), got {key!r}")
     hyper = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), hyper)
     factory = as_grid(optimizer).factory
-    chosen = None if observables is None else tuple(observables)
-    names = None if trainable is None else tuple(trainable)
+    chosen, names = name_tuple("observables", observables), name_tuple("trainable", trainable)
     compact = use_compact(task, factory, [{}], hyper, shared, names)
     record_key, test_key = tuple(schedule.record.tolist()), tuple(schedule.test.tolist())
     settings = (schedule.steps, record_key, test_key, chosen, names, summary, keep_trace)

@@ -77,3 +77,18 @@ def known(kind: str, name: Any, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown {kind} {name!r}{hint} (legal: {', '.join(map(repr, names))})")
+
+
+def name_tuple(field: str, value: Any) -> tuple[Any, ...] | None:
+    """Returns a sequence of names as a tuple, None as None; a bare string would be split into letters and is refused.
+
+    Raises:
+      ValueError: naming field and value.
+
+    Examples:
+      >>> name_tuple("trainable", ["w_v"])
+      ('w_v',)
+    """
+    if isinstance(value, str):
+        raise ValueError(f"{field} must be a tuple of names such as ({value!r},), got the string {field}={value!r}")
+    return None if value is None else tuple(value)

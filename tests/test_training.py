@@ -333,6 +333,8 @@ def test_a_last_loss_that_overflows_is_seen_while_the_parameters_are_finite():
         ({"trainable": ("idel",)}, ["trainable", "'idel'", "did you mean 'idle'", "'w'"]),
         ({"trainable": ()}, ["trainable", "non-empty", "()"]),
         ({"keep_trace": False}, ["keep_trace=False", "summary"]),
+        ({"trainable": "w_v"}, ["trainable", "tuple of names", "'w_v'"]),
+        ({"observables": "train_loss"}, ["observables", "tuple of names", "'train_loss'"]),
     ],
     ids=str,
 )

@@ -13,7 +13,7 @@ from jaxsign.optim import Grid, as_grid, point_label
 from jaxsign.rng import seed_key
 from jaxsign.schedule import Schedule
 from jaxsign.task import Task
-from jaxsign.validation import known, positive_int
+from jaxsign.validation import known, name_tuple, positive_int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +90,7 @@ class Sweep:
     def __post_init__(self) -> None:
         if not isinstance(self.axes, Mapping):
             raise ValueError(f"axes must be a dict of name: values, got axes={self.axes!r}")
+        name_tuple("observables", self.observables), name_tuple("trainable", self.trainable)
         _ = self.schedule, self.seeds, self.optimizer_points
         if not self.keep_trace and self.summary is None:
             raise ValueError("keep_trace=False needs summary=, got summary=None: nothing would be kept")

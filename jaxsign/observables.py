@@ -75,7 +75,7 @@ def observe(params: model.AnyParams, data: Dataset, test: TestSet | None) -> dic
     label = data.y[:, None]
     attention_log = model.log_attention(f, sign_mu, params.heads)
     value_noise, query_noise, key_noise = f.v * label, f.q * label[None], f.k * label[None]
-    s21_log = jnp.moveaxis(attention_log[:, :, 1:, 0], 0, 1)  # (head, sample, patch)
+    s21_log = jnp.moveaxis(attention_log[1:, 0], 0, 2)  # (head, sample, patch)
     vote = jnp.sum(jnp.sign(key_noise), axis=(1, 2))
     untied = vote != 0
     agree = untied & (jnp.sign(f.q_mu) == jnp.sign(vote))
@@ -87,7 +87,7 @@ def observe(params: model.AnyParams, data: Dataset, test: TestSet | None) -> dic
         "key_noise": key_noise,
         "query_signal": data.mu * f.q_mu,
         "key_signal": data.mu * f.k_mu,
-        "s11": jnp.exp(attention_log[:, :, 0, 0].T),
+        "s11": jnp.exp(attention_log[0, 0]),
         "s21": jnp.exp(s21_log),
         "log_s21": s21_log,
         "sign_agreement": jnp.mean((jnp.sign(f.q) == jnp.sign(f.k)).astype(f.q.dtype)),

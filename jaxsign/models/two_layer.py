@@ -201,9 +201,9 @@ def _pairs(length: int) -> np.ndarray:
     return out
 
 
-@jax.custom_jvp
-def softmax(scores: Array) -> Array:
-    """Softmax over the last axis whose derivative keeps its relative accuracy when attention saturates.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def softmax(scores: Array, axis: int = -1) -> Array:
+    """Softmax over one axis whose derivative keeps its relative accuracy when attention saturates.
 
         d s_a = sum_b s_a s_b (d z_a - d z_b)
 
@@ -211,29 +211,32 @@ def softmax(scores: Array) -> Array:
     rounding noise, which a sign optimizer would follow. Here every pair's product s_a s_b is formed first.
 
     Args:
-      scores: (..., L).
+      scores: any shape with L entries along `axis`.
+      axis: the axis of the keys.
 
     Returns:
-      (..., L), non-negative, summing to 1.
+      The same shape, non-negative, summing to 1 along `axis`.
 
     Examples:
       >>> softmax(jnp.zeros(2)).tolist()
       [0.5, 0.5]
     """
-    return jax.nn.softmax(scores, axis=-1)
+    return jax.nn.softmax(scores, axis=axis)
 
 
 @softmax.defjvp
-def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def _softmax_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (scores,), (dscores,) = primals, tangents
-    s = softmax(scores)
-    pairs = jnp.asarray(_pairs(scores.shape[-1]), s.dtype)
-    lead = (None,) * (s.ndim - 1)
-    pairs = pairs[lead]
-    positive, negative = jnp.maximum(pairs, 0), jnp.maximum(-pairs, 0)
-    weight = jnp.sum(positive * s[..., None, :], -1) * jnp.sum(negative * s[..., None, :], -1)
-    change = weight * jnp.sum(pairs * dscores[..., None, :], -1)
-    return s, jnp.sum(pairs * change[..., :, None], -2)
+    s = softmax(scores, axis)
+    keys = axis % scores.ndim
+    # (..., pairs, L, ...): the pairs get an axis of their own before that of the keys.
+    incidence = jnp.asarray(_pairs(scores.shape[keys]), s.dtype)
+    incidence = incidence.reshape((1,) * keys + incidence.shape + (1,) * (scores.ndim - 1 - keys))
+    positive, negative = jnp.maximum(incidence, 0), jnp.maximum(-incidence, 0)
+    s_pair, d_pair = jnp.expand_dims(s, keys), jnp.expand_dims(dscores, keys)
+    weight = jnp.sum(positive * s_pair, keys + 1) * jnp.sum(negative * s_pair, keys + 1)
+    change = weight * jnp.sum(incidence * d_pair, keys + 1)
+    return s, jnp.sum(incidence * jnp.expand_dims(change, keys + 1), keys)
 
 
 class Features(NamedTuple):
@@ -279,78 +282,79 @@ def fresh_features(params: AnyParams, test: TestSet) -> Features:
     Returns:
       Features with n_test examples.
     """
-    params = params.full()
-    v = params.value()
-    feature_noise = test.alpha * test.mu * test.y
+    full = params.full()
+    rows = full.w_q.shape[0]
+    count, patches, s = test.indices.shape
+    # Rows of the transposed weights: one gather of 2*rows+1 neighbours a coordinate serves all three products.
+    weights = jnp.concatenate([full.w_q, full.w_k, full.value()[None]]).T
+    indices, values = (jnp.moveaxis(a, 2, 0) for a in (test.indices, test.values))
 
-    def rows(weights: Array) -> Array:
-        inner = jnp.einsum("rnps,nps->rnp", weights[:, test.indices], test.values, precision=HIGHEST)
-        return inner - weights[:, 0, None, None] * feature_noise[None, :, None]
+    def add(i: Array, total: Array) -> Array:
+        return total + weights[indices[i]] * values[i][:, :, None]
 
-    value = jnp.sum(v[test.indices] * test.values, axis=-1) - v[0] * feature_noise[:, None]
-    return Features(params.w_q[:, 0], params.w_k[:, 0], v[0], rows(params.w_q), rows(params.w_k), value)
+    inner = jax.lax.fori_loop(0, s, add, jnp.zeros((count, patches, weights.shape[1]), weights.dtype), unroll=min(s, 4))
+    shift = (test.alpha * test.mu * test.y)[:, None, None]  # feature noise, along e_1
+    inner = jnp.moveaxis(inner - shift * weights[0][None, None], 2, 0)
+    return Features(
+        full.w_q[:, 0], full.w_k[:, 0], weights[0, -1], inner[:rows], inner[rows:-1], inner[-1]
+    )  # fmt: skip
 
 
 def scores(features: Features, sign_mu: Array, heads: int) -> Array:
-    """Attention scores of ONE example, z_la = <W_Q x_l, W_K x_a> per head; token 0 is the signal.
+    """Attention scores of every example, z_la = <W_Q x_l, W_K x_a> per head; token 0 is the signal.
+
+    The example axis is last and stays in place, so that every sum over a head's rows runs over contiguous examples; as
+    matmuls these sums would be too small to pay.
 
     Args:
-      features: of one example: q, k (rows, context-1), v (context-1,).
-      sign_mu: (), y_clean * mu: the signal patch is sign_mu * e_1.
+      features: Features of n examples.
+      sign_mu: (n,), y_clean * mu: the signal patches are sign_mu * e_1.
       heads: number of heads h; rows = h*m_k.
 
     Returns:
-      (heads, context, context), query token first.
+      (context, context, heads, n), query token first.
     """
-    patches = features.q.shape[-1]
-    q_mu, k_mu = features.q_mu.reshape(heads, -1), features.k_mu.reshape(heads, -1)
-    q, k = features.q.reshape(heads, -1, patches), features.k.reshape(heads, -1, patches)
-    # Sums over a head's rows are written as products and reductions: as matmuls they would be too small to pay.
-    signal_signal = sign_mu * sign_mu * jnp.sum(q_mu * k_mu, 1)
-    signal_noise = sign_mu * jnp.sum(q_mu[:, :, None] * k, 1)
-    noise_signal = sign_mu * jnp.sum(q * k_mu[:, :, None], 1)
-    noise_noise = jnp.sum(q[:, :, :, None] * k[:, :, None, :], 1)
-    first = jnp.concatenate([signal_signal[:, None], signal_noise], 1)
-    rest = jnp.concatenate([noise_signal[:, :, None], noise_noise], 2)
-    return jnp.concatenate([first[:, None], rest], 1)
+    n, patches = features.v.shape
+    split = (heads, -1, n, patches)
+    q_mu, k_mu = features.q_mu.reshape(heads, -1, 1), features.k_mu.reshape(heads, -1, 1)
+    q, k = (jnp.moveaxis(noise.reshape(split), 3, 0) for noise in (features.q, features.k))  # (patch, head, row, n)
+    sign = sign_mu[None, None]
+    signal_signal = sign[0] * sign[0] * jnp.sum(q_mu * k_mu, 1)
+    signal_noise = sign * jnp.sum(q_mu[None] * k, 2)
+    noise_signal = sign * jnp.sum(q * k_mu[None], 2)
+    noise_noise = jnp.sum(q[:, None] * k[None], 3)
+    first = jnp.concatenate([signal_signal[None], signal_noise])
+    rest = jnp.concatenate([noise_signal[:, None], noise_noise], 1)
+    return jnp.concatenate([first[None], rest])
 
 
-def logit(features: Features, sign_mu: Array, heads: int) -> Array:
-    """Output F of ONE example from its features.
+def logits(features: Features, sign_mu: Array, heads: int) -> Array:
+    """Output F of every example from its features.
 
         F = sum_heads sum_a (sum_l s_la) <v, x_a>
 
     Args:
-      features: of one example: q, k (rows, context-1), v (context-1,).
-      sign_mu: (), y_clean * mu.
+      features: Features of n examples.
+      sign_mu: (n,), y_clean * mu.
       heads: number of heads.
 
     Returns:
-      ().
+      (n,).
 
     References:
       arXiv 2410.04870, model definition.
     """
-    attention = softmax(scores(features, sign_mu, heads))
-    values = jnp.concatenate([(sign_mu * features.v_mu)[None], features.v])
-    return jnp.sum(jnp.sum(attention, (0, 1)) * values)
-
-
-_EXAMPLES = Features(None, None, None, 1, 1, 0)  # type: ignore[arg-type]  # the axis of the examples
-
-
-def logits(features: Features, sign_mu: Array, heads: int) -> Array:
-    """`logit` of every example: features with an example axis, sign_mu (n,) -> (n,)."""
-    return jax.vmap(lambda f, m: logit(f, m, heads), (_EXAMPLES, 0))(features, sign_mu)
+    attention = softmax(scores(features, sign_mu, heads), 1)
+    values = jnp.concatenate([(sign_mu * features.v_mu)[None], features.v.T])
+    return jnp.sum(jnp.sum(attention, (0, 2)) * values, 0)
 
 
 def log_attention(features: Features, sign_mu: Array, heads: int) -> Array:
-    """Logarithm of the attention of every example, (n, heads, context, context), query token first.
+    """Logarithm of the attention of every example, (context, context, heads, n), query token first.
 
     The log of a softmax output underflows; this is the log-softmax of the scores.
     """
-    every = jax.vmap(lambda f, m: scores(f, m, heads), (_EXAMPLES, 0))(features, sign_mu)
-    return jax.nn.log_softmax(every, axis=-1)
+    return jax.nn.log_softmax(scores(features, sign_mu, heads), axis=1)
 
 
 def apply(params: Params, x: Array) -> Array:

@@ -271,8 +271,7 @@ def use_compact(
     task: Task,
     factory: Callable[..., optax.GradientTransformation],
     points: Sequence[Mapping[str, Any]],
-    hyper: Any,
-    shared: Any = None,
+    start: Start,
     trainable: Sequence[str] | None = None,
 ) -> bool:
     """Whether the task's compact parametrisation is exact for every point of an optimizer, by a numeric probe.
@@ -281,8 +280,7 @@ def use_compact(
       task: a Task.
       factory: the optimizer.
       points: keywords of each point.
-      hyper: one run's numbers.
-      shared: the task's shared arrays.
+      start: one run's start, concrete or abstract.
       trainable: names of trained parameters, or None.
 
     Returns:
@@ -297,7 +295,7 @@ def use_compact(
     def trained(params: PyTree) -> PyTree:
         return _split(params, trained_fields(task, params, trainable))[0]
 
-    compact, start = task.compact, abstract_start(task, hyper, shared)
+    compact = task.compact
     full, small = trained(start.params), jax.eval_shape(lambda s: trained(compact(s.params, s.data)), start)
     exact = reads_gradients_coordinatewise(factory, points, full) and _fits(factory, points[0], small)
     if task.compact_only and not exact:
@@ -430,10 +428,10 @@ def train(
     hyper = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), hyper)
     factory = as_grid(optimizer).factory
     chosen, names = name_tuple("observables", observables), name_tuple("trainable", trainable)
-    compact = use_compact(task, factory, [{}], hyper, shared, names)
     record_key, test_key = tuple(schedule.record.tolist()), tuple(schedule.test.tolist())
     settings = (schedule.steps, record_key, test_key, chosen, names, summary, keep_trace)
     start = _begin(task)(key, hyper, shared)
+    compact = use_compact(task, factory, [{}], start, names)
     out = _compiled(task, factory, settings, compact)(key, start, hyper, {})
     high, low = (int(word) for word in np.asarray(jax.random.key_data(key)).ravel()[-2:])
     return Run(

@@ -24,7 +24,7 @@ from jax.sharding import AxisType, PartitionSpec
 import jaxsign as js
 from jaxsign.cli import configure
 from jaxsign.schedule import Schedule
-from jaxsign.training import begin, make_train, use_compact
+from jaxsign.training import abstract_start, begin, make_train, use_compact
 
 WIDTHS = (1, 2, 4, 8)
 REPEATS = 5
@@ -73,7 +73,7 @@ def textbook(factory, rate, steps):
 
 def dense(task, hyper, factory, rate, steps):
     """One run of the dense engine: key, start -> last loss."""
-    compact = use_compact(task, factory, [{"learning_rate": rate}], hyper)
+    compact = use_compact(task, factory, [{"learning_rate": rate}], abstract_start(task, hyper))
     schedule = Schedule.build(steps, steps, steps)
     train = make_train(task, factory, schedule, observables=("train_loss",), compact=compact, keep_params=False)
     return lambda key, start: train(key, start, hyper, {"learning_rate": rate})["trace"]["train_loss"][-1]

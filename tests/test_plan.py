@@ -129,14 +129,14 @@ def test_blocks_fill_seeds_first_then_the_optimizers_of_one_program_then_the_inn
 
 def test_bytes_of_a_run_are_counted_by_hand():
     made, item = sweep(), jnp.zeros(()).dtype.itemsize
-    task, hyper = made.task(()), made.hyper_at(())
+    (group,), hyper = plan.groups(made), made.hyper_at(())
     records = 5  # steps 0, 3, 6, 9, 12
     # a sweep records scalars by default; the state is data (5,) and parameters (3,)
-    assert plan.run_bytes(task, hyper, made) == (records * item, (5 + 3) * item)
+    assert plan.run_bytes(group, hyper, made) == (records * item, (5 + 3) * item)
     both = dataclasses.replace(made, observables=["train_loss", "w"])
-    assert plan.run_bytes(task, hyper, both) == (records * (1 + 3) * item, (5 + 3) * item)
+    assert plan.run_bytes(group, hyper, both) == (records * (1 + 3) * item, (5 + 3) * item)
     kept = dataclasses.replace(both, summary=lambda trace: {"last": trace["train_loss"][-1]}, keep_trace=False)
-    assert plan.run_bytes(task, hyper, kept) == (0, (5 + 3) * item)
+    assert plan.run_bytes(group, hyper, kept) == (0, (5 + 3) * item)
 
 
 @pytest.mark.parametrize("state", [1, 1000, 30_000, 600_000, 10**6, plan.LANE_BYTES, 10**7, 10**9])

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxsign.sweep.grid import Sweep
 from jaxsign.task import Task
-from jaxsign.training import abstract_start, observers, use_compact
+from jaxsign.training import Start, abstract_start, observers, use_compact
 
 #: Runs of one block at most, and the bytes that their records, data and parameters may take together.
 BLOCK_RUNS, BLOCK_BYTES = 64, 256 * 2**20
@@ -32,6 +32,7 @@ class Group:
       optimizers: indices on the optimizer dimension.
       fixed: {axis position: index} of the static axes.
       compact: whether the task's compact form is trained.
+      start: shapes and dtypes of one run's start.
     """
 
     task: Task
@@ -42,6 +43,7 @@ class Group:
     optimizers: tuple[int, ...]
     fixed: Mapping[int, int]
     compact: bool
+    start: Start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +83,13 @@ def groups(sweep: Sweep) -> list[Group]:
         fixed = dict(zip(static_axes, point))
         index = tuple(fixed.get(i, 0) for i in range(len(sweep.grid_axes)))
         task, hyper = sweep.task(index), sweep.hyper_at(index)
+        start = abstract_start(task, hyper, sweep.shared)
         for (family, _), members in families.items():
             grid = sweep.grids[family]
             keywords = [sweep.optimizer_points[i][2] for i in members]
             static = {k: v for k, v in keywords[0].items() if k not in grid.floats}
-            compact = use_compact(task, grid.factory, keywords, hyper, sweep.shared, sweep.trainable)
-            out.append(Group(task, grid.factory, static, grid.floats, family, tuple(members), fixed, compact))
+            compact = use_compact(task, grid.factory, keywords, start, sweep.trainable)
+            out.append(Group(task, grid.factory, static, grid.floats, family, tuple(members), fixed, compact, start))
     return out
 
 
@@ -131,9 +134,9 @@ def boxes(sweep: Sweep, group: Group, extents: Sequence[int]) -> list[Box]:
     return [Box(tuple(a for a, _ in box), tuple(b for _, b in box)) for box in itertools.product(*ranges)]
 
 
-def run_bytes(task: Task, hyper: Any, sweep: Sweep) -> tuple[int, int]:
+def run_bytes(group: Group, hyper: Any, sweep: Sweep) -> tuple[int, int]:
     """(bytes that one run records, bytes of its data and parameters), from abstract shapes."""
-    start = abstract_start(task, hyper, sweep.shared)
+    task, start = group.task, group.start
     shapes, _, _ = observers(task, start, hyper, sweep.observables, scalars=True)
     records = sum(_bytes(shape) for shape in shapes.values()) * sweep.schedule.record.size if sweep.keep_trace else 0
     params = start.params if task.compact is None else jax.eval_shape(task.compact, start.params, start.data)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from jaxsign.sweep import plan
 from jaxsign.sweep.definition import content_hash, definition, differences
 from jaxsign.sweep.grid import Sweep
 from jaxsign.task import Task
-from jaxsign.training import Start, abstract_start, begin, make_train, observers
+from jaxsign.training import Start, begin, make_train, observers
 
 
 def run_sweep(sweep: Sweep, out: str | os.PathLike | None = None) -> Any:
@@ -91,7 +91,7 @@ def _run(sweep: Sweep, path: Path | None, manifest: dict[str, Any]) -> tuple[res
 
     started = time.time()
     groups = plan.groups(sweep)
-    sizes = [plan.run_bytes(g.task, sweep.hyper_at(_first_index(sweep, g)), sweep) for g in groups]
+    sizes = [plan.run_bytes(g, sweep.hyper_at(_first_index(sweep, g)), sweep) for g in groups]
     extents = plan.chunk_shape(sweep, len(groups), max(map(sum, sizes)))
     devices = jax.local_devices()
     mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
@@ -100,13 +100,6 @@ def _run(sweep: Sweep, path: Path | None, manifest: dict[str, Any]) -> tuple[res
         width = min(plan.lane_width(state, devices[0].platform), int(np.prod(extents)))
         programs.append(Program(sweep, group, width, mesh))
     block = int(np.prod(extents))
-    lowered = [program.lower(block) for program in programs]
-    shapes = [traced.out_info for traced in lowered]
-    variables, notes = _variables(sweep, groups, shapes, extents)
-    coords = coordinates(sweep)
-    for dim, size in _own_sizes(variables).items():
-        coords.setdefault(dim, ((dim,), np.arange(size), {}))
-    arrays = results.Arrays(variables, coords, path)
     statuses: list[np.ndarray] = []
     pending: list[tuple[plan.Box, Any]] = []
 
@@ -120,22 +113,27 @@ def _run(sweep: Sweep, path: Path | None, manifest: dict[str, Any]) -> tuple[res
         statuses.append(host["status"][:count])
         bar.update(count)
 
-    # disable=None: the bar is drawn on a terminal only. One thread compiles ahead while the last program runs.
-    with (
-        tqdm(total=sweep.size, unit="run", disable=None, leave=False, dynamic_ncols=True) as bar,
-        ThreadPoolExecutor(max_workers=1) as compiler,
-    ):
-        ready = [compiler.submit(traced.compile) for traced in lowered]
-        for program, group, compiled in zip(programs, groups, ready):
-            bar.set_description(f"{group.family}: compiling")
-            train = compiled.result()
-            bar.set_description(group.family)
-            for box in plan.boxes(sweep, group, extents):
-                pending.append((box, program.run(train, box, block)))  # dispatched before the last one is fetched
-                if len(pending) > 1:
+    # Two threads compile ahead, while programs are traced and while they run.
+    with ThreadPoolExecutor(max_workers=2) as compiler:
+        compiled, shapes = _compile_ahead(programs, block, compiler)
+        variables, notes = _variables(sweep, groups, shapes, extents)
+        coords = coordinates(sweep)
+        for dim, size in _own_sizes(variables).items():
+            coords.setdefault(dim, ((dim,), np.arange(size), {}))
+        arrays = results.Arrays(variables, coords, path)
+        # disable=None: the bar is drawn on a terminal only.
+        with tqdm(total=sweep.size, unit="run", disable=None, leave=False, dynamic_ncols=True) as bar:
+            for program, group, (starting, training) in zip(programs, groups, compiled):
+                bar.set_description(f"{group.family}: compiling")
+                begin_runs, train_runs = starting.result(), training.result()
+                bar.set_description(group.family)
+                for box in plan.boxes(sweep, group, extents):
+                    # Dispatched before the last block is fetched.
+                    pending.append((box, program.run(begin_runs, train_runs, box, block)))
+                    if len(pending) > 1:
+                        collect()
+                while pending:
                     collect()
-            while pending:
-                collect()
     done = np.concatenate(statuses)
     diverged = int((done == 1).sum())
     if diverged:
@@ -153,6 +151,24 @@ def _run(sweep: Sweep, path: Path | None, manifest: dict[str, Any]) -> tuple[res
         "padded": notes,
     }  # fmt: skip
     return arrays, manifest
+
+
+def _compile_ahead(
+    programs: list["Program"], block: int, compiler: ThreadPoolExecutor
+) -> tuple[list[tuple[Future, Future]], list[dict[str, Any]]]:
+    """(the two programs of each group, being compiled; the shapes of its results)."""
+    starting: dict[Task, tuple[Any, Future]] = {}
+    compiled, shapes = [], []
+    for program in programs:
+        task = program.group.task
+        if task not in starting:
+            traced = program.lower_begin(block)
+            starting[task] = traced.out_info, compiler.submit(traced.compile)
+        start, beginning = starting[task]
+        traced = program.lower(block, start)
+        compiled.append((beginning, compiler.submit(traced.compile)))
+        shapes.append(traced.out_info)
+    return compiled, shapes
 
 
 def _summary(group: plan.Group, program: "Program") -> dict[str, Any]:
@@ -214,17 +230,23 @@ class Program:
         floats = {name: np.asarray([p[name] for p in points], dtype) for name in self.group.floats}
         return seeds, hyper, floats
 
-    def lower(self, block: int) -> Any:
-        """The training program traced for blocks of this many runs; `.out_info` has the shapes of its results."""
-        members = [(*_first_index(self.sweep, self.group), self.group.optimizers[0], 0)]
-        seeds, hyper, floats = self.arguments(members, block)
-        start = jax.eval_shape(self.begin, seeds, hyper, self.sweep.shared)
+    def _some_arguments(self, block: int) -> tuple[Any, Any, Any]:
+        return self.arguments([(*_first_index(self.sweep, self.group), self.group.optimizers[0], 0)], block)
+
+    def lower_begin(self, block: int) -> Any:
+        """The starting program traced for blocks of this many runs; it is the same for all groups of a task."""
+        seeds, hyper, _ = self._some_arguments(block)
+        return self.begin.lower(seeds, hyper, self.sweep.shared)
+
+    def lower(self, block: int, start: Start) -> Any:
+        """The training program traced for such blocks; `start` and `.out_info` have shapes of its input and results."""
+        seeds, hyper, floats = self._some_arguments(block)
         return self.train.lower(seeds, start, hyper, floats)
 
-    def run(self, compiled: Callable, box: plan.Box, block: int) -> dict[str, jax.Array]:
-        """Starts a block with the compiled training program; returns at once with arrays on the devices."""
+    def run(self, begin_runs: Callable, train_runs: Callable, box: plan.Box, block: int) -> dict[str, jax.Array]:
+        """Starts a block with the compiled programs; returns at once with arrays on the devices."""
         seeds, hyper, floats = self.arguments(box.members(), block)
-        return compiled(seeds, self.begin(seeds, hyper, self.sweep.shared), hyper, floats)
+        return train_runs(seeds, begin_runs(seeds, hyper, self.sweep.shared), hyper, floats)
 
 
 def _disjoint(*parts: dict[str, Any]) -> dict[str, Any]:
@@ -241,7 +263,7 @@ def _disjoint(*parts: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=32)
-def _begin(task: Task, mesh: jax.sharding.Mesh) -> Callable[..., Start]:
+def _begin(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """The jitted `(seeds, hyper, shared) -> Start` of a block; one run after the other, since compiling draws under
     vmap takes longer than drawing.
     """
@@ -273,7 +295,7 @@ def _variables(
     known = dict.fromkeys(name for found in shapes for name in found)
     # Constants, summaries, alarms and the status have no step dimension.
     hyper = sweep.hyper_at(_first_index(sweep, groups[0]))
-    traces = observers(task, abstract_start(task, hyper, sweep.shared), hyper, sweep.observables, scalars=True)[0]
+    traces = observers(task, groups[0].start, hyper, sweep.observables, scalars=True)[0]
     per_run = set(known) - (set(traces) if sweep.keep_trace else set())
     out, notes = {}, {}
     for name in known:

@@ -17,6 +17,7 @@ from jaxsign.optim import scale_by_smooth_sign as scale_by_smooth_sign
 from jaxsign.optim import sign_gd as sign_gd
 from jaxsign.optim import signum as signum
 from jaxsign.optim import smooth_sign_gd as smooth_sign_gd
+from jaxsign.probes import degree as degree
 from jaxsign.problem import Hyper as Hyper
 from jaxsign.problem import Problem as Problem
 from jaxsign.rng import stream as stream

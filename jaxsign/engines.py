@@ -7,7 +7,7 @@ from jaxsign.task import Task
 from jaxsign.tasks import two_layer as tasks
 from jaxsign.validation import known
 
-ENGINES = {"dense": tasks.dense, "support": tasks.support}
+ENGINES = {"dense": tasks.dense, "support": tasks.support, "feature_space": tasks.feature_space}
 
 
 def two_layer(problem: Problem, engine: str = "dense", overlap: str | None = None) -> Task:
@@ -16,14 +16,17 @@ def two_layer(problem: Problem, engine: str = "dense", overlap: str | None = Non
     Args:
       problem: a Problem.
       engine: "dense" trains all d coordinates with any optimizer; "support" trains only the coordinates that training
-        patches use, exact for optimizers that move each coordinate by its own gradients only, and refuses others.
+        patches use, exact for optimizers that move each coordinate by its own gradients only; "feature_space" trains
+        the inner products with the patches, exact for disjoint supports and optimizers that are odd and homogeneous
+        besides. Both run the same seed's draws, and refuse what they are not exact for.
       overlap: "exact" or "none", replaces problem.overlap; None keeps it.
 
     Returns:
       The Task; equal arguments give the identical object, so nothing retraces.
 
     Raises:
-      ValueError: for an unknown engine or overlap, or a problem too small for overlap="none".
+      ValueError: for an unknown engine or overlap, a problem too small for overlap="none", or one that the engine
+        is not exact for.
 
     Examples:
       >>> problem = Problem(n=4, d=30, s=3, m_k=2, m_v=2)

@@ -1,14 +1,17 @@
 """What is recorded of the two-layer system: name -> pure function of its features."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxsign.data.signal_noise import Dataset, TestSet
+from jaxsign.data.signal_noise import Dataset
 from jaxsign.models import two_layer as model
+from jaxsign.models.two_layer_features import FeatureParams
 
 Array = jax.Array
+AnyParams = model.AnyWeights | FeatureParams
 
 _NOISE = {
     "query_noise": ("row", "sample"),
@@ -56,13 +59,13 @@ ATTRS: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 
 
-def observe(params: model.AnyParams, data: Dataset, test: TestSet | None) -> dict[str, Array]:
+def observe(params: AnyParams, data: Any, test: Any) -> dict[str, Array]:
     """Every observable of the two-layer system at one set of parameters.
 
     Args:
-      params: Params, TiedParams or ActiveParams.
+      params: weights in any form, or FeatureParams with their data and test set.
       data: training set; noise observables use its observed labels.
-      test: settled TestSet, or None: then test_loss and test_error are left out.
+      test: settled test set, or None: then test_loss and test_error are left out.
 
     Returns:
       {name: array} with the dimensions of `dims`.
@@ -70,7 +73,7 @@ def observe(params: model.AnyParams, data: Dataset, test: TestSet | None) -> dic
     References:
       arXiv 2410.04870, definitions of query/key/value noise and signal and of the softmax outputs.
     """
-    f = model.features(params, data)
+    f = params.features(data)
     sign_mu = data.y_clean * data.mu
     label = data.y[:, None]
     attention_log = model.log_attention(f, sign_mu, params.heads)
@@ -93,10 +96,10 @@ def observe(params: model.AnyParams, data: Dataset, test: TestSet | None) -> dic
         "sign_agreement": jnp.mean((jnp.sign(f.q) == jnp.sign(f.k)).astype(f.q.dtype)),
         "majority_agreement": jnp.sum(agree, dtype=f.q.dtype) / jnp.sum(untied, dtype=f.q.dtype),
     }
-    if data.support.shape[1] == 1:
+    if f.v.shape[1] == 1:
         out = {name: value[..., 0] if name in _NOISE else value for name, value in out.items()}
     if test is not None:
-        fresh = model.fresh_features(params, test)
+        fresh = params.fresh_features(test)
         margin = test.y * model.logits(fresh, test.y * test.mu, params.heads)
         out["test_loss"] = jnp.mean(model.logistic_loss(margin))
         out["test_error"] = jnp.mean((margin <= 0).astype(margin.dtype))
@@ -116,20 +119,20 @@ def noise_norms(data: Dataset) -> dict[str, Array]:
     return {"noise_l1": jnp.sum(jnp.abs(noise), -1), "noise_l2": jnp.sqrt(jnp.sum(noise * noise, -1))}
 
 
-def query_gradient_underflows(params: model.AnyParams, data: Dataset) -> Array:
+def query_gradient_underflows(params: AnyParams, data: Any) -> Array:
     """Whether some query-noise gradient is exactly 0 although its law is not.
 
     The law (context 2): dL/dq_i ~ p_i s_21 s_22 (<v,xi_i> - <v,x_1>) (k_i - k_signal); its first three factors are
     positive and only rounding to 0 makes them vanish. From that step on sign(0) = 0 freezes the query noise.
 
     Args:
-      params: Params, TiedParams or ActiveParams.
+      params: weights in any form, or FeatureParams with their data.
       data: training set.
 
     Returns:
       () bool.
     """
-    f = model.features(params, data)
+    f = params.features(data)
     sign_mu = data.y_clean * data.mu
 
     def loss(q: Array) -> Array:

@@ -24,9 +24,15 @@ class Task:
       observe: `(params, data, test, hyper) -> {name: array}` at every recorded step. `test` is None between the
         test steps; names that appear only with a test set are NaN there.
       sample_test: `(key, hyper, shared) -> test`, once a run, or None.
+      prepare: `(data, test, params, hyper, degree) -> (data, test, params)`, once a run: brings together what was drawn
+        apart; everything below sees what it returns. degree is that of the optimizer if the system is homogeneous.
+      homogeneous: refuse optimizers that are not coordinate-wise, odd and homogeneous of some degree (their updates are
+        u(c g) = sgn(c)|c|^p u(g)), decoupled weight decay aside.
       batch: `(key, data, hyper) -> batch`, every step with the step's own key; None: the data themselves.
-      scale: `(data, hyper) -> tree like params` that multiplies the optimizer's updates; None: 1.
-      describe: `(data, test, hyper) -> {name: array}`, constants of a run such as its noise norms, stored once.
+      scale: `(data, hyper) -> tree like params` that multiplies the optimizer's updates, decoupled weight decay aside
+        where the system is homogeneous; None: 1.
+      describe: `(data, test, hyper) -> {name: array}`, constants of a run such as its noise norms, stored once; sees
+        the draws as they were.
       watch: {name: `(params, batch, hyper) -> bool ()`}, alarms looked at on every step; the trainer keeps under
         each name the first step at which it rang, -1 if never.
       compact: `(params, data) -> params`, an equivalent smaller parametrisation that is exact for optimizers that move
@@ -54,6 +60,8 @@ class Task:
     loss: Callable[[PyTree, PyTree, Any], Array]
     observe: Callable[[PyTree, PyTree, PyTree | None, Any], dict[str, Array]]
     sample_test: Callable[[Array, Any, Any], PyTree] | None = None
+    prepare: Callable[[PyTree, PyTree | None, PyTree, Any, Array], tuple[PyTree, PyTree, PyTree]] | None = None
+    homogeneous: bool = False
     batch: Callable[[Array, PyTree, Any], PyTree] | None = None
     scale: Callable[[PyTree, Any], PyTree] | None = None
     describe: Callable[[PyTree, PyTree | None, Any], dict[str, Array]] | None = None

@@ -3,91 +3,25 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsign.optim import as_grid, describe_point, reads_gradients_coordinatewise
-from jaxsign.rng import seed_key, stream
+from jaxsign.compilation import compiler_options
+from jaxsign.exactness import use_compact, use_degrees
+from jaxsign.optim import as_grid
+from jaxsign.rng import stream
 from jaxsign.schedule import Schedule
+from jaxsign.start import Start, begin, merge_params, split_params, trained_fields
 from jaxsign.task import Task
 from jaxsign.validation import known, name_tuple
 
 Array = jax.Array
 PyTree = Any
 STATUS = {-1: "not run", 0: "finished", 1: "diverged"}
-
-
-def field_of(path: tuple[Any, ...]) -> str:
-    """The name of the top-level field that a tree path starts with; "params" for a bare array."""
-    if not path:
-        return "params"
-    entry = path[0]
-    return str(getattr(entry, "name", getattr(entry, "key", getattr(entry, "idx", entry))))
-
-
-def trained_fields(task: Task, params: PyTree, trainable: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of the parameters that are trained.
-
-    Raises:
-      ValueError: for an unknown or empty `trainable`.
-    """
-    paths = jax.tree_util.tree_flatten_with_path(params)[0]
-    names = [name for name in dict.fromkeys(field_of(path) for path, _ in paths) if name not in task.frozen]
-    if trainable is None:
-        return tuple(names)
-    if not trainable:
-        raise ValueError(f"trainable must be a non-empty tuple of names out of {names}, got {trainable!r}")
-    return tuple(known("trainable parameter", name, names) for name in trainable)
-
-
-def _split(params: PyTree, names: Sequence[str]) -> tuple[PyTree, PyTree]:
-    """(trained, fixed): the same tree twice, with None where the other one holds the leaf."""
-    pick = jax.tree_util.tree_map_with_path
-    trained = pick(lambda path, leaf: leaf if field_of(path) in names else None, params)
-    fixed = pick(lambda path, leaf: None if field_of(path) in names else leaf, params)
-    return trained, fixed
-
-
-def _merge(trained: PyTree, fixed: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: b if a is None else a, trained, fixed, is_leaf=lambda leaf: leaf is None)
-
-
-class Start(NamedTuple):
-    """Where a run starts: its data, test set (or None), initial parameters and constants."""
-
-    data: PyTree
-    test: PyTree
-    params: PyTree
-    constants: dict[str, Array]
-
-
-def begin(task: Task, key: Array, hyper: Any, shared: Any = None) -> Start:
-    """Samples the data and the test set of one run and initialises its parameters.
-
-    A program of its own, since it depends on no optimizer and random draws are the slow part of every compilation.
-
-    Args:
-      task: the system.
-      key: run key, shape ().
-      hyper: the system's numbers, may be traced.
-      shared: arrays common to all runs.
-
-    Returns:
-      Start.
-    """
-    data = task.sample(stream(key, "data"), hyper, shared)
-    test = task.sample_test(stream(key, "test"), hyper, shared) if task.sample_test else None
-    params = task.init(stream(key, "init"), data, hyper)
-    return Start(data, test, params, task.describe(data, test, hyper) if task.describe else {})
-
-
-def abstract_start(task: Task, hyper: Any, shared: Any = None) -> Start:
-    """Shapes and dtypes of `begin`, nothing computed."""
-    return jax.eval_shape(lambda key, h: begin(task, key, h, shared), seed_key(0), hyper)
 
 
 def observers(task: Task, start: Start, hyper: Any, chosen: Sequence[str | Callable] | None, scalars: bool = False):
@@ -136,6 +70,7 @@ def make_train(
     scalars: bool = False,
     trainable: Sequence[str] | None = None,
     compact: bool = False,
+    decays: bool = False,
     summary: Callable[[dict[str, Array]], dict[str, Array]] | None = None,
     keep_trace: bool = True,
     keep_params: bool = True,
@@ -156,6 +91,7 @@ def make_train(
       trainable: names of trained parameters; None: all that the task does not freeze.
       compact: train the task's compact parametrisation; exact only where the optimizer is coordinate-wise and reads
         gradients only.
+      decays: whether updates hold decoupled weight decay, which a homogeneous task must not scale.
       summary: pure function of the trace ({name: (R, ...)} and "step") to {name: scalar}.
       keep_trace: whether the trace itself is returned.
       keep_params: whether the final parameters are returned.
@@ -179,9 +115,11 @@ def make_train(
         data, test, params, _ = start
         if compact and task.compact is not None:
             params = task.compact(params, data)
-        trained, fixed = _split(params, trained_fields(task, params, trainable))
+        trained, fixed = split_params(params, trained_fields(task, params, trainable))
         train_key = stream(key, "train")
-        scale = _split(task.scale(data, hyper), trained_fields(task, params, trainable))[0] if task.scale else None
+        scale = (
+            split_params(task.scale(data, hyper), trained_fields(task, params, trainable))[0] if task.scale else None
+        )
         with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote
             transform = optax.with_extra_args_support(factory(**keywords))
             state = transform.init(trained)
@@ -190,28 +128,35 @@ def make_train(
             return task.batch(jax.random.fold_in(train_key, t), data, hyper) if task.batch else data
 
         def loss_of(trained: PyTree, t: Array) -> Array:
-            return task.loss(_merge(trained, fixed), batch_at(t), hyper)
+            return task.loss(merge_params(trained, fixed), batch_at(t), hyper)
 
         def step(t: Array, carry: tuple) -> tuple:
             trained, state, bad, rang = carry
             loss, gradient = jax.value_and_grad(loss_of)(trained, t)
             bad = jnp.where((bad < 0) & ~jnp.isfinite(loss), t, bad)
-            full = _merge(trained, fixed)
+            full = merge_params(trained, fixed)
             rang = {
                 name: jnp.where((rang[name] < 0) & alarm(full, batch_at(t), hyper), t, rang[name])
                 for name, alarm in task.watch.items()
             }
             with jax.numpy_dtype_promotion("standard"):
+                before = state
                 updates, state = transform.update(
                     gradient, state, trained, value=loss, grad=gradient, value_fn=lambda p: loss_of(p, t)
                 )
                 if scale is not None:
+                    decay = None
+                    if decays:  # affine in the parameters: what the same gradients do at 0 is the rest
+                        nowhere = jax.tree.map(jnp.zeros_like, trained)
+                        pushed, _ = transform.update(gradient, before, nowhere)
+                        decay, updates = jax.tree.map(jnp.subtract, updates, pushed), pushed
                     updates = jax.tree.map(jnp.multiply, updates, scale)
+                    updates = updates if decay is None else jax.tree.map(jnp.add, updates, decay)
                 trained = optax.apply_updates(trained, updates)
             return trained, state, bad, rang
 
         def look(trained: PyTree, test_now: Array) -> dict[str, Array]:
-            full = _merge(trained, fixed)
+            full = merge_params(trained, fixed)
             plain = task.observe(full, data, None, hyper)
             found = {name: plain[name] for name in shapes if name in plain and name not in functions}
             found |= {name: f(full, data, test, hyper) for name, f in functions.items()}
@@ -240,7 +185,7 @@ def make_train(
         bad = jnp.where((bad < 0) & ~jnp.isfinite(loss_of(trained, last)), last, bad)
         gone = (bad >= 0) & (jnp.asarray(record) >= bad)
         trace = {name: _blank(value[: record.size], gone) for name, value in trace.items()}
-        full = _merge(trained, fixed)
+        full = merge_params(trained, fixed)
         if compact and task.expand is not None:
             full = task.expand(full)
         return {
@@ -265,55 +210,6 @@ def _finite(tree: PyTree) -> Array:
 
 def _blank(values: Array, gone: Array) -> Array:
     return jnp.where(gone.reshape((-1,) + (1,) * (values.ndim - 1)), jnp.nan, values)
-
-
-def use_compact(
-    task: Task,
-    factory: Callable[..., optax.GradientTransformation],
-    points: Sequence[Mapping[str, Any]],
-    start: Start,
-    trainable: Sequence[str] | None = None,
-) -> bool:
-    """Whether the task's compact parametrisation is exact for every point of an optimizer, by a numeric probe.
-
-    Args:
-      task: a Task.
-      factory: the optimizer.
-      points: keywords of each point.
-      start: one run's start, concrete or abstract.
-      trainable: names of trained parameters, or None.
-
-    Returns:
-      True if the task has a compact form and the probe finds the transform coordinate-wise and parameter-free.
-
-    Raises:
-      ValueError: if it is not, and the task has nothing but its compact form.
-    """
-    if task.compact is None:
-        return False
-
-    def trained(params: PyTree) -> PyTree:
-        return _split(params, trained_fields(task, params, trainable))[0]
-
-    compact = task.compact
-    full, small = trained(start.params), jax.eval_shape(lambda s: trained(compact(s.params, s.data)), start)
-    exact = reads_gradients_coordinatewise(factory, points, full) and _fits(factory, points[0], small)
-    if task.compact_only and not exact:
-        raise ValueError(
-            f"{task.name} needs an optimizer that moves each coordinate by its own gradients only (no weight decay, "
-            f"norm over a tensor or noise; found by running it), got {describe_point(factory, points)}; "
-            'use engine="dense"'
-        )
-    return exact
-
-
-def _fits(factory: Callable[..., optax.GradientTransformation], point: Mapping[str, Any], params: PyTree) -> bool:
-    """Whether a transform takes the compact tree: a mask written for the full tree, say, does not."""
-    try:
-        jax.eval_shape(lambda p: factory(**point).init(p), params)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,14 +254,14 @@ def _begin(task: Task) -> Callable[..., Start]:
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(task: Task, factory: Any, settings: tuple, compact: bool) -> Callable[..., dict[str, Any]]:
+def _compiled(task: Task, factory: Any, settings: tuple, compact: bool, decays: bool) -> Callable[..., dict[str, Any]]:
     steps, record, test, observables, trainable, summary, keep_trace = settings
     schedule = Schedule(steps, np.asarray(record), np.asarray(test))
     train = make_train(
-        task, factory, schedule, observables=observables, trainable=trainable, compact=compact, summary=summary,
-        keep_trace=keep_trace,
+        task, factory, schedule, observables=observables, trainable=trainable, compact=compact, decays=decays,
+        summary=summary, keep_trace=keep_trace,
     )  # fmt: skip
-    return jax.jit(train)
+    return jax.jit(train, compiler_options=compiler_options(jax.default_backend()))
 
 
 def train(
@@ -430,9 +326,11 @@ def train(
     chosen, names = name_tuple("observables", observables), name_tuple("trainable", trainable)
     record_key, test_key = tuple(schedule.record.tolist()), tuple(schedule.test.tolist())
     settings = (schedule.steps, record_key, test_key, chosen, names, summary, keep_trace)
-    start = _begin(task)(key, hyper, shared)
+    degrees = use_degrees(task, factory, [{}], hyper, shared, names)
+    start = _begin(task)(key, hyper, shared, *(jnp.asarray(found.p, jnp.zeros(()).dtype) for found in degrees))
     compact = use_compact(task, factory, [{}], start, names)
-    out = _compiled(task, factory, settings, compact)(key, start, hyper, {})
+    decays = any(found.decays for found in degrees)
+    out = _compiled(task, factory, settings, compact, decays)(key, start, hyper, {})
     high, low = (int(word) for word in np.asarray(jax.random.key_data(key)).ravel()[-2:])
     return Run(
         trace=out["trace"],

@@ -37,12 +37,14 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     steps = args.steps or (120 if args.tiny else 2000)
     seeds = args.seeds or (2 if args.tiny else 64)
     record = RECORD[steps >= RECORD]
-    common = {"system": js.two_layer, "engine": args.engine or "support", "axes": {"seed": seeds}}
     sweeps = {}
     for name, preset in {"paper_like": js.presets.paper_like, "theory": js.presets.theory}.items():
         problem, hyper = preset()
         if args.tiny and name == "theory":
             continue
+        # Disjoint supports close the dynamics on inner products; coordinates that patches share do not.
+        engine = args.engine or ("feature_space" if name == "theory" else "support")
+        common = {"system": js.two_layer, "engine": engine, "axes": {"seed": seeds}}
         if args.tiny:
             problem = dataclasses.replace(problem, n=4, d=120, s=6, m_k=4, m_v=4, n_test=20)
         sweeps[name] = js.Sweep(

@@ -16,6 +16,9 @@ import jax
 
 import jaxsign as js
 
+#: Disjoint supports close the dynamics on inner products; coordinates that patches share do not.
+ENGINES = {"paper_like": "support", "theory": "feature_space"}
+
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
     if not (jax.config.jax_enable_x64 or args.help or args.tiny):
@@ -29,7 +32,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         if args.tiny:
             problem = dataclasses.replace(problem, n=4, d=120, s=6, m_k=4, m_v=4)
         sweeps[name] = js.Sweep(
-            system=js.two_layer, engine=args.engine or "support", problem=problem, hyper=hyper,
+            system=js.two_layer, engine=args.engine or ENGINES[name], problem=problem, hyper=hyper,
             optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=1e-4)},
             axes={"seed": args.seeds or (2 if args.tiny else 64)}, steps=args.steps or (120 if args.tiny else 600),
             record=20, test_every=600, observables=["train_loss", "query_signal", "query_noise", "key_noise"],

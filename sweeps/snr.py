@@ -23,6 +23,8 @@ OPTIMIZERS = {
 }
 #: From the preset's SNR, 1/(2 sqrt(40)) = .079, a factor 4 down and 8 up.
 SNR = [0.02, 0.04, 0.0790569415042095, 0.12, 0.18, 0.27, 0.4, 0.6]
+#: Disjoint supports close the dynamics on inner products; coordinates that patches share do not.
+ENGINES = {"snr": "support", "paper_like": "support", "theory": "feature_space"}
 SCALARS = ["train_loss", "test_loss", "test_error"]
 
 
@@ -39,8 +41,9 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         seeds = args.seeds or (2 if args.tiny else 8 if name == "snr" else 40)
         axes = {"snr": SNR[1:4:2] if args.tiny else SNR} if name == "snr" else {}
         sweeps[name] = js.Sweep(
-            system=js.two_layer, engine=args.engine or "support", problem=problem, hyper=hyper, optimizers=OPTIMIZERS,
-            axes={**axes, "seed": seeds}, steps=steps, record=schedule, test_every=schedule, observables=SCALARS,
+            system=js.two_layer, engine=args.engine or ENGINES[name], problem=problem, hyper=hyper,
+            optimizers=OPTIMIZERS, axes={**axes, "seed": seeds}, steps=steps, record=schedule, test_every=schedule,
+            observables=SCALARS,
         )  # fmt: skip
     return sweeps
 

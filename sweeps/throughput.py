@@ -23,8 +23,10 @@ from jax.sharding import AxisType, PartitionSpec
 
 import jaxsign as js
 from jaxsign.cli import configure
+from jaxsign.exactness import use_compact
 from jaxsign.schedule import Schedule
-from jaxsign.training import abstract_start, begin, make_train, use_compact
+from jaxsign.start import abstract_start, begin
+from jaxsign.training import make_train
 
 WIDTHS = (1, 2, 4, 8)
 REPEATS = 5

@@ -10,7 +10,8 @@ import pytest
 
 import jaxsign as js
 from jaxsign.schedule import Schedule
-from jaxsign.training import begin, make_train
+from jaxsign.start import begin
+from jaxsign.training import make_train
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 RUNS = 3

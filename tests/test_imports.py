@@ -14,10 +14,10 @@ PACKAGE = Path(jaxsign.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: From the ground up. A room imports from rooms of lower layers, and from itself if it is a folder.
 LAYERS = [
-    {"validation"},
-    {"rng", "problem", "task", "optim", "schedule"},
-    {"data", "presets", "labelled", "curvature"},
-    {"models"},
+    {"validation", "compilation"},
+    {"rng", "problem", "task", "optim", "probes", "schedule"},
+    {"data", "presets", "labelled", "curvature", "start"},
+    {"models", "exactness"},
     {"observables", "theory"},
     {"tasks"},
     {"engines"},
@@ -34,7 +34,7 @@ SYSTEMS = frozenset({"tasks", "engines", "models", "data", "observables", "theor
 TRAINING = frozenset({"training", "sweep", "tasks", "engines", "models"})
 #: Whatever the layers allow.
 NEVER = {
-    **dict.fromkeys(["training", "sweep", "store", "optim", "task"], SYSTEMS),
+    **dict.fromkeys(["training", "start", "exactness", "probes", "sweep", "store", "optim", "task"], SYSTEMS),
     **dict.fromkeys(["stages", "claims", "verdicts", "plot", "report"], TRAINING),
     **dict.fromkeys(["data", "models", "observables", "theory"], frozenset({"task", "optim", "schedule"})),
 }

@@ -34,11 +34,11 @@ def test_logits_are_the_formula(system, oracle, eps, heads, context):
     close = functools.partial(np.testing.assert_allclose, rtol=300 * eps, atol=50 * eps)
     expected = [oracle.logit(params, x) for x in xs]
     close(one_by_one(params, xs), expected)
-    close(jax.jit(lambda p: model.logits(model.features(p, data), data.y_clean * data.mu, heads))(params), expected)
+    close(jax.jit(lambda p: model.logits(p.features(data), data.y_clean * data.mu, heads))(params), expected)
     dense = oracle.dense(test, data.basis.shape[1])
     expected = [oracle.logit(params, x) for x in dense]
     close(one_by_one(params, jnp.asarray(dense, xs.dtype)), expected)
-    close(jax.jit(lambda p: model.logits(model.fresh_features(p, test), test.y * test.mu, heads))(params), expected)
+    close(jax.jit(lambda p: model.logits(p.fresh_features(test), test.y * test.mu, heads))(params), expected)
 
 
 @pytest.mark.x64

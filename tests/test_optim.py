@@ -1,7 +1,5 @@
 """Optimizers: one contract for every named family, signed powers, grids, and the probe of what a transform reads."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import optax
 import pytest
 
 import jaxsign as js
-from jaxsign.optim import FAMILIES, as_grid, point_label, reads_gradients_coordinatewise
+from jaxsign.optim import FAMILIES, as_grid, point_label
 
 PARAMS = {"w": np.array([[0.5, -2.0], [1.0, 3.0]]), "b": np.array([0.1, -0.2, 0.3])}
 RNG = np.random.default_rng(0)
@@ -159,47 +157,3 @@ def test_labels_show_what_varies():
         "adam(learning_rate=0.0001, b2=0.3333333333333333, nesterov=True)"
     )
     assert point_label("adam", point, []) == "adam"
-
-
-def chain(*transforms):
-    return lambda: optax.chain(*transforms)
-
-
-def own_rates(g):
-    return g * jnp.arange(1, 1 + g.size, dtype=g.dtype).reshape(g.shape)
-
-
-RATE = {"learning_rate": 0.1}
-PROBED = {
-    **{family: (*entry, family != "adamw") for family, entry in FAMILIES.items()},
-    "nesterov": (optax.sgd, RATE | {"momentum": 0.9, "nesterov": True}, True),
-    "schedule": (lambda: js.sign_gd(optax.exponential_decay(0.1, 2, 0.5)), {}, True),
-    "elementwise clip": (chain(optax.clip(1e-3), optax.sgd(0.1)), {}, True),
-    "lion with its own decay": (optax.lion, RATE, False),
-    "decay in a chain": (chain(optax.add_decayed_weights(1e-2), optax.sgd(0.1)), {}, False),
-    "global clip": (chain(optax.clip_by_global_norm(1e-3), optax.sgd(0.1)), {}, False),
-    "block clip": (chain(optax.clip_by_block_rms(1e-3), optax.sgd(0.1)), {}, False),
-    "normalised": (chain(optax.normalize_by_update_norm(), optax.sgd(0.1)), {}, False),
-    "lars": (optax.lars, RATE, False),
-    "lamb": (optax.lamb, RATE, False),
-    "adafactor": (optax.adafactor, RATE, False),
-    "muon": (optax.contrib.muon, RATE, False),
-    "noise": (chain(optax.add_noise(0.1, 0.5, 0), optax.sgd(0.1)), {}, False),
-    "rates of their own": (chain(optax.stateless(lambda updates, _: jax.tree.map(own_rates, updates))), {}, False),
-    "centralised": (chain(optax.centralize(), optax.sgd(0.1)), {}, False),
-}
-
-
-@pytest.mark.parametrize("name", PROBED)
-def test_probe_finds_what_a_transform_reads(name):
-    factory, keywords, expected = PROBED[name]
-    like = {"w": jax.ShapeDtypeStruct((3, 4), jnp.float32), "b": jax.ShapeDtypeStruct((5,), jnp.float32)}
-    assert reads_gradients_coordinatewise(factory, [keywords], like) is expected
-
-
-def test_probe_answers_for_all_points():
-    like = {"w": jnp.zeros((2, 3))}
-    probe = functools.partial(reads_gradients_coordinatewise, optax.lion, like=like)
-    plain, decayed = RATE | {"weight_decay": 0.0}, RATE | {"weight_decay": 0.1}
-    assert probe([plain])
-    assert not probe([plain, decayed])

@@ -11,7 +11,8 @@ import pytest
 
 import jaxsign as js
 from jaxsign.schedule import Schedule
-from jaxsign.training import begin, make_train
+from jaxsign.start import begin
+from jaxsign.training import make_train
 
 STEPS = 200
 ETA = 2.0**-11  # steps that are exact in binary: rounding does not pile up over equal steps

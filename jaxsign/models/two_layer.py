@@ -18,8 +18,84 @@ HIGHEST = jax.lax.Precision.HIGHEST
 COLUMNS = 64
 
 
+class Features(NamedTuple):
+    """Inner products of the weights with e_1 and with the noise patches of the examples."""
+
+    q_mu: Array  # (rows,) <w_Q, e_1>
+    k_mu: Array  # (rows,) <w_K, e_1>
+    v_mu: Array  # () <v, e_1>
+    q: Array  # (rows, n, context-1) <w_Q, xi>
+    k: Array  # (rows, n, context-1) <w_K, xi>
+    v: Array  # (n, context-1) <v, xi>
+
+
+class Weights:
+    """What all forms of the weights share: their inner products with patches."""
+
+    w_q: Array
+    w_k: Array
+    heads: int
+
+    def value(self) -> Array:
+        """V = mean_r w_{V,+1,r} - mean_r w_{V,-1,r} on this form's columns: all that the model sees of W_V."""
+        raise NotImplementedError
+
+    def full(self) -> "Params":
+        """These weights with every coordinate and value row."""
+        raise NotImplementedError
+
+    def columns(self, basis: Array) -> Array:
+        """The columns of the patches that these weights multiply: all."""
+        return basis
+
+    def features(self, data: Dataset) -> Features:
+        """Features of the training examples: one product of each weight matrix with the patches.
+
+        Args:
+          data: Dataset.
+
+        Returns:
+          Features, linear in each weight matrix.
+        """
+        count, patches = data.support.shape[:2]
+        basis = self.columns(data.basis)
+        query = jnp.matmul(self.w_q, basis.T, precision=HIGHEST)
+        key = jnp.matmul(self.w_k, basis.T, precision=HIGHEST)
+        value = jnp.matmul(basis, self.value(), precision=HIGHEST)
+        grid = (-1, count, patches)
+        return Features(
+            query[:, 0], key[:, 0], value[0],
+            query[:, 1:].reshape(grid), key[:, 1:].reshape(grid), value[1:].reshape(grid[1:]),
+        )  # fmt: skip
+
+    def fresh_features(self, test: TestSet) -> Features:
+        """Features of sparse test examples, gathered: no (n_test, d) array.
+
+        Args:
+          test: settled TestSet.
+
+        Returns:
+          Features with n_test examples.
+        """
+        full = self.full()
+        rows = full.w_q.shape[0]
+        count, patches, s = test.indices.shape
+        # Rows of the transposed weights: one gather of 2*rows+1 neighbours a coordinate serves all three products.
+        weights = jnp.concatenate([full.w_q, full.w_k, full.value()[None]]).T
+        indices, values = (jnp.moveaxis(a, 2, 0) for a in (test.indices, test.values))
+
+        def add(i: Array, total: Array) -> Array:
+            return total + weights[indices[i]] * values[i][:, :, None]
+
+        none = jnp.zeros((count, patches, weights.shape[1]), weights.dtype)
+        inner = jax.lax.fori_loop(0, s, add, none, unroll=min(s, 4))
+        shift = (test.alpha * test.mu * test.y)[:, None, None]  # feature noise, along e_1
+        inner = jnp.moveaxis(inner - shift * weights[0][None, None], 2, 0)
+        return Features(full.w_q[:, 0], full.w_k[:, 0], weights[0, -1], inner[:rows], inner[rows:-1], inner[-1])
+
+
 @dataclasses.dataclass(frozen=True)
-class Params:
+class Params(Weights):
     """Weights of the two-layer transformer.
 
     Args:
@@ -42,17 +118,13 @@ class Params:
         mean = jnp.mean(self.w_v, axis=1)
         return mean[0] - mean[1]
 
-    def columns(self, basis: Array) -> Array:
-        """The columns of the patches that these weights multiply: all."""
-        return basis
-
     def full(self) -> "Params":
-        """These weights with every coordinate and value row."""
+        """These weights themselves."""
         return self
 
 
 @dataclasses.dataclass(frozen=True)
-class TiedParams:
+class TiedParams(Weights):
     """The same weights with one shared displacement for the value rows of each sign.
 
     All m_v rows of one sign have the same gradient, (dL/dv) sgn(j)/m_v, so an optimizer that is coordinate-wise and
@@ -78,17 +150,13 @@ class TiedParams:
         """V = v_start + w_v[0] - w_v[1], with the gradient of a single row, (dL/dv) sgn(j)/m_v."""
         return self.v_start + _row_gradient(self.w_v[0] - self.w_v[1], self.w_v_start.shape[1])
 
-    def columns(self, basis: Array) -> Array:
-        """The columns of the patches that these weights multiply: all."""
-        return basis
-
     def full(self) -> Params:
         """The full weights, each value row moved by its sign's displacement."""
         return Params(self.w_q, self.w_k, self.w_v_start + self.w_v[:, None], heads=self.heads)
 
 
 @dataclasses.dataclass(frozen=True)
-class ActiveParams:
+class ActiveParams(Weights):
     """The same weights on the coordinates that some training patch uses, value rows tied.
 
     Every other coordinate has gradient 0 at every step, so an optimizer that moves each coordinate by its own
@@ -129,7 +197,7 @@ class ActiveParams:
         return Params(w_q, w_k, w_v, heads=self.heads)
 
 
-AnyParams = Params | TiedParams | ActiveParams
+AnyWeights = Params | TiedParams | ActiveParams
 
 
 def _row_gradient(moved: Array, rows: int) -> Array:
@@ -241,67 +309,6 @@ def _softmax_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tu
     weight = jnp.sum(positive * s_pair, keys + 1) * jnp.sum(negative * s_pair, keys + 1)
     change = weight * jnp.sum(incidence * d_pair, keys + 1)
     return s, jnp.sum(incidence * jnp.expand_dims(change, keys + 1), keys)
-
-
-class Features(NamedTuple):
-    """Inner products of the weights with e_1 and with the noise patches of the examples."""
-
-    q_mu: Array  # (rows,) <w_Q, e_1>
-    k_mu: Array  # (rows,) <w_K, e_1>
-    v_mu: Array  # () <v, e_1>
-    q: Array  # (rows, n, context-1) <w_Q, xi>
-    k: Array  # (rows, n, context-1) <w_K, xi>
-    v: Array  # (n, context-1) <v, xi>
-
-
-def features(params: AnyParams, data: Dataset) -> Features:
-    """Features of the training examples: one product of each weight matrix with the patches.
-
-    Args:
-      params: Params, TiedParams or ActiveParams.
-      data: Dataset.
-
-    Returns:
-      Features, linear in each weight matrix.
-    """
-    count, patches = data.support.shape[:2]
-    basis = params.columns(data.basis)
-    query = jnp.matmul(params.w_q, basis.T, precision=HIGHEST)
-    key = jnp.matmul(params.w_k, basis.T, precision=HIGHEST)
-    value = jnp.matmul(basis, params.value(), precision=HIGHEST)
-    grid = (-1, count, patches)
-    return Features(
-        query[:, 0], key[:, 0], value[0],
-        query[:, 1:].reshape(grid), key[:, 1:].reshape(grid), value[1:].reshape(grid[1:]),
-    )  # fmt: skip
-
-
-def fresh_features(params: AnyParams, test: TestSet) -> Features:
-    """Features of sparse test examples, gathered: no (n_test, d) array.
-
-    Args:
-      params: Params, TiedParams or ActiveParams.
-      test: TestSet.
-
-    Returns:
-      Features with n_test examples.
-    """
-    full = params.full()
-    rows = full.w_q.shape[0]
-    count, patches, s = test.indices.shape
-    # Rows of the transposed weights: one gather of 2*rows+1 neighbours a coordinate serves all three products.
-    weights = jnp.concatenate([full.w_q, full.w_k, full.value()[None]]).T
-    indices, values = (jnp.moveaxis(a, 2, 0) for a in (test.indices, test.values))
-
-    def add(i: Array, total: Array) -> Array:
-        return total + weights[indices[i]] * values[i][:, :, None]
-
-    inner = jax.lax.fori_loop(0, s, add, jnp.zeros((count, patches, weights.shape[1]), weights.dtype), unroll=min(s, 4))
-    shift = (test.alpha * test.mu * test.y)[:, None, None]  # feature noise, along e_1
-    inner = jnp.moveaxis(inner - shift * weights[0][None, None], 2, 0)
-    return Features(
-        full.w_q[:, 0], full.w_k[:, 0], weights[0, -1], inner[:rows], inner[rows:-1], inner[-1]
-    )  # fmt: skip
 
 
 def scores(features: Features, sign_mu: Array, heads: int) -> Array:

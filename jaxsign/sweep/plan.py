@@ -9,9 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxsign.exactness import use_compact, use_degrees
+from jaxsign.probes import Homogeneity
+from jaxsign.start import Start, abstract_start
 from jaxsign.sweep.grid import Sweep
 from jaxsign.task import Task
-from jaxsign.training import Start, abstract_start, observers, use_compact
+from jaxsign.training import observers
 
 #: Runs of one block at most, and the bytes that their records, data and parameters may take together.
 BLOCK_RUNS, BLOCK_BYTES = 64, 256 * 2**20
@@ -33,6 +36,7 @@ class Group:
       fixed: {axis position: index} of the static axes.
       compact: whether the task's compact form is trained.
       start: shapes and dtypes of one run's start.
+      degrees: what was measured of every optimizer, () for a task that is not homogeneous.
     """
 
     task: Task
@@ -44,6 +48,16 @@ class Group:
     fixed: Mapping[int, int]
     compact: bool
     start: Start
+    degrees: tuple[Homogeneity, ...]
+
+    @property
+    def decays(self) -> bool:
+        """Whether some optimizer of the group holds weight decay that must not be scaled."""
+        return any(found.decays for found in self.degrees)
+
+    def degree(self, optimizer: int) -> float:
+        """The degree of one optimizer of the group, 0 where the task does not ask."""
+        return self.degrees[self.optimizers.index(optimizer)].p if self.degrees else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +103,10 @@ def groups(sweep: Sweep) -> list[Group]:
             keywords = [sweep.optimizer_points[i][2] for i in members]
             static = {k: v for k, v in keywords[0].items() if k not in grid.floats}
             compact = use_compact(task, grid.factory, keywords, start, sweep.trainable)
-            out.append(Group(task, grid.factory, static, grid.floats, family, tuple(members), fixed, compact, start))
+            degrees = use_degrees(task, grid.factory, keywords, hyper, sweep.shared, sweep.trainable)
+            out.append(
+                Group(task, grid.factory, static, grid.floats, family, tuple(members), fixed, compact, start, degrees)
+            )
     return out
 
 

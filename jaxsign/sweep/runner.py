@@ -1,5 +1,6 @@
 """The block loop: plan, compile one program a group, run box after box, write results."""
 
+import dataclasses
 import functools
 import os
 import platform
@@ -17,14 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
+from jaxsign.compilation import compiler_options
 from jaxsign.labelled import RUN_VARIABLES, base_coordinates, coordinates, manifest_text, own_dims
 from jaxsign.rng import seed_key
+from jaxsign.start import Start, begin
 from jaxsign.store import results
 from jaxsign.sweep import plan
 from jaxsign.sweep.definition import content_hash, definition, differences
 from jaxsign.sweep.grid import Sweep
 from jaxsign.task import Task
-from jaxsign.training import Start, begin, make_train, observers
+from jaxsign.training import make_train, observers
 
 
 def run_sweep(sweep: Sweep, out: str | os.PathLike | None = None) -> Any:
@@ -97,7 +100,8 @@ def _run(sweep: Sweep, path: Path | None, manifest: dict[str, Any]) -> tuple[res
     mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
     programs = []
     for group, (_, state) in zip(groups, sizes):
-        width = min(plan.lane_width(state, devices[0].platform), int(np.prod(extents)))
+        # Two lanes a block at least, for two devices.
+        width = min(plan.lane_width(state, devices[0].platform), max(1, int(np.prod(extents)) // 2))
         programs.append(Program(sweep, group, width, mesh))
     block = int(np.prod(extents))
     statuses: list[np.ndarray] = []
@@ -175,7 +179,9 @@ def _summary(group: plan.Group, program: "Program") -> dict[str, Any]:
     """How a group was run, for the manifest."""
     return {
         "family": group.family, "task": group.task.name, "compact": group.compact, "lane_width": program.width,
-        "optimizers": len(group.optimizers), "fixed": {str(k): v for k, v in group.fixed.items()},
+        "optimizers": len(group.optimizers),
+        "degrees": [dataclasses.asdict(found) for found in group.degrees],
+        "fixed": {str(k): v for k, v in group.fixed.items()},
     }  # fmt: skip
 
 
@@ -200,8 +206,8 @@ class Program:
         self.quantum = width * mesh.size
         train = make_train(
             group.task, group.factory, sweep.schedule, observables=sweep.observables, scalars=True,
-            trainable=sweep.trainable, compact=group.compact, summary=sweep.summary, keep_trace=sweep.keep_trace,
-            keep_params=False,
+            trainable=sweep.trainable, compact=group.compact, decays=group.decays, summary=sweep.summary,
+            keep_trace=sweep.keep_trace, keep_params=False,
         )  # fmt: skip
         static = dict(group.static)
 
@@ -216,11 +222,12 @@ class Program:
             return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
         runs = PartitionSpec("run")
-        self.train = jax.jit(jax.shard_map(lanes, mesh=mesh, in_specs=runs, out_specs=runs, check_vma=False))
+        mapped = jax.shard_map(lanes, mesh=mesh, in_specs=runs, out_specs=runs, check_vma=False)
+        self.train = jax.jit(mapped, compiler_options=compiler_options(mesh.devices.flat[0].platform))
         self.begin = _begin(group.task, mesh)
 
-    def arguments(self, members: list[tuple[int, ...]], block: int) -> tuple[Any, Any, Any]:
-        """(seeds' key data, hyper, optimizer floats) of a block's runs, padded with its last run."""
+    def arguments(self, members: list[tuple[int, ...]], block: int) -> tuple[Any, Any, Any, Any]:
+        """(seeds' key data, hyper, optimizer floats, degrees) of a block's runs, padded with its last run."""
         padded = members + [members[-1]] * (-(-block // self.quantum) * self.quantum - len(members))
         dtype = jnp.zeros(()).dtype
         seeds = np.stack([_key_data(self.sweep.seeds[m[-1]]) for m in padded])
@@ -228,25 +235,26 @@ class Program:
         hyper = jax.tree.map(lambda *leaves: np.asarray(leaves, dtype), *hypers)
         points = [self.sweep.optimizer_points[m[-2]][2] for m in padded]
         floats = {name: np.asarray([p[name] for p in points], dtype) for name in self.group.floats}
-        return seeds, hyper, floats
+        degrees = np.asarray([self.group.degree(m[-2]) for m in padded], dtype)
+        return seeds, hyper, floats, degrees
 
-    def _some_arguments(self, block: int) -> tuple[Any, Any, Any]:
+    def _some_arguments(self, block: int) -> tuple[Any, Any, Any, Any]:
         return self.arguments([(*_first_index(self.sweep, self.group), self.group.optimizers[0], 0)], block)
 
     def lower_begin(self, block: int) -> Any:
         """The starting program traced for blocks of this many runs; it is the same for all groups of a task."""
-        seeds, hyper, _ = self._some_arguments(block)
-        return self.begin.lower(seeds, hyper, self.sweep.shared)
+        seeds, hyper, _, degrees = self._some_arguments(block)
+        return self.begin.lower(seeds, hyper, degrees, self.sweep.shared)
 
     def lower(self, block: int, start: Start) -> Any:
         """The training program traced for such blocks; `start` and `.out_info` have shapes of its input and results."""
-        seeds, hyper, floats = self._some_arguments(block)
+        seeds, hyper, floats, _ = self._some_arguments(block)
         return self.train.lower(seeds, start, hyper, floats)
 
     def run(self, begin_runs: Callable, train_runs: Callable, box: plan.Box, block: int) -> dict[str, jax.Array]:
         """Starts a block with the compiled programs; returns at once with arrays on the devices."""
-        seeds, hyper, floats = self.arguments(box.members(), block)
-        return train_runs(seeds, begin_runs(seeds, hyper, self.sweep.shared), hyper, floats)
+        seeds, hyper, floats, degrees = self.arguments(box.members(), block)
+        return train_runs(seeds, begin_runs(seeds, hyper, degrees, self.sweep.shared), hyper, floats)
 
 
 def _disjoint(*parts: dict[str, Any]) -> dict[str, Any]:
@@ -264,15 +272,15 @@ def _disjoint(*parts: dict[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=32)
 def _begin(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
-    """The jitted `(seeds, hyper, shared) -> Start` of a block; one run after the other, since compiling draws under
-    vmap takes longer than drawing.
+    """The jitted `(seeds, hyper, degrees, shared) -> Start` of a block; one run after the other, since compiling draws
+    under vmap takes longer than drawing.
     """
 
-    def block(seeds: jax.Array, hyper: Any, shared: Any) -> Start:
-        return jax.lax.map(lambda args: begin(task, _key(args[0]), args[1], shared), (seeds, hyper))
+    def block(seeds: jax.Array, hyper: Any, degrees: jax.Array, shared: Any) -> Start:
+        return jax.lax.map(lambda args: begin(task, _key(args[0]), args[1], shared, args[2]), (seeds, hyper, degrees))
 
     runs = PartitionSpec("run")
-    specs = (runs, runs, PartitionSpec())
+    specs = (runs, runs, runs, PartitionSpec())
     return jax.jit(jax.shard_map(block, mesh=mesh, in_specs=specs, out_specs=runs, check_vma=False))
 
 
@@ -332,6 +340,7 @@ def _environment() -> dict[str, Any]:
         "dtype": np.dtype(jnp.zeros(()).dtype).name,
         "matmul_precision": "highest",
         "flags": {"XLA_FLAGS": os.environ.get("XLA_FLAGS", ""), "x64": jnp.zeros(()).dtype == jnp.float64},
+        "compiler_options": compiler_options(device.platform),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

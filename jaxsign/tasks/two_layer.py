@@ -1,4 +1,4 @@
-"""The paper's system as a Task: the dense engine, and the support engine on the coordinates in use."""
+"""The paper's system as a Task, one for each engine."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxsign import observables
 from jaxsign.data import signal_noise
 from jaxsign.models import two_layer as model
+from jaxsign.models.two_layer_features import FeatureData, FeatureParams, FeatureTest, to_features
 from jaxsign.problem import Hyper, Problem
 from jaxsign.task import Task
 
@@ -44,15 +45,17 @@ def dense(problem: Problem) -> Task:
         del data
         return model.init(key, problem, hyper)
 
-    def loss(params: model.AnyParams, batch: signal_noise.Dataset, hyper: Hyper) -> Array:
+    def prepare(data: Any, test: Any, params: Any, hyper: Hyper, degree: Any) -> tuple[Any, Any, Any]:
+        del hyper, degree
+        return data, _settled(problem, data, test), params
+
+    def loss(params: observables.AnyParams, batch: Any, hyper: Hyper) -> Array:
         del hyper
-        logits = model.logits(model.features(params, batch), batch.y_clean * batch.mu, params.heads)
+        logits = model.logits(params.features(batch), batch.y_clean * batch.mu, params.heads)
         return jnp.mean(model.logistic_loss(batch.y * logits))
 
-    def observe(params: Any, data: signal_noise.Dataset, test: Any, hyper: Hyper) -> dict[str, Array]:
+    def observe(params: observables.AnyParams, data: Any, test: Any, hyper: Hyper) -> dict[str, Array]:
         del hyper
-        if test is not None and problem.overlap == "none":
-            test = signal_noise.settle(test, data)
         return observables.observe(params, data, test)
 
     def validate(hyper: Any) -> None:
@@ -64,6 +67,7 @@ def dense(problem: Problem) -> Task:
         sample=sample,
         sample_test=sample_test,
         init=init,
+        prepare=prepare,
         loss=loss,
         observe=observe,
         describe=lambda data, test, hyper: observables.noise_norms(data),
@@ -102,3 +106,53 @@ def support(problem: Problem) -> Task:
         frozen=("v_start", "active", "start"),
         name="two_layer_support",
     )
+
+
+@functools.cache
+def feature_space(problem: Problem) -> Task:
+    """The dense system of the same seed, trained on its inner products with the patches: O(n*m_k) numbers a run.
+
+        dense: w <- w + u(g_w)      here: <w,xi_i> <- <w,xi_i> + sum_j |xi_ij|^(1+p) u(dL/d<w,xi_i>)
+
+    Exact where supports are disjoint and the transform u moves each coordinate by its own gradients, is odd and
+    homogeneous of degree p in them; a numeric probe measures p, and others are refused. Decoupled weight decay stays
+    exact. Parameters are FeatureParams.
+
+    Args:
+      problem: shapes with supports="disjoint".
+
+    Returns:
+      The Task; equal problems give the identical object.
+
+    Raises:
+      ValueError: if supports may share coordinates.
+
+    References:
+      Derived here from the model of arXiv 2410.04870.
+    """
+    if problem.supports != "disjoint":
+        raise ValueError(
+            f'engine="feature_space" needs supports="disjoint", got supports={problem.supports!r}: where patches share '
+            'coordinates the dynamics do not close on inner products; use engine="support"'
+        )
+
+    def prepare(
+        data: Any, test: Any, params: Any, hyper: Hyper, degree: Array
+    ) -> tuple[FeatureData, FeatureTest, FeatureParams]:
+        del hyper
+        return to_features(data, _settled(problem, data, test), params, degree, problem.overlap == "exact")
+
+    return dataclasses.replace(
+        dense(problem),
+        prepare=prepare,
+        scale=lambda data, hyper: data.scale(problem.heads),
+        homogeneous=True,
+        compact=None,
+        expand=None,
+        frozen=(),
+        name="two_layer_feature_space",
+    )
+
+
+def _settled(problem: Problem, data: signal_noise.Dataset, test: signal_noise.TestSet) -> signal_noise.TestSet:
+    return signal_noise.settle(test, data) if problem.overlap == "none" else test

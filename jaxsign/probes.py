@@ -1,0 +1,229 @@
+"""What kind of function of its gradients an optimizer is, found by running it."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Factory = Callable[..., optax.GradientTransformation]
+#: Steps of a history, and the scales its gradients are driven at. The problem's own run from 1e-4 down to 1e-12.
+STEPS, SCALES = 200, (1.0, 1e-6, 1e-12)
+#: Largest deviation from homogeneity, between the first two scales.
+LIMIT = 1e-5
+
+
+def reads_gradients_coordinatewise(
+    factory: Factory, points: Iterable[Mapping[str, Any]], like: Any, parameters: bool = False
+) -> bool:
+    """Whether a transform moves each coordinate by its own gradient history only, found by running it.
+
+    Four runs of 8 steps: (a) random gradients; (b) other parameters, and other, much larger gradients on half of the
+    coordinates: the updates of the untouched half must not change; (c) one common history for all coordinates of an
+    array: their updates must be equal; (d) no gradient at all: no update. Weight decay, clipping by a norm, muon,
+    adafactor's factors and injected noise each fail one of them.
+
+    Args:
+      factory: `(**keywords) -> transform`.
+      points: keywords of the points to probe; the answer is for all of them.
+      like: tree of arrays or ShapeDtypeStructs with the parameters' structure and shapes.
+      parameters: whether a coordinate may also read its own parameter, as weight decay does; (d) is then left out.
+
+    Returns:
+      True only if every point passes.
+
+    Examples:
+      >>> import optax, jax.numpy as jnp
+      >>> like = {"w": jnp.zeros((3, 4))}
+      >>> reads_gradients_coordinatewise(optax.sgd, [{"learning_rate": 0.1}], like)
+      True
+      >>> reads_gradients_coordinatewise(optax.adamw, [{"learning_rate": 0.1}], like)
+      False
+    """
+    rng = np.random.default_rng(0)
+    steps = 8
+    leaves = jax.tree.leaves(like)
+    structure: Any = jax.tree.structure(like)
+
+    def draw(scale: float) -> list[np.ndarray]:
+        return [scale * rng.standard_normal((steps, *leaf.shape)).astype(leaf.dtype) for leaf in leaves]
+
+    base, other = draw(1e-3), draw(1.0)
+    kept = [rng.random(leaf.shape) < 0.5 for leaf in leaves]
+    touched = [np.where(k, b, o) for k, b, o in zip(kept, base, other)]
+    common = [
+        np.broadcast_to(b.reshape(steps, -1)[:, :1].reshape((steps,) + (1,) * (b.ndim - 1)), b.shape) for b in base
+    ]
+    params = [[p[0] for p in draw(1.0)], [p[0] for p in draw(3.0)]]
+    flat = params[0]
+    if parameters:
+        params[1] = [np.where(k, b, o) for k, b, o in zip(kept, *params)]
+        flat = [np.full_like(p, p.flat[0]) for p in params[0]]
+
+    runs: dict[str, Callable[..., Any]] = {}  # one program serves all points that differ in floats only
+    for point in points:
+        floats = {name: value for name, value in point.items() if isinstance(value, float)}
+        static = {name: value for name, value in point.items() if name not in floats}
+        run = runs.setdefault(repr(static), _histories(factory, static, structure))
+        with jax.numpy_dtype_promotion("standard"):
+            a, b, c = run(floats, params[0], base), run(floats, params[1], touched), run(floats, flat, common)
+            d = run(floats, params[0], [np.zeros_like(g) for g in base])
+        same = all(_close(np.asarray(x)[:, k], np.asarray(y)[:, k]) for x, y, k in zip(a, b, kept))
+        rows = (np.asarray(x).reshape(steps, -1) for x in c)
+        alike = all(_close(x, np.broadcast_to(x[:, :1], x.shape)) for x in rows)
+        if not same or not alike or (not parameters and any(np.any(np.asarray(x)) for x in d)):
+            return False
+    return True
+
+
+def _histories(factory: Factory, static: Mapping[str, Any], structure: Any) -> Callable[..., Any]:
+    """The jitted `(floats, parameter leaves, gradient leaves of every step) -> update leaves of every step`."""
+
+    @jax.jit
+    def run(floats: Mapping[str, Any], params: Any, gradients: Any) -> Any:
+        transform, params = factory(**static, **floats), structure.unflatten(params)
+
+        def step(state: Any, gradient: Any) -> Any:
+            updates, state = transform.update(structure.unflatten(gradient), state, params)
+            return state, jax.tree.leaves(updates)
+
+        return jax.lax.scan(step, transform.init(params), gradients)[1]
+
+    return run
+
+
+def _close(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.allclose(a, b, rtol=1e-5, atol=0.0, equal_nan=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Homogeneity:
+    """How a transform's updates answer to the scale and sign of a whole gradient history.
+
+    Args:
+      p: measured exponent, u(c g) = c^p u(g); NaN if there is none.
+      odd: whether u(-g) = -u(g).
+      deviation: {gradient scale: largest |u(c g) - c^p u(g)| relative to the root mean square of c^p u(g)}.
+      decays: whether updates also contain the parameters times one number a step: decoupled weight decay.
+      reason: why feature space does not cover the transform; "" if it does.
+    """
+
+    p: float
+    odd: bool
+    deviation: Mapping[float, float]
+    decays: bool
+    reason: str
+
+
+def homogeneity(factory: Factory, points: Iterable[Mapping[str, Any]]) -> list[Homogeneity]:
+    """Drives each point of an optimizer with histories of one shape at several scales, signs and parameters.
+
+        u(c g_0, ..., c g_t) = sgn(c) |c|^p u(g_0, ..., g_t)  for c = +-1, +-1e-6, +-1e-12
+
+    Args:
+      factory: `(**keywords) -> transform`, coordinate-wise.
+      points: keywords of each point.
+
+    Returns:
+      One Homogeneity a point.
+
+    Examples:
+      >>> import optax
+      >>> [found] = homogeneity(optax.sgd, [{"learning_rate": 0.1}])
+      >>> found.p, found.reason
+      (1.0, '')
+    """
+    rng = np.random.default_rng(0)
+    dtype = jnp.zeros(()).dtype
+    g = rng.standard_normal((STEPS, 32)).astype(dtype)
+    g[:, 0] = 0  # an unused coordinate
+    theta = (1e3 * rng.standard_normal(32)).astype(dtype)  # large, so that decay stands out beside the update
+    cases = [(sign * scale, 0) for scale in SCALES for sign in (1, -1)] + [(scale, 1) for scale in SCALES[:2]]
+    runs: dict[str, Callable[..., Any]] = {}
+    out = []
+    for point in points:
+        floats = {name: value for name, value in point.items() if isinstance(value, float)}
+        static = {name: value for name, value in point.items() if name not in floats}
+        run = runs.setdefault(repr(static), _histories(factory, static, jax.tree.structure(0)))
+        with jax.numpy_dtype_promotion("standard"):
+            moves = {(c, k): np.asarray(run(floats, [k * theta], [g * dtype.type(c)])[0], float) for c, k in cases}
+        out.append(_judge(moves, theta.astype(float), point))
+    return out
+
+
+def _judge(moves: Mapping[tuple[float, int], np.ndarray], theta: np.ndarray, point: Mapping[str, Any]) -> Homogeneity:
+    """The verdict on the updates {(gradient scale, parameters zero or not): (steps, coordinates)}."""
+    base = moves[1.0, 0]
+    nothing = Homogeneity(np.nan, False, {}, False, "")
+    if not all(np.isfinite(u).all() for u in moves.values()):
+        why = "; eps=0 is 0/0 there" if point.get("eps") == 0 else ""
+        return dataclasses.replace(nothing, reason=f"its updates are not finite where a gradient is 0{why}")
+    if not base.any() or any(u[:, 0].any() for (_, k), u in moves.items() if k == 0):
+        return dataclasses.replace(nothing, reason="it moves where the gradient is 0, or nowhere")
+    moving = (base != 0) & (moves[SCALES[1], 0] != 0)
+    ratio = np.abs(moves[SCALES[1], 0][moving] / base[moving])
+    digits = 6 if jnp.zeros(()).dtype == jnp.float32 else 9
+    p = abs(round(float(np.median(np.log(ratio)) / np.log(SCALES[1])), digits))
+    deviation, odd = {}, True
+    for scale in SCALES:
+        there, back = moves[scale, 0], moves[-scale, 0]
+        size = np.sqrt(np.mean((scale**p * base) ** 2))
+        deviation[scale] = float(np.max(np.abs(there - scale**p * base)) / size)
+        odd &= bool(np.max(np.abs(there + back)) <= LIMIT * size)
+    decay = moves[1.0, 1] - base
+    factor = decay / theta
+    rates = factor[:, :1]
+    decays = bool(decay.any())
+    spread = np.max(np.abs(np.stack([factor, (moves[SCALES[1], 1] - moves[SCALES[1], 0]) / theta]) - rates))
+    reason = ""
+    if deviation[SCALES[1]] > LIMIT:
+        eps = point.get("eps")
+        why = f"; eps={eps:g} is comparable to the gradients, take eps <= 1e-15" if isinstance(eps, float) else ""
+        reason = (
+            f"its updates are not homogeneous in the gradients: measured exponent {p:.4g} with deviation "
+            f"{deviation[SCALES[1]]:.1e} > {LIMIT:g}{why}"
+        )
+    elif not odd:
+        reason = "its updates are not odd in the gradients: u(-g) is not -u(g)"
+    elif decays and spread > 1e-3 * np.max(np.abs(rates)):
+        reason = "its updates read the parameters in another way than by decoupled weight decay"
+    return Homogeneity(p, odd, deviation, decays, reason)
+
+
+class Degree(NamedTuple):
+    """What `degree` finds."""
+
+    coordinatewise: bool
+    odd: bool
+    p: float
+
+
+def degree(transform: optax.GradientTransformation) -> Degree:
+    """Measures how a transform's updates scale with the whole gradient history: engine="feature_space" is built on it.
+
+        u(c g_0, ..., c g_t) = sgn(c) |c|^p u(g_0, ..., g_t)
+
+    Args:
+      transform: an Optax transform; decoupled weight decay is allowed.
+
+    Returns:
+      Degree(coordinatewise, odd, p): p = 0 for SignGD and for Adam with eps -> 0, p = 1 for GD; NaN if updates are not
+      homogeneous in the default float dtype.
+
+    Examples:
+      >>> import jaxsign as js
+      >>> degree(js.sign_gd(1e-4))
+      Degree(coordinatewise=True, odd=True, p=0.0)
+
+    References:
+      Derived here from the model of arXiv 2410.04870.
+    """
+    if not isinstance(transform, optax.GradientTransformation):
+        raise ValueError(f"transform must be an optax.GradientTransformation, got {transform!r}")
+    like = {"w": jnp.zeros((6, 5)), "v": jnp.zeros((7,))}
+    alone = reads_gradients_coordinatewise(lambda: transform, [{}], like, parameters=True)
+    [found] = homogeneity(lambda: transform, [{}])
+    return Degree(alone, found.odd, np.nan if found.reason else found.p)

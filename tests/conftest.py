@@ -30,10 +30,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_collection_modifyitems(config, items):
-    """With JAXSIGN_TEST_X64=1 only tests marked x64 run; otherwise the one that starts that process runs first."""
-    if X64:
-        config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("x64")])
-        items[:] = [item for item in items if item.get_closest_marker("x64")]
+    """With JAXSIGN_TEST_X64=1 only tests marked x64 run; otherwise all but x64(only=True), the one that starts it first."""
+
+    def belongs(item):
+        mark = item.get_closest_marker("x64")
+        return mark is not None if X64 else not (mark and mark.kwargs.get("only"))
+
+    config.hook.pytest_deselected(items=[item for item in items if not belongs(item)])
+    items[:] = [item for item in items if belongs(item)]
     items.sort(key=lambda item: item.path.name != "test_x64.py")
 
 

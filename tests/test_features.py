@@ -9,7 +9,6 @@ import pytest
 
 import jaxsign as js
 
-pytestmark = pytest.mark.x64
 PROBLEM = js.Problem(n=5, d=300, s=7, m_k=4, m_v=3, n_test=20, supports="disjoint")
 HYPER = js.Hyper(sigma_p=2.0, sigma_0=3e-3)
 
@@ -21,7 +20,6 @@ def decayed():
 OPTIMIZERS = {"signum": js.signum(1e-3, beta=0.9), "adam": optax.adam(1e-3, eps=1e-30)}
 SIGN_GD = js.sign_gd(1e-3)
 X64 = jax.config.jax_enable_x64
-ONCE = "compiling it for one float type is enough"
 SYSTEMS = {
     "no overlap": (dataclasses.replace(PROBLEM, overlap="none"), HYPER, SIGN_GD),
     "smallest": (dataclasses.replace(PROBLEM, n=1, m_k=1, m_v=1, s=1), HYPER, SIGN_GD),
@@ -65,6 +63,7 @@ def steps_for(eps):
     return 200 if eps < 1e-10 else 20
 
 
+@pytest.mark.x64
 def test_every_power_runs_as_dense(eps):
     powers = js.grid(js.power_gd, learning_rate=1e-3, p=[0.0, 0.25, 0.5, 1.0])
     sweep = js.Sweep(
@@ -78,20 +77,19 @@ def test_every_power_runs_as_dense(eps):
         np.testing.assert_allclose(mine, theirs, atol=(1e-9 if X64 else 5e-4) * np.nanmax(np.abs(theirs)), err_msg=name)
 
 
-@pytest.mark.skipif(not X64, reason=ONCE)
+@pytest.mark.x64(only=True)
 @pytest.mark.parametrize("name", [pytest.param("signum", marks=pytest.mark.slow), "adam"])
 def test_every_optimizer_runs_as_dense(name, eps):
     same(*pair(PROBLEM, HYPER, OPTIMIZERS[name], steps_for(eps)), eps)
 
 
-@pytest.mark.skipif(not X64, reason=ONCE)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("smallest" in name)) for name in SYSTEMS]
-)
+@pytest.mark.x64(only=True)
+@pytest.mark.parametrize("name", [*SYSTEMS])
 def test_every_problem_runs_as_dense(name, eps):
     same(*pair(*SYSTEMS[name], steps_for(eps), seed=2), eps)
 
 
+@pytest.mark.x64
 @pytest.mark.slow
 def test_one_matrix_can_be_trained_alone(eps):
     mine, theirs = pair(PROBLEM, HYPER, decayed(), steps_for(eps), trainable=("w_v",))
@@ -99,7 +97,6 @@ def test_one_matrix_can_be_trained_alone(eps):
     np.testing.assert_array_equal(mine.trace["query_noise"][-1], mine.trace["query_noise"][0])
 
 
-@pytest.mark.skipif(X64, reason=ONCE)
 def test_a_sweep_runs_as_single_runs(eps):
     problem, hyper = PROBLEM, HYPER
     powers = js.grid(js.power_gd, learning_rate=1e-3, p=[0.25, 0.5])

@@ -8,17 +8,8 @@ from pathlib import Path
 
 def test_marked_tests_pass_with_64_bit_floats():
     folder = Path(__file__).parent
-    options = [
-        "-q",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "x64 and not slow",
-        "-o",
-        "addopts=--strict-markers",
-    ]
+    options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    options += ["-m", "x64 and not slow", "-o", "addopts=--strict-markers"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"JAXSIGN_TEST_X64": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(folder)],

@@ -271,20 +271,18 @@ def phase(ds: Any, ax: Any = None) -> Any:
 
 
 def mark_stages(ax: Any, ds: Any, until: int) -> None:
-    """Marks the median stage boundaries up to `until` on an Axes whose x axis is the step; close ones share a label."""
+    """Marks the median stage boundaries up to `until` on an Axes whose x axis is the step; close labels move right."""
     stages = find_stages(_one_optimizer(ds))
     reached = {name[2:]: float(stages[name].median()) for name in BOUNDARIES if bool(stages[name].notnull().any())}
-    labels: list[tuple[float, str]] = []
+    right = -float("inf")
     for name, t in reached.items():
         if t > until:
             continue
         ax.axvline(t, color="0.35", lw=0.6, ls=":")
-        if labels and t - labels[-1][0] < 0.12 * until:
-            labels[-1] = (t, f"{labels[-1][1]},{name}")
-        else:
-            labels.append((t, name))
-    for t, text in labels:
-        ax.text(t, 1.0, text, transform=ax.get_xaxis_transform(), fontsize=5.5, color="0.25", va="bottom", ha="center")
+        half = 0.014 * until * (1 + len(name))
+        x = max(t, right + half)
+        right = x + half
+        ax.text(x, 1.0, name, transform=ax.get_xaxis_transform(), fontsize=5.5, color="0.25", va="bottom", ha="center")
 
 
 def hatch_underflow(ax: Any, ds: Any) -> None:

@@ -4,7 +4,7 @@ The gradients that turn the query noise underflow 32-bit floats from t ~ 300 on,
 do not within 2000 steps (sweeps/dynamics.py records that they do not), so claim A3 needs no run of its own.
 Axes: SignGD (eta=1e-4), 600 steps, 64 seeds; both presets.
 Command: python sweeps/query_noise.py --x64 --out results/query_noise
-Cost: 0.7 minutes on 2 cores of an Intel Xeon (AVX-512), other jobs beside it; wall_seconds of the manifests.
+Cost: 0.4 minutes on 2 cores of an Intel Xeon (AVX-512); wall_seconds of the manifests.
 Expected: at t = 500 all of the opposed query noise has turned (share 1.00).
 """
 

@@ -30,7 +30,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_collection_modifyitems(config, items):
-    """With JAXSIGN_TEST_X64=1 only tests marked x64 run; otherwise all but x64(only=True), the one that starts it first."""
+    """With JAXSIGN_TEST_X64=1 tests marked x64 run; otherwise all but x64(only=True), the longest of them first."""
 
     def belongs(item):
         mark = item.get_closest_marker("x64")

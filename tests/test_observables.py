@@ -91,3 +91,7 @@ def test_log_attention_and_alarm_beyond_underflow(problem, oracle):
     zero = jax.tree.map(jnp.zeros_like, params)  # here the law itself says 0
     assert not alarm(zero, data)
     assert observe(zero, data, test)["test_error"] == 1  # a logit of 0 is an error
+    faint = dataclasses.replace(params, w_v=1e-6 * params.w_v)  # the same labels, however small the logits
+    error = observe(params, data, test)["test_error"]
+    assert 0 < error < 1
+    assert observe(faint, data, test)["test_error"] == error

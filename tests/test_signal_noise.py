@@ -41,7 +41,7 @@ def test_examples_follow_their_laws(many):
     assert support.max() == problem.d - 1
     assert all(len(set(row)) == problem.s for row in support.reshape(-1, problem.s))
     values = np.take_along_axis(patches, support, -1)
-    assert stats.kstest(values.ravel(), "norm", args=(0, hyper.sigma_p)).pvalue > ALARM
+    assert stats.kstest(values.ravel() / hyper.sigma_p, "norm").pvalue > ALARM
     assert np.count_nonzero(patches[..., 1:]) == support.size  # nothing off the support
 
     fair = stats.binomtest
@@ -141,7 +141,7 @@ def test_fresh_noise_overlaps_training_as_the_data_law_says():
     assert indices.min() == 1
     assert indices.max() == 100
     assert all(len(set(row)) == 10 for row in indices)
-    assert stats.kstest(np.ravel(test.values), "norm", args=(0, hyper.sigma_p)).pvalue > ALARM
+    assert stats.kstest(np.ravel(test.values) / hyper.sigma_p, "norm").pvalue > ALARM
     assert stats.binomtest(int((test.y > 0).sum()), 3000, 0.5).pvalue > ALARM
     # Share of fresh coordinates in fresh training supports, averaged over groups of five test patches.
     groups = indices.reshape(-1, 6, 10)

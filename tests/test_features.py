@@ -78,9 +78,16 @@ def test_every_power_runs_as_dense(eps):
 
 
 @pytest.mark.x64(only=True)
-@pytest.mark.parametrize("name", [pytest.param("signum", marks=pytest.mark.slow), "adam"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_runs_as_dense(name, eps):
     same(*pair(PROBLEM, HYPER, OPTIMIZERS[name], steps_for(eps)), eps)
+
+
+@pytest.mark.slow
+@pytest.mark.x64(only=True)
+@pytest.mark.parametrize("optimizer", [js.sign_gd(1e-4), optax.sgd(0.3)], ids=["sign_gd", "gd"])
+def test_long_runs_of_the_preset_stay_together(optimizer, eps):
+    same(*pair(*js.presets.theory(), optimizer, 600), eps)
 
 
 @pytest.mark.x64(only=True)
@@ -89,8 +96,7 @@ def test_every_problem_runs_as_dense(name, eps):
     same(*pair(*SYSTEMS[name], steps_for(eps), seed=2), eps)
 
 
-@pytest.mark.x64
-@pytest.mark.slow
+@pytest.mark.x64(only=True)
 def test_one_matrix_can_be_trained_alone(eps):
     mine, theirs = pair(PROBLEM, HYPER, decayed(), steps_for(eps), trainable=("w_v",))
     same(mine, theirs, eps)

@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
-def test_marked_tests_pass_with_64_bit_floats():
+
+@pytest.mark.parametrize("marked", ["x64 and not slow", pytest.param("x64 and slow", marks=pytest.mark.slow)])
+def test_marked_tests_pass_with_64_bit_floats(marked):
     folder = Path(__file__).parent
     options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    options += ["-m", "x64 and not slow", "-o", "addopts=--strict-markers"]
+    options += ["-m", marked, "-o", "addopts=--strict-markers"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"JAXSIGN_TEST_X64": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(folder)],

@@ -1,7 +1,8 @@
 """What kind of function of its gradients an optimizer is, found by running it."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ import optax
 Factory = Callable[..., optax.GradientTransformation]
 #: Steps of a history, and the scales its gradients are driven at. The problem's own run from 1e-4 down to 1e-12.
 STEPS, SCALES = 200, (1.0, 1e-6, 1e-12)
+#: The step from which parameters that go away are 0.
+HALF = STEPS // 2
 #: Largest deviation from homogeneity, between the first two scales.
 LIMIT = 1e-5
 
@@ -63,14 +66,12 @@ def reads_gradients_coordinatewise(
         params[1] = [np.where(k, b, o) for k, b, o in zip(kept, *params)]
         flat = [np.full_like(p, p.flat[0]) for p in params[0]]
 
-    runs: dict[str, Callable[..., Any]] = {}  # one program serves all points that differ in floats only
-    for point in points:
-        floats = {name: value for name, value in point.items() if isinstance(value, float)}
-        static = {name: value for name, value in point.items() if name not in floats}
-        run = runs.setdefault(repr(static), _histories(factory, static, structure))
-        with jax.numpy_dtype_promotion("standard"):
-            a, b, c = run(floats, params[0], base), run(floats, params[1], touched), run(floats, flat, common)
-            d = run(floats, params[0], [np.zeros_like(g) for g in base])
+    def still(values: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.broadcast_to(value, (steps, *value.shape)) for value in values]
+
+    for _, run in _programs(factory, points, structure):
+        a, b, c = run(still(params[0]), base), run(still(params[1]), touched), run(still(flat), common)
+        d = run(still(params[0]), [np.zeros_like(g) for g in base])
         same = all(_close(np.asarray(x)[:, k], np.asarray(y)[:, k]) for x, y, k in zip(a, b, kept))
         rows = (np.asarray(x).reshape(steps, -1) for x in c)
         alike = all(_close(x, np.broadcast_to(x[:, :1], x.shape)) for x in rows)
@@ -79,18 +80,44 @@ def reads_gradients_coordinatewise(
     return True
 
 
+def _programs(
+    factory: Factory, points: Iterable[Mapping[str, Any]], structure: Any
+) -> Iterator[tuple[Mapping[str, Any], Callable[..., list[Any]]]]:
+    """(point, its `(parameter leaves, gradient leaves of every step) -> update leaves of every step`) of every point.
+
+    One program serves all points that differ in floats only.
+    """
+    programs: dict[str, Callable[..., Any]] = {}
+    for point in points:
+        floats = {name: value for name, value in point.items() if isinstance(value, float)}
+        static = {name: value for name, value in point.items() if name not in floats}
+        if repr(static) not in programs:
+            programs[repr(static)] = _histories(factory, static, structure)
+        yield point, functools.partial(programs[repr(static)], floats)
+
+
 def _histories(factory: Factory, static: Mapping[str, Any], structure: Any) -> Callable[..., Any]:
-    """The jitted `(floats, parameter leaves, gradient leaves of every step) -> update leaves of every step`."""
+    """The jitted `(floats, parameter leaves, gradient leaves of every step) -> update leaves of every step`.
+
+    The loss that a transform may ask for is constant.
+    """
 
     @jax.jit
-    def run(floats: Mapping[str, Any], params: Any, gradients: Any) -> Any:
-        transform, params = factory(**static, **floats), structure.unflatten(params)
+    def program(floats: Mapping[str, Any], params: Any, gradients: Any) -> Any:
+        transform, zero = optax.with_extra_args_support(factory(**static, **floats)), jnp.zeros(())
 
-        def step(state: Any, gradient: Any) -> Any:
-            updates, state = transform.update(structure.unflatten(gradient), state, params)
+        def step(state: Any, leaves: Any) -> Any:
+            here, gradient = map(structure.unflatten, leaves)
+            asked = {"value": zero, "grad": gradient, "value_fn": lambda params: zero}
+            updates, state = transform.update(gradient, state, here, **asked)
             return state, jax.tree.leaves(updates)
 
-        return jax.lax.scan(step, transform.init(params), gradients)[1]
+        first = structure.unflatten([leaf[0] for leaf in params])
+        return jax.lax.scan(step, transform.init(first), (params, gradients))[1]
+
+    def run(*arguments: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote
+            return program(*arguments)
 
     return run
 
@@ -141,43 +168,41 @@ def homogeneity(factory: Factory, points: Iterable[Mapping[str, Any]]) -> list[H
     g = rng.standard_normal((STEPS, 32)).astype(dtype)
     g[:, 0] = 0  # an unused coordinate
     theta = (1e3 * rng.standard_normal(32)).astype(dtype)  # large, so that decay stands out beside the update
-    cases = [(sign * scale, 0) for scale in SCALES for sign in (1, -1)] + [(scale, 1) for scale in SCALES[:2]]
-    runs: dict[str, Callable[..., Any]] = {}
+    still = np.broadcast_to(theta, g.shape)
+    params = {"none": np.zeros_like(g), "still": still, "gone": np.where(np.arange(STEPS)[:, None] < HALF, still, 0)}
+    cases = [(sign * scale, "none") for scale in SCALES for sign in (1, -1)]
+    cases += [(1.0, "still"), (SCALES[1], "still"), (1.0, "gone")]
     out = []
-    for point in points:
-        floats = {name: value for name, value in point.items() if isinstance(value, float)}
-        static = {name: value for name, value in point.items() if name not in floats}
-        run = runs.setdefault(repr(static), _histories(factory, static, jax.tree.structure(0)))
-        with jax.numpy_dtype_promotion("standard"):
-            moves = {(c, k): np.asarray(run(floats, [k * theta], [g * dtype.type(c)])[0], float) for c, k in cases}
+    for point, run in _programs(factory, points, jax.tree.structure(0)):
+        moves = {(c, at): np.asarray(run([params[at]], [g * dtype.type(c)])[0], float) for c, at in cases}
         out.append(_judge(moves, theta.astype(float), point))
     return out
 
 
-def _judge(moves: Mapping[tuple[float, int], np.ndarray], theta: np.ndarray, point: Mapping[str, Any]) -> Homogeneity:
-    """The verdict on the updates {(gradient scale, parameters zero or not): (steps, coordinates)}."""
-    base = moves[1.0, 0]
+def _judge(moves: Mapping[tuple[float, str], np.ndarray], theta: np.ndarray, point: Mapping[str, Any]) -> Homogeneity:
+    """The verdict on the updates {(gradient scale, which parameters): (steps, coordinates)}."""
+    base = moves[1.0, "none"]
     nothing = Homogeneity(np.nan, False, {}, False, "")
     if not all(np.isfinite(u).all() for u in moves.values()):
         why = "; eps=0 is 0/0 there" if point.get("eps") == 0 else ""
         return dataclasses.replace(nothing, reason=f"its updates are not finite where a gradient is 0{why}")
-    if not base.any() or any(u[:, 0].any() for (_, k), u in moves.items() if k == 0):
+    if not base.any() or any(u[:, 0].any() for (_, at), u in moves.items() if at == "none"):
         return dataclasses.replace(nothing, reason="it moves where the gradient is 0, or nowhere")
-    moving = (base != 0) & (moves[SCALES[1], 0] != 0)
-    ratio = np.abs(moves[SCALES[1], 0][moving] / base[moving])
+    moving = (base != 0) & (moves[SCALES[1], "none"] != 0)
+    ratio = np.abs(moves[SCALES[1], "none"][moving] / base[moving])
     digits = 6 if jnp.zeros(()).dtype == jnp.float32 else 9
     p = abs(round(float(np.median(np.log(ratio)) / np.log(SCALES[1])), digits))
     deviation, odd = {}, True
     for scale in SCALES:
-        there, back = moves[scale, 0], moves[-scale, 0]
+        there, back = moves[scale, "none"], moves[-scale, "none"]
         size = np.sqrt(np.mean((scale**p * base) ** 2))
         deviation[scale] = float(np.max(np.abs(there - scale**p * base)) / size)
         odd &= bool(np.max(np.abs(there + back)) <= LIMIT * size)
-    decay = moves[1.0, 1] - base
-    factor = decay / theta
-    rates = factor[:, :1]
-    decays = bool(decay.any())
-    spread = np.max(np.abs(np.stack([factor, (moves[SCALES[1], 1] - moves[SCALES[1], 0]) / theta]) - rates))
+    factors = np.stack([moves[scale, "still"] - moves[scale, "none"] for scale in SCALES[:2]]) / theta
+    rates = factors[0, :, :1]
+    decays = bool(factors[0].any())
+    spread = np.max(np.abs(factors - rates))
+    remembered = np.max(np.abs((moves[1.0, "gone"] - base)[HALF:]))
     reason = ""
     if deviation[SCALES[1]] > LIMIT:
         eps = point.get("eps")
@@ -190,6 +215,8 @@ def _judge(moves: Mapping[tuple[float, int], np.ndarray], theta: np.ndarray, poi
         reason = "its updates are not odd in the gradients: u(-g) is not -u(g)"
     elif decays and spread > 1e-3 * np.max(np.abs(rates)):
         reason = "its updates read the parameters in another way than by decoupled weight decay"
+    elif remembered > LIMIT * np.sqrt(np.mean(base**2)):
+        reason = "its state remembers the parameters: the weight decay is not decoupled"
     return Homogeneity(p, odd, deviation, decays, reason)
 
 

@@ -115,11 +115,10 @@ def make_train(
         data, test, params, _ = start
         if compact and task.compact is not None:
             params = task.compact(params, data)
-        trained, fixed = split_params(params, trained_fields(task, params, trainable))
+        names = trained_fields(task, params, trainable)
+        trained, fixed = split_params(params, names)
         train_key = stream(key, "train")
-        scale = (
-            split_params(task.scale(data, hyper), trained_fields(task, params, trainable))[0] if task.scale else None
-        )
+        scale = split_params(task.scale(data, hyper), names)[0] if task.scale else None
         with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote
             transform = optax.with_extra_args_support(factory(**keywords))
             state = transform.init(trained)
@@ -140,20 +139,15 @@ def make_train(
                 for name, alarm in task.watch.items()
             }
             with jax.numpy_dtype_promotion("standard"):
-                before = state
-                updates, state = transform.update(
-                    gradient, state, trained, value=loss, grad=gradient, value_fn=lambda p: loss_of(p, t)
-                )
-                if scale is not None:
-                    decay = None
-                    if decays:  # affine in the parameters: what the same gradients do at 0 is the rest
-                        nowhere = jax.tree.map(jnp.zeros_like, trained)
-                        pushed, _ = transform.update(gradient, before, nowhere)
-                        decay, updates = jax.tree.map(jnp.subtract, updates, pushed), pushed
+                asked = {"value": loss, "grad": gradient, "value_fn": lambda p: loss_of(p, t)}
+                updates, after = transform.update(gradient, state, trained, **asked)
+                if scale is not None and decays:  # affine in the parameters: what the gradients do at 0 is scaled
+                    pushed = transform.update(gradient, state, jax.tree.map(jnp.zeros_like, trained), **asked)[0]
+                    updates = jax.tree.map(lambda u, g, c: c * g + (u - g), updates, pushed, scale)
+                elif scale is not None:
                     updates = jax.tree.map(jnp.multiply, updates, scale)
-                    updates = updates if decay is None else jax.tree.map(jnp.add, updates, decay)
                 trained = optax.apply_updates(trained, updates)
-            return trained, state, bad, rang
+            return trained, after, bad, rang
 
         def look(trained: PyTree, test_now: Array) -> dict[str, Array]:
             full = merge_params(trained, fixed)

@@ -91,7 +91,7 @@ def test_long_runs_of_the_preset_stay_together(optimizer, eps):
 
 
 @pytest.mark.x64(only=True)
-@pytest.mark.parametrize("name", [*SYSTEMS])
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_every_problem_runs_as_dense(name, eps):
     same(*pair(*SYSTEMS[name], steps_for(eps), seed=2), eps)
 
@@ -125,6 +125,7 @@ def test_what_it_is_not_exact_for_is_refused():
     task = js.two_layer(PROBLEM, engine="feature_space")
     for optimizer, words in (
         (optax.adam(1e-3), "exponent"),
+        (optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1, momentum=0.9)), "not decoupled"),
         (optax.contrib.muon(1e-3), "two_layer_feature_space cannot run"),
         (optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)), "two_layer_feature_space cannot run"),
     ):

@@ -38,6 +38,8 @@ PROBED = {
     "muon": (optax.contrib.muon, RATE, False),
     "noise": (chain(optax.add_noise(0.1, 0.5, 0), optax.sgd(0.1)), {}, False),
     "rates of their own": (chain(optax.stateless(lambda updates, _: jax.tree.map(own_rates, updates))), {}, False),
+    "asks for the loss": (chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()), {}, True),
+    "line search": (optax.lbfgs, {}, False),
     "centralised": (chain(optax.centralize(), optax.sgd(0.1)), {}, False),
 }
 
@@ -76,6 +78,10 @@ DEGREES = {
     "adam, eps 0": (optax.adam(1e-4, eps=0.0), (True, False, NAN)),
     "tanh": (js.smooth_sign_gd(1e-4, temperature=1e-5), (True, True, NAN)),
     "coupled decay": (optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1)), (True, True, 1.0)),
+    "decay under momentum": (
+        optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9)),
+        (True, True, NAN),
+    ),
     "clip": (optax.chain(optax.clip(1e-3), optax.sgd(0.1)), (True, True, NAN)),
     "one-sided": (
         optax.chain(optax.stateless(lambda g, _: jax.tree.map(jnp.abs, g)), optax.sgd(0.1)),
@@ -102,6 +108,8 @@ def test_decay_is_told_from_other_uses_of_the_parameters():
     assert (plain.decays, plain.reason) == (False, "")
     assert (found.decays, found.reason, found.p) == (True, "", 0.0)
     assert "parameters in another way" in other.reason
+    [late] = homogeneity(lambda: optax.chain(optax.add_decayed_weights(0.1), optax.trace(0.9)), [{}])
+    assert "state remembers the parameters" in late.reason
 
 
 def test_a_refusal_names_eps_and_what_was_measured():

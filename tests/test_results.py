@@ -1,6 +1,7 @@
 """Results directories: complete or absent, checked when opened, refused where they belong to something else."""
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -255,6 +256,25 @@ def test_a_directory_the_system_calls_unwritable_is_refused(tmp_path, monkeypatc
     with pytest.raises(ValueError, match="out must be a writable directory") as caught:
         js.run_sweep(sweep(), out=tmp_path / "a" / "b")
     assert str(tmp_path) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("reason", [errno.ENOENT, errno.EACCES, errno.EROFS, errno.ENOSPC])
+@pytest.mark.parametrize("where", ["b", "results.zarr.partial"])
+def test_a_directory_that_cannot_be_made_is_bad_input_and_leaves_nothing(tmp_path, monkeypatch, where, reason):
+    monkeypatch.setattr(runner, "_run", None)  # it is refused before anything runs
+    make = os.mkdir
+
+    def failing(path, *mode):
+        if os.path.basename(path) == where:
+            raise OSError(reason, os.strerror(reason), str(path))
+        make(path, *mode)
+
+    monkeypatch.setattr(os, "mkdir", failing)
+    with pytest.raises(ValueError, match="out must be a directory that can be made and written") as caught:
+        js.run_sweep(sweep(), out=tmp_path / "a" / "b")
+    assert f"out={str(tmp_path / 'a' / 'b')!r}: {os.strerror(reason)}" in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -27,20 +27,37 @@ def directory(out: str | os.PathLike) -> Path:
       ValueError: if it is a file, is not writable, or holds something else.
     """
     path = Path(out)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"out must be a directory, got the file out={str(path)!r}")
-    probe = path
-    while not probe.exists():
-        probe = probe.parent
-    if not probe.is_dir() or not os.access(probe, os.W_OK | os.X_OK):
-        raise ValueError(f"out must be a writable directory, got out={str(path)!r} under {str(probe)!r}")
-    if path.exists() and not (path / MANIFEST).exists():
-        strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith((ARRAYS, MANIFEST))]
-        if strangers:
-            raise ValueError(
-                f"out must be new, empty or a results directory, got out={str(path)!r} with {min(strangers)!r}"
-            )
+    with _named(path):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"out must be a directory, got the file out={str(path)!r}")
+        probe = path
+        while not probe.exists():
+            probe = probe.parent
+        if not probe.is_dir() or not os.access(probe, os.W_OK | os.X_OK):
+            raise ValueError(f"out must be a writable directory, got out={str(path)!r} under {str(probe)!r}")
+        if path.exists() and not (path / MANIFEST).exists():
+            strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith((ARRAYS, MANIFEST))]
+            if strangers:
+                raise ValueError(
+                    f"out must be new, empty or a results directory, got out={str(path)!r} with {min(strangers)!r}"
+                )
     return path
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turns what the system says against a directory (no such place, no permission, no space) into bad input.
+
+    Raises:
+      ValueError: naming the directory and the system's reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(
+            f"out must be a directory that can be made and written, got out={str(path)!r}: {reason}"
+        ) from None
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -85,7 +102,7 @@ class Arrays:
         import zarr
         from zarr.codecs import ZstdCodec
 
-        with _zarr_warnings():
+        with _named(path.parent), _zarr_warnings():
             codec = ZstdCodec(level=3, checksum=True)
             encoding = {name: {"compressors": [codec]} for name in coords}
             template = xr.Dataset(coords=dict(coords))
@@ -127,11 +144,16 @@ def _zarr_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
-    """The directory that arrays are written into before they are complete; gone again if the block raises."""
+    """The directory that arrays are written into before they are complete; gone again if the block raises.
+
+    Raises:
+      ValueError: if it cannot be made.
+    """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
     partial = path / f"{ARRAYS}.partial"
     try:
+        with _named(path):
+            partial.mkdir(parents=True, exist_ok=True)
         yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -225,7 +225,7 @@ def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> 
 
     Raises:
       ValueError: for an unknown keyword (with the nearest valid name), a missing required keyword, an empty list, a
-        duplicate or a non-finite value.
+        duplicate or a non-finite value, or a float that the factory branches on in Python.
 
     Examples:
       >>> import optax
@@ -249,7 +249,61 @@ def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> 
     values = {name: _keyword_values(f"{label}({name})", given) for name, given in lists.items()}
     floats = tuple(name for name, given in values.items() if all(isinstance(v, float) for v in given))
     points = tuple(dict(zip(values, point)) for point in itertools.product(*values.values()))
-    return Grid(factory, points, floats)
+    made = Grid(factory, points, floats)
+    _check_traceable(label, made)
+    return made
+
+
+def _check_traceable(label: str, made: Grid) -> None:
+    """Refuses a factory that needs the number behind a float, which is traced; a few milliseconds, nothing is run.
+
+    Raises:
+      ValueError: naming the factory and the keywords.
+    """
+    if not made.floats:
+        return
+    first: dict[str, Mapping[str, Any]] = {}  # point of each combination of static keywords: one program each
+    for i, point in enumerate(made.points):
+        first.setdefault(repr(made.static(i)), point)
+    for point in first.values():
+        # A transform that fails without traced keywords fails for a reason of its own: it shows where it is used.
+        if not _concretizes(made.factory, point, made.floats) or _concretizes(made.factory, point, ()):
+            continue
+        blamed = [name for name in made.floats if _concretizes(made.factory, point, (name,))] or made.floats
+        names, bound = ", ".join(map(repr, blamed)), ", ".join(f"{name}={_short(point[name])}" for name in blamed)
+        raise ValueError(
+            f"{label} needs the value of its keyword {names} in Python (a branch, float() or NumPy), but floats are "
+            f"traced: use jnp.where and jnp, or bind it, js.grid(functools.partial({label}, {bound}), ...)"
+        )
+
+
+#: What JAX raises where Python asks a traced number for its value.
+_CONCRETIZATION = (
+    jax.errors.ConcretizationTypeError,  # bool() and float() included
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def _concretizes(factory: Callable[..., Any], point: Mapping[str, Any], traced: Iterable[str]) -> bool:
+    """Whether building a transform and one update of it ask for the value of a traced keyword."""
+
+    def update(floats: Mapping[str, Array]) -> Any:
+        params = {"w": jnp.ones((2, 2))}
+        with jax.numpy_dtype_promotion("standard"):  # as where it is used
+            transform = optax.with_extra_args_support(factory(**{**point, **floats}))
+            asked = {"value": jnp.zeros(()), "grad": params, "value_fn": lambda p: jnp.sum(p["w"])}
+            return transform.update(params, transform.init(params), params, **asked)
+
+    dtype = jax.dtypes.canonicalize_dtype(float)  # an array to ask would start JAX before `configure` has set devices
+    try:
+        jax.eval_shape(update, {name: jax.ShapeDtypeStruct((), dtype) for name in traced})
+    except _CONCRETIZATION:
+        return True
+    except Exception:  # anything else shows where the transform is used
+        return False
+    return False
 
 
 def _keyword_values(field: str, given: Any) -> list[Any]:

@@ -1,5 +1,9 @@
 """Optimizers: one contract for every named family, signed powers, grids, and the probe of what a transform reads."""
 
+import functools
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,6 +153,55 @@ def test_bad_grids_name_keyword_and_value(lists, words):
         js.grid(optax.adam, **lists)
     for word in words:
         assert word in str(caught.value)
+
+
+def branches_when_built(rate, scale=1.0):
+    return optax.sgd(rate if rate > 0.1 else scale * rate)
+
+
+def branches_in_its_update(rate, scale=1.0):
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda g: float(scale) * g, updates), state
+
+    return optax.chain(optax.GradientTransformation(lambda params: optax.EmptyState(), update), optax.scale(rate))
+
+
+def asks_numpy(rate, scale=1.0):
+    return optax.sgd(np.sqrt(rate) * scale)
+
+
+@pytest.mark.parametrize(
+    ("factory", "keyword"), [(branches_when_built, "rate"), (branches_in_its_update, "scale"), (asks_numpy, "rate")]
+)
+def test_a_factory_that_needs_a_traced_number_is_refused_and_told_how_to_bind_it(factory, keyword):
+    with pytest.raises(ValueError, match=f"{factory.__name__} needs the value of its keyword '{keyword}' in") as caught:
+        js.grid(factory, rate=[0.05, 0.2], scale=[0.5, 2.0])
+    assert f"functools.partial({factory.__name__}, {keyword}=" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    other = {"rate": "scale", "scale": "rate"}[keyword]
+    assert len(js.grid(functools.partial(factory, **{keyword: 0.2}), **{other: [0.5, 2.0]}).points) == 2
+
+
+def test_a_factory_that_fails_for_another_reason_is_a_grid_and_shows_it_where_it_is_used():
+    def broken(rate):
+        raise RuntimeError(f"no transform for {rate}")
+
+    def branches_on_gradients(rate):
+        return optax.stateless(lambda updates, params: updates if updates["w"].sum() > 0 else params)
+
+    for factory in (broken, branches_on_gradients):
+        assert js.grid(factory, rate=[0.1]).floats == ("rate",)
+
+
+def test_a_grid_starts_no_backend():
+    # A sweeps/NAME.py builds its grids when it is loaded; --devices and --x64 are set after that.
+    program = (
+        "import jaxsign as js, jax, optax; from jaxsign.cli import configure\n"
+        "js.grid(optax.adam, learning_rate=[1e-3, 1e-2]), js.grid(js.power_gd, learning_rate=0.1, p=[0.0, 0.5])\n"
+        "configure(devices=3); print(jax.device_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "3"
 
 
 def test_labels_show_what_varies():

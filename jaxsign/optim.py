@@ -213,8 +213,9 @@ class Grid:
 def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> Grid:
     """The full product of an optimizer factory's own keywords, one traced program for all floats.
 
-    The optimizer is built inside the mapped function, so floats never recompile; bool, int, str and None are static
-    and compile once per value. A list that mixes floats and ints is a list of floats.
+    The optimizer is built inside the mapped function, so floats never recompile; bool, int, str, None and functions
+    are static and compile once per value. A list that mixes floats and ints is a list of floats. A list with any other
+    value in it, such as a schedule or None, is static as a whole: its floats, too, compile once per value.
 
     Args:
       factory: any function that returns an `optax.GradientTransformation`.
@@ -231,6 +232,8 @@ def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> 
       >>> import optax
       >>> len(grid(optax.adam, learning_rate=[1e-4, 3e-4], b2=[0.9, 0.99, 0.999]).points)
       6
+      >>> grid(optax.adam, learning_rate=[1e-4, 3e-4, optax.cosine_decay_schedule(1e-3, 200)], b2=[0.9, 0.99]).floats
+      ('b2',)
     """
     if not callable(factory):
         raise ValueError(f"factory must be a function that returns an Optax transform, got {factory!r}")

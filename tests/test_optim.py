@@ -123,6 +123,13 @@ def test_floats_are_traced_and_the_rest_is_static():
     assert len(grid.points) == 16
 
 
+def test_one_schedule_makes_its_whole_list_static():
+    schedule = optax.linear_schedule(0.1, 0.0, 10)
+    grid = js.grid(optax.adam, learning_rate=[0.1, 0.2, schedule], b2=[0.9, 0.99])
+    assert grid.floats == ("b2",)
+    assert [grid.static(i) for i in (0, 2, 4)] == [{"learning_rate": rate} for rate in (0.1, 0.2, schedule)]
+
+
 def test_bare_transforms_and_factories_are_grids_of_one():
     transform = optax.sgd(0.1)
     assert as_grid(transform).factory() is transform

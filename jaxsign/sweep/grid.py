@@ -47,10 +47,11 @@ class Sweep:
       optimizers: {family: js.grid(...), an Optax transform, or a factory without required keywords}.
       axes: {name: values}. Names are fields of hyper or derived ones such as "snr" (mapped, never recompiled), fields
         of problem or "engine" (static), or "seed" (an int N for 0..N-1, or a list of ints). A tuple of names with a
-        list of tuples is zipped into one dimension named by its first member. Full product.
+        list of tuples is zipped into one dimension named by its first member. Full product. The axis
+        snr = mu / (sigma_p sqrt(s)) sets sigma_p = mu / (snr sqrt(s)), with each run's own mu and s.
       steps: optimizer steps, int >= 1, the same for all runs.
-      record: int k for steps 0, k, 2k, ..., or an increasing array of steps.
-      test_every: int or array of recorded steps.
+      record: int k for steps 0, k, 2k, ..., or an increasing array of steps; default 10.
+      test_every: int or array of recorded steps; test quantities are NaN between; default 50.
       observables: names or functions; default the scalar observables.
       engine: passed to `system`, or None.
       trainable: names of trained parameters; default all.

@@ -101,6 +101,18 @@ BAD = {
     "unknown axis": ({"axes": {"sigma": [1.0]}}, ["axis", "'sigma'", "'sigma_p'", "'label_noise'"]),
     "unknown problem field": ({"axes": {"m_q": [3]}}, ["axis", "'m_q'", "'m_k'"]),
     "unknown member of a tuple": ({"axes": {("d", "z"): [(60, 4)]}}, ["axis", "'z'"]),
+    "learning rate as an axis": (
+        {"axes": {"learning_rate": [0.1, 0.2]}},
+        ["'learning_rate'", "optimizer", "no axes", "js.grid(factory, learning_rate=[...])", "'sigma_p'"],
+    ),
+    "a factory's own keyword as an axis": (
+        {"axes": {("mu", "p"): [(1.0, 0.5)]}, "optimizers": {"power": js.grid(js.power_gd, learning_rate=0.1)}},
+        ["'p'", "optimizer", "js.grid(factory, p=[...])"],
+    ),
+    "decay of a bare transform as an axis": (
+        {"axes": {"weight_decay": [0.1]}, "optimizers": {"mine": optax.adamw(0.1)}},
+        ["'weight_decay'", "js.grid(factory, weight_decay=[...])"],
+    ),
     "empty axis": ({"axes": {"snr": []}}, ["'snr'", "at least one value", "empty list"]),
     "empty zipped axis": ({"axes": {("d", "s"): []}}, ["('d', 's')", "at least one value"]),
     "empty seeds": ({"axes": {"seed": []}}, ["'seed'", "at least one value"]),

@@ -15,6 +15,9 @@ from jaxsign.schedule import Schedule
 from jaxsign.task import Task
 from jaxsign.validation import known, name_tuple, positive_int
 
+#: Keywords of optimizers that are looked for among the axes.
+OPTIMIZER_NUMBERS = ("learning_rate", "b1", "b2", "eps", "momentum", "weight_decay", "beta")
+
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
@@ -129,7 +132,13 @@ class Sweep:
                 continue
             members = key if isinstance(key, tuple) else (key,)
             for name in members:
-                known("axis", name, [*hyper_names, *static_names, "seed"])
+                legal = [*hyper_names, *static_names, "seed"]
+                if name not in legal and name in self._optimizer_numbers():
+                    raise ValueError(
+                        f"axis {name!r} is a keyword of an optimizer, and these are no axes: give it in optimizers "
+                        f"as js.grid(factory, {name}=[...]) (legal: {', '.join(map(repr, legal))})"
+                    )
+                known("axis", name, legal)
                 if name == "seed":
                     raise ValueError('"seed" is an axis of its own and cannot be zipped')
             if isinstance(values, (str, Mapping)) or not np.iterable(values):
@@ -157,6 +166,11 @@ class Sweep:
         if not isinstance(self.optimizers, Mapping) or not self.optimizers:
             raise ValueError(f"optimizers must be a dict of at least one optimizer, got {self.optimizers!r}")
         return {family: as_grid(entry) for family, entry in self.optimizers.items()}
+
+    def _optimizer_numbers(self) -> set[str]:
+        """Names that belong to optimizers: their factories' keywords and the usual ones of built transforms."""
+        own = (inspect.signature(grid.factory).parameters for grid in self.grids.values())
+        return {*OPTIMIZER_NUMBERS, *itertools.chain(*own)}
 
     @functools.cached_property
     def optimizer_points(self) -> tuple[tuple[str, str, dict[str, Any]], ...]:

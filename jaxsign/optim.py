@@ -236,7 +236,7 @@ def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> 
       ('b2',)
     """
     if not callable(factory):
-        raise ValueError(f"factory must be a function that returns an Optax transform, got {factory!r}")
+        raise ValueError(f"factory must be a function that returns an Optax transform, got {shown(factory)}")
     label = getattr(factory, "__name__", str(factory))
     parameters = inspect.signature(factory).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -320,8 +320,24 @@ def _keyword_values(field: str, given: Any) -> list[Any]:
     if any(isinstance(v, float) for v in plain) and len(plain) == len(values):
         values = [real(field, v) for v in values]
     if len(set(map(repr, values))) != len(values):
-        raise ValueError(f"{field} has a duplicate value, got {values!r}")
+        raise ValueError(f"{field} has a duplicate value, got {shown(values)}")
     return values
+
+
+def shown(value: Any) -> str:
+    """A value for a message, without the addresses of a transform's functions.
+
+    Examples:
+      >>> shown([sign_gd(0.1), "adam"])
+      "[an Optax transform, 'adam']"
+    """
+    if isinstance(value, optax.GradientTransformation):
+        return "an Optax transform"
+    if isinstance(value, Grid):
+        return f"a js.grid of {getattr(value.factory, '__name__', 'a factory')}"
+    if type(value) in (list, tuple):
+        return ("[{}]" if isinstance(value, list) else "({})").format(", ".join(map(shown, value)))
+    return repr(value)
 
 
 def as_grid(entry: Any) -> Grid:

@@ -144,8 +144,15 @@ BAD = {
     "negative seed": ({"axes": {"seed": [0, -1]}}, ["seed", "int >= 0", "-1"]),
     "seed beyond 32 bits": ({"axes": {"seed": [2**32]}}, ["seed", "[0, 2^32)", str(2**32)]),
     "no optimizers": ({"optimizers": {}}, ["optimizers", "at least one", "{}"]),
-    "bare optimizer": ({"optimizers": js.sign_gd(0.1)}, ["optimizers", "dict"]),
-    "not an optimizer": ({"optimizers": {"a": 3}}, ["factory", "3"]),
+    "bare optimizer": ({"optimizers": js.sign_gd(0.1)}, ["optimizers", "dict", "got an Optax transform"]),
+    "bare grid": ({"optimizers": js.grid(js.sign_gd, learning_rate=0.1)}, ["optimizers", "a js.grid of sign_gd"]),
+    "list of optimizers": ({"optimizers": [optax.sgd(0.1)]}, ["optimizers", "dict", "[an Optax transform]"]),
+    "not an optimizer": ({"optimizers": {"a": 3}}, ["optimizers['a']", "js.grid(factory, ...)", "3"]),
+    "name of an optimizer": ({"optimizers": {"s": "adam"}}, ["optimizers['s']", "js.grid(factory, ...)", "'adam'"]),
+    "factory with a required keyword": (
+        {"optimizers": {"s": optax.adam}},
+        ["optimizers['s']", "'learning_rate'", "js.grid(adam, learning_rate=[...])"],
+    ),
     "nothing kept": ({"keep_trace": False}, ["keep_trace=False", "summary="]),
     "no task": ({"system": lambda problem: problem}, ["system", "js.Task", "Problem"]),
 }
@@ -158,6 +165,7 @@ def test_bad_input_is_refused_by_name_value_and_legal_range(name):
         sweep(**changes)
     message = str(caught.value)
     assert "\n" not in message
+    assert "<function" not in message
     assert [word for word in words if word not in message] == [], message
 
 

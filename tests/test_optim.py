@@ -140,6 +140,8 @@ def test_bare_transforms_and_factories_are_grids_of_one():
     for wrong in (optax.adam, 3.0, None):
         with pytest.raises(ValueError, match=r"learning_rate|must be a function"):
             as_grid(wrong)
+    with pytest.raises(ValueError, match="factory must be a function that returns an Optax transform, got an Optax tr"):
+        js.grid(transform, learning_rate=0.1)
 
 
 @pytest.mark.parametrize(

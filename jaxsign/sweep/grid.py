@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import optax
 
-from jaxsign.optim import Grid, as_grid, point_label
+from jaxsign.optim import Grid, as_grid, point_label, shown
 from jaxsign.rng import seed_key
 from jaxsign.schedule import Schedule
 from jaxsign.task import Task
@@ -164,8 +165,8 @@ class Sweep:
     def grids(self) -> dict[str, Grid]:
         """The optimizers as grids."""
         if not isinstance(self.optimizers, Mapping) or not self.optimizers:
-            raise ValueError(f"optimizers must be a dict of at least one optimizer, got {self.optimizers!r}")
-        return {family: as_grid(entry) for family, entry in self.optimizers.items()}
+            raise ValueError(f"optimizers must be a dict of at least one optimizer, got {shown(self.optimizers)}")
+        return {family: _family_grid(family, entry) for family, entry in self.optimizers.items()}
 
     def _optimizer_numbers(self) -> set[str]:
         """Names that belong to optimizers: their factories' keywords and the usual ones of built transforms."""
@@ -235,6 +236,23 @@ class Sweep:
         for name in (name for name in setting if name in derived):
             hyper = hyper.with_axis(problem, name, setting[name])
         return hyper
+
+
+def _family_grid(family: Any, entry: Any) -> Grid:
+    """One entry of `optimizers` as a grid.
+
+    Raises:
+      ValueError: naming the family and the entry.
+    """
+    if not isinstance(entry, (Grid, optax.GradientTransformation)) and not callable(entry):
+        raise ValueError(
+            f"optimizers[{family!r}] must be js.grid(factory, ...), an Optax transform or a factory without required "
+            f"keywords, got {shown(entry)}"
+        )
+    try:
+        return as_grid(entry)
+    except ValueError as error:
+        raise ValueError(f"optimizers[{family!r}]: {error}") from None
 
 
 def _names(record: Any) -> list[str]:

@@ -29,6 +29,7 @@ LAYERS = [
     {"plot"},
     {"report"},
     {"cli"},
+    {"__main__"},
 ]
 SYSTEMS = frozenset({"tasks", "engines", "models", "data", "observables", "theory", "problem", "presets"})
 TRAINING = frozenset({"training", "sweep", "tasks", "engines", "models"})

@@ -1,6 +1,7 @@
 """Every experiment's tiny mode runs in this process, and every figure can be drawn from what it wrote."""
 
 import importlib.util
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -140,6 +141,15 @@ def test_claims_command_on_bad_and_damaged_directories(results, tmp_path, capsys
     (tmp_path / "copy" / "manifest.json").write_text("{")
     assert cli.main(["claims", str(tmp_path / "copy")]) == 3
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_package_runs_as_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["jaxsign", "--help"])
+    monkeypatch.delitem(sys.modules, "jaxsign.__main__", raising=False)  # the doctests import it
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("jaxsign", run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: jaxsign ")
 
 
 def test_throughput_benchmark_runs_tiny(capsys):

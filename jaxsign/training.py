@@ -235,6 +235,13 @@ class Run:
     attrs: Mapping[str, Mapping[str, str]]
     seed: int
 
+    def __repr__(self) -> str:
+        state = STATUS[self.status] + (f" at step {self.first_bad_step}" if self.status == 1 else "")
+        last = np.asarray(self.trace.get("train_loss", ()))[-1:]
+        loss = f", train_loss={last.item():.6g}" if last.size == 1 else ""
+        recorded = f"{self.steps.size} recorded steps up to {self.steps[-1]}"
+        return f"Run(seed={self.seed}, {recorded}, {state}{loss},\n    observables: {', '.join(self.trace) or 'none'})"
+
     def to_xarray(self) -> Any:
         """The run as an xarray.Dataset with the names and dimensions of a sweep of one run."""
         from jaxsign.labelled import run_dataset

@@ -102,6 +102,16 @@ def test_a_run_has_the_names_and_dims_of_a_sweep_of_one(trained):
     assert ds.step.values[tested].tolist() == [0, 50, 100, 150, 200]
 
 
+def test_a_run_shows_itself_in_two_lines(trained):
+    run = trained("adam")[0]
+    loss = float(run.trace["train_loss"][-1])
+    assert repr(run) == (
+        f"Run(seed=3, 21 recorded steps up to 200, finished, train_loss={loss:.6g},\n    observables: train_loss)"
+    )
+    gone = dataclasses.replace(run, status=1, first_bad_step=7, trace={}, steps=run.steps[:2])
+    assert repr(gone) == "Run(seed=3, 2 recorded steps up to 10, diverged at step 7,\n    observables: none)"
+
+
 def test_frozen_parameters_stay_bit_equal_and_equal_tasks_do_not_retrace(problem, hyper):
     traced = []
 

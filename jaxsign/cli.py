@@ -149,7 +149,10 @@ def find_results(directory: str) -> list[Path]:
 def _claims(args: argparse.Namespace) -> int:
     """Prints the claims table of all results below DIR."""
     table = check([open_results(path) for path in find_results(args.dir)], claims=args.claim)
-    print(table.to_markdown() if args.markdown else table)
+    if table.rows:
+        print(table.to_markdown() if args.markdown else table)
+    for reason in [] if table.rows else table.reasons():
+        print(f"no claim can be decided from {args.dir}: {reason}")
     if args.csv:
         table.to_csv(Path(args.csv))
     if args.against:
@@ -158,7 +161,7 @@ def _claims(args: argparse.Namespace) -> int:
         changed = table.changes(Path(args.against))
         for line in changed:
             print(f"differs from {args.against}: {line}")
-        if not changed:
+        if table.rows and not changed:
             print(f"all verdicts are those of {args.against}")
     failed = [row for row in table.rows if row.verdict == "FAILS"]
     return FAILED if args.strict and failed else DONE

@@ -79,7 +79,8 @@ class ClaimTable:
 
     Args:
       rows: decided claims.
-      missing: (claim id, setting, reason) of claims that no Dataset of that setting could answer.
+      missing: (claim id, setting, reason) of claims that no Dataset of that setting could answer; where no claim is
+        decided at all, of every setting.
     """
 
     rows: tuple[Row, ...]
@@ -96,6 +97,13 @@ class ClaimTable:
                 measured = f"{_number(part.median)} [{_number(part.low)}, {_number(part.high)}]"
                 out.append((*first, part.label, _number(part.predicted), measured, _interval(part.interval), *last))
         return out
+
+    def reasons(self) -> list[str]:
+        """Why claims are not decided, one sentence per reason and setting with the claims that it stops."""
+        stopped: dict[tuple[str, str], list[str]] = {}
+        for claim, setting, reason in self.missing:
+            stopped.setdefault((setting, reason), []).append(claim)
+        return [f"{', '.join(claims)} {setting}: {reason}" for (setting, reason), claims in stopped.items()]
 
     def __str__(self) -> str:
         lines = [HEADER, *self.lines()]
@@ -205,7 +213,9 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
         raise ValueError(f"claims must name at least one of {list(by_id)}, got {claims!r}")
     chosen = [c if isinstance(c, Claim) else by_id[known("claim", c, by_id)] for c in (claims or CLAIMS)]
     settings = [setting_of(one) for one in datasets]
-    rows, missing = [], []
+    rows: list[Row] = []
+    missing: list[tuple[str, str, str]] = []
+    beside: list[tuple[str, str, str]] = []
     for claim in chosen:
         for setting in dict.fromkeys(settings):
             reasons = []
@@ -217,10 +227,9 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
                     reasons.append(str(reason))
             else:
                 # Variations of a preset and other sweeps beside it are there for single claims, not for all.
-                if "," in setting or (setting == "custom" and len(set(settings)) > 1):
-                    continue
-                missing.append((claim.id, setting, "; ".join(dict.fromkeys(reasons))))
-    return ClaimTable(tuple(rows), tuple(missing))
+                single = "," in setting or (setting == "custom" and len(set(settings)) > 1)
+                (beside if single else missing).append((claim.id, setting, "; ".join(dict.fromkeys(reasons))))
+    return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside))
 
 
 def _decide(claim: Claim, setting: str, ds: Any) -> Row:

@@ -124,6 +124,18 @@ def test_claims_command_prints_writes_and_compares(results, tmp_path, capsys):
     assert "HOLDS -> UNDECIDED" in capsys.readouterr().out
 
 
+def test_claims_command_says_why_nothing_is_decided(results, tmp_path, capsys):
+    table = tmp_path / "claims.csv"
+    table.write_text("claim,setting,verdict\nG1,paper_like,HOLDS\n")
+    command = ["claims", str(results / "snr"), "--claim", "G1", "--claim", "S1", "--against", str(table)]
+    assert cli.main(command) == 0
+    start = f"no claim can be decided from {results / 'snr'}: "
+    assert capsys.readouterr().out.splitlines() == [
+        f"{start}G1 custom: needs one point of every axis, got several on ['snr']",
+        f"{start}S1 custom: step 6 is not recorded",
+    ]
+
+
 def test_claims_strict_exits_1_on_a_fails(results, monkeypatch, capsys):
     import jaxsign.verdicts as verdicts
 

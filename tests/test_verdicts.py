@@ -244,6 +244,15 @@ def test_a_variation_of_a_preset_answers_what_it_can():
     assert table.missing == ()
 
 
+def test_where_nothing_is_decided_every_reason_is_there():
+    asked = [claim("X1", steps=(7,)), claim("X2", steps=(7,)), claim("X3", steps=(9,))]
+    table = js.check([runs([0.5] * 8, n=21)], asked)
+    assert table.rows == ()
+    assert table.reasons() == [
+        "X1, X2 paper_like, n=21: step 7 is not recorded", "X3 paper_like, n=21: step 9 is not recorded",
+    ]  # fmt: skip
+
+
 def test_bad_requests_are_refused_by_name():
     ds = runs([0.5] * 8)
     with pytest.raises(ValueError, match=r"unknown claim 'c2e'; did you mean 'C2e'\?.*'S1'"):

@@ -71,16 +71,28 @@ def configure(devices: int | None = None, x64: bool = False) -> None:
 
 
 def _axes_text(sweeps: Mapping[str, Sweep]) -> str:
-    """One line per axis of every sweep, for --help."""
+    """One line per axis of every sweep, for --help; lines that all sweeps share come once."""
+    axes = {key: _axis_lines(sweep) for key, sweep in sweeps.items()}
+    first, *others = axes.values() if len(axes) > 1 else ([],)
+    shared = [line for line in first if all(line in lines for lines in others)]
     lines = ["sweeps and their axes:"]
+    if shared:
+        lines += ["  all of them:", *(f"    {line}" for line in shared)]
     for key, sweep in sweeps.items():
         lines.append(f"  {key}: {sweep.size} runs of {sweep.schedule.steps} steps")
-        for axis in sweep.grid_axes:
-            values = [point if len(point) > 1 else point[0] for point in axis.values]
-            lines.append(f"    {', '.join(axis.members)}: {', '.join(map(str, values))}")
-        lines.append(f"    optimizer: {', '.join(label for label, _, _ in sweep.optimizer_points)}")
-        lines.append(f"    seed: {len(sweep.seeds)} seeds")
+        lines += [f"    {line}" for line in axes[key] if line not in shared]
     return "\n".join(lines)
+
+
+def _axis_lines(sweep: Sweep) -> list[str]:
+    """One line per axis of one sweep."""
+    lines = []
+    for axis in sweep.grid_axes:
+        values = [point if len(point) > 1 else point[0] for point in axis.values]
+        lines.append(f"{', '.join(axis.members)}: {', '.join(map(str, values))}")
+    lines.append(f"optimizer: {', '.join(label for label, _, _ in sweep.optimizer_points)}")
+    lines.append(f"seed: {len(sweep.seeds)} seeds")
+    return lines
 
 
 def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:

@@ -73,6 +73,8 @@ def test_help_lists_every_axis_without_running(name, capsys):
     text = capsys.readouterr().out
     assert "optimizer: " in text
     assert "seed: " in text
+    listed = [line.strip() for line in text.splitlines() if "learning_rate" in line or "64 seeds" in line]
+    assert len(listed) == len(set(listed))  # what all sweeps of an experiment share is listed once
     assert ("snr: 0.02" in text) == (name == "snr")
 
 

@@ -1,151 +1,382 @@
-"""Seed-steps per second of the dense engine beside the textbook vmapped model, same work, same process.
+"""Seed-steps per second of the engines beside PyTorch and JAX + Optax as the field writes them: same work, one run.
 
-Both train the paper-like problem and compute the loss every step; no test evaluation. The textbook model is what the
-field writes: X as (n, 2, d), full W_V, autodiff through `jax.nn.softmax`, Optax on the full tree, vmapped over seeds.
-Each contender runs in lanes of every width in WIDTHS, spread over all CPU devices, and is quoted at its best one; runs
-alternate, the median of REPEATS counts. Compilation and data drawing are outside the clock.
-Optimizers: SignGD, Adam, GD (value rows tied), and GD clipped by the global norm, which needs the full tree.
-Command: python sweeps/throughput.py
-Cost: 4 minutes on 2 cores of an Intel Xeon with AVX-512, compilation included.
-Expected: ratios 3.4, 2.9, 3.0 for SignGD, Adam and GD, 2.5 for clipped GD; last losses equal to 1e-6.
+The work: the paper-like sizes with supports="disjoint" (feature_space needs that; the others do not care), full
+batches, 200 steps, the loss at every step, four scalars every 50 (train_loss, sign_agreement, mean s_21, value_signal)
+and, where it says so, test loss and test error on 1000 fresh examples. Compilation and drawing are outside the clock,
+in columns of their own. The alarm of `first_frozen_step`, which the library alone has, is left out.
+
+Contenders (sweeps/contenders.py). "pytorch": eager, one seed at a time, X as (n, 2, d), full W_V, autograd; a process a
+core with one thread each, and "pytorch, one process" with a thread a core. "textbook": the same model in JAX + Optax,
+mapped over seeds. "dense", "support", "feature_space": the engines. JAX contenders run in lanes of W mapped runs on all
+CPU devices, each at the best of its widths; a number of runs that does not fill the devices leaves some idle. A cell is
+left out if the contender's rate at the smaller number of runs predicts more than CELL_SECONDS a repeat. Contenders take
+turns; the median of REPEATS counts. Last losses must agree to TOLERANCE.
+
+Optimizers: SignGD with and without test metrics, 1 to 4096 runs; Adam, GD, and GD clipped by the global norm (which
+needs the full tree: textbook and dense only) at fewer numbers of runs, at SignGD's lane widths, without test metrics:
+they differ in the update alone.
+
+The bound. Per run and step, P = 1 + n patches, T = 2 m_k + 2 trained rows, C = d columns (dense) or n s + 1 rounded up
+to 64 (support), M moments of the optimizer (SignGD, GD 0, Adam 2), 4 bytes a number:
+
+    dense, support   flops  4 P (2 m_k + 1) C      weights times patches, and its gradient
+                            + (2 + 6 M) T C        update
+                     bytes  4 C (2 P               patches, forward and backward
+                                 + (5 + 2 M) T)    weights forward, gradient out and in, weights in and out; moments
+    feature_space    F = (2 m_k + 1) P features
+                     flops  6 m_k (3 n + 1)        four sums over rows, and two gradients of each
+                            + 60 n                 softmax and loss, an exponential counted as 10
+                            + (3 + 6 M) F          update
+                     bytes  4 (5 + 2 M) F          as above, without patches
+
+    bound = min(GFLOP/s / flops, GB/s / bytes), from limits measured before and after, the higher ones
+
+GFLOP/s is a large square float32 product on all cores, GB/s a triad on all cores whose working set is the smallest
+measured one that holds a lane: steps of a lane follow each other, so what fits in cache is read from memory once a
+lane. At these sizes products bound dense and support; feature_space has sums of 20 numbers and 41 short rows a run
+instead, for which products' speed is a bound far above what vector loops of that length reach.
+
+Scans: seed-steps per second of the engines with SignGD over d, n, s, m_k, at the lane widths of `run_sweep`, and over
+devices (one device in a process of its own, where XLA may still use all cores inside an operation).
+
+Command: python sweeps/throughput.py --out results/throughput    (PyTorch: pip install -e '.[bench]')
+Cost: 7 minutes on 2 cores, compilation included.
+Writes: throughput.csv, one row a cell, and machine.json.
 """
 
 import argparse
-import functools
-import statistics
+import csv
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+import contenders
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import AxisType, PartitionSpec
+import numpy as np
+from contenders import ENGINES, OPTIMIZERS, TEXTBOOK, Draws, Engine, Lane, Torch, Work, devices_mesh
+from limits import arithmetic, machine, measure_limits, median_seconds
 
 import jaxsign as js
 from jaxsign.cli import configure
-from jaxsign.exactness import use_compact
-from jaxsign.schedule import Schedule
-from jaxsign.start import abstract_start, begin
-from jaxsign.training import make_train
+from jaxsign.sweep.plan import lane_width
+from jaxsign.validation import positive_int
 
-WIDTHS = (1, 2, 4, 8)
-REPEATS = 5
-
-
-def clipped_gd(learning_rate):
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(learning_rate))
-
-
-OPTIMIZERS = {
-    "SignGD": (js.sign_gd, 1e-4),
-    "Adam": (functools.partial(optax.adam, eps=1e-15), 1e-4),
-    "GD": (optax.sgd, 0.3),
-    "GD, clipped by global norm": (clipped_gd, 0.3),
-}
+RUNS = (1, 4, 16, 64, 256, 1024, 4096)
+#: For all optimizers but SignGD, which differ in the update alone.
+FEWER_RUNS = (8, 128, 1024)
+CELL_SECONDS = 2.5
+REPEATS = 3
+#: Runs whose last losses are compared, and by how much they may differ.
+COMPARED, TOLERANCE = 4, 1e-4
+SCANS = {"d": (1000, 2000, 4000), "n": (10, 20, 40), "s": (20, 40, 80), "m_k": (10, 20, 40)}
+COLUMNS = [
+    "part", "contender", "optimizer", "runs", "test_eval", "devices", "n", "d", "s", "m_k", "m_v", "steps",
+    "seed_steps_per_s", "fraction_of_bound", "lane_width", "compile_s", "draw_s", "repeats",
+]  # fmt: skip
 
 
-def textbook(factory, rate, steps):
-    """One run of the textbook model: x (n, 2, d), y (n,), params -> last loss."""
+@dataclasses.dataclass
+class Bench:
+    """What all parts share."""
 
-    def forward(params, x):
-        query = jnp.matmul(x, params["q"].T, precision="highest")
-        key = jnp.matmul(x, params["k"].T, precision="highest")
-        attention = jax.nn.softmax(jnp.matmul(query, key.T, precision="highest"), axis=-1)
-        values = jnp.einsum("jrc,ac->jra", params["v"], x, precision="highest")
-        out = jnp.mean(jnp.sum(values * jnp.sum(attention, axis=0), axis=-1), axis=-1)
-        return out[0] - out[1]
+    work: Work
+    mesh: object
+    draws: Draws
+    tiny: bool
+    rows: list[dict] = dataclasses.field(default_factory=list)
+    counted: list[tuple] = dataclasses.field(default_factory=list)  # (row, step, lane width) where there is a bound
 
-    def loss(params, x, y):
-        return jnp.mean(jax.nn.softplus(-y * jax.vmap(forward, (None, 0))(params, x)))
+    @property
+    def repeats(self) -> int:
+        """How often each call is timed."""
+        return 1 if self.tiny else REPEATS
 
-    def run(params, x, y):
-        transform = factory(rate)
-
-        def step(_, carry):
-            params, state, worst = carry
-            value, gradient = jax.value_and_grad(loss)(params, x, y)
-            updates, state = transform.update(gradient, state, params)
-            return optax.apply_updates(params, updates), state, jnp.maximum(worst, value)
-
-        params, _, worst = jax.lax.fori_loop(0, steps, step, (params, transform.init(params), jnp.zeros(())))
-        return jnp.where(jnp.isfinite(worst), loss(params, x, y), jnp.nan)  # both watch every loss
-
-    return run
-
-
-def dense(task, hyper, factory, rate, steps):
-    """One run of the dense engine: key, start -> last loss."""
-    compact = use_compact(task, factory, [{"learning_rate": rate}], abstract_start(task, hyper))
-    schedule = Schedule.build(steps, steps, steps)
-    train = make_train(task, factory, schedule, observables=("train_loss",), compact=compact, keep_params=False)
-    return lambda key, start: train(key, start, hyper, {"learning_rate": rate})["trace"]["train_loss"][-1]
+    def add(self, part, contender, optimizer, runs, seconds, work, lane=None, draw_s=None):
+        """One row: a number of runs, and the seconds that they took."""
+        rate = runs * work.steps / seconds
+        problem = {name: getattr(work.problem, name) for name in ("n", "d", "s", "m_k", "m_v")}
+        self.rows.append({
+            "part": part, "contender": contender, "optimizer": optimizer, "runs": runs, "test_eval": int(work.test),
+            "devices": self.mesh.size, **problem, "steps": work.steps, "seed_steps_per_s": round(rate, 1),
+            "lane_width": lane.width if lane else "", "compile_s": round(lane.compile_seconds, 2) if lane else "",
+            "draw_s": "" if draw_s is None else round(draw_s, 3), "repeats": self.repeats,
+        })  # fmt: skip
+        step = arithmetic(contender, work.problem, OPTIMIZERS[optimizer].moments)
+        if step and lane and not work.test and OPTIMIZERS[optimizer].coordinatewise:
+            self.counted.append((self.rows[-1], step, lane.width))
+        return rate
 
 
-def compiled(run, arguments, width, mesh):
-    """The program of a block: lanes of `width` runs, one after the other on each device."""
+class Mapped:
+    """A JAX contender with one optimizer: compiled at each of its widths and timed there on one full block."""
 
-    def lanes(*block):
-        cut = jax.tree.map(lambda a: a.reshape(-1, width, *a.shape[1:]), block)
-        return jax.lax.map(lambda lane: jax.vmap(run)(*lane), cut).reshape(-1)
+    def __init__(self, bench, work, name, optimizer, widths):
+        self.name, self.work, self.draws = name, work, bench.draws
+        self.engine = Engine(work, name, optimizer) if name in ENGINES else None
+        run = self.engine.run if self.engine else contenders.textbook(work, optimizer)
+        example = self.runs(1)
+        self.lanes = [Lane(run, example, width, bench.mesh, self.engine is not None) for width in widths]
+        calls = {lane.width: lane.load(self.runs(lane.block)) for lane in self.lanes}
+        for call in calls.values():
+            call()
+        seconds = median_seconds(calls, bench.repeats)
+        self.rates = {lane.width: lane.block * work.steps / seconds[lane.width] for lane in self.lanes}
+        self.best = max(self.rates, key=self.rates.get)
 
-    runs = PartitionSpec("run")
-    program = jax.jit(jax.shard_map(lanes, mesh=mesh, in_specs=runs, out_specs=runs, check_vma=False))
-    started = time.perf_counter()
-    ready = program.lower(*arguments).compile()
-    return ready, time.perf_counter() - started
+    def runs(self, count):
+        """The first `count` runs in the form that this contender takes."""
+        if self.engine:
+            start = self.draws.first(count, self.engine.task, self.engine.degree)
+            return start if self.work.test else start._replace(test=None)
+        each = contenders.written_out(self.draws, count, self.work)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+
+    def load(self, count):
+        """(the batch of `count` runs, the lane it runs in): the fastest width that leaves no device idle."""
+        fitting = [lane for lane in self.lanes if lane.block <= count] or self.lanes[:1]
+        lane = max(fitting, key=lambda lane: self.rates[lane.width])
+        return lane.load(self.runs(count)), lane
 
 
-def seconds(program, arguments):
-    started = time.perf_counter()
-    jax.block_until_ready(program(*arguments))
-    return time.perf_counter() - started
+class Eager:
+    """PyTorch with one optimizer, in some number of processes."""
+
+    def __init__(self, bench, work, name, optimizer, processes):
+        self.name, self.work, self.draws, self.processes = name, work, bench.draws, processes
+        self.order = (optimizer, OPTIMIZERS[optimizer].rate, work.steps, work.every)
+
+    def load(self, count):
+        """(the batch of `count` runs, no lane)."""
+        return self.processes.load(contenders.written_out(self.draws, count, self.work), *self.order), None
+
+
+def agreement(traces):
+    """The largest difference of last losses from the first contender's, over the runs that all have.
+
+    Raises:
+      RuntimeError: if it is above TOLERANCE.
+    """
+    first = next(iter(traces))
+    common = min(trace["train_loss"].shape[0] for trace in traces.values())
+    last = {name: trace["train_loss"][:common, -1] for name, trace in traces.items()}
+    differences = {name: float(np.max(np.abs(losses - last[first]))) for name, losses in last.items()}
+    for name, difference in differences.items():
+        if not difference <= TOLERANCE:
+            raise RuntimeError(f"last losses of {name} and {first} differ by {difference:.1e} > {TOLERANCE:g}")
+    return max(differences.values())
+
+
+def table(bench, processes):
+    """All contenders, optimizer by optimizer, over the number of runs."""
+    best = {}
+    for name, optimizer in OPTIMIZERS.items():
+        leads = name == "SignGD"
+        if bench.tiny and name in ("Adam", "GD"):
+            continue  # compiling is what takes long, and they only differ in the update
+        for test in (not leads,) if bench.tiny else (False, True) if leads else (False,):
+            work = dataclasses.replace(bench.work, test=test)
+            rivals = []
+            if optimizer.coordinatewise:
+                rivals += [Eager(bench, work, label, name, each) for label, each in processes.items()]
+            for rival in ("textbook", *ENGINES) if optimizer.coordinatewise else ("textbook", "dense"):
+                widths = ENGINES.get(rival, TEXTBOOK) if leads else (best[rival],)
+                rivals.append(Mapped(bench, work, rival, optimizer, widths[: 1 if bench.tiny else None]))
+                best.setdefault(rival, rivals[-1].best)
+            cells(bench, work, name, (RUNS if leads else FEWER_RUNS)[: 2 if bench.tiny else None], rivals)
+
+
+def cells(bench, work, optimizer, ladder, rivals):
+    """One optimizer's rows: each rival at each number of runs that its rate so far allows."""
+    rates = {rival.name: rival.rates[rival.best] for rival in rivals if isinstance(rival, Mapped)}
+    skipped, traces = {}, {}
+    print(f"\n{optimizer}, {'with' if work.test else 'without'} test metrics: seed-steps/s (lane width)")
+    print(f"{'runs':>6s}" + "".join(f"{rival.name:>21s}" for rival in rivals))
+    for runs in ladder:
+        loaded = {}
+        for rival in rivals:
+            if rival.name in skipped or runs * work.steps > CELL_SECONDS * rates.get(rival.name, np.inf):
+                skipped.setdefault(rival.name, runs)
+            else:
+                loaded[rival.name] = rival.load(runs)
+        for name, (call, _) in list(loaded.items()):
+            started = time.perf_counter()
+            trace = call()
+            if name not in traces or runs <= COMPARED:
+                traces[name] = trace
+            if time.perf_counter() - started > 2 * CELL_SECONDS:  # nothing predicted the first cell
+                skipped[name] = runs
+                del loaded[name]
+        seconds = median_seconds({name: call for name, (call, _) in loaded.items()}, bench.repeats)
+        text = f"{runs:6d}"
+        for rival in rivals:
+            if rival.name in loaded:
+                lane, draw_s = loaded[rival.name][1], rival.draws.seconds_per_run * runs
+                rate = bench.add("table", rival.name, optimizer, runs, seconds[rival.name], work, lane, draw_s)
+                rates[rival.name] = rate
+                text += f"{f'{rate:.0f}' + (f' ({lane.width})' if lane else ''):>21s}"
+            else:
+                text += f"{'-':>21s}"
+        print(text, flush=True)
+    print(f"last losses differ by at most {agreement(traces):.1e}")
+    if skipped:
+        cut = ", ".join(f"{name} from {runs} runs" for name, runs in skipped.items())
+        print(f"left out, since a repeat would take more than {CELL_SECONDS:g} s: {cut}")
+
+
+def point(bench, part, work, draws):
+    """The engines at one problem, SignGD, two lanes a device at the lane widths of `run_sweep`."""
+    calls, lanes = {}, {}
+    for name in ENGINES:
+        engine = Engine(work, name, OPTIMIZERS["SignGD"])
+        step = arithmetic(name, work.problem)
+        width = lane_width(int(step.state), "cpu") if step else ENGINES[name][-1]
+        start = draws.first(2 * width * bench.mesh.size, engine.task, engine.degree)._replace(test=None)
+        lanes[name] = Lane(engine.run, start, width, bench.mesh, library=True)
+        calls[name] = lanes[name].load(start)
+        calls[name]()
+    seconds = median_seconds(calls, bench.repeats)
+    p, shown = work.problem, []
+    for name, lane in lanes.items():
+        rate = bench.add(part, name, "SignGD", 2 * lane.block, seconds[name], work, lane)
+        shown.append(f"{name} {rate:.0f} ({lane.width})")
+    devices = f"{bench.mesh.size} device{'s' * (bench.mesh.size > 1)}"
+    print(f"{part:>6s}: n={p.n} d={p.d} s={p.s} m_k={p.m_k}, {devices}: {', '.join(shown)}", flush=True)
+
+
+def scans(bench):
+    """The engines over d, n, s, m_k, one at a time from the base point, which is measured once for all."""
+    print("\nSignGD, cost against each size: seed-steps/s (lane width)")
+    point(bench, "base", bench.work, bench.draws)
+    for axis, values in ({} if bench.tiny else SCANS).items():
+        for value in values:
+            if value != getattr(bench.work.problem, axis):
+                problem = dataclasses.replace(bench.work.problem, **{axis: value})
+                work = dataclasses.replace(bench.work, problem=problem)
+                point(bench, axis, work, Draws(work, bench.mesh, test=False))
+
+
+def one_device(args):
+    """The rows of the base point with one CPU device, which JAX can only set when a process starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--only", "base", "--devices", "1", "--out", folder]
+        command += ["--steps", str(args.steps)] if args.steps else []
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the process with one device failed: {done.stderr.strip().splitlines()[-1:]}")
+        print("\nin a process with one device:", *(at for at in done.stdout.splitlines() if at.startswith("  base:")))
+        with open(Path(folder) / "throughput.csv", newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line and exit status 2."""
+
+    def error(self, message):
+        """One line, without the usage."""
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def count(text):
+    try:
+        return positive_int("value", int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an int >= 1, got {text!r}") from None
+
+
+def base_work(args):
+    problem, hyper = js.presets.paper_like()
+    problem = dataclasses.replace(problem, supports="disjoint")
+    if args.tiny:
+        problem = dataclasses.replace(problem, n=4, d=60, s=5, m_k=3, m_v=3, n_test=5)
+    every = 5 if args.tiny else 50
+    steps = args.steps or 4 * every
+    if steps % every:
+        raise ValueError(f"--steps: must be a multiple of {every}, got {steps}")
+    return Work(problem, jax.tree.map(jnp.float32, hyper), steps, every)
+
+
+def report(bench, limits):
+    """Prints the limits and, for each engine, what a step takes, what bounds it, and how near it comes."""
+    print(f"\nlarge float32 product: {limits.gflops:.0f} GFLOP/s on {bench.mesh.size} devices")
+    print("triad: " + ", ".join(f"{gbs:.0f} GB/s at {size / 2**20:g} MiB a device" for size, gbs in limits.gbs.items()))
+    for row, step, width in bench.counted:
+        row["fraction_of_bound"] = round(row["seed_steps_per_s"] / limits.bound(step, width), 4)
+    for name in ENGINES:
+        own = [each for each in bench.counted if each[0]["contender"] == name and each[0]["optimizer"] == "SignGD"]
+        own = [each for each in own if each[0]["part"] in ("table", "base")]
+        if own:
+            row, step, width = max(own, key=lambda each: each[0]["seed_steps_per_s"])
+            bound = limits.bound(step, width)
+            by = "products" if bound == 1e9 * limits.gflops / step.flops else "bandwidth"
+            print(f"{name}: {step.flops / 1e6:.3g} Mflop, {step.bytes / 1e6:.3g} MB a run-step, "
+                  f"{width * step.state / 2**20:.2g} MiB resident; at most {bound:.3g} seed-steps/s by {by}, "
+                  f"{row['seed_steps_per_s']:.3g} measured: {100 * row['fraction_of_bound']:.0f} %")  # fmt: skip
+
+
+def run(args):
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out must be a directory, got {str(args.out)!r}, a file")
+    configure(args.devices)
+    mesh = devices_mesh()
+    work = base_work(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    environment, limits = machine(mesh), measure_limits(mesh, args.tiny)
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    print(f"{environment['cpu']}, {environment['cores']} cores, load {environment['load_average_before']}; {versions}")
+    bench = Bench(work, mesh, Draws(work, mesh, test=True), args.tiny)
+    print(f"compiled the drawing of data and weights in {bench.draws.compile_seconds:.1f} s", flush=True)
+    if args.only in (None, "table"):
+        cores, processes = environment["cores"], {}
+        if importlib.util.find_spec("torch") is None:
+            print("PyTorch is left out, torch is not installed: pip install -e '.[bench]' or make bench EXTRA=bench")
+        else:
+            processes = {"pytorch": Torch(cores, 1), "pytorch, one process": Torch(1, 1 if args.tiny else cores)}
+        try:
+            table(bench, processes)
+        finally:
+            for each in processes.values():
+                each.close()
+    if args.only in (None, "scans"):
+        scans(bench)
+    if args.only == "base":
+        point(bench, "base", work, bench.draws)
+    limits = limits.best(measure_limits(mesh, args.tiny))
+    report(bench, limits)
+    if args.only in (None, "scans") and mesh.size > 1 and not args.tiny:
+        bench.rows += one_device(args)
+    environment["limits"] = {"gflops": limits.gflops, "gbs": limits.gbs}
+    environment["load_average_after"] = round(os.getloadavg()[0], 2)
+    with open(args.out / "throughput.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(bench.rows)
+    (args.out / "machine.json").write_text(json.dumps(environment, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(bench.rows)} rows -> {args.out / 'throughput.csv'}")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--tiny", action="store_true")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("results/throughput"))
+    parser.add_argument("--steps", type=count, help="optimizer steps, a multiple of 50; default 200")
+    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes: a smoke test, no measurement")
+    parser.add_argument("--devices", type=count, help="CPU devices, default one per core")
+    parser.add_argument(
+        "--only", choices=["table", "scans", "base"], help="one part only; base: one point of the scans"
+    )
     args = parser.parse_args(argv)
-    configure()
-    devices = jax.local_devices()
-    mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,))
-    problem, hyper = js.presets.paper_like()
-    widths, repeats, steps = WIDTHS, REPEATS, args.steps
-    if args.tiny:
-        problem = js.Problem(n=4, d=60, s=5, m_k=3, m_v=3, n_test=5)
-        widths, repeats, steps = (1,), 1, 5
-    hyper = jax.tree.map(jnp.float32, hyper)
-    task = js.two_layer(problem)
-    runs = max(widths) * len(devices)
-    keys = jax.random.split(jax.random.key(0), runs)
-    start = jax.jit(lambda keys: jax.lax.map(lambda key: begin(task, key, hyper), keys))(keys)
-    x, y = jax.jit(jax.vmap(lambda data: data.x))(start.data), start.data.y
-    params = {"q": start.params.w_q, "k": start.params.w_k, "v": start.params.w_v}
-    print(f"{runs} runs x {steps} steps on {len(devices)} {devices[0].device_kind} devices, jax {jax.__version__}")
-    print(f"{'optimizer':28s}{'textbook':>16s}{'dense':>16s}{'ratio':>8s}   seed-steps/s at the best lane width")
-    for name, (factory, rate) in OPTIMIZERS.items():
-        contenders = {
-            "textbook": (textbook(factory, rate, steps), (params, x, y)),
-            "dense": (dense(task, hyper, factory, jnp.float32(rate), steps), (keys, start)),
-        }
-        programs = {
-            (label, width): (compiled(run, arguments, width, mesh)[0], arguments)
-            for label, (run, arguments) in contenders.items()
-            for width in widths
-        }
-        last = {key: jax.block_until_ready(program(*arguments)) for key, (program, arguments) in programs.items()}
-        difference = float(jnp.max(jnp.abs(last["dense", 1] - last["textbook", 1])))
-        times = {key: [] for key in programs}
-        for _ in range(repeats):
-            for key, (program, arguments) in programs.items():
-                times[key].append(seconds(program, arguments))
-        best = {}
-        for label in contenders:
-            width = min(widths, key=lambda w: statistics.median(times[label, w]))
-            best[label] = (runs * steps / statistics.median(times[label, width]), width)
-        cells = "".join(f"{best[label][0]:10.0f} (W={best[label][1]})" for label in contenders)
-        ratio = best["dense"][0] / best["textbook"][0]
-        print(f"{name:28s}{cells}{ratio:8.2f}   last losses differ by at most {difference:.1e}", flush=True)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     return 0
 
 

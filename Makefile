@@ -43,8 +43,9 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## seed-steps per second of the dense engine beside the textbook model
-	$(BIN)/python sweeps/throughput.py
+bench: $(STAMP)  ## seed-steps per second of the engines beside the textbook model; EXTRA=bench adds PyTorch
+	$(BIN)/python sweeps/throughput.py --out $(OUT)/throughput
+	$(BIN)/python figures/throughput.py --results $(OUT) --out $(FIGURES)
 
 clean:  ## remove .venv and caches; results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,8 @@
 """Every experiment's tiny mode runs in this process, and every figure can be drawn from what it wrote."""
 
+import csv
 import importlib.util
-import runpy
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -73,8 +74,6 @@ def test_help_lists_every_axis_without_running(name, capsys):
     text = capsys.readouterr().out
     assert "optimizer: " in text
     assert "seed: " in text
-    listed = [line.strip() for line in text.splitlines() if "learning_rate" in line or "64 seeds" in line]
-    assert len(listed) == len(set(listed))  # what all sweeps of an experiment share is listed once
     assert ("snr: 0.02" in text) == (name == "snr")
 
 
@@ -126,18 +125,6 @@ def test_claims_command_prints_writes_and_compares(results, tmp_path, capsys):
     assert "HOLDS -> UNDECIDED" in capsys.readouterr().out
 
 
-def test_claims_command_says_why_nothing_is_decided(results, tmp_path, capsys):
-    table = tmp_path / "claims.csv"
-    table.write_text("claim,setting,verdict\nG1,paper_like,HOLDS\n")
-    command = ["claims", str(results / "snr"), "--claim", "G1", "--claim", "S1", "--against", str(table)]
-    assert cli.main(command) == 0
-    start = f"no claim can be decided from {results / 'snr'}: "
-    assert capsys.readouterr().out.splitlines() == [
-        f"{start}G1 custom: needs one point of every axis, got several on ['snr']",
-        f"{start}S1 custom: step 6 is not recorded",
-    ]
-
-
 def test_claims_strict_exits_1_on_a_fails(results, monkeypatch, capsys):
     import jaxsign.verdicts as verdicts
 
@@ -157,17 +144,69 @@ def test_claims_command_on_bad_and_damaged_directories(results, tmp_path, capsys
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_package_runs_as_the_command(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["jaxsign", "--help"])
-    monkeypatch.delitem(sys.modules, "jaxsign.__main__", raising=False)  # the doctests import it
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_module("jaxsign", run_name="__main__")
-    assert stop.value.code == 0
-    assert capsys.readouterr().out.startswith("usage: jaxsign ")
+@pytest.fixture(scope="module")
+def throughput():
+    """The benchmark, which imports its neighbours in sweeps/ as a script does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "sweeps"))
+        yield load(ROOT / "sweeps" / "throughput.py")
 
 
-def test_throughput_benchmark_runs_tiny(capsys):
+def test_throughput_benchmark_runs_tiny_agrees_and_is_drawn(throughput, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "throughput"
+    found = importlib.util.find_spec  # the same with and without PyTorch
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
     # The textbook model is written as the field writes it.
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        assert load(ROOT / "sweeps" / "throughput.py").main(["--tiny"]) == 0
-    assert capsys.readouterr().out.count("last losses differ") == 4
+        assert throughput.main(["--tiny", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert text.count("last losses differ") == 2
+    assert "PyTorch is left out, torch is not installed: pip install" in text
+    with open(out / "throughput.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["contender"] for row in rows} == {"textbook", "dense", "support", "feature_space"}
+    assert {row["test_eval"] for row in rows} == {"0", "1"}
+    assert all(float(row["seed_steps_per_s"]) > 0 for row in rows)
+    assert set(json.loads((out / "machine.json").read_text())["limits"]) == {"gflops", "gbs"}
+    monkeypatch.setattr(sys, "argv", ["x", "--results", str(tmp_path), "--out", str(tmp_path / "figures")])
+    load(ROOT / "figures" / "throughput.py").main()
+    assert {p.suffix for p in (tmp_path / "figures").iterdir()} == {".png", ".pdf", ".csv"}
+
+
+def test_throughput_benchmark_refuses_contenders_that_disagree(throughput):
+    same, other = ({"train_loss": np.full((2, 3), loss)} for loss in (0.5, 0.6))
+    assert throughput.agreement({"textbook": same, "dense": same}) == 0
+    with pytest.raises(RuntimeError, match=r"last losses of dense and textbook differ by 1\.0e-01 > 0\.0001"):
+        throughput.agreement({"textbook": same, "dense": other})
+    with pytest.raises(RuntimeError, match="differ by nan"):
+        throughput.agreement({"textbook": same, "dense": {"train_loss": np.full((2, 3), np.nan)}})
+
+
+def test_throughput_arithmetic_is_the_documented_one(throughput):
+    problem = js.Problem(n=20, d=2000, s=40, m_k=20, m_v=20)
+    assert throughput.arithmetic("dense", problem).flops == 2000 * (4 * 21 * 41 + 2 * 42)
+    assert throughput.arithmetic("dense", problem, moments=2).bytes == 4 * 2000 * (2 * 21 + 9 * 42)
+    assert throughput.arithmetic("support", problem).flops == 832 * (4 * 21 * 41 + 2 * 42)
+    assert throughput.arithmetic("feature_space", problem).bytes == 4 * 5 * 41 * 21
+    assert throughput.arithmetic("another", problem) is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--steps", "120"], "--steps: must be a multiple of 50, got 120"),
+        (["--steps", "x"], "must be an int >= 1, got 'x'"),
+        (["--devices", "0"], "must be an int >= 1, got '0'"),
+        (["--only", "all"], "invalid choice: 'all'"),
+    ],
+)
+def test_throughput_benchmark_refuses_bad_input(throughput, argv, message, tmp_path, capsys):
+    try:
+        status = throughput.main([*argv, "--out", str(tmp_path / "out")])
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,97 @@
+"""Seed-steps per second against the number of runs, and time per seed-step against d, n, s and m_k, with SignGD.
+
+Reads DIR/throughput (sweeps/throughput.py).
+Command: python figures/throughput.py --results results --out results/figures
+"""
+
+import argparse
+import csv
+import json
+import textwrap
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from jaxsign import plot
+
+#: Dark to light, each with a marker and a dash of its own for grey print; contenders that are not here get the last.
+LOOKS = {
+    "pytorch, one process": {"color": "0.6", "marker": "v", "linestyle": ":"},
+    "pytorch": {"color": "0.35", "marker": "^", "linestyle": "--"},
+    "textbook": {"color": "#D55E00", "marker": "s", "linestyle": (0, (5, 1))},
+    "dense": {"color": "#009E73", "marker": "D", "linestyle": "-."},
+    "support": {"color": "#56B4E9", "marker": "o", "linestyle": "-"},
+    "feature_space": {"color": "#0072B2", "marker": "*", "linestyle": "-"},
+}
+OTHER = {"color": "#CC79A7", "marker": "X", "linestyle": "-"}
+AXES = {"d": "dimension d", "n": "examples n", "s": "sparsity s", "m_k": "rows $m_k$"}
+
+
+def read(directory):
+    """(rows with numbers in place of text, machine)."""
+    numbers = {"runs", "test_eval", "devices", "n", "d", "s", "m_k", "seed_steps_per_s"}
+    with open(directory / "throughput.csv", newline="", encoding="utf-8") as file:
+        rows = [{k: float(v) if k in numbers else v for k, v in row.items()} for row in csv.DictReader(file)]
+    rows = [row for row in rows if row["optimizer"] == "SignGD"]
+    return rows, json.loads((directory / "machine.json").read_text(encoding="utf-8"))
+
+
+def lines(ax, rows, x, y, label):
+    """One line a contender."""
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        own = sorted((row[x], y(row)) for row in rows if row["contender"] == name)
+        look = {"ms": 3, "lw": 0.9, **LOOKS.get(name, OTHER)}
+        ax.plot(*zip(*own), label=name if label else f"_{name}", **look)
+    ax.set(xscale="log", yscale="log")
+
+
+def footer(fig, rows, machine):
+    first, versions = rows[0], machine["versions"]
+    tools = ", ".join(f"{name} {versions[name]}" for name in ("jax", "optax", "torch", "python") if name in versions)
+    text = (
+        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average_before']:g} at the start · {tools} · "
+        f"float32, supports disjoint: n={first['n']:g} d={first['d']:g} s={first['s']:g} m_k={first['m_k']:g}, SignGD, "
+        "the loss at every step, four scalars every 50, no test metrics; compilation and drawing outside the clock"
+    )
+    fig.supxlabel("\n".join(textwrap.wrap(text, int(25 * fig.get_size_inches()[0]))), fontsize=5, color="0.35")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", default="results")
+    parser.add_argument("--out", default="results/figures")
+    args = parser.parse_args()
+    rows, machine = read(Path(args.results) / "throughput")
+    cells = [row for row in rows if row["part"] == "table" and not row["test_eval"]]
+    base = [row for row in rows if row["part"] == "base" and row["devices"] == machine["devices"]]
+    with plot.style():
+        fig, axes = plt.subplot_mosaic([["runs", "d", "n"], ["runs", "s", "m_k"]], figsize=(plot.WIDE, 3.0),
+                                       width_ratios=[2.2, 1, 1])  # fmt: skip
+        lines(axes["runs"], cells, "runs", lambda row: row["seed_steps_per_s"], True)
+        counts = sorted({int(row["runs"]) for row in cells})
+        axes["runs"].set_xticks(counts, [str(count) for count in counts])
+        axes["runs"].xaxis.set_minor_locator(NullLocator())
+        axes["runs"].set(xlabel="runs", ylabel="seed-steps per second")
+        axes["runs"].set_title("speed against runs")
+        for name, label in AXES.items():
+            ax = axes[name]
+            scan = [row for row in rows if row["part"] == name] + base
+            lines(ax, scan, name, lambda row: 1e6 / row["seed_steps_per_s"], False)
+            values = sorted({int(row[name]) for row in scan})
+            ax.set_xticks(values, [str(value) for value in values])
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.yaxis.set_minor_formatter(NullFormatter())
+            ax.set_xlabel(label)
+            ax.set_title(f"µs a step, against {name.replace('m_k', '$m_k$')}", fontsize=7)
+        limits = [axes[name].get_ylim() for name in AXES]
+        for name in AXES:  # one scale, so that the four can be compared
+            axes[name].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+        fig.legend(loc="outside upper center", ncols=3)
+        footer(fig, cells, machine)
+        for path in plot.save(fig, args.out, "throughput"):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

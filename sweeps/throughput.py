@@ -9,12 +9,12 @@ Contenders (sweeps/contenders.py). "pytorch": eager, one seed at a time, X as (n
 core with one thread each, and "pytorch, one process" with a thread a core. "textbook": the same model in JAX + Optax,
 mapped over seeds. "dense", "support", "feature_space": the engines. JAX contenders run in lanes of W mapped runs on all
 CPU devices, each at the best of its widths; a number of runs that does not fill the devices leaves some idle. A cell is
-left out if the contender's rate at the smaller number of runs predicts more than CELL_SECONDS a repeat. Contenders take
-turns; the median of REPEATS counts. Last losses must agree to TOLERANCE.
+left out if the contender's rate so far predicts more than CELL_SECONDS a repeat. Contenders take turns; the median of
+REPEATS counts. Last losses must agree to TOLERANCE.
 
 Optimizers: SignGD with and without test metrics, 1 to 4096 runs; Adam, GD, and GD clipped by the global norm (which
-needs the full tree: textbook and dense only) at fewer numbers of runs, at SignGD's lane widths, without test metrics:
-they differ in the update alone.
+needs the full tree: textbook and dense only) at fewer numbers of runs, SignGD's best lane width and one that suits few
+runs, without test metrics: they differ in the update alone.
 
 The bound. Per run and step, P = 1 + n patches, T = 2 m_k + 2 trained rows, C = d columns (dense) or n s + 1 rounded up
 to 64 (support), M moments of the optimizer (SignGD, GD 0, Adam 2), 4 bytes a number:
@@ -138,11 +138,20 @@ class Mapped:
         each = contenders.written_out(self.draws, count, self.work)
         return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
 
-    def load(self, count):
-        """(the batch of `count` runs, the lane it runs in): the fastest width that leaves no device idle."""
+    def lane(self, count):
+        """The lane that `count` runs go in: the fastest width that leaves no device idle."""
         fitting = [lane for lane in self.lanes if lane.block <= count] or self.lanes[:1]
-        lane = max(fitting, key=lambda lane: self.rates[lane.width])
+        return max(fitting, key=lambda lane: self.rates[lane.width])
+
+    def load(self, count):
+        """(the batch of `count` runs, its lane)."""
+        lane = self.lane(count)
         return lane.load(self.runs(count)), lane
+
+    def predicted(self, count):
+        """Seconds of `count` runs, filled up to whole blocks, from the lane's own rate."""
+        lane = self.lane(count)
+        return -(-count // lane.block) * lane.block * self.work.steps / self.rates[lane.width]
 
 
 class Eager:
@@ -151,10 +160,15 @@ class Eager:
     def __init__(self, bench, work, name, optimizer, processes):
         self.name, self.work, self.draws, self.processes = name, work, bench.draws, processes
         self.order = (optimizer, OPTIMIZERS[optimizer].rate, work.steps, work.every)
+        self.rate = np.inf  # at the last number of runs
 
     def load(self, count):
         """(the batch of `count` runs, no lane)."""
         return self.processes.load(contenders.written_out(self.draws, count, self.work), *self.order), None
+
+    def predicted(self, count):
+        """Seconds of `count` runs, one after the other at the rate so far."""
+        return count * self.work.steps / self.rate
 
 
 def agreement(traces):
@@ -186,7 +200,10 @@ def table(bench, processes):
             if optimizer.coordinatewise:
                 rivals += [Eager(bench, work, label, name, each) for label, each in processes.items()]
             for rival in ("textbook", *ENGINES) if optimizer.coordinatewise else ("textbook", "dense"):
-                widths = ENGINES.get(rival, TEXTBOOK) if leads else (best[rival],)
+                widths = ENGINES.get(rival, TEXTBOOK)
+                if not leads:
+                    few = [width for width in widths if width * bench.mesh.size <= FEWER_RUNS[0]] or widths[:1]
+                    widths = sorted({max(few), best[rival]})
                 rivals.append(Mapped(bench, work, rival, optimizer, widths[: 1 if bench.tiny else None]))
                 best.setdefault(rival, rivals[-1].best)
             cells(bench, work, name, (RUNS if leads else FEWER_RUNS)[: 2 if bench.tiny else None], rivals)
@@ -194,17 +211,18 @@ def table(bench, processes):
 
 def cells(bench, work, optimizer, ladder, rivals):
     """One optimizer's rows: each rival at each number of runs that its rate so far allows."""
-    rates = {rival.name: rival.rates[rival.best] for rival in rivals if isinstance(rival, Mapped)}
     skipped, traces = {}, {}
     print(f"\n{optimizer}, {'with' if work.test else 'without'} test metrics: seed-steps/s (lane width)")
     print(f"{'runs':>6s}" + "".join(f"{rival.name:>21s}" for rival in rivals))
     for runs in ladder:
         loaded = {}
         for rival in rivals:
-            if rival.name in skipped or runs * work.steps > CELL_SECONDS * rates.get(rival.name, np.inf):
+            if rival.name in skipped or rival.predicted(runs) > CELL_SECONDS:
                 skipped.setdefault(rival.name, runs)
             else:
                 loaded[rival.name] = rival.load(runs)
+        if not loaded:
+            break
         for name, (call, _) in list(loaded.items()):
             started = time.perf_counter()
             trace = call()
@@ -219,7 +237,8 @@ def cells(bench, work, optimizer, ladder, rivals):
             if rival.name in loaded:
                 lane, draw_s = loaded[rival.name][1], rival.draws.seconds_per_run * runs
                 rate = bench.add("table", rival.name, optimizer, runs, seconds[rival.name], work, lane, draw_s)
-                rates[rival.name] = rate
+                if isinstance(rival, Eager):
+                    rival.rate = rate
                 text += f"{f'{rate:.0f}' + (f' ({lane.width})' if lane else ''):>21s}"
             else:
                 text += f"{'-':>21s}"
@@ -236,7 +255,7 @@ def point(bench, part, work, draws):
     for name in ENGINES:
         engine = Engine(work, name, OPTIMIZERS["SignGD"])
         step = arithmetic(name, work.problem)
-        width = lane_width(int(step.state), "cpu") if step else ENGINES[name][-1]
+        width = lane_width(int(step.state), bench.mesh.devices.flat[0].platform) if step else ENGINES[name][-1]
         start = draws.first(2 * width * bench.mesh.size, engine.task, engine.degree)._replace(test=None)
         lanes[name] = Lane(engine.run, start, width, bench.mesh, library=True)
         calls[name] = lanes[name].load(start)
@@ -352,7 +371,8 @@ def run(args):
     report(bench, limits)
     if args.only in (None, "scans") and mesh.size > 1 and not args.tiny:
         bench.rows += one_device(args)
-    environment["limits"] = {"gflops": limits.gflops, "gbs": limits.gbs}
+    gbs = {str(size): round(each, 1) for size, each in limits.gbs.items()}
+    environment["limits"] = {"gflops": round(limits.gflops, 1), "gbs": gbs}
     environment["load_average_after"] = round(os.getloadavg()[0], 2)
     with open(args.out / "throughput.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)

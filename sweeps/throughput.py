@@ -8,9 +8,9 @@ in columns of their own. The alarm of `first_frozen_step`, which the library alo
 Contenders (sweeps/contenders.py). "pytorch": eager, one seed at a time, X as (n, 2, d), full W_V, autograd; a process a
 core with one thread each, and "pytorch, one process" with a thread a core. "textbook": the same model in JAX + Optax,
 mapped over seeds. "dense", "support", "feature_space": the engines. JAX contenders run in lanes of W mapped runs on all
-CPU devices, each at the best of its widths; a number of runs that does not fill the devices leaves some idle. A cell is
-left out if the contender's rate so far predicts more than CELL_SECONDS a repeat. Contenders take turns; the median of
-REPEATS counts. Last losses must agree to TOLERANCE.
+CPU devices, at the better of the two widths that a trial finds best; a number of runs that does not fill the devices
+leaves some idle. A cell is left out if the contender's rate so far predicts more than CELL_SECONDS a repeat. Contenders
+take turns; the median of REPEATS counts. Last losses must agree to TOLERANCE.
 
 Optimizers: SignGD with and without test metrics, 1 to 4096 runs; Adam, GD, and GD clipped by the global norm (which
 needs the full tree: textbook and dense only) at fewer numbers of runs, SignGD's best lane width and one that suits few
@@ -138,19 +138,19 @@ class Mapped:
         each = contenders.written_out(self.draws, count, self.work)
         return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
 
-    def lane(self, count):
-        """The lane that `count` runs go in: the fastest width that leaves no device idle."""
+    def fitting(self, count):
+        """The two fastest widths that leave no device idle, fastest first: one block each is a rough measurement."""
         fitting = [lane for lane in self.lanes if lane.block <= count] or self.lanes[:1]
-        return max(fitting, key=lambda lane: self.rates[lane.width])
+        return sorted(fitting, key=lambda lane: -self.rates[lane.width])[:2]
 
     def load(self, count):
-        """(the batch of `count` runs, its lane)."""
-        lane = self.lane(count)
-        return lane.load(self.runs(count)), lane
+        """(lane, the batch of `count` runs in it) of each width worth timing."""
+        runs = self.runs(count)
+        return [(lane, lane.load(runs)) for lane in self.fitting(count)]
 
     def predicted(self, count):
         """Seconds of `count` runs, filled up to whole blocks, from the lane's own rate."""
-        lane = self.lane(count)
+        lane = self.fitting(count)[0]
         return -(-count // lane.block) * lane.block * self.work.steps / self.rates[lane.width]
 
 
@@ -163,8 +163,9 @@ class Eager:
         self.rate = np.inf  # at the last number of runs
 
     def load(self, count):
-        """(the batch of `count` runs, no lane)."""
-        return self.processes.load(contenders.written_out(self.draws, count, self.work), *self.order), None
+        """(no lane, the batch of `count` runs)."""
+        runs = contenders.written_out(self.draws, count, self.work)
+        return [(None, self.processes.load(runs, *self.order))]
 
     def predicted(self, count):
         """Seconds of `count` runs, one after the other at the rate so far."""
@@ -215,28 +216,29 @@ def cells(bench, work, optimizer, ladder, rivals):
     print(f"\n{optimizer}, {'with' if work.test else 'without'} test metrics: seed-steps/s (lane width)")
     print(f"{'runs':>6s}" + "".join(f"{rival.name:>21s}" for rival in rivals))
     for runs in ladder:
-        loaded = {}
+        calls = {}
         for rival in rivals:
             if rival.name in skipped or rival.predicted(runs) > CELL_SECONDS:
                 skipped.setdefault(rival.name, runs)
-            else:
-                loaded[rival.name] = rival.load(runs)
-        if not loaded:
-            break
-        for name, (call, _) in list(loaded.items()):
+                continue
+            loaded = rival.load(runs)
             started = time.perf_counter()
-            trace = call()
-            if name not in traces or runs <= COMPARED:
-                traces[name] = trace
+            trace = loaded[0][1]()
+            if rival.name not in traces or runs <= COMPARED:
+                traces[rival.name] = trace
             if time.perf_counter() - started > 2 * CELL_SECONDS:  # nothing predicted the first cell
-                skipped[name] = runs
-                del loaded[name]
-        seconds = median_seconds({name: call for name, (call, _) in loaded.items()}, bench.repeats)
+                skipped[rival.name] = runs
+            else:
+                calls |= {(rival.name, lane): call for lane, call in loaded}
+        if not calls:
+            break
+        seconds = median_seconds(calls, bench.repeats)
         text = f"{runs:6d}"
         for rival in rivals:
-            if rival.name in loaded:
-                lane, draw_s = loaded[rival.name][1], rival.draws.seconds_per_run * runs
-                rate = bench.add("table", rival.name, optimizer, runs, seconds[rival.name], work, lane, draw_s)
+            own = {lane: each for (name, lane), each in seconds.items() if name == rival.name}
+            if own:
+                lane, draw_s = min(own, key=own.get), rival.draws.seconds_per_run * runs
+                rate = bench.add("table", rival.name, optimizer, runs, own[lane], work, lane, draw_s)
                 if isinstance(rival, Eager):
                     rival.rate = rate
                 text += f"{f'{rate:.0f}' + (f' ({lane.width})' if lane else ''):>21s}"

@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from jaxsign import plot
 
@@ -81,6 +81,7 @@ def main():
             values = sorted({int(row[name]) for row in scan})
             ax.set_xticks(values, [str(value) for value in values])
             ax.xaxis.set_minor_locator(NullLocator())
+            ax.yaxis.set_major_locator(LogLocator(numticks=9))
             ax.yaxis.set_minor_formatter(NullFormatter())
             ax.set_xlabel(label)
             ax.set_title(f"µs a step, against {name.replace('m_k', '$m_k$')}", fontsize=7)

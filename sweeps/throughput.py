@@ -9,8 +9,8 @@ Contenders (sweeps/contenders.py). "pytorch": eager, one seed at a time, X as (n
 core with one thread each, and "pytorch, one process" with a thread a core. "textbook": the same model in JAX + Optax,
 mapped over seeds. "dense", "support", "feature_space": the engines. JAX contenders run in lanes of W mapped runs on all
 CPU devices, at the better of the two widths that a trial finds best; a number of runs that does not fill the devices
-leaves some idle. A cell is left out if the contender's rate so far predicts more than CELL_SECONDS a repeat. Contenders
-take turns; the median of REPEATS counts. Last losses must agree to TOLERANCE.
+leaves some idle. Beyond the first number of runs, a cell is left out if the contender's rate so far predicts more than
+CELL_SECONDS a repeat. Contenders take turns; the median of REPEATS counts. Last losses must agree to TOLERANCE.
 
 Optimizers: SignGD with and without test metrics, 1 to 4096 runs; Adam, GD, and GD clipped by the global norm (which
 needs the full tree: textbook and dense only) at fewer numbers of runs, SignGD's best lane width and one that suits few
@@ -98,7 +98,7 @@ class Bench:
         """How often each call is timed."""
         return 1 if self.tiny else REPEATS
 
-    def add(self, part, contender, optimizer, runs, seconds, work, lane=None, draw_s=None):
+    def add(self, part, contender, optimizer, runs, seconds, work, lane=None, draw_s=None, repeats=None):
         """One row: a number of runs, and the seconds that they took."""
         rate = runs * work.steps / seconds
         problem = {name: getattr(work.problem, name) for name in ("n", "d", "s", "m_k", "m_v")}
@@ -106,7 +106,7 @@ class Bench:
             "part": part, "contender": contender, "optimizer": optimizer, "runs": runs, "test_eval": int(work.test),
             "devices": self.mesh.size, **problem, "steps": work.steps, "seed_steps_per_s": round(rate, 1),
             "lane_width": lane.width if lane else "", "compile_s": round(lane.compile_seconds, 2) if lane else "",
-            "draw_s": "" if draw_s is None else round(draw_s, 3), "repeats": self.repeats,
+            "draw_s": "" if draw_s is None else round(draw_s, 3), "repeats": repeats or self.repeats,
         })  # fmt: skip
         step = arithmetic(contender, work.problem, OPTIMIZERS[optimizer].moments)
         if step and lane and not work.test and OPTIMIZERS[optimizer].coordinatewise:
@@ -216,9 +216,9 @@ def cells(bench, work, optimizer, ladder, rivals):
     print(f"\n{optimizer}, {'with' if work.test else 'without'} test metrics: seed-steps/s (lane width)")
     print(f"{'runs':>6s}" + "".join(f"{rival.name:>21s}" for rival in rivals))
     for runs in ladder:
-        calls = {}
+        calls, slow = {}, {}
         for rival in rivals:
-            if rival.name in skipped or rival.predicted(runs) > CELL_SECONDS:
+            if rival.name in skipped or (runs != ladder[0] and rival.predicted(runs) > CELL_SECONDS):
                 skipped.setdefault(rival.name, runs)
                 continue
             loaded = rival.load(runs)
@@ -226,19 +226,21 @@ def cells(bench, work, optimizer, ladder, rivals):
             trace = loaded[0][1]()
             if rival.name not in traces or runs <= COMPARED:
                 traces[rival.name] = trace
-            if time.perf_counter() - started > 2 * CELL_SECONDS:  # nothing predicted the first cell
-                skipped[rival.name] = runs
+            elapsed = time.perf_counter() - started
+            if elapsed > 2 * CELL_SECONDS:  # the first number of runs, which all do: this call has to do
+                slow[rival.name, loaded[0][0]] = elapsed
             else:
                 calls |= {(rival.name, lane): call for lane, call in loaded}
-        if not calls:
+        if not calls and not slow:
             break
-        seconds = median_seconds(calls, bench.repeats)
+        seconds = median_seconds(calls, bench.repeats) | slow
         text = f"{runs:6d}"
         for rival in rivals:
             own = {lane: each for (name, lane), each in seconds.items() if name == rival.name}
             if own:
                 lane, draw_s = min(own, key=own.get), rival.draws.seconds_per_run * runs
-                rate = bench.add("table", rival.name, optimizer, runs, own[lane], work, lane, draw_s)
+                repeats = 1 if (rival.name, lane) in slow else bench.repeats
+                rate = bench.add("table", rival.name, optimizer, runs, own[lane], work, lane, draw_s, repeats)
                 if isinstance(rival, Eager):
                     rival.rate = rate
                 text += f"{f'{rate:.0f}' + (f' ({lane.width})' if lane else ''):>21s}"

@@ -87,7 +87,7 @@ def main():
             ax.set_title(f"µs a step, against {name.replace('m_k', '$m_k$')}", fontsize=7)
         limits = [axes[name].get_ylim() for name in AXES]
         for name in AXES:  # one scale, so that the four can be compared
-            axes[name].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+            axes[name].set_ylim(min(low for low, _ in limits) / 1.2, max(high for _, high in limits) * 1.2)
         fig.legend(loc="outside upper center", ncols=3)
         footer(fig, cells, machine)
         for path in plot.save(fig, args.out, "throughput"):

@@ -8,6 +8,7 @@ from jaxsign.claims import Part as Part
 from jaxsign.cli import sweep_cli as sweep_cli
 from jaxsign.data.signal_noise import Dataset as Dataset
 from jaxsign.engines import two_layer as two_layer
+from jaxsign.measures import claim_numbers as claim_numbers
 from jaxsign.models.two_layer import Params as Params
 from jaxsign.models.two_layer import apply as apply
 from jaxsign.optim import grid as grid

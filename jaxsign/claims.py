@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from jaxsign import presets, theory
+from jaxsign.measures import MEASURES
 from jaxsign.problem import Hyper, Problem
-from jaxsign.stages import at_train_loss, flipped, manifest, need
+from jaxsign.stages import at_train_loss, manifest, need
 
 INF = math.inf
 #: Training losses, in nat, at which optimizers are compared.
@@ -147,8 +148,13 @@ def setting_of(ds: Any) -> str:
         return "custom"
     for name in ("paper_like", "theory"):
         preset, numbers = getattr(presets, name)()
-        if dataclasses.replace(preset, n=problem.n, n_test=problem.n_test) == problem and numbers == hyper:
-            return name if problem.n == preset.n else f"{name}, n={problem.n}"
+        free: dict[str, Any] = {"n": problem.n, "n_test": problem.n_test}
+        if name == "paper_like":
+            free["supports"] = problem.supports
+        if dataclasses.replace(preset, **free) == problem and numbers == hyper:
+            varied = [f"n={problem.n}"] if problem.n != preset.n else []
+            varied += [f"{problem.supports} supports"] if problem.supports != preset.supports else []
+            return ", ".join([name, *varied])
     return "custom"
 
 
@@ -158,95 +164,31 @@ def _eta(ds: Any) -> float:
     return float(ds["learning_rate"])
 
 
-def _between(ds: Any, low: int, high: int) -> Any:
-    return ds.sel(step=slice(low, high))
-
-
-def _slope(y: Any) -> Any:
-    """Least-squares slope of y over its `step` coordinate; NaN where a step is missing, as after a divergence."""
-    x = y["step"] - y["step"].mean()
-    return (y * x).sum("step", skipna=False) / (x**2).sum()
-
-
-def _at(name: str, step: int) -> Callable[[Any], Any]:
-    """Measures an observable at one step, averaged over everything but the seed."""
+def _measured(name: str) -> Callable[[Any], Any]:
+    """Reads a number of `jaxsign.measures`: stored by a sweep's summary, or computed from every seed's trace."""
 
     def measure(ds: Any) -> Any:
-        need(ds, name)
-        value = ds[name].sel(step=step)
-        return value.mean([dim for dim in value.dims if dim != "seed"], skipna=False)
+        import xarray as xr
+
+        if name in ds:
+            return ds[name]
+        asked = MEASURES[name]
+        need(ds, *asked.needs)
+        steps = ds["step"].values
+        arrays = {n: ds[n].transpose("seed", *(("step",) if "step" in ds[n].dims else ()), ...) for n in asked.needs}
+        if set(asked.steps) - set(steps.tolist()):
+            raise NotThere(f"step {min(set(asked.steps) - set(steps.tolist()))} is not recorded")
+        values = {n: np.asarray(array.values) for n, array in arrays.items()}
+        seeds = range(ds.sizes["seed"])
+        with np.errstate(divide="ignore", invalid="ignore"):  # what diverged is NaN
+            found = [asked.number({"step": steps, **{n: v[i] for n, v in values.items()}}) for i in seeds]
+        return xr.DataArray(np.array(found, float), dims="seed", coords={"seed": ds["seed"]}).where(ds["status"] == 0)
 
     return measure
 
 
-def _value_noise_slope(ds: Any) -> Any:
-    need(ds, "value_noise", "noise_l1")
-    slope = _slope(_between(ds["value_noise"].mean("sample"), 2, 20))
-    return slope / (2 * _eta(ds) * ds["noise_l1"].mean("sample"))
-
-
-def _key_noise_memory(ds: Any) -> Any:
-    import xarray as xr
-
-    need(ds, "key_noise")
-    noise = ds["key_noise"]
-    return np.minimum(xr.corr(noise.sel(step=0), noise.sel(step=2), dim=["row", "sample"]), 1.0)  # rounding
-
-
-def _votes(ds: Any) -> Any:
-    """Majority of sgn(key noise) of each row at t = 50; 0 is a tie."""
-    need(ds, "key_noise", "query_signal")
-    return np.sign(np.sign(ds["key_noise"].sel(step=50)).sum("sample"))
-
-
-def _follows_vote(ds: Any) -> Any:
-    vote = _votes(ds)
-    follows = (np.sign(ds["query_signal"].sel(step=slice(150, None))) == vote).all("step")
-    return follows.where(vote != 0).mean("row")
-
-
-def _follows_clear_vote(ds: Any) -> Any:
-    """As `_follows_vote`, for rows whose vote was won by more than two samples."""
-    margin = np.abs(np.sign(ds["key_noise"].sel(step=50)).sum("sample"))
-    follows = (np.sign(ds["query_signal"].sel(step=slice(150, None))) == _votes(ds)).all("step")
-    return follows.where(margin > 2).mean("row")
-
-
-def _follows_own_start(ds: Any) -> Any:
-    sign = np.sign(ds["query_signal"])
-    return (sign.sel(step=slice(150, None)) == sign.sel(step=0)).all("step").where(_votes(ds) != 0).mean("row")
-
-
-def _opposite_signals(ds: Any) -> Any:
-    need(ds, "query_signal", "key_signal")
-    at = ds.sel(step=200)
-    return (np.sign(at["query_signal"]) == -np.sign(at["key_signal"])).mean("row")
-
-
-def _s21_exponent(ds: Any) -> Any:
-    need(ds, "log_s21")
-    decay = _between(-ds["log_s21"].mean(["head", "sample"]), 50, 300)
-    return _slope(np.log(decay).assign_coords(step=np.log(decay["step"])))
-
-
-def _flipped_at(name: str, step: int) -> Callable[[Any], Any]:
-    return lambda ds: flipped(ds, name, step)
-
-
-def _loss_rate(ds: Any, low: int, high: int) -> Any:
-    need(ds, "train_loss")
-    return -_slope(np.log(_between(ds["train_loss"], low, high)))
-
-
-def _late_rate_over_law(ds: Any) -> Any:
-    need(ds, "noise_l1")
-    return _loss_rate(ds, 1100, 1500) / (4 * _eta(ds) * ds["noise_l1"].min("sample"))
-
-
-def _test_loss_floor(ds: Any) -> Any:
-    need(ds, "test_loss")
-    known = ds["test_loss"].notnull().any("seed")
-    return ds["test_loss"].where(known, drop=True).min("step", skipna=False).where(ds["status"] == 0)
+def _per_eta(name: str) -> Callable[[Any], Any]:
+    return lambda ds: _measured(name)(ds) / _eta(ds)
 
 
 def _sign_law(ds: Any) -> float:
@@ -261,13 +203,10 @@ def _gd_law(ds: Any) -> float:
 
 def _distance_from_law(ds: Any) -> Any:
     """max_t |error - law| on [50, 500] beyond two standard errors of the finite test set."""
-    need(ds, "test_error")
     law, count = _sign_law(ds), problem_of(ds)[0].n_test
     sampling = 2 * math.sqrt(law * (1 - law) / count)
-    error = _between(ds["test_error"], 50, 500)
-    error = error.where(error.notnull().any("seed"), drop=True)
-    distance = np.abs(error - law).max("step", skipna=False).where(ds["status"] == 0)
-    return np.maximum(distance - sampling, 0)
+    low, high = _measured("least_test_error")(ds), _measured("largest_test_error")(ds)
+    return np.maximum(np.maximum(np.abs(low - law), np.abs(high - law)) - sampling, 0)
 
 
 def _rate_ratio(family: str) -> Callable[[Any], Any]:
@@ -275,7 +214,7 @@ def _rate_ratio(family: str) -> Callable[[Any], Any]:
 
     def measure(ds: Any) -> Any:
         runs = one_family(ds, family)
-        return _loss_rate(runs, 850, 950) / _loss_rate(runs, 250, 350)
+        return _measured("rate_900")(runs) / _measured("rate_300")(runs)
 
     return measure
 
@@ -309,8 +248,8 @@ CLAIMS: tuple[Claim, ...] = (
         "sign_gd",
         (0, *range(2, 21)),
         (
-            Part("slope of value noise on [2,20] / (2 eta ||xi||_1)", _value_noise_slope, (0.8, 1.2), _ONE),
-            Part("correlation of key noise at t=2 with t=0", _key_noise_memory, (0.9, 1.0), _ONE),
+            Part("slope of value noise on [2,20] / (2 eta ||xi||_1)", _per_eta("value_noise_rate"), (0.8, 1.2), _ONE),
+            Part("correlation of key noise at t=2 with t=0", _measured("key_noise_memory"), (0.9, 1.0), _ONE),
         ),
     ),
     Claim(
@@ -320,8 +259,8 @@ CLAIMS: tuple[Claim, ...] = (
         "sign_gd",
         (0, 20),
         (
-            Part("sign agreement at t=0", _at("sign_agreement", 0), (0.4, 0.6), _HALF),
-            Part("sign agreement at t=20", _at("sign_agreement", 20), (0.95, 1.0), _ONE),
+            Part("sign agreement at t=0", _measured("sign_agreement_0"), (0.4, 0.6), _HALF),
+            Part("sign agreement at t=20", _measured("sign_agreement_20"), (0.95, 1.0), _ONE),
         ),
     ),
     Claim(
@@ -332,11 +271,26 @@ CLAIMS: tuple[Claim, ...] = (
         "sign_gd",
         (0, 50, 150, 200),
         (
-            Part("share of untied rows that follow the vote for all t>=150", _follows_vote, (0.95, 1.0), _ONE),
-            Part("share of rows with opposite query and key signal at t=200", _opposite_signals, (0.95, 1.0), _ONE),
-            Part("the same for rows whose vote was won by more than 2", _follows_clear_vote, None, _ONE),
-            Part("rival: share that keeps the query signal's own first sign", _follows_own_start, None, _HALF),
-            Part("share of tied rows, left out", lambda ds: (_votes(ds) == 0).mean("row"), None),
+            Part(
+                "share of untied rows that follow the vote for all t>=150",
+                _measured("vote_followed"),
+                (0.95, 1.0),
+                _ONE,
+            ),
+            Part(
+                "share of rows with opposite query and key signal at t=200",
+                _measured("opposite_signals"),
+                (0.95, 1.0),
+                _ONE,
+            ),
+            Part("the same for rows whose vote was won by more than 2", _measured("clear_vote_followed"), None, _ONE),
+            Part(
+                "rival: share that keeps the query signal's own first sign",
+                _measured("own_start_followed"),
+                None,
+                _HALF,
+            ),
+            Part("share of tied rows, left out", _measured("tied_rows"), None),
         ),
         explanations={
             "paper_like": "only rows whose vote was won by one or two samples do not follow it: the law weighs votes "
@@ -350,9 +304,9 @@ CLAIMS: tuple[Claim, ...] = (
         "sign_gd",
         (50, 150, 300),
         (
-            Part("mean s_21 at t=150", _at("s21", 150), (0.0, 0.01), _NONE),
-            Part("mean s_11 at t=150", _at("s11", 150), (0.4, 0.6), _HALF),
-            Part("exponent a of -ln s_21 ~ t^a on [50,300]", _s21_exponent, (1.0, INF)),
+            Part("mean s_21 at t=150", _measured("s21_150"), (0.0, 0.01), _NONE),
+            Part("mean s_11 at t=150", _measured("s11_150"), (0.4, 0.6), _HALF),
+            Part("exponent a of -ln s_21 ~ t^a on [50,300]", _measured("s21_exponent"), (1.0, INF)),
         ),
     ),
     Claim(
@@ -362,8 +316,8 @@ CLAIMS: tuple[Claim, ...] = (
         "sign_gd",
         (100, 300, 500),
         (
-            Part("turned key noise at t=300", _flipped_at("key_noise", 300), (0.9, 1.0), _ONE),
-            Part("turned query noise at t=500", _flipped_at("query_noise", 500), (0.9, 1.0), _ONE),
+            Part("turned key noise at t=300", _measured("key_noise_turned_300"), (0.9, 1.0), _ONE),
+            Part("turned query noise at t=500", _measured("query_noise_turned_500"), (0.9, 1.0), _ONE),
         ),
         trusted_until=500,
     ),
@@ -373,7 +327,7 @@ CLAIMS: tuple[Claim, ...] = (
         "paper (linear), ours (rate)",
         "sign_gd",
         (1100, 1500),
-        (Part("rate on [1100,1500] / law", _late_rate_over_law, (0.9, 1.1), _ONE),),
+        (Part("rate on [1100,1500] / law", _per_eta("late_rate"), (0.9, 1.1), _ONE),),
     ),
     Claim(
         "C2",
@@ -381,7 +335,7 @@ CLAIMS: tuple[Claim, ...] = (
         "paper",
         "sign_gd",
         (0, 1500),
-        (Part("smallest test loss", _test_loss_floor, (0.1, INF)),),
+        (Part("smallest test loss", _measured("least_test_loss"), (0.1, INF)),),
     ),
     Claim(
         "C2e",
@@ -391,7 +345,7 @@ CLAIMS: tuple[Claim, ...] = (
         (50, 100, 500),
         (
             Part("max |error - law| beyond 2 standard errors of the test set", _distance_from_law, (0.0, 0.03), _NONE),
-            Part("test error at t=100", _at("test_error", 100), None, _sign_law),
+            Part("test error at t=100", _measured("test_error_100"), None, _sign_law),
         ),
         explanations={
             "theory": "without overlap the law is 0, the limit of large t; at t = 50 the initial value weights on the "
@@ -405,9 +359,9 @@ CLAIMS: tuple[Claim, ...] = (
         "adam",
         (30, 150),
         (
-            Part("sign agreement at t=30", _at("sign_agreement", 30), (0.95, 1.0), _ONE),
-            Part("mean s_21 at t=150", _at("s21", 150), (0.0, 0.01), _NONE),
-            Part("mean s_11 at t=150", _at("s11", 150), (0.4, 0.6), _HALF),
+            Part("sign agreement at t=30", _measured("sign_agreement_30"), (0.95, 1.0), _ONE),
+            Part("mean s_21 at t=150", _measured("s21_150"), (0.0, 0.01), _NONE),
+            Part("mean s_11 at t=150", _measured("s11_150"), (0.4, 0.6), _HALF),
         ),
     ),
     Claim(
@@ -428,8 +382,8 @@ CLAIMS: tuple[Claim, ...] = (
         "adam",
         (100, 2000),
         (
-            Part("turned query noise at t=2000", _flipped_at("query_noise", 2000), (0.0, 0.1), _NONE),
-            Part("turned key noise at t=2000", _flipped_at("key_noise", 2000), (0.9, 1.0), _ONE),
+            Part("turned query noise at t=2000", _measured("query_noise_turned_2000"), (0.0, 0.1), _NONE),
+            Part("turned key noise at t=2000", _measured("key_noise_turned_2000"), (0.9, 1.0), _ONE),
         ),
         trusted_until=2000,
     ),

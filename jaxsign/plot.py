@@ -15,7 +15,8 @@ import numpy as np
 
 from jaxsign import theory
 from jaxsign.claims import one_point, problem_of, setting_of
-from jaxsign.stages import BOUNDARIES, GROUPING_STEP, at_train_loss, find_stages, manifest, need
+from jaxsign.measures import GROUPING_STEP
+from jaxsign.stages import BOUNDARIES, at_train_loss, find_stages, manifest, need
 from jaxsign.validation import known
 
 #: Column and text width of a paper, in inches.

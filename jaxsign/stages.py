@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxsign.measures import GROUPING_STEP
 from jaxsign.validation import real
 
 BOUNDARIES = ("t_I", "t_II", "t_III", "t_IV", "t_V")
-#: The step at which noise is grouped by its sign relative to the query signal.
-GROUPING_STEP = 100
 
 
 def manifest(ds: Any) -> dict[str, Any]:

@@ -219,7 +219,8 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
     for claim in chosen:
         for setting in dict.fromkeys(settings):
             reasons = []
-            for one in (one for one, s in zip(datasets, settings) if s == setting):
+            own = [one for one, s in zip(datasets, settings) if s == setting]
+            for one in [*own, *_joined(own)]:
                 try:
                     rows.append(_decide(claim, setting, one))
                     break
@@ -230,6 +231,33 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
                 single = "," in setting or (setting == "custom" and len(set(settings)) > 1)
                 (beside if single else missing).append((claim.id, setting, "; ".join(dict.fromkeys(reasons))))
     return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside))
+
+
+def _joined(datasets: list[Any]) -> list[Any]:
+    """Sweeps of different optimizers over the same seeds as one Dataset of the numbers that all have; [] if none are.
+
+    Thousands of seeds keep numbers instead of traces, and only one optimizer may need a test set: claims that compare
+    optimizers find them side by side here.
+    """
+    import xarray as xr
+
+    def numbers(ds: Any) -> Any:
+        names = [name for name, v in ds.data_vars.items() if v.dims == ("optimizer", "seed")]
+        extra = [name for name in ds.coords if name not in ("optimizer", "seed", "step", "family", "learning_rate")]
+        return ds[names].drop_vars(extra, errors="ignore")
+
+    if len(datasets) < 2 or any("status" not in ds or ds["status"].dims != ("optimizer", "seed") for ds in datasets):
+        return []
+    first = datasets[0]
+    labels = [label for ds in datasets for label in ds["optimizer"].values.tolist()]
+    same = all(ds.sizes["seed"] == first.sizes["seed"] and (ds["seed"] == first["seed"]).all() for ds in datasets)
+    if not same or len(set(labels)) < len(labels) or any("learning_rate" not in ds.coords for ds in datasets):
+        return []
+    parts = [numbers(ds) for ds in datasets]
+    shared = set.intersection(*(set(part.data_vars) for part in parts))
+    steps = sorted(set.intersection(*(set(ds["step"].values.tolist()) for ds in datasets)))
+    whole = xr.concat([part[sorted(shared)].drop_vars("step", errors="ignore") for part in parts], "optimizer")
+    return [whole.assign_coords(step=steps).assign_attrs(first.attrs)]
 
 
 def _decide(claim: Claim, setting: str, ds: Any) -> Row:

@@ -310,7 +310,7 @@ def test_axes_of_one_point_are_no_axes(good):
         ({"preset": "theory"}, "theory"),
         ({"n": 21}, "paper_like, n=21"),
         ({"preset": "theory", "n": 21}, "theory, n=21"),
-        ({"supports": "disjoint"}, "custom"),
+        ({"supports": "disjoint"}, "paper_like, disjoint supports"),
         ({"d": 4000}, "custom"),
         ({"hyper": js.Hyper(sigma_p=2.0, sigma_0=1e-3)}, "custom"),
         ({"preset": "theory", "hyper": js.Hyper(sigma_p=2.0, label_noise=0.1)}, "custom"),

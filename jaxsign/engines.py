@@ -1,13 +1,34 @@
-"""Engine names -> tasks of the two-layer system."""
+"""Engine names -> tasks of the two-layer system, and what "auto" chooses from."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 from jaxsign.problem import OVERLAPS, Problem
 from jaxsign.task import Task
 from jaxsign.tasks import two_layer as tasks
+from jaxsign.tasks import two_layer_features as features
 from jaxsign.validation import known
 
-ENGINES = {"dense": tasks.dense, "support": tasks.support, "feature_space": tasks.feature_space}
+
+@functools.cache
+def _auto(problem: Problem) -> Task:
+    """The dense system, run by the fastest task that is exact for the optimizer: "auto"."""
+    choices = [tasks.dense(problem)]
+    if problem.n * problem.patches * problem.s + 1 < problem.d:  # else every coordinate is active
+        choices.insert(0, tasks.support(problem))
+    if problem.supports == "disjoint":
+        choices.insert(0, features.feature_space(problem))
+    return dataclasses.replace(tasks.dense(problem), choices=tuple(choices), name="two_layer_auto")
+
+
+ENGINES: dict[str, Callable[[Problem], Task]] = {
+    "dense": tasks.dense,
+    "support": tasks.support,
+    "feature_space": features.feature_space,
+    "feature_space_law": features.feature_space_law,
+    "auto": _auto,
+}
 
 
 def two_layer(problem: Problem, engine: str = "dense", overlap: str | None = None) -> Task:
@@ -16,9 +37,11 @@ def two_layer(problem: Problem, engine: str = "dense", overlap: str | None = Non
     Args:
       problem: a Problem.
       engine: "dense" trains all d coordinates with any optimizer; "support" trains only the coordinates that training
-        patches use, exact for optimizers that move each coordinate by its own gradients only; "feature_space" trains
-        the inner products with the patches, exact for disjoint supports and optimizers that are odd and homogeneous
-        besides. Both run the same seed's draws, and refuse what they are not exact for.
+        patches use, exact for optimizers that move each coordinate by its own gradients and decoupled weight decay;
+        "feature_space" trains the inner products with the patches, exact for disjoint supports and optimizers that are
+        odd and homogeneous besides. They run the same seed's draws, and refuse what they are not exact for. "auto"
+        picks the fastest of the three that is exact for the optimizer. "feature_space_law" draws the inner products
+        themselves: equal to the others in distribution only, and its cost does not depend on d.
       overlap: "exact" or "none", replaces problem.overlap; None keeps it.
 
     Returns:

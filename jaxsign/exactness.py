@@ -1,38 +1,111 @@
-"""For which optimizers a task's smaller form is exact, decided by running them."""
+"""Which of a system's tasks is exact for an optimizer, decided by running the optimizer."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
 from jaxsign.optim import describe_point
-from jaxsign.probes import Homogeneity, homogeneity, reads_gradients_coordinatewise
+from jaxsign.probes import Homogeneity, decay, homogeneity, reads_gradients_coordinatewise
 from jaxsign.rng import seed_key
-from jaxsign.start import Start, draw, split_params, trained_fields
+from jaxsign.start import abstract_start, draw, split_params, trained_fields
 from jaxsign.task import Task
 
 PyTree = Any
+Factory = Callable[..., optax.GradientTransformation]
+Points = Sequence[Mapping[str, Any]]
 
 
-def use_compact(
+class Fit(NamedTuple):
+    """How a system is trained with an optimizer.
+
+    Args:
+      task: the task that is trained: the one asked for, or the first of its `choices` that is exact.
+      compact: whether its compact parametrisation is.
+      degrees: what was measured of every point of the optimizer; () for a task that is not homogeneous.
+      why: why the faster choices were passed over; "" if there are none.
+      padded: whether a larger task's program runs it.
+    """
+
+    task: Task
+    compact: bool
+    degrees: tuple[Homogeneity, ...]
+    why: str
+    padded: bool
+
+    @property
+    def program(self) -> Task:
+        """The task whose program runs it."""
+        return self.task.padding.task if self.padded and self.task.padding else self.task
+
+    def case(self, hyper: Any) -> Any:
+        """One run's numbers as the program takes them."""
+        return self.task.padding.case(hyper) if self.padded and self.task.padding else hyper
+
+    @property
+    def decays(self) -> bool:
+        """Whether some point holds weight decay, which a homogeneous task must not scale."""
+        return any(found.decays for found in self.degrees)
+
+    @property
+    def signs(self) -> bool:
+        """Whether every point reads nothing but the signs of gradients."""
+        return bool(self.degrees) and all(found.signs for found in self.degrees)
+
+
+def fit(
     task: Task,
-    factory: Callable[..., optax.GradientTransformation],
-    points: Sequence[Mapping[str, Any]],
-    start: Start,
+    factory: Factory,
+    points: Points,
+    hyper: Any,
+    shared: Any = None,
     trainable: Sequence[str] | None = None,
-) -> bool:
-    """Whether the task's compact parametrisation is exact for every point of an optimizer, by a numeric probe.
+    functions: bool = False,
+    label: str | None = None,
+    pad: bool = False,
+) -> Fit:
+    """The first of a task's choices that is exact for every point of an optimizer, found by running the optimizer.
 
     Args:
       task: a Task.
       factory: the optimizer.
       points: keywords of each point.
-      start: one run's start, concrete or abstract.
+      hyper: one run's numbers.
+      shared: arrays common to all runs.
       trainable: names of trained parameters, or None.
+      functions: whether functions of the parameters are observed: then a choice with other parameters is passed over.
+      label: what to call the optimizer in messages; None: its factory's name.
+      pad: whether a larger task's program may run it, which several tasks can share.
 
     Returns:
-      True if the task has a compact form and the probe finds the transform coordinate-wise and parameter-free.
+      Fit.
+
+    Raises:
+      ValueError: if no choice is exact, with what was measured.
+    """
+    choices = task.choices or (task,)
+    reasons: list[str] = []
+    for i, choice in enumerate(choices):
+        if functions and choice.homogeneous and len(choices) > 1:
+            reasons.append(f"{choice.name}: functions of the weights are observed")
+            continue
+        try:
+            degrees = _degrees(choice, factory, points, hyper, shared, trainable, label)
+            compact = _compact(choice, factory, points, hyper, shared, trainable, label)
+        except ValueError as refusal:
+            if i == len(choices) - 1:
+                raise
+            reasons.append(f"{choice.name}: {refusal}")
+            continue
+        return Fit(choice, compact, degrees, "; ".join(reasons), pad and choice.padding is not None)
+    raise AssertionError("the last choice either fits or raises")
+
+
+def _compact(
+    task: Task, factory: Factory, points: Points, hyper: Any, shared: Any, trainable: Sequence[str] | None, label: Any
+) -> bool:
+    """Whether the task's compact parametrisation is exact for every point.
 
     Raises:
       ValueError: if it is not, and the task has nothing but its compact form.
@@ -43,38 +116,31 @@ def use_compact(
     def trained(params: PyTree) -> PyTree:
         return split_params(params, trained_fields(task, params, trainable))[0]
 
-    compact = task.compact
+    start, compact = abstract_start(task, hyper, shared), task.compact
     full, small = trained(start.params), jax.eval_shape(lambda s: trained(compact(s.params, s.data)), start)
-    exact = reads_gradients_coordinatewise(factory, points, full) and _fits(factory, points[0], small)
-    if task.compact_only and not exact:
+    if not _fits(factory, points[0], small):
+        reason = "it does not take the smaller tree of parameters"
+    elif reads_gradients_coordinatewise(factory, points, full):
+        return True
+    elif task.compact_decays and reads_gradients_coordinatewise(factory, points, full, parameters=True):
+        reason = next((why for why in decay(factory, points) if why), "")
+        if not reason:
+            return True
+    else:
+        reason = "it moves a coordinate by more than that"
+    if task.compact_only:
         raise ValueError(
-            f"{task.name} needs an optimizer that moves each coordinate by its own gradients only (no weight decay, "
-            f"norm over a tensor or noise; found by running it), got {describe_point(factory, points)}; "
+            f"{task.name} needs an optimizer that moves each coordinate by its own gradients and by decoupled weight "
+            f"decay only, got {describe_point(factory, points, label)}: {reason} (found by running it); "
             'use engine="dense"'
         )
-    return exact
+    return False
 
 
-def use_degrees(
-    task: Task,
-    factory: Callable[..., optax.GradientTransformation],
-    points: Sequence[Mapping[str, Any]],
-    hyper: Any,
-    shared: Any = None,
-    trainable: Sequence[str] | None = None,
+def _degrees(
+    task: Task, factory: Factory, points: Points, hyper: Any, shared: Any, trainable: Sequence[str] | None, label: Any
 ) -> tuple[Homogeneity, ...]:
-    """The degree of every point of an optimizer, for tasks that need one.
-
-    Args:
-      task: a Task.
-      factory: the optimizer.
-      points: keywords of each point.
-      hyper: one run's numbers.
-      shared: arrays common to all runs.
-      trainable: names of trained parameters, or None.
-
-    Returns:
-      One Homogeneity a point; () for a task that is not homogeneous.
+    """The degree of every point, for tasks that need one.
 
     Raises:
       ValueError: for an optimizer that is not coordinate-wise, odd and homogeneous, with what was measured.
@@ -92,13 +158,13 @@ def use_degrees(
     for point, reason in zip(points, reasons):
         if reason:
             raise ValueError(
-                f"{task.name} cannot run {describe_point(factory, [point])}: {reason} (found by running it); "
+                f"{task.name} cannot run {describe_point(factory, [point], label)}: {reason} (found by running it); "
                 'use engine="support" or "dense"'
             )
     return tuple(found)
 
 
-def _fits(factory: Callable[..., optax.GradientTransformation], point: Mapping[str, Any], params: PyTree) -> bool:
+def _fits(factory: Factory, point: Mapping[str, Any], params: PyTree) -> bool:
     """Whether a transform takes the compact tree: a mask written for the full tree, say, does not."""
     try:
         jax.eval_shape(lambda p: factory(**point).init(p), params)

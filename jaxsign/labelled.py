@@ -1,5 +1,6 @@
 """Names, dimensions, coordinates and units of results: arrays -> xarray."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -26,8 +27,17 @@ def own_dims(name: str, rank: int, dims: Mapping[str, tuple[str, ...]]) -> tuple
     return named if len(named) == rank else tuple(f"{name}_dim{i}" for i in range(rank))
 
 
-def run_dataset(run: Any) -> Any:
-    """One js.Run as an xarray.Dataset with dims (optimizer, seed, step, ...), the first two of length 1."""
+def run_dataset(run: Any, family: str, keywords: Mapping[str, float]) -> Any:
+    """One js.Run as an xarray.Dataset with dims (optimizer, seed, step, ...), the first two of length 1.
+
+    Args:
+      run: a Run.
+      family: name of its optimizer.
+      keywords: the optimizer's numbers, as coordinates.
+
+    Returns:
+      xarray.Dataset; attrs["manifest"] holds the run's problem and numbers.
+    """
     import xarray as xr
 
     def lift(name: str, value: Any, step: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
@@ -40,8 +50,16 @@ def run_dataset(run: Any) -> Any:
         variables[name] = lift(name, value, ())
     for name, (dtype, _, attrs) in RUN_VARIABLES.items():
         variables[name] = (("optimizer", "seed"), np.full((1, 1), getattr(run, name), dtype), dict(attrs))
-    coords: dict[str, Any] = {"optimizer": ["optimizer"], "seed": [run.seed], "step": run.steps}
-    ds = xr.Dataset(variables, coords)
+    coords: dict[str, Any] = {"optimizer": [family], "seed": [run.seed], "step": run.steps}
+    coords["family"] = ("optimizer", np.array([family], object))
+    coords |= {name: ("optimizer", np.array([float(value)])) for name, value in keywords.items()}
+    records = {"problem": run.problem, "hyper": run.hyper}
+    plain = {
+        name: {field: getattr(record, field) for field in field_names(type(record))}
+        for name, record in records.items()
+        if dataclasses.is_dataclass(record)
+    }
+    ds = xr.Dataset(variables, coords, {"manifest": json.dumps({"definition": plain}, default=float)})
     return ds.assign_coords({d: np.arange(n) for d, n in ds.sizes.items() if d not in coords})
 
 

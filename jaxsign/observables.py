@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsign.data.signal_noise import Dataset
 from jaxsign.models import two_layer as model
 from jaxsign.models.two_layer_features import FeatureParams
 
@@ -75,7 +74,9 @@ def observe(params: AnyParams, data: Any, test: Any) -> dict[str, Array]:
     """
     f = params.features(data)
     sign_mu = data.y_clean * data.mu
-    label = data.y[:, None]
+    there = data.weight > 0
+    label = jnp.where(there, data.y, 0)[:, None]  # padding has no noise and no vote
+    together = (jnp.sign(f.q) == jnp.sign(f.k)) & there[None, :, None]
     attention_log = model.log_attention(f, sign_mu, params.heads)
     value_noise, query_noise, key_noise = f.v * label, f.q * label[None], f.k * label[None]
     s21_log = jnp.moveaxis(attention_log[1:, 0], 0, 2)  # (head, sample, patch)
@@ -83,7 +84,7 @@ def observe(params: AnyParams, data: Any, test: Any) -> dict[str, Array]:
     untied = vote != 0
     agree = untied & (jnp.sign(f.q_mu) == jnp.sign(vote))
     out = {
-        "train_loss": jnp.mean(model.logistic_loss(data.y * model.logits(f, sign_mu, params.heads))),
+        "train_loss": jnp.sum(data.weight * model.logistic_loss(data.y * model.logits(f, sign_mu, params.heads))),
         "value_signal": data.mu * f.v_mu,
         "value_noise": value_noise,
         "query_noise": query_noise,
@@ -93,7 +94,7 @@ def observe(params: AnyParams, data: Any, test: Any) -> dict[str, Array]:
         "s11": jnp.exp(attention_log[0, 0]),
         "s21": jnp.exp(s21_log),
         "log_s21": s21_log,
-        "sign_agreement": jnp.mean((jnp.sign(f.q) == jnp.sign(f.k)).astype(f.q.dtype)),
+        "sign_agreement": jnp.sum(together, dtype=f.q.dtype) / (jnp.sum(there, dtype=f.q.dtype) * f.q[:, 0].size),
         "majority_agreement": jnp.sum(agree, dtype=f.q.dtype) / jnp.sum(untied, dtype=f.q.dtype),
     }
     if f.v.shape[1] == 1:
@@ -106,20 +107,20 @@ def observe(params: AnyParams, data: Any, test: Any) -> dict[str, Array]:
     return out
 
 
-def noise_norms(data: Dataset) -> dict[str, Array]:
+def noise_norms(data: Any) -> dict[str, Array]:
     """l1 and l2 norm of every noise patch without coordinate 0, the constants of the exact laws.
 
     Args:
-      data: training set.
+      data: a training set with `noise`, (n, context-1, s).
 
     Returns:
       {"noise_l1", "noise_l2"}: (n,), or (n, context-1) for longer contexts.
     """
-    noise = data.xi[..., 1:]
+    noise = data.noise[:, 0] if data.noise.shape[1] == 1 else data.noise
     return {"noise_l1": jnp.sum(jnp.abs(noise), -1), "noise_l2": jnp.sqrt(jnp.sum(noise * noise, -1))}
 
 
-def query_gradient_underflows(params: AnyParams, data: Any) -> Array:
+def query_gradient_underflows(params: AnyParams, data: Any, gradient: Array | None = None) -> Array:
     """Whether some query-noise gradient is exactly 0 although its law is not.
 
     The law (context 2): dL/dq_i ~ p_i s_21 s_22 (<v,xi_i> - <v,x_1>) (k_i - k_signal); its first three factors are
@@ -127,7 +128,8 @@ def query_gradient_underflows(params: AnyParams, data: Any) -> Array:
 
     Args:
       params: weights in any form, or FeatureParams with their data.
-      data: training set.
+      data: training set, or the mini-batch of a step.
+      gradient: (rows, n, context-1), dL/dq as the optimizer sees it; None: computed here.
 
     Returns:
       () bool.
@@ -137,9 +139,10 @@ def query_gradient_underflows(params: AnyParams, data: Any) -> Array:
 
     def loss(q: Array) -> Array:
         margin = data.y * model.logits(f._replace(q=q), sign_mu, params.heads)
-        return jnp.mean(model.logistic_loss(margin))
+        return jnp.sum(data.weight * model.logistic_loss(margin))
 
-    gradient = jax.grad(loss)(f.q)
-    values_differ = f.v != (sign_mu * f.v_mu)[:, None]
+    if gradient is None:
+        gradient = jax.grad(loss)(f.q)
+    values_differ = (f.v != (sign_mu * f.v_mu)[:, None]) & (data.weight > 0)[:, None]
     keys_differ = f.k != f.k_mu[:, None, None] * sign_mu[None, :, None]
     return jnp.any((gradient == 0) & values_differ[None] & keys_differ)

@@ -380,8 +380,8 @@ def _short(value: Any) -> str:
     return getattr(value, "__name__", repr(value))
 
 
-def describe_point(factory: Callable[..., Any], points: Iterable[Mapping[str, Any]]) -> str:
-    """A factory and its keywords for a message, such as "adamw(learning_rate=0.1)"."""
-    name = getattr(factory, "__name__", "the given transform")
+def describe_point(factory: Callable[..., Any], points: Iterable[Mapping[str, Any]], label: str | None = None) -> str:
+    """A factory (or the label given for it) and its keywords for a message, such as "adamw(learning_rate=0.1)"."""
+    name = label or str(getattr(factory, "__name__", "the given transform"))
     shown = ["(" + ", ".join(f"{k}={_short(v)}" for k, v in point.items()) + ")" if point else "" for point in points]
     return name + " or ".join(dict.fromkeys(shown))

@@ -17,6 +17,10 @@ STEPS, SCALES = 200, (1.0, 1e-6, 1e-12)
 HALF = STEPS // 2
 #: Largest deviation from homogeneity, between the first two scales.
 LIMIT = 1e-5
+#: A history's gradient scale, and which parameters or rescaled gradients it runs with.
+Case = tuple[float, str]
+Moves = Mapping[Case, np.ndarray]
+DECAY_CASES: list[Case] = [(1.0, "still"), (SCALES[1], "still"), (1.0, "gone")]
 
 
 def reads_gradients_coordinatewise(
@@ -87,24 +91,36 @@ def _programs(
 
     One program serves all points that differ in floats only.
     """
-    programs: dict[str, Callable[..., Any]] = {}
     for point in points:
         floats = {name: value for name, value in point.items() if isinstance(value, float)}
-        static = {name: value for name, value in point.items() if name not in floats}
-        if repr(static) not in programs:
-            programs[repr(static)] = _histories(factory, static, structure)
-        yield point, functools.partial(programs[repr(static)], floats)
+        yield point, functools.partial(_histories(factory, _Static(point, floats), structure), floats)
 
 
-def _histories(factory: Factory, static: Mapping[str, Any], structure: Any) -> Callable[..., Any]:
+class _Static:
+    """The static keywords of a point, as a key: equal if they are written alike."""
+
+    def __init__(self, point: Mapping[str, Any], floats: Mapping[str, float]):
+        self.keywords = {name: value for name, value in point.items() if name not in floats}
+        self.text = repr(self.keywords), tuple(floats)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+@functools.lru_cache(maxsize=64)
+def _histories(factory: Factory, static: _Static, structure: Any) -> Callable[..., Any]:
     """The jitted `(floats, parameter leaves, gradient leaves of every step) -> update leaves of every step`.
 
-    The loss that a transform may ask for is constant.
+    Kept, since the same optimizer is asked about by one sweep after the other. The loss that a transform may ask for is
+    constant.
     """
 
     @jax.jit
     def program(floats: Mapping[str, Any], params: Any, gradients: Any) -> Any:
-        transform, zero = optax.with_extra_args_support(factory(**static, **floats)), jnp.zeros(())
+        transform, zero = optax.with_extra_args_support(factory(**static.keywords, **floats)), jnp.zeros(())
 
         def step(state: Any, leaves: Any) -> Any:
             here, gradient = map(structure.unflatten, leaves)
@@ -135,6 +151,7 @@ class Homogeneity:
       odd: whether u(-g) = -u(g).
       deviation: {gradient scale: largest |u(c g) - c^p u(g)| relative to the root mean square of c^p u(g)}.
       decays: whether updates also contain the parameters times one number a step: decoupled weight decay.
+      signs: whether updates depend on each gradient through its sign only.
       reason: why feature space does not cover the transform; "" if it does.
     """
 
@@ -142,6 +159,7 @@ class Homogeneity:
     odd: bool
     deviation: Mapping[float, float]
     decays: bool
+    signs: bool
     reason: str
 
 
@@ -163,6 +181,34 @@ def homogeneity(factory: Factory, points: Iterable[Mapping[str, Any]]) -> list[H
       >>> found.p, found.reason
       (1.0, '')
     """
+    cases = [(sign * scale, "none") for scale in SCALES for sign in (1, -1)]
+    cases += [*DECAY_CASES, (1.0, "rescaled")]
+    return [_judge(moves, theta, point) for point, moves, theta in _moves(factory, points, cases)]
+
+
+def decay(factory: Factory, points: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Why the parameters' part in each point's updates is not decoupled weight decay; "" where it is, or is none.
+
+    Args:
+      factory: `(**keywords) -> transform`, coordinate-wise.
+      points: keywords of each point.
+
+    Returns:
+      One sentence a point, or "".
+
+    Examples:
+      >>> import optax
+      >>> decay(optax.adamw, [{"learning_rate": 0.1}])
+      ['']
+    """
+    cases = [(1.0, "none"), (SCALES[1], "none"), *DECAY_CASES]
+    return [
+        _not_finite(moves, point) or _decay(moves, theta)[1] for point, moves, theta in _moves(factory, points, cases)
+    ]
+
+
+def _moves(factory: Factory, points: Iterable[Mapping[str, Any]], cases: list[Case]) -> Iterator[tuple[Any, Any, Any]]:
+    """(point, {case: its updates (steps, coordinates)}, parameters) of every point."""
     rng = np.random.default_rng(0)
     dtype = jnp.zeros(()).dtype
     g = rng.standard_normal((STEPS, 32)).astype(dtype)
@@ -170,54 +216,77 @@ def homogeneity(factory: Factory, points: Iterable[Mapping[str, Any]]) -> list[H
     theta = (1e3 * rng.standard_normal(32)).astype(dtype)  # large, so that decay stands out beside the update
     still = np.broadcast_to(theta, g.shape)
     params = {"none": np.zeros_like(g), "still": still, "gone": np.where(np.arange(STEPS)[:, None] < HALF, still, 0)}
-    cases = [(sign * scale, "none") for scale in SCALES for sign in (1, -1)]
-    cases += [(1.0, "still"), (SCALES[1], "still"), (1.0, "gone")]
-    out = []
+    factors = {"rescaled": (10.0 ** rng.uniform(-6, 6, g.shape)).astype(dtype)}
     for point, run in _programs(factory, points, jax.tree.structure(0)):
-        moves = {(c, at): np.asarray(run([params[at]], [g * dtype.type(c)])[0], float) for c, at in cases}
-        out.append(_judge(moves, theta.astype(float), point))
-    return out
+        moves = {
+            (scale, how): np.asarray(
+                run([params.get(how, params["none"])], [g * dtype.type(scale) * factors.get(how, dtype.type(1))])[0],
+                float,
+            )
+            for scale, how in cases
+        }
+        yield point, moves, theta.astype(float)
 
 
-def _judge(moves: Mapping[tuple[float, str], np.ndarray], theta: np.ndarray, point: Mapping[str, Any]) -> Homogeneity:
-    """The verdict on the updates {(gradient scale, which parameters): (steps, coordinates)}."""
-    base = moves[1.0, "none"]
-    nothing = Homogeneity(np.nan, False, {}, False, "")
+def _not_finite(moves: Moves, point: Mapping[str, Any]) -> str:
+    """What is wrong with updates that are not finite, or move an unused coordinate; ""."""
     if not all(np.isfinite(u).all() for u in moves.values()):
         why = "; eps=0 is 0/0 there" if point.get("eps") == 0 else ""
-        return dataclasses.replace(nothing, reason=f"its updates are not finite where a gradient is 0{why}")
-    if not base.any() or any(u[:, 0].any() for (_, at), u in moves.items() if at == "none"):
-        return dataclasses.replace(nothing, reason="it moves where the gradient is 0, or nowhere")
-    moving = (base != 0) & (moves[SCALES[1], "none"] != 0)
-    ratio = np.abs(moves[SCALES[1], "none"][moving] / base[moving])
+        return f"its updates are not finite where a gradient is 0{why}"
+    if not moves[1.0, "none"].any() or any(u[:, 0].any() for (_, at), u in moves.items() if at == "none"):
+        return "it moves where the gradient is 0, or nowhere"
+    return ""
+
+
+def _decay(moves: Moves, theta: np.ndarray) -> tuple[bool, str]:
+    """(whether updates read the parameters, what tells that from decoupled weight decay or "")."""
+    base = moves[1.0, "none"]
+    factors = np.stack([moves[scale, "still"] - moves[scale, "none"] for scale in SCALES[:2]]) / theta
+    rates = factors[0, :, :1]
+    decays = bool(factors[0].any())
+    spread = np.max(np.abs(factors - rates))
+    remembered = np.max(np.abs((moves[1.0, "gone"] - base)[HALF:]))
+    if decays and spread > 1e-3 * np.max(np.abs(rates)):
+        return decays, "its updates read the parameters in another way than by decoupled weight decay"
+    if remembered > LIMIT * np.sqrt(np.mean(base**2)):
+        return decays, "its state remembers the parameters: the weight decay is not decoupled"
+    return decays, ""
+
+
+def _judge(moves: Moves, theta: np.ndarray, point: Mapping[str, Any]) -> Homogeneity:
+    """The verdict on the updates of all cases."""
+    base = moves[1.0, "none"]
+    wrong = _not_finite(moves, point)
+    if wrong:
+        return Homogeneity(np.nan, False, {}, False, False, wrong)
+    sizes = []
+    for low, high in ((SCALES[1], SCALES[0]), (SCALES[2], SCALES[1])):
+        moving = (moves[high, "none"] != 0) & (moves[low, "none"] != 0)
+        ratio = np.abs(moves[low, "none"][moving] / moves[high, "none"][moving])
+        sizes.append(float(np.median(np.log(ratio)) / np.log(low / high)) if ratio.size else np.nan)
     digits = 6 if jnp.zeros(()).dtype == jnp.float32 else 9
-    p = abs(round(float(np.median(np.log(ratio)) / np.log(SCALES[1])), digits))
+    p = abs(round(sizes[0], digits))
     deviation, odd = {}, True
     for scale in SCALES:
         there, back = moves[scale, "none"], moves[-scale, "none"]
         size = np.sqrt(np.mean((scale**p * base) ** 2))
         deviation[scale] = float(np.max(np.abs(there - scale**p * base)) / size)
         odd &= bool(np.max(np.abs(there + back)) <= LIMIT * size)
-    factors = np.stack([moves[scale, "still"] - moves[scale, "none"] for scale in SCALES[:2]]) / theta
-    rates = factors[0, :, :1]
-    decays = bool(factors[0].any())
-    spread = np.max(np.abs(factors - rates))
-    remembered = np.max(np.abs((moves[1.0, "gone"] - base)[HALF:]))
-    reason = ""
+    decays, reason = _decay(moves, theta)
     if deviation[SCALES[1]] > LIMIT:
         eps = point.get("eps")
-        why = f"; eps={eps:g} is comparable to the gradients, take eps <= 1e-15" if isinstance(eps, float) else ""
+        named = f"eps={eps:g}" if isinstance(eps, float) else "an eps"
+        floor = sizes[1] > sizes[0] + 0.1  # steeper where gradients are smaller
+        why = f"; {named} that gradients come down to does this, take eps <= 1e-15" if floor else ""
         reason = (
-            f"its updates are not homogeneous in the gradients: measured exponent {p:.4g} with deviation "
-            f"{deviation[SCALES[1]]:.1e} > {LIMIT:g}{why}"
+            f"its updates are not homogeneous in the gradients: measured exponent {sizes[0]:.2g} between gradient "
+            f"scales 1 and 1e-6 (deviation {deviation[SCALES[1]]:.1e} > {LIMIT:g}), {sizes[1]:.2g} between 1e-6 and "
+            f"1e-12{why}"
         )
     elif not odd:
         reason = "its updates are not odd in the gradients: u(-g) is not -u(g)"
-    elif decays and spread > 1e-3 * np.max(np.abs(rates)):
-        reason = "its updates read the parameters in another way than by decoupled weight decay"
-    elif remembered > LIMIT * np.sqrt(np.mean(base**2)):
-        reason = "its state remembers the parameters: the weight decay is not decoupled"
-    return Homogeneity(p, odd, deviation, decays, reason)
+    signs = p == 0 and np.array_equal(moves[1.0, "rescaled"], base)
+    return Homogeneity(p, odd, deviation, decays, signs, reason)
 
 
 class Degree(NamedTuple):

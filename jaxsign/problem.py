@@ -30,6 +30,8 @@ class Problem:
         training patches and needs n*(context-1)*s <= d-1.
       overlap: how fresh test noise meets the training supports: "exact" is the data law at finite d; "none" draws
         test supports off all training supports, the limit d -> infinity, and needs s further free coordinates.
+      batch_size: examples of a mini-batch, int in [1, n], drawn anew at every step, every subset equally likely; None
+        is the full batch.
 
     Raises:
       ValueError: naming field, value and legal range.
@@ -52,12 +54,19 @@ class Problem:
     n_test: int = 1000
     supports: str = "independent"
     overlap: str = "exact"
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         minimum = {"d": 2, "context": 2}
         for name in ("n", "d", "s", "m_k", "m_v", "heads", "context", "n_test"):
             number = positive_int(name, getattr(self, name), minimum.get(name, 1))
             object.__setattr__(self, name, number)  # numpy ints become plain ints: equal problems hash equally
+        if self.batch_size is not None:
+            object.__setattr__(self, "batch_size", positive_int("batch_size", self.batch_size))
+            if self.batch_size > self.n:
+                raise ValueError(
+                    f"batch_size must be an int in [1, n] = [1, {self.n}], got batch_size={self.batch_size}"
+                )
         known("supports", self.supports, SUPPORTS)
         known("overlap", self.overlap, OVERLAPS)
         if self.s > self.d - 1:

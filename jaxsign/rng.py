@@ -1,6 +1,7 @@
 """Keys: one seed is one run, and each use of randomness has its own named stream."""
 
 import jax
+import numpy as np
 
 from jaxsign.validation import known, positive_int
 
@@ -25,9 +26,32 @@ def seed_key(seed: int) -> jax.Array:
       >>> seed_key(3).shape
       ()
     """
+    return jax.random.key(_checked(seed), impl="threefry2x32")
+
+
+def seed_words(seed: int) -> np.ndarray:
+    """The two words of `seed_key(seed)`, made without asking a device that is busy training.
+
+    Args:
+      seed: int in [0, 2^32).
+
+    Returns:
+      (2,) uint32.
+
+    Raises:
+      ValueError: if the seed is not an int in the legal range.
+
+    Examples:
+      >>> seed_words(3).tolist()
+      [0, 3]
+    """
+    return np.array([0, _checked(seed)], np.uint32)
+
+
+def _checked(seed: int) -> int:
     if positive_int("seed", seed, minimum=0) >= 2**32:
         raise ValueError(f"seed must be an int in [0, 2^32), got seed={seed!r}")
-    return jax.random.key(seed, impl="threefry2x32")
+    return int(seed)
 
 
 def stream(key: jax.Array, name: str) -> jax.Array:

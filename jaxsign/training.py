@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxsign.compilation import compiler_options
-from jaxsign.exactness import use_compact, use_degrees
+from jaxsign.exactness import fit
 from jaxsign.optim import as_grid
 from jaxsign.rng import stream
 from jaxsign.schedule import Schedule
@@ -71,7 +71,8 @@ def make_train(
     trainable: Sequence[str] | None = None,
     compact: bool = False,
     decays: bool = False,
-    summary: Callable[[dict[str, Array]], dict[str, Array]] | None = None,
+    signs: bool = False,
+    summary: Callable[[dict[str, Any]], dict[str, Array]] | None = None,
     keep_trace: bool = True,
     keep_params: bool = True,
 ) -> Callable[..., dict[str, Any]]:
@@ -89,10 +90,11 @@ def make_train(
       observables: names and functions `(params, data, test, hyper) -> array`; None: the default.
       scalars: whether the default is the scalar observables only.
       trainable: names of trained parameters; None: all that the task does not freeze.
-      compact: train the task's compact parametrisation; exact only where the optimizer is coordinate-wise and reads
-        gradients only.
+      compact: train the task's compact parametrisation; exact only where `fit` says so.
       decays: whether updates hold decoupled weight decay, which a homogeneous task must not scale.
-      summary: pure function of the trace ({name: (R, ...)} and "step") to {name: scalar}.
+      signs: whether the optimizer reads nothing but the signs of gradients, for tasks with a closed-form gradient.
+      summary: pure function of the trace ({name: (R, ...)}, the run's constants and the recorded steps as "step",
+        known when it is traced) to {name: scalar}.
       keep_trace: whether the trace itself is returned.
       keep_params: whether the final parameters are returned.
 
@@ -110,9 +112,11 @@ def make_train(
     if record[-1] == schedule.steps:  # no steps are left after the last record
         starts, ends, flags = starts[:-1], ends[:-1], flags[:-1]
 
+    recorded = jnp.asarray(record)  # concrete also where `train` is traced: summaries may look steps up
+
     def train(key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
         shapes, need_test, functions = observers(task, start, hyper, observables, scalars)
-        data, test, params, _ = start
+        data, test, params, constants = start
         if compact and task.compact is not None:
             params = task.compact(params, data)
         names = trained_fields(task, params, trainable)
@@ -131,11 +135,16 @@ def make_train(
 
         def step(t: Array, carry: tuple) -> tuple:
             trained, state, bad, rang = carry
-            loss, gradient = jax.value_and_grad(loss_of)(trained, t)
-            bad = jnp.where((bad < 0) & ~jnp.isfinite(loss), t, bad)
             full = merge_params(trained, fixed)
+            if task.gradient is None:
+                loss, gradient = jax.value_and_grad(loss_of)(trained, t)
+            else:
+                loss, everything = task.gradient(full, batch_at(t), hyper, signs)
+                gradient = split_params(everything, names)[0]
+            seen = None if task.gradient and signs else gradient
+            bad = jnp.where((bad < 0) & ~jnp.isfinite(loss), t, bad)
             rang = {
-                name: jnp.where((rang[name] < 0) & alarm(full, batch_at(t), hyper), t, rang[name])
+                name: jnp.where((rang[name] < 0) & alarm(full, batch_at(t), hyper, seen), t, rang[name])
                 for name, alarm in task.watch.items()
             }
             with jax.numpy_dtype_promotion("standard"):
@@ -153,7 +162,9 @@ def make_train(
             full = merge_params(trained, fixed)
             plain = task.observe(full, data, None, hyper)
             found = {name: plain[name] for name in shapes if name in plain and name not in functions}
-            found |= {name: f(full, data, test, hyper) for name, f in functions.items()}
+            if functions:
+                whole = task.expand(full) if compact and task.expand is not None else full
+                found |= {name: f(whole, data, test, hyper) for name, f in functions.items()}
             if need_test:
 
                 def fresh() -> dict[str, Array]:
@@ -177,14 +188,14 @@ def make_train(
         (trained, state, bad, rang), trace = jax.lax.scan(segment, carry, (starts, ends, flags))
         last = jnp.asarray(schedule.steps, jnp.int32)
         bad = jnp.where((bad < 0) & ~jnp.isfinite(loss_of(trained, last)), last, bad)
-        gone = (bad >= 0) & (jnp.asarray(record) >= bad)
+        gone = (bad >= 0) & (recorded >= bad)
         trace = {name: _blank(value[: record.size], gone) for name, value in trace.items()}
         full = merge_params(trained, fixed)
         if compact and task.expand is not None:
             full = task.expand(full)
         return {
             "trace": trace if keep_trace else {},
-            "summary": summary({**trace, "step": jnp.asarray(record)}) if summary else {},
+            "summary": summary({**constants, **trace, "step": recorded}) if summary else {},
             "params": full if keep_params else None,
             "status": jnp.where(bad >= 0, 1, 0).astype(jnp.int8),
             "first_bad_step": bad,
@@ -221,6 +232,7 @@ class Run:
       summary: what `summary=` returned.
       dims, attrs: names of the observables' dimensions, and their units.
       seed: the seed whose key was used.
+      problem, hyper: what fixed the shapes (None where the task does not say), and the system's numbers.
     """
 
     trace: dict[str, Array]
@@ -234,6 +246,8 @@ class Run:
     dims: Mapping[str, tuple[str, ...]]
     attrs: Mapping[str, Mapping[str, str]]
     seed: int
+    problem: Any
+    hyper: Any
 
     def __repr__(self) -> str:
         state = STATUS[self.status] + (f" at step {self.first_bad_step}" if self.status == 1 else "")
@@ -242,11 +256,26 @@ class Run:
         recorded = f"{self.steps.size} recorded steps up to {self.steps[-1]}"
         return f"Run(seed={self.seed}, {recorded}, {state}{loss},\n    observables: {', '.join(self.trace) or 'none'})"
 
-    def to_xarray(self) -> Any:
-        """The run as an xarray.Dataset with the names and dimensions of a sweep of one run."""
+    def to_xarray(self, family: str = "optimizer", **keywords: float) -> Any:
+        """The run as an xarray.Dataset with the names and dimensions of a sweep of one run.
+
+        Args:
+          family: name of its optimizer; claims look for theirs by it.
+          **keywords: the optimizer's numbers, which become coordinates, such as learning_rate=1e-4.
+
+        Returns:
+          xarray.Dataset with dims (optimizer, seed, step, the observable's own).
+
+        Examples:
+          >>> import jax, jaxsign as js
+          >>> task = js.two_layer(js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10))
+          >>> run = train(jax.random.key(0), task, js.Hyper(sigma_p=2.0), js.sign_gd(1e-3), steps=20)
+          >>> run.to_xarray("sign_gd", learning_rate=1e-3)["train_loss"].dims
+          ('optimizer', 'seed', 'step')
+        """
         from jaxsign.labelled import run_dataset
 
-        return run_dataset(self)
+        return run_dataset(self, family, keywords)
 
 
 @functools.lru_cache(maxsize=64)
@@ -255,12 +284,13 @@ def _begin(task: Task) -> Callable[..., Start]:
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(task: Task, factory: Any, settings: tuple, compact: bool, decays: bool) -> Callable[..., dict[str, Any]]:
+def _compiled(task: Task, factory: Any, settings: tuple, *how: bool) -> Callable[..., dict[str, Any]]:
     steps, record, test, observables, trainable, summary, keep_trace = settings
     schedule = Schedule(steps, np.asarray(record), np.asarray(test))
+    compact, decays, signs = how
     train = make_train(
         task, factory, schedule, observables=observables, trainable=trainable, compact=compact, decays=decays,
-        summary=summary, keep_trace=keep_trace,
+        signs=signs, summary=summary, keep_trace=keep_trace,
     )  # fmt: skip
     return jax.jit(train, compiler_options=compiler_options(jax.default_backend()))
 
@@ -322,16 +352,15 @@ def train(
         raise ValueError("keep_trace=False needs summary=, got summary=None: nothing would be kept")
     if jnp.shape(key) != () or not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
         raise ValueError(f"key must be ONE typed key, jax.random.key(seed), got {key!r}")
-    hyper = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), hyper)
+    numbers, hyper = hyper, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), hyper)
     factory = as_grid(optimizer).factory
     chosen, names = name_tuple("observables", observables), name_tuple("trainable", trainable)
     record_key, test_key = tuple(schedule.record.tolist()), tuple(schedule.test.tolist())
     settings = (schedule.steps, record_key, test_key, chosen, names, summary, keep_trace)
-    degrees = use_degrees(task, factory, [{}], hyper, shared, names)
-    start = _begin(task)(key, hyper, shared, *(jnp.asarray(found.p, jnp.zeros(()).dtype) for found in degrees))
-    compact = use_compact(task, factory, [{}], start, names)
-    decays = any(found.decays for found in degrees)
-    out = _compiled(task, factory, settings, compact, decays)(key, start, hyper, {})
+    found = fit(task, factory, [{}], hyper, shared, names, any(map(callable, chosen or ())))
+    task = found.task
+    start = _begin(task)(key, hyper, shared, *(jnp.asarray(one.p, jnp.zeros(()).dtype) for one in found.degrees))
+    out = _compiled(task, factory, settings, found.compact, found.decays, found.signs)(key, start, hyper, {})
     high, low = (int(word) for word in np.asarray(jax.random.key_data(key)).ravel()[-2:])
     return Run(
         trace=out["trace"],
@@ -345,4 +374,6 @@ def train(
         dims=task.dims,
         attrs=task.attrs,
         seed=(high << 32) + low,
+        problem=found.task.problem,
+        hyper=numbers,
     )

@@ -92,6 +92,7 @@ class Oracle:
             y_clean=jnp.asarray(y, dtype),
             signal_slot=jnp.asarray(rng.integers(0, p.context, p.n), jnp.int32),
             mu=jnp.asarray(mu, dtype),
+            weight=jnp.full(p.n, 1 / p.n, dtype),
         )
         shape = (p.n_test, p.patches, p.s)
         indices = np.stack([rng.choice(np.arange(1, p.d), p.s, replace=False) for _ in range(p.n_test * p.patches)])

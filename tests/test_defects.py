@@ -258,3 +258,14 @@ def test_engine_axis_on_system_without_engine():
 
 
 # --- 18 to_xarray carries no manifest though the message names it
+
+
+def test_a_single_run_answers_claims():
+    problem, hyper = js.presets.theory()
+    task = js.two_layer(dataclasses.replace(problem, n_test=1), engine="feature_space")
+    run = js.train(jax.random.key(0), task, hyper, js.sign_gd(1e-4), steps=20, record=1)
+    table = js.check(run.to_xarray("sign_gd", learning_rate=1e-4), ["S1", "S2", "S4"])
+    assert [(row.claim.id, row.setting, row.inside) for row in table.rows] == [("S1", "theory", 1), ("S2", "theory", 1)]
+    assert table.missing[0][2] == "step 50 is not recorded"
+    nameless = js.check(run.to_xarray(), ["S1"])
+    assert "exactly one sign_gd optimizer, got 0" in nameless.missing[0][2]

@@ -5,10 +5,11 @@ import re
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 
 import jaxsign as js
+from jaxsign.exactness import fit
+from jaxsign.optim import FAMILIES
 from jaxsign.schedule import Schedule
 from jaxsign.start import begin
 from jaxsign.training import make_train
@@ -17,15 +18,16 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 RUNS = 3
 
 
-@pytest.fixture(scope="module", params=[("dense", "exact"), ("dense", "none"), ("support", "none")], ids="-".join)
-def system(request, problem, hyper):
-    """(task, overlap, jitted batch of `begin`, its abstract arguments, its abstract result)."""
-    engine, overlap = request.param
-    task = js.two_layer(problem, engine=engine, overlap=overlap)
+@functools.cache
+def system(engine, overlap):
+    """(task, jitted batch of `begin`, its abstract arguments, its abstract result, one run's numbers)."""
+    problem = js.Problem(n=5, d=90, s=4, m_k=3, m_v=2, n_test=6, supports="disjoint", overlap=overlap)
+    hyper = js.Hyper(sigma_p=2.0)
+    task = js.two_layer(problem, engine=engine)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), RUNS))
-    numbers = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((RUNS,), jnp.float32), hyper)
-    starting = jax.jit(jax.vmap(functools.partial(begin, task)))
-    return task, overlap, starting, (keys, numbers), jax.eval_shape(starting, keys, numbers)
+    numbers = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((RUNS,), jnp.float32), (hyper, 0.0))
+    starting = jax.jit(jax.vmap(lambda key, numbers: begin(task, key, numbers[0], None, numbers[1])))
+    return task, starting, (keys, numbers), jax.eval_shape(starting, keys, numbers), hyper
 
 
 def text_of(program, *arguments):
@@ -34,8 +36,15 @@ def text_of(program, *arguments):
     return str(exported.mlir_module())
 
 
-def test_begin_exports(system):
-    _, _, starting, arguments, _ = system
+SYSTEMS = [
+    ("dense", "exact"), ("dense", "none"), ("support", "none"), ("feature_space", "exact"), ("feature_space", "none"),
+    ("feature_space_law", "exact"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("engine", "overlap"), SYSTEMS)
+def test_begin_exports(engine, overlap):
+    _, starting, arguments, *_ = system(engine, overlap)
     text = text_of(starting, *arguments)
     assert "stablehlo" in text
     assert not re.search(r"\bf64\b|xf64>", text)
@@ -57,23 +66,43 @@ def loops(jaxpr, depth=0):
         yield from loops(found, depth + (name in ("scan", "while")))
 
 
-@pytest.mark.parametrize(("factory", "compact"), [(js.sign_gd, True), (optax.adam, False)], ids=["compact", "full"])
-def test_training_exports_without_f64_or_scatter_at_full_precision(system, factory, compact):
-    task, overlap, _, (keys, numbers), starts = system
-    one = make_train(task, factory, Schedule.build(7, 2, 4), compact=compact)
-    program = jax.jit(jax.vmap(lambda key, start, hyper, rate: one(key, start, hyper, {"learning_rate": rate})))
-    arguments = keys, starts, numbers, jax.ShapeDtypeStruct((RUNS,), jnp.float32)
+#: What runs fast enough for every day; the others are slow tests.
+DAILY = {
+    ("dense", "exact", "sign_gd"), ("dense", "none", "adamw"), ("support", "none", "adam"),
+    ("feature_space", "exact", "sign_gd"), ("feature_space", "none", "adam"), ("feature_space_law", "exact", "sgd"),
+}  # fmt: skip
+#: Their eps or temperature is comparable to gradients.
+NOT_HOMOGENEOUS = {"smooth_sign_gd", "adamw", "rmsprop"}
+CASES = [
+    pytest.param(*case, marks=() if case in DAILY else pytest.mark.slow)
+    for case in ((engine, overlap, name) for engine, overlap in SYSTEMS for name in FAMILIES)
+    if not ("feature_space" in case[0] and case[2] in NOT_HOMOGENEOUS)
+]
+
+
+@pytest.mark.parametrize(("engine", "overlap", "name"), CASES)
+def test_training_exports_without_f64_or_scatter_at_full_precision(engine, overlap, name):
+    task, _, (keys, numbers), starts, hyper = system(engine, overlap)
+    factory, keywords = FAMILIES[name]
+    found = fit(task, factory, [keywords], hyper)
+    one = make_train(
+        task, factory, Schedule.build(7, 2, 4), compact=found.compact, decays=found.decays, signs=found.signs
+    )
+    program = jax.jit(jax.vmap(lambda key, start, numbers, floats: one(key, start, numbers[0], floats)))
+    floats = {keyword: jax.ShapeDtypeStruct((RUNS,), jnp.float32) for keyword in keywords}
+    arguments = keys, starts, numbers, floats
     text = text_of(program, *arguments)
     assert "stablehlo.while" in text
     assert not re.search(r"\bf64\b|xf64>", text)
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
-    assert len(products) > 3
+    assert len(products) > 3 or "feature_space" in engine
     for line in products:
         assert "precision = [HIGHEST, HIGHEST]" in line, line
     # Records are one loop, the steps between them the loop inside.
     steps = [jaxpr for depth, jaxpr in loops(program.trace(*arguments).jaxpr.jaxpr) if depth >= 2]
     used = {equation.primitive.name for jaxpr in steps for equation in jaxpr.eqns}
-    assert {"dot_general", "exp"} <= used
+    assert {"exp", "reduce_sum"} <= used
+    assert ("dot_general" in used) == ("feature_space" not in engine)
     assert not {name for name in used if name.startswith("scatter")}
     if overlap == "exact":  # otherwise the look at the test set places it off the training supports
         assert "stablehlo.scatter" not in text

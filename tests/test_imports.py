@@ -23,6 +23,7 @@ LAYERS = [
     {"engines"},
     {"training", "store"},
     {"sweep"},
+    {"measures"},
     {"stages"},
     {"claims"},
     {"verdicts"},
@@ -36,7 +37,7 @@ TRAINING = frozenset({"training", "sweep", "tasks", "engines", "models"})
 #: Whatever the layers allow.
 NEVER = {
     **dict.fromkeys(["training", "start", "exactness", "probes", "sweep", "store", "optim", "task"], SYSTEMS),
-    **dict.fromkeys(["stages", "claims", "verdicts", "plot", "report"], TRAINING),
+    **dict.fromkeys(["measures", "stages", "claims", "verdicts", "plot", "report"], TRAINING),
     **dict.fromkeys(["data", "models", "observables", "theory"], frozenset({"task", "optim", "schedule"})),
 }
 LATE = {"flax", "xarray", "zarr", "orbax", "matplotlib", "tqdm", "scipy", "pandas"}

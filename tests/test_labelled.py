@@ -124,7 +124,7 @@ TASK = js.Task(
         **({} if test is None else {"test_loss": jnp.mean((params["w"] * test - test) ** 2)}),
     },
     describe=lambda data, test, hyper: {"size": jnp.sum(data), "points": data},
-    watch={"passed_half": lambda params, data, hyper: params["w"] > 0.5},
+    watch={"passed_half": lambda params, data, hyper, gradient: params["w"] > 0.5},
     dims={"gap": ("sample",), "points": ("sample",)},
     attrs={"w": {"units": "1", "long_name": "slope"}},
 )

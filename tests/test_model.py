@@ -69,6 +69,11 @@ def test_gradient_is_the_finite_difference(system, oracle, eps, heads, context):
     np.testing.assert_allclose(slope, (forward - backward) / (2 * size), rtol=max(1e-6, 500 * eps))
 
 
+def inner(matrix):
+    """The array of one compact matrix."""
+    return getattr(matrix, "moved", matrix)
+
+
 @pytest.mark.x64
 @pytest.mark.parametrize(("engine", "heads", "context"), [("dense", 1, 2), ("support", 2, 3)])
 def test_compact_weights_are_the_same_function_with_a_rows_gradient(system, eps, engine, heads, context):
@@ -76,20 +81,24 @@ def test_compact_weights_are_the_same_function_with_a_rows_gradient(system, eps,
     start, slopes = task.compact(params, data), jax.jit(jax.value_and_grad(task.loss, allow_int=True))
     columns = np.asarray(getattr(start, "active", np.arange(params.w_q.shape[1])))
     assert set(np.flatnonzero(np.abs(data.basis).sum(0))) <= set(columns)
-    moves = jnp.asarray(np.random.default_rng(2).normal(size=start.w_v.shape), start.w_v.dtype)
-    for compact in (start, dataclasses.replace(start, w_v=moves)):
+    assert task.expand(start).w_v.shape == params.w_v.shape
+    moves = jnp.asarray(np.random.default_rng(2).normal(size=inner(start.w_v).shape), params.w_v.dtype)
+    moved_start = dataclasses.replace(start, w_v=start.w_v._replace(moved=moves) if engine == "support" else moves)
+    for compact in (start, moved_start):
         full = task.expand(compact)
         moved = np.asarray(params.w_v).copy()
-        moved[:, :, columns] += np.asarray(compact.w_v)[:, None]
+        moved[:, :, columns] += np.asarray(inner(compact.w_v))[:, None]
         np.testing.assert_array_equal(full.w_v, moved)
         (loss, slope), (expected, rows) = (slopes(p, data, None) for p in (compact, full))
         np.testing.assert_allclose(loss, expected, rtol=20 * eps)
         for name in ("w_q", "w_k", "w_v"):
-            mine, theirs = np.asarray(getattr(slope, name)), np.asarray(getattr(rows, name))
+            mine, theirs = np.asarray(inner(getattr(slope, name))), np.asarray(getattr(rows, name))
             tolerance = {"rtol": 1000 * eps, "atol": 20 * eps * np.abs(theirs).max()}
             for row in theirs.transpose(1, 0, 2) if name == "w_v" else [theirs]:
                 np.testing.assert_allclose(mine, row[:, columns], **tolerance)
                 assert not np.delete(row, columns, axis=-1).any()
+            if engine == "support":
+                assert getattr(slope, name).kept == 0  # weight decay alone moves it
     for a, b in zip(jax.tree.leaves(task.expand(start)), jax.tree.leaves(params)):
         np.testing.assert_array_equal(a, b)
 

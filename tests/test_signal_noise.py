@@ -75,7 +75,7 @@ def test_label_noise_at_its_ends(problem, rate):
 @pytest.mark.parametrize("s", [1, 3])
 def test_every_subset_is_equally_likely(s):
     keys, sizes = jax.random.split(jax.random.key(2), 6000), [s, s + 1, s + 4]
-    subsets = jax.jit(jax.vmap(lambda k, size: signal_noise.subset(k, size, s), (0, None)))  # one compile a traced size
+    subsets = jax.jit(lambda k, size: signal_noise.subsets(k, size, s))  # one compile a traced size
     for size in sizes:
         sets, counts = np.unique(np.sort(subsets(keys, size), axis=1), axis=0, return_counts=True)
         assert [tuple(row) for row in sets] == list(itertools.combinations(range(size), s))
@@ -85,9 +85,7 @@ def test_every_subset_is_equally_likely(s):
 def test_large_subsets_cover_their_range_evenly_and_accept_a_traced_size():
     sizes, s, count = np.array([40, 97, 300]), 40, 1500
     keys = jax.random.split(jax.random.key(3), count)
-    draws = jax.jit(jax.vmap(jax.vmap(lambda k, size: signal_noise.subset(k, size, s), (0, None)), (None, 0)))(
-        keys, sizes
-    )
+    draws = jax.jit(jax.vmap(lambda k, size: signal_noise.subsets(k, size, s), (None, 0)))(keys, sizes)
     for size, rows in zip(sizes, np.asarray(draws)):
         assert all(len(set(row)) == s for row in rows)
         share = s / size
@@ -188,5 +186,5 @@ def test_no_array_of_test_examples_times_dimensions(oracle, overlap):
     assert max(_sizes(drawn.jaxpr)) < 20_000  # n_test * d is 2,000,000
     seen = jax.make_jaxpr(lambda p, t: task.observe(p, data, t, hyper))(params, test)
     assert max(_sizes(seen.jaxpr)) <= (1 + problem.n) * problem.d
-    one = jax.make_jaxpr(lambda k: signal_noise.subset(k, problem.d - 1, 3))(key)
+    one = jax.make_jaxpr(lambda k: signal_noise.subsets(k[None], problem.d - 1, 3))(key)
     assert max(_sizes(one.jaxpr)) < 50  # nothing of size d for one support

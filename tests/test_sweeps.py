@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -74,6 +75,8 @@ def test_help_lists_every_axis_without_running(name, capsys):
     text = capsys.readouterr().out
     assert "optimizer: " in text
     assert "seed: " in text
+    listed = [line.strip() for line in text.splitlines() if "learning_rate" in line or "64 seeds" in line]
+    assert len(listed) == len(set(listed))  # what all sweeps of an experiment share is listed once
     assert ("snr: 0.02" in text) == (name == "snr")
 
 
@@ -125,6 +128,18 @@ def test_claims_command_prints_writes_and_compares(results, tmp_path, capsys):
     assert "HOLDS -> UNDECIDED" in capsys.readouterr().out
 
 
+def test_claims_command_says_why_nothing_is_decided(results, tmp_path, capsys):
+    table = tmp_path / "claims.csv"
+    table.write_text("claim,setting,verdict\nG1,paper_like,HOLDS\n")
+    command = ["claims", str(results / "snr"), "--claim", "G1", "--claim", "S1", "--against", str(table)]
+    assert cli.main(command) == 0
+    start = f"no claim can be decided from {results / 'snr'}: "
+    assert capsys.readouterr().out.splitlines() == [
+        f"{start}G1 custom: needs one point of every axis, got several on ['snr']",
+        f"{start}S1 custom: step 6 is not recorded",
+    ]
+
+
 def test_claims_strict_exits_1_on_a_fails(results, monkeypatch, capsys):
     import jaxsign.verdicts as verdicts
 
@@ -144,6 +159,15 @@ def test_claims_command_on_bad_and_damaged_directories(results, tmp_path, capsys
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_the_package_runs_as_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["jaxsign", "--help"])
+    monkeypatch.delitem(sys.modules, "jaxsign.__main__", raising=False)  # the doctests import it
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("jaxsign", run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: jaxsign ")
+
+
 @pytest.fixture(scope="module")
 def throughput():
     """The benchmark, which imports its neighbours in sweeps/ as a script does."""
@@ -160,11 +184,11 @@ def test_throughput_benchmark_runs_tiny_agrees_and_is_drawn(throughput, tmp_path
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         assert throughput.main(["--tiny", "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    assert text.count("last losses differ") == 2
+    assert text.count("last losses differ") == 1
     assert "PyTorch is left out, torch is not installed: pip install" in text
     with open(out / "throughput.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["contender"] for row in rows} == {"textbook", "dense", "support", "feature_space"}
+    assert {row["contender"] for row in rows} == {"textbook", "dense", "support", "feature_space", "feature_space_law"}
     assert {row["test_eval"] for row in rows} == {"0", "1"}
     assert all(float(row["seed_steps_per_s"]) > 0 for row in rows)
     assert set(json.loads((out / "machine.json").read_text())["limits"]) == {"gflops", "gbs"}

@@ -96,8 +96,8 @@ def test_alarms_keep_the_first_step_and_constants_are_stored():
     task = dataclasses.replace(
         LINEAR,
         watch={
-            "moved": lambda params, batch, hyper: params["tail"]["u"][0] <= -1.5,
-            "never": lambda params, batch, hyper: params["tail"]["u"][0] > 0,
+            "moved": lambda params, batch, hyper, gradient: params["tail"]["u"][0] <= -1.5,
+            "never": lambda params, batch, hyper, gradient: params["tail"]["u"][0] > 0,
         },
         describe=lambda data, test, hyper: {"twice": 2 * data},
     )

@@ -1,7 +1,8 @@
 """The signal + sparse-noise data of the two-layer paper, exact to its definition."""
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ class Dataset:
       y_clean: (n,) labels that the signal patches carry, +-1.
       signal_slot: (n,) int32 in [0, context), the slot of the signal patch.
       mu: (), norm of the signal patch.
+      weight: (n,), share of each example in the mean loss: 1/n, or that of a mini-batch; 0 for padding.
 
     References:
       arXiv 2410.04870, data model.
@@ -34,11 +36,17 @@ class Dataset:
     y_clean: Array
     signal_slot: Array
     mu: Array
+    weight: Array
 
     @property
     def patches(self) -> Array:
         """Noise patches, (n, context-1, d)."""
         return self.basis[1:].reshape(*self.support.shape[:2], -1)
+
+    @property
+    def noise(self) -> Array:
+        """Values of the noise on its support, (n, context-1, s)."""
+        return jnp.take_along_axis(self.patches, self.support, axis=2)
 
     @property
     def xi(self) -> Array:
@@ -82,61 +90,119 @@ for _record in (Dataset, TestSet):
     jax.tree_util.register_dataclass(_record, data_fields=field_names(_record), meta_fields=[])
 
 
-def subset(key: Array, size: Any, s: int) -> Array:
-    """S distinct integers of {0, ..., size-1}, every subset equally likely, by Floyd's algorithm.
+def subsets(keys: Array, size: Any, s: int) -> Array:
+    """For every key S distinct integers of {0, ..., size-1}, every subset equally likely, by Floyd's algorithm.
 
-    O(s^2) operations and O(s) memory, whatever the size; the *order* is not uniform, the set is.
+    O(s^2) operations and O(s) memory each, whatever the size; the *order* is not uniform, the set is.
 
     Args:
-      key: typed key, shape ().
+      keys: (count,) typed keys.
       size: int >= s, may be traced.
       s: how many, static int >= 1.
 
     Returns:
-      (s,) int32, distinct.
+      (count, s) int32, distinct in every row.
 
     Examples:
       >>> import jax
-      >>> sorted(subset(jax.random.key(0), 3, 3).tolist())
+      >>> sorted(subsets(jax.random.key(0)[None], 3, 3)[0].tolist())
       [0, 1, 2]
 
     References:
       Bentley and Floyd, "Programming pearls: a sample of brilliance", CACM 1987.
     """
     last = size - s + jnp.arange(s, dtype=jnp.int32)
-    draws = jax.random.randint(key, (s,), 0, last + 1, dtype=jnp.int32)
-    place = jnp.arange(s, dtype=jnp.int32)
+    draws = jax.vmap(lambda key: jax.random.randint(key, (s,), 0, last + 1, dtype=jnp.int32))(keys).T
 
     def pick(i: Array, chosen: Array) -> Array:
-        taken = jnp.any((chosen == draws[i]) & (place < i))
-        return jnp.where(place == i, jnp.where(taken, last[i], draws[i]), chosen)
+        """Takes the i-th draw, or the last integer in reach if that is taken; the subsets lie along the last axis."""
+        draw = jax.lax.dynamic_index_in_dim(draws, i, 0)
+        taken = jnp.any(chosen == draw, axis=0, keepdims=True)
+        return jax.lax.dynamic_update_index_in_dim(chosen, jnp.where(taken, last[i], draw), i, 0)
 
-    return jax.lax.fori_loop(0, s, pick, jnp.full((s,), -1, jnp.int32))
+    return jax.lax.fori_loop(0, s, pick, jnp.full(draws.shape, -1, jnp.int32)).T
 
 
-def _example_keys(key: Array, count: int) -> Array:
+def example_keys(key: Array, count: int) -> Array:
     """(count,) keys, one an example."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count, dtype=jnp.uint32))
 
 
-def _sign(uniform: Array) -> Array:
+def fair_sign(uniform: Array) -> Array:
     """A fair sign, +-1, from a uniform draw on [0, 1)."""
     return jnp.where(uniform < 0.5, 1.0, -1.0).astype(uniform.dtype)
 
 
+class Room(NamedTuple):
+    """Room for more examples than there are, so that one program serves several n: the rest is padding."""
+
+    size: int  # slots, static
+    count: Any  # examples, may be traced
+
+
+class Labels(NamedTuple):
+    """What is drawn of every example beside its noise."""
+
+    y: Array  # (n,) observed labels
+    y_clean: Array  # (n,) labels of the signal patches
+    signal_slot: Array  # (n,) int32
+    weight: Array  # (n,) 1 over the number of examples; 0 for padding
+
+
+def labels(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None) -> tuple[Labels, Array]:
+    """Draws labels and slots.
+
+    Args:
+      key: key of the stream "data".
+      problem: shapes.
+      hyper: numbers, may be traced.
+      room: slots for examples and how many there are; None: problem.n of both.
+
+    Returns:
+      (Labels, (n, 2) keys of each example's support and noise). The draws of an example do not depend on n: the first
+      examples of a larger training set are the smaller one.
+    """
+    size, count = (problem.n, problem.n) if room is None else room
+    keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, size))
+    u = jax.vmap(lambda k: jax.random.uniform(k, (3,)))(keys[:, 0])  # label, slot, flip
+    y_clean = fair_sign(u[:, 0])
+    y = jnp.where(u[:, 2] < hyper.label_noise, -y_clean, y_clean)
+    total = jnp.asarray(count, u.dtype)
+    weight = jnp.where(jnp.arange(size, dtype=u.dtype) < total, 1 / total, 0)
+    return Labels(y, y_clean, jnp.floor(u[:, 1] * problem.context).astype(jnp.int32), weight), keys[:, 1:]
+
+
+def mini_batch(key: Array, size: int, data: Any) -> Any:
+    """The same examples with the weights of a mini-batch: 1/B for B of them, every subset equally likely.
+
+    Args:
+      key: key of the step.
+      size: B, int in [1, n].
+      data: a record with `weight`, (n,).
+
+    Returns:
+      The record with other weights: what is no part of the batch has weight 0.
+    """
+    chosen = subsets(key[None], jnp.sum(data.weight > 0, dtype=jnp.int32), size)[0]
+    places = jnp.arange(data.weight.size, dtype=jnp.int32)
+    there = jnp.any(chosen[:, None] == places[None], axis=0)
+    return dataclasses.replace(data, weight=there.astype(data.weight.dtype) / size)
+
+
 def _supports(key: Array, example_keys: Array, problem: Problem) -> Array:
-    """(n, context-1, s) int32 coordinates in [1, d) of the training noise."""
-    shape = (problem.n, problem.patches, problem.s)
+    """(n, context-1, s) int32 coordinates in [1, d) of the training noise; of padding they may be anything."""
+    shape = (example_keys.shape[0], problem.patches, problem.s)
     if problem.supports == "independent":
         if problem.patches > 1:
             example_keys = jax.vmap(lambda k: jax.random.split(k, problem.patches))(example_keys).reshape(-1)
-        return 1 + jax.vmap(subset, (0, None, None))(example_keys, problem.d - 1, problem.s).reshape(shape)
+        return 1 + subsets(example_keys, problem.d - 1, problem.s).reshape(shape)
     # Disjoint: cut one random order of all coordinates into supports. One O(d) array a run, none an example.
     order = jax.random.permutation(key, jnp.arange(1, problem.d, dtype=jnp.int32))
-    return order[: problem.n * problem.patches * problem.s].reshape(shape)
+    place = jnp.arange(math.prod(shape), dtype=jnp.int32)
+    return order[jnp.minimum(place, problem.d - 2)].reshape(shape)
 
 
-def sample(key: Array, problem: Problem, hyper: Hyper) -> Dataset:
+def sample(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None) -> Dataset:
     """Draws a training set: signal patch y*mu*e_1, noise patches xi with s coordinates N(0, sigma_p^2).
 
         x = [y mu e_1, xi_1, ..., xi_{context-1}] with the signal in a uniform slot,
@@ -146,6 +212,8 @@ def sample(key: Array, problem: Problem, hyper: Hyper) -> Dataset:
       key: key of the stream "data".
       problem: shapes.
       hyper: numbers, may be traced; standard draws do not depend on them.
+      room: slots for examples and how many there are, the others are padding: weight 0, noise 0 on coordinate 0.
+        None: problem.n of both.
 
     Returns:
       The Dataset.
@@ -159,26 +227,27 @@ def sample(key: Array, problem: Problem, hyper: Hyper) -> Dataset:
     References:
       arXiv 2410.04870, data model.
     """
-    n, patches, s, d = problem.n, problem.patches, problem.s, problem.d
-    # The keys of an example do not depend on n: the first examples of a larger training set are the smaller one.
-    keys = jax.vmap(lambda k: jax.random.split(k, 3))(_example_keys(key, n))
-    u = jax.vmap(lambda k: jax.random.uniform(k, (3,)))(keys[:, 0])  # label, slot, flip
-    y_clean = _sign(u[:, 0])
-    slot = jnp.floor(u[:, 1] * problem.context).astype(jnp.int32)
-    flip = u[:, 2] < hyper.label_noise
-    support = _supports(key, keys[:, 1], problem)
-    noise = jax.vmap(lambda k: jax.random.normal(k, (patches, s)))(keys[:, 2]) * hyper.sigma_p
+    n, patches, s, d = room.size if room else problem.n, problem.patches, problem.s, problem.d
+    drawn, keys = labels(key, problem, hyper, room)
+    support = _supports(key, keys[:, 0], problem)
+    noise = jax.vmap(lambda k: jax.random.normal(k, (patches, s)))(keys[:, 1]) * hyper.sigma_p
+    shift = hyper.alpha * hyper.mu * drawn.y_clean
+    if room is not None:
+        there = drawn.weight > 0
+        support, noise = (jnp.where(there[:, None, None], x, 0) for x in (support, noise))
+        shift = jnp.where(there, shift, 0)
     row = jnp.arange(n * patches, dtype=jnp.int32)[:, None]
     xi = jnp.zeros((n * patches, d), noise.dtype).at[row, support.reshape(-1, s)].set(noise.reshape(-1, s))
-    xi = xi.at[:, 0].set(-hyper.alpha * hyper.mu * jnp.repeat(y_clean, patches))
+    xi = xi.at[:, 0].set(-jnp.repeat(shift, patches))
     e_1 = jnp.zeros((1, d), xi.dtype).at[0, 0].set(1.0)
     return Dataset(
         basis=jnp.concatenate([e_1, xi]),
         support=support,
-        y=jnp.where(flip, -y_clean, y_clean),
-        y_clean=y_clean,
-        signal_slot=slot,
+        y=drawn.y,
+        y_clean=drawn.y_clean,
+        signal_slot=drawn.signal_slot,
         mu=jnp.asarray(hyper.mu, xi.dtype),
+        weight=drawn.weight,
     )
 
 
@@ -198,7 +267,7 @@ def settle(test: TestSet, data: Dataset) -> TestSet:
     return dataclasses.replace(test, indices=free_first[test.indices])
 
 
-def sample_test(key: Array, problem: Problem, hyper: Hyper) -> TestSet:
+def sample_test(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None) -> TestSet:
     """Draws n_test fresh examples with clean labels and sparse noise patches.
 
     With overlap="none" the indices are ranks among the coordinates that no training patch uses, of which there are at
@@ -208,6 +277,7 @@ def sample_test(key: Array, problem: Problem, hyper: Hyper) -> TestSet:
       key: key of the stream "test".
       problem: shapes and the overlap law.
       hyper: numbers, may be traced.
+      room: how many training examples there are; None: problem.n.
 
     Returns:
       The TestSet.
@@ -224,16 +294,16 @@ def sample_test(key: Array, problem: Problem, hyper: Hyper) -> TestSet:
     labels, supports, values = jax.random.split(key, 3)
     shape = (problem.n_test, problem.patches, problem.s)
     keys = jax.random.split(supports, problem.n_test * problem.patches)
-    draw = jax.vmap(subset, (0, None, None))
     if problem.overlap == "exact":
-        indices = 1 + draw(keys, problem.d - 1, problem.s)
+        indices = 1 + subsets(keys, problem.d - 1, problem.s)
     else:
-        indices = draw(keys, problem.d - 1 - problem.n * problem.patches * problem.s, problem.s)
+        taken = problem.n if room is None else jnp.asarray(room.count).astype(jnp.int32)
+        indices = subsets(keys, problem.d - 1 - taken * problem.patches * problem.s, problem.s)
     noise = jax.random.normal(values, shape)
     return TestSet(
         indices=indices.reshape(shape),
         values=noise * hyper.sigma_p,
-        y=_sign(jax.random.uniform(labels, (problem.n_test,))),
+        y=fair_sign(jax.random.uniform(labels, (problem.n_test,))),
         mu=jnp.asarray(hyper.mu, noise.dtype),
         alpha=jnp.asarray(hyper.alpha, noise.dtype),
     )

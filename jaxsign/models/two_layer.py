@@ -32,9 +32,15 @@ class Features(NamedTuple):
 class Weights:
     """What all forms of the weights share: their inner products with patches."""
 
-    w_q: Array
-    w_k: Array
     heads: int
+
+    def query(self) -> Array:
+        """W_Q on this form's columns."""
+        raise NotImplementedError
+
+    def key(self) -> Array:
+        """W_K on this form's columns."""
+        raise NotImplementedError
 
     def value(self) -> Array:
         """V = mean_r w_{V,+1,r} - mean_r w_{V,-1,r} on this form's columns: all that the model sees of W_V."""
@@ -59,8 +65,8 @@ class Weights:
         """
         count, patches = data.support.shape[:2]
         basis = self.columns(data.basis)
-        query = jnp.matmul(self.w_q, basis.T, precision=HIGHEST)
-        key = jnp.matmul(self.w_k, basis.T, precision=HIGHEST)
+        query = jnp.matmul(self.query(), basis.T, precision=HIGHEST)
+        key = jnp.matmul(self.key(), basis.T, precision=HIGHEST)
         value = jnp.matmul(basis, self.value(), precision=HIGHEST)
         grid = (-1, count, patches)
         return Features(
@@ -94,8 +100,23 @@ class Weights:
         return Features(full.w_q[:, 0], full.w_k[:, 0], weights[0, -1], inner[:rows], inner[rows:-1], inner[-1])
 
 
+class _Plain(Weights):
+    """Weights that hold W_Q and W_K as they are."""
+
+    w_q: Array
+    w_k: Array
+
+    def query(self) -> Array:
+        """W_Q."""
+        return self.w_q
+
+    def key(self) -> Array:
+        """W_K."""
+        return self.w_k
+
+
 @dataclasses.dataclass(frozen=True)
-class Params(Weights):
+class Params(_Plain):
     """Weights of the two-layer transformer.
 
     Args:
@@ -124,7 +145,7 @@ class Params(Weights):
 
 
 @dataclasses.dataclass(frozen=True)
-class TiedParams(Weights):
+class TiedParams(_Plain):
     """The same weights with one shared displacement for the value rows of each sign.
 
     All m_v rows of one sign have the same gradient, (dL/dv) sgn(j)/m_v, so an optimizer that is coordinate-wise and
@@ -155,34 +176,53 @@ class TiedParams(Weights):
         return Params(self.w_q, self.w_k, self.w_v_start + self.w_v[:, None], heads=self.heads)
 
 
+class Active(NamedTuple):
+    """One matrix on the active coordinates."""
+
+    moved: Array  # (rows, active); of W_V (2, active), the displacement of every row of a sign from its start
+    kept: Array  # () what weight decay has left of all other weights: a coordinate of its own, with gradient 0
+
+
 @dataclasses.dataclass(frozen=True)
 class ActiveParams(Weights):
     """The same weights on the coordinates that some training patch uses, value rows tied.
 
+        W = kept * start off the active coordinates,   value row = kept * start + displacement
+
     Every other coordinate has gradient 0 at every step, so an optimizer that moves each coordinate by its own
-    gradients only leaves it where it started.
+    gradients only leaves it where it started, and decoupled weight decay shrinks all of them alike.
 
     Args:
-      w_q: (heads*m_k, active).
-      w_k: (heads*m_k, active).
-      w_v: (2, active) displacement of every value row of a sign from its start; its gradient is a row's own.
+      w_q: Active, (heads*m_k, active).
+      w_k: Active, (heads*m_k, active).
+      w_v: Active, (2, active); its gradient is a row's own.
       v_start: (active,) the value vector at the start; frozen.
       active: (active,) int32, the coordinates; frozen.
       start: the full Params at the start; frozen.
       heads: static number of heads.
     """
 
-    w_q: Array
-    w_k: Array
-    w_v: Array
+    w_q: Active
+    w_k: Active
+    w_v: Active
     v_start: Array
     active: Array
     start: Params
     heads: int = 1
 
+    def query(self) -> Array:
+        """W_Q on the active coordinates."""
+        return self.w_q.moved
+
+    def key(self) -> Array:
+        """W_K on the active coordinates."""
+        return self.w_k.moved
+
     def value(self) -> Array:
         """V on the active coordinates, with the gradient of a single row, (dL/dv) sgn(j)/m_v."""
-        return self.v_start + _row_gradient(self.w_v[0] - self.w_v[1], self.start.w_v.shape[1])
+        moved, kept = self.w_v
+        start = jax.lax.stop_gradient(kept) * self.v_start
+        return start + _row_gradient(moved[0] - moved[1], self.start.w_v.shape[1])
 
     def columns(self, basis: Array) -> Array:
         """The active columns of the patches."""
@@ -190,10 +230,11 @@ class ActiveParams(Weights):
         return jnp.take_along_axis(basis, jnp.broadcast_to(self.active, (basis.shape[0], self.active.size)), axis=1)
 
     def full(self) -> Params:
-        """The full weights: the start, with the active coordinates replaced."""
-        w_q = self.start.w_q.at[:, self.active].set(self.w_q)
-        w_k = self.start.w_k.at[:, self.active].set(self.w_k)
-        w_v = self.start.w_v.at[:, :, self.active].add(self.w_v[:, None])
+        """The full weights: what is left of the start, with the active coordinates replaced."""
+        (q, kept_q), (k, kept_k), (v, kept_v) = self.w_q, self.w_k, self.w_v
+        w_q = (kept_q * self.start.w_q).at[:, self.active].set(q)
+        w_k = (kept_k * self.start.w_k).at[:, self.active].set(k)
+        w_v = (kept_v * self.start.w_v).at[:, :, self.active].add(v[:, None])
         return Params(w_q, w_k, w_v, heads=self.heads)
 
 
@@ -258,9 +299,11 @@ def activate(params: Params, data: Dataset) -> ActiveParams:
     count = min(-(-(data.support.size + 1) // COLUMNS) * COLUMNS, d)
     used = jnp.zeros((d,), bool).at[0].set(True).at[data.support.reshape(-1)].set(True)
     active = jnp.argsort(~used, stable=True)[:count].astype(jnp.int32)
-    shift = jnp.zeros_like(params.w_v[:, 0, :count])
+    whole = jnp.ones((), params.w_q.dtype)
     return ActiveParams(
-        params.w_q[:, active], params.w_k[:, active], shift, params.value()[active], active, params, heads=params.heads
+        Active(params.w_q[:, active], whole), Active(params.w_k[:, active], whole),
+        Active(jnp.zeros_like(params.w_v[:, 0, :count]), whole),
+        params.value()[active], active, params, heads=params.heads,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The two-layer transformer in feature space: its parameters are the inner products with the patches."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,7 @@ class FeatureData:
       alpha: (), feature noise.
       metric: (n, context-1), sum_j |xi_j|^(1+p): how far one unit of update moves <w, xi>.
       value_metric: (), 2/m_v^p: how far it moves the value vector.
+      weight: (n,), share of each example in the mean loss; 0 for padding.
     """
 
     y: Array
@@ -86,6 +87,7 @@ class FeatureData:
     alpha: Array
     metric: Array
     value_metric: Array
+    weight: Array
 
     def scale(self, heads: int) -> FeatureParams:
         """The metric of every parameter; that of e_1 is 1."""
@@ -142,11 +144,9 @@ def to_features(
     Returns:
       (FeatureData, FeatureTest, FeatureParams) of the same run.
     """
-    values = jnp.take_along_axis(data.patches, data.support, axis=2)
-    metric = jnp.sum(jnp.abs(values) ** (1 + degree), axis=2)
     found, alpha = params.features(data), test.alpha
-    kept = jnp.ones((), metric.dtype)
-    shift = (alpha * data.mu * data.y_clean)[:, None]
+    kept = jnp.ones((), alpha.dtype)
+    shift = jnp.where(data.weight > 0, alpha * data.mu * data.y_clean, 0)[:, None]
 
     def along(noise: Array, signal: Array, shift: Array) -> Array:
         """The part of <w, xi> off coordinate 0."""
@@ -158,8 +158,9 @@ def to_features(
         Inner(found.v_mu, along(found.v, found.v_mu, shift), kept),
         heads=params.heads,
     )
+    mine = feature_data(data, alpha, params.full().w_v.shape[1], degree)
     fresh = params.fresh_features(dataclasses.replace(test, alpha=jnp.zeros_like(alpha)))
-    mixing = _mixing(data, values, metric, test, degree) if shared else None
+    mixing = mixing_matrix(test, *_owners(data, test), mine.metric, degree) if shared else None
 
     def rest(fresh: Array, inner: Inner) -> Array:
         if mixing is None:
@@ -167,26 +168,57 @@ def to_features(
         flat = inner.noise.reshape(*inner.noise.shape[:-2], -1)
         return fresh - jnp.matmul(flat, mixing.T, precision=HIGHEST).reshape(fresh.shape)
 
-    value_metric = 2 * jnp.asarray(params.full().w_v.shape[1], metric.dtype) ** -degree
-    return (
-        FeatureData(data.y, data.y_clean, data.signal_slot, data.mu, alpha, metric, value_metric),
-        FeatureTest(
-            rest(fresh.q, features.w_q), rest(fresh.k, features.w_k), rest(fresh.v, features.w_v),
-            mixing, test.y, test.mu, alpha,
-        ),
-        features,
+    tests = FeatureTest(
+        rest(fresh.q, features.w_q), rest(fresh.k, features.w_k), rest(fresh.v, features.w_v),
+        mixing, test.y, test.mu, alpha,
+    )  # fmt: skip
+    return mine, tests, features
+
+
+def feature_data(data: Any, alpha: Array, m_v: int, degree: Array) -> FeatureData:
+    """What feature space keeps of a training set, for a transform of degree p.
+
+    Args:
+      data: a record with noise (n, context-1, s), y, y_clean, signal_slot, mu and weight.
+      alpha: feature noise, ().
+      m_v: value rows of a sign.
+      degree: p, (); may be traced.
+
+    Returns:
+      FeatureData.
+    """
+    metric = jnp.sum(jnp.abs(data.noise) ** (1 + degree), axis=2)
+    value_metric = 2 * jnp.asarray(m_v, metric.dtype) ** -degree
+    return FeatureData(
+        data.y, data.y_clean, data.signal_slot, data.mu, alpha, metric, value_metric, data.weight
     )  # fmt: skip
 
 
-def _mixing(data: Dataset, values: Array, metric: Array, test: TestSet, degree: Array) -> Array:
-    """C of `FeatureTest`: disjoint supports give every coordinate at most one owner."""
+def mixing_matrix(test: Any, owner: Array, value: Array, metric: Array, degree: Array) -> Array:
+    """C of `FeatureTest`: disjoint supports give every coordinate at most one owner.
+
+    Args:
+      test: a record with values (n_test, context-1, s).
+      owner: (n_test*(context-1), s) int32, the training patch that owns each coordinate of each test patch.
+      value: (n_test*(context-1), s), the value of that patch there; 0 where no patch owns the coordinate.
+      metric: (n, context-1).
+      degree: p, ().
+
+    Returns:
+      (n_test*(context-1), n*(context-1)).
+    """
+    flat = metric.reshape(-1)
+    weight = test.values.reshape(owner.shape) * jnp.sign(value) * jnp.abs(value) ** degree
+    weight = jnp.where(value == 0, 0, weight / flat[owner])  # padding has metric 0, and owns nothing
+    row = jnp.broadcast_to(jnp.arange(owner.shape[0], dtype=jnp.int32)[:, None], owner.shape)
+    return jnp.zeros((owner.shape[0], flat.size), weight.dtype).at[row, owner].add(weight)
+
+
+def _owners(data: Dataset, test: TestSet) -> tuple[Array, Array]:
+    """(owner, value) of `mixing_matrix`, looked up through arrays of d coordinates."""
     n, patches, s = data.support.shape
-    d, count = data.basis.shape[1], test.indices.shape[0] * patches
-    where = data.support.reshape(-1)
+    d, where = data.basis.shape[1], data.support.reshape(-1)
     owner = jnp.zeros((d,), jnp.int32).at[where].set(jnp.repeat(jnp.arange(n * patches, dtype=jnp.int32), s))
-    value = jnp.zeros((d,), values.dtype).at[where].set(values.reshape(-1))
-    shared = test.indices.reshape(count, s)
-    own, x = owner[shared], value[shared]  # an unowned coordinate has value 0 and weighs nothing
-    weight = test.values.reshape(count, s) * jnp.sign(x) * jnp.abs(x) ** degree / metric.reshape(-1)[own]
-    row = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32)[:, None], own.shape)
-    return jnp.zeros((count, n * patches), values.dtype).at[row, own].add(weight)
+    value = jnp.zeros((d,), data.basis.dtype).at[where].set(data.noise.reshape(-1))
+    shared = test.indices.reshape(-1, s)
+    return owner[shared], value[shared]  # padding owns coordinate 0 only, which no test patch uses

@@ -9,55 +9,64 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsign.exactness import use_compact, use_degrees
-from jaxsign.probes import Homogeneity
+from jaxsign.exactness import Fit, fit
 from jaxsign.start import Start, abstract_start
 from jaxsign.sweep.grid import Sweep
 from jaxsign.task import Task
 from jaxsign.training import observers
 
 #: Runs of one block at most, and the bytes that their records, data and parameters may take together.
-BLOCK_RUNS, BLOCK_BYTES = 64, 256 * 2**20
+BLOCK_RUNS, BLOCK_BYTES = 1024, 256 * 2**20
 #: A lane's state should stay inside a core's second-level cache.
 LANE_BYTES = 2**21
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that one compiled program serves.
+    """Runs of one task and one optimizer family, which one compiled program serves.
 
     Args:
-      task: the system.
+      fit: the task that is trained, and how.
       factory: optimizer factory with its static keywords bound by `static`.
       static: static keywords.
       floats: names of the traced keywords.
       family: name of the optimizer family.
       optimizers: indices on the optimizer dimension.
       fixed: {axis position: index} of the static axes.
-      compact: whether the task's compact form is trained.
       start: shapes and dtypes of one run's start.
-      degrees: what was measured of every optimizer, () for a task that is not homogeneous.
     """
 
-    task: Task
+    fit: Fit
     factory: Any
     static: Mapping[str, Any]
     floats: tuple[str, ...]
     family: str
     optimizers: tuple[int, ...]
     fixed: Mapping[int, int]
-    compact: bool
     start: Start
-    degrees: tuple[Homogeneity, ...]
 
     @property
-    def decays(self) -> bool:
-        """Whether some optimizer of the group holds weight decay that must not be scaled."""
-        return any(found.decays for found in self.degrees)
+    def task(self) -> Task:
+        """The task whose program runs the group."""
+        return self.fit.program
+
+    @property
+    def program_key(self) -> tuple[Any, ...]:
+        """What the compiled program depends on: groups with equal keys share it."""
+        how = (self.fit.compact, self.fit.decays, self.fit.signs)
+        return self.task, self.family, repr(sorted(self.static.items(), key=repr)), self.floats, *how
 
     def degree(self, optimizer: int) -> float:
         """The degree of one optimizer of the group, 0 where the task does not ask."""
-        return self.degrees[self.optimizers.index(optimizer)].p if self.degrees else 0.0
+        degrees = self.fit.degrees
+        return degrees[self.optimizers.index(optimizer)].p if degrees else 0.0
+
+    def kept(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
+        """The index that cuts the padding of a larger program off an observable's array, its own dimensions last."""
+        padding, own = self.fit.task.padding if self.fit.padded else None, self.fit.task.dims.get(name, ())
+        if padding is None or len(own) > len(shape):
+            return tuple(map(slice, shape))
+        return (*map(slice, shape[: len(shape) - len(own)]), *padding.kept(own))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,20 +102,21 @@ def groups(sweep: Sweep) -> list[Group]:
             families.setdefault((family, repr(grid.static(i))), []).append(first + i)
         first += len(grid.points)
     out = []
+    functions = any(map(callable, sweep.observables or ()))
+    # Room for more pays where several static points can share a program; functions of a run must not see it.
+    pad = math.prod(len(sweep.grid_axes[i].values) for i in static_axes) > 1 and not functions and not sweep.summary
     for point in points:
         fixed = dict(zip(static_axes, point))
         index = tuple(fixed.get(i, 0) for i in range(len(sweep.grid_axes)))
         task, hyper = sweep.task(index), sweep.hyper_at(index)
-        start = abstract_start(task, hyper, sweep.shared)
         for (family, _), members in families.items():
             grid = sweep.grids[family]
             keywords = [sweep.optimizer_points[i][2] for i in members]
             static = {k: v for k, v in keywords[0].items() if k not in grid.floats}
-            compact = use_compact(task, grid.factory, keywords, start, sweep.trainable)
-            degrees = use_degrees(task, grid.factory, keywords, hyper, sweep.shared, sweep.trainable)
-            out.append(
-                Group(task, grid.factory, static, grid.floats, family, tuple(members), fixed, compact, start, degrees)
-            )
+            label = None if grid.keywords else f"optimizer {family!r}"
+            how = fit(task, grid.factory, keywords, hyper, sweep.shared, sweep.trainable, functions, label, pad)
+            start = abstract_start(how.program, how.case(hyper), sweep.shared)
+            out.append(Group(how, grid.factory, static, grid.floats, family, tuple(members), fixed, start))
     return out
 
 
@@ -154,9 +164,10 @@ def boxes(sweep: Sweep, group: Group, extents: Sequence[int]) -> list[Box]:
 def run_bytes(group: Group, hyper: Any, sweep: Sweep) -> tuple[int, int]:
     """(bytes that one run records, bytes of its data and parameters), from abstract shapes."""
     task, start = group.task, group.start
-    shapes, _, _ = observers(task, start, hyper, sweep.observables, scalars=True)
+    shapes, _, _ = observers(task, start, group.fit.case(hyper), sweep.observables, scalars=True)
     records = sum(_bytes(shape) for shape in shapes.values()) * sweep.schedule.record.size if sweep.keep_trace else 0
-    params = start.params if task.compact is None else jax.eval_shape(task.compact, start.params, start.data)
+    compact = task.compact if group.fit.compact else None
+    params = start.params if compact is None else jax.eval_shape(compact, start.params, start.data)
     return records, sum(map(_bytes, jax.tree.leaves((start.data, params))))
 
 

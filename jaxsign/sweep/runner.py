@@ -20,7 +20,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jaxsign.compilation import compiler_options
 from jaxsign.labelled import RUN_VARIABLES, base_coordinates, coordinates, manifest_text, own_dims
-from jaxsign.rng import seed_key
+from jaxsign.rng import seed_words
 from jaxsign.start import Start, begin
 from jaxsign.store import results
 from jaxsign.sweep import plan
@@ -105,15 +105,15 @@ def _run(sweep: Sweep, path: Path | None, manifest: dict[str, Any]) -> tuple[res
         programs.append(Program(sweep, group, width, mesh))
     block = int(np.prod(extents))
     statuses: list[np.ndarray] = []
-    pending: list[tuple[plan.Box, Any]] = []
+    pending: list[tuple[plan.Group, plan.Box, Any]] = []
 
     def collect() -> None:
-        box, out = pending.pop(0)
+        group, box, out = pending.pop(0)
         host = jax.device_get(out)
         count = len(box.members())
         for name, value in host.items():
-            value = value[:count].reshape(*box.shape, *value.shape[1:])
-            arrays.write(name, box.slices, value)
+            value = value[:count][group.kept(name, value[:count].shape)]
+            arrays.write(name, box.slices, value.reshape(*box.shape, *value.shape[1:]))
         statuses.append(host["status"][:count])
         bar.update(count)
 
@@ -133,7 +133,7 @@ def _run(sweep: Sweep, path: Path | None, manifest: dict[str, Any]) -> tuple[res
                 bar.set_description(group.family)
                 for box in plan.boxes(sweep, group, extents):
                     # Dispatched before the last block is fetched.
-                    pending.append((box, program.run(begin_runs, train_runs, box, block)))
+                    pending.append((group, box, program.run(begin_runs, train_runs, box, block)))
                     if len(pending) > 1:
                         collect()
                 while pending:
@@ -160,27 +160,38 @@ def _run(sweep: Sweep, path: Path | None, manifest: dict[str, Any]) -> tuple[res
 def _compile_ahead(
     programs: list["Program"], block: int, compiler: ThreadPoolExecutor
 ) -> tuple[list[tuple[Future, Future]], list[dict[str, Any]]]:
-    """(the two programs of each group, being compiled; the shapes of its results)."""
+    """(the two programs of each group, being compiled; the shapes of its results).
+
+    Groups that differ in numbers only, such as those of an n-axis in feature space, share their programs.
+    """
     starting: dict[Task, tuple[Any, Future]] = {}
+    training: dict[Any, tuple[Any, Future]] = {}
     compiled, shapes = [], []
     for program in programs:
-        task = program.group.task
-        if task not in starting:
+        group, key = program.group, (program.group.program_key, program.width)
+        if group.task not in starting:
             traced = program.lower_begin(block)
-            starting[task] = traced.out_info, compiler.submit(traced.compile)
-        start, beginning = starting[task]
-        traced = program.lower(block, start)
-        compiled.append((beginning, compiler.submit(traced.compile)))
-        shapes.append(traced.out_info)
+            starting[group.task] = traced.out_info, compiler.submit(traced.compile)
+        start, beginning = starting[group.task]
+        if key not in training:
+            traced = program.lower(block, start)
+            training[key] = traced.out_info, compiler.submit(traced.compile)
+        compiled.append((beginning, training[key][1]))
+        shapes.append({name: _cut(group, name, info) for name, info in training[key][0].items()})
     return compiled, shapes
+
+
+def _cut(group: plan.Group, name: str, info: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a result without a larger program's padding."""
+    return jax.eval_shape(lambda x: x[group.kept(name, x.shape)], jax.ShapeDtypeStruct(info.shape, info.dtype))
 
 
 def _summary(group: plan.Group, program: "Program") -> dict[str, Any]:
     """How a group was run, for the manifest."""
     return {
-        "family": group.family, "task": group.task.name, "compact": group.compact, "lane_width": program.width,
-        "optimizers": len(group.optimizers),
-        "degrees": [dataclasses.asdict(found) for found in group.degrees],
+        "family": group.family, "task": group.fit.task.name, "passed_over": group.fit.why, "compact": group.fit.compact,
+        "lane_width": program.width, "optimizers": len(group.optimizers), "signs_only": group.fit.signs,
+        "degrees": [dataclasses.asdict(found) for found in group.fit.degrees],
         "fixed": {str(k): v for k, v in group.fixed.items()},
     }  # fmt: skip
 
@@ -206,8 +217,8 @@ class Program:
         self.quantum = width * mesh.size
         train = make_train(
             group.task, group.factory, sweep.schedule, observables=sweep.observables, scalars=True,
-            trainable=sweep.trainable, compact=group.compact, decays=group.decays, summary=sweep.summary,
-            keep_trace=sweep.keep_trace, keep_params=False,
+            trainable=sweep.trainable, compact=group.fit.compact, decays=group.fit.decays, signs=group.fit.signs,
+            summary=sweep.summary, keep_trace=sweep.keep_trace, keep_params=False,
         )  # fmt: skip
         static = dict(group.static)
 
@@ -230,8 +241,8 @@ class Program:
         """(seeds' key data, hyper, optimizer floats, degrees) of a block's runs, padded with its last run."""
         padded = members + [members[-1]] * (-(-block // self.quantum) * self.quantum - len(members))
         dtype = jnp.zeros(()).dtype
-        seeds = np.stack([_key_data(self.sweep.seeds[m[-1]]) for m in padded])
-        hypers = [self.sweep.hyper_at(m[:-2]) for m in padded]
+        seeds = np.stack([seed_words(self.sweep.seeds[m[-1]]) for m in padded])
+        hypers = [self.group.fit.case(self.sweep.hyper_at(m[:-2])) for m in padded]
         hyper = jax.tree.map(lambda *leaves: np.asarray(leaves, dtype), *hypers)
         points = [self.sweep.optimizer_points[m[-2]][2] for m in padded]
         floats = {name: np.asarray([p[name] for p in points], dtype) for name in self.group.floats}
@@ -288,10 +299,6 @@ def _key(words: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
-def _key_data(seed: int) -> np.ndarray:
-    return np.asarray(jax.random.key_data(seed_key(seed)))
-
-
 def _variables(
     sweep: Sweep, groups: list[plan.Group], shapes: list[dict[str, Any]], extents: tuple[int, ...]
 ) -> tuple[dict[str, tuple], dict[str, str]]:
@@ -303,7 +310,7 @@ def _variables(
     known = dict.fromkeys(name for found in shapes for name in found)
     # Constants, summaries, alarms and the status have no step dimension.
     hyper = sweep.hyper_at(_first_index(sweep, groups[0]))
-    traces = observers(task, groups[0].start, hyper, sweep.observables, scalars=True)[0]
+    traces = observers(task, groups[0].start, groups[0].fit.case(hyper), sweep.observables, scalars=True)[0]
     per_run = set(known) - (set(traces) if sweep.keep_trace else set())
     out, notes = {}, {}
     for name in known:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxsign import observables
 from jaxsign.data import signal_noise
 from jaxsign.models import two_layer as model
-from jaxsign.models.two_layer_features import FeatureData, FeatureParams, FeatureTest, to_features
 from jaxsign.problem import Hyper, Problem
 from jaxsign.task import Task
 
@@ -47,22 +46,22 @@ def dense(problem: Problem) -> Task:
 
     def prepare(data: Any, test: Any, params: Any, hyper: Hyper, degree: Any) -> tuple[Any, Any, Any]:
         del hyper, degree
-        return data, _settled(problem, data, test), params
+        return data, settled(problem, data, test), params
 
     def loss(params: observables.AnyParams, batch: Any, hyper: Hyper) -> Array:
         del hyper
         logits = model.logits(params.features(batch), batch.y_clean * batch.mu, params.heads)
-        return jnp.mean(model.logistic_loss(batch.y * logits))
+        return jnp.sum(batch.weight * model.logistic_loss(batch.y * logits))
 
     def observe(params: observables.AnyParams, data: Any, test: Any, hyper: Hyper) -> dict[str, Array]:
         del hyper
         return observables.observe(params, data, test)
 
-    def validate(hyper: Any) -> None:
-        if not isinstance(hyper, Hyper):
-            raise ValueError(f"hyper must be a js.Hyper, got hyper={hyper!r}")
-        hyper.validate(problem)
+    def alarm(params: observables.AnyParams, batch: Any, hyper: Hyper, gradient: Any) -> Array:
+        del hyper, gradient  # the optimizer sees gradients of weights, and the law is about features
+        return observables.query_gradient_underflows(params, batch)
 
+    size = problem.batch_size
     return Task(
         sample=sample,
         sample_test=sample_test,
@@ -71,13 +70,15 @@ def dense(problem: Problem) -> Task:
         loss=loss,
         observe=observe,
         describe=lambda data, test, hyper: observables.noise_norms(data),
-        watch={"first_frozen_step": lambda params, batch, hyper: observables.query_gradient_underflows(params, batch)},
+        watch={"first_frozen_step": alarm},
+        batch=None if size is None else lambda key, data, hyper: signal_noise.mini_batch(key, size, data),
         compact=lambda params, data: model.tie(params),
         expand=lambda params: params.full(),
         frozen=("v_start", "w_v_start"),
-        validate=validate,
+        validate=lambda hyper: check_hyper(hyper, problem),
         dims=observables.dims(problem.context),
         attrs=observables.ATTRS,
+        problem=problem,
         name="two_layer",
     )
 
@@ -87,8 +88,8 @@ def support(problem: Problem) -> Task:
     """The dense system, trained on the coordinates that some training patch uses (at most n*(context-1)*s + 1).
 
     All other coordinates have gradient 0 at every step, so this is exact for every optimizer that moves a coordinate by
-    its own gradients only; a numeric probe decides, and others are refused. Test metrics and final parameters are the
-    full model's.
+    its own gradients and by decoupled weight decay only; a numeric probe decides, and others are refused. Test metrics
+    and final parameters are the full model's.
 
     Args:
       problem: shapes, supports and the overlap law of the test noise.
@@ -103,56 +104,19 @@ def support(problem: Problem) -> Task:
         dense(problem),
         compact=model.activate,
         compact_only=True,
+        compact_decays=True,
         frozen=("v_start", "active", "start"),
         name="two_layer_support",
     )
 
 
-@functools.cache
-def feature_space(problem: Problem) -> Task:
-    """The dense system of the same seed, trained on its inner products with the patches: O(n*m_k) numbers a run.
-
-        dense: w <- w + u(g_w)      here: <w,xi_i> <- <w,xi_i> + sum_j |xi_ij|^(1+p) u(dL/d<w,xi_i>)
-
-    Exact where supports are disjoint and the transform u moves each coordinate by its own gradients, is odd and
-    homogeneous of degree p in them; a numeric probe measures p, and others are refused. Decoupled weight decay stays
-    exact. Parameters are FeatureParams.
-
-    Args:
-      problem: shapes with supports="disjoint".
-
-    Returns:
-      The Task; equal problems give the identical object.
-
-    Raises:
-      ValueError: if supports may share coordinates.
-
-    References:
-      Derived here from the model of arXiv 2410.04870.
-    """
-    if problem.supports != "disjoint":
-        raise ValueError(
-            f'engine="feature_space" needs supports="disjoint", got supports={problem.supports!r}: where patches share '
-            'coordinates the dynamics do not close on inner products; use engine="support"'
-        )
-
-    def prepare(
-        data: Any, test: Any, params: Any, hyper: Hyper, degree: Array
-    ) -> tuple[FeatureData, FeatureTest, FeatureParams]:
-        del hyper
-        return to_features(data, _settled(problem, data, test), params, degree, problem.overlap == "exact")
-
-    return dataclasses.replace(
-        dense(problem),
-        prepare=prepare,
-        scale=lambda data, hyper: data.scale(problem.heads),
-        homogeneous=True,
-        compact=None,
-        expand=None,
-        frozen=(),
-        name="two_layer_feature_space",
-    )
+def check_hyper(hyper: Any, problem: Problem) -> None:
+    """Raises ValueError if `hyper` is no Hyper, or has a number outside its range."""
+    if not isinstance(hyper, Hyper):
+        raise ValueError(f"hyper must be a js.Hyper, got hyper={hyper!r}")
+    hyper.validate(problem)
 
 
-def _settled(problem: Problem, data: signal_noise.Dataset, test: signal_noise.TestSet) -> signal_noise.TestSet:
+def settled(problem: Problem, data: signal_noise.Dataset, test: signal_noise.TestSet) -> signal_noise.TestSet:
+    """The test set with coordinates in place of ranks."""
     return signal_noise.settle(test, data) if problem.overlap == "none" else test

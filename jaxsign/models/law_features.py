@@ -1,0 +1,108 @@
+"""Initial features of the two-layer transformer in law, given the noise of the patches alone."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsign.data import signal_noise
+from jaxsign.data.in_law import LawData, LawTest
+from jaxsign.models.two_layer import HIGHEST
+from jaxsign.models.two_layer_features import (
+    FeatureData,
+    FeatureParams,
+    FeatureTest,
+    Inner,
+    feature_data,
+    mixing_matrix,
+)  # fmt: skip
+from jaxsign.problem import Hyper, Problem
+
+Array = jax.Array
+
+
+def init(key: Array, problem: Problem, data: LawData, hyper: Hyper) -> FeatureParams:
+    """Draws the inner products of i.i.d. N(0, sigma_0^2) weights with the patches.
+
+        <w, e_1> ~ N(0, sigma_0^2),  <w, xi_i> ~ N(0, sigma_0^2 ||xi_i||^2),  both times 2/m_v for the value vector
+
+    Args:
+      key: key of the stream "init".
+      problem: shapes.
+      data: LawData; padding gets features 0.
+      hyper: sigma_0, may be traced.
+
+    Returns:
+      FeatureParams.
+
+    References:
+      Derived here from the initialisation of arXiv 2410.04870.
+    """
+    norm = jnp.sqrt(jnp.sum(data.noise * data.noise, axis=2))  # (n, context-1)
+    count, patches = norm.shape
+    rows = problem.rows
+    shared, own = jax.random.split(key)
+    signal = jax.random.normal(shared, (2 * rows + 1,))
+    # Each example has its own key: the draws do not depend on how many there are.
+    noise = jax.vmap(lambda k: jax.random.normal(k, (2 * rows + 1, patches)))(signal_noise.example_keys(own, count))
+    noise = jnp.moveaxis(noise, 0, 1) * norm[None]
+    sigma, whole = jnp.asarray(hyper.sigma_0, norm.dtype), jnp.ones((), norm.dtype)
+    value = sigma * (2 / problem.m_v) ** 0.5
+    return FeatureParams(
+        Inner(sigma * signal[:rows], sigma * noise[:rows], whole),
+        Inner(sigma * signal[rows:-1], sigma * noise[rows:-1], whole),
+        Inner(value * signal[-1], value * noise[-1], whole),
+        heads=problem.heads,
+    )
+
+
+def to_features(
+    data: LawData, test: LawTest, params: FeatureParams, problem: Problem, hyper: Hyper, degree: Array
+) -> tuple[FeatureData, FeatureTest, FeatureParams]:
+    """The training and test set of feature space, for a transform of degree p.
+
+        <w,xi'>_0 | <w,xi>_0 ~ N(sum_i (<xi',xi_i>/||xi_i||^2) <w,xi_i>_0,
+                                 sigma_0^2 (||xi'||^2 - sum_i <xi',xi_i>^2/||xi_i||^2))
+
+    Each test patch has this law given the training patches; two test patches that share coordinates off the training
+    supports are drawn independently, which no mean over the test set sees.
+
+    Args:
+      data: LawData.
+      test: LawTest.
+      params: features of the training patches at the start.
+      problem: shapes.
+      hyper: sigma_0, may be traced.
+      degree: p, (); may be traced.
+
+    Returns:
+      (FeatureData, FeatureTest, FeatureParams).
+    """
+    mine = feature_data(data, test.alpha, problem.m_v, degree)
+    square = jnp.sum(test.values * test.values, axis=2)  # (n_test, context-1)
+    mixing: Any = None
+    first: Any = None
+    if test.owner is not None and test.place is not None:
+        owner = jnp.maximum(test.owner, 0)
+        noise = data.noise.reshape(-1, problem.s)
+        value = jnp.where(test.owner >= 0, noise[owner, test.place], 0)
+        mixing = mixing_matrix(test, owner, value, mine.metric, degree)
+        norms = jnp.sum(noise * noise, axis=1)
+        first = mixing_matrix(test, owner, value, norms, jnp.ones((), norms.dtype))
+        square = square - jnp.sum(first * first * norms[None], axis=1).reshape(square.shape)
+    spread = jnp.sqrt(jnp.maximum(square, 0)) * hyper.sigma_0
+    rows = problem.rows
+
+    def rest(standard: Array, inner: Inner, factor: float = 1.0) -> Array:
+        own = standard * (factor * spread).reshape((1,) * (standard.ndim - 2) + spread.shape)
+        if mixing is None:
+            return own
+        flat = inner.noise.reshape(*inner.noise.shape[:-2], -1)
+        return own + jnp.matmul(flat, (first - mixing).T, precision=HIGHEST).reshape(own.shape)
+
+    z = test.standard
+    tests = FeatureTest(
+        rest(z[:rows], params.w_q), rest(z[rows:-1], params.w_k), rest(z[-1], params.w_v, (2 / problem.m_v) ** 0.5),
+        mixing, test.y, test.mu, test.alpha,
+    )  # fmt: skip
+    return mine, tests, params

@@ -8,10 +8,10 @@ comma = ,
 EXTRAS = dev$(if $(EXTRA),$(comma)$(EXTRA))
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help reproduce test test-slow lint figures gallery claims bench clean
+.PHONY: help reproduce test test-slow lint figures gallery claims claims-4096 bench clean
 
 help:  ## show this text
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 reproduce: $(STAMP)  ## the main job: sweeps, figures and the claims table (CPU, or GPU with EXTRA=cuda12)
 	$(BIN)/python sweeps/dynamics.py --out $(OUT)/dynamics
@@ -29,11 +29,15 @@ gallery: FIGURES = figures/gallery
 gallery: figures  ## redraw the committed pictures and the claims table they stand beside
 	$(BIN)/jaxsign claims $(OUT) --csv $(FIGURES)/claims.csv
 
+claims-4096: $(STAMP)  ## the claims table from 4096 seeds x 3 optimizers x both settings
+	$(BIN)/python sweeps/claims.py --out $(OUT)/claims_4096
+	$(BIN)/jaxsign claims $(OUT)/claims_4096 --csv $(OUT)/claims_4096.csv
+
 claims: $(STAMP)  ## print the claims table of results/
 	$(BIN)/jaxsign claims $(OUT) --csv $(OUT)/claims.csv --against figures/gallery/claims.csv
 
 test: lint  ## lint, format and type check, then the test suite
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: lint  ## the long tests
 	$(BIN)/python -m pytest -n auto -m slow

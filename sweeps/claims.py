@@ -1,0 +1,69 @@
+"""The paper's claims from thousands of seeds: their numbers are measured on the device, no trace is kept.
+
+Axes: optimizer (SignGD and Adam eta=1e-4, GD eta=.3), 4096 seeds; 2000 steps. Engine feature_space_law is exact (in
+distribution) for disjoint supports only, so the entry `paper_like_disjoint` has the paper-like sizes with disjoint
+training supports, which test patches overlap as at finite d; `theory` is the preset. The paper-like preset itself, with
+independent supports, is decided from 64 seeds by sweeps/dynamics.py. G1 needs five learning rates: sweeps/snr.py.
+Command: make claims-4096, or python sweeps/claims.py --out results/claims_4096 && jaxsign claims results/claims_4096
+Cost: COST
+Expected: `figures/gallery/claims_4096.csv`.
+All settings are reconstructed; see jaxsign.presets.
+"""
+
+import dataclasses
+import sys
+from argparse import Namespace
+
+import numpy as np
+import optax
+
+import jaxsign as js
+
+SIGN_GD = js.grid(js.sign_gd, learning_rate=1e-4)
+OTHERS = {
+    "adam": js.grid(optax.adam, learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-15),
+    "gd": js.grid(optax.sgd, learning_rate=0.3),
+}
+#: The steps that the claims read; majorities are followed every 50 steps.
+RECORD = np.unique([0, *range(2, 21), 30, *range(50, 351, 25), *range(350, 2001, 50)])
+#: Steps with a test set of 500.
+TEST = [50, 100, 200, 300, 500, 900, 2000]
+READ = [
+    "train_loss", "value_noise", "query_noise", "key_noise", "query_signal", "key_signal", "s11", "s21", "log_s21",
+    "sign_agreement",
+]  # fmt: skip
+TESTED = ["test_loss", "test_error"]
+
+
+def build(args: Namespace) -> dict[str, js.Sweep]:
+    steps = args.steps or (120 if args.tiny else 2000)
+    record = RECORD[steps >= RECORD]
+    disjoint = dataclasses.replace(js.presets.paper_like()[0], supports="disjoint")
+    settings = {"paper_like_disjoint": disjoint, "theory": js.presets.theory()[0]}
+    sweeps = {}
+    for name, problem in settings.items():
+        if args.tiny and name == "theory":
+            continue
+        if args.tiny:
+            problem = dataclasses.replace(problem, n=4, d=120, s=6, m_k=4, m_v=4)
+        common = {
+            "system": js.two_layer, "engine": args.engine or "feature_space_law", "hyper": js.presets.theory()[1],
+            "axes": {"seed": args.seeds or (2 if args.tiny else 4096)}, "steps": steps, "record": record,
+            "summary": js.claim_numbers, "keep_trace": False,
+        }  # fmt: skip
+        # Claims about test error and loss are SignGD's: the others need no test set.
+        sweeps[f"{name}_sign_gd"] = js.Sweep(
+            problem=dataclasses.replace(problem, n_test=20 if args.tiny else 500), optimizers={"sign_gd": SIGN_GD},
+            test_every=[step for step in TEST if step <= steps], observables=[*READ, *TESTED], **common,
+        )  # fmt: skip
+        sweeps[f"{name}_others"] = js.Sweep(
+            problem=dataclasses.replace(problem, n_test=1), optimizers=OTHERS, test_every=steps, observables=READ,
+            **common,
+        )  # fmt: skip
+    return sweeps
+
+
+main = js.sweep_cli(build, __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())

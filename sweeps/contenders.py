@@ -19,10 +19,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsign as js
 from jaxsign.compilation import compiler_options
-from jaxsign.exactness import use_compact, use_degrees
+from jaxsign.exactness import fit
 from jaxsign.observables import observe
 from jaxsign.schedule import Schedule
-from jaxsign.start import abstract_start, begin
+from jaxsign.start import begin
 from jaxsign.training import make_train
 
 #: Engines of js.two_layer, and the lane widths that each is tried at.
@@ -212,11 +212,11 @@ class Engine:
     def __init__(self, work: Work, name: str, optimizer: Optimizer):
         rate = {"learning_rate": jnp.float32(optimizer.rate)}
         self.task = js.two_layer(work.problem, name)
-        found = use_degrees(self.task, optimizer.factory, [rate], work.hyper)
-        self.degree = found[0].p if found else None
-        compact = use_compact(self.task, optimizer.factory, [rate], abstract_start(self.task, work.hyper))
+        found = fit(self.task, optimizer.factory, [rate], work.hyper)
+        self.degree = found.degrees[0].p if found.degrees else None
         train = make_train(
-            self.task, optimizer.factory, Schedule.build(work.steps, work.every, work.every), compact=compact,
+            self.task, optimizer.factory, Schedule.build(work.steps, work.every, work.every), compact=found.compact,
+            decays=found.decays, signs=found.signs,
             observables=("train_loss", "sign_agreement", mean_s21, "value_signal")
             + (("test_loss", "test_error") if work.test else ()),
             keep_params=False,
@@ -253,6 +253,29 @@ class Lane:
             return jax.tree.map(lambda *p: np.concatenate([np.asarray(q) for q in p])[:count], *parts)
 
         return call
+
+
+def drawn_in_lanes(engine: Engine, work: Work, width: int, mesh: Any) -> tuple[Lane, Callable[[], Any], float]:
+    """(the training program, a call that draws one full block of starts, seconds to compile both) of an engine."""
+
+    def starts(seeds, degree):
+        return jax.lax.map(
+            lambda seed: begin(
+                engine.task, jax.random.key(seed, impl="threefry2x32"), work.hyper, None, degree
+            ), seeds,
+        )  # fmt: skip
+
+    started = time.perf_counter()
+    seeds = jnp.arange(width * mesh.size, dtype=jnp.int32)
+    mapped = jax.shard_map(starts, mesh=mesh, in_specs=(RUNS, PartitionSpec()), out_specs=RUNS, check_vma=False)
+    degree = jnp.float32(engine.degree or 0.0)
+    program = jax.jit(mapped).lower(seeds, degree).compile()
+
+    def draw():
+        return jax.block_until_ready(program(seeds, degree))
+
+    lane = Lane(engine.run, draw(), width, mesh, library=True)
+    return lane, draw, time.perf_counter() - started
 
 
 def devices_mesh() -> Any:

@@ -49,7 +49,7 @@ Scans: seed-steps per second of the engines with SignGD over d, n, s, m_k, at th
 devices (one device in a process of its own, where XLA may still use all cores inside an operation).
 
 Command: python sweeps/throughput.py --out results/throughput    (PyTorch: pip install -e '.[bench]')
-Cost: 14 minutes on 2 cores of an AMD EPYC that others were using (load 4 to 6), about half of it compilation.
+Cost: 11 minutes on 2 cores of an AMD EPYC, about half of it compilation.
 Writes: throughput.csv, one row a cell, and machine.json.
 """
 

@@ -43,6 +43,16 @@ def test_numbers_on_the_device_are_those_of_the_traces(sweep):
     assert [row.claim.id for row in table.rows] == ["S1", "S4", "C1", "C2"]
 
 
+def test_a_stored_share_of_19_in_20_is_inside_an_interval_from_95(sweep):
+    ds = js.run_sweep(dataclasses.replace(sweep, keep_trace=False, steps=2000))
+    assert ds["vote_followed"].dtype == np.float32
+    edge = ds.assign(vote_followed=ds["vote_followed"] * 0 + np.float32(0.95), opposite_signals=ds["status"] * 0 + 1.0)
+    (row,) = js.check(edge, ["S3"]).rows
+    assert row.inside == row.seeds
+    below = edge.assign(vote_followed=ds["vote_followed"] * 0 + np.float32(0.9499))
+    assert js.check(below, ["S3"]).rows[0].inside == 0
+
+
 def test_optimizers_of_separate_sweeps_are_compared_on_the_same_seeds(sweep):
     other = dataclasses.replace(sweep, optimizers={"adam": js.grid(optax.adam, learning_rate=2e-4, eps=1e-15)})
     parts = [js.run_sweep(dataclasses.replace(s, keep_trace=False)) for s in (sweep, other)]
@@ -57,6 +67,8 @@ def test_shares_and_slopes_by_hand():
     chosen, among = np.array([True, True, False, False]), np.array([True, False, True, True])
     assert share(chosen, among) == pytest.approx(1 / 3)
     assert np.isnan(share(chosen, np.zeros(4, bool)))
+    most = np.arange(20) > 0
+    assert share(most, most | True) == 0.95
     x = np.array([1.0, 2.0, 4.0])
     assert slope(x, 3 * x - 2) == pytest.approx(3.0)
     assert np.isnan(slope(x, np.array([1.0, np.nan, 2.0])))

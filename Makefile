@@ -30,8 +30,8 @@ gallery: figures  ## redraw the committed pictures and the claims table they sta
 	$(BIN)/jaxsign claims $(OUT) --csv $(FIGURES)/claims.csv
 
 claims-4096: $(STAMP)  ## the claims table from 4096 seeds x 3 optimizers x both settings
-	$(BIN)/python sweeps/claims.py --out $(OUT)/claims_4096
-	$(BIN)/jaxsign claims $(OUT)/claims_4096 --csv $(OUT)/claims_4096.csv
+	$(BIN)/python sweeps/claims.py --out $(OUT)-4096
+	$(BIN)/jaxsign claims $(OUT)-4096 --csv $(OUT)-4096/claims.csv
 
 claims: $(STAMP)  ## print the claims table of results/
 	$(BIN)/jaxsign claims $(OUT) --csv $(OUT)/claims.csv --against figures/gallery/claims.csv

@@ -407,8 +407,8 @@ CLAIMS: tuple[Claim, ...] = (
         ),
         explanations={
             "theory": "without overlap both errors go to 0 and no gap is left at loss .01 and .001; at loss .5 the "
-            "negative difference is one of reading: GD with eta = 1 and 3 crosses .5 in its first step, from error .51 to "
-            "0, and the crossing is interpolated",
+            "negative difference is one of reading: GD with eta = 1 and 3 crosses .5 in its first step, from error .51 "
+            "to 0, and the crossing is interpolated",
         },
     ),
 )

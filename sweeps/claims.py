@@ -5,7 +5,7 @@ distribution) for disjoint supports only, so the entry `paper_like_disjoint` has
 training supports, which test patches overlap as at finite d; `theory` is the preset. The paper-like preset itself, with
 independent supports, is decided from 64 seeds by sweeps/dynamics.py. G1 needs five learning rates: sweeps/snr.py.
 Command: make claims-4096, or python sweeps/claims.py --out results-4096 && jaxsign claims results-4096
-Cost: 2 to 2.5 minutes on 2 cores of an AMD EPYC, a quarter of it compilation; wall_seconds of the manifests.
+Cost: 1.8 minutes on 2 cores of an AMD EPYC, a quarter of it compilation; wall_seconds of the manifests.
 Expected: `figures/gallery/claims_4096.csv`.
 All settings are reconstructed; see jaxsign.presets.
 """

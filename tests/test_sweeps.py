@@ -68,7 +68,15 @@ def test_figure_numbers_are_the_datasets(results, tmp_path, monkeypatch):
     assert drawn[100.0] == pytest.approx(float(loss.sel(step=100)), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["dynamics", "query_noise", "snr"])
+@pytest.mark.slow
+def test_claims_from_many_seeds_run_tiny(tmp_path):
+    assert load(ROOT / "sweeps" / "claims.py").main(["--tiny", "--out", str(tmp_path)]) == 0
+    ds = js.open_results(tmp_path / "paper_like_disjoint_sign_gd")
+    assert np.isfinite(ds["sign_agreement_20"]).all()
+    assert "train_loss" not in ds
+
+
+@pytest.mark.parametrize("name", ["claims", "dynamics", "query_noise", "snr"])
 def test_help_lists_every_axis_without_running(name, capsys):
     module = load(ROOT / "sweeps" / f"{name}.py")
     assert module.main(["--help"]) == 0

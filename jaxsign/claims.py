@@ -170,8 +170,10 @@ def _measured(name: str) -> Callable[[Any], Any]:
     def measure(ds: Any) -> Any:
         import xarray as xr
 
+        finished = ds["status"] == 0
         if name in ds:  # to the digits that 32 bits hold: a share of 19/20 is not less than .95
-            return ds[name].copy(data=np.vectorize(lambda v: float(f"{v:.6g}"), otypes=[float])(ds[name].values))
+            digits = np.vectorize(lambda v: float(f"{v:.6g}"), otypes=[float])
+            return ds[name].copy(data=digits(ds[name].values)).where(finished)
         asked = MEASURES[name]
         need(ds, *asked.needs)
         steps = ds["step"].values
@@ -182,7 +184,7 @@ def _measured(name: str) -> Callable[[Any], Any]:
         seeds = range(ds.sizes["seed"])
         with np.errstate(divide="ignore", invalid="ignore"):  # what diverged is NaN
             found = [asked.number({"step": steps, **{n: v[i] for n, v in values.items()}}) for i in seeds]
-        return xr.DataArray(np.array(found, float), dims="seed", coords={"seed": ds["seed"]}).where(ds["status"] == 0)
+        return xr.DataArray(np.array(found, float), dims="seed", coords={"seed": ds["seed"]}).where(finished)
 
     return measure
 

@@ -51,6 +51,11 @@ def test_a_stored_share_of_19_in_20_is_inside_an_interval_from_95(sweep):
     assert row.inside == row.seeds
     below = edge.assign(vote_followed=ds["vote_followed"] * 0 + np.float32(0.9499))
     assert js.check(below, ["S3"]).rows[0].inside == 0
+    # A diverged seed is outside, stored or computed: its smallest test loss before the end says nothing.
+    (whole,), (gone,) = (
+        js.check(one, ["C2"]).rows for one in (ds, ds.assign(status=ds["status"] * 0 + (ds.seed == 1)))
+    )
+    assert (whole.inside, gone.inside) == (3, 2)
 
 
 def test_optimizers_of_separate_sweeps_are_compared_on_the_same_seeds(sweep):

@@ -26,7 +26,7 @@ ENGINES: dict[str, Callable[[Problem], Task]] = {
     "dense": tasks.dense,
     "support": tasks.support,
     "feature_space": features.feature_space,
-    "feature_space_law": features.feature_space_law,
+    "feature_space_law": functools.partial(features.feature_space, law=True),
     "auto": _auto,
 }
 

@@ -73,8 +73,8 @@ def test_a_test_patch_is_tied_to_the_training_patches_it_overlaps_as_its_weights
 def test_overlaps_are_hypergeometric():
     problem = dataclasses.replace(PROBLEM, n_test=500)
     task = js.two_layer(problem, engine="feature_space_law")
-    draw = jax.jit(jax.vmap(lambda key: task.sample_test(key, HYPER, None).owner))
-    shared = np.asarray(draw(jax.random.split(jax.random.key(1), 20)) >= 0).sum(-1).ravel()
+    draw = jax.jit(jax.vmap(lambda key: task.sample_test(key, HYPER, None).drawn.indices))
+    shared = np.asarray(draw(jax.random.split(jax.random.key(1), 20)) <= problem.n * problem.s).sum(-1).ravel()
     counts = np.bincount(shared, minlength=problem.s + 1)
     law = stats.hypergeom(problem.d - 1, problem.n * problem.s, problem.s).pmf(np.arange(problem.s + 1))
     assert stats.chisquare(counts[:-1], law[:-1] / law[:-1].sum() * counts[:-1].sum()).pvalue > 1e-3

@@ -140,17 +140,32 @@ class Room(NamedTuple):
     count: Any  # examples, may be traced
 
 
-class Labels(NamedTuple):
-    """What is drawn of every example beside its noise."""
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Training examples without coordinates: all that is drawn of them beside their supports.
 
-    y: Array  # (n,) observed labels
-    y_clean: Array  # (n,) labels of the signal patches
-    signal_slot: Array  # (n,) int32
-    weight: Array  # (n,) 1 over the number of examples; 0 for padding
+    Args:
+      noise: (n, context-1, s), values of the noise on its support; 0 for padding.
+      y: (n,) observed labels, +-1.
+      y_clean: (n,) labels that the signal patches carry, +-1.
+      signal_slot: (n,) int32.
+      mu: (), norm of the signal patch.
+      weight: (n,), share of each example in the mean loss; 0 for padding.
+    """
+
+    noise: Array
+    y: Array
+    y_clean: Array
+    signal_slot: Array
+    mu: Array
+    weight: Array
 
 
-def labels(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None) -> tuple[Labels, Array]:
-    """Draws labels and slots.
+jax.tree_util.register_dataclass(Examples, data_fields=field_names(Examples), meta_fields=[])
+
+
+def examples(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None) -> tuple[Examples, Array]:
+    """Draws labels, slots and the values of the noise.
 
     Args:
       key: key of the stream "data".
@@ -159,8 +174,8 @@ def labels(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None)
       room: slots for examples and how many there are; None: problem.n of both.
 
     Returns:
-      (Labels, (n, 2) keys of each example's support and noise). The draws of an example do not depend on n: the first
-      examples of a larger training set are the smaller one.
+      (Examples, (n,) keys of the examples' supports). The draws of an example do not depend on n: the first examples of
+      a larger training set are the smaller one.
     """
     size, count = (problem.n, problem.n) if room is None else room
     keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, size))
@@ -169,7 +184,10 @@ def labels(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None)
     y = jnp.where(u[:, 2] < hyper.label_noise, -y_clean, y_clean)
     total = jnp.asarray(count, u.dtype)
     weight = jnp.where(jnp.arange(size, dtype=u.dtype) < total, 1 / total, 0)
-    return Labels(y, y_clean, jnp.floor(u[:, 1] * problem.context).astype(jnp.int32), weight), keys[:, 1:]
+    noise = jax.vmap(lambda k: jax.random.normal(k, (problem.patches, problem.s)))(keys[:, 2]) * hyper.sigma_p
+    noise = jnp.where((weight > 0)[:, None, None], noise, 0)
+    slot = jnp.floor(u[:, 1] * problem.context).astype(jnp.int32)
+    return Examples(noise, y, y_clean, slot, jnp.asarray(hyper.mu, u.dtype), weight), keys[:, 1]
 
 
 def mini_batch(key: Array, size: int, data: Any) -> Any:
@@ -228,16 +246,13 @@ def sample(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None)
       arXiv 2410.04870, data model.
     """
     n, patches, s, d = room.size if room else problem.n, problem.patches, problem.s, problem.d
-    drawn, keys = labels(key, problem, hyper, room)
-    support = _supports(key, keys[:, 0], problem)
-    noise = jax.vmap(lambda k: jax.random.normal(k, (patches, s)))(keys[:, 1]) * hyper.sigma_p
-    shift = hyper.alpha * hyper.mu * drawn.y_clean
-    if room is not None:
-        there = drawn.weight > 0
-        support, noise = (jnp.where(there[:, None, None], x, 0) for x in (support, noise))
-        shift = jnp.where(there, shift, 0)
+    drawn, keys = examples(key, problem, hyper, room)
+    there = drawn.weight > 0
+    support = jnp.where(there[:, None, None], _supports(key, keys, problem), 0)
+    shift = jnp.where(there, hyper.alpha * hyper.mu * drawn.y_clean, 0)
     row = jnp.arange(n * patches, dtype=jnp.int32)[:, None]
-    xi = jnp.zeros((n * patches, d), noise.dtype).at[row, support.reshape(-1, s)].set(noise.reshape(-1, s))
+    noise = drawn.noise.reshape(-1, s)
+    xi = jnp.zeros((n * patches, d), noise.dtype).at[row, support.reshape(-1, s)].set(noise)
     xi = xi.at[:, 0].set(-jnp.repeat(shift, patches))
     e_1 = jnp.zeros((1, d), xi.dtype).at[0, 0].set(1.0)
     return Dataset(
@@ -246,7 +261,7 @@ def sample(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None)
         y=drawn.y,
         y_clean=drawn.y_clean,
         signal_slot=drawn.signal_slot,
-        mu=jnp.asarray(hyper.mu, xi.dtype),
+        mu=drawn.mu,
         weight=drawn.weight,
     )
 

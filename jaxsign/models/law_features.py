@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxsign.data import signal_noise
-from jaxsign.data.in_law import LawData, LawTest
+from jaxsign.data.in_law import LawTest
+from jaxsign.data.signal_noise import Examples
 from jaxsign.models.two_layer import HIGHEST
 from jaxsign.models.two_layer_features import (
     FeatureData,
@@ -21,7 +22,7 @@ from jaxsign.problem import Hyper, Problem
 Array = jax.Array
 
 
-def init(key: Array, problem: Problem, data: LawData, hyper: Hyper) -> FeatureParams:
+def init(key: Array, problem: Problem, data: Examples, hyper: Hyper) -> FeatureParams:
     """Draws the inner products of i.i.d. N(0, sigma_0^2) weights with the patches.
 
         <w, e_1> ~ N(0, sigma_0^2),  <w, xi_i> ~ N(0, sigma_0^2 ||xi_i||^2),  both times 2/m_v for the value vector
@@ -29,7 +30,7 @@ def init(key: Array, problem: Problem, data: LawData, hyper: Hyper) -> FeaturePa
     Args:
       key: key of the stream "init".
       problem: shapes.
-      data: LawData; padding gets features 0.
+      data: Examples; padding gets features 0.
       hyper: sigma_0, may be traced.
 
     Returns:
@@ -57,7 +58,7 @@ def init(key: Array, problem: Problem, data: LawData, hyper: Hyper) -> FeaturePa
 
 
 def to_features(
-    data: LawData, test: LawTest, params: FeatureParams, problem: Problem, hyper: Hyper, degree: Array
+    data: Examples, test: LawTest, params: FeatureParams, problem: Problem, hyper: Hyper, degree: Array
 ) -> tuple[FeatureData, FeatureTest, FeatureParams]:
     """The training and test set of feature space, for a transform of degree p.
 
@@ -68,7 +69,7 @@ def to_features(
     supports are drawn independently, which no mean over the test set sees.
 
     Args:
-      data: LawData.
+      data: Examples.
       test: LawTest.
       params: features of the training patches at the start.
       problem: shapes.
@@ -78,17 +79,20 @@ def to_features(
     Returns:
       (FeatureData, FeatureTest, FeatureParams).
     """
-    mine = feature_data(data, test.alpha, problem.m_v, degree)
-    square = jnp.sum(test.values * test.values, axis=2)  # (n_test, context-1)
+    drawn = test.drawn
+    mine = feature_data(data, drawn.alpha, problem.m_v, degree)
+    square = jnp.sum(drawn.values * drawn.values, axis=2)  # (n_test, context-1)
     mixing: Any = None
     first: Any = None
-    if test.owner is not None and test.place is not None:
-        owner = jnp.maximum(test.owner, 0)
+    if problem.overlap == "exact":
         noise = data.noise.reshape(-1, problem.s)
-        value = jnp.where(test.owner >= 0, noise[owner, test.place], 0)
-        mixing = mixing_matrix(test, owner, value, mine.metric, degree)
+        # Supports are disjoint and coordinates exchangeable: the training patches may hold the first ones in order.
+        coordinate = drawn.indices.reshape(-1, problem.s) - 1
+        owner = jnp.minimum(coordinate // problem.s, noise.shape[0] - 1)
+        value = jnp.where(coordinate < noise.size, noise[owner, coordinate % problem.s], 0)
+        mixing = mixing_matrix(drawn, owner, value, mine.metric, degree)
         norms = jnp.sum(noise * noise, axis=1)
-        first = mixing_matrix(test, owner, value, norms, jnp.ones((), norms.dtype))
+        first = mixing_matrix(drawn, owner, value, norms, jnp.ones((), norms.dtype))
         square = square - jnp.sum(first * first * norms[None], axis=1).reshape(square.shape)
     spread = jnp.sqrt(jnp.maximum(square, 0)) * hyper.sigma_0
     rows = problem.rows
@@ -103,6 +107,6 @@ def to_features(
     z = test.standard
     tests = FeatureTest(
         rest(z[:rows], params.w_q), rest(z[rows:-1], params.w_k), rest(z[-1], params.w_v, (2 / problem.m_v) ** 0.5),
-        mixing, test.y, test.mu, test.alpha,
+        mixing, drawn.y, drawn.mu, drawn.alpha,
     )  # fmt: skip
     return mine, tests, params

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,7 +62,6 @@ def dense(problem: Problem) -> Task:
         del hyper, gradient  # the optimizer sees gradients of weights, and the law is about features
         return observables.query_gradient_underflows(params, batch)
 
-    size = problem.batch_size
     return Task(
         sample=sample,
         sample_test=sample_test,
@@ -71,7 +71,7 @@ def dense(problem: Problem) -> Task:
         observe=observe,
         describe=lambda data, test, hyper: observables.noise_norms(data),
         watch={"first_frozen_step": alarm},
-        batch=None if size is None else lambda key, data, hyper: signal_noise.mini_batch(key, size, data),
+        batch=mini_batches(problem.batch_size),
         compact=lambda params, data: model.tie(params),
         expand=lambda params: params.full(),
         frozen=("v_start", "w_v_start"),
@@ -115,6 +115,11 @@ def check_hyper(hyper: Any, problem: Problem) -> None:
     if not isinstance(hyper, Hyper):
         raise ValueError(f"hyper must be a js.Hyper, got hyper={hyper!r}")
     hyper.validate(problem)
+
+
+def mini_batches(size: int | None) -> Callable[[Array, Any, Any], Any] | None:
+    """`batch` of a Task with mini-batches of this size; None: full batches."""
+    return None if size is None else lambda key, data, hyper: signal_noise.mini_batch(key, size, data)
 
 
 def settled(problem: Problem, data: signal_noise.Dataset, test: signal_noise.TestSet) -> signal_noise.TestSet:

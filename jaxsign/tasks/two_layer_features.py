@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from jaxsign.models.feature_gradient import value_and_gradient
 from jaxsign.models.two_layer_features import FeatureData, FeatureParams, to_features
 from jaxsign.problem import Hyper, Problem, field_names
 from jaxsign.task import Padding, Task
-from jaxsign.tasks.two_layer import check_hyper, settled
+from jaxsign.tasks.two_layer import check_hyper, dense, mini_batches, settled
 
 Array = jax.Array
 
@@ -34,8 +33,9 @@ class CountedHyper(Hyper):
 jax.tree_util.register_dataclass(CountedHyper, data_fields=field_names(CountedHyper), meta_fields=[])
 
 
-def feature_space(problem: Problem) -> Task:
-    """The dense system of the same seed, trained on its inner products with the patches: O(n*m_k) numbers a run.
+@functools.cache
+def feature_space(problem: Problem, law: bool = False) -> Task:
+    """The dense system, trained on its inner products with the patches: O(n*m_k) numbers a run.
 
         dense: w <- w + u(g_w)      here: <w,xi_i> <- <w,xi_i> + sum_j |xi_ij|^(1+p) u(dL/d<w,xi_i>)
 
@@ -45,9 +45,11 @@ def feature_space(problem: Problem) -> Task:
 
     Args:
       problem: shapes with supports="disjoint".
+      law: draw the inner products themselves, at a cost that does not depend on d: equal in distribution only. False
+        maps the dense draws of the same seed.
 
     Returns:
-      The Task; equal problems give the identical object.
+      The Task; equal arguments give the identical object.
 
     Raises:
       ValueError: if supports may share coordinates.
@@ -55,38 +57,14 @@ def feature_space(problem: Problem) -> Task:
     References:
       Derived here from the model of arXiv 2410.04870.
     """
-    return _engine("feature_space", problem)
-
-
-def feature_space_law(problem: Problem) -> Task:
-    """The same system drawn in law: equal to the others in distribution only, at a cost that does not depend on d.
-
-    Args:
-      problem: shapes with supports="disjoint".
-
-    Returns:
-      The Task; equal problems give the identical object.
-
-    Raises:
-      ValueError: if supports may share coordinates.
-
-    References:
-      Derived here from the model of arXiv 2410.04870.
-    """
-    return _engine("feature_space_law", problem)
-
-
-@functools.cache
-def _engine(engine: str, problem: Problem) -> Task:
-    """A feature-space task of n examples, run by the program of the next power of two."""
     if problem.supports != "disjoint":
         raise ValueError(
-            f'engine="{engine}" needs supports="disjoint", got supports={problem.supports!r}: where patches share '
+            f'engine="{_name(law)}" needs supports="disjoint", got supports={problem.supports!r}: where patches share '
             'coordinates the dynamics do not close on inner products; use engine="support"'
         )
     # All that the program depends on: what n does beside its number of slots is data.
     shapes = dataclasses.replace(problem, n=1, batch_size=None)
-    own, n = functools.partial(_slots, engine, shapes, batch_size=problem.batch_size), problem.n
+    own, n = functools.partial(_slots, shapes, law, batch_size=problem.batch_size), problem.n
 
     def case(hyper: Hyper) -> CountedHyper:
         return CountedHyper(**{name: getattr(hyper, name) for name in field_names(Hyper)}, count=float(n))
@@ -99,13 +77,17 @@ def _engine(engine: str, problem: Problem) -> Task:
     )
 
 
+def _name(law: bool) -> str:
+    return "feature_space_law" if law else "feature_space"
+
+
 @functools.cache
-def _slots(engine: str, shapes: Problem, size: int, *, full: bool, batch_size: int | None) -> Task:
+def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int | None) -> Task:
     """The task with `size` slots for examples.
 
     Args:
-      engine: "feature_space" or "feature_space_law".
-      shapes: the problem, its n aside.
+      shapes: the problem, its n and batch_size aside.
+      law: whether features are drawn in law.
       size: slots for examples.
       full: whether all are filled; otherwise hyper.count says how many.
       batch_size: examples of a mini-batch, or None.
@@ -114,10 +96,13 @@ def _slots(engine: str, shapes: Problem, size: int, *, full: bool, batch_size: i
     def room(hyper: Any) -> signal_noise.Room:
         return signal_noise.Room(size, size if full else hyper.count)
 
-    def loss(params: FeatureParams, batch: FeatureData, hyper: Any) -> Array:
-        del hyper
-        logits = two_layer.logits(params.features(batch), batch.y_clean * batch.mu, params.heads)
-        return jnp.sum(batch.weight * two_layer.logistic_loss(batch.y * logits))
+    def prepare(data: Any, test: Any, params: Any, hyper: Any, degree: Array) -> tuple[Any, Any, Any]:
+        if law:
+            return law_features.to_features(data, test, params, shapes, hyper, degree)
+        return to_features(data, settled(shapes, data, test), params, degree, shapes.overlap == "exact")
+
+    def init(key: Array, data: Any, hyper: Any) -> Any:
+        return law_features.init(key, shapes, data, hyper) if law else two_layer.init(key, shapes, hyper)
 
     def gradient(params: FeatureParams, batch: FeatureData, hyper: Any, signs: bool) -> tuple[Array, FeatureParams]:
         del hyper
@@ -128,54 +113,28 @@ def _slots(engine: str, shapes: Problem, size: int, *, full: bool, batch_size: i
         noise = seen.w_q.noise if seen is not None else None  # None also where the queries are not trained
         return jnp.zeros((), bool) if noise is None else observables.query_gradient_underflows(params, batch, noise)
 
-    draw, draw_test, init, prepare = _in_law(shapes, room) if engine == "feature_space_law" else _dense(shapes, room)
-    return Task(
-        sample=draw,
-        sample_test=draw_test,
+    def sample(key: Array, hyper: Any, shared: Any = None) -> Any:
+        return (in_law if law else signal_noise).sample(key, shapes, hyper, room(hyper))
+
+    def sample_test(key: Array, hyper: Any, shared: Any = None) -> Any:
+        return (in_law if law else signal_noise).sample_test(key, shapes, hyper, room(hyper))
+
+    return dataclasses.replace(
+        dense(shapes),
+        sample=sample,
+        sample_test=sample_test,
         init=init,
         prepare=prepare,
-        loss=loss,
         # The closed form is that of one noise patch; more of them differentiate, and may underflow in 32 bits.
         gradient=gradient if shapes.context == 2 else None,
-        batch=None if batch_size is None else lambda key, data, hyper: signal_noise.mini_batch(key, batch_size, data),
-        observe=lambda params, data, test, hyper: observables.observe(params, data, test),
-        describe=lambda data, test, hyper: observables.noise_norms(data),
+        batch=mini_batches(batch_size),
         scale=lambda data, hyper: data.scale(shapes.heads),
         homogeneous=True,
         watch={"first_frozen_step": alarm},
-        dims=observables.dims(shapes.context),
-        attrs=observables.ATTRS,
-        name=f"two_layer_{engine}",
-    )
-
-
-Draws = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any], Callable[..., Any]]
-
-
-def _dense(shapes: Problem, room: Callable[[Any], signal_noise.Room]) -> Draws:
-    """`sample`, `sample_test`, `init` and `prepare` that map the dense draws of a seed to feature space."""
-
-    def prepare(data: Any, test: Any, params: Any, hyper: Any, degree: Array) -> tuple[Any, Any, Any]:
-        del hyper
-        return to_features(data, settled(shapes, data, test), params, degree, shapes.overlap == "exact")
-
-    return (
-        lambda key, hyper, shared=None: signal_noise.sample(key, shapes, hyper, room(hyper)),
-        lambda key, hyper, shared=None: signal_noise.sample_test(key, shapes, hyper, room(hyper)),
-        lambda key, data, hyper: two_layer.init(key, shapes, hyper),
-        prepare,
-    )
-
-
-def _in_law(shapes: Problem, room: Callable[[Any], signal_noise.Room]) -> Draws:
-    """`sample`, `sample_test`, `init` and `prepare` that draw the features in law."""
-
-    def prepare(data: Any, test: Any, params: Any, hyper: Any, degree: Array) -> tuple[Any, Any, Any]:
-        return law_features.to_features(data, test, params, shapes, hyper, degree)
-
-    return (
-        lambda key, hyper, shared=None: in_law.sample(key, shapes, hyper, room(hyper)),
-        lambda key, hyper, shared=None: in_law.sample_test(key, shapes, hyper, room(hyper)),
-        lambda key, data, hyper: law_features.init(key, shapes, data, hyper),
-        prepare,
+        compact=None,
+        expand=None,
+        frozen=(),
+        validate=None,
+        problem=None,
+        name=f"two_layer_{_name(law)}",
     )

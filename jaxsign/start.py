@@ -92,26 +92,14 @@ def begin(task: Task, key: Array, hyper: Any, shared: Any = None, degree: Any = 
 
 def abstract_start(task: Task, hyper: Any, shared: Any = None) -> Start:
     """Shapes and dtypes of `begin`, nothing computed."""
-    leaves, structure = jax.tree.flatten(hyper)
-    return _abstract(task, structure, tuple(map(jax.typeof, map(jnp.asarray, leaves))), _Same(shared))
-
-
-class _Same:
-    """A key that is equal to itself only, for arguments that cannot be hashed."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
+    leaves, structure = jax.tree.flatten((hyper, shared))
+    return _abstract(task, structure, tuple(map(jax.typeof, leaves)))
 
 
 @functools.lru_cache(maxsize=64)
-def _abstract(task: Task, structure: Any, leaves: tuple[Any, ...], shared: _Same) -> Start:
-    def start(key: Array, hyper: Any, degree: Array) -> Start:
-        return begin(task, key, hyper, shared.value, degree)
+def _abstract(task: Task, structure: Any, leaves: tuple[Any, ...]) -> Start:
+    def start(key: Array, numbers: Any, degree: Array) -> Start:
+        hyper, shared = numbers
+        return begin(task, key, hyper, shared, degree)
 
     return jax.eval_shape(start, seed_key(0), structure.unflatten(leaves), jnp.zeros(()))

@@ -213,14 +213,17 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
         raise ValueError(f"claims must name at least one of {list(by_id)}, got {claims!r}")
     chosen = [c if isinstance(c, Claim) else by_id[known("claim", c, by_id)] for c in (claims or CLAIMS)]
     settings = [setting_of(one) for one in datasets]
+    answering: dict[str, list[Any]] = {}
+    for setting, one in zip(settings, datasets):
+        answering.setdefault(setting, []).append(one)
+    answering = {setting: [*own, *_joined(own)] for setting, own in answering.items()}
     rows: list[Row] = []
     missing: list[tuple[str, str, str]] = []
     beside: list[tuple[str, str, str]] = []
     for claim in chosen:
-        for setting in dict.fromkeys(settings):
+        for setting, candidates in answering.items():
             reasons = []
-            own = [one for one, s in zip(datasets, settings) if s == setting]
-            for one in [*own, *_joined(own)]:
+            for one in candidates:
                 try:
                     rows.append(_decide(claim, setting, one))
                     break

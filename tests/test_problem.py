@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxsign as js
-from jaxsign.rng import seed_key
+from jaxsign.rng import seed_key, seed_words
 
 GOOD = {"n": 6, "d": 60, "s": 5, "m_k": 4, "m_v": 3}
 
@@ -161,6 +161,8 @@ def test_presets_are_the_two_settings():
 def test_streams_are_folded_in_by_number():
     key = jax.random.key(3, impl="threefry2x32")
     assert jnp.all(jax.random.key_data(seed_key(3)) == jax.random.key_data(key))
+    for seed in (0, 3, 2**31 - 1, 2**31, 2**32 - 1):  # the words are made without a device
+        assert np.array_equal(seed_words(seed), jax.random.key_data(seed_key(seed)))
     for number, name in enumerate(["data", "init", "train", "test"]):
         expected = jax.random.fold_in(key, number)
         assert jnp.all(jax.random.key_data(js.stream(key, name)) == jax.random.key_data(expected))

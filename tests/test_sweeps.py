@@ -26,6 +26,18 @@ def load(path):
     return module
 
 
+def refused(main, argv, message, capsys):
+    """A command that ends in exit status 2 and one line on stderr that holds the message."""
+    try:
+        status = main(argv)
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Results of the tiny modes of all sweeps, laid out as `make reproduce` does."""
@@ -101,14 +113,7 @@ def test_help_lists_every_axis_without_running(name, capsys):
 def test_bad_input_is_one_line_and_exit_2(argv, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main = load(ROOT / "sweeps" / "dynamics.py").main
-    try:
-        status = main(argv)
-    except SystemExit as stop:
-        status = stop.code
-    error = capsys.readouterr().err
-    assert status == 2
-    assert message in error
-    assert error.count("\n") == 1
+    refused(main, argv, message, capsys)
     assert not list(tmp_path.iterdir())
 
 
@@ -233,12 +238,5 @@ def test_throughput_arithmetic_is_the_documented_one(throughput):
     ],
 )
 def test_throughput_benchmark_refuses_bad_input(throughput, argv, message, tmp_path, capsys):
-    try:
-        status = throughput.main([*argv, "--out", str(tmp_path / "out")])
-    except SystemExit as stop:
-        status = stop.code
-    error = capsys.readouterr().err
-    assert status == 2
-    assert message in error
-    assert error.count("\n") == 1
+    refused(throughput.main, [*argv, "--out", str(tmp_path / "out")], message, capsys)
     assert not list(tmp_path.iterdir())

@@ -5,9 +5,9 @@ from jaxsign import presets as presets
 from jaxsign import theory as theory
 from jaxsign.claims import Claim as Claim
 from jaxsign.claims import Part as Part
-from jaxsign.cli import sweep_cli as sweep_cli
 from jaxsign.data.signal_noise import Dataset as Dataset
 from jaxsign.engines import two_layer as two_layer
+from jaxsign.experiment import sweep_cli as sweep_cli
 from jaxsign.measures import claim_numbers as claim_numbers
 from jaxsign.models.two_layer import Params as Params
 from jaxsign.models.two_layer import apply as apply
@@ -18,6 +18,7 @@ from jaxsign.optim import scale_by_smooth_sign as scale_by_smooth_sign
 from jaxsign.optim import sign_gd as sign_gd
 from jaxsign.optim import signum as signum
 from jaxsign.optim import smooth_sign_gd as smooth_sign_gd
+from jaxsign.playback import replay as replay
 from jaxsign.probes import degree as degree
 from jaxsign.problem import Hyper as Hyper
 from jaxsign.problem import Problem as Problem
@@ -31,5 +32,6 @@ from jaxsign.sweep.runner import run_sweep as run_sweep
 from jaxsign.task import Task as Task
 from jaxsign.training import Run as Run
 from jaxsign.training import train as train
+from jaxsign.trajectories import open_trajectory as open_trajectory
 from jaxsign.verdicts import ClaimTable as ClaimTable
 from jaxsign.verdicts import check as check

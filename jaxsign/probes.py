@@ -323,3 +323,35 @@ def degree(transform: optax.GradientTransformation) -> Degree:
     alone = reads_gradients_coordinatewise(lambda: transform, [{}], like, parameters=True)
     [found] = homogeneity(lambda: transform, [{}])
     return Degree(alone, found.odd, np.nan if found.reason else found.p)
+
+
+def sign_like(factory: Factory, points: Iterable[Mapping[str, Any]], like: Any) -> list[str]:
+    """Why each point moves coordinates by something else than amplitude * {-1, 0, +1}, found by running it; "" if not.
+
+    Args:
+      factory: `(**keywords) -> transform`.
+      points: keywords of the points to probe.
+      like: tree of arrays or ShapeDtypeStructs with the parameters' structure and shapes.
+
+    Examples:
+      >>> import optax, jax.numpy as jnp, jaxsign as js
+      >>> sign_like(js.sign_gd, [{"learning_rate": 0.5}], {"w": jnp.zeros((3, 4))})
+      ['']
+      >>> sign_like(optax.lion, [{"learning_rate": 0.5}], {"w": jnp.zeros((3, 4))})  # for its weight decay
+      ['at step 0 one array moves by sizes from 0.499 to 0.501']
+    """
+    rng = np.random.default_rng(0)
+    leaves, structure = jax.tree.flatten(like)
+    steps = 8
+    params, gradients = ([rng.standard_normal((steps, *x.shape)).astype(x.dtype) for x in leaves] for _ in range(2))
+    reasons = []
+    for _, run in _programs(factory, points, structure):
+        reasons.append("")
+        for update in run(params, gradients):
+            for step, size in enumerate(np.abs(np.asarray(update)).reshape(steps, -1)):
+                moving = size[size != 0]
+                if moving.size and not reasons[-1] and moving.min() != moving.max():
+                    reasons[-1] = (
+                        f"at step {step} one array moves by sizes from {moving.min():.3g} to {moving.max():.3g}"
+                    )
+    return reasons

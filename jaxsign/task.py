@@ -42,6 +42,8 @@ class Task:
       compact: `(params, data) -> params`, an equivalent smaller parametrisation that is exact for optimizers that move
         each coordinate by its own gradients only; `loss`, `observe` and `watch` accept both forms.
       expand: the inverse of `compact`, used once on the final parameters.
+      project: `(params, data) -> params`, what the training set sees of parameters of any form, as one more form that
+        `observe` takes with the same data and test=None; None: there is no smaller one.
       compact_only: refuse optimizers for which `compact` is not exact, instead of training the full parameters.
       compact_decays: whether `compact` stays exact under decoupled weight decay.
       frozen: names of the fields of params (in either form) that are never trained.
@@ -78,6 +80,7 @@ class Task:
     watch: Mapping[str, Callable[[PyTree, PyTree, Any, PyTree], Array]] = dataclasses.field(default_factory=dict)
     compact: Callable[[PyTree, PyTree], PyTree] | None = None
     expand: Callable[[PyTree], PyTree] | None = None
+    project: Callable[[PyTree, PyTree], PyTree] | None = None
     compact_only: bool = False
     compact_decays: bool = False
     frozen: tuple[str, ...] = ()

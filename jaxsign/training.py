@@ -12,53 +12,16 @@ import optax
 
 from jaxsign.compilation import compiler_options
 from jaxsign.exactness import fit
+from jaxsign.loop import make_loop, whole_run
 from jaxsign.optim import as_grid
-from jaxsign.rng import stream
 from jaxsign.schedule import Schedule
-from jaxsign.start import Start, begin, merge_params, split_params, trained_fields
+from jaxsign.start import Start, begin
 from jaxsign.task import Task
-from jaxsign.validation import known, name_tuple
+from jaxsign.validation import name_tuple
 
 Array = jax.Array
 PyTree = Any
 STATUS = {-1: "not run", 0: "finished", 1: "diverged"}
-
-
-def observers(task: Task, start: Start, hyper: Any, chosen: Sequence[str | Callable] | None, scalars: bool = False):
-    """What is observed of a task: ({name: abstract array}, names that need the test set, user functions by name).
-
-    Args:
-      task: a Task.
-      start: one run's start, concrete or abstract.
-      hyper: one run's numbers.
-      chosen: names and functions `(params, data, test, hyper) -> array`, or None for the default.
-      scalars: the default is the scalars only (a sweep's) instead of everything (a single run's).
-
-    Raises:
-      ValueError: for an unknown name, with the nearest valid one.
-    """
-
-    def everything(start: Start, hyper: Any) -> tuple[dict, dict, dict]:
-        data, test, params, _ = start
-        users = {c.__name__: c(params, data, test, hyper) for c in chosen or () if callable(c)}
-        return task.observe(params, data, test, hyper), task.observe(params, data, None, hyper), users
-
-    with_test, without, users = jax.eval_shape(everything, start, hyper)
-    if chosen is None:
-        names = [name for name, value in with_test.items() if not scalars or value.ndim == 0]
-    else:
-        if not chosen:
-            raise ValueError(f"observables must name at least one of {list(with_test)}, got {chosen!r}")
-        names = [known("observable", c, with_test) if not callable(c) else c.__name__ for c in chosen]
-    functions = {c.__name__: c for c in chosen or () if callable(c)}
-    if len(functions) != sum(map(callable, chosen or ())):
-        raise ValueError("observables must be functions of different names; two have the same (lambdas do)")
-    for name in functions:
-        if name in with_test or name in ("step", "status", "first_bad_step", "seed", "optimizer"):
-            raise ValueError(f"observables has a function named {name!r}, which is taken: rename it")
-    shapes = {name: users.get(name, with_test.get(name)) for name in dict.fromkeys(names)}
-    need_test = [name for name in shapes if name not in without and name not in functions]
-    return shapes, need_test, functions
 
 
 def make_train(
@@ -74,14 +37,10 @@ def make_train(
     signs: bool = False,
     summary: Callable[[dict[str, Any]], dict[str, Array]] | None = None,
     keep_trace: bool = True,
-    keep_params: bool = True,
 ) -> Callable[..., dict[str, Any]]:
     """Builds the pure function of one run; static things go in here, swept things into its arguments.
 
-        batch_t -> gradient of the loss -> optimizer update (times the task's scale) -> observe at recorded steps
-
-    The returned function is meant to be jitted and vmapped over all its arguments. It holds no callback; the
-    steps between two records are one `fori_loop`, so recorded steps are data and one compile serves every spacing.
+    The returned function is meant to be jitted and vmapped over all its arguments.
 
     Args:
       task: the system.
@@ -96,7 +55,6 @@ def make_train(
       summary: pure function of the trace ({name: (R, ...)}, the run's constants and the recorded steps as "step",
         known when it is traced) to {name: scalar}.
       keep_trace: whether the trace itself is returned.
-      keep_params: whether the final parameters are returned.
 
     Returns:
       `train(key, start, hyper, keywords) -> {"trace", "summary", "params", "status", "first_bad_step", "watch"}` with
@@ -105,116 +63,26 @@ def make_train(
     Raises:
       ValueError: for an unknown observable or parameter name (when traced).
     """
-    record, test_mask = schedule.record.astype(np.int32), schedule.test
-    starts = np.concatenate([[0], record]).astype(np.int32)
-    ends = np.concatenate([record, [schedule.steps]]).astype(np.int32)
-    flags = np.concatenate([test_mask, [False]])
-    if record[-1] == schedule.steps:  # no steps are left after the last record
-        starts, ends, flags = starts[:-1], ends[:-1], flags[:-1]
-
-    recorded = jnp.asarray(record)  # concrete also where `train` is traced: summaries may look steps up
+    loop = make_loop(
+        task, factory, observables=observables, scalars=scalars, trainable=trainable, compact=compact, decays=decays,
+        signs=signs,
+    )  # fmt: skip
+    stops = whole_run(schedule.steps, schedule.record, schedule.test)
+    recorded = jnp.asarray(schedule.record, jnp.int32)  # concrete also when traced: summaries may look steps up
 
     def train(key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        shapes, need_test, functions = observers(task, start, hyper, observables, scalars)
-        data, test, params, constants = start
-        if compact and task.compact is not None:
-            params = task.compact(params, data)
-        names = trained_fields(task, params, trainable)
-        trained, fixed = split_params(params, names)
-        train_key = stream(key, "train")
-        scale = split_params(task.scale(data, hyper), names)[0] if task.scale else None
-        with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote
-            transform = optax.with_extra_args_support(factory(**keywords))
-            state = transform.init(trained)
-
-        def batch_at(t: Array) -> PyTree:
-            return task.batch(jax.random.fold_in(train_key, t), data, hyper) if task.batch else data
-
-        def loss_of(trained: PyTree, t: Array) -> Array:
-            return task.loss(merge_params(trained, fixed), batch_at(t), hyper)
-
-        def step(t: Array, carry: tuple) -> tuple:
-            trained, state, bad, rang = carry
-            full = merge_params(trained, fixed)
-            if task.gradient is None:
-                loss, gradient = jax.value_and_grad(loss_of)(trained, t)
-            else:
-                loss, everything = task.gradient(full, batch_at(t), hyper, signs)
-                gradient = split_params(everything, names)[0]
-            seen = None if task.gradient and signs else gradient
-            bad = jnp.where((bad < 0) & ~jnp.isfinite(loss), t, bad)
-            rang = {
-                name: jnp.where((rang[name] < 0) & alarm(full, batch_at(t), hyper, seen), t, rang[name])
-                for name, alarm in task.watch.items()
-            }
-            with jax.numpy_dtype_promotion("standard"):
-                asked = {"value": loss, "grad": gradient, "value_fn": lambda p: loss_of(p, t)}
-                updates, after = transform.update(gradient, state, trained, **asked)
-                if scale is not None and decays:  # affine in the parameters: what the gradients do at 0 is scaled
-                    pushed = transform.update(gradient, state, jax.tree.map(jnp.zeros_like, trained), **asked)[0]
-                    updates = jax.tree.map(lambda u, g, c: c * g + (u - g), updates, pushed, scale)
-                elif scale is not None:
-                    updates = jax.tree.map(jnp.multiply, updates, scale)
-                trained = optax.apply_updates(trained, updates)
-            return trained, after, bad, rang
-
-        def look(trained: PyTree, test_now: Array) -> dict[str, Array]:
-            full = merge_params(trained, fixed)
-            plain = task.observe(full, data, None, hyper)
-            found = {name: plain[name] for name in shapes if name in plain and name not in functions}
-            if functions:
-                whole = task.expand(full) if compact and task.expand is not None else full
-                found |= {name: f(whole, data, test, hyper) for name, f in functions.items()}
-            if need_test:
-
-                def fresh() -> dict[str, Array]:
-                    seen = task.observe(full, data, test, hyper)
-                    return {name: _floating(seen[name]) for name in need_test}
-
-                def nothing() -> dict[str, Array]:
-                    return {name: jnp.full(shapes[name].shape, jnp.nan) for name in need_test}
-
-                found |= jax.lax.cond(test_now, fresh, nothing)
-            return {name: _floating(found[name]) for name in shapes}
-
-        def segment(carry: tuple, xs: tuple) -> tuple[tuple, dict[str, Array]]:
-            start, end, test_now = xs
-            trained, state, bad, rang = jax.lax.fori_loop(start, end, step, carry)
-            bad = jnp.where((bad < 0) & ~_finite(trained), end, bad)
-            return (trained, state, bad, rang), look(trained, test_now)
-
-        never = jnp.full((), -1, jnp.int32)
-        carry = (trained, state, never, dict.fromkeys(task.watch, never))
-        (trained, state, bad, rang), trace = jax.lax.scan(segment, carry, (starts, ends, flags))
-        last = jnp.asarray(schedule.steps, jnp.int32)
-        bad = jnp.where((bad < 0) & ~jnp.isfinite(loss_of(trained, last)), last, bad)
-        gone = (bad >= 0) & (recorded >= bad)
-        trace = {name: _blank(value[: record.size], gone) for name, value in trace.items()}
-        full = merge_params(trained, fixed)
-        if compact and task.expand is not None:
-            full = task.expand(full)
+        state, rows, _ = loop.advance(key, start, hyper, keywords, loop.init(start, keywords), stops)
+        trace = {name: value[: recorded.size] for name, value in rows.items()}
         return {
             "trace": trace if keep_trace else {},
-            "summary": summary({**constants, **trace, "step": recorded}) if summary else {},
-            "params": full if keep_params else None,
-            "status": jnp.where(bad >= 0, 1, 0).astype(jnp.int8),
-            "first_bad_step": bad,
-            "watch": rang,
+            "summary": summary({**start.constants, **trace, "step": recorded}) if summary else {},
+            "params": loop.params(start, state.trained),
+            "status": jnp.where(state.bad >= 0, 1, 0).astype(jnp.int8),
+            "first_bad_step": state.bad,
+            "watch": state.rang,
         }
 
     return train
-
-
-def _floating(x: Array) -> Array:
-    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.zeros(()).dtype)
-
-
-def _finite(tree: PyTree) -> Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
-def _blank(values: Array, gone: Array) -> Array:
-    return jnp.where(gone.reshape((-1,) + (1,) * (values.ndim - 1)), jnp.nan, values)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -219,7 +219,6 @@ class Engine:
             decays=found.decays, signs=found.signs,
             observables=("train_loss", "sign_agreement", mean_s21, "value_signal")
             + (("test_loss", "test_error") if work.test else ()),
-            keep_params=False,
         )  # fmt: skip
         # Full batches: training draws nothing, any key does.
         self.run = lambda start: train(jax.random.key(0), start, work.hyper, rate)["trace"]

@@ -73,7 +73,7 @@ from contenders import ENGINES, OPTIMIZERS, TEXTBOOK, Draws, Engine, Lane, Torch
 from limits import arithmetic, machine, measure_limits, median_seconds
 
 import jaxsign as js
-from jaxsign.cli import configure
+from jaxsign.console import configure
 from jaxsign.sweep.plan import lane_width
 from jaxsign.validation import positive_int
 

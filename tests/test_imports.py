@@ -17,26 +17,30 @@ LAYERS = [
     {"validation", "compilation"},
     {"rng", "problem", "task", "optim", "probes", "schedule"},
     {"data", "presets", "labelled", "curvature", "start"},
-    {"models", "exactness"},
+    {"models", "exactness", "loop"},
     {"observables", "theory"},
     {"tasks"},
     {"engines"},
-    {"training", "store"},
+    {"training", "store", "tape"},
     {"sweep"},
+    {"trajectories"},
+    {"playback"},
     {"measures"},
     {"stages"},
     {"claims"},
     {"verdicts"},
     {"plot"},
     {"report"},
+    {"tools", "console"},
+    {"netcdf", "experiment"},
     {"cli"},
     {"__main__"},
 ]
 SYSTEMS = frozenset({"tasks", "engines", "models", "data", "observables", "theory", "problem", "presets"})
-TRAINING = frozenset({"training", "sweep", "tasks", "engines", "models"})
+TRAINING = frozenset({"training", "loop", "sweep", "tasks", "engines", "models"})
 #: Whatever the layers allow.
 NEVER = {
-    **dict.fromkeys(["training", "start", "exactness", "probes", "sweep", "store", "optim", "task"], SYSTEMS),
+    **dict.fromkeys(["training", "loop", "start", "exactness", "probes", "sweep", "store", "optim", "task"], SYSTEMS),
     **dict.fromkeys(["measures", "stages", "claims", "verdicts", "plot", "report"], TRAINING),
     **dict.fromkeys(["data", "models", "observables", "theory"], frozenset({"task", "optim", "schedule"})),
 }

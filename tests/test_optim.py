@@ -205,7 +205,7 @@ def test_a_factory_that_fails_for_another_reason_is_a_grid_and_shows_it_where_it
 def test_a_grid_starts_no_backend():
     # A sweeps/NAME.py builds its grids when it is loaded; --devices and --x64 are set after that.
     program = (
-        "import jaxsign as js, jax, optax; from jaxsign.cli import configure\n"
+        "import jaxsign as js, jax, optax; from jaxsign.console import configure\n"
         "js.grid(optax.adam, learning_rate=[1e-3, 1e-2]), js.grid(js.power_gd, learning_rate=0.1, p=[0.0, 0.5])\n"
         "configure(devices=3); print(jax.device_count())"
     )

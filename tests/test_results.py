@@ -1,9 +1,10 @@
-"""Results directories: complete or absent, checked when opened, refused where they belong to something else."""
+"""Results directories: continued and mended by the same call, checked when opened, refused where they are foreign."""
 
 import dataclasses
 import errno
 import functools
 import json
+import math
 import os
 import shutil
 
@@ -18,7 +19,8 @@ import jaxsign as js
 from jaxsign.store import results
 from jaxsign.store.results import UnusableData
 from jaxsign.sweep import definition as definitions
-from jaxsign.sweep import plan, runner
+from jaxsign.sweep import plan
+from jaxsign.sweep.blocks import Blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,11 +121,9 @@ def test_one_chunk_is_one_block_of_the_runner(stored):
         codec = meta["codecs"][-1]
         assert (codec["name"], codec["configuration"]["checksum"]) == ("zstd", True)
         assert meta["dimension_names"] == list(ds[name].dims)
-    made = sweep()
-    count = sum(len(plan.boxes(made, group, block)) for group in plan.groups(made))
-    assert (
-        len([f for f in (path / "results.zarr" / "train_loss").rglob("*") if f.name.isdigit() and f.is_file()]) == count
-    )
+    count = math.prod(-(-size // extent) for size, extent in zip(ds["status"].shape, block))
+    for name in ds.data_vars:
+        assert len([f for f in (path / "results.zarr" / name / "c").rglob("*") if f.is_file()]) == count
 
 
 def test_the_manifest_says_what_ran_where(stored):
@@ -141,15 +141,21 @@ def test_the_manifest_says_what_ran_where(stored):
     assert manifest["wall_seconds"] > 0
     status = ds["status"].values
     assert (status == 1).sum() == 30  # the learning rate of 1e30, in every run
-    assert manifest["runs"] == {"total": 120, "finished": 90, "diverged": 30}
+    assert manifest["runs"] == {"total": 120, "finished": 90, "diverged": 30, "not_run": 0}
     assert manifest["plan"]["devices"] == jax.local_device_count()
     assert [(g["family"], g["task"], g["optimizers"]) for g in manifest["plan"]["groups"]] == [
         ("gd", "line", 3), ("mine", "line", 1), ("gd", "line", 3), ("mine", "line", 1),
     ]  # fmt: skip
     assert list(manifest["padded"]) == ["residual"]
-    found = {str(f.relative_to(path / "results.zarr")) for f in (path / "results.zarr").rglob("zarr.json")}
-    assert manifest["crc32"].keys() == found
-    assert not list(path.glob("*.partial"))
+    # CRCs of everything but the chunks of variables, which runs write
+    found = {f.relative_to(path / "results.zarr") for f in (path / "results.zarr").rglob("*") if f.is_file()}
+    described = {str(f) for f in found if f.name == "zarr.json" or f.parts[0] not in ds.data_vars}
+    assert len(described) > 2 * len(ds.data_vars)
+    assert manifest["crc32"].keys() == described
+    assert manifest["order"] == [[0, 1, 2], [0, 1], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
+    (session,) = manifest["sessions"]
+    assert session.items() >= {"pid": os.getpid(), "shard": "0/1", "host": manifest["host"]}.items()
+    assert sorted(f.name for f in path.iterdir()) == ["locks", "manifest.json", "results.zarr"]
 
 
 def damage(file, place=-1):
@@ -200,7 +206,7 @@ def test_a_broken_manifest_is_unusable_and_stays_as_it_is(copy):
 
 def test_a_finished_sweep_is_loaded_and_says_so(copy, stored, capsys, monkeypatch):
     before = files(copy)
-    monkeypatch.setattr(runner, "_run", None)  # nothing may run
+    monkeypatch.setattr(Blocks, "run", None)  # nothing may run
     again = js.run_sweep(sweep(), out=str(copy))
     assert "finished before, loaded" in capsys.readouterr().err
     assert again.identical(stored[1])
@@ -226,7 +232,7 @@ def test_another_definition_is_refused_with_the_difference(copy, changes, line):
 
 
 def test_out_that_cannot_hold_results_is_refused_and_untouched(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "_run", None)  # it is refused before anything runs
+    monkeypatch.setattr(Blocks, "run", None)  # it is refused before anything runs
     file = tmp_path / "file"
     file.write_text("mine")
     for out in (file, file / "below"):
@@ -260,13 +266,13 @@ def test_a_directory_the_system_calls_unwritable_is_refused(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("reason", [errno.ENOENT, errno.EACCES, errno.EROFS, errno.ENOSPC])
-@pytest.mark.parametrize("where", ["b", "results.zarr.partial"])
+@pytest.mark.parametrize("where", ["b", "locks", "results.zarr"])
 def test_a_directory_that_cannot_be_made_is_bad_input_and_leaves_nothing(tmp_path, monkeypatch, where, reason):
-    monkeypatch.setattr(runner, "_run", None)  # it is refused before anything runs
+    monkeypatch.setattr(Blocks, "run", None)  # it is refused before anything runs
     make = os.mkdir
 
     def failing(path, *mode):
-        if os.path.basename(path) == where:
+        if os.path.basename(path).startswith(where):
             raise OSError(reason, os.strerror(reason), str(path))
         make(path, *mode)
 
@@ -283,37 +289,160 @@ def small(**changes):
     return sweep(axes=axes, optimizers={"gd": js.grid(optax.sgd, learning_rate=[0.01])}, **changes)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no more memory"), KeyboardInterrupt()])
-def test_a_run_that_is_cut_off_leaves_nothing_and_can_be_repeated(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(plan, "BLOCK_RUNS", 2)
-    calls, write = [], results.Arrays.write
+def values(ds):
+    """A Dataset without the manifest, which says when and where it was made."""
+    return ds.load().drop_attrs(deep=False)
 
-    def failing(self, name, index, values):
-        calls.append(name)
-        if len(calls) > 5:  # the first block has four variables
+
+def counted_writes(monkeypatch, fail_after=math.inf, error=None):
+    """The names of the variables that blocks write from now on; the write after `fail_after` raises."""
+    names, write = [], results.Store.write
+
+    def counting(self, name, *rest):
+        names.append(name)
+        if len(names) > fail_after:
             raise error
-        write(self, name, index, values)
+        write(self, name, *rest)
+
+    monkeypatch.setattr(results.Store, "write", counting)
+    return names
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no more memory"), KeyboardInterrupt()])
+def test_a_run_that_is_cut_off_keeps_finished_blocks_and_is_continued_by_the_same_call(
+    tmp_path, monkeypatch, error, capsys
+):
+    monkeypatch.setattr(plan, "BLOCK_RUNS", 2)  # three blocks
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        names = counted_writes(patch, 5, error)  # the first block has four variables
+        with pytest.raises(type(error)):
+            js.run_sweep(small(), out=out)
+    assert len(names) == 6
+    assert names[3] == "status"  # a block's last word
+    ds = js.open_results(out)
+    assert ds["status"].values.tolist() == [[[0, 0]], [[-1, -1]], [[-1, -1]]]
+    assert ds["residual"].isel(slope=0).notnull().all()
+    assert ds["residual"].isel(slope=2).isnull().all()  # the second block was under way
+    assert json.loads(ds.attrs["manifest"])["runs"] == {"total": 6, "finished": 2, "diverged": 0, "not_run": 4}
+    assert "4 of 6 runs are still to be run" in capsys.readouterr().err
+    before = {name: file for name, file in files(out / "results.zarr").items() if name.split("/")[2:3] == ["0"]}
+    assert len(before) > 4
+    with monkeypatch.context() as patch:
+        names = counted_writes(patch)
+        again = js.run_sweep(small(), out=out)
+    assert len(names) == 2 * 4
+    assert files(out / "results.zarr").items() >= before.items()
+    assert values(again).identical(values(js.run_sweep(small())))
+    manifest = json.loads(again.attrs["manifest"])
+    assert manifest["runs"] == {"total": 6, "finished": 6, "diverged": 0, "not_run": 0}
+    assert len(manifest["sessions"]) == 2
+    assert manifest["wall_seconds"] == pytest.approx(sum(s["seconds"] for s in manifest["sessions"]), abs=0.01)
+    assert sorted(f.name for f in out.iterdir()) == ["locks", "manifest.json", "results.zarr"]
+
+
+@pytest.mark.parametrize("moved", [0, 1, 7])
+def test_a_run_that_is_cut_off_while_the_store_is_made_is_continued(tmp_path, monkeypatch, moved):
+    monkeypatch.setattr(plan, "BLOCK_RUNS", 2)
+    replace, done = os.replace, []
+
+    def failing(source, target, **rest):
+        if ".partial" in str(source) and "results.zarr" in os.fspath(target).split(os.sep) and ".partial" not in str(target):
+            done.append(target)  # a file of the prepared store on its way to its place
+            if len(done) > moved:
+                raise KeyboardInterrupt
+        replace(source, target, **rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(results.Arrays, "write", failing)
-        with pytest.raises(type(error)):
-            js.run_sweep(small(), out=tmp_path / "out")
-    assert len(calls) == 6
-    assert files(tmp_path) == {}
-    with pytest.raises(ValueError, match="finished results directory"):
-        js.open_results(tmp_path / "out")
-    assert js.run_sweep(small(), out=tmp_path / "out")["train_loss"].notnull().all()
+        patch.setattr(os, "replace", failing)
+        with pytest.raises(KeyboardInterrupt):
+            js.run_sweep(small(), out=tmp_path)
+    again = js.run_sweep(small(), out=tmp_path)
+    assert values(again).identical(values(js.run_sweep(small())))
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["locks", "manifest.json", "results.zarr"]
 
 
-def test_leftovers_of_a_killed_run_are_replaced(tmp_path, monkeypatch):
+def test_leftovers_of_a_killed_run_are_removed(tmp_path, monkeypatch):
     out = tmp_path / "out"
-    (out / "results.zarr.partial" / "train_loss").mkdir(parents=True)
-    (out / "results.zarr.partial" / "train_loss" / "zarr.json").write_text("{")
-    (out / "results.zarr").mkdir()  # complete, but killed before its manifest was written
-    (out / "results.zarr" / "zarr.json").write_text("{")
+    (out / "results.zarr.4194305.partial" / "train_loss").mkdir(parents=True)
+    (out / "results.zarr.4194305.partial" / "train_loss" / "zarr.json").write_text("{")
+    (out / "manifest.json.4194305.partial").write_text("{")
     monkeypatch.setattr(plan, "BLOCK_RUNS", 2)
     assert js.run_sweep(small(), out=out)["train_loss"].notnull().all()
-    assert sorted(f.name for f in out.iterdir()) == ["manifest.json", "results.zarr"]
+    assert sorted(f.name for f in out.iterdir()) == ["locks", "manifest.json", "results.zarr"]
+
+
+def test_arrays_without_a_manifest_are_refused_and_untouched(copy):
+    (copy / "manifest.json").unlink()
+    before = files(copy)
+    with pytest.raises(ValueError, match=r"holds results\.zarr without manifest\.json.*put it back") as caught:
+        js.run_sweep(sweep(), out=copy)
+    assert str(copy) in str(caught.value)
+    assert files(copy) == before
+
+
+def flipped(file):
+    damage(file, file.stat().st_size // 2)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def emptied(file):
+    file.write_bytes(b"")
+
+
+def removed(file):
+    file.unlink()
+
+
+#: A block of the largest slope and the smaller n.
+PLACE = ("c", "1", "0", "2", "0")
+
+
+@pytest.mark.parametrize("harm", [flipped, cut, emptied, removed])
+@pytest.mark.parametrize("name", ["train_loss", "residual", "first_bad_step", "status"])
+def test_a_damaged_chunk_is_mended_by_the_same_call(copy, stored, monkeypatch, capsys, name, harm):
+    own = 2 if name == "residual" else 1 if name == "train_loss" else 0
+    file = (copy / "results.zarr" / name).joinpath(*PLACE, *["0"] * own)
+    before = files(copy / "results.zarr")
+    harm(file)
+    names = counted_writes(monkeypatch)
+    again = js.run_sweep(sweep(), out=copy)
+    assert values(again).identical(values(stored[1]))
+    assert sorted(names) == ["first_bad_step", "residual", "status", "train_loss"]  # one block
+    after = files(copy / "results.zarr")
+    touched = {path for path in before if after[path] != before[path]}
+    assert touched == {path for path in before if path.split("/")[1:6] == list(PLACE)}
+    assert {path: raw for path, (raw, _) in after.items()} == {path: raw for path, (raw, _) in before.items()}
+    if (name, harm) != ("status", removed):  # which reads like a run that has not run
+        words = capsys.readouterr().err
+        assert str(file) in words
+        assert "its block is run again" in words
+
+
+@pytest.mark.parametrize("harm", [flipped, cut, removed])
+@pytest.mark.parametrize("file", ["zarr.json", "train_loss/zarr.json", "status/zarr.json", "seed/zarr.json"])
+def test_damaged_metadata_are_mended_by_the_same_call_and_no_run_is_repeated(copy, stored, monkeypatch, file, harm):
+    before = files(copy / "results.zarr")
+    harm(copy / "results.zarr" / file)
+    names = counted_writes(monkeypatch)
+    again = js.run_sweep(sweep(), out=copy)
+    assert values(again).identical(values(stored[1]))
+    assert names == []
+    assert {f: raw for f, (raw, _) in files(copy / "results.zarr").items()} == {f: raw for f, (raw, _) in before.items()}
+
+
+@pytest.mark.parametrize("harm", [flipped, cut, removed])
+@pytest.mark.parametrize("name", ["seed", "slope", "learning_rate", "optimizer", "step"])
+def test_damaged_coordinates_are_unusable_and_mended_by_the_same_call(copy, stored, monkeypatch, name, harm):
+    harm(copy / "results.zarr" / name / "c" / "0")
+    with pytest.raises(Exception, match=r"(?i)checksum|decompress|frame|zstd|corrupt|damaged|missing|chunks"):
+        js.open_results(copy).load()
+    names = counted_writes(monkeypatch)
+    assert values(js.run_sweep(sweep(), out=copy)).identical(values(stored[1]))
+    assert names == []
 
 
 def test_a_lambda_is_refused_on_disk_and_welcome_in_memory(tmp_path):
@@ -326,11 +455,11 @@ def test_a_lambda_is_refused_on_disk_and_welcome_in_memory(tmp_path):
     assert "summary is a lambda" in json.loads(ds.attrs["manifest"])["definition"]["not_storable"]
 
 
-def test_open_results_wants_a_finished_directory(tmp_path, copy):
+def test_open_results_wants_a_results_directory(tmp_path, copy):
     for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match="out must be a finished results directory") as caught:
+        with pytest.raises(ValueError, match=r"out must be a results directory with manifest\.json and results\.zarr") as e:
             js.open_results(path)
-        assert str(path) in str(caught.value)
+        assert str(path) in str(e.value)
     shutil.rmtree(copy / "results.zarr")
-    with pytest.raises(ValueError, match="out must be a finished results directory"):
+    with pytest.raises(ValueError, match="out must be a results directory"):
         js.open_results(copy)

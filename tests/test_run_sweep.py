@@ -144,7 +144,7 @@ def test_names_dims_and_coordinates(families):
     assert ds["status"].dtype == np.int8
     assert ds["first_bad_step"].dtype == np.int32
     assert not [name for name, index in ds.indexes.items() if index.nlevels > 1]
-    assert manifest(ds)["runs"] == {"total": 20, "finished": 20, "diverged": 0}
+    assert manifest(ds)["runs"] == {"total": 20, "finished": 20, "diverged": 0, "not_run": 0}
 
 
 def test_a_zipped_static_axis_pads_with_nan_and_says_so():
@@ -200,13 +200,13 @@ def test_many_values_are_traced_as_often_as_one():
 def test_blocks_do_not_change_a_bit(monkeypatch):
     axes = {"slope": [1.0, 2.0, 3.0], "decay": [0.0, 0.1], "seed": 7}
     results = []
-    for lane, runs, block in ((2, 64, [2, 2, 2, 7]), (2, 5, [1, 1, 1, 5]), (5, 64, [2, 2, 2, 7])):
+    for lane, runs, block in ((2, 64, [3, 2, 1, 7]), (2, 5, [1, 1, 1, 5]), (5, 64, [3, 2, 1, 7])):
         monkeypatch.setattr(plan, "lane_width", lambda state, backend, lane=lane: lane)
         monkeypatch.setattr(plan, "BLOCK_RUNS", runs)
         ds = js.run_sweep(sweep(axes=axes))
         assert manifest(ds)["plan"]["block"] == block
         assert [group["lane_width"] for group in manifest(ds)["plan"]["groups"]] == [lane]
-        assert manifest(ds)["runs"] == {"total": 84, "finished": 84, "diverged": 0}  # padded, nothing dropped
+        assert manifest(ds)["runs"] == {"total": 84, "finished": 84, "diverged": 0, "not_run": 0}  # padded, nothing dropped
         assert (ds["status"] == 0).all()
         assert np.isfinite(ds["train_loss"]).all()
         results.append(ds.drop_attrs())
@@ -249,7 +249,7 @@ def test_a_diverging_run_is_marked_and_leaves_its_neighbours_alone(capsys):
     assert good.drop_vars("optimizer").identical(calm.isel(optimizer=0).drop_vars("optimizer").assign_attrs(good.attrs))
     assert (good["status"] == 0).all()
     assert (bad["status"] == 1).all()
-    assert manifest(wild)["runs"] == {"total": 12, "finished": 6, "diverged": 6}
+    assert manifest(wild)["runs"] == {"total": 12, "finished": 6, "diverged": 6, "not_run": 0}
     # The loss grows by about (2 lr |x|^2)^2 a step: the first step whose loss overflows, by NumPy in the same precision
     task, dtype = system(Points()), wild["train_loss"].dtype
     for seed in range(3):

@@ -238,6 +238,29 @@ class ActiveParams(Weights):
         return Params(w_q, w_k, w_v, heads=self.heads)
 
 
+@dataclasses.dataclass(frozen=True)
+class SeenParams:
+    """Weights known by their features of one training set alone.
+
+    Args:
+      seen: Features of the training set.
+      heads: static number of heads.
+    """
+
+    seen: Features
+    heads: int = 1
+
+    def features(self, data: Dataset) -> Features:
+        """The features that are known."""
+        del data
+        return self.seen
+
+
+def seen(params: "AnyWeights", data: Dataset) -> SeenParams:
+    """What a training set sees of weights: all that its observables depend on."""
+    return SeenParams(params.features(data), heads=params.heads)
+
+
 AnyWeights = Params | TiedParams | ActiveParams
 
 
@@ -247,7 +270,7 @@ def _row_gradient(moved: Array, rows: int) -> Array:
     return still + (moved - still) / rows
 
 
-for _record in (Params, TiedParams, ActiveParams):
+for _record in (Params, TiedParams, ActiveParams, SeenParams):
     jax.tree_util.register_dataclass(
         _record, data_fields=[name for name in field_names(_record) if name != "heads"], meta_fields=["heads"]
     )

@@ -45,6 +45,7 @@ def definition(sweep: Sweep) -> dict[str, Any]:
         "summary": None if sweep.summary is None else describe("summary", sweep.summary),
         "keep_trace": sweep.keep_trace,
         "shared": None if sweep.shared is None else plain("shared", sweep.shared),
+        "trajectory": plain("trajectory", sweep.trajectory),
         "optimizers": {family: _optimizer(family, entry) for family, entry in sweep.optimizers.items()},
         "axes": [
             {"members": list(a.members), "values": [[plain(a.name, v) for v in point] for point in a.values]}
@@ -63,6 +64,55 @@ def content_hash(definition: Mapping[str, Any]) -> str:
       True
     """
     return hashlib.sha256(json.dumps(definition, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def extension(path: str, stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[list[int]]:
+    """The order in which a store holds the points of a definition that is the stored one or extends it.
+
+    An extension has more values on an axis, more seeds, more optimizers or more points of one; nothing else.
+
+    Args:
+      path: results directory, for messages.
+      stored: its manifest.
+      new: the definition to run.
+
+    Returns:
+      For every dimension of (axes, optimizer, seed): the new definition's index at every stored place, those that are
+      stored already first.
+
+    Raises:
+      ValueError: for any other change, with the differences.
+    """
+    old, order = stored["definition"], stored["order"]
+    grid = ("axes", "optimizers", "seeds")
+    rest = [{k: v for k, v in d.items() if k not in grid} for d in (old, new)]
+    changed = differences(rest[0], rest[1])
+    before, after = ([axis["members"] for axis in d["axes"]] for d in (old, new))
+    changed += differences(before, after, "axes")
+    families = {name: entry["factory"] for name, entry in old["optimizers"].items()}
+    known = {name: entry["factory"] for name, entry in new["optimizers"].items() if name in families}
+    changed += differences(families, known, "optimizers")
+    if changed:
+        raise ValueError(f"out={path!r} belongs to another definition: {'; '.join(changed)}")
+    out = []
+    names = [*(",".join(members) for members in before), "optimizer", "seed"]
+    for name, was, now, place in zip(names, _points(old), _points(new), order):
+        held = [was[i] for i in place]
+        gone = [value for value in held if value not in now]
+        if gone:
+            raise ValueError(
+                f"out={path!r} belongs to another definition: {name} {_brief(gone[0])} is stored and not asked for "
+                "(a stored sweep may be extended, not cut)"
+            )
+        first = [now.index(value) for value in held]
+        out.append(first + [i for i in range(len(now)) if i not in set(first)])
+    return out
+
+
+def _points(definition: Mapping[str, Any]) -> list[list[Any]]:
+    """The points of every dimension of (axes, optimizer, seed)."""
+    optimizers = [[name, p] for name, entry in definition["optimizers"].items() for p in entry["points"]]
+    return [*(axis["values"] for axis in definition["axes"]), optimizers, definition["seeds"]]
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -19,6 +19,9 @@ from jaxsign.validation import known, name_tuple, positive_int
 #: Keywords of optimizers that are looked for among the axes.
 OPTIMIZER_NUMBERS = ("learning_rate", "b1", "b2", "eps", "momentum", "weight_decay", "beta")
 
+#: Kinds of trajectories that have a name.
+TRAJECTORIES = ("signs", "features", "log2")
+
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
@@ -62,6 +65,9 @@ class Sweep:
       summary: pure function of a run's trace to {name: scalar}.
       keep_trace: False stores the summary only.
       shared: arrays common to all runs.
+      trajectory: what is kept beside the results, for `js.open_trajectory`: "signs" every parameter at every step, for
+        optimizers that move by amplitude * {-1, 0, +1}; "features" what the training set sees of them at every step;
+        "log2" or a list of steps: the raw parameters at steps 0, 1, 2, 4, ..., or at these.
 
     Raises:
       ValueError: naming field, value and legal range.
@@ -91,10 +97,12 @@ class Sweep:
     summary: Callable | None = None
     keep_trace: bool = True
     shared: Any = None
+    trajectory: str | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.axes, Mapping):
             raise ValueError(f"axes must be a dict of name: values, got axes={self.axes!r}")
+        _check_trajectory(self.trajectory, positive_int("steps", self.steps))
         name_tuple("observables", self.observables), name_tuple("trainable", self.trainable)
         _ = self.schedule, self.seeds, self.optimizer_points
         if not self.keep_trace and self.summary is None:
@@ -255,12 +263,28 @@ def _family_grid(family: Any, entry: Any) -> Grid:
         raise ValueError(f"optimizers[{family!r}]: {error}") from None
 
 
+def _check_trajectory(trajectory: Any, steps: int) -> None:
+    """Raises ValueError unless `trajectory` is one of the kinds, or steps in increasing order."""
+    if trajectory is None or trajectory in TRAJECTORIES:
+        return
+    legal = f"one of {', '.join(map(repr, TRAJECTORIES))} or increasing steps in [0, {steps}]"
+    if isinstance(trajectory, str) or not np.iterable(trajectory) or not len(tuple(trajectory)):
+        raise ValueError(f"trajectory must be {legal}, got trajectory={trajectory!r}")
+    last = -1
+    for step in trajectory:
+        if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or not last < step <= steps:
+            raise ValueError(f"trajectory must be {legal}, got {step!r} in it")
+        last = int(step)
+
+
 def _names(record: Any) -> list[str]:
     """Field names of a dataclass, keys of a dict, nothing of None."""
     if record is None:
         return []
     if isinstance(record, Mapping):
         return list(record)
+    if not dataclasses.is_dataclass(record):
+        raise ValueError(f"problem and hyper must be dataclasses, dicts or None, got {record!r}")
     return [field.name for field in dataclasses.fields(record)]
 
 

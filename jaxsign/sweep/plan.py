@@ -1,21 +1,21 @@
-"""How a sweep is cut: groups that share one program, boxes of runs that share one call, lanes inside a call."""
+"""How a sweep is cut: groups that share one program, runs and records of one call, lanes inside a call."""
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxsign.exactness import Fit, fit
+from jaxsign.loop import observers
 from jaxsign.start import Start, abstract_start
 from jaxsign.sweep.grid import Sweep
 from jaxsign.task import Task
-from jaxsign.training import observers
 
-#: Runs of one block at most, and the bytes that their records, data and parameters may take together.
+#: Runs of one call at most, and the bytes that their records, data and parameters may take together on a CPU.
 BLOCK_RUNS, BLOCK_BYTES = 1024, 256 * 2**20
 #: A lane's state should stay inside a core's second-level cache.
 LANE_BYTES = 2**21
@@ -69,28 +69,6 @@ class Group:
         return (*map(slice, shape[: len(shape) - len(own)]), *padding.kept(own))
 
 
-@dataclasses.dataclass(frozen=True)
-class Box:
-    """A block of runs: a slice of every dimension of (axes, optimizer, seed)."""
-
-    start: tuple[int, ...]
-    stop: tuple[int, ...]
-
-    @property
-    def slices(self) -> tuple[slice, ...]:
-        """The box as an index."""
-        return tuple(slice(a, b) for a, b in zip(self.start, self.stop))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Extent of every dimension."""
-        return tuple(b - a for a, b in zip(self.start, self.stop))
-
-    def members(self) -> list[tuple[int, ...]]:
-        """Index tuples of the runs, in C order."""
-        return list(itertools.product(*(range(a, b) for a, b in zip(self.start, self.stop))))
-
-
 def groups(sweep: Sweep) -> list[Group]:
     """The programs that a sweep needs: one per point of the static axes, family and static keywords."""
     static_axes = [i for i, axis in enumerate(sweep.grid_axes) if axis.static]
@@ -105,6 +83,7 @@ def groups(sweep: Sweep) -> list[Group]:
     functions = any(map(callable, sweep.observables or ()))
     # Room for more pays where several static points can share a program; functions of a run must not see it.
     pad = math.prod(len(sweep.grid_axes[i].values) for i in static_axes) > 1 and not functions and not sweep.summary
+    pad = pad and sweep.trajectory is None
     for point in points:
         fixed = dict(zip(static_axes, point))
         index = tuple(fixed.get(i, 0) for i in range(len(sweep.grid_axes)))
@@ -120,23 +99,21 @@ def groups(sweep: Sweep) -> list[Group]:
     return out
 
 
-def chunk_shape(sweep: Sweep, group_count: int, bytes_per_run: int) -> tuple[int, ...]:
-    """Extent of a block on every dimension of (axes, optimizer, seed): at most BLOCK_RUNS runs of one group.
+def block_shape(sweep: Sweep, room: int) -> tuple[int, ...]:
+    """Extent of a block on every dimension of (axes, optimizer, seed): at most `room` runs of one optimizer.
 
-    Blocks fill the seeds first, then the optimizer (if one program serves them all), then the mapped axes from the
-    innermost outwards.
+    Blocks fill the seeds first, then the mapped axes from the innermost outwards. The optimizers stay apart, so that
+    another one can join later.
 
     Args:
       sweep: the sweep.
-      group_count: how many groups it has.
-      bytes_per_run: bytes that one run keeps while its block runs.
+      room: runs of a block at most, int >= 1.
 
     Returns:
       One extent per dimension.
     """
-    room = max(1, min(BLOCK_RUNS, BLOCK_BYTES // max(bytes_per_run, 1)))
     sizes = sweep.shape
-    free = [not axis.static for axis in sweep.grid_axes] + [group_count == 1, True]
+    free = [not axis.static for axis in sweep.grid_axes] + [False, True]
     extents = [1] * len(sizes)
     for i in reversed(range(len(sizes))):
         if free[i]:
@@ -147,28 +124,59 @@ def chunk_shape(sweep: Sweep, group_count: int, bytes_per_run: int) -> tuple[int
     return tuple(extents)
 
 
-def boxes(sweep: Sweep, group: Group, extents: Sequence[int]) -> list[Box]:
-    """The blocks of one group, on the grid of chunks that `extents` lays over the sweep."""
-    ranges: list[list[tuple[int, int]]] = []
-    last = len(sweep.shape) - 2
-    for i, (size, extent) in enumerate(zip(sweep.shape, extents)):
-        if i in group.fixed:
-            ranges.append([(group.fixed[i], group.fixed[i] + 1)])
-        elif i == last and extent == 1:
-            ranges.append([(j, j + 1) for j in group.optimizers])
-        else:
-            ranges.append([(a, min(a + extent, size)) for a in range(0, size, extent)])
-    return [Box(tuple(a for a, _ in box), tuple(b for _, b in box)) for box in itertools.product(*ranges)]
+def run_count(sweep: Sweep, group: Group) -> int:
+    """Runs of one group."""
+    mapped = [len(axis.values) for i, axis in enumerate(sweep.grid_axes) if i not in group.fixed]
+    return math.prod(mapped) * len(group.optimizers) * len(sweep.seeds)
 
 
-def run_bytes(group: Group, hyper: Any, sweep: Sweep) -> tuple[int, int]:
-    """(bytes that one run records, bytes of its data and parameters), from abstract shapes."""
+class Cost(NamedTuple):
+    """Bytes of one run while it is under way.
+
+    Args:
+      row: what a recorded step keeps.
+      state: its data and parameters.
+      tape: what waits to be written of its trajectory.
+    """
+
+    row: int
+    state: int
+    tape: int = 0
+
+
+def run_cost(group: Group, hyper: Any, sweep: Sweep) -> Cost:
+    """Bytes of one run of a group, from abstract shapes."""
     task, start = group.task, group.start
     shapes, _, _ = observers(task, start, group.fit.case(hyper), sweep.observables, scalars=True)
-    records = sum(_bytes(shape) for shape in shapes.values()) * sweep.schedule.record.size if sweep.keep_trace else 0
     compact = task.compact if group.fit.compact else None
     params = start.params if compact is None else jax.eval_shape(compact, start.params, start.data)
-    return records, sum(map(_bytes, jax.tree.leaves((start.data, params))))
+    return Cost(sum(map(_bytes, shapes.values())), sum(map(_bytes, jax.tree.leaves((start.data, params)))))
+
+
+def room(costs: Sequence[Cost], sweep: Sweep, lanes: int, budget: int) -> tuple[int, int]:
+    """(runs of one call, recorded steps that are kept at a time) within a memory budget.
+
+    All recorded steps are kept where `lanes` runs fit with them, and always where a summary reads them; otherwise as
+    many as fit, and results are written chunk by chunk.
+
+    Args:
+      costs: of every group; the largest counts.
+      sweep: the sweep.
+      lanes: runs of a call at least: a lane on every device.
+      budget: bytes.
+
+    Raises:
+      ValueError: if not even one run fits.
+    """
+    row, state = max(c.row for c in costs), max(c.state + c.tape for c in costs)
+    total = sweep.schedule.record.size
+    records = total
+    if sweep.summary is None and lanes * (row * total + state) > budget:
+        records = min(total, max(2, (budget // lanes - state) // max(row, 1)))
+    one = row * records + state
+    if one > budget:
+        raise ValueError(f"memory must be at least {one} bytes, which one run needs, got memory={budget}")
+    return max(1, min(BLOCK_RUNS, budget // max(one, 1))), records
 
 
 def _bytes(shape: Any) -> int:
@@ -185,3 +193,18 @@ def lane_width(state_bytes: int, backend: str) -> int:
     if backend != "cpu":
         return 64
     return int(2 ** np.clip(np.floor(np.log2(LANE_BYTES / max(state_bytes, 1))), 0, 6))
+
+
+def identity(sweep: Sweep, group: Group) -> dict[str, Any]:
+    """What names a group whatever the order of axes' values: its family, static keywords and static points."""
+    fixed = {sweep.grid_axes[i].name: [str(v) for v in sweep.grid_axes[i].values[k]] for i, k in group.fixed.items()}
+    return {"family": group.family, "static": {k: str(v) for k, v in group.static.items()}, "fixed": fixed}
+
+
+def summary(group: Group) -> dict[str, Any]:
+    """How a group is run, for the manifest."""
+    return {
+        "task": group.fit.task.name, "passed_over": group.fit.why, "compact": group.fit.compact,
+        "optimizers": len(group.optimizers), "signs_only": group.fit.signs,
+        "degrees": [dataclasses.asdict(found) for found in group.fit.degrees],
+    }  # fmt: skip

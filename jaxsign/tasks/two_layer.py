@@ -74,6 +74,7 @@ def dense(problem: Problem) -> Task:
         batch=mini_batches(problem.batch_size),
         compact=lambda params, data: model.tie(params),
         expand=lambda params: params.full(),
+        project=model.seen,
         frozen=("v_start", "w_v_start"),
         validate=lambda hyper: check_hyper(hyper, problem),
         dims=observables.dims(problem.context),

@@ -133,6 +133,7 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
         watch={"first_frozen_step": alarm},
         compact=None,
         expand=None,
+        project=lambda params, data: params,
         frozen=(),
         validate=None,
         problem=None,

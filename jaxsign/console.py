@@ -1,0 +1,75 @@
+"""What all commands share: arguments, exit statuses, errors in one line, and the settings of JAX."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from jaxsign.store.results import UnusableData
+from jaxsign.validation import positive_int, real
+
+DONE, FAILED, BAD_INPUT, UNUSABLE, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line with exit status 2."""
+
+    def error(self, message: str) -> Any:
+        """Prints one line and exits."""
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+
+
+def count(text: str) -> int:
+    """An option's value as an int >= 1."""
+    try:
+        return positive_int("value", int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an int >= 1, got {text!r}") from None
+
+
+def positive(text: str) -> float:
+    """An option's value as a number > 0."""
+    try:
+        return real("value", float(text), 0.0, open_low=True)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number > 0, got {text!r}") from None
+
+
+def guarded(prog: str, work: Callable[[], int]) -> int:
+    """Runs a command; bad input, damaged data and interrupts end in one line and their exit status."""
+    try:
+        return work()
+    except UnusableData as error:
+        status, message = UNUSABLE, str(error)
+    except ValueError as error:
+        status, message = BAD_INPUT, str(error)
+    except KeyboardInterrupt:
+        status, message = INTERRUPTED, "interrupted; what is finished is kept, and the same command goes on from there"
+    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def configure(devices: int | None = None, x64: bool = False) -> None:
+    """Sets what JAX fixes when it starts: CPU devices (default one per core), 64-bit floats, deterministic GPU kernels.
+
+    Args:
+      devices: CPU devices, int >= 1; None leaves a backend that has already started as it is.
+      x64: 64-bit floats.
+
+    Raises:
+      ValueError: if `devices` is given but JAX has already started.
+    """
+    import jax
+
+    flag = "--xla_gpu_deterministic_ops=true"
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    if x64:
+        jax.config.update("jax_enable_x64", True)
+    try:
+        jax.config.update("jax_num_cpu_devices", devices or len(os.sched_getaffinity(0)))
+    except RuntimeError:
+        if devices is not None:
+            raise ValueError(f"devices={devices} cannot be set: JAX has already started in this process") from None

@@ -1,0 +1,289 @@
+"""The training loop of one run, cut at any step: where it starts, what happens between stops, what is kept of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxsign.rng import stream
+from jaxsign.start import Start, merge_params, split_params, trained_fields
+from jaxsign.task import Task
+from jaxsign.validation import known
+
+Array = jax.Array
+PyTree = Any
+
+
+def observers(task: Task, start: Start, hyper: Any, chosen: Sequence[str | Callable] | None, scalars: bool = False):
+    """What is observed of a task: ({name: abstract array}, names that need the test set, user functions by name).
+
+    Args:
+      task: a Task.
+      start: one run's start, concrete or abstract.
+      hyper: one run's numbers.
+      chosen: names and functions `(params, data, test, hyper) -> array`, or None for the default.
+      scalars: the default is the scalars only (a sweep's) instead of everything (a single run's).
+
+    Raises:
+      ValueError: for an unknown name, with the nearest valid one.
+    """
+
+    def everything(start: Start, hyper: Any) -> tuple[dict, dict, dict]:
+        data, test, params, _ = start
+        users = {c.__name__: c(params, data, test, hyper) for c in chosen or () if callable(c)}
+        return task.observe(params, data, test, hyper), task.observe(params, data, None, hyper), users
+
+    with_test, without, users = jax.eval_shape(everything, start, hyper)
+    if chosen is None:
+        names = [name for name, value in with_test.items() if not scalars or value.ndim == 0]
+    else:
+        if not chosen:
+            raise ValueError(f"observables must name at least one of {list(with_test)}, got {chosen!r}")
+        names = [known("observable", c, with_test) if not callable(c) else c.__name__ for c in chosen]
+    functions = {c.__name__: c for c in chosen or () if callable(c)}
+    if len(functions) != sum(map(callable, chosen or ())):
+        raise ValueError("observables must be functions of different names; two have the same (lambdas do)")
+    for name in functions:
+        if name in with_test or name in ("step", "status", "first_bad_step", "seed", "optimizer"):
+            raise ValueError(f"observables has a function named {name!r}, which is taken: rename it")
+    shapes = {name: users.get(name, with_test.get(name)) for name in dict.fromkeys(names)}
+    need_test = [name for name in shapes if name not in without and name not in functions]
+    return shapes, need_test, functions
+
+
+class Stops(NamedTuple):
+    """The steps at which a loop stops to look, the same for all runs; a program takes any of a fixed number.
+
+    Args:
+      start: (K,) int32, the step that the stop's stretch begins at.
+      end: (K,) int32, the step it ends at; a stop with end = start and no record does nothing.
+      record: (K,) bool, whether the observables are recorded at the end.
+      test: (K,) bool, whether the test set is looked at.
+      last: (K,) bool, whether the run ends there: parameters are checked as at a record.
+    """
+
+    start: Any
+    end: Any
+    record: Any
+    test: Any
+    last: Any
+
+
+class State(NamedTuple):
+    """All of a run that changes from step to step.
+
+    Args:
+      trained: the trained parameters, in the compact form where that is what is trained.
+      optimizer: the optimizer's state.
+      bad: () int32, first step with a non-finite loss or (at a record) parameter; -1 if none.
+      rang: {alarm: () int32, first step at which it rang, -1 if never}.
+    """
+
+    trained: PyTree
+    optimizer: PyTree
+    bad: Array
+    rang: dict[str, Array]
+
+
+class Tape(NamedTuple):
+    """Keeps something of every step of a stretch, on the device.
+
+    Args:
+      blank: `(trained, params, data) -> buffers` for the steps of one stretch.
+      write: `(buffers, place, params, data, updates) -> buffers`, with the parameters before the step, in the form that
+        is trained, and the update of those that are.
+    """
+
+    blank: Callable[[PyTree, PyTree, PyTree], PyTree]
+    write: Callable[[PyTree, Array, PyTree, PyTree, PyTree], PyTree]
+
+
+class Loop(NamedTuple):
+    """The pure functions of one run's training; batch and compile them outside.
+
+    Args:
+      init: `(start, keywords) -> State` at step 0.
+      advance: `(key, start, hyper, keywords, state, stops) -> (State, rows, taped)`: trains through all stops; rows is
+        {observable: (K, ...)}, NaN where nothing is recorded and from the first bad step on; taped is the tape's.
+      merged: `(start, trained) -> params` in the form that is trained.
+      params: `(start, trained) -> params` in full.
+    """
+
+    init: Callable[..., State]
+    advance: Callable[..., tuple[State, dict[str, Array], PyTree]]
+    merged: Callable[[Start, PyTree], PyTree]
+    params: Callable[[Start, PyTree], PyTree]
+
+
+def make_loop(
+    task: Task,
+    factory: Callable[..., optax.GradientTransformation],
+    *,
+    observables: Sequence[str | Callable] | None = None,
+    scalars: bool = False,
+    trainable: Sequence[str] | None = None,
+    compact: bool = False,
+    decays: bool = False,
+    signs: bool = False,
+    tape: Tape | None = None,
+) -> Loop:
+    """Builds the training loop of one run; static things go in here, swept things into its functions' arguments.
+
+        batch_t -> gradient of the loss -> optimizer update (times the task's scale) -> observe at recorded steps
+
+    The loop holds no callback; the steps between two stops are one `fori_loop` with traced bounds, so where it stops is
+    data: one compile serves every spacing, and stopping elsewhere changes no bit of what is trained.
+
+    Args:
+      task: the system.
+      factory: `(**keywords) -> optax.GradientTransformation`, called inside the mapped function.
+      observables: names and functions `(params, data, test, hyper) -> array`; None: the default.
+      scalars: whether the default is the scalar observables only.
+      trainable: names of trained parameters; None: all that the task does not freeze.
+      compact: train the task's compact parametrisation; exact only where `fit` says so.
+      decays: whether updates hold decoupled weight decay, which a homogeneous task must not scale.
+      signs: whether the optimizer reads nothing but the signs of gradients, for tasks with a closed-form gradient.
+      tape: keeps something of every step.
+
+    Returns:
+      Loop.
+
+    Raises:
+      ValueError: for an unknown observable or parameter name (when traced).
+    """
+
+    def parts(start: Start) -> tuple[tuple[str, ...], PyTree, PyTree]:
+        """(names of the trained fields, their initial values, the fixed ones)."""
+        params = start.params
+        if compact and task.compact is not None:
+            params = task.compact(params, start.data)
+        names = trained_fields(task, params, trainable)
+        return (names, *split_params(params, names))
+
+    def transform_of(keywords: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
+        return optax.with_extra_args_support(factory(**keywords))
+
+    def init(start: Start, keywords: Mapping[str, Any]) -> State:
+        trained = parts(start)[1]
+        with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote
+            state = transform_of(keywords).init(trained)
+        never = jnp.full((), -1, jnp.int32)
+        return State(trained, state, never, dict.fromkeys(task.watch, never))
+
+    def merged(start: Start, trained: PyTree) -> PyTree:
+        return merge_params(trained, parts(start)[2])
+
+    def params(start: Start, trained: PyTree) -> PyTree:
+        full = merged(start, trained)
+        return task.expand(full) if compact and task.expand is not None else full
+
+    def advance(
+        key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any], state: State, stops: Stops
+    ) -> tuple[State, dict[str, Array], PyTree]:
+        shapes, need_test, functions = observers(task, start, hyper, observables, scalars)
+        data, test = start.data, start.test
+        names, _, fixed = parts(start)
+        train_key = stream(key, "train")
+        scale = split_params(task.scale(data, hyper), names)[0] if task.scale else None
+        with jax.numpy_dtype_promotion("standard"):
+            transform = transform_of(keywords)
+
+        def batch_at(t: Array) -> PyTree:
+            return task.batch(jax.random.fold_in(train_key, t), data, hyper) if task.batch else data
+
+        def loss_of(trained: PyTree, t: Array) -> Array:
+            return task.loss(merge_params(trained, fixed), batch_at(t), hyper)
+
+        def step(t: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
+            (trained, state, bad, rang), taped = carry
+            full = merge_params(trained, fixed)
+            if task.gradient is None:
+                loss, gradient = jax.value_and_grad(loss_of)(trained, t)
+            else:
+                loss, everything = task.gradient(full, batch_at(t), hyper, signs)
+                gradient = split_params(everything, names)[0]
+            seen = None if task.gradient and signs else gradient
+            bad = jnp.where((bad < 0) & ~jnp.isfinite(loss), t, bad)
+            rang = {
+                name: jnp.where((rang[name] < 0) & alarm(full, batch_at(t), hyper, seen), t, rang[name])
+                for name, alarm in task.watch.items()
+            }
+            with jax.numpy_dtype_promotion("standard"):
+                asked = {"value": loss, "grad": gradient, "value_fn": lambda p: loss_of(p, t)}
+                updates, after = transform.update(gradient, state, trained, **asked)
+                if scale is not None and decays:  # affine in the parameters: what the gradients do at 0 is scaled
+                    pushed = transform.update(gradient, state, jax.tree.map(jnp.zeros_like, trained), **asked)[0]
+                    updates = jax.tree.map(lambda u, g, c: c * g + (u - g), updates, pushed, scale)
+                elif scale is not None:
+                    updates = jax.tree.map(jnp.multiply, updates, scale)
+                moved = optax.apply_updates(trained, updates)
+            if tape is not None:
+                taped = tape.write(taped, t - stops.start[0], full, data, updates)
+            return State(moved, after, bad, rang), taped
+
+        def look(trained: PyTree, test_now: Array) -> dict[str, Array]:
+            full = merge_params(trained, fixed)
+            plain = task.observe(full, data, None, hyper)
+            found = {name: plain[name] for name in shapes if name in plain and name not in functions}
+            if functions:
+                whole = task.expand(full) if compact and task.expand is not None else full
+                found |= {name: f(whole, data, test, hyper) for name, f in functions.items()}
+            if need_test:
+
+                def fresh() -> dict[str, Array]:
+                    seen = task.observe(full, data, test, hyper)
+                    return {name: _floating(seen[name]) for name in need_test}
+
+                def nothing() -> dict[str, Array]:
+                    return {name: jnp.full(shapes[name].shape, jnp.nan) for name in need_test}
+
+                found |= jax.lax.cond(test_now, fresh, nothing)
+            return {name: _floating(found[name]) for name in shapes}
+
+        unseen = jax.eval_shape(look, state.trained, jnp.zeros((), bool))
+
+        def stretch(carry: tuple[State, PyTree], stop: Stops) -> tuple[tuple[State, PyTree], dict[str, Array]]:
+            state, taped = jax.lax.fori_loop(stop.start, stop.end, step, carry)
+            broken = (stop.record | stop.last) & (state.bad < 0) & ~_finite(state.trained)
+            state = state._replace(bad=jnp.where(broken, stop.end, state.bad))
+            row = jax.lax.cond(
+                stop.record,
+                lambda: look(state.trained, stop.test),
+                lambda: jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), unseen),
+            )
+            return (state, taped), row
+
+        taped = tape.blank(state.trained, merge_params(state.trained, fixed), data) if tape is not None else None
+        (state, taped), rows = jax.lax.scan(stretch, (state, taped), stops)
+        # The loss at the last step, which the next stretch would look at: what is recorded there may have to go.
+        last = stops.end[-1]
+        bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss_of(state.trained, last)), last, state.bad)
+        gone = (bad >= 0) & (stops.end >= bad)
+        rows = {name: _blank(value, gone) for name, value in rows.items()}
+        return state._replace(bad=bad), rows, taped
+
+    return Loop(init, advance, merged, params)
+
+
+def whole_run(steps: int, record: np.ndarray, test: np.ndarray) -> Stops:
+    """The stops of a run that is trained in one stretch: one at every recorded step, and one at the end."""
+    extra = [False] * bool(record[-1] != steps)
+    ends = np.concatenate([record, [steps] * len(extra)]).astype(np.int32)
+    starts = np.concatenate([[0], ends[:-1]]).astype(np.int32)
+    recorded = np.append(np.ones(record.size, bool), extra).astype(bool)
+    return Stops(starts, ends, recorded, np.append(test, extra).astype(bool), ends == steps)
+
+
+def _floating(x: Array) -> Array:
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.zeros(()).dtype)
+
+
+def _finite(tree: PyTree) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _blank(values: Array, gone: Array) -> Array:
+    return jnp.where(gone.reshape((-1,) + (1,) * (values.ndim - 1)), jnp.nan, values)

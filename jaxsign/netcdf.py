@@ -1,0 +1,99 @@
+"""Results as one netCDF 3 file."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxsign.store import results
+from jaxsign.store.manifest import UnusableData, read_manifest
+from jaxsign.store.results import ARRAYS
+from jaxsign.tools import Checked, check_arrays, counted, size_words
+
+#: Bytes of one variable of a netCDF 3 file: SciPy writes its size as a signed 32-bit number, padded to four.
+NETCDF_BYTES = 2**31 - 4
+#: The global attribute by which a file is known to be an export, and may be replaced by a newer one.
+MADE_BY = "jaxsign export"
+
+
+def export_netcdf(path: Path, file: Path) -> str:
+    """Writes results as a netCDF 3 file (64-bit offsets), in one move.
+
+    Integers beyond 32 bits become floats where these hold them exactly, 16-bit floats become 32-bit ones. xarray and
+    SciPy hold about three times the file in memory while they write it.
+
+    Args:
+      path: results directory.
+      file: new, or an earlier export.
+
+    Returns:
+      A line that says what was written.
+
+    Raises:
+      ValueError: if `file` is something else or cannot be written, or the format cannot hold a variable.
+      UnusableData: if something in the directory is damaged.
+    """
+    import xarray as xr
+
+    if file.exists() and not _exported(file):
+        raise ValueError(f"{str(file)!r} is not a file that jaxsign export has made: move it away or give --out FILE")
+    ds = results.open_results(path)
+    found = Checked()
+    check_arrays(path, read_manifest(path), found)
+    if found.damage:
+        raise UnusableData(f"{found.damage[0]}; jaxsign verify lists all damage")
+    # In the order of their names: zarr lists arrays in any order.
+    held = {str(name): _held(name, variable) for name, variable in sorted(ds.drop_encoding().variables.items())}
+    coords = {name: held.pop(name) for name in sorted(map(str, ds.coords))}
+    ds = xr.Dataset(held, coords, {**ds.attrs, "made_by": MADE_BY})
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        unfilled = {name: {"_FillValue": None} for name in ds.variables}  # a NaN stays the NaN that it is
+        ds.to_netcdf(temporary, engine="scipy", format="NETCDF3_64BIT", encoding=unfilled)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise ValueError(f"{str(file)!r} cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    partly = f"; {found.not_run} of {counted(found.runs, 'run')} not run: status -1" if found.not_run else ""
+    return f"{file}: {size_words(file.stat().st_size)}, {counted(found.runs, 'run')}{partly}"
+
+
+def _exported(file: Path) -> bool:
+    """Whether a file was made by `export_netcdf`."""
+    from scipy.io import netcdf_file
+
+    try:
+        with netcdf_file(file, "r", mmap=True) as stream:
+            return bool(getattr(stream, "made_by", b"") == MADE_BY.encode())
+    except Exception:  # anything else than netCDF 3
+        return False
+
+
+def _held(name: Any, array: Any) -> Any:
+    """An array as netCDF 3 can hold it.
+
+    Raises:
+      ValueError: naming the variable, if it cannot be held without a loss.
+    """
+    kind, width = array.dtype.kind, array.dtype.itemsize
+    if kind == "f" and width == 2:
+        array = array.astype(np.float32)
+    elif kind in "iu" and array.dtype not in (np.int8, np.int16, np.int32):
+        values = array.values
+        low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+        if low >= -(2**31) and high < 2**31:
+            array = array.astype(np.int32)
+        elif low >= -(2**53) and high <= 2**53:
+            array = array.astype(np.float64)
+        else:
+            raise ValueError(f"{name} holds integers beyond 2^53, which netCDF 3 cannot hold")
+    elif kind not in "fiubOUT":
+        raise ValueError(f"{name} is of dtype {array.dtype}, which netCDF 3 cannot hold")
+    if array.nbytes > NETCDF_BYTES:
+        raise ValueError(
+            f"{name} takes {size_words(array.nbytes)}, and a variable of a netCDF 3 file at most "
+            f"{size_words(NETCDF_BYTES)}: read {ARRAYS} with xarray.open_zarr instead"
+        )
+    return array

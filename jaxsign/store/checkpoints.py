@@ -1,0 +1,186 @@
+"""Checkpoints of runs that are under way, by Orbax, with a CRC of every leaf beside them."""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxsign.store.manifest import checksum, write_json
+
+FOLDER = "checkpoints"
+#: The newest ones of a block that are kept, so that a damaged one costs a minute and not the block.
+KEPT = 2
+
+
+def save(folder: Path, step: int, state: Any, about: Mapping[str, Any]) -> None:
+    """Saves a state; it counts as there once the record beside it is.
+
+    Args:
+      folder: the block's own folder.
+      step: optimizer step; a checkpoint of the same step is replaced.
+      state: pytree of NumPy arrays.
+      about: what must be equal for the checkpoint to be used again, as plain JSON.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    leaves = [(jax.tree_util.keystr(path), _plain(x)) for path, x in jax.tree_util.tree_flatten_with_path(state)[0]]
+    kept = {str(i): x for i, (_, x) in enumerate(leaves) if x.size}  # Orbax refuses arrays without entries
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / f"{step}.json"
+    record.unlink(missing_ok=True)
+    with _alone(ocp), _quiet():
+        ocp.save((folder / str(step)).absolute(), kept, overwrite=True)
+    described = [[name, list(x.shape), x.dtype.str, _crc(x)] for name, x in leaves]
+    whole = {"step": step, "about": about, "leaves": described}
+    write_json(record, {**whole, "checksum": checksum(whole)})
+    for old in _steps(folder)[:-KEPT]:
+        (folder / f"{old}.json").unlink()
+        shutil.rmtree(folder / str(old), ignore_errors=True)
+
+
+def load(folder: Path, like: Any, about: Mapping[str, Any]) -> tuple[int, Any] | None:
+    """The newest good checkpoint of a block; damaged ones are reported and passed over.
+
+    Args:
+      folder: the block's own folder.
+      like: pytree of arrays or abstract arrays with the structure, shapes and dtypes to expect.
+      about: what must be equal.
+
+    Returns:
+      (step, pytree of NumPy arrays), or None if there is none.
+    """
+    for step in reversed(_steps(folder)):
+        found, reason = _load(folder, step, like, about)
+        if found is not None:
+            return step, found
+        print(f"{folder / str(step)}: not used: {reason}", file=sys.stderr)
+    return None
+
+
+def export(folder: Path, params: Any) -> None:
+    """Saves parameters as a plain Orbax checkpoint, which needs no jaxsign to be read.
+
+    Raises:
+      ValueError: if `folder` exists.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    if folder.exists():
+        raise ValueError(f"folder must be new, got {str(folder)!r}")
+    with _alone(ocp), _quiet():
+        ocp.save(folder.absolute(), params)
+
+
+def remove(folder: Path) -> None:
+    """Removes the checkpoints of a block whose results are stored."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the last block's takes the folder of all with it
+        folder.parent.rmdir()
+
+
+def damage(folder: Path) -> list[str]:
+    """A line for every damaged checkpoint below a folder."""
+    lines = []
+    for record in sorted(folder.rglob("*.json")):
+        if not record.stem.isdigit():
+            continue
+        reason = _load(record.parent, int(record.stem), None, None)[1]
+        if reason:
+            lines.append(f"{record.parent / record.stem}: {reason}")
+    return lines
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(f.stem) for f in folder.glob("*.json") if f.stem.isdigit())
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    """A leaf as a NumPy array, a typed key as its words."""
+    return np.asarray(_words(leaf))
+
+
+def _crc(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).tobytes())
+
+
+def _load(folder: Path, step: int, like: Any, about: Mapping[str, Any] | None) -> tuple[Any, str]:
+    """(state, ""), or (None, why it cannot be used); with like=None it is only checked."""
+    from orbax.checkpoint import v1 as ocp
+
+    try:
+        whole = json.loads((folder / f"{step}.json").read_text())
+        if whole["checksum"] != checksum(whole):
+            return None, "its record is damaged"
+        described = whole["leaves"]
+        if about is not None and whole["about"] != about:
+            return None, "it is of another definition, plan or set of runs"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return None, f"its record cannot be read: {error}"
+    expected = [] if like is None else jax.tree_util.tree_flatten_with_path(like)[0]
+    words = [(jax.tree_util.keystr(path), jax.eval_shape(_words, leaf)) for path, leaf in expected]
+    wanted = [[name, list(x.shape), np.dtype(x.dtype).str] for name, x in words]
+    found = [entry[:3] for entry in described]
+    if like is not None and wanted != found:
+        first = next((pair for pair in zip(found, wanted) if pair[0] != pair[1]), (len(found), len(wanted)))
+        return None, f"its arrays have another structure, other shapes or dtypes: {first[0]}, not {first[1]}"
+    full = {str(i): (shape, dtype) for i, (_, shape, dtype, _) in enumerate(described) if 0 not in shape}
+    try:
+        abstract = {name: np.empty(*entry) for name, entry in full.items()}
+        with _alone(ocp), _quiet():
+            loaded = ocp.load((folder / str(step)).absolute(), abstract)
+        leaves = [np.asarray(loaded.get(str(i), np.empty(d[1], d[2]))) for i, d in enumerate(described)]
+    except Exception as error:  # Orbax and its stores raise many kinds about bytes that are not what was written
+        return None, f"it cannot be read: {' '.join(str(error).split())[:200]}"
+    for leaf, (name, shape, dtype, crc) in zip(leaves, described):
+        if list(leaf.shape) != shape or leaf.dtype.str != dtype or _crc(leaf) != crc:
+            return None, f"leaf {name} does not have the CRC that it was saved with"
+    if like is None:
+        return None, ""
+    typed = [_typed(words, leaf) for words, (_, leaf) in zip(leaves, expected)]
+    return jax.tree.unflatten(jax.tree.structure(like), typed), ""
+
+
+def _words(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _typed(words: Any, like: Any) -> Any:
+    """Words of a key as the key that they were."""
+    if not jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return words
+    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(like))
+
+
+def _alone(ocp: Any) -> Any:
+    """An Orbax context in which this process waits for no other one: blocks belong to one process each."""
+    me = jax.process_index()
+    if jax.process_count() == 1:
+        return contextlib.nullcontext()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}-{os.getpid()}"
+    )
+    return ocp.Context(multiprocessing_options=options)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Silences the libraries' own warnings and logging, which speak of their insides."""
+    import logging
+    import warnings
+
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

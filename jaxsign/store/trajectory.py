@@ -1,0 +1,261 @@
+"""trajectories/: what runs were at every step, in segments of steps; one record a run and segment, each with a CRC."""
+
+import contextlib
+import json
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxsign.store.manifest import UnusableData, checksum, write_json
+
+FOLDER, INDEX, SUFFIX = "trajectories", "runs.json", ".segment"
+_MAGIC = b"jaxsign\x01"
+#: zstd's level: higher ones take longer than training and save little.
+LEVEL = 1
+
+Place = tuple[int, ...]
+
+
+class Segment(NamedTuple):
+    """A stretch of steps of the runs of one unit, as its file's header says.
+
+    Args:
+      file: its file.
+      start: first step.
+      stop: the step after its last update; start for a snapshot.
+      keyframe: whether it holds the parameters at `start`.
+      records: (offset, length, CRC-32) of every run.
+    """
+
+    file: Path
+    start: int
+    stop: int
+    keyframe: bool
+    records: list[list[int]]
+
+
+def write_segment(folder: Path, start: int, stop: int, keyframe: bool, records: Sequence[bytes]) -> None:
+    """Writes one segment in one move; what was there of the same start is replaced.
+
+    Args:
+      folder: the unit's folder.
+      start: first step.
+      stop: the step after its last update.
+      keyframe: whether the records hold the parameters at `start`.
+      records: of every run, compressed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = np.cumsum([len(record) for record in records]).tolist()
+    table = [[end - len(record), len(record), zlib.crc32(record)] for end, record in zip(ends, records)]
+    head = json.dumps({"start": start, "stop": stop, "keyframe": keyframe, "records": table}).encode()
+    file = folder / f"{start:09d}{SUFFIX}"
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    with temporary.open("wb") as stream:
+        stream.write(_MAGIC + struct.pack("<II", len(head), zlib.crc32(head)) + head)
+        for record in records:
+            stream.write(record)
+    os.replace(temporary, file)
+
+
+def read_segment(file: Path) -> Segment:
+    """The header of a segment.
+
+    Raises:
+      UnusableData: if it is damaged, cut off or not ours.
+    """
+    try:
+        with file.open("rb") as stream:
+            magic = stream.read(len(_MAGIC))
+            size, crc = struct.unpack("<II", stream.read(8))
+            if magic != _MAGIC or size > file.stat().st_size:
+                raise ValueError("its first bytes are not a segment's")
+            head = stream.read(size)
+        if zlib.crc32(head) != crc:
+            raise ValueError("its header does not have the CRC that it was written with")
+        found = json.loads(head)
+        base = len(_MAGIC) + 8 + size
+        table = [[base + offset, length, crc] for offset, length, crc in found["records"]]
+        return Segment(file, found["start"], found["stop"], found["keyframe"], table)
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise UnusableData(f"{file} is damaged or missing: {error}") from None
+
+
+def read_record(segment: Segment, run: int) -> bytes:
+    """The compressed record of one run.
+
+    Raises:
+      UnusableData: if it is damaged or cut off.
+    """
+    offset, length, crc = segment.records[run]
+    try:
+        with segment.file.open("rb") as stream:
+            stream.seek(offset)
+            record = stream.read(length)
+    except OSError as error:
+        raise UnusableData(f"{segment.file} cannot be read: {error}") from None
+    if len(record) != length or zlib.crc32(record) != crc:
+        raise UnusableData(f"{segment.file} is damaged: record {run} does not have the CRC that it was written with")
+    return record
+
+
+def compress(arrays: Sequence[np.ndarray]) -> bytes:
+    """Arrays one behind the other, the bytes of equal rank of all numbers together, by zstd.
+
+    Examples:
+      >>> packed = compress([np.arange(3, dtype=np.float32), np.zeros((2, 2), np.uint8)])
+      >>> [x.tolist() for x in decompress(packed, [((3,), "<f4"), ((2, 2), "|u1")])]
+      [[0.0, 1.0, 2.0], [[0, 0], [0, 0]]]
+    """
+    from numcodecs.zstd import Zstd
+
+    parts = [np.ascontiguousarray(x).reshape(-1).view(np.uint8).reshape(x.size, -1).T for x in arrays if x.size]
+    return Zstd(level=LEVEL).encode(np.concatenate([part.reshape(-1) for part in parts]))
+
+
+def decompress(record: bytes, described: Sequence[tuple[Sequence[int], str]]) -> list[np.ndarray]:
+    """The inverse of `compress`, for arrays of these shapes and dtypes.
+
+    Raises:
+      ValueError: if the record does not hold just that.
+    """
+    from numcodecs.zstd import Zstd
+
+    raw = np.frombuffer(Zstd().decode(record), np.uint8)
+    out, done = [], 0
+    for shape, name in described:
+        dtype, count = np.dtype(name), int(np.prod(shape))
+        part = raw[done : done + count * dtype.itemsize].reshape(dtype.itemsize, -1)
+        out.append(np.ascontiguousarray(part.T).view(dtype).reshape(shape))
+        done += count * dtype.itemsize
+    if done != raw.size:
+        raise ValueError(f"a record holds {raw.size} bytes, expected {done}")
+    return out
+
+
+def changes(codes: np.ndarray) -> np.ndarray:
+    """Codes of consecutive steps -> what changes from one step to the next, mostly 0.
+
+    Args:
+      codes: (steps, ...) unsigned integers.
+    """
+    out = codes.copy()
+    np.bitwise_xor(codes[1:], codes[:-1], out=out[1:])
+    return out
+
+
+def unchanged(found: np.ndarray) -> np.ndarray:
+    """The inverse of `changes`."""
+    return np.bitwise_xor.accumulate(found, axis=0)
+
+
+class Unit(NamedTuple):
+    """Runs that were trained together, and their segments in order of steps.
+
+    Args:
+      folder: its folder.
+      about: {"kind", "leaves": [[name, shape, dtype], ...], "runs": [place, ...], "start": [CRC-32, ...], "segments"}.
+      segments: in order.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    segments: tuple[Segment, ...]
+
+    def places(self) -> list[Place]:
+        """The stored places of its runs."""
+        return [tuple(place) for place in self.about["runs"]]
+
+
+def begin(folder: Path, step: int, snapshots: Sequence[int] | None) -> bool:
+    """Prepares a unit's folder to go on at a step: removes later segments; False if earlier ones are not all there.
+
+    Args:
+      folder: the unit's folder; no run of it counts as stored until `finish`.
+      step: where training goes on.
+      snapshots: the steps before it that are kept; None: all of them.
+    """
+    (folder / INDEX).unlink(missing_ok=True)
+    reached, starts = 0, set()
+    for file in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            found = read_segment(file)
+            good = found.start < step and (snapshots is not None or found.start == reached) and not _damage(found)
+        except UnusableData:
+            good = False
+        if good:
+            reached = found.stop
+            starts.add(found.start)
+        else:
+            file.unlink()
+    return reached == step if snapshots is None else starts >= set(snapshots)
+
+
+def finish(folder: Path, about: Mapping[str, Any]) -> None:
+    """Writes the index of a unit: from here on its runs count as stored."""
+    record = {**about, "segments": [file.name for file in sorted(folder.glob(f"*{SUFFIX}"))]}
+    write_json(folder / INDEX, {**record, "checksum": checksum(record)})
+
+
+def units(path: Path) -> Iterator[Unit | str]:
+    """Every finished unit of a results directory, or what is wrong with it."""
+    for file in sorted((path / FOLDER).glob(f"*/{INDEX}")):
+        try:
+            about = json.loads(file.read_text())
+            if about.get("checksum") != checksum(about):
+                raise ValueError("its checksum is not that of its contents")
+            segments = tuple(read_segment(file.parent / name) for name in about["segments"])
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            yield f"{file} is damaged: {error}"
+        except UnusableData as error:
+            yield str(error)
+        else:
+            yield Unit(file.parent, about, segments)
+
+
+def stored(path: Path) -> tuple[set[Place], list[str]]:
+    """(places of runs whose trajectory is whole, a line for everything that is damaged)."""
+    whole: set[Place] = set()
+    lines = []
+    for unit in units(path):
+        if isinstance(unit, str):
+            lines.append(unit)
+            continue
+        bad: dict[int, str] = {}
+        for segment in unit.segments:
+            bad |= _damage(segment)
+        lines += [f"{line} (run {unit.places()[run]})" for run, line in bad.items()]
+        whole |= {place for run, place in enumerate(unit.places()) if run not in bad}
+    return whole, lines
+
+
+def _damage(segment: Segment) -> dict[int, str]:
+    """{run: what is wrong with its record} of one segment, read in one go."""
+    try:
+        raw = memoryview(segment.file.read_bytes())
+    except OSError as error:
+        return dict.fromkeys(range(len(segment.records)), f"{segment.file} cannot be read: {error}")
+    return {
+        run: f"{segment.file} is damaged: record {run} does not have the CRC that it was written with"
+        for run, (offset, length, crc) in enumerate(segment.records)
+        if zlib.crc32(raw[offset : offset + length]) != crc or offset + length > len(raw)
+    }
+
+
+def remove_unfinished(path: Path) -> None:
+    """Removes the folders of units that never finished, when no run of the sweep is under way any more."""
+    for folder in (path / FOLDER).glob("*"):
+        if folder.is_dir() and not (folder / INDEX).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def size(path: Path) -> int:
+    """Bytes of all trajectories of a results directory."""
+    with contextlib.suppress(OSError):
+        return sum(file.stat().st_size for file in (path / FOLDER).rglob("*") if file.is_file())
+    return 0

@@ -1,0 +1,54 @@
+"""Where and with what a sweep ran: versions, device, dtype, precision, flags."""
+
+import os
+import platform
+import socket
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsign.compilation import compiler_options
+
+
+def environment() -> dict[str, Any]:
+    """What the manifest says of this process."""
+    device = jax.local_devices()[0]
+    versions: dict[str, str | None] = {
+        name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "orbax-checkpoint")
+    }
+    versions["jaxsign"] = _own_version()
+    flags = os.environ.get("XLA_FLAGS", "")
+    exact = device.platform == "cpu" or "xla_gpu_deterministic_ops=true" in flags
+    return {
+        "versions": {"python": platform.python_version(), **versions, "commit": _commit()},
+        "device": {"platform": device.platform, "kind": device.device_kind},
+        "host": socket.gethostname(),
+        "dtype": np.dtype(jnp.zeros(()).dtype).name,
+        "matmul_precision": "highest",
+        "flags": {"XLA_FLAGS": flags, "x64": jnp.zeros(()).dtype == jnp.float64},
+        "compiler_options": compiler_options(device.platform),
+        "resume": "bit-identical" if exact else "statistically equal",
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _commit() -> str | None:
+    """The git commit of this code, None where there is no git or no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:
+        return None
+
+
+def _own_version() -> str | None:
+    try:
+        return metadata.version("jaxsign")
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,228 @@
+"""The compiled programs of one group: a unit of runs in, its state and records out."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec
+
+from jaxsign.compilation import compiler_options
+from jaxsign.loop import State, Stops, Tape, make_loop
+from jaxsign.rng import seed_words
+from jaxsign.start import Start, begin
+from jaxsign.sweep.grid import Sweep
+from jaxsign.sweep.layout import Index, cut
+from jaxsign.sweep.plan import Group
+from jaxsign.task import Task
+
+RUNS, ALL = PartitionSpec("run"), PartitionSpec()
+
+
+class Arguments(NamedTuple):
+    """What the runs of a unit differ in, one entry a run: words of the keys, numbers, optimizer floats, degrees."""
+
+    seeds: np.ndarray
+    hyper: Any
+    floats: dict[str, np.ndarray]
+    degrees: np.ndarray
+
+
+def local_mesh() -> jax.sharding.Mesh:
+    """The devices of this process as a mesh with the axis "run"."""
+    devices = jax.local_devices()
+    return jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+class Program:
+    """The programs of one group: `begin` draws (shared by all groups of a task), `init`, `advance`, `summarise`, and
+    `seen`, what the training sets see of the parameters.
+
+    Runs are trained in lanes, a vmap of fixed width; lanes are dealt out to the devices in order and run there one
+    after the other. Neither their number nor their place changes a bit of a run.
+
+    Args:
+      sweep: the sweep.
+      group: its group.
+      width: runs that one lane maps together.
+      slots: stops of one call, at least 2: XLA inlines loops of one turn, which rounds differently.
+      mesh: local devices as a mesh with the axis "run".
+      tape: keeps something of every step.
+    """
+
+    def __init__(
+        self, sweep: Sweep, group: Group, width: int, slots: int, mesh: jax.sharding.Mesh, tape: Tape | None = None
+    ):
+        self.sweep, self.group, self.width, self.slots = sweep, group, width, max(slots, 2)
+        self.mesh, self.quantum = mesh, width * mesh.size
+        fit = group.fit
+        loop = make_loop(
+            group.task, group.factory, observables=sweep.observables, scalars=True, trainable=sweep.trainable,
+            compact=fit.compact, decays=fit.decays, signs=fit.signs, tape=tape,
+        )  # fmt: skip
+        static, recorded = dict(group.static), jnp.asarray(sweep.schedule.record, jnp.int32)
+
+        def init(start: Start, floats: dict[str, jax.Array]) -> State:
+            return loop.init(start, {**static, **floats})
+
+        def advance(seeds: Any, start: Start, hyper: Any, floats: Any, state: State, stops: Stops) -> Any:
+            def one(seed: Any, start: Start, hyper: Any, floats: Any, state: State) -> Any:
+                return loop.advance(_key(seed), start, hyper, {**static, **floats}, state, stops)
+
+            block = (seeds, start, hyper, floats, state)
+            lanes = jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), block)
+            out = jax.lax.map(lambda lane: jax.vmap(one)(*lane), lanes)
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+        def summarise(constants: dict[str, jax.Array], trace: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            assert sweep.summary is not None
+            return sweep.summary({**constants, **trace, "step": recorded})
+
+        options = compiler_options(mesh.devices.flat[0].platform)
+
+        def compiled(function: Callable, *specs: Any, donate: tuple[int, ...] = ()) -> jax.stages.Wrapped:
+            mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)
+            return jax.jit(mapped, compiler_options=options, donate_argnums=donate)
+
+        def seen(start: Start, trained: Any) -> Any:
+            assert group.task.project is not None
+            return group.task.project(loop.merged(start, trained), start.data)
+
+        self.begin = drawing(group.task, mesh)
+        self.seen = compiled(jax.vmap(seen), RUNS, RUNS)
+        self.init = compiled(jax.vmap(init), RUNS, RUNS)
+        self.advance = compiled(advance, *[RUNS] * 5, ALL, donate=(4,))
+        self.summarise = compiled(jax.vmap(summarise), RUNS, RUNS)
+
+    def padded(self, count: int) -> int:
+        """Runs of a call that holds so many: whole lanes on every device."""
+        return -(-count // self.quantum) * self.quantum
+
+    def arguments(self, members: Sequence[Index], size: int) -> Arguments:
+        """What the runs differ in, padded to `size` with the last run."""
+        sweep = self.sweep
+        padded = [*members, *[members[-1]] * (size - len(members))]
+        dtype = jnp.zeros(()).dtype
+        seeds = np.stack([seed_words(sweep.seeds[m[-1]]) for m in padded])
+        hypers = [self.group.fit.case(sweep.hyper_at(m[:-2])) for m in padded]
+        hyper = jax.tree.map(lambda *leaves: np.asarray(leaves, dtype), *hypers)
+        points = [sweep.optimizer_points[m[-2]][2] for m in padded]
+        floats = {name: np.asarray([p[name] for p in points], dtype) for name in self.group.floats}
+        degrees = np.asarray([self.group.degree(m[-2]) for m in padded], dtype)
+        return Arguments(seeds, hyper, floats, degrees)
+
+
+class Compiled(NamedTuple):
+    """A group's programs for calls of `size` runs, compiled or being compiled, and what they return.
+
+    Args:
+      program: the group's Program.
+      size: runs of one call.
+      begin, init, advance: futures of the compiled programs.
+      summarise: the same, None without a summary.
+      state: abstract State of a call's runs.
+      rows: {observable: abstract array} of one run's record, without padding.
+      results: {name: abstract array} of one run's results, without padding.
+    """
+
+    program: Program
+    size: int
+    begin: Future
+    init: Future
+    advance: Future
+    summarise: Future | None
+    state: Any
+    rows: dict[str, Any]
+    results: dict[str, Any]
+
+
+class Compiler:
+    """Compiles ahead in two threads, while other programs are traced and while they run; groups share what they can.
+
+    Groups that differ in numbers only, such as those of an n-axis in feature space, share their programs.
+    """
+
+    def __init__(self) -> None:
+        self.threads = ThreadPoolExecutor(max_workers=2)
+        self.starts: dict[Any, tuple[Any, Future]] = {}
+        self.rest: dict[Any, tuple] = {}
+
+    def __enter__(self) -> "Compiler":
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self.threads.shutdown(cancel_futures=True)
+
+    def compile(self, program: Program, members: Sequence[Index], size: int) -> Compiled:
+        """Traces a group's programs for calls of `size` runs and has them compiled."""
+        sweep, group = program.sweep, program.group
+        seeds, hyper, floats, degrees = program.arguments(members[:1], size)
+        if (group.task, size) not in self.starts:
+            traced = program.begin.lower(seeds, hyper, degrees, sweep.shared)
+            self.starts[group.task, size] = traced.out_info, self.threads.submit(traced.compile)
+        start, beginning = self.starts[group.task, size]
+        key = (group.program_key, program.width, program.slots, size)
+        if key not in self.rest:
+            initial = program.init.lower(start, floats)
+            state = initial.out_info
+            advance = program.advance.lower(seeds, start, hyper, floats, state, no_stops(program.slots))
+            futures: list[Any] = [self.threads.submit(advance.compile), self.threads.submit(initial.compile)]
+            total = sweep.schedule.record.size
+            rows = {
+                name: jax.ShapeDtypeStruct((x.shape[0], total, *x.shape[2:]), x.dtype)
+                for name, x in advance.out_info[1].items()
+            }
+            summary = program.summarise.lower(start.constants, rows) if sweep.summary else None
+            last = {"status": jax.ShapeDtypeStruct((size,), np.int8), "first_bad_step": state.bad}
+            found = disjoint(
+                rows if sweep.keep_trace else {}, summary.out_info if summary else {}, state.rang, start.constants, last
+            )
+            futures.append(self.threads.submit(summary.compile) if summary else None)
+            self.rest[key] = (*futures, state, rows, found)
+        advancing, starting, summarising, state, traced, found = self.rest[key]
+        one = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in found.items()}
+        results = {name: cut(group, name, info) for name, info in one.items()}
+        rows = {name: cut(group, name, jax.ShapeDtypeStruct(x.shape[2:], x.dtype)) for name, x in traced.items()}
+        return Compiled(program, size, beginning, starting, advancing, summarising, state, rows, results)
+
+
+def no_stops(slots: int) -> Stops:
+    """Stops that do nothing, for tracing and padding."""
+    zeros, off = np.zeros(slots, np.int32), np.zeros(slots, bool)
+    return Stops(zeros, zeros, off, off, off)
+
+
+def disjoint(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The union of a run's results.
+
+    Raises:
+      ValueError: if two of them have the same name.
+    """
+    names = [name for part in parts for name in part]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"results must have different names, got {name!r} twice (observables, summary, constants)")
+    return {name: value for part in parts for name, value in part.items()}
+
+
+@functools.lru_cache(maxsize=32)
+def drawing(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+    """The jitted `(seeds, hyper, degrees, shared) -> Start` of a block; one run after the other, since compiling draws
+    under vmap takes longer than drawing.
+    """
+
+    def block(seeds: jax.Array, hyper: Any, degrees: jax.Array, shared: Any) -> Start:
+        return jax.lax.map(lambda args: begin(task, _key(args[0]), args[1], shared, args[2]), (seeds, hyper, degrees))
+
+    return jax.jit(jax.shard_map(block, mesh=mesh, in_specs=(RUNS, RUNS, RUNS, ALL), out_specs=RUNS, check_vma=False))
+
+
+def _key(words: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(words, impl="threefry2x32")

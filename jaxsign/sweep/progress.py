@@ -1,0 +1,128 @@
+"""What a running sweep says on stderr, and how it hears that it should stop."""
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+#: Without a terminal, a line is printed this often (seconds).
+LINE_EVERY = 60.0
+
+
+class Progress:
+    """Runs done, seed-steps per second, time left and diverged runs: a bar on a terminal, a line a minute elsewhere.
+
+    Args:
+      total: runs to do.
+      steps: optimizer steps of a run.
+      quiet: count only.
+    """
+
+    def __init__(self, total: int, steps: int, quiet: bool = False):
+        from tqdm import tqdm
+
+        self.total, self.steps, self.quiet = total, steps, quiet
+        self.runs = self.diverged = self.seed_steps = 0
+        self.started = self.said = time.monotonic()
+        self.since: tuple[float, int] | None = None
+        # disable=None: the bar is drawn on a terminal only.
+        self.bar = tqdm(total=total, unit="run", disable=quiet or None, leave=False, dynamic_ncols=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.close()
+
+    def doing(self, what: str) -> None:
+        """Names what is being done."""
+        self.bar.set_description(what)
+
+    def trained(self, runs: int, steps: int, before: bool = False) -> None:
+        """Counts steps of some runs; `before`: they were trained by an earlier process."""
+        self.seed_steps += runs * steps
+        if self.since is None or before:  # compiling is over; the first call is not timed
+            self.since = time.monotonic(), self.seed_steps
+        self._say()
+
+    def finished(self, runs: int, diverged: int) -> None:
+        """Counts finished runs."""
+        self.runs += runs
+        self.diverged += diverged
+        self.bar.update(runs)
+        self._say()
+
+    @property
+    def rate(self) -> float:
+        """Seed-steps per second since the first steps."""
+        since, before = self.since or (self.started, 0)
+        return (self.seed_steps - before) / max(time.monotonic() - since, 1e-9)
+
+    def words(self) -> str:
+        """One line: how far, how fast, how long still."""
+        left = max(self.total * self.steps - self.seed_steps, 0) / max(self.rate, 1e-9)
+        lost = f", {self.diverged} diverged" if self.diverged else ""
+        return f"{self.runs} of {self.total} runs{lost}, {self.rate:.3g} seed-steps/s, {clock(left)} left"
+
+    def _say(self) -> None:
+        if self.bar.disable:
+            if not self.quiet and time.monotonic() - self.said >= LINE_EVERY:
+                self.said = time.monotonic()
+                print(self.words(), file=sys.stderr, flush=True)
+        else:
+            self.bar.set_postfix_str(f"{self.rate:.3g} seed-steps/s, {self.diverged} diverged", refresh=False)
+
+
+def clock(seconds: float) -> str:
+    """A duration in words.
+
+    Examples:
+      >>> clock(42), clock(200), clock(10_000), clock(1e6)
+      ('42 s', '3.3 min', '2.8 h', '11.6 d')
+    """
+    for size, unit in ((86400, "d"), (3600, "h"), (120, "min")):
+        if seconds >= size:
+            return f"{seconds / min(size, 60 if unit == 'min' else size):.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM arrived; what is finished is stored, what is under way has a checkpoint."""
+
+
+class Stop:
+    """Whether SIGINT or SIGTERM has arrived."""
+
+    def __init__(self) -> None:
+        self.asked: str | None = None
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Stop]:
+    """Turns the first SIGINT or SIGTERM into a request to stop at the next good moment; a second one stops at once.
+
+    Signals reach Python's main thread only: elsewhere nothing is changed.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before: dict[Any, Any] = {}
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = signal.Signals(number).name
+        print(f"{stop.asked}: finishing the steps under way, then saving; again to stop at once", file=sys.stderr)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, hear)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,255 @@
+"""Trajectories while runs are under way: what the device keeps of a call goes into segments on disk."""
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxsign.loop import Tape
+from jaxsign.optim import describe_point
+from jaxsign.probes import sign_like
+from jaxsign.start import Start, field_of, split_params, trained_fields
+from jaxsign.store import trajectory
+from jaxsign.sweep.grid import Sweep
+from jaxsign.sweep.layout import Unit
+from jaxsign.sweep.plan import Group
+from jaxsign.tape import feature_tape, sign_tape
+
+PyTree = Any
+#: Steps of a call at most where something of every step is kept.
+TAPE_STEPS = 128
+#: Steps from one raw keyframe of a sign trajectory to the next: random access replays half of them. Keyframes are most
+#: of its bytes.
+KEYFRAME_EVERY = 500
+
+
+def make_tape(sweep: Sweep, group: Group) -> Tape | None:
+    """What a group's program keeps of every step.
+
+    Raises:
+      ValueError: if the optimizer or the system cannot be kept like that.
+    """
+    if sweep.trajectory == "signs":
+        return sign_tape(TAPE_STEPS)
+    if sweep.trajectory == "features":
+        if group.task.project is None:
+            raise ValueError(f"trajectory='features' needs a task with project=, and {group.task.name} has none")
+        return feature_tape(TAPE_STEPS, group.task.project)
+    return None
+
+
+def check(sweep: Sweep, groups: Sequence[Group]) -> None:
+    """Refuses optimizers whose steps are no sign steps before anything runs; each step is checked again as it is made.
+
+    Raises:
+      ValueError: naming the optimizer and what was measured.
+    """
+    if sweep.trajectory is None:
+        return
+    for group in groups:
+        make_tape(sweep, group)
+        if sweep.trajectory != "signs":
+            continue
+        other = "use trajectory='features', 'log2' or a list of steps"
+        if group.task.scale is not None:
+            raise ValueError(
+                f"trajectory='signs' needs weights that are trained themselves, got {group.task.name}: {other}, or "
+                'engine="support"'
+            )
+        trained, _ = _trained(sweep, group)
+        points = [sweep.optimizer_points[i][2] for i in group.optimizers]
+        for point, reason in zip(points, sign_like(group.factory, points, trained)):
+            if reason:
+                raise ValueError(
+                    "trajectory='signs' needs steps of one size, amplitude * {-1, 0, +1}, got "
+                    f"{describe_point(group.factory, [point], None)}: {reason} (found by running it); {other}"
+                )
+
+
+def snapshot_steps(sweep: Sweep) -> tuple[int, ...]:
+    """The steps whose parameters are kept raw; () for trajectories of every step."""
+    if sweep.trajectory in (None, "signs", "features"):
+        return ()
+    if sweep.trajectory == "log2":
+        powers = [2**k for k in range(sweep.schedule.steps.bit_length())]
+        return tuple(sorted({0, *(p for p in powers if p <= sweep.schedule.steps), sweep.schedule.steps}))
+    return tuple(int(step) for step in sweep.trajectory)
+
+
+def _trained(sweep: Sweep, group: Group) -> tuple[PyTree, PyTree]:
+    """(what is trained of one run, its parameters in that form), as abstract arrays."""
+    params = group.start.params
+    if group.fit.compact and group.task.compact is not None:
+        params = jax.eval_shape(group.task.compact, params, group.start.data)
+    return split_params(params, trained_fields(group.task, params, sweep.trainable))[0], params
+
+
+def _kept(sweep: Sweep, group: Group) -> PyTree:
+    """What a call's tape holds of one run, as abstract arrays; None without a tape."""
+    tape = make_tape(sweep, group)
+    return jax.eval_shape(tape.blank, *_trained(sweep, group), group.start.data) if tape is not None else None
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def tape_bytes(sweep: Sweep, group: Group) -> int:
+    """Bytes in memory of a run's tape: one call's is being filled, one waits, and one is copied."""
+    return 3 * _bytes(_kept(sweep, group))
+
+
+def disk_bytes(sweep: Sweep, group: Group) -> int:
+    """Bytes that a run's trajectory takes on disk, about: raw but for codes, a hundredth of which are left of them."""
+    steps, raw = sweep.schedule.steps, _bytes(_trained(sweep, group)[0]) if sweep.trajectory is not None else 0
+    if sweep.trajectory == "signs":
+        return raw * ((steps - 1) // KEYFRAME_EVERY) + _bytes(_kept(sweep, group)) * steps // TAPE_STEPS // 100
+    if sweep.trajectory == "features":
+        return _bytes(_kept(sweep, group)) * steps // TAPE_STEPS
+    return raw * len(snapshot_steps(sweep))
+
+
+class Taken(NamedTuple):
+    """What a call leaves for the recorder: its steps, its tape and a copy of what was trained before it."""
+
+    start: int
+    stop: int
+    taped: Any
+    before: PyTree | None
+
+
+class Recorder:
+    """The trajectory of one unit's runs.
+
+    Args:
+      sweep: the sweep.
+      unit: its runs.
+      path: results directory.
+      start: where the runs start, on the device.
+      trained: what is trained of them at step 0.
+    """
+
+    def __init__(self, sweep: Sweep, unit: Unit, path: Path, start: Start, trained: PyTree):
+        self.sweep, self.kind, self.count = sweep, sweep.trajectory, len(unit.members)
+        self.snapshots = snapshot_steps(sweep)
+        places = [
+            [int(a) + s.start for a, s in zip(index, box)]
+            for box, mine in zip(unit.boxes, unit.mine)
+            for index in np.argwhere(mine)
+        ]
+        digest = hashlib.sha256(json.dumps(places).encode()).hexdigest()[:12]
+        self.folder = path / trajectory.FOLDER / f"unit-{unit.number:06d}-{digest}"
+        flat = jax.tree_util.tree_flatten_with_path(trained)[0]
+        self.first = [np.asarray(x)[: self.count] for _, x in flat]
+        self.about = {
+            "kind": self.kind if isinstance(self.kind, str) else "steps",
+            "keyframe_every": KEYFRAME_EVERY if self.kind == "signs" else None,
+            "leaves": [
+                [jax.tree_util.keystr(p), list(x.shape[1:]), x.dtype.str] for (p, _), x in zip(flat, self.first)
+            ],
+            "trained": sorted({field_of(p) for p, _ in flat}),
+            "runs": places,
+            "start": start_crcs(start, self.count),
+        }
+
+    def going_on(self, step: int) -> bool:
+        """Prepares to go on at a step; False if what was kept before it is not whole."""
+        needed = [s for s in self.snapshots if s < step] if self.snapshots else None
+        return trajectory.begin(self.folder, step, needed)
+
+    def limit(self, step: int) -> int:
+        """Steps of the next call at most."""
+        if self.snapshots:
+            return min((s - step for s in self.snapshots if s > step), default=self.sweep.schedule.steps)
+        if self.kind == "signs":
+            return min(TAPE_STEPS, KEYFRAME_EVERY - step % KEYFRAME_EVERY)
+        return TAPE_STEPS
+
+    def before(self, step: int, trained: PyTree) -> PyTree | None:
+        """A copy on the device of what is trained, where it is kept raw: a call writes over its own."""
+        wanted = step in self.snapshots if self.snapshots else self.kind == "signs" and self._keyframe(step)
+        return jax.tree.map(lambda x: x.copy(), trained) if wanted else None
+
+    def _keyframe(self, step: int) -> bool:
+        return step > 0 and step % KEYFRAME_EVERY == 0
+
+    def take(self, taken: Taken) -> None:
+        """Writes one call's segment.
+
+        Raises:
+          ValueError: if some update was no sign update.
+        """
+        if self.snapshots:
+            if taken.before is not None:
+                self._write(taken.start, taken.start, self._raw(taken.before), None)
+            return
+        steps = taken.stop - taken.start
+        if self.kind == "features":
+            buffers = [np.asarray(x)[: self.count, :steps] for x in taken.taped]
+            self._write(
+                taken.start,
+                taken.stop,
+                None,
+                [[trajectory.changes(_bits(x[i])) for x in buffers] for i in range(self.count)],
+            )
+            return
+        off = np.asarray(taken.taped["off"])[: self.count]
+        if (off >= 0).any():
+            run = int(np.argmax(off >= 0))
+            raise ValueError(
+                f"trajectory='signs' needs steps of one size, amplitude * {{-1, 0, +1}}: a run of "
+                f"{self.folder.name} took another one at step {taken.start + off[run]}; "
+                "use trajectory='features', 'log2' or a list of steps"
+            )
+        codes, amplitude = (np.asarray(taken.taped[name])[: self.count, :steps] for name in ("codes", "amplitude"))
+        parts = [[amplitude[i], trajectory.changes(codes[i])] for i in range(self.count)]
+        raw = self._raw(taken.before) if taken.before is not None else None
+        self._write(taken.start, taken.stop, raw, parts)
+
+    def _raw(self, trained: PyTree) -> list[np.ndarray]:
+        """What was trained, as what its bits differ in from the start: coordinates that never move are 0."""
+        leaves = [np.asarray(x)[: self.count] for x in jax.tree.leaves(trained)]
+        return [_bits(x) ^ _bits(first) for x, first in zip(leaves, self.first)]
+
+    def _write(self, start: int, stop: int, raw: list[np.ndarray] | None, parts: list[list[np.ndarray]] | None) -> None:
+        records = []
+        for i in range(self.count):
+            arrays = [x[i] for x in raw] if raw is not None else []
+            records.append(trajectory.compress([*arrays, *(parts[i] if parts is not None else [])]))
+        trajectory.write_segment(self.folder, start, stop, raw is not None, records)
+
+    def finish(self, trained: PyTree, seen: PyTree | None) -> None:
+        """Writes what is kept of the end, and the index that makes the runs count as stored.
+
+        Args:
+          trained: what is trained, at the end.
+          seen: its features there, where these are kept.
+        """
+        end = self.sweep.schedule.steps
+        if end in self.snapshots:
+            self._write(end, end, self._raw(trained), None)
+        if seen is not None:
+            leaves = [np.asarray(x)[: self.count] for x in jax.tree.leaves(seen)]
+            self._write(end, end, None, [[_bits(x[i])[None] for x in leaves] for i in range(self.count)])
+            self.about["features"] = [[list(x.shape[1:]), x.dtype.str] for x in leaves]
+        trajectory.finish(self.folder, self.about)
+
+
+def start_crcs(start: Start, count: int) -> list[int]:
+    """A CRC of the data and initial parameters of every run, which are drawn again when they are wanted."""
+    crcs = [0] * count
+    for leaf in jax.tree.leaves((start.data, start.params)):
+        own = np.ascontiguousarray(np.asarray(leaf)[:count])
+        crcs = [zlib.crc32(x.tobytes(), crc) for x, crc in zip(own, crcs)]
+    return crcs
+
+
+def _bits(x: np.ndarray) -> np.ndarray:
+    """Floats as the integers of their bits."""
+    return np.ascontiguousarray(x).view(f"u{x.dtype.itemsize}")

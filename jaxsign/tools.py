@@ -1,0 +1,388 @@
+"""The work behind `jaxsign plan`, `status` and `verify`: what a sweep will take, and what is on disk."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxsign.store import checkpoints, locks, results, trajectory
+from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest
+from jaxsign.store.results import ARRAYS, Store
+from jaxsign.sweep.forecast import Forecast, forecast
+from jaxsign.sweep.grid import Sweep
+from jaxsign.sweep.progress import clock
+
+
+def size_words(count: int) -> str:
+    """A number of bytes in words.
+
+    Examples:
+      >>> size_words(999), size_words(52_300), size_words(123_456_789), size_words(4 * 10**12)
+      ('999 B', '52.3 kB', '123.5 MB', '4.0 TB')
+    """
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.95:
+            break
+        size, unit = size / 1000, larger
+    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def time_words(seconds: float) -> str:
+    """A duration in words.
+
+    Examples:
+      >>> time_words(0.003), time_words(4.25), time_words(42.0), time_words(200)
+      ('< 0.1 s', '4.2 s', '42 s', '3.3 min')
+    """
+    short = "< 0.1 s" if seconds < 0.05 else f"{seconds:.1f} s"
+    return short if seconds < 10 else clock(seconds)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 run", "2 runs"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def print_plan(
+    sweeps: Mapping[str, Sweep], command: str, memory: int | None, speed: float | None, devices: int
+) -> None:
+    """Prints what every sweep will take, their total, and the command that runs them."""
+    import jax
+
+    found = []
+    for key, sweep in sweeps.items():
+        found.append(forecast(sweep, memory, speed, devices))
+        print("\n".join(plan_lines(key, found[-1])), flush=True)
+    own = jax.local_devices()
+    if speed is None:
+        source = f"of training on {counted(len(own), f'{own[0].platform} device')}, measured now; compiling is extra"
+    else:
+        source = f"of training on {counted(devices, 'device')} of {speed:g} seed-steps/s; compiling is extra"
+    runs, programs = (sum(getattr(f, name) for f in found) for name in ("runs", "programs"))
+    print(f"total: {counted(runs, 'run')}, {counted(programs, 'program')} to compile")
+    print(f"  time         {time_words(sum(f.seconds for f in found))} {source}")
+    print(f"  results      {size_words(sum(f.result_bytes for f in found))} before compression")
+    print(f"  checkpoints  {size_words(max(f.checkpoint_bytes for f in found))} at a time at most")
+    if kept := sum(f.trajectory_bytes for f in found):
+        print(f"  trajectories {size_words(kept)}, about")
+    print(f"  command      {command}" + (f" --memory {memory}" if memory is not None else ""))
+
+
+def plan_lines(key: str, found: Forecast) -> list[str]:
+    """One sweep's forecast in words: a head line, a line for every group, a line of bytes and time."""
+    groups, programs = counted(len(found.groups), "group"), counted(found.programs, "program")
+    lines = [f"{key}: {counted(found.runs, 'run')} of {counted(found.steps, 'step')}, {groups}, {programs}"]
+    rows = []
+    for g in found.groups:
+        setting = ", ".join(f"{name}={value}" for name, value in g.setting.items())
+        calls, lanes = f"in {counted(g.calls, 'call')}", f"lanes of {g.width}"
+        rows.append([g.family, g.task, setting, counted(g.runs, "run"), calls, lanes, time_words(g.seconds)])
+    lines += [f"  {row}" for row in _aligned(rows)]
+    lines.append(
+        f"  {time_words(found.seconds)} in all; a call holds up to {counted(found.call_runs, 'run')} in "
+        f"{size_words(found.call_bytes)}; results {size_words(found.result_bytes)}, checkpoints "
+        f"{size_words(found.checkpoint_bytes)}"
+    )
+    return lines
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of words with every column as wide as its longest word; columns without words are left out."""
+    columns = [column for column in zip(*rows) if any(column)]
+    widths = [max(map(len, column)) for column in columns]
+    return ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in zip(*columns)]
+
+
+def results_below(directory: str) -> list[Path]:
+    """The results directories at and below a directory, sorted: finished, unfinished, damaged or being begun.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    found = []
+    for parent, folders, _ in os.walk(directory):
+        if _holds_results(Path(parent)):
+            found.append(Path(parent))
+            folders.clear()  # thousands of chunks, and nothing else
+    if not found:
+        raise ValueError(
+            f"DIR must hold finished results or those of a sweep under way ({MANIFEST} and {ARRAYS}), got {directory!r}"
+        )
+    return sorted(found)
+
+
+def _holds_results(path: Path) -> bool:
+    """Whether a directory is of a sweep, whatever is left of it; other programs' manifest.json do not count."""
+    held = (path / ARRAYS).is_dir() or any((path / locks.FOLDER).glob("shard-*.lock"))
+    with contextlib.suppress(UnusableData):
+        return held or read_manifest(path) is not None
+    return False
+
+
+def holders(path: Path) -> tuple[list[str], list[str]]:
+    """(words for the processes that run a results directory, words for those that ended without a word).
+
+    Nothing is locked unless a process with the recorded number lives: a run that starts at this moment would otherwise
+    find its lock taken. Those on other machines are judged by when they last touched their lock.
+    """
+    running: list[str] = []
+    gone: list[str] = []
+    for file in sorted((path / locks.FOLDER).glob("shard-*.lock")):
+        try:
+            holder = json.loads(file.read_text() or "{}")
+            words = f"process {holder['pid']} on {holder['host']} since {_date(_seconds(holder['since']))}"
+            here, age = holder["host"] == socket.gethostname(), time.time() - file.stat().st_mtime
+            lives = _lives_here(int(holder["pid"]), file) if here else age < 3 * locks.HEARTBEAT
+        except (OSError, ValueError, KeyError, TypeError):  # nobody's, or being written
+            continue
+        _, index, _, count = file.stem.split("-")
+        shard = "" if count == "1" else f"shard {index}/{count}: "
+        seen = "" if here else f", last sign of life {time_words(max(age, 0.0))} ago"
+        (running if lives else gone).append(f"{shard}{words}{seen}")
+    return running, gone
+
+
+def _lives_here(pid: int, file: Path) -> bool:
+    """Whether a process of this machine lives and holds a lock."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    with file.open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False  # the number is another process's by now
+
+
+def _seconds(text: str) -> datetime:
+    """A time of the manifest."""
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+
+
+def _date(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _times(path: Path, manifest: Mapping[str, Any]) -> tuple[datetime, datetime]:
+    """(when a sweep was begun, when it was last worked on).
+
+    A session writes its line when it ends; what one did that was killed shows in the files that it wrote.
+    """
+    ends = [_seconds(manifest["finished"]), *(_seconds(s["finished"]) for s in manifest["sessions"])]
+    begins = [_seconds(s["finished"]) - timedelta(seconds=s["seconds"]) for s in manifest["sessions"]]
+    files: list[Path] = []
+    if manifest["runs"].get("not_run", 1):
+        status = (path / ARRAYS / "status" / "c").rglob("*")
+        files = [*(f for f in status if f.is_file()), *(path / checkpoints.FOLDER).glob("*/*.json")]
+    written = []
+    for file in files:
+        with contextlib.suppress(OSError):  # gone since
+            written.append(datetime.fromtimestamp(file.stat().st_mtime, UTC))
+    return min(ends + begins), max(ends + written)
+
+
+def print_status(directory: str) -> int:
+    """Prints where every sweep at and below a directory stands; reads only.
+
+    Returns:
+      How many manifests cannot be read.
+    """
+    unreadable = 0
+    for number, path in enumerate(results_below(directory)):
+        lines, readable = _status_lines(path)
+        unreadable += not readable
+        print(*[""] * bool(number), str(path), *(f"  {line}" for line in _aligned(lines)), sep="\n")
+    return unreadable
+
+
+def _status_lines(path: Path) -> tuple[list[list[str]], bool]:
+    """([label, words] of one results directory, whether its manifest can be read)."""
+    running, gone = holders(path)
+    people = [["running", words] for words in running] + [["cut off", words] for words in gone]
+    try:
+        manifest = read_manifest(path)
+    except UnusableData as error:
+        return [["damaged", str(error)], *people, ["next", "jaxsign verify says what is left"]], False
+    if manifest is None:
+        if (path / ARRAYS).is_dir():
+            return [["damaged", f"{path / MANIFEST} is missing"], ["next", "put it back"]], False
+        again = "wait for what is running" if running else "run the sweep's own command again"
+        return [["runs", "nothing is stored yet"], *people, ["next", again]], True
+    lines, left = [], True
+    try:
+        status = results.read_status(path)
+    except UnusableData as error:
+        lines.append(["damaged", str(error)])
+    else:
+        kinds = {"finished": status == 0, "diverged": status == 1, "not run": status < 0}
+        lines.append(["runs", f"{status.size}: " + ", ".join(f"{which.sum()} {kind}" for kind, which in kinds.items())])
+        left = bool((status < 0).any())
+    begun, last = _times(path, manifest)
+    lines.append(["begun", f"{_date(begun)}, last worked on {_date(last)}"])
+    sessions = counted(len(manifest["sessions"]), "session")
+    worked = f"{time_words(manifest['wall_seconds'])} in {sessions}" if manifest["sessions"] else "no session has ended"
+    lines.append(["worked", worked])
+    lines += people
+    for folder in sorted((path / checkpoints.FOLDER).glob("block-*")):
+        steps = [int(record.stem) for record in folder.glob("*.json") if record.stem.isdigit()]
+        if steps:
+            block = int(folder.name.removeprefix("block-"))
+            lines.append(["checkpoint", f"block {block} at step {max(steps)} of {manifest['definition']['steps']}"])
+    todo = "wait for what is running" if running else "run the sweep's own command again: it goes on from here"
+    lines.append(["next", todo if left else "finished"])
+    return lines, True
+
+
+@dataclasses.dataclass
+class Checked:
+    """What was found in one results directory.
+
+    Args:
+      damage: a line for everything that is damaged or gone.
+      mend: what to do about it, a line each.
+      runs: runs of its grid.
+      not_run: runs that have never been run.
+      chunks, size: chunks that were read, and their bytes on disk.
+      checkpoints: checkpoints that were read.
+      trajectories: runs whose trajectory is whole.
+    """
+
+    damage: list[str] = dataclasses.field(default_factory=list)
+    mend: list[str] = dataclasses.field(default_factory=list)
+    runs: int = 0
+    not_run: int = 0
+    chunks: int = 0
+    size: int = 0
+    checkpoints: int = 0
+    trajectories: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """One word, or two."""
+        words = [word for word, bad in (("damaged", self.damage), ("incomplete", self.not_run)) if bad]
+        return " and ".join(words) or "good"
+
+
+def check_directory(path: Path) -> Checked:
+    """Reads everything in a results directory: manifest, metadata, chunks of stored runs, checkpoints, trajectories."""
+    found, manifest = Checked(), None
+    try:
+        manifest = read_manifest(path)
+        if manifest is None:
+            found.damage.append(f"{path / MANIFEST} is missing")
+        else:
+            found.runs = math.prod(map(len, manifest["order"]))
+    except UnusableData as error:
+        found.damage.append(str(error))
+    if (path / ARRAYS).is_dir():
+        check_arrays(path, manifest, found)
+    else:
+        found.damage.append(f"{path / ARRAYS} is missing")
+    _check_trajectories(path, manifest, found)
+    if manifest is None and (path / ARRAYS).is_dir():
+        found.mend.append(f"put {MANIFEST} back from a copy: without it, nothing can be loaded or run")
+    elif found.damage or found.not_run:
+        found.mend.append("run the sweep's own command again: it computes what is damaged or missing")
+    lines = checkpoints.damage(path / checkpoints.FOLDER)
+    found.checkpoints = sum(f.stem.isdigit() for f in (path / checkpoints.FOLDER).rglob("*.json"))
+    if lines:
+        found.damage += lines
+        found.mend.append("the next start passes over a damaged checkpoint")
+    if (found.damage or found.not_run) and (running := holders(path)[0]):
+        found.mend.append(f"what is being written may look damaged: {'; '.join(running)}; verify again afterwards")
+    return found
+
+
+def check_arrays(path: Path, manifest: Mapping[str, Any] | None, found: Checked) -> None:
+    """Reads results.zarr, as far as its metadata can be trusted."""
+    broken = results.damaged_metadata(path, manifest["crc32"]) if manifest else []
+    found.damage += broken
+    try:
+        variables = results.stored_variables(path)
+        store = Store(path, variables, mode="r")
+    except Exception as error:  # whatever zarr raises about metadata that are not what was written
+        if not broken:
+            found.damage.append(f"{path / ARRAYS} cannot be opened: {_line(error)}")
+        return
+    if broken:
+        return  # shapes, chunks and codecs are not known for certain: reading would find more damage than there is
+    status = variables["status"]
+    found.runs = math.prod(status.shape)
+    stored = 0
+    for box in results.blocks(status.shape, status.chunks):
+        try:
+            begun = np.asarray(store.arrays["status"][box]) >= 0
+        except Exception:  # as above; its line comes with the block's
+            begun = np.ones([s.stop - s.start for s in box], bool)
+        stored += int(begun.sum())
+        if not begun.any():
+            continue
+        found.damage += store.damage(box)
+        for name, variable in variables.items():
+            for file, _ in results.chunk_files(path / ARRAYS / name, variable, box):
+                with contextlib.suppress(OSError):  # a line above says that it is missing
+                    found.size += file.stat().st_size
+                    found.chunks += 1
+    found.not_run = found.runs - stored
+    # Status is written last, so a lost chunk of it looks like runs that have never been run; the manifest counts them.
+    counts = manifest["runs"] if manifest else {}
+    lost = counts.get("finished", 0) + counts.get("diverged", 0) - stored
+    if lost > 0:
+        found.damage.append(f"{path / ARRAYS / 'status'} has lost {counted(lost, 'run')} that the manifest counts")
+
+
+def _check_trajectories(path: Path, manifest: Mapping[str, Any] | None, found: Checked) -> None:
+    """Reads trajectories/, and compares it with what is stored."""
+    whole, lines = trajectory.stored(path)
+    found.trajectories = len(whole)
+    found.damage += lines
+    lost = found.runs - found.not_run - len(whole)
+    if manifest and manifest["definition"]["trajectory"] is not None and lost > 0 and not lines:
+        found.damage.append(f"{path / trajectory.FOLDER} lacks {counted(lost, 'stored run')}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def print_verify(directory: str) -> bool:
+    """Prints what is damaged or not run at and below a directory; whether all of it is good."""
+    checked = []
+    for path in results_below(directory):
+        found = check_directory(path)
+        checked.append(found)
+        print(f"{path}: {found.verdict}: {counted(found.runs, 'run')}, {_read([found])}")
+        for line in found.damage:
+            print(f"  {line}")
+        if found.not_run:
+            print(f"  incomplete: {found.not_run} of {counted(found.runs, 'run')} not run")
+        for line in found.mend:
+            print(f"  -> {line}", flush=True)
+    good = sum(found.verdict == "good" for found in checked)
+    if len(checked) > 1:
+        print(f"{good} of {len(checked)} directories are good: {_read(checked)}")
+    return good == len(checked)
+
+
+def _read(checked: Sequence[Checked]) -> str:
+    """What was read, in words."""
+    chunks, size, saved = (sum(getattr(c, name) for c in checked) for name in ("chunks", "size", "checkpoints"))
+    kept = sum(c.trajectories for c in checked)
+    words = [f"{counted(chunks, 'chunk')} ({size_words(size)})", counted(saved, "checkpoint")]
+    words += [f"trajectories of {counted(kept, 'run')}"] if kept else []
+    return f"{', '.join(words[:-1])} and {words[-1]} read"

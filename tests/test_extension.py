@@ -1,0 +1,318 @@
+"""A stored definition may be extended: what is stored stays bit for bit, the rest is as if it had been there at once."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import optax
+import pytest
+import test_results as tr
+
+import jaxsign as js
+from jaxsign.store import locks, results
+from jaxsign.sweep import plan
+
+LANES = {"lane_width": 2}
+#: The same in calls of few runs, whose records go to disk two at a time.
+LITTLE = {"lane_width": 2, "memory": 400}
+
+
+def rates(*values):
+    return js.grid(optax.sgd, learning_rate=list(values))
+
+
+GD = {"gd": rates(0.01, 0.02)}
+
+
+def sweep(optimizers=GD, slope=(1.0, 3.0), n=(4, 2), seed=(3, 1), **changes):
+    """A grid of 16 runs; residuals are as long as n."""
+    axes = {"slope": list(slope), "n": list(n), "seed": list(seed)}
+    return tr.sweep(axes=axes, optimizers=optimizers, **changes)
+
+
+
+
+@pytest.fixture
+def blocks_of(monkeypatch):
+    return lambda runs: monkeypatch.setattr(plan, "BLOCK_RUNS", runs)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How many runs are written to a store, as a list of one entry a block."""
+    out, write = [], results.Store.write
+
+    def counting(self, name, box, values, mine, records=None):
+        if name == "status":
+            out.append(int(mine.sum()))
+        write(self, name, box, values, mine, records)
+
+    monkeypatch.setattr(results.Store, "write", counting)
+    return out
+
+
+def stays(old, new):
+    """Every number of a Dataset is in a larger one under the same labels, bit for bit, and NaN beyond its own sizes."""
+    dims = old["status"].dims
+    where = {dim: [new[dim].values.tolist().index(label) for label in old[dim].values.tolist()] for dim in dims}
+    for name in old.data_vars:
+        part = new[name].isel(where)
+        own = {dim: slice(size) for dim, size in old[name].sizes.items() if dim not in dims}
+        assert part.isel(own).dims == old[name].dims
+        assert part.isel(own).dtype == old[name].dtype
+        assert part.isel(own).values.tobytes() == old[name].values.tobytes()
+        for dim, size in own.items():
+            assert part.isel({dim: slice(size.stop, None)}).isnull().all()
+
+
+EXTENSIONS = {
+    "a seed": {"seed": (3, 1, 5)},
+    "seeds in front and between": {"seed": (8, 3, 0, 1, 2)},
+    "a mapped value": {"slope": (1.0, 3.0, 4.0)},
+    "mapped values in front and between": {"slope": (0.5, 1.0, 2.0, 3.0)},
+    "a smaller static value": {"n": (4, 2, 3)},
+    "a larger static value, between": {"n": (4, 6, 2)},
+    "another order": {"slope": (3.0, 1.0), "n": (2, 4), "seed": (1, 3), "optimizers": {"gd": rates(0.02, 0.01)}},
+    "another optimizer": {"optimizers": {**GD, "mine": optax.sgd(0.03)}},
+    "another optimizer in front": {"optimizers": {"adam": js.grid(optax.adam, learning_rate=[0.1]), **GD}},
+    "a rate between": {"optimizers": {"gd": rates(0.01, 0.015, 0.02)}},
+    "several at once": {
+        "optimizers": {"mine": optax.sgd(0.03), "gd": rates(0.02, 1e30, 0.01)},
+        "slope": (3.0, 2.0, 1.0), "n": (5, 4, 2), "seed": (0, 1, 2, 3),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("limits", [LANES, LITTLE], ids=["", "little"])
+@pytest.mark.parametrize("changes", EXTENSIONS.values(), ids=EXTENSIONS)
+def test_an_extended_sweep_is_a_fresh_one_and_what_was_stored_stays(tmp_path, blocks_of, counted, changes, limits):
+    blocks_of(3)  # blocks that seeds cut unevenly
+    small, large = sweep(), sweep(**changes)
+    old = tr.values(js.run_sweep(small, tmp_path, **limits))
+    counted.clear()
+    new = js.run_sweep(large, tmp_path, **limits)
+    assert sum(counted) == large.size - small.size  # no run twice
+    stays(old, tr.values(new))
+    assert tr.values(new).identical(tr.values(js.run_sweep(large, **LANES)))
+    manifest = json.loads(new.attrs["manifest"])
+    assert manifest["runs"]["total"] == large.size
+    assert manifest["runs"]["not_run"] == 0
+    assert len(manifest["sessions"]) == 1 + bool(counted)
+
+
+def test_a_sweep_is_extended_several_times_in_a_row(tmp_path, blocks_of, counted):
+    blocks_of(4)
+    steps = [
+        {"seed": (1,), "slope": (2.0,), "n": (3,)},
+        {"seed": (1, 2), "slope": (2.0,), "n": (3,)},
+        {"seed": (2, 0, 1), "slope": (3.0, 2.0), "n": (3,)},
+        {"seed": (2, 0, 1), "slope": (3.0, 2.0), "n": (6, 3)},
+        {"seed": (2, 0, 1), "slope": (3.0, 2.0), "n": (6, 3, 4), "optimizers": {"mine": optax.sgd(0.03), **GD}},
+        {"seed": (0, 1, 2, 7), "slope": (1.0, 2.0, 3.0), "n": (3, 4, 6), "optimizers": {**GD, "mine": optax.sgd(0.03)}},
+    ]  # fmt: skip
+    for changes in steps:
+        ds = js.run_sweep(sweep(**changes), tmp_path, **LANES)
+        last = sweep(**changes)
+        assert tr.values(ds).identical(tr.values(js.run_sweep(last, **LANES)))
+    assert sum(counted) == last.size
+    assert len(json.loads(ds.attrs["manifest"])["sessions"]) == len(steps)
+
+
+def test_the_directory_keeps_its_lane_width_and_blocks(tmp_path, blocks_of):
+    blocks_of(2)
+    small = json.loads(js.run_sweep(sweep(), tmp_path, lane_width=2, memory=400).attrs["manifest"])["plan"]
+    blocks_of(64)
+    large = sweep(seed=(3, 1, 5, 7), slope=(1.0, 2.0, 3.0))
+    new = js.run_sweep(large, tmp_path, lane_width=5)  # asked for in vain: another width rounds differently
+    found = json.loads(new.attrs["manifest"])["plan"]
+    assert {k: found[k] for k in ("block", "runs", "records")} == {k: small[k] for k in ("block", "runs", "records")}
+    assert {group["lane_width"] for group in found["groups"]} == {2}
+    assert tr.values(new).identical(tr.values(js.run_sweep(large, **LANES)))
+
+
+@pytest.mark.parametrize("own", [{}, {"keep_trace": False}], ids=["trace", "summary only"])
+def test_summaries_and_alarms_are_extended_too(tmp_path, blocks_of, own):
+    blocks_of(3)
+    made = [sweep(summary=last_loss, **own, **changes) for changes in ({}, EXTENSIONS["several at once"])]
+    old = tr.values(js.run_sweep(made[0], tmp_path, **LANES))
+    new = tr.values(js.run_sweep(made[1], tmp_path, **LANES))
+    stays(old, new)
+    assert new.identical(tr.values(js.run_sweep(made[1], **LANES)))
+
+
+def last_loss(trace):
+    return {"last": trace["train_loss"][-1]}
+
+
+def test_observables_that_get_longer_keep_what_is_stored(tmp_path, blocks_of):
+    blocks_of(3)
+    old = tr.values(js.run_sweep(sweep(n=(2,)), tmp_path, **LANES))
+    assert old["residual"].sizes["sample"] == 2
+    for n in ((2, 3), (7, 2, 3)):
+        new = js.run_sweep(sweep(n=n), tmp_path, **LANES)
+        assert new["residual"].sizes["sample"] == max(n)
+        assert new["sample"].values.tolist() == list(range(max(n)))
+        stays(old, tr.values(new))
+        assert new["residual"].attrs["padded"] == "padded with NaN to the longest value of a static axis"
+        assert tr.values(new).identical(tr.values(js.run_sweep(sweep(n=n), **LANES)))
+
+
+def test_a_finished_extension_is_loaded_and_says_so(tmp_path, capsys):
+    js.run_sweep(sweep(), tmp_path, **LANES)
+    new = js.run_sweep(sweep(seed=(0, 3, 1)), tmp_path, **LANES)
+    before = tr.files(tmp_path)
+    capsys.readouterr()
+    again = js.run_sweep(sweep(seed=(0, 3, 1)), tmp_path)
+    assert capsys.readouterr().err == f"{tmp_path}: finished before, loaded\n"
+    assert again.identical(new)
+    assert tr.files(tmp_path) == before
+
+
+OTHER = {
+    "steps": ({"steps": 8}, "steps: 6 -> 8"),
+    "record": ({"record": 3}, "record: [0, 2, 4, 6] -> [0, 3, 6]"),
+    "hyper": ({"hyper": {"slope": 1.0, "tilt": 0.25}}, "hyper.tilt: 0.5 -> 0.25"),
+    "observables": ({"observables": ["train_loss"]}, 'observables: ["train_loss", "residual"] -> ["train_loss"]'),
+    "trainable": ({"trainable": ["w"]}, 'trainable: null -> ["w"]'),
+    "summary": ({"summary": last_loss}, "summary: null -> "),
+    "problem": ({"problem": tr.Line(n=9)}, "problem.n: 4 -> 9"),
+    "fewer seeds": ({"seed": (3,)}, "seed 1 is stored and not asked for"),
+    "other seeds": ({"seed": (3, 2)}, "seed 1 is stored and not asked for"),
+    "fewer values": ({"slope": (3.0, 4.0)}, "slope [1.0] is stored and not asked for"),
+    "fewer static values": ({"n": (4, 3)}, "n [2] is stored and not asked for"),
+    "fewer rates": ({"optimizers": {"gd": rates(0.01)}}, '"learning_rate": 0.02'),
+    "another factory": ({"optimizers": {"gd": js.grid(js.sign_gd, learning_rate=[0.01, 0.02])}}, "optimizers.gd"),
+    "another name": ({"optimizers": {"sgd": rates(0.01, 0.02)}}, "optimizers.gd"),
+    "another keyword": ({"optimizers": {"gd": js.grid(optax.sgd, learning_rate=[0.01, 0.02], momentum=0.0)}}, "0.01"),
+    "more and fewer": ({"seed": (3, 1, 4), "slope": (1.0, 2.0)}, "slope [3.0] is stored and not asked for"),
+    "more and other": ({"seed": (3, 1, 4), "steps": 8}, "steps: 6 -> 8"),
+}
+
+
+@pytest.mark.parametrize(("changes", "line"), OTHER.values(), ids=OTHER)
+def test_any_other_change_is_refused_and_leaves_every_byte(tmp_path_factory, finished, changes, line):
+    before = tr.files(finished)
+    with pytest.raises(ValueError, match="belongs to another definition") as caught:
+        js.run_sweep(sweep(**changes), finished)
+    assert line in str(caught.value)
+    assert f"out={str(finished)!r}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert tr.files(finished) == before
+
+
+@pytest.mark.parametrize("axes", [
+    {"slope": [1.0, 3.0], "n": [4, 2], "tilt": [0.5], "seed": [3, 1]},
+    {"n": [4, 2], "slope": [1.0, 3.0], "seed": [3, 1]},
+    {"slope": [1.0, 3.0], "seed": [3, 1]},
+    {("slope", "tilt"): [(1.0, 0.5), (3.0, 0.5)], "n": [4, 2], "seed": [3, 1]},
+])  # fmt: skip
+def test_other_axes_are_refused_and_leave_every_byte(finished, axes):
+    before = tr.files(finished)
+    with pytest.raises(ValueError, match="belongs to another definition: axes: "):
+        js.run_sweep(dataclasses.replace(sweep(), axes=axes), finished)
+    assert tr.files(finished) == before
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished sweep, which nobody changes."""
+    path = tmp_path_factory.mktemp("finished")
+    js.run_sweep(sweep(), path, **LANES)
+    return path
+
+
+class Cut(Exception):
+    pass
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """`cut(k)`: the k-th write to a store from now on fails; `cut(None)`: none does."""
+    write, left = results.Store.write, itertools.count(10**9, -1)
+
+    def failing(self, *arguments):
+        nonlocal left
+        if next(left) <= 0:
+            raise Cut
+        write(self, *arguments)
+
+    def after(writes):
+        nonlocal left
+        left = itertools.count(10**9 if writes is None else writes, -1)
+
+    monkeypatch.setattr(results.Store, "write", failing)
+    return after
+
+
+@pytest.mark.parametrize("first", [0, 1, 9, 18])
+def test_an_unfinished_sweep_may_be_extended_and_a_cut_extension_goes_on(tmp_path, blocks_of, cut, first):
+    blocks_of(3)
+    large = sweep(**EXTENSIONS["several at once"])
+    cut(first)
+    with pytest.raises(Cut):
+        js.run_sweep(sweep(), tmp_path, **LANES)
+    for writes in (3, 20):  # extended, and cut off twice
+        cut(writes)
+        with pytest.raises(Cut):
+            js.run_sweep(large, tmp_path, **LANES)
+        part = js.open_results(tmp_path)
+        assert part["status"].shape == large.shape
+        assert (part["status"] < 0).any()
+    old = tr.values(js.open_results(tmp_path))
+    cut(None)
+    new = tr.values(js.run_sweep(large, tmp_path, **LANES))
+    assert new.identical(tr.values(js.run_sweep(large, **LANES)))
+    done = (old["status"] >= 0).values
+    for name in old.data_vars:
+        np.testing.assert_array_equal(new[name].values[done], old[name].values[done])
+
+
+@pytest.mark.parametrize("moved", [0, 1, 5, 12])
+def test_an_extension_that_is_cut_off_while_the_store_grows_goes_on(tmp_path, blocks_of, monkeypatch, moved):
+    blocks_of(3)
+    large = sweep(**EXTENSIONS["several at once"])
+    old = tr.values(js.run_sweep(sweep(), tmp_path, **LANES))
+    replace, done = results.os.replace, []
+
+    def failing(source, target, **rest):
+        if ".partial" in str(source) and ".partial" not in str(target) and results.ARRAYS in str(target):
+            done.append(target)  # a file of the prepared store on its way to its place
+            if len(done) > moved:
+                raise Cut
+        replace(source, target, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results.os, "replace", failing)
+        with pytest.raises(Cut):
+            js.run_sweep(large, tmp_path, **LANES)
+    new = tr.values(js.run_sweep(large, tmp_path, **LANES))
+    stays(old, new)
+    assert new.identical(tr.values(js.run_sweep(large, **LANES)))
+
+
+def test_damage_to_stored_runs_is_mended_on_the_way(tmp_path, blocks_of, capsys):
+    blocks_of(3)
+    js.run_sweep(sweep(), tmp_path, **LANES)
+    chunk = next(f for f in sorted((tmp_path / "results.zarr" / "residual" / "c").rglob("*")) if f.is_file())
+    tr.damage(chunk)
+    large = sweep(seed=(3, 1, 5), n=(4, 6, 2))
+    new = js.run_sweep(large, tmp_path, **LANES)
+    assert str(chunk) in capsys.readouterr().err
+    assert tr.values(new).identical(tr.values(js.run_sweep(large, **LANES)))
+
+
+def test_a_sweep_is_not_extended_while_another_shard_runs(tmp_path, blocks_of):
+    blocks_of(3)
+    js.run_sweep(sweep(), tmp_path, **LANES)
+    before = {name: file for name, file in tr.files(tmp_path).items() if not name.startswith("locks/")}
+    large = sweep(seed=(3, 1, 5))
+    with locks.shard_lock(tmp_path, (1, 2)):
+        with pytest.raises(ValueError, match="cannot be extended while others run it: shard-1-of-2: process"):
+            js.run_sweep(large, tmp_path, shard=(0, 2), **LANES)
+        assert {name: f for name, f in tr.files(tmp_path).items() if not name.startswith("locks/")} == before
+    half = js.run_sweep(large, tmp_path, shard=(0, 2), **LANES)
+    assert (half["status"] < 0).any()
+    with locks.shard_lock(tmp_path, (0, 2)):  # who runs the same extension beside it is welcome
+        new = js.run_sweep(large, tmp_path, shard=(1, 2), **LANES)
+    assert tr.values(new).identical(tr.values(js.run_sweep(large, **LANES)))

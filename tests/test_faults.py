@@ -1,0 +1,223 @@
+"""Sweeps that are killed: SIGKILL at random moments, signals, lost shards; what is left goes on to the very same bits."""
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsign as js
+from jaxsign.sweep import blocks, recorder
+
+
+
+@functools.cache
+def system(problem):
+    """Least squares on points that are cheap functions of the key: a child is up in a second."""
+
+    def points(key):
+        u = jax.random.key_data(key).astype(float) / 2.0**32
+        return jnp.sin(jnp.arange(96.0).reshape(8, 12) * (1 + u[0]) + u[1])
+
+    def loss(params, data, hyper):
+        return jnp.mean((data @ params["w"] + params["b"] - hyper["goal"] * data[:, 0]) ** 2)
+
+    return js.Task(
+        sample=lambda key, hyper, shared: points(key),
+        init=lambda key, data, hyper: {"w": data[0], "b": jnp.zeros(())},
+        loss=loss,
+        observe=lambda params, data, test, hyper: {"train_loss": loss(params, data, hyper), "weight": params["w"]},
+        name="least_squares",
+    )
+
+
+def sweep(**changes):
+    """24 runs whose every step is kept."""
+    base = {
+        "system": system, "problem": None, "hyper": {"goal": 1.0}, "steps": 6000, "record": 100,
+        "optimizers": {"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-3, 3e-3])},
+        "axes": {"goal": [0.5, 1.0], "seed": 6}, "observables": ["train_loss", "weight"], "trajectory": "signs",
+    }  # fmt: skip
+    return js.Sweep(**(base | changes))
+
+
+LIMITS = {"memory": 60_000, "lane_width": 2, "checkpoint_every": 0.05}
+
+
+def setup():
+    """Settings of a child: two devices, calls of some hundredths of a second, everything compiled before."""
+    jax.config.update("jax_num_cpu_devices", 2)
+    blocks.CALL_SECONDS = 0.02
+    recorder.KEYFRAME_EVERY = 300
+
+
+def forked(work):
+    """Runs `work` in a fork of this process, in which JAX has not started; its process id."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            setup()
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def torture(folder, kills, seed):
+    """Kills sweeps at random moments until there were enough kills; every directory is run to its end."""
+    import numcodecs.zstd  # noqa: F401 - imported before the forks, once for all
+    import tqdm  # noqa: F401
+    import xarray  # noqa: F401
+    import zarr  # noqa: F401
+    from orbax.checkpoint import v1  # noqa: F401
+
+    rng, folder = random.Random(seed), Path(folder)
+    outcome, at = {"kills": 0, "finished": 0, "stages": {}}, 0
+    while outcome["kills"] < kills or at:
+        out = folder / f"out-{outcome['finished']}"
+        child = forked(lambda out=out: js.run_sweep(sweep(), out, **LIMITS))
+        # Most children die while they train, some before.
+        begun, last = len(list(out.glob("trajectories/*/*.segment"))), outcome["kills"] == kills
+        early, delay = rng.random() < 0.2, rng.uniform(0, 0.5)
+        end = time.monotonic() + (rng.uniform(0.1, 2) if early else 600)
+        while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
+            time.sleep(0.005)
+            if not last and not early and end - time.monotonic() > 1 and len(list(out.glob("trajectories/*/*.segment"))) > begun:
+                end = time.monotonic() + delay
+        if done[0] == 0:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            outcome["kills"] += 1
+            at += 1
+            found = "with a checkpoint" if list(out.glob("checkpoints/*/*.json")) else "without"
+            outcome["stages"][found] = outcome["stages"].get(found, 0) + 1
+        else:
+            assert done[1] == 0, f"a child ended with {done[1]}"
+            outcome["finished"] += 1
+            at = 0
+    print(json.dumps(outcome))
+
+
+def values(out):
+    """Every number of a results directory and every parameter of its trajectories, as bytes by name."""
+    ds = js.open_results(out)
+    found = {name: np.asarray(v).tobytes() for name, v in ds.data_vars.items()}
+    for i, run in enumerate(js.open_trajectory(out, sweep())):
+        for t, params in run.iter(every=701):
+            found[f"{i}/{t}"] = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same sweep without any trouble, in this process: other calls, other keyframes, the same bits."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    js.run_sweep(sweep(), out, memory=LIMITS["memory"], lane_width=2)
+    return values(out)
+
+
+def killed_again_and_again(folder, kills, whole, seed=0):
+    # By its module's name, which is part of the definition.
+    code = f"import test_faults; test_faults.torture({str(folder)!r}, {kills}, {seed})"
+    command, here = [sys.executable, "-c", code], Path(__file__).parent
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3000, cwd=here)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "not used" not in done.stderr  # every checkpoint that was complete was good
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["kills"] == kills
+    print(outcome)
+    for i in range(outcome["finished"]):
+        assert values(folder / f"out-{i}") == whole
+        assert not (folder / f"out-{i}" / "checkpoints").exists()
+        shutil.rmtree(folder / f"out-{i}")
+    return outcome
+
+
+def test_guarantee_1_twenty_sigkills_at_random_moments_change_no_bit(tmp_path, whole):
+    outcome = killed_again_and_again(tmp_path, 20, whole)
+    assert outcome["stages"].get("with a checkpoint", 0) >= 5  # killed while runs were under way, not only before or after
+
+
+@pytest.mark.slow
+def test_guarantee_1_a_hundred_sigkills_at_random_moments_change_no_bit(tmp_path, whole):
+    outcome = killed_again_and_again(tmp_path, 100, whole, seed=1)
+    assert outcome["stages"].get("with a checkpoint", 0) >= 25
+
+
+
+def child(code, *arguments, **environment):
+    """A process that has this module as `t`, on two devices."""
+    text = f"import sys, jax, jaxsign as js, test_faults as t\nt.setup()\n{code}"
+    command = [sys.executable, "-c", text, *map(str, arguments)]
+    here = Path(__file__).parent
+    return subprocess.Popen(
+        command, cwd=here, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def segments(out):
+    return len(list(Path(out).glob("trajectories/*/*.segment")))
+
+
+def until(condition, *processes, seconds=120):
+    """Waits until a condition holds while processes live."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        for process in processes:
+            assert process.poll() in (None, 0), process.stderr.read()[-2000:]
+        time.sleep(0.01)
+
+
+RUN = "js.run_sweep(t.sweep(), sys.argv[1], **t.LIMITS, shard=eval(sys.argv[2]))"
+
+
+def test_guarantee_2_three_shards_one_killed_the_others_undisturbed_and_the_grid_complete(tmp_path, whole):
+    out = tmp_path / "out"
+    shards = [child(RUN, out, (i, 3)) for i in range(3)]
+    until(lambda: len({f.parent for f in out.glob("trajectories/*/*.segment")}) >= 3, *shards)
+    shards[1].kill()
+    done = [process.communicate() for process in shards]
+    assert [process.returncode for process in shards] == [0, -signal.SIGKILL, 0], done
+    assert js.open_results(out)["status"].min() == -1
+    again = child(RUN, out, (1, 3))
+    _, words = again.communicate()
+    assert again.returncode == 0, words
+    assert "which held shard 1/3, is gone: going on" in words
+    assert values(out) == whole
+
+
+def test_guarantee_1_a_signal_ends_with_a_checkpoint_and_the_rest_goes_on(tmp_path, whole, capfd):
+    out = tmp_path / "out"
+    for name in ("SIGTERM", "SIGINT"):
+        code = "try: js.run_sweep(t.sweep(), sys.argv[1], **t.LIMITS)\nexcept KeyboardInterrupt as e: sys.exit(f'{e!r}')"
+        process, before = child(code, out), segments(out)
+        until(lambda before=before: segments(out) > before + 2, process)
+        asked = time.monotonic()
+        process.send_signal(getattr(signal, name))
+        _, words = process.communicate()
+        assert time.monotonic() - asked < 30
+        assert f"Interrupted('{name}')" in words
+        assert "runs are still to be run" in words
+        assert list(out.glob("checkpoints/*/*.json"))
+    before, (checkpoint, *_) = set(out.glob("trajectories/*/*.segment")), out.glob("checkpoints/*/*.json")
+    kept = {f: f.stat().st_mtime_ns for f in before}
+    js.run_sweep(sweep(), out, **LIMITS)
+    assert "not used" not in capfd.readouterr().err
+    # The block that was under way went on at its checkpoint: what it had kept before was not made again.
+    assert int(checkpoint.stem) > 0
+    assert {f: f.stat().st_mtime_ns for f in before} == kept
+    assert values(out) == whole

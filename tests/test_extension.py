@@ -1,8 +1,9 @@
-"""A stored definition may be extended: what is stored stays bit for bit, the rest is as if it had been there at once."""
+"""A stored sweep may be extended: what is stored stays bit for bit, the whole is as if it had been run at once."""
 
 import dataclasses
 import itertools
 import json
+import shutil
 
 import numpy as np
 import optax
@@ -12,10 +13,11 @@ import test_results as tr
 import jaxsign as js
 from jaxsign.store import locks, results
 from jaxsign.sweep import plan
+from jaxsign.sweep.definition import content_hash, definition
 
 LANES = {"lane_width": 2}
 #: The same in calls of few runs, whose records go to disk two at a time.
-LITTLE = {"lane_width": 2, "memory": 400}
+LITTLE = {"lane_width": 2, "memory": 300}
 
 
 def rates(*values):
@@ -25,12 +27,10 @@ def rates(*values):
 GD = {"gd": rates(0.01, 0.02)}
 
 
-def sweep(optimizers=GD, slope=(1.0, 3.0), n=(4, 2), seed=(3, 1), **changes):
-    """A grid of 16 runs; residuals are as long as n."""
+def sweep(optimizers=GD, slope=(1.0, 3.0), n=(4,), seed=(3, 1), **changes):
+    """A grid of 8 runs; residuals are as long as n."""
     axes = {"slope": list(slope), "n": list(n), "seed": list(seed)}
     return tr.sweep(axes=axes, optimizers=optimizers, **changes)
-
-
 
 
 @pytest.fixture
@@ -52,6 +52,41 @@ def counted(monkeypatch):
     return out
 
 
+FRESH = {}
+
+
+def fresh(made):
+    """The same definition run at once, in memory."""
+    name = content_hash(definition(made))
+    if name not in FRESH:
+        FRESH[name] = tr.values(js.run_sweep(made, **LANES))
+    return FRESH[name]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """{little memory or not: (directory of a finished sweep of 8 runs in blocks of 2, its Dataset)}."""
+    out = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "BLOCK_RUNS", 3)
+        for limits in (LANES, LITTLE):
+            path = tmp_path_factory.mktemp("original")
+            out["memory" in limits] = path, tr.values(js.run_sweep(sweep(), path, **limits))
+    return out
+
+
+@pytest.fixture
+def original(originals, tmp_path, monkeypatch):
+    """`original(limits)`: a copy of the directory, and the Dataset."""
+    monkeypatch.setattr(plan, "BLOCK_RUNS", 3)
+
+    def copied(limits=LANES):
+        path, ds = originals["memory" in limits]
+        return shutil.copytree(path, tmp_path / "copy"), ds
+
+    return copied
+
+
 def stays(old, new):
     """Every number of a Dataset is in a larger one under the same labels, bit for bit, and NaN beyond its own sizes."""
     dims = old["status"].dims
@@ -71,34 +106,36 @@ EXTENSIONS = {
     "seeds in front and between": {"seed": (8, 3, 0, 1, 2)},
     "a mapped value": {"slope": (1.0, 3.0, 4.0)},
     "mapped values in front and between": {"slope": (0.5, 1.0, 2.0, 3.0)},
-    "a smaller static value": {"n": (4, 2, 3)},
-    "a larger static value, between": {"n": (4, 6, 2)},
-    "another order": {"slope": (3.0, 1.0), "n": (2, 4), "seed": (1, 3), "optimizers": {"gd": rates(0.02, 0.01)}},
+    "a smaller static value": {"n": (4, 2)},
+    "larger and smaller static values": {"n": (6, 4, 2)},
+    "another order": {"slope": (3.0, 1.0), "seed": (1, 3), "optimizers": {"gd": rates(0.02, 0.01)}},
     "another optimizer": {"optimizers": {**GD, "mine": optax.sgd(0.03)}},
     "another optimizer in front": {"optimizers": {"adam": js.grid(optax.adam, learning_rate=[0.1]), **GD}},
     "a rate between": {"optimizers": {"gd": rates(0.01, 0.015, 0.02)}},
     "several at once": {
         "optimizers": {"mine": optax.sgd(0.03), "gd": rates(0.02, 1e30, 0.01)},
-        "slope": (3.0, 2.0, 1.0), "n": (5, 4, 2), "seed": (0, 1, 2, 3),
+        "slope": (3.0, 2.0, 1.0), "n": (3, 4), "seed": (0, 1, 2, 3),
     },
 }  # fmt: skip
+SEVERAL, LONGER = EXTENSIONS["several at once"], EXTENSIONS["larger and smaller static values"]
+CASES = [pytest.param(changes, LANES, id=name) for name, changes in EXTENSIONS.items()]
+CASES += [pytest.param(EXTENSIONS[name], LITTLE, id=f"{name}, little memory") for name in (
+    "seeds in front and between", "larger and smaller static values", "several at once",
+)]  # fmt: skip
 
 
-@pytest.mark.parametrize("limits", [LANES, LITTLE], ids=["", "little"])
-@pytest.mark.parametrize("changes", EXTENSIONS.values(), ids=EXTENSIONS)
-def test_an_extended_sweep_is_a_fresh_one_and_what_was_stored_stays(tmp_path, blocks_of, counted, changes, limits):
-    blocks_of(3)  # blocks that seeds cut unevenly
-    small, large = sweep(), sweep(**changes)
-    old = tr.values(js.run_sweep(small, tmp_path, **limits))
-    counted.clear()
-    new = js.run_sweep(large, tmp_path, **limits)
-    assert sum(counted) == large.size - small.size  # no run twice
+@pytest.mark.parametrize(("changes", "limits"), CASES)
+def test_an_extended_sweep_is_a_fresh_one_and_what_was_stored_stays(original, counted, changes, limits):
+    path, old = original(limits)
+    large = sweep(**changes)
+    new = js.run_sweep(large, path, **limits)
+    assert sum(counted) == large.size - sweep().size  # no run twice
     stays(old, tr.values(new))
-    assert tr.values(new).identical(tr.values(js.run_sweep(large, **LANES)))
+    assert tr.values(new).identical(fresh(large))
     manifest = json.loads(new.attrs["manifest"])
     assert manifest["runs"]["total"] == large.size
     assert manifest["runs"]["not_run"] == 0
-    assert len(manifest["sessions"]) == 1 + bool(counted)
+    assert len(manifest["sessions"]) == 2
 
 
 def test_a_sweep_is_extended_several_times_in_a_row(tmp_path, blocks_of, counted):
@@ -108,65 +145,66 @@ def test_a_sweep_is_extended_several_times_in_a_row(tmp_path, blocks_of, counted
         {"seed": (1, 2), "slope": (2.0,), "n": (3,)},
         {"seed": (2, 0, 1), "slope": (3.0, 2.0), "n": (3,)},
         {"seed": (2, 0, 1), "slope": (3.0, 2.0), "n": (6, 3)},
-        {"seed": (2, 0, 1), "slope": (3.0, 2.0), "n": (6, 3, 4), "optimizers": {"mine": optax.sgd(0.03), **GD}},
-        {"seed": (0, 1, 2, 7), "slope": (1.0, 2.0, 3.0), "n": (3, 4, 6), "optimizers": {**GD, "mine": optax.sgd(0.03)}},
+        {"seed": (0, 1, 2, 7), "slope": (1.0, 2.0, 3.0), "n": (3, 4, 6), "optimizers": {"mine": optax.sgd(0.03), **GD}},
     ]  # fmt: skip
     for changes in steps:
-        ds = js.run_sweep(sweep(**changes), tmp_path, **LANES)
         last = sweep(**changes)
-        assert tr.values(ds).identical(tr.values(js.run_sweep(last, **LANES)))
+        ds = js.run_sweep(last, tmp_path, **LANES)
+    assert tr.values(ds).identical(fresh(last))
     assert sum(counted) == last.size
     assert len(json.loads(ds.attrs["manifest"])["sessions"]) == len(steps)
 
 
-def test_the_directory_keeps_its_lane_width_and_blocks(tmp_path, blocks_of):
-    blocks_of(2)
-    small = json.loads(js.run_sweep(sweep(), tmp_path, lane_width=2, memory=400).attrs["manifest"])["plan"]
+def test_the_directory_keeps_its_lane_width_and_blocks(original, blocks_of):
+    path, _ = original(LITTLE)
+    before = json.loads(js.open_results(path).attrs["manifest"])["plan"]
     blocks_of(64)
     large = sweep(seed=(3, 1, 5, 7), slope=(1.0, 2.0, 3.0))
-    new = js.run_sweep(large, tmp_path, lane_width=5)  # asked for in vain: another width rounds differently
-    found = json.loads(new.attrs["manifest"])["plan"]
-    assert {k: found[k] for k in ("block", "runs", "records")} == {k: small[k] for k in ("block", "runs", "records")}
-    assert {group["lane_width"] for group in found["groups"]} == {2}
-    assert tr.values(new).identical(tr.values(js.run_sweep(large, **LANES)))
+    new = js.run_sweep(large, path, lane_width=5)  # asked for in vain: another width rounds differently
+    after = json.loads(new.attrs["manifest"])["plan"]
+    assert {k: after[k] for k in ("block", "runs", "records")} == {k: before[k] for k in ("block", "runs", "records")}
+    assert after["records"] == 2
+    assert {group["lane_width"] for group in after["groups"]} == {2}
+    assert tr.values(new).identical(fresh(large))
 
 
 @pytest.mark.parametrize("own", [{}, {"keep_trace": False}], ids=["trace", "summary only"])
-def test_summaries_and_alarms_are_extended_too(tmp_path, blocks_of, own):
+def test_summaries_are_extended_too(tmp_path, blocks_of, own):
     blocks_of(3)
-    made = [sweep(summary=last_loss, **own, **changes) for changes in ({}, EXTENSIONS["several at once"])]
+    changes = {"seed": (0, 3, 1), "slope": (1.0, 2.0, 3.0), "optimizers": {"gd": rates(0.02, 1e30, 0.01)}}
+    made = [sweep(summary=last_loss, **own, **changes) for changes in ({}, changes)]
     old = tr.values(js.run_sweep(made[0], tmp_path, **LANES))
     new = tr.values(js.run_sweep(made[1], tmp_path, **LANES))
     stays(old, new)
-    assert new.identical(tr.values(js.run_sweep(made[1], **LANES)))
+    assert new.identical(fresh(made[1]))
 
 
 def last_loss(trace):
     return {"last": trace["train_loss"][-1]}
 
 
-def test_observables_that_get_longer_keep_what_is_stored(tmp_path, blocks_of):
-    blocks_of(3)
-    old = tr.values(js.run_sweep(sweep(n=(2,)), tmp_path, **LANES))
-    assert old["residual"].sizes["sample"] == 2
-    for n in ((2, 3), (7, 2, 3)):
-        new = js.run_sweep(sweep(n=n), tmp_path, **LANES)
+def test_observables_that_get_longer_keep_what_is_stored(original, counted):
+    path, old = original()
+    assert old["residual"].sizes["sample"] == 4
+    for n in ((4, 5), (7, 4, 5)):
+        new = js.run_sweep(sweep(n=n), path, **LANES)
         assert new["residual"].sizes["sample"] == max(n)
         assert new["sample"].values.tolist() == list(range(max(n)))
         stays(old, tr.values(new))
         assert new["residual"].attrs["padded"] == "padded with NaN to the longest value of a static axis"
-        assert tr.values(new).identical(tr.values(js.run_sweep(sweep(n=n), **LANES)))
+    assert sum(counted) == 2 * sweep().size  # no run twice
+    assert tr.values(new).identical(fresh(sweep(n=n)))
 
 
-def test_a_finished_extension_is_loaded_and_says_so(tmp_path, capsys):
-    js.run_sweep(sweep(), tmp_path, **LANES)
-    new = js.run_sweep(sweep(seed=(0, 3, 1)), tmp_path, **LANES)
-    before = tr.files(tmp_path)
+def test_a_finished_extension_is_loaded_and_says_so(original, capsys):
+    path, _ = original()
+    new = js.run_sweep(sweep(seed=(0, 3, 1)), path, **LANES)
+    before = tr.files(path)
     capsys.readouterr()
-    again = js.run_sweep(sweep(seed=(0, 3, 1)), tmp_path)
-    assert capsys.readouterr().err == f"{tmp_path}: finished before, loaded\n"
+    again = js.run_sweep(sweep(seed=(0, 3, 1)), path)
+    assert capsys.readouterr().err == f"{path}: finished before, loaded\n"
     assert again.identical(new)
-    assert tr.files(tmp_path) == before
+    assert tr.files(path) == before
 
 
 OTHER = {
@@ -180,7 +218,7 @@ OTHER = {
     "fewer seeds": ({"seed": (3,)}, "seed 1 is stored and not asked for"),
     "other seeds": ({"seed": (3, 2)}, "seed 1 is stored and not asked for"),
     "fewer values": ({"slope": (3.0, 4.0)}, "slope [1.0] is stored and not asked for"),
-    "fewer static values": ({"n": (4, 3)}, "n [2] is stored and not asked for"),
+    "other static values": ({"n": (2, 3)}, "n [4] is stored and not asked for"),
     "fewer rates": ({"optimizers": {"gd": rates(0.01)}}, '"learning_rate": 0.02'),
     "another factory": ({"optimizers": {"gd": js.grid(js.sign_gd, learning_rate=[0.01, 0.02])}}, "optimizers.gd"),
     "another name": ({"optimizers": {"sgd": rates(0.01, 0.02)}}, "optimizers.gd"),
@@ -191,35 +229,29 @@ OTHER = {
 
 
 @pytest.mark.parametrize(("changes", "line"), OTHER.values(), ids=OTHER)
-def test_any_other_change_is_refused_and_leaves_every_byte(tmp_path_factory, finished, changes, line):
-    before = tr.files(finished)
+def test_any_other_change_is_refused_and_leaves_every_byte(original, changes, line):
+    path, _ = original()
+    before = tr.files(path)
     with pytest.raises(ValueError, match="belongs to another definition") as caught:
-        js.run_sweep(sweep(**changes), finished)
+        js.run_sweep(sweep(**changes), path)
     assert line in str(caught.value)
-    assert f"out={str(finished)!r}" in str(caught.value)
+    assert f"out={str(path)!r}" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert tr.files(finished) == before
+    assert tr.files(path) == before
 
 
 @pytest.mark.parametrize("axes", [
-    {"slope": [1.0, 3.0], "n": [4, 2], "tilt": [0.5], "seed": [3, 1]},
-    {"n": [4, 2], "slope": [1.0, 3.0], "seed": [3, 1]},
+    {"slope": [1.0, 3.0], "n": [4], "tilt": [0.5], "seed": [3, 1]},
+    {"n": [4], "slope": [1.0, 3.0], "seed": [3, 1]},
     {"slope": [1.0, 3.0], "seed": [3, 1]},
-    {("slope", "tilt"): [(1.0, 0.5), (3.0, 0.5)], "n": [4, 2], "seed": [3, 1]},
+    {("slope", "tilt"): [(1.0, 0.5), (3.0, 0.5)], "n": [4], "seed": [3, 1]},
 ])  # fmt: skip
-def test_other_axes_are_refused_and_leave_every_byte(finished, axes):
-    before = tr.files(finished)
+def test_other_axes_are_refused_and_leave_every_byte(original, axes):
+    path, _ = original()
+    before = tr.files(path)
     with pytest.raises(ValueError, match="belongs to another definition: axes: "):
-        js.run_sweep(dataclasses.replace(sweep(), axes=axes), finished)
-    assert tr.files(finished) == before
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished sweep, which nobody changes."""
-    path = tmp_path_factory.mktemp("finished")
-    js.run_sweep(sweep(), path, **LANES)
-    return path
+        js.run_sweep(dataclasses.replace(sweep(), axes=axes), path)
+    assert tr.files(path) == before
 
 
 class Cut(Exception):
@@ -245,10 +277,10 @@ def cut(monkeypatch):
     return after
 
 
-@pytest.mark.parametrize("first", [0, 1, 9, 18])
-def test_an_unfinished_sweep_may_be_extended_and_a_cut_extension_goes_on(tmp_path, blocks_of, cut, first):
+@pytest.mark.parametrize(("first", "changes"), [(0, SEVERAL), (9, SEVERAL), (9, LONGER)])
+def test_an_unfinished_sweep_may_be_extended_and_a_cut_extension_goes_on(tmp_path, blocks_of, cut, first, changes):
     blocks_of(3)
-    large = sweep(**EXTENSIONS["several at once"])
+    large = sweep(**changes)
     cut(first)
     with pytest.raises(Cut):
         js.run_sweep(sweep(), tmp_path, **LANES)
@@ -262,17 +294,16 @@ def test_an_unfinished_sweep_may_be_extended_and_a_cut_extension_goes_on(tmp_pat
     old = tr.values(js.open_results(tmp_path))
     cut(None)
     new = tr.values(js.run_sweep(large, tmp_path, **LANES))
-    assert new.identical(tr.values(js.run_sweep(large, **LANES)))
+    assert new.identical(fresh(large))
     done = (old["status"] >= 0).values
     for name in old.data_vars:
         np.testing.assert_array_equal(new[name].values[done], old[name].values[done])
 
 
-@pytest.mark.parametrize("moved", [0, 1, 5, 12])
-def test_an_extension_that_is_cut_off_while_the_store_grows_goes_on(tmp_path, blocks_of, monkeypatch, moved):
-    blocks_of(3)
-    large = sweep(**EXTENSIONS["several at once"])
-    old = tr.values(js.run_sweep(sweep(), tmp_path, **LANES))
+@pytest.mark.parametrize(("moved", "changes"), [(0, SEVERAL), (5, SEVERAL), (12, LONGER)])
+def test_an_extension_that_is_cut_off_while_the_store_grows_goes_on(original, monkeypatch, moved, changes):
+    path, old = original()
+    large = sweep(**changes)
     replace, done = results.os.replace, []
 
     def failing(source, target, **rest):
@@ -285,34 +316,32 @@ def test_an_extension_that_is_cut_off_while_the_store_grows_goes_on(tmp_path, bl
     with monkeypatch.context() as patch:
         patch.setattr(results.os, "replace", failing)
         with pytest.raises(Cut):
-            js.run_sweep(large, tmp_path, **LANES)
-    new = tr.values(js.run_sweep(large, tmp_path, **LANES))
+            js.run_sweep(large, path, **LANES)
+    new = tr.values(js.run_sweep(large, path, **LANES))
     stays(old, new)
-    assert new.identical(tr.values(js.run_sweep(large, **LANES)))
+    assert new.identical(fresh(large))
 
 
-def test_damage_to_stored_runs_is_mended_on_the_way(tmp_path, blocks_of, capsys):
-    blocks_of(3)
-    js.run_sweep(sweep(), tmp_path, **LANES)
-    chunk = next(f for f in sorted((tmp_path / "results.zarr" / "residual" / "c").rglob("*")) if f.is_file())
+def test_damage_to_stored_runs_is_mended_on_the_way(original, capsys):
+    path, _ = original()
+    chunk = next(f for f in sorted((path / "results.zarr" / "residual" / "c").rglob("*")) if f.is_file())
     tr.damage(chunk)
-    large = sweep(seed=(3, 1, 5), n=(4, 6, 2))
-    new = js.run_sweep(large, tmp_path, **LANES)
+    large = sweep(seed=(3, 1, 5), n=(4, 3))
+    new = js.run_sweep(large, path, **LANES)
     assert str(chunk) in capsys.readouterr().err
-    assert tr.values(new).identical(tr.values(js.run_sweep(large, **LANES)))
+    assert tr.values(new).identical(fresh(large))
 
 
-def test_a_sweep_is_not_extended_while_another_shard_runs(tmp_path, blocks_of):
-    blocks_of(3)
-    js.run_sweep(sweep(), tmp_path, **LANES)
-    before = {name: file for name, file in tr.files(tmp_path).items() if not name.startswith("locks/")}
+def test_a_sweep_is_not_extended_while_another_shard_runs(original):
+    path, _ = original()
+    before = {name: file for name, file in tr.files(path).items() if not name.startswith("locks/")}
     large = sweep(seed=(3, 1, 5))
-    with locks.shard_lock(tmp_path, (1, 2)):
+    with locks.shard_lock(path, (1, 2)):
         with pytest.raises(ValueError, match="cannot be extended while others run it: shard-1-of-2: process"):
-            js.run_sweep(large, tmp_path, shard=(0, 2), **LANES)
-        assert {name: f for name, f in tr.files(tmp_path).items() if not name.startswith("locks/")} == before
-    half = js.run_sweep(large, tmp_path, shard=(0, 2), **LANES)
+            js.run_sweep(large, path, shard=(0, 2), **LANES)
+        assert {name: f for name, f in tr.files(path).items() if not name.startswith("locks/")} == before
+    half = js.run_sweep(large, path, shard=(0, 2), **LANES)
     assert (half["status"] < 0).any()
-    with locks.shard_lock(tmp_path, (0, 2)):  # who runs the same extension beside it is welcome
-        new = js.run_sweep(large, tmp_path, shard=(1, 2), **LANES)
-    assert tr.values(new).identical(tr.values(js.run_sweep(large, **LANES)))
+    with locks.shard_lock(path, (0, 2)):  # who runs the same extension beside it is welcome
+        new = js.run_sweep(large, path, shard=(1, 2), **LANES)
+    assert tr.values(new).identical(fresh(large))

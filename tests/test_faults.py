@@ -111,11 +111,11 @@ def torture(folder, kills, seed):
     print(json.dumps(outcome))
 
 
-def values(out):
+def values(out, made=None):
     """Every number of a results directory and every parameter of its trajectories, as bytes by name."""
     ds = js.open_results(out)
     found = {name: np.asarray(v).tobytes() for name, v in ds.data_vars.items()}
-    for i, run in enumerate(js.open_trajectory(out, sweep())):
+    for i, run in enumerate(js.open_trajectory(out, made or sweep())):
         for t, params in run.iter(every=701):
             found[f"{i}/{t}"] = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))
     return found

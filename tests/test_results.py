@@ -347,7 +347,11 @@ def test_a_run_that_is_cut_off_while_the_store_is_made_is_continued(tmp_path, mo
     replace, done = os.replace, []
 
     def failing(source, target, **rest):
-        if ".partial" in str(source) and "results.zarr" in os.fspath(target).split(os.sep) and ".partial" not in str(target):
+        if (
+            ".partial" in str(source)
+            and "results.zarr" in os.fspath(target).split(os.sep)
+            and ".partial" not in str(target)
+        ):
             done.append(target)  # a file of the prepared store on its way to its place
             if len(done) > moved:
                 raise KeyboardInterrupt
@@ -431,7 +435,9 @@ def test_damaged_metadata_are_mended_by_the_same_call_and_no_run_is_repeated(cop
     again = js.run_sweep(sweep(), out=copy)
     assert values(again).identical(values(stored[1]))
     assert names == []
-    assert {f: raw for f, (raw, _) in files(copy / "results.zarr").items()} == {f: raw for f, (raw, _) in before.items()}
+    assert {f: raw for f, (raw, _) in files(copy / "results.zarr").items()} == {
+        f: raw for f, (raw, _) in before.items()
+    }
 
 
 @pytest.mark.parametrize("harm", [flipped, cut, removed])
@@ -457,7 +463,9 @@ def test_a_lambda_is_refused_on_disk_and_welcome_in_memory(tmp_path):
 
 def test_open_results_wants_a_results_directory(tmp_path, copy):
     for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"out must be a results directory with manifest\.json and results\.zarr") as e:
+        with pytest.raises(
+            ValueError, match=r"out must be a results directory with manifest\.json and results\.zarr"
+        ) as e:
             js.open_results(path)
         assert str(path) in str(e.value)
     shutil.rmtree(copy / "results.zarr")

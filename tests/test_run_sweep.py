@@ -200,18 +200,28 @@ def test_many_values_are_traced_as_often_as_one():
 def test_blocks_do_not_change_a_bit(monkeypatch):
     axes = {"slope": [1.0, 2.0, 3.0], "decay": [0.0, 0.1], "seed": 7}
     results = []
-    for lane, runs, block in ((2, 64, [3, 2, 1, 7]), (2, 5, [1, 1, 1, 5]), (5, 64, [3, 2, 1, 7])):
+    # lane, runs of a call at most, memory; extents of a block, records that are kept at a time
+    cases = [
+        (2, 64, None, [3, 2, 1, 7], 5),
+        (2, 5, None, [1, 1, 1, 5], 5),
+        (2, 64, 400, [1, 1, 1, 4], 2),
+        (5, 64, None, [3, 2, 1, 7], 5),
+    ]
+    for lane, runs, memory, block, records in cases:
         monkeypatch.setattr(plan, "lane_width", lambda state, backend, lane=lane: lane)
         monkeypatch.setattr(plan, "BLOCK_RUNS", runs)
-        ds = js.run_sweep(sweep(axes=axes))
+        ds = js.run_sweep(sweep(axes=axes), memory=memory)
         assert manifest(ds)["plan"]["block"] == block
+        assert manifest(ds)["plan"]["records"] == records
         assert [group["lane_width"] for group in manifest(ds)["plan"]["groups"]] == [lane]
-        assert manifest(ds)["runs"] == {"total": 84, "finished": 84, "diverged": 0, "not_run": 0}  # padded, nothing dropped
+        # padded, nothing dropped
+        assert manifest(ds)["runs"] == {"total": 84, "finished": 84, "diverged": 0, "not_run": 0}
         assert (ds["status"] == 0).all()
         assert np.isfinite(ds["train_loss"]).all()
         results.append(ds.drop_attrs())
     assert results[1].identical(results[0])
-    same(results[2]["train_loss"], results[0]["train_loss"])
+    assert results[2].identical(results[0])
+    same(results[3]["train_loss"], results[0]["train_loss"])
 
 
 CHILD = """

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 import jaxsign as js
-from jaxsign import cli, tools
+from jaxsign import cli, netcdf, tools
 from jaxsign.store import checkpoints, locks
 from jaxsign.sweep import calibrate, forecast
 
@@ -162,8 +162,7 @@ def test_plan_takes_a_speed_from_elsewhere_and_trains_nothing(experiment, capsys
     assert status == 0
     assert "24 runs of 1000 steps" in out
     assert re.search(r"time +60 s of training on 4 devices of 100 seed-steps/s", out)
-    assert f"python {experiment} --out DIR --seeds 2 --steps 1000\n" in out
-    assert "memory=4000" in out
+    assert f"python {experiment} --out DIR --seeds 2 --steps 1000 --memory 4000\n" in out
 
 
 def test_plan_counts_shared_programs_once_and_every_call():
@@ -410,7 +409,7 @@ def test_export_comes_back_equal(whole, half, tmp_path, capsys):
 
 def test_export_converts_what_netcdf_cannot_hold_and_refuses_what_it_would_change():
     held = {
-        name: tools._held(name, xr.DataArray(np.array(values, dtype)))
+        name: netcdf._held(name, xr.DataArray(np.array(values, dtype)))
         for name, values, dtype in [
             ("small", [1, 2], "int64"), ("wide", [2**40], "int64"), ("bytes", [255], "uint8"), ("half", [0.5], "f2"),
         ]
@@ -421,7 +420,7 @@ def test_export_converts_what_netcdf_cannot_hold_and_refuses_what_it_would_chang
     assert held["wide"].item() == 2**40
     for values, message in (([2**60], r"mine holds integers beyond 2\^53"), ([1j], "mine is of dtype complex128")):
         with pytest.raises(ValueError, match=message):
-            tools._held("mine", xr.DataArray(values))
+            netcdf._held("mine", xr.DataArray(values))
 
 
 def test_export_refuses_and_leaves_everything_as_it_is(whole, half, tmp_path, capsys, monkeypatch):
@@ -435,7 +434,7 @@ def test_export_refuses_and_leaves_everything_as_it_is(whole, half, tmp_path, ca
     before = files(tmp_path)
     for file in ("other.nc", "thesis.tex"):
         refused(capsys, "is not a file that jaxsign export has made", *command, "--out", tmp_path / file)
-    monkeypatch.setattr(tools, "NETCDF_BYTES", 1000)
+    monkeypatch.setattr(netcdf, "NETCDF_BYTES", 1000)
     refused(capsys, "residual takes 2.3 kB, and a variable of a netCDF 3 file at most 1.0 kB", *command)
     assert files(tmp_path) == before
     monkeypatch.undo()

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def save(folder: Path, step: int, state: Any, about: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / f"{step}.json"
     record.unlink(missing_ok=True)
-    with _alone(ocp), _quiet():
+    with _quiet(), _alone(ocp):
         ocp.save((folder / str(step)).absolute(), kept, overwrite=True)
     described = [[name, list(x.shape), x.dtype.str, _crc(x)] for name, x in leaves]
     whole = {"step": step, "about": about, "leaves": described}
@@ -75,7 +75,7 @@ def export(folder: Path, params: Any) -> None:
 
     if folder.exists():
         raise ValueError(f"folder must be new, got {str(folder)!r}")
-    with _alone(ocp), _quiet():
+    with _quiet(), _alone(ocp):
         ocp.save(folder.absolute(), params)
 
 
@@ -134,7 +134,7 @@ def _load(folder: Path, step: int, like: Any, about: Mapping[str, Any] | None) -
     full = {str(i): (shape, dtype) for i, (_, shape, dtype, _) in enumerate(described) if 0 not in shape}
     try:
         abstract = {name: np.empty(*entry) for name, entry in full.items()}
-        with _alone(ocp), _quiet():
+        with _quiet(), _alone(ocp):
             loaded = ocp.load((folder / str(step)).absolute(), abstract)
         leaves = [np.asarray(loaded.get(str(i), np.empty(d[1], d[2]))) for i, d in enumerate(described)]
     except Exception as error:  # Orbax and its stores raise many kinds about bytes that are not what was written
@@ -159,15 +159,26 @@ def _typed(words: Any, like: Any) -> Any:
     return jax.random.wrap_key_data(words, impl=jax.random.key_impl(like))
 
 
-def _alone(ocp: Any) -> Any:
-    """An Orbax context in which this process waits for no other one: blocks belong to one process each."""
-    me = jax.process_index()
+@contextlib.contextmanager
+def _alone(ocp: Any) -> Iterator[None]:
+    """Makes Orbax wait for no other process of `jax.distributed`: blocks belong to one process each.
+
+    Orbax can be told which processes take part, but before every save it still asks all of them whether they agree on
+    the path (0.12), unless there is only one.
+    """
     if jax.process_count() == 1:
-        return contextlib.nullcontext()
+        yield
+        return
+    me, count = jax.process_index(), jax.process_count
     options = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}-{os.getpid()}"
     )
-    return ocp.Context(multiprocessing_options=options)
+    jax.process_count = lambda *backend: 1
+    try:
+        with ocp.Context(multiprocessing_options=options):
+            yield
+    finally:
+        jax.process_count = count
 
 
 @contextlib.contextmanager
@@ -177,7 +188,7 @@ def _quiet() -> Any:
     import warnings
 
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -219,9 +219,10 @@ def units(path: Path) -> Iterator[Unit | str]:
 
 
 def stored(path: Path) -> tuple[set[Place], list[str]]:
-    """(places of runs whose trajectory is whole, a line for everything that is damaged)."""
+    """(places of runs whose trajectory is whole, a line for all damage of runs that are whole nowhere)."""
     whole: set[Place] = set()
-    lines = []
+    lines: list[str] = []
+    damaged: list[tuple[Place, str]] = []
     for unit in units(path):
         if isinstance(unit, str):
             lines.append(unit)
@@ -229,9 +230,10 @@ def stored(path: Path) -> tuple[set[Place], list[str]]:
         bad: dict[int, str] = {}
         for segment in unit.segments:
             bad |= _damage(segment)
-        lines += [f"{line} (run {unit.places()[run]})" for run, line in bad.items()]
-        whole |= {place for run, place in enumerate(unit.places()) if run not in bad}
-    return whole, lines
+        places = unit.places()
+        damaged += [(places[run], line) for run, line in bad.items()]
+        whole |= {place for run, place in enumerate(places) if run not in bad}
+    return whole, lines + [f"{line} (run {place})" for place, line in damaged if place not in whole]
 
 
 def _damage(segment: Segment) -> dict[int, str]:
@@ -247,10 +249,11 @@ def _damage(segment: Segment) -> dict[int, str]:
     }
 
 
-def remove_unfinished(path: Path) -> None:
-    """Removes the folders of units that never finished, when no run of the sweep is under way any more."""
+def remove_leftovers(path: Path) -> None:
+    """Removes units that never finished or whose index is damaged, once every run is whole and none is under way."""
+    good = {unit.folder for unit in units(path) if isinstance(unit, Unit)}
     for folder in (path / FOLDER).glob("*"):
-        if folder.is_dir() and not (folder / INDEX).exists():
+        if folder.is_dir() and folder not in good:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -109,7 +109,7 @@ def run_sweep(
     try:
         with results.named(path):
             path.mkdir(parents=True, exist_ok=True)
-        with cluster.connected(scheduler) as client:
+        with cluster.connected(scheduler) as client, results.named(path):
             _run_shard(sweep, path, own, limits, client)
     except BaseException:
         if not (path / MANIFEST).exists():  # refused before anything was made of it

@@ -178,7 +178,7 @@ class Session:
                     f"{self.path}: {counts['not_run']} of {counts['total']} runs are still to be run", file=sys.stderr
                 )
             elif not locks.others(self.path, self.shard):
-                trajectory.remove_unfinished(self.path)
+                trajectory.remove_leftovers(self.path)
         self.compiler.close()
 
 

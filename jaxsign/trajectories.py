@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from jaxsign.sweep.definition import definition, extension
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.programs import drawing, local_mesh
 from jaxsign.sweep.recorder import TAPE_STEPS, start_crcs
-from jaxsign.tape import apply_codes, code_shape
+from jaxsign.tape import apply_codes, code_shape, join, split
 from jaxsign.task import Task
 from jaxsign.validation import positive_int
 
@@ -34,6 +34,9 @@ PyTree = Any
 Index = tuple[int, ...]
 #: Systems that are built from a manifest; a name that is not here is never looked up. Others are given as sweep=.
 SYSTEMS = {"jaxsign.engines.two_layer": (two_layer, Problem, Hyper)}
+
+#: Steps of a segment from which on all of it is decoded at once, and steps whose parameters are made together.
+FEW, TOGETHER = 8, 16
 
 
 class Source(NamedTuple):
@@ -268,7 +271,7 @@ class RunTrajectory:
         wanted = wanted[:: positive_int("every", every)]
         for step in wanted[:1] + wanted[-1:]:
             self._check(step)
-        return ((step, self._full(trained)) for step, trained in self.trained(wanted))
+        return self._fulls(self.trained(wanted))
 
     def export(self, step: int, folder: str | os.PathLike) -> None:
         """Saves one step's parameters with Orbax, as `orbax.checkpoint.v1.load(folder)` reads them."""
@@ -278,6 +281,18 @@ class RunTrajectory:
         if self.whole.kind == "features":
             return trained
         return _params(self.source.loop)(self.start, trained)
+
+    def _fulls(self, found: Iterator[tuple[int, PyTree]]) -> Iterator[tuple[int, PyTree]]:
+        """Parameters in full, `TOGETHER` steps a call."""
+        if self.whole.kind == "features":
+            yield from found
+            return
+        while batch := list(itertools.islice(found, TOGETHER)):
+            filled = [trained for _, trained in batch] + [batch[-1][1]] * (TOGETHER - len(batch))
+            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
+            full = jax.tree.map(np.asarray, _many_params(self.source.loop)(self.start, stacked))
+            for i, (step, _) in enumerate(batch):
+                yield step, jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), full)
 
     def trained(self, wanted: Sequence[int]) -> Iterator[tuple[int, PyTree]]:
         """(step, what is trained) of steps in increasing order."""
@@ -292,7 +307,7 @@ class RunTrajectory:
                 if segment.start in wanted:
                     yield segment.start, self._keyframe(first, _read(segment, run, _bits(leaves)))
             return
-        targets, here, i = deque(wanted), first, 0
+        targets, here, i = list(wanted), first, 0
         while targets:
             i = max([i, *(j for j, s in enumerate(unit.segments) if s.keyframe and s.start <= targets[0])])
             segment = unit.segments[i]
@@ -301,11 +316,22 @@ class RunTrajectory:
             *raw, amplitude, changes = _read(segment, run, [*(_bits(leaves) if segment.keyframe else []), *kept])
             if segment.keyframe:
                 here = self._keyframe(first, raw)
-            after = _applied(here, _padded(trajectory.unchanged(changes)), _padded(amplitude))
-            while targets and targets[0] <= segment.stop:
-                step = targets.popleft()
-                yield step, here if step == segment.start else _at(after, step - segment.start - 1)
-            here, i = _at(after, steps - 1), i + 1
+            codes, amplitude = _padded(trajectory.unchanged(changes)), _padded(amplitude)
+            inside = [t for t in targets if t <= segment.stop]
+            if len(inside) > FEW:
+                # One program for all steps; its arrays are read on the host, where cutting them up costs nothing.
+                after = jax.tree.map(np.asarray, _applied(here, codes, amplitude))
+                for step in inside:
+                    yield step, here if step == segment.start else _at(after, step - segment.start - 1)
+                here = _at(after, steps - 1)
+            else:
+                done = 0
+                for step in inside:
+                    here, done = _advanced(here, codes, amplitude, done, step - segment.start), step - segment.start
+                    yield step, here
+                if len(inside) < len(targets):
+                    here = _advanced(here, codes, amplitude, done, steps)
+            targets, i = targets[len(inside) :], i + 1
 
     def _keyframe(self, first: PyTree, raw: Sequence[np.ndarray]) -> PyTree:
         leaves = [
@@ -366,11 +392,28 @@ def _padded(x: np.ndarray) -> np.ndarray:
 def _applied(trained: PyTree, codes: jax.Array, amplitude: jax.Array) -> PyTree:
     """What is trained after every step of a segment."""
 
-    def step(here: PyTree, move: tuple[jax.Array, jax.Array]) -> tuple[PyTree, PyTree]:
+    def step(here: Any, move: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
         after = apply_codes(here, *move)
         return after, after
 
-    return jax.lax.scan(step, trained, (codes, amplitude))[1]
+    stacked = jax.lax.scan(step, [split(leaf) for leaf in jax.tree.leaves(trained)], (codes, amplitude))[1]
+    leaves = [
+        jnp.concatenate(parts, 1).reshape(len(codes), *leaf.shape)
+        for parts, leaf in zip(stacked, jax.tree.leaves(trained))
+    ]
+    return jax.tree.unflatten(jax.tree.structure(trained), leaves)
+
+
+@jax.jit
+def _advanced(trained: PyTree, codes: jax.Array, amplitude: jax.Array, start: int, stop: int) -> PyTree:
+    """What is trained after the steps [start, stop) of a segment."""
+
+    def step(t: jax.Array, here: Any) -> Any:
+        return apply_codes(here, codes[t], amplitude[t])
+
+    moved = jax.lax.fori_loop(start, stop, step, [split(leaf) for leaf in jax.tree.leaves(trained)])
+    leaves = [join(parts, leaf.shape) for parts, leaf in zip(moved, jax.tree.leaves(trained))]
+    return jax.tree.unflatten(jax.tree.structure(trained), leaves)
 
 
 def _at(stacked: PyTree, i: int) -> PyTree:
@@ -386,6 +429,11 @@ def initially(loop: Loop) -> Callable[[Start], PyTree]:
 @functools.lru_cache(maxsize=32)
 def _params(loop: Loop) -> Callable[[Start, PyTree], PyTree]:
     return jax.jit(loop.params)
+
+
+@functools.lru_cache(maxsize=32)
+def _many_params(loop: Loop) -> Callable[[Start, PyTree], PyTree]:
+    return jax.jit(jax.vmap(loop.params, (None, 0)))
 
 
 def open_trajectory(out: str | os.PathLike, sweep: Sweep | None = None) -> Trajectory:

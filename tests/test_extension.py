@@ -322,6 +322,18 @@ def test_an_extension_that_is_cut_off_while_the_store_grows_goes_on(original, mo
     assert new.identical(fresh(large))
 
 
+def test_checkpoints_of_what_was_cut_off_before_are_gone_in_the_end(tmp_path, blocks_of, cut):
+    blocks_of(4)
+    seeds, changes = (0, 1, 2), {"slope": (1.0, 2.0, 3.0, 4.0), "optimizers": {"gd": rates(0.01)}, "steps": 200}
+    cut(0)
+    with pytest.raises(Cut):
+        js.run_sweep(sweep(seed=seeds, **changes), tmp_path, shard=(3, 4), checkpoint_every=1e-9, **LANES)
+    assert (tmp_path / "checkpoints" / "block-000003").is_dir()
+    cut(None)
+    js.run_sweep(sweep(seed=(*seeds, 3), **changes), tmp_path, **LANES)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["locks", "manifest.json", "results.zarr"]
+
+
 def test_damage_to_stored_runs_is_mended_on_the_way(original, capsys):
     path, _ = original()
     chunk = next(f for f in sorted((path / "results.zarr" / "residual" / "c").rglob("*")) if f.is_file())

@@ -1,0 +1,231 @@
+"""What the block runner costs beside the bare jitted scan, what memory it needs, and what a sign trajectory takes.
+
+Three parts, each with the command's own sizes (paper-like, supports="disjoint" for feature space):
+
+    runner        wall time of run_sweep(out=...) from its first call to its last byte, over that of the bare program:
+                  the same training of the same units by js's loop in one jitted lax.map over lanes, nothing fetched,
+                  nothing written. dense: every observable every 10 steps, a checkpoint a minute; feature_space: the
+                  scalars every 50 steps. Compilation is outside both clocks; bare and runner take turns.
+    memory        peak resident memory of a process that runs 500 and 10,000 runs of feature_space into a directory
+    trajectory    SignGD with and without trajectory="signs": seed-steps/s of run_sweep (in turns), bytes a step on
+                  disk over the raw float32 bytes of all parameters, and the speed of decoding every step
+
+Command: python sweeps/overhead.py --out results/overhead [--tiny]
+Cost: 13 minutes on 2 CPU cores, about a quarter of it compilation.
+Expected: overhead at most 10 %, memory at most 1.2, bytes at most 0.1 %, slowdown at most 60 %, decoding faster than
+training.
+Writes: overhead.csv, one row a figure.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+import jaxsign as js
+from jaxsign.console import configure
+from jaxsign.store import trajectory
+from jaxsign.sweep import blocks, plan
+from jaxsign.sweep.opening import Limits, begin_layout, compile_units, everything, make_programs
+from jaxsign.sweep.programs import Compiler
+from jaxsign.sweep.stretches import Place, stretch
+
+REPEATS = 3
+
+
+def sweep(engine, seeds, steps=1500, **changes):
+    problem, hyper = js.presets.paper_like()
+    if engine == "feature_space":
+        problem = dataclasses.replace(problem, supports="disjoint")
+    optimizers = {"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-4])}
+    base = {"system": js.two_layer, "problem": problem, "hyper": hyper, "engine": engine, "steps": steps}
+    return js.Sweep(**(base | {"optimizers": optimizers, "axes": {"seed": seeds}, "test_every": steps} | changes))
+
+
+class Clock:
+    """Wall time of Blocks.run: everything between the first call and the last byte, programs compiled before."""
+
+    def __enter__(self):
+        self.original, self.seconds = blocks.Blocks.run, 0.0
+
+        def run(itself, units, compiled):
+            for found in compiled.values():
+                for future in (found.begin, found.init, found.advance):
+                    future.result()
+            begun = time.perf_counter()
+            self.original(itself, units, compiled)
+            self.seconds += time.perf_counter() - begun
+
+        blocks.Blocks.run = run
+        return self
+
+    def __exit__(self, *reason):
+        blocks.Blocks.run = self.original
+
+
+def timed(made, out):
+    """Seconds that run_sweep takes into a fresh directory."""
+    shutil.rmtree(out, ignore_errors=True)
+    with Clock() as clock:
+        js.run_sweep(made, out)
+    return clock.seconds
+
+
+class Bare:
+    """The same units in calls of the whole run each: what the device has to do and nothing else."""
+
+    def __init__(self, made):
+        groups = plan.groups(made)
+        layout, widths = begin_layout(made, groups, Limits())
+        # One call a unit: as many stops as there are records, all of them in one stretch.
+        (program,) = make_programs(made, groups, layout, widths)
+        self.made, self.program, self.compiler = made, program, Compiler()
+        self.todo, compiled = compile_units(made, [program], layout, everything(layout), self.compiler)
+        self.compiled, self.records = compiled[0], layout.records
+        for future in (self.compiled.begin, self.compiled.init, self.compiled.advance):
+            future.result()
+
+    def seconds(self):
+        """Wall time of all units."""
+        begin, init, advance = (f.result() for f in (self.compiled.begin, self.compiled.init, self.compiled.advance))
+        begun = time.perf_counter()
+        for unit in self.todo:
+            seeds, hyper, floats, degrees = self.program.arguments(unit.members, self.compiled.size)
+            start = begin(seeds, hyper, degrees, None)
+            state, place = init(start, floats), Place()
+            while not place.done(self.made.schedule):
+                steps = self.made.schedule.steps
+                part = stretch(self.made.schedule, place, self.program.slots, steps, self.records)
+                state, rows, _ = advance(seeds, start, hyper, floats, state, part.stops)
+                place = part.after
+            jax.block_until_ready((state, rows))
+        return time.perf_counter() - begun
+
+
+def runner(out, tiny):
+    """Rows (figure, value, unit, note) of the runner's overhead."""
+    everything_observed = list(js.train(
+        jax.random.key(0), js.two_layer(js.presets.paper_like()[0]), js.presets.paper_like()[1], js.sign_gd(1e-4),
+        steps=1, test_every=1,
+    ).trace)  # fmt: skip
+    full = [name for name in everything_observed if not name.startswith("test")]
+    cases = {
+        "dense, full trace every 10 steps": sweep("dense", 8 if tiny else 448, 100 if tiny else 1500,
+                                                  observables=full, record=10),
+        "feature_space, scalars every 50 steps": sweep("feature_space", 64 if tiny else 40960,
+                                                       100 if tiny else 1500, record=50),
+    }  # fmt: skip
+    rows = []
+    for name, made in cases.items():
+        bare, repeats = Bare(made), 1 if tiny else REPEATS
+        pairs = [(bare.seconds(), timed(made, out / "runner")) for _ in range(repeats)]
+        ratio = statistics.median(run / alone for alone, run in pairs)
+        alone = statistics.median(alone for alone, _ in pairs)
+        note = f"{made.size} runs, bare {alone:.1f} s, {made.size * made.schedule.steps / alone:.0f} seed-steps/s"
+        rows.append((f"runner overhead: {name}", 100 * (ratio - 1), "%", note))
+    shutil.rmtree(out / "runner", ignore_errors=True)
+    return rows
+
+
+CHILD = """
+import json, resource, sys
+sys.path.insert(0, sys.argv[1])
+import overhead
+overhead.configure()
+overhead.js.run_sweep(overhead.sweep("feature_space", int(sys.argv[2]), int(sys.argv[3]), record=50), sys.argv[4])
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+"""
+
+
+def memory(out, tiny):
+    """Rows of the peak memory of two numbers of runs, each in a process of its own."""
+    counts = (64, 256) if tiny else (500, 10_000)
+    peaks = []
+    for count in counts:
+        where = out / f"memory-{count}"
+        shutil.rmtree(where, ignore_errors=True)
+        here = str(Path(__file__).parent)
+        command = [sys.executable, "-c", CHILD, here, str(count), "100" if tiny else "600", str(where)]
+        peaks.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+        shutil.rmtree(where)
+    note = ", ".join(f"{count} runs {peak / 1e6:.0f} MB" for count, peak in zip(counts, peaks))
+    return [("peak memory of many runs over few", peaks[1] / peaks[0], "times", note)]
+
+
+def replayed(run, steps):
+    """What is trained at the end, decoded from the start without the help of keyframes."""
+    *_, (_, trained) = run.trained(range(0, steps + 1, 100))
+    return trained
+
+
+def signs(out, tiny):
+    """Rows of the bytes, the cost and the decoding of sign trajectories."""
+    rows = []
+    for engine in ("support", "dense"):
+        seeds, steps = (4, 200) if tiny else (128, 1500)
+        plain = sweep(engine, seeds, steps)
+        kept = dataclasses.replace(plain, trajectory="signs")
+        pairs = [
+            (timed(plain, out / "plain"), timed(kept, out / "kept")) for _ in range(1 if tiny else REPEATS)
+        ]  # fmt: skip
+        seconds = statistics.median(a for a, _ in pairs)
+        slower = statistics.median(b / a for a, b in pairs)
+        problem = plain.problem
+        raw = 4 * problem.d * (2 * problem.rows + 2 * problem.m_v)
+        size = trajectory.size(out / "kept") / plain.size / steps
+        rate = plain.size * steps / seconds
+        rows.append(
+            (f"{engine}: bytes of every step over raw float32", 100 * size / raw, "%", f"{size:.0f} of {raw} B")
+        )
+        rows.append((f"{engine}: training slower by", 100 * (slower - 1), "%", f"{rate:.0f} seed-steps/s without"))
+        opened = js.open_trajectory(out / "kept")
+        for run in (opened[0], opened[1]):
+            jax.block_until_ready((replayed(run, steps), [p for _, p in run.iter(stop=20)]))  # compiled
+        for name, every in (("replaying to the end", steps), ("every step's parameters", 1)):
+            runs = list(opened)[2:4] if every == 1 else list(opened)[2:]
+            for run in runs:
+                run.start  # noqa: B018 - drawn outside the clock
+            begun = time.perf_counter()
+            for run in runs:
+                # From the start, past every keyframe, as training goes.
+                for _step, params in run.iter(every=every) if every == 1 else [(steps, replayed(run, steps))]:
+                    jax.block_until_ready(params)
+            decoded = len(runs) * steps / (time.perf_counter() - begun)
+            note = f"{decoded:.0f} steps/s in one process"
+            rows.append((f"{engine}: {name} over training", decoded / rate, "times", note))
+    for name in ("plain", "kept"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    return rows
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--tiny", action="store_true", help="a smoke test, no figures")
+    parser.add_argument("--part", choices=["runner", "memory", "signs"], action="append", help="only this one")
+    args = parser.parse_args(argv)
+    configure()
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name, part in {"signs": signs, "runner": runner, "memory": memory}.items():
+        if args.part is None or name in args.part:
+            found = part(out, args.tiny)
+            rows += found
+            for figure, value, unit, note in found:
+                print(f"{figure:62s} {value:8.3g} {unit:6s} {note}", flush=True)
+    with (out / "overhead.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("figure", "value", "unit", "note"), *rows])
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxsign.decoding import after_every_step, after_steps, at, bits_of, code_bytes, padded, read
 from jaxsign.engines import two_layer
 from jaxsign.loop import Loop, make_loop
 from jaxsign.problem import Hyper, Problem
@@ -21,12 +21,11 @@ from jaxsign.rng import seed_words
 from jaxsign.start import Start, abstract_start
 from jaxsign.store import checkpoints, results, trajectory
 from jaxsign.store.manifest import UnusableData, read_manifest
-from jaxsign.store.trajectory import Segment, Unit
+from jaxsign.store.trajectory import Unit
 from jaxsign.sweep.definition import definition, extension
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.programs import drawing, local_mesh
-from jaxsign.sweep.recorder import TAPE_STEPS, start_crcs
-from jaxsign.tape import apply_codes, code_shape, join, split
+from jaxsign.sweep.recorder import start_crcs
 from jaxsign.task import Task
 from jaxsign.validation import positive_int
 
@@ -305,32 +304,32 @@ class RunTrajectory:
         if self.whole.kind != "signs":
             for segment in unit.segments:
                 if segment.start in wanted:
-                    yield segment.start, self._keyframe(first, _read(segment, run, _bits(leaves)))
+                    yield segment.start, self._keyframe(first, read(segment, run, bits_of(leaves)))
             return
         targets, here, i = list(wanted), first, 0
         while targets:
             i = max([i, *(j for j, s in enumerate(unit.segments) if s.keyframe and s.start <= targets[0])])
             segment = unit.segments[i]
             steps = segment.stop - segment.start
-            kept = [((steps, len(leaves)), leaves[0][1]), ((steps, _code_bytes(leaves)), "|u1")]
-            *raw, amplitude, changes = _read(segment, run, [*(_bits(leaves) if segment.keyframe else []), *kept])
+            kept = [((steps, len(leaves)), leaves[0][1]), ((steps, code_bytes(leaves)), "|u1")]
+            *raw, amplitude, changes = read(segment, run, [*(bits_of(leaves) if segment.keyframe else []), *kept])
             if segment.keyframe:
                 here = self._keyframe(first, raw)
-            codes, amplitude = _padded(trajectory.unchanged(changes)), _padded(amplitude)
+            codes, amplitude = padded(trajectory.unchanged(changes)), padded(amplitude)
             inside = [t for t in targets if t <= segment.stop]
             if len(inside) > FEW:
                 # One program for all steps; its arrays are read on the host, where cutting them up costs nothing.
-                after = jax.tree.map(np.asarray, _applied(here, codes, amplitude))
+                after = jax.tree.map(np.asarray, after_every_step(here, codes, amplitude))
                 for step in inside:
-                    yield step, here if step == segment.start else _at(after, step - segment.start - 1)
-                here = _at(after, steps - 1)
+                    yield step, here if step == segment.start else at(after, step - segment.start - 1)
+                here = at(after, steps - 1)
             else:
                 done = 0
                 for step in inside:
-                    here, done = _advanced(here, codes, amplitude, done, step - segment.start), step - segment.start
+                    here, done = after_steps(here, codes, amplitude, done, step - segment.start), step - segment.start
                     yield step, here
                 if len(inside) < len(targets):
-                    here = _advanced(here, codes, amplitude, done, steps)
+                    here = after_steps(here, codes, amplitude, done, steps)
             targets, i = targets[len(inside) :], i + 1
 
     def _keyframe(self, first: PyTree, raw: Sequence[np.ndarray]) -> PyTree:
@@ -348,7 +347,7 @@ class RunTrajectory:
             if not inside:
                 continue
             count = max(segment.stop - segment.start, 1)
-            found = _read(segment, run, _bits([((count, *x.shape), x.dtype.str) for x in shapes]))
+            found = read(segment, run, bits_of([((count, *x.shape), x.dtype.str) for x in shapes]))
             values = [trajectory.unchanged(bits).view(x.dtype) for bits, x in zip(found, shapes)]
             for step in inside:
                 yield step, jax.tree.unflatten(structure, [jnp.asarray(v[step - segment.start]) for v in values])
@@ -364,60 +363,6 @@ class RunTrajectory:
             return project(loop.merged(start, loop.init(start, {}).trained), start.data)
 
         return jax.eval_shape(seen, abstract_start(task, hyper, self.whole.sweep.shared))
-
-
-def _bits(leaves: Sequence[tuple[tuple[int, ...], str]]) -> list[tuple[tuple[int, ...], str]]:
-    """Shapes and dtypes of the bits of floats."""
-    return [(shape, f"u{np.dtype(dtype).itemsize}") for shape, dtype in leaves]
-
-
-def _code_bytes(leaves: Sequence[tuple[tuple[int, ...], str]]) -> int:
-    return sum(math.prod(code_shape(shape)) for shape, _ in leaves)
-
-
-def _read(segment: Segment, run: int, described: Sequence[tuple[tuple[int, ...], str]]) -> list[np.ndarray]:
-    record = trajectory.read_record(segment, run)
-    try:
-        return trajectory.decompress(record, described)
-    except (RuntimeError, ValueError) as error:
-        raise UnusableData(f"{segment.file} cannot be decoded: {error}") from None
-
-
-def _padded(x: np.ndarray) -> np.ndarray:
-    """Rows for every step of a tape, 0 where there is none: one program reads segments of any length."""
-    return np.concatenate([x, np.zeros((TAPE_STEPS - len(x), *x.shape[1:]), x.dtype)])
-
-
-@jax.jit
-def _applied(trained: PyTree, codes: jax.Array, amplitude: jax.Array) -> PyTree:
-    """What is trained after every step of a segment."""
-
-    def step(here: Any, move: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
-        after = apply_codes(here, *move)
-        return after, after
-
-    stacked = jax.lax.scan(step, [split(leaf) for leaf in jax.tree.leaves(trained)], (codes, amplitude))[1]
-    leaves = [
-        jnp.concatenate(parts, 1).reshape(len(codes), *leaf.shape)
-        for parts, leaf in zip(stacked, jax.tree.leaves(trained))
-    ]
-    return jax.tree.unflatten(jax.tree.structure(trained), leaves)
-
-
-@jax.jit
-def _advanced(trained: PyTree, codes: jax.Array, amplitude: jax.Array, start: int, stop: int) -> PyTree:
-    """What is trained after the steps [start, stop) of a segment."""
-
-    def step(t: jax.Array, here: Any) -> Any:
-        return apply_codes(here, codes[t], amplitude[t])
-
-    moved = jax.lax.fori_loop(start, stop, step, [split(leaf) for leaf in jax.tree.leaves(trained)])
-    leaves = [join(parts, leaf.shape) for parts, leaf in zip(moved, jax.tree.leaves(trained))]
-    return jax.tree.unflatten(jax.tree.structure(trained), leaves)
-
-
-def _at(stacked: PyTree, i: int) -> PyTree:
-    return jax.tree.map(lambda x: x[i], stacked)
 
 
 @functools.lru_cache(maxsize=32)

@@ -177,7 +177,7 @@ def test_the_numbers_of_a_damaged_checkpoint_are_not_used_and_the_reason_is_prin
     for file in files(folder / "20"):
         if file.parent.name == "d":
             file.write_bytes(file.read_bytes()[:-1])
-    assert passed_over(folder, capsys).startswith("it cannot be read: ")
+    assert passed_over(folder, capsys).startswith("its file 20/")
 
 
 @pytest.mark.parametrize("harm", [flips, cuts])

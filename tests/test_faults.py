@@ -1,4 +1,4 @@
-"""Sweeps that are killed: SIGKILL at random moments, signals, lost shards; what is left goes on to the very same bits."""
+"""Sweeps that are killed: SIGKILL at random moments, signals, lost shards; what is left goes on to the same bits."""
 
 import functools
 import json
@@ -18,7 +18,6 @@ import pytest
 
 import jaxsign as js
 from jaxsign.sweep import blocks, recorder
-
 
 
 @functools.cache
@@ -95,7 +94,12 @@ def torture(folder, kills, seed):
         end = time.monotonic() + (rng.uniform(0.1, 2) if early else 600)
         while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
             time.sleep(0.005)
-            if not last and not early and end - time.monotonic() > 1 and len(list(out.glob("trajectories/*/*.segment"))) > begun:
+            if (
+                not last
+                and not early
+                and end - time.monotonic() > 1
+                and len(list(out.glob("trajectories/*/*.segment"))) > begun
+            ):
                 end = time.monotonic() + delay
         if done[0] == 0:
             os.kill(child, signal.SIGKILL)
@@ -148,14 +152,15 @@ def killed_again_and_again(folder, kills, whole, seed=0):
 
 def test_guarantee_1_twenty_sigkills_at_random_moments_change_no_bit(tmp_path, whole):
     outcome = killed_again_and_again(tmp_path, 20, whole)
-    assert outcome["stages"].get("with a checkpoint", 0) >= 5  # killed while runs were under way, not only before or after
+    assert (
+        outcome["stages"].get("with a checkpoint", 0) >= 5
+    )  # killed while runs were under way, not only before or after
 
 
 @pytest.mark.slow
 def test_guarantee_1_a_hundred_sigkills_at_random_moments_change_no_bit(tmp_path, whole):
     outcome = killed_again_and_again(tmp_path, 100, whole, seed=1)
     assert outcome["stages"].get("with a checkpoint", 0) >= 25
-
 
 
 def child(code, *arguments, **environment):
@@ -203,7 +208,9 @@ def test_guarantee_2_three_shards_one_killed_the_others_undisturbed_and_the_grid
 def test_guarantee_1_a_signal_ends_with_a_checkpoint_and_the_rest_goes_on(tmp_path, whole, capfd):
     out = tmp_path / "out"
     for name in ("SIGTERM", "SIGINT"):
-        code = "try: js.run_sweep(t.sweep(), sys.argv[1], **t.LIMITS)\nexcept KeyboardInterrupt as e: sys.exit(f'{e!r}')"
+        code = (
+            "try: js.run_sweep(t.sweep(), sys.argv[1], **t.LIMITS)\nexcept KeyboardInterrupt as e: sys.exit(f'{e!r}')"
+        )
         process, before = child(code, out), segments(out)
         until(lambda before=before: segments(out) > before + 2, process)
         asked = time.monotonic()

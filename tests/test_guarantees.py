@@ -43,7 +43,13 @@ def under_way(tmp_path_factory):
     """A directory that was killed with checkpoints and trajectories under way."""
     out = tmp_path_factory.mktemp("cut") / "out"
     process = child(CUT.format(changes="{}"), out)
-    until(lambda: len(list(out.glob("checkpoints/*/*.json"))) >= 2 and list(out.glob("*/*/runs.json")), process)
+
+    def both():
+        saved = [f.name for f in out.glob("checkpoints/*") if len(list(f.glob("*.json"))) >= 2]
+        ended = [f.parent.name for f in out.glob("trajectories/*/runs.json")]
+        return ended and [s for s in saved if not any(e.startswith(s.replace("block", "unit")) for e in ended)]
+
+    until(both, process)
     process.kill()
     process.communicate()
     return out
@@ -121,7 +127,7 @@ def test_guarantee_5_damage_is_mended_by_the_sweep_s_own_command(tmp_path, store
 def test_guarantee_5_a_truncated_newest_checkpoint_is_passed_over(tmp_path, under_way, capfd):
     out = tmp_path / "out"
     shutil.copytree(under_way, out)
-    newest = max(out.glob("checkpoints/*/*.json"), key=lambda f: int(f.stem))
+    newest = max(max(out.glob("checkpoints/*")).glob("*.json"), key=lambda f: int(f.stem))
     for file in (newest.parent / newest.stem).rglob("*"):
         if file.is_file():
             os.truncate(file, file.stat().st_size // 2)

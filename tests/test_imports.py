@@ -23,6 +23,7 @@ LAYERS = [
     {"engines"},
     {"training", "store", "tape"},
     {"sweep"},
+    {"decoding"},
     {"trajectories"},
     {"playback"},
     {"measures"},

@@ -75,6 +75,7 @@ class Heart:
 
 
 def test_a_shard_is_held_by_one_and_free_again_after(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")  # without one, the locks of a refused start go again
     for _ in range(2):
         with locks.shard_lock(tmp_path, (0, 1)) as gone:
             assert gone is None
@@ -148,6 +149,7 @@ def test_a_lock_of_another_host_that_is_not_touched_is_taken(tmp_path, monkeypat
 
 def test_a_holder_touches_its_lock_as_long_as_it_holds_it(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "HEARTBEAT", 0.05)
+    (tmp_path / "manifest.json").write_text("{}")
     file = file_of(tmp_path, (0, 1))
     with locks.shard_lock(tmp_path, (0, 1)):
         seen = set()

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 import jaxsign as js
-from jaxsign import cli, netcdf, tools
+from jaxsign import cli, netcdf
 from jaxsign.store import checkpoints, locks
 from jaxsign.sweep import calibrate, forecast
 

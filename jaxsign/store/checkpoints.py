@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsign.store.manifest import checksum, write_json
@@ -38,8 +39,9 @@ def save(folder: Path, step: int, state: Any, about: Mapping[str, Any]) -> None:
     record.unlink(missing_ok=True)
     with _quiet(), _alone(ocp):
         ocp.save((folder / str(step)).absolute(), kept, overwrite=True)
-    described = [[name, list(x.shape), x.dtype.str, _crc(x)] for name, x in leaves]
-    whole = {"step": step, "about": about, "leaves": described}
+    described = [[name, list(x.shape), x.dtype.name, _crc(x)] for name, x in leaves]
+    files = {str(f.relative_to(folder)): zlib.crc32(f.read_bytes()) for f in _files(folder / str(step))}
+    whole = {"step": step, "about": about, "leaves": described, "files": files}
     write_json(record, {**whole, "checksum": checksum(whole)})
     for old in _steps(folder)[:-KEPT]:
         (folder / f"{old}.json").unlink()
@@ -86,6 +88,11 @@ def remove(folder: Path) -> None:
         folder.parent.rmdir()
 
 
+def remove_all(folder: Path) -> None:
+    """Removes what is left of checkpoints once every run is stored, such as those of blocks that are numbered anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def damage(folder: Path) -> list[str]:
     """A line for every damaged checkpoint below a folder."""
     lines = []
@@ -125,27 +132,41 @@ def _load(folder: Path, step: int, like: Any, about: Mapping[str, Any] | None) -
     except (OSError, ValueError, KeyError, TypeError) as error:
         return None, f"its record cannot be read: {error}"
     expected = [] if like is None else jax.tree_util.tree_flatten_with_path(like)[0]
-    words = [(jax.tree_util.keystr(path), jax.eval_shape(_words, leaf)) for path, leaf in expected]
-    wanted = [[name, list(x.shape), np.dtype(x.dtype).str] for name, x in words]
+    words = [(jax.tree_util.keystr(path), _shape_of_words(leaf)) for path, leaf in expected]
+    wanted = [[name, list(x.shape), np.dtype(x.dtype).name] for name, x in words]
     found = [entry[:3] for entry in described]
     if like is not None and wanted != found:
         first = next((pair for pair in zip(found, wanted) if pair[0] != pair[1]), (len(found), len(wanted)))
         return None, f"its arrays have another structure, other shapes or dtypes: {first[0]}, not {first[1]}"
-    full = {str(i): (shape, dtype) for i, (_, shape, dtype, _) in enumerate(described) if 0 not in shape}
+    for name, crc in whole["files"].items():  # Orbax itself does not notice all of it, nor say so in one line
+        file = folder / name
+        if not file.is_file() or zlib.crc32(file.read_bytes()) != crc:
+            return None, f"its file {name} is missing or does not have the CRC that it was saved with"
+    full = {str(i): (shape, jnp.dtype(dtype)) for i, (_, shape, dtype, _) in enumerate(described) if 0 not in shape}
     try:
         abstract = {name: np.empty(*entry) for name, entry in full.items()}
         with _quiet(), _alone(ocp):
             loaded = ocp.load((folder / str(step)).absolute(), abstract)
-        leaves = [np.asarray(loaded.get(str(i), np.empty(d[1], d[2]))) for i, d in enumerate(described)]
+        leaves = [np.asarray(loaded.get(str(i), np.empty(d[1], jnp.dtype(d[2])))) for i, d in enumerate(described)]
     except Exception as error:  # Orbax and its stores raise many kinds about bytes that are not what was written
         return None, f"it cannot be read: {' '.join(str(error).split())[:200]}"
     for leaf, (name, shape, dtype, crc) in zip(leaves, described):
-        if list(leaf.shape) != shape or leaf.dtype.str != dtype or _crc(leaf) != crc:
+        if list(leaf.shape) != shape or leaf.dtype.name != dtype or _crc(leaf) != crc:
             return None, f"leaf {name} does not have the CRC that it was saved with"
     if like is None:
         return None, ""
     typed = [_typed(words, leaf) for words, (_, leaf) in zip(leaves, expected)]
     return jax.tree.unflatten(jax.tree.structure(like), typed), ""
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _shape_of_words(leaf: Any) -> Any:
+    """Shape and dtype of what is saved of a leaf."""
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.eval_shape(_words, leaf) if is_key else leaf
 
 
 def _words(leaf: Any) -> Any:
@@ -156,7 +177,7 @@ def _typed(words: Any, like: Any) -> Any:
     """Words of a key as the key that they were."""
     if not jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
         return words
-    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(like))
+    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(jnp.empty(like.shape, like.dtype)))
 
 
 @contextlib.contextmanager

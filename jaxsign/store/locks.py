@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxsign.store.manifest import MANIFEST
+
 FOLDER = "locks"
 #: A holder on another machine touches its lock this often; without a touch for three times as long it counts as gone.
 HEARTBEAT = 20.0
@@ -59,6 +61,9 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[str | None]:
             done.set()
             beat.join()
             os.ftruncate(handle, 0)  # an empty lock: nobody's
+            if not (path / MANIFEST).exists():  # refused before anything was made of the directory
+                file.unlink()
+                _remove_empty(folder)
     finally:
         os.close(handle)
 
@@ -78,6 +83,14 @@ def others(path: Path, shard: tuple[int, int]) -> list[str]:
         finally:
             os.close(handle)
     return out
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes the folder of locks unless another shard has one there."""
+    if not list(folder.glob("shard-*.lock")):
+        (folder / "manifest.lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 @contextlib.contextmanager

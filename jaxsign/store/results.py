@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -174,7 +175,9 @@ class Store(Memory):
         """Which runs of a block are not in the store, as a bool array; all of them if its status cannot be read."""
         try:
             return np.asarray(self.arrays["status"][box]) < 0
-        except Exception:  # whatever zarr and its codecs raise about bytes that are not what was written
+        except Exception as error:  # whatever zarr and its codecs raise about bytes that are not what was written
+            file, _ = next(chunk_files(self.path / ARRAYS / "status", self.variables["status"], box))
+            print(f"{file} is damaged: {' '.join(str(error).split())}: its block is run again", file=sys.stderr)
             return np.ones([s.stop - s.start for s in box], bool)
 
     def damage(self, box: Slices, upto: int | None = None) -> list[str]:
@@ -253,6 +256,15 @@ def prepared(
         yield folder, _write_template(folder, variables, coords)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_partial(path: Path) -> None:
+    """Removes what a process that is gone was preparing; the caller holds the manifest's lock, as that one did."""
+    for entry in path.glob("*.partial"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def put_in_place(path: Path, folder: Path) -> None:

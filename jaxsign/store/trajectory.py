@@ -181,6 +181,8 @@ def begin(folder: Path, step: int, snapshots: Sequence[int] | None) -> bool:
       snapshots: the steps before it that are kept; None: all of them.
     """
     (folder / INDEX).unlink(missing_ok=True)
+    for partial in folder.glob("*.partial"):
+        partial.unlink()
     reached, starts = 0, set()
     for file in sorted(folder.glob(f"*{SUFFIX}")):
         try:

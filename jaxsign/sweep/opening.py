@@ -65,7 +65,7 @@ def begin_layout(
         widths.append(limits.lane_width or min(plan.lane_width(cost.state, devices[0].platform), few))
 
     def layout() -> Layout:
-        runs, records = plan.room(costs, sweep, max(widths) * len(devices), limits.bytes())
+        runs, records = plan.room(costs, sweep, max(widths) * len(devices), limits.bytes(), limits.memory is not None)
         order = tuple(tuple(range(size)) for size in sweep.shape)
         return Layout(order, plan.block_shape(sweep, runs), records, runs)
 

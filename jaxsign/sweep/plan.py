@@ -153,7 +153,7 @@ def run_cost(group: Group, hyper: Any, sweep: Sweep) -> Cost:
     return Cost(sum(map(_bytes, shapes.values())), sum(map(_bytes, jax.tree.leaves((start.data, params)))))
 
 
-def room(costs: Sequence[Cost], sweep: Sweep, lanes: int, budget: int) -> tuple[int, int]:
+def room(costs: Sequence[Cost], sweep: Sweep, lanes: int, budget: int, firm: bool = True) -> tuple[int, int]:
     """(runs of one call, recorded steps that are kept at a time) within a memory budget.
 
     All recorded steps are kept where `lanes` runs fit with them, and always where a summary reads them; otherwise as
@@ -164,9 +164,10 @@ def room(costs: Sequence[Cost], sweep: Sweep, lanes: int, budget: int) -> tuple[
       sweep: the sweep.
       lanes: runs of a call at least: a lane on every device.
       budget: bytes.
+      firm: whether the budget was asked for; otherwise one run always fits.
 
     Raises:
-      ValueError: if not even one run fits.
+      ValueError: if not even one run fits into a firm budget.
     """
     row, state = max(c.row for c in costs), max(c.state + c.tape for c in costs)
     total = sweep.schedule.record.size
@@ -174,7 +175,7 @@ def room(costs: Sequence[Cost], sweep: Sweep, lanes: int, budget: int) -> tuple[
     if sweep.summary is None and lanes * (row * total + state) > budget:
         records = min(total, max(2, (budget // lanes - state) // max(row, 1)))
     one = row * records + state
-    if one > budget:
+    if one > budget and firm:
         raise ValueError(f"memory must be at least {one} bytes, which one run needs, got memory={budget}")
     return max(1, min(BLOCK_RUNS, budget // max(one, 1))), records
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax
 
 from jaxsign.labelled import base_coordinates, manifest_text
 from jaxsign.store import locks, results
-from jaxsign.store.manifest import MANIFEST, read_manifest
+from jaxsign.store.manifest import read_manifest
 from jaxsign.store.results import Memory
 from jaxsign.sweep import cluster, plan
 from jaxsign.sweep.blocks import Blocks
@@ -112,8 +111,6 @@ def run_sweep(
         with cluster.connected(scheduler) as client, results.named(path):
             _run_shard(sweep, path, own, limits, client)
     except BaseException:
-        if not (path / MANIFEST).exists():  # refused before anything was made of it
-            shutil.rmtree(path / locks.FOLDER, ignore_errors=True)
         for folder in missing:  # innermost first; one that holds something stays
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxsign.labelled import base_coordinates
-from jaxsign.store import locks, results, trajectory
+from jaxsign.store import checkpoints, locks, results, trajectory
 from jaxsign.store.manifest import read_manifest, write_manifest
 from jaxsign.store.results import Store, Variable
 from jaxsign.sweep import plan, recorder
@@ -55,8 +55,12 @@ class Session:
         self.groups = plan.groups(sweep)
         recorder.check(sweep, self.groups)
         self.compiler = Compiler()
-        with locks.manifest_lock(path):
-            self.layout, self.programs, found = self._open()
+        try:
+            with locks.manifest_lock(path):
+                self.layout, self.programs, found = self._open()
+        except BaseException:
+            self.compiler.close()
+            raise
         self.store = Store(path, found)
         # Hash of what all runs have in common, for checkpoints.
         rest = {k: v for k, v in self.described.items() if k not in ("axes", "optimizers", "seeds")}
@@ -86,6 +90,10 @@ class Session:
         mine = {number: runs for number, runs in everything(layout).items() if self._owns(number)}
         _, compiled = compile_units(sweep, programs, layout, mine, self.compiler)
         found, notes = variables(sweep, groups, [compiled[g].results for g in range(len(groups))], layout)
+        if stored:  # chunks stay as they are, also where an observable has grown longer since
+            kept = {name: tuple(chunks) for name, chunks in stored["chunks"].items()}
+            found = {name: v._replace(chunks=kept.get(name, v.chunks)) for name, v in found.items()}
+        results.remove_partial(path)
         coords = stored_coordinates(sweep, layout, found)
         with results.named(path), results.prepared(path, found, coords) as (folder, crcs):
             manifest = {
@@ -94,6 +102,7 @@ class Session:
                 "order": [list(own) for own in layout.order],
                 "plan": plan_record(sweep, groups, layout, widths, self.limits), "padded": notes,
                 "base": base_coordinates(sweep), "crc32": crcs,
+                "chunks": {name: list(v.chunks) for name, v in found.items()},
             }  # fmt: skip
             if stored and grown:
                 results.fill_new_chunks(path, folder, found)
@@ -163,7 +172,11 @@ class Session:
         with locks.manifest_lock(self.path):
             stored = read_manifest(self.path)
             assert stored is not None
-            counts = tell(results.read_status(self.path))
+            try:
+                counts = tell(results.read_status(self.path))
+            except results.UnusableData as error:  # of another shard: its own process reports and mends it
+                counts = {**stored["runs"], "not_run": stored["runs"].get("not_run", 1)}
+                print(error, file=sys.stderr)
             where = environment()
             session = {
                 "seconds": round(seconds, 3), "shard": f"{self.shard[0]}/{self.shard[1]}", "pid": os.getpid(),
@@ -175,10 +188,11 @@ class Session:
             })  # fmt: skip
             if counts["not_run"]:
                 print(
-                    f"{self.path}: {counts['not_run']} of {counts['total']} runs are still to be run", file=sys.stderr
+                    f"{self.path}: {counts['not_run']} of {self.sweep.size} runs are still to be run", file=sys.stderr
                 )
             elif not locks.others(self.path, self.shard):
                 trajectory.remove_leftovers(self.path)
+                checkpoints.remove_all(self.path / checkpoints.FOLDER)
         self.compiler.close()
 
 

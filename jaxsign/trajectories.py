@@ -146,7 +146,7 @@ class Trajectory:
                 for axis, i in zip(self.sweep.grid_axes, axes)
                 for texts in [[str(v) for v in axis.values[i]]]
             )
-            own = [k for f, k in self.optimizers if f == family and _static(k, group) == group["static"]]
+            own = group["points"]
             if fixed and family == group["family"] and keywords in own:
                 task = next(t for t in asked.choices or (asked,) if t.name == group["task"])
                 degrees = group["degrees"]
@@ -160,10 +160,6 @@ class Trajectory:
 @functools.lru_cache(maxsize=32)
 def _loop(task: Task, compact: bool, trainable: Any) -> Loop:
     return make_loop(task, optax.identity, trainable=trainable, compact=compact)
-
-
-def _static(keywords: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(keywords[name]) for name in group["static"] if name in keywords}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

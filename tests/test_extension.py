@@ -357,3 +357,40 @@ def test_a_sweep_is_not_extended_while_another_shard_runs(original):
     with locks.shard_lock(path, (0, 2)):  # who runs the same extension beside it is welcome
         new = js.run_sweep(large, path, shard=(1, 2), **LANES)
     assert tr.values(new).identical(fresh(large))
+
+
+def auto(factory, **points):
+    problem = js.Problem(n=5, d=60, s=4, m_k=3, m_v=3, n_test=8, supports="disjoint")
+    return js.Sweep(
+        system=js.two_layer, engine="auto", problem=problem, hyper=js.Hyper(sigma_p=2.0, sigma_0=0.05), steps=60,
+        axes={"seed": 2}, observables=["train_loss", "test_loss"],
+        optimizers={"mine": js.grid(factory, learning_rate=[1e-3], **points)},
+    )  # fmt: skip
+
+
+GROWN = pytest.mark.parametrize(
+    ("factory", "few", "more"),
+    [
+        (js.power_gd, {"p": [0.0]}, {"p": [0.0, 0.5]}),  # reads more than signs
+        (optax.adam, {"eps": [1e-30]}, {"eps": [1e-30, 1e-3]}),  # another engine
+        (optax.adamw, {"eps": [1e-30], "weight_decay": [0.0]}, {"eps": [1e-30], "weight_decay": [0.0, 0.1]}),  # decays
+    ],
+)
+
+
+@GROWN
+def test_guarantee_4_how_a_point_is_trained_does_not_depend_on_the_others(factory, few, more):
+    (alone,), grown = plan.groups(auto(factory, **few)), plan.groups(auto(factory, **more))
+    assert len(grown) == 2
+    (same,) = [group for group in grown if 0 in group.optimizers]
+    assert same.program_key == alone.program_key
+
+
+@pytest.mark.slow
+@GROWN
+def test_guarantee_4_a_new_point_does_not_change_how_the_stored_ones_are_trained(tmp_path, factory, few, more):
+    js.run_sweep(auto(factory, **few), tmp_path / "out", lane_width=2)
+    ds = js.run_sweep(auto(factory, **more), tmp_path / "out")
+    fresh = js.run_sweep(auto(factory, **more), lane_width=2)
+    for name in ("train_loss", "test_loss"):
+        np.testing.assert_array_equal(ds[name], fresh[name])

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxsign.sweep import plan, recorder
 from jaxsign.sweep.calibrate import lane_widths
+from jaxsign.sweep.definition import plain
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.layout import Layout, Unit, first_index, units
 from jaxsign.sweep.plan import Group
@@ -89,7 +90,7 @@ def stored_layout(
 
 
 def _text(entry: Mapping[str, Any]) -> str:
-    return repr([entry["family"], entry["static"], entry["fixed"]])
+    return repr([entry[name] for name in ("family", "static", "fixed", "how")])
 
 
 def plan_record(
@@ -100,7 +101,10 @@ def plan_record(
         "block": list(layout.extents), "runs": layout.runs, "records": layout.records, "memory": limits.bytes(),
         "devices": jax.local_device_count(),
         "groups": [
-            {**plan.identity(sweep, group), **plan.summary(group), "lane_width": width}
+            {
+                **plan.identity(sweep, group), **plan.summary(group), "lane_width": width,
+                "points": [plain(group.family, dict(sweep.optimizer_points[i][2])) for i in group.optimizers],
+            }
             for group, width in zip(groups, widths)
         ],
     }  # fmt: skip

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -93,9 +93,37 @@ def groups(sweep: Sweep) -> list[Group]:
             keywords = [sweep.optimizer_points[i][2] for i in members]
             static = {k: v for k, v in keywords[0].items() if k not in grid.floats}
             label = None if grid.keywords else f"optimizer {family!r}"
-            how = fit(task, grid.factory, keywords, hyper, sweep.shared, sweep.trainable, functions, label, pad)
-            start = abstract_start(how.program, how.case(hyper), sweep.shared)
-            out.append(Group(how, grid.factory, static, grid.floats, family, tuple(members), fixed, start))
+
+            def fitted(
+                points: list, task: Task = task, hyper: Any = hyper, grid: Any = grid, label: Any = label
+            ) -> Fit:
+                return fit(task, grid.factory, points, hyper, sweep.shared, sweep.trainable, functions, label, pad)
+
+            for how, own in _alike(task, fitted, list(zip(members, keywords))):
+                start = abstract_start(how.program, how.case(hyper), sweep.shared)
+                out.append(Group(how, grid.factory, static, grid.floats, family, own, fixed, start))
+    return out
+
+
+def _alike(
+    task: Task, fitted: Callable[[list], Fit], points: list[tuple[int, Mapping[str, Any]]]
+) -> list[tuple[Fit, tuple[int, ...]]]:
+    """Points of one optimizer, those that are trained alike together: (how, their indices on the optimizer dimension).
+
+    How a point is trained must not depend on what else there is, or a sweep that gets more points would change.
+    """
+    joint = fitted([point for _, point in points])
+    best = joint.task is (task.choices or (task,))[0] and joint.compact == (joint.task.compact is not None)
+    if best and len({(found.decays, found.signs) for found in joint.degrees}) <= 1:  # what holds for all holds for each
+        return [(joint, tuple(i for i, _ in points))]
+    alike: dict[Any, list[tuple[int, Fit]]] = {}
+    for i, point in points:
+        how = fitted([point])
+        alike.setdefault((how.task, how.compact, how.decays, how.signs), []).append((i, how))
+    out = []
+    for own in alike.values():
+        degrees = tuple(found for _, how in own for found in how.degrees)
+        out.append((own[0][1]._replace(degrees=degrees), tuple(i for i, _ in own)))
     return out
 
 
@@ -197,9 +225,10 @@ def lane_width(state_bytes: int, backend: str) -> int:
 
 
 def identity(sweep: Sweep, group: Group) -> dict[str, Any]:
-    """What names a group whatever the order of axes' values: its family, static keywords and static points."""
+    """What names a group whatever the order of axes' values: family, static keywords and points, how it is trained."""
     fixed = {sweep.grid_axes[i].name: [str(v) for v in sweep.grid_axes[i].values[k]] for i, k in group.fixed.items()}
-    return {"family": group.family, "static": {k: str(v) for k, v in group.static.items()}, "fixed": fixed}
+    how = [group.fit.task.name, group.fit.compact, group.fit.decays, group.fit.signs]
+    return {"family": group.family, "static": {k: str(v) for k, v in group.static.items()}, "fixed": fixed, "how": how}
 
 
 def summary(group: Group) -> dict[str, Any]:

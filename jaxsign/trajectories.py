@@ -307,11 +307,12 @@ class RunTrajectory:
             i = max([i, *(j for j, s in enumerate(unit.segments) if s.keyframe and s.start <= targets[0])])
             segment = unit.segments[i]
             steps = segment.stop - segment.start
-            kept = [((steps, len(leaves)), leaves[0][1]), ((steps, code_bytes(leaves)), "|u1")]
-            *raw, amplitude, changes = read(segment, run, [*(bits_of(leaves) if segment.keyframe else []), *kept])
+            kept = [*bits_of([((steps, len(leaves)), leaves[0][1])]), ((steps, code_bytes(leaves)), "|u1")]
+            *raw, sizes, changes = read(segment, run, [*(bits_of(leaves) if segment.keyframe else []), *kept])
             if segment.keyframe:
                 here = self._keyframe(first, raw)
-            codes, amplitude = padded(trajectory.unchanged(changes)), padded(amplitude)
+            codes = padded(trajectory.unchanged(changes))
+            amplitude = padded(trajectory.unchanged(sizes).view(leaves[0][1]))
             inside = [t for t in targets if t <= segment.stop]
             if len(inside) > FEW:
                 # One program for all steps; its arrays are read on the host, where cutting them up costs nothing.

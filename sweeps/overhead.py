@@ -38,7 +38,7 @@ from jaxsign.sweep.opening import Limits, begin_layout, compile_units, everythin
 from jaxsign.sweep.programs import Compiler
 from jaxsign.sweep.stretches import Place, stretch
 
-REPEATS = 3
+REPEATS = 2
 
 
 def sweep(engine, seeds, steps=1500, **changes):
@@ -118,7 +118,7 @@ def runner(out, tiny):
     ).trace)  # fmt: skip
     full = [name for name in everything_observed if not name.startswith("test")]
     cases = {
-        "dense, full trace every 10 steps": sweep("dense", 8 if tiny else 448, 100 if tiny else 1500,
+        "dense, full trace every 10 steps": sweep("dense", 8 if tiny else 384, 100 if tiny else 1500,
                                                   observables=full, record=10),
         "feature_space, scalars every 50 steps": sweep("feature_space", 64 if tiny else 40960,
                                                        100 if tiny else 1500, record=50),
@@ -170,7 +170,7 @@ def signs(out, tiny):
     """Rows of the bytes, the cost and the decoding of sign trajectories."""
     rows = []
     for engine in ("support", "dense"):
-        seeds, steps = (4, 200) if tiny else (128, 1500)
+        seeds, steps = (4, 200) if tiny else (64, 1500)
         plain = sweep(engine, seeds, steps)
         kept = dataclasses.replace(plain, trajectory="signs")
         pairs = [

@@ -22,7 +22,7 @@ from jaxsign.store.manifest import UnusableData, checksum
 from jaxsign.sweep import blocks
 
 SMALL = {"axes": {"goal": [0.5, 1.0], "seed": 3}, "steps": 400}
-LONG = {"steps": 8000}
+LONG = {"steps": 5000}
 CUT = "js.run_sweep(t.sweep(**{changes}), sys.argv[1], **t.LIMITS)"
 
 

@@ -203,7 +203,7 @@ def test_blocks_do_not_change_a_bit(monkeypatch):
     # lane, runs of a call at most, memory; extents of a block, records that are kept at a time
     cases = [
         (2, 64, None, [3, 2, 1, 7], 5),
-        (2, 5, None, [1, 1, 1, 5], 5),
+        (2, 5, None, [1, 1, 1, 4], 5),
         (2, 64, 400, [1, 1, 1, 4], 2),
         (5, 64, None, [3, 2, 1, 7], 5),
     ]

@@ -41,11 +41,11 @@ def falling(step):
 OPTIMIZERS = {
     "dense": {
         "sign_gd": js.grid(js.sign_gd, learning_rate=[1e-3, 3e-3]),
-        "scheduled": optax.chain(optax.scale_by_sign(), optax.scale_by_schedule(falling)),
+        "lion": js.grid(optax.lion, learning_rate=[1e-3], weight_decay=[0.0]),
     },
     "support": {
         "signum": js.grid(js.signum, learning_rate=[1e-3, 3e-3]),
-        "lion": js.grid(optax.lion, learning_rate=[1e-3], weight_decay=[0.0]),
+        "scheduled": optax.chain(optax.scale_by_sign(), optax.scale_by_schedule(falling)),
     },
 }
 
@@ -68,17 +68,21 @@ def short(monkeypatch):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """{engine: (directory, results)}: every parameter at every step, as training's own observables."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recorder, "KEYFRAME_EVERY", 40)
-        out = {engine: tmp_path_factory.mktemp(engine) / "out" for engine in ("dense", "support")}
-        sweeps = {engine: sweep(engine=engine, optimizers=OPTIMIZERS[engine]) for engine in out}
-        return {engine: (path, js.run_sweep(sweeps[engine], path)) for engine, path in out.items()}
+    """`(engine) -> (directory, results)`: every parameter at every step, as training's own observables."""
+
+    @functools.cache
+    def run(engine):
+        out = tmp_path_factory.mktemp(engine) / "out"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recorder, "KEYFRAME_EVERY", 40)
+            return out, js.run_sweep(sweep(engine=engine, optimizers=OPTIMIZERS[engine]), out)
+
+    return run
 
 
-@pytest.mark.parametrize("engine", ["dense", "support"])
+@pytest.mark.parametrize("engine", ["support", pytest.param("dense", marks=pytest.mark.slow)])
 def test_every_parameter_of_every_step_is_training_s_to_the_bit_mapped_and_scheduled(kept, engine):
-    path, ds = kept[engine]
+    path, ds = kept(engine)
     opened = js.open_trajectory(path)
     assert (len(opened), opened.kind) == (12, "signs")
     for run in opened:
@@ -95,7 +99,7 @@ def test_every_parameter_of_every_step_is_training_s_to_the_bit_mapped_and_sched
 
 
 def test_any_step_is_reached_from_any_side(kept):
-    path, ds = kept["support"]
+    path, ds = kept("support")
     run = js.open_trajectory(path).sel(snr=1.0, optimizer="signum(learning_rate=0.003)", seed=1)
     point = ds.sel(snr=1.0, optimizer="signum(learning_rate=0.003)", seed=1)
     for t in (0, 1, 39, 40, 41, 80, 90):
@@ -106,7 +110,7 @@ def test_any_step_is_reached_from_any_side(kept):
 
 
 def test_observables_of_old_runs_are_those_of_training(kept):
-    path, ds = kept["dense"]
+    path, ds = kept("support")
     again = js.replay(js.open_trajectory(path), ["train_loss", "test_error", "s11", w_q], record=15)
     assert again["s11"].dims == ds["s11"].dims
     for name in ("train_loss", "test_error", "s11", "w_q"):
@@ -122,7 +126,7 @@ def test_observables_of_old_runs_are_those_of_training(kept):
 def test_orbax_restores_any_step_as_a_plain_pytree(kept, tmp_path):
     from orbax.checkpoint import v1 as ocp
 
-    path, ds = kept["dense"]
+    path, ds = kept("support")
     js.open_trajectory(path)[5].export(33, tmp_path / "step")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Orbax would rather be told where the arrays should go
@@ -157,13 +161,13 @@ def jump(step):
     return optax.GradientTransformation(
         lambda params: jnp.zeros((), jnp.int32),
         lambda updates, count, params: (
-            jax.tree.map(lambda u: -1e-3 * jnp.where(count == step, u, jnp.sign(u)), updates), count + 1,
+            jax.tree.map(lambda u: -jnp.sign(u) * jnp.where(count == step, jnp.arange(3.0), 1e-3), updates), count + 1,
         ),
     )  # fmt: skip
 
 
 def test_the_device_refuses_a_step_that_no_probe_has_seen(tmp_path):
-    made = sweep(optimizers={"jump": js.grid(jump, step=[50])}, axes={"seed": 2}, observables=["train_loss"])
+    made = user_sweep(optimizers={"jump": js.grid(jump, step=[50])}, axes={"seed": 2}, steps=90, hyper={"goal": 1e3})
     with pytest.raises(ValueError, match="took another one at step 50"):
         js.run_sweep(made, tmp_path / "out")
     assert js.open_results(tmp_path / "out")["status"].max() == -1
@@ -177,6 +181,7 @@ def line(problem):
         init=lambda key, data, hyper: {"w": jnp.zeros(3)},
         loss=lambda params, data, hyper: jnp.sum((params["w"] - hyper["goal"]) ** 2),
         observe=lambda params, data, test, hyper: {"train_loss": jnp.sum(params["w"]), "w": params["w"]},
+        project=lambda params, data: {"w": params["w"] * data},
     )
 
 
@@ -215,6 +220,7 @@ def test_snapshots_of_any_optimizer_are_raw(tmp_path, kind, steps):
             run.params(5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["dense", "feature_space"])
 def test_features_of_any_optimizer_give_every_observable_of_the_training_set(tmp_path, engine):
     names = ["train_loss", "s11", "query_noise", "key_signal", "value_noise"]
@@ -234,6 +240,19 @@ def test_features_of_any_optimizer_give_every_observable_of_the_training_set(tmp
         js.replay(js.open_trajectory(tmp_path / "out"), [w_q])
 
 
+def test_features_of_every_step_give_the_observables_of_the_training_set(tmp_path):
+    optimizers = {"adam": js.grid(optax.adam, learning_rate=[1e-3]), "gd": optax.sgd(0.01)}
+    made = user_sweep(optimizers=optimizers, trajectory="features", axes={"seed": 2}, steps=140)
+    ds = js.run_sweep(made, tmp_path / "out")
+    opened = js.open_trajectory(tmp_path / "out", made)
+    again = js.replay(opened, record=1)
+    for name in ("train_loss", "w"):
+        np.testing.assert_allclose(again[name], ds[name] if name in ds else again["w"].sum("w_dim0"), rtol=1e-6)
+    np.testing.assert_array_equal(opened[3].params(140)["w"], ds["w"].isel(optimizer=1, seed=1, step=140))
+    with pytest.raises(ValueError, match="observables must be names"):
+        js.replay(opened, [w_q])
+
+
 def test_a_user_s_system_is_given_as_sweep(tmp_path):
     made = user_sweep()
     js.run_sweep(made, tmp_path / "out")
@@ -246,22 +265,20 @@ def test_a_user_s_system_is_given_as_sweep(tmp_path):
 
 
 def test_a_diverged_run_is_kept_up_to_where_it_diverged(tmp_path):
-    made = sweep(
-        optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-3, 1e30])}, axes={"seed": 2}, steps=20,
-        observables=["train_loss", w_q],
-    )  # fmt: skip
+    rates = {"sign_gd": js.grid(js.sign_gd, learning_rate=[0.25, 1e30])}
+    made = user_sweep(optimizers=rates, axes={"seed": 2}, steps=20)
     ds = js.run_sweep(made, tmp_path / "out")
-    opened = js.open_trajectory(tmp_path / "out")
+    opened = js.open_trajectory(tmp_path / "out", made)
     run = opened.sel(optimizer="sign_gd(learning_rate=1e+30)", seed=1)
     bad = run.first_bad_step
-    assert 0 < bad < 20
-    last = [t for t, _ in run.iter()][-1]
-    assert last == bad - 1
-    np.testing.assert_array_equal(run.params(last).w_q, ds["w_q"].isel(optimizer=1, seed=1, step=last))
-    with pytest.raises(ValueError, match=f"before the run diverged at step {bad}"):
-        run.params(bad)
+    assert bad == 1
+    assert [t for t, _ in run.iter()] == [0]
+    np.testing.assert_array_equal(run.params(0)["w"], ds["w"].isel(optimizer=1, seed=1, step=0))
+    with pytest.raises(ValueError, match="before the run diverged at step 1"):
+        run.params(1)
     again = js.replay(opened, ["train_loss"], record=1)
-    assert again["train_loss"].isel(optimizer=1).isnull().sum("step").values.tolist() == [21 - bad] * 2
+    assert again["train_loss"].isel(optimizer=1).isnull().sum("step").values.tolist() == [20, 20]
+    assert again["train_loss"].isel(optimizer=0).notnull().all()
 
 
 def test_codes_of_any_shape_come_back_and_bad_bytes_do_not(kept, tmp_path):
@@ -271,11 +288,15 @@ def test_codes_of_any_shape_come_back_and_bad_bytes_do_not(kept, tmp_path):
     for shape in ((), (1,), (3,), (8,), (9,), (2, 5), (20, 7), (3, 4, 5)):
         signs = rng.integers(-1, 2, shape)
         np.testing.assert_array_equal(unpack(pack(jnp.asarray(signs, float) * 0.3), shape), signs)
-    codes = rng.integers(0, 255, (9, 11)).astype(np.uint8)
-    np.testing.assert_array_equal(trajectory.unchanged(trajectory.changes(codes)), codes)
+    record = trajectory.Record()
+    for dtype in (np.uint8, np.uint32):
+        codes = rng.integers(0, 255, (9, 11)).astype(dtype)
+        record.changes(codes)
+        (found,) = trajectory.decompress(record.compressed(), [(codes.shape, codes.dtype.str)])
+        np.testing.assert_array_equal(trajectory.unchanged(found), codes)
 
     path = tmp_path / "copy"
-    shutil.copytree(kept["support"][0], path)
+    shutil.copytree(kept("support")[0], path)
     file = sorted(path.glob("trajectories/*/*.segment"))[1]
     raw = bytearray(file.read_bytes())
     raw[-5] ^= 4
@@ -288,7 +309,7 @@ def test_codes_of_any_shape_come_back_and_bad_bytes_do_not(kept, tmp_path):
         [list(run.iter()) for run in js.open_trajectory(path)]
     js.run_sweep(sweep(engine="support", optimizers=OPTIMIZERS["support"]), path)  # mends it
     assert cli.main(["verify", str(path)]) == 0
-    for one, other in zip(js.open_trajectory(path), js.open_trajectory(kept["support"][0])):
+    for one, other in zip(js.open_trajectory(path), js.open_trajectory(kept("support")[0])):
         np.testing.assert_array_equal(one.params(77).w_q, other.params(77).w_q)
 
 

@@ -104,22 +104,54 @@ def read_record(segment: Segment, run: int) -> bytes:
     return record
 
 
-def compress(arrays: Sequence[np.ndarray]) -> bytes:
-    """Arrays one behind the other, the bytes of equal rank of all numbers together, by zstd.
+class Record:
+    """One run's record, put together in a buffer that serves the next one, too: fresh memory costs more than packing.
 
     Examples:
-      >>> packed = compress([np.arange(3, dtype=np.float32), np.zeros((2, 2), np.uint8)])
-      >>> [x.tolist() for x in decompress(packed, [((3,), "<f4"), ((2, 2), "|u1")])]
-      [[0.0, 1.0, 2.0], [[0, 0], [0, 0]]]
+      >>> record = Record()
+      >>> record.numbers(np.arange(3, dtype=np.float32))
+      >>> record.changes(np.ones((2, 2), np.uint8))
+      >>> [x.tolist() for x in decompress(record.compressed(), [((3,), "<f4"), ((2, 2), "|u1")])]
+      [[0.0, 1.0, 2.0], [[1, 1], [0, 0]]]
     """
-    from numcodecs.zstd import Zstd
 
-    parts = [np.ascontiguousarray(x).reshape(-1).view(np.uint8).reshape(x.size, -1).T for x in arrays if x.size]
-    return Zstd(level=LEVEL).encode(np.concatenate([part.reshape(-1) for part in parts]))
+    def __init__(self) -> None:
+        self.buffer, self.size = np.empty(0, np.uint8), 0
+
+    def _room(self, size: int) -> np.ndarray:
+        if self.size + size > self.buffer.size:
+            larger = np.empty(2 * (self.size + size), np.uint8)
+            larger[: self.size] = self.buffer[: self.size]
+            self.buffer = larger
+        self.size += size
+        return self.buffer[self.size - size : self.size]
+
+    def numbers(self, array: np.ndarray) -> None:
+        """Adds numbers, the bytes of equal rank of all of them together."""
+        raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(array.size, -1)
+        self._room(raw.size).reshape(raw.shape[::-1])[:] = raw.T
+
+    def changes(self, steps: np.ndarray) -> None:
+        """Adds what changes from step to step, mostly 0: (steps, ...) unsigned integers."""
+        if steps.dtype != np.uint8:
+            changed = steps.copy()
+            np.bitwise_xor(steps[1:], steps[:-1], out=changed[1:])
+            self.numbers(changed)
+            return
+        room = self._room(steps.size).reshape(steps.shape)
+        room[:1] = steps[:1]
+        np.bitwise_xor(steps[1:], steps[:-1], out=room[1:])
+
+    def compressed(self) -> bytes:
+        """The record by zstd; the buffer is free again."""
+        from numcodecs.zstd import Zstd
+
+        size, self.size = self.size, 0
+        return Zstd(level=LEVEL).encode(self.buffer[:size])
 
 
 def decompress(record: bytes, described: Sequence[tuple[Sequence[int], str]]) -> list[np.ndarray]:
-    """The inverse of `compress`, for arrays of these shapes and dtypes.
+    """The arrays of a record, of these shapes and dtypes; `unchanged` undoes changes.
 
     Raises:
       ValueError: if the record does not hold just that.
@@ -138,19 +170,8 @@ def decompress(record: bytes, described: Sequence[tuple[Sequence[int], str]]) ->
     return out
 
 
-def changes(codes: np.ndarray) -> np.ndarray:
-    """Codes of consecutive steps -> what changes from one step to the next, mostly 0.
-
-    Args:
-      codes: (steps, ...) unsigned integers.
-    """
-    out = codes.copy()
-    np.bitwise_xor(codes[1:], codes[:-1], out=out[1:])
-    return out
-
-
 def unchanged(found: np.ndarray) -> np.ndarray:
-    """The inverse of `changes`."""
+    """Steps again, from what changes between them."""
     return np.bitwise_xor.accumulate(found, axis=0)
 
 

@@ -112,7 +112,7 @@ def plan_record(
 
 def make_programs(sweep: Sweep, groups: Sequence[Group], layout: Layout, widths: Sequence[int]) -> list[Program]:
     """The programs of every group on this process's devices."""
-    mesh, slots = local_mesh(), min(layout.records, sweep.schedule.record.size) + 1
+    mesh, slots = local_mesh(), recorder.most_stops(sweep, min(layout.records, sweep.schedule.record.size) + 1)
     return [
         Program(sweep, group, width, slots, mesh, recorder.make_tape(sweep, group))
         for group, width in zip(groups, widths)

@@ -130,8 +130,8 @@ def _alike(
 def block_shape(sweep: Sweep, room: int) -> tuple[int, ...]:
     """Extent of a block on every dimension of (axes, optimizer, seed): at most `room` runs of one optimizer.
 
-    Blocks fill the seeds first, then the mapped axes from the innermost outwards. The optimizers stay apart, so that
-    another one can join later.
+    Blocks fill the seeds first, then the mapped axes from the innermost outwards, in even parts. The optimizers stay
+    apart, so that another one can join later.
 
     Args:
       sweep: the sweep.
@@ -145,7 +145,8 @@ def block_shape(sweep: Sweep, room: int) -> tuple[int, ...]:
     extents = [1] * len(sizes)
     for i in reversed(range(len(sizes))):
         if free[i]:
-            extents[i] = min(sizes[i], room)
+            # Even parts: a call costs what the largest one does.
+            extents[i] = -(-sizes[i] // -(-sizes[i] // min(sizes[i], room)))
             room //= extents[i]
         if room <= 1:
             break

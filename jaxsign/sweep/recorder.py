@@ -1,10 +1,11 @@
 """Trajectories while runs are under way: what the device keeps of a call goes into segments on disk."""
 
 import hashlib
+import itertools
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,6 +101,15 @@ def _bytes(tree: PyTree) -> int:
     return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
+def most_stops(sweep: Sweep, stops: int) -> int:
+    """Stops that a call needs, out of so many: with a tape, no more than there are records in its steps."""
+    if sweep.trajectory not in ("signs", "features"):
+        return stops
+    record = sweep.schedule.record
+    inside = np.searchsorted(record, record + TAPE_STEPS, side="right") - np.arange(record.size)
+    return min(stops, int(inside.max()) + 1)
+
+
 def tape_bytes(sweep: Sweep, group: Group) -> int:
     """Bytes in memory of a run's tape: one call's is being filled, one waits, and one is copied."""
     return 3 * _bytes(_kept(sweep, group))
@@ -191,13 +201,8 @@ class Recorder:
             return
         steps = taken.stop - taken.start
         if self.kind == "features":
-            buffers = [np.asarray(x)[: self.count, :steps] for x in taken.taped]
-            self._write(
-                taken.start,
-                taken.stop,
-                None,
-                [[trajectory.changes(_bits(x[i])) for x in buffers] for i in range(self.count)],
-            )
+            runs = zip(*(_rows(x) for x in taken.taped))
+            self._write(taken.start, taken.stop, None, ([_bits(x[:steps]) for x in run] for run in runs))
             return
         off = np.asarray(taken.taped["off"])[: self.count]
         if (off >= 0).any():
@@ -207,9 +212,9 @@ class Recorder:
                 f"{self.folder.name} took another one at step {taken.start + off[run]}; "
                 "use trajectory='features', 'log2' or a list of steps"
             )
-        codes, amplitude = (np.asarray(taken.taped[name])[: self.count, :steps] for name in ("codes", "amplitude"))
-        parts = [[amplitude[i], trajectory.changes(codes[i])] for i in range(self.count)]
         raw = self._raw(taken.before) if taken.before is not None else None
+        rows = zip(_rows(taken.taped["amplitude"]), _rows(taken.taped["codes"]))
+        parts = ([_bits(amplitude[:steps]), codes[:steps]] for amplitude, codes in rows)
         self._write(taken.start, taken.stop, raw, parts)
 
     def _raw(self, trained: PyTree) -> list[np.ndarray]:
@@ -217,11 +222,17 @@ class Recorder:
         leaves = [np.asarray(x)[: self.count] for x in jax.tree.leaves(trained)]
         return [_bits(x) ^ _bits(first) for x, first in zip(leaves, self.first)]
 
-    def _write(self, start: int, stop: int, raw: list[np.ndarray] | None, parts: list[list[np.ndarray]] | None) -> None:
-        records = []
-        for i in range(self.count):
-            arrays = [x[i] for x in raw] if raw is not None else []
-            records.append(trajectory.compress([*arrays, *(parts[i] if parts is not None else [])]))
+    def _write(
+        self, start: int, stop: int, raw: list[np.ndarray] | None, parts: Iterable[list[np.ndarray]] | None
+    ) -> None:
+        """Writes a segment: for every run what is raw, and what changes from step to step."""
+        record, records = trajectory.Record(), []
+        for i, steps in zip(range(self.count), parts if parts is not None else itertools.repeat([])):
+            for x in raw or []:
+                record.numbers(x[i])
+            for x in steps:
+                record.changes(x)
+            records.append(record.compressed())
         trajectory.write_segment(self.folder, start, stop, raw is not None, records)
 
     def finish(self, trained: PyTree, seen: PyTree | None) -> None:
@@ -236,7 +247,7 @@ class Recorder:
             self._write(end, end, self._raw(trained), None)
         if seen is not None:
             leaves = [np.asarray(x)[: self.count] for x in jax.tree.leaves(seen)]
-            self._write(end, end, None, [[_bits(x[i])[None] for x in leaves] for i in range(self.count)])
+            self._write(end, end, None, ([_bits(x[i])[None] for x in leaves] for i in range(self.count)))
             self.about["features"] = [[list(x.shape[1:]), x.dtype.str] for x in leaves]
         trajectory.finish(self.folder, self.about)
 
@@ -248,6 +259,12 @@ def start_crcs(start: Start, count: int) -> list[int]:
         own = np.ascontiguousarray(np.asarray(leaf)[:count])
         crcs = [zlib.crc32(x.tobytes(), crc) for x, crc in zip(own, crcs)]
     return crcs
+
+
+def _rows(array: jax.Array) -> Iterator[np.ndarray]:
+    """The runs of an array, as views of the devices' own memory where that is the host's."""
+    for shard in sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0):
+        yield from np.asarray(shard.data)
 
 
 def _bits(x: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ test: lint  ## lint, format and type check, then the test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: lint  ## the long tests
-	$(BIN)/python -m pytest -n auto -m slow
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=3" $(BIN)/python -m pytest -n auto -m slow
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,10 +1,11 @@
 """jaxsign: sign gradient descent on two-layer transformers in JAX."""
 
+from jaxsign import curvature as curvature
 from jaxsign import plot as plot
 from jaxsign import presets as presets
 from jaxsign import theory as theory
-from jaxsign.claims import Claim as Claim
-from jaxsign.claims import Part as Part
+from jaxsign.claims.claim import Claim as Claim
+from jaxsign.claims.claim import Part as Part
 from jaxsign.data.signal_noise import Dataset as Dataset
 from jaxsign.engines import two_layer as two_layer
 from jaxsign.experiment import sweep_cli as sweep_cli
@@ -22,6 +23,8 @@ from jaxsign.playback import replay as replay
 from jaxsign.probes import degree as degree
 from jaxsign.problem import Hyper as Hyper
 from jaxsign.problem import Problem as Problem
+from jaxsign.problems.linear_attention import RegressionHyper as RegressionHyper
+from jaxsign.problems.linear_attention import RegressionProblem as RegressionProblem
 from jaxsign.rng import stream as stream
 from jaxsign.schedule import log_steps as log_steps
 from jaxsign.stages import at_train_loss as at_train_loss
@@ -30,6 +33,7 @@ from jaxsign.store.results import open_results as open_results
 from jaxsign.sweep.grid import Sweep as Sweep
 from jaxsign.sweep.runner import run_sweep as run_sweep
 from jaxsign.task import Task as Task
+from jaxsign.tasks.linear_attention import linear_attention as linear_attention
 from jaxsign.training import Run as Run
 from jaxsign.training import train as train
 from jaxsign.trajectories import open_trajectory as open_trajectory

@@ -34,7 +34,8 @@ def observers(task: Task, start: Start, hyper: Any, chosen: Sequence[str | Calla
     def everything(start: Start, hyper: Any) -> tuple[dict, dict, dict]:
         data, test, params, _ = start
         users = {c.__name__: c(params, data, test, hyper) for c in chosen or () if callable(c)}
-        return task.observe(params, data, test, hyper), task.observe(params, data, None, hyper), users
+        steps = task.observe_step(params, params, data, hyper) if task.observe_step else {}
+        return task.observe(params, data, test, hyper) | steps, task.observe(params, data, None, hyper) | steps, users
 
     with_test, without, users = jax.eval_shape(everything, start, hyper)
     if chosen is None:
@@ -80,12 +81,14 @@ class State(NamedTuple):
       optimizer: the optimizer's state.
       bad: () int32, first step with a non-finite loss or (at a record) parameter; -1 if none.
       rang: {alarm: () int32, first step at which it rang, -1 if never}.
+      before: the trained parameters one step earlier, for tasks that observe steps; otherwise None.
     """
 
     trained: PyTree
     optimizer: PyTree
     bad: Array
     rang: dict[str, Array]
+    before: PyTree
 
 
 class Tape(NamedTuple):
@@ -171,7 +174,7 @@ def make_loop(
         with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote
             state = transform_of(keywords).init(trained)
         never = jnp.full((), -1, jnp.int32)
-        return State(trained, state, never, dict.fromkeys(task.watch, never))
+        return State(trained, state, never, dict.fromkeys(task.watch, never), trained if task.observe_step else None)
 
     def merged(start: Start, trained: PyTree) -> PyTree:
         return merge_params(trained, parts(start)[2])
@@ -198,7 +201,7 @@ def make_loop(
             return task.loss(merge_params(trained, fixed), batch_at(t), hyper)
 
         def step(t: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
-            (trained, state, bad, rang), taped = carry
+            (trained, state, bad, rang, _), taped = carry
             full = merge_params(trained, fixed)
             if task.gradient is None:
                 loss, gradient = jax.value_and_grad(loss_of)(trained, t)
@@ -222,11 +225,14 @@ def make_loop(
                 moved = optax.apply_updates(trained, updates)
             if tape is not None:
                 taped = tape.write(taped, t - stops.start[0], full, data, updates)
-            return State(moved, after, bad, rang), taped
+            return State(moved, after, bad, rang, trained if task.observe_step else None), taped
 
-        def look(trained: PyTree, test_now: Array) -> dict[str, Array]:
+        def look(trained: PyTree, before: PyTree, t: Array, test_now: Array) -> dict[str, Array]:
             full = merge_params(trained, fixed)
             plain = task.observe(full, data, None, hyper)
+            if task.observe_step:
+                steps = task.observe_step(full, merge_params(before, fixed), data, hyper)
+                plain |= {name: jnp.where(t > 0, _floating(value), jnp.nan) for name, value in steps.items()}
             found = {name: plain[name] for name in shapes if name in plain and name not in functions}
             if functions:
                 whole = task.expand(full) if compact and task.expand is not None else full
@@ -243,7 +249,7 @@ def make_loop(
                 found |= jax.lax.cond(test_now, fresh, nothing)
             return {name: _floating(found[name]) for name in shapes}
 
-        unseen = jax.eval_shape(look, state.trained, jnp.zeros((), bool))
+        unseen = jax.eval_shape(look, state.trained, state.before, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
         def stretch(carry: tuple[State, PyTree], stop: Stops) -> tuple[tuple[State, PyTree], dict[str, Array]]:
             state, taped = jax.lax.fori_loop(stop.start, stop.end, step, carry)
@@ -251,7 +257,7 @@ def make_loop(
             state = state._replace(bad=jnp.where(broken, stop.end, state.bad))
             row = jax.lax.cond(
                 stop.record,
-                lambda: look(state.trained, stop.test),
+                lambda: look(state.trained, state.before, stop.end, stop.test),
                 lambda: jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), unseen),
             )
             return (state, taped), row

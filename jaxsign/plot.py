@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from jaxsign import theory
-from jaxsign.claims import one_point, problem_of, setting_of
+from jaxsign.claims.claim import one_point
+from jaxsign.claims.two_layer import problem_of, setting_of
 from jaxsign.measures import GROUPING_STEP
 from jaxsign.stages import BOUNDARIES, at_train_loss, find_stages, manifest, need
 from jaxsign.validation import known

@@ -23,6 +23,8 @@ class Task:
       loss: `(params, batch, hyper) -> ()`, differentiated with respect to params at every step.
       observe: `(params, data, test, hyper) -> {name: array}` at every recorded step. `test` is None between the
         test steps; names that appear only with a test set are NaN there.
+      observe_step: `(params, before, data, hyper) -> {name: array}` at every recorded step but 0, where it is NaN: what
+        is seen of the step that has just been taken; before are the parameters that it was taken from.
       sample_test: `(key, hyper, shared) -> test`, once a run, or None.
       prepare: `(data, test, params, hyper, degree) -> (data, test, params)`, once a run: brings together what was drawn
         apart; everything below sees what it returns. degree is that of the optimizer if the system is homogeneous.
@@ -70,6 +72,7 @@ class Task:
     init: Callable[[Array, PyTree, Any], PyTree]
     loss: Callable[[PyTree, PyTree, Any], Array]
     observe: Callable[[PyTree, PyTree, PyTree | None, Any], dict[str, Array]]
+    observe_step: Callable[[PyTree, PyTree, PyTree, Any], dict[str, Array]] | None = None
     sample_test: Callable[[Array, Any, Any], PyTree] | None = None
     prepare: Callable[[PyTree, PyTree | None, PyTree, Any, Array], tuple[PyTree, PyTree, PyTree]] | None = None
     homogeneous: bool = False

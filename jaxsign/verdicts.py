@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.claims import CLAIMS, Claim, NotThere, setting_of
+from jaxsign.claims.claim import Claim, NotThere
+from jaxsign.claims.systems import CLAIMS, known_system, setting_of
 from jaxsign.validation import known
 
 #: Share of seeds that must lie inside for a claim to hold.
@@ -42,6 +43,31 @@ def verdict(inside: int, seeds: int) -> tuple[str, float, float]:
     return word, float(low), float(high)
 
 
+def mean_verdict(values: np.ndarray, interval: tuple[float, float]) -> tuple[str, float, float]:
+    """HOLDS, FAILS or UNDECIDED from the 95 % interval of a mean over seeds, by Student's t.
+
+    Args:
+      values: one number a seed; one that is not finite leaves the mean undecided.
+      interval: (low, high) that the mean must lie in.
+
+    Returns:
+      (verdict, lower, upper): HOLDS if all of [lower, upper] lies inside, FAILS if none of it does.
+
+    Examples:
+      >>> mean_verdict(np.array([1.9, 2.0, 2.1]), (1.0, 9.0))[0], mean_verdict(np.array([0.5, 2.0]), (1.0, 9.0))[0]
+      ('HOLDS', 'UNDECIDED')
+    """
+    from scipy.stats import t
+
+    if values.size < 2 or not np.isfinite(values).all():
+        return "UNDECIDED", math.nan, math.nan
+    half = t.ppf(0.975, values.size - 1) * np.std(values, ddof=1) / math.sqrt(values.size)
+    low, high = float(np.mean(values) - half), float(np.mean(values) + half)
+    if interval[0] <= low and high <= interval[1]:
+        return "HOLDS", low, high
+    return ("FAILS" if high < interval[0] or low > interval[1] else "UNDECIDED"), low, high
+
+
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """One part of a claim on one Dataset: words, numbers over seeds, interval and prediction (None: there is none)."""
@@ -56,7 +82,17 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The verdict on one claim in one setting."""
+    """The verdict on one claim in one setting.
+
+    Args:
+      claim: the claim.
+      setting: the setting's name.
+      parts: what was measured.
+      inside: seeds inside the intervals of all parts.
+      seeds: all seeds.
+      share: 95 % interval of the share of seeds inside; of the mean where the claim is judged by it.
+      verdict: HOLDS, FAILS or UNDECIDED.
+    """
 
     claim: Claim
     setting: str
@@ -91,6 +127,8 @@ class ClaimTable:
         out: list[tuple[str, ...]] = []
         for row in self.rows:
             share = f"{row.inside}/{row.seeds} [{row.share[0]:.2f}, {row.share[1]:.2f}]"
+            if row.claim.judge == "mean":
+                share = f"mean in [{_number(row.share[0])}, {_number(row.share[1])}], {row.seeds} seeds"
             for i, part in enumerate(row.parts):
                 first = (row.claim.id, row.setting) if i == 0 else ("", "")
                 last = (share, row.verdict) if i == 0 else ("", "")
@@ -191,7 +229,7 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
     """Decides claims on one Dataset or several.
 
     Args:
-      ds: a Dataset of the two-layer system, or a list of them; each answers the claims it can.
+      ds: a Dataset, or a list of them; each answers the claims of its system that it can.
       claims: Claim objects or ids; default all.
 
     Returns:
@@ -212,16 +250,18 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
     if claims is not None and not len(claims):
         raise ValueError(f"claims must name at least one of {list(by_id)}, got {claims!r}")
     chosen = [c if isinstance(c, Claim) else by_id[known("claim", c, by_id)] for c in (claims or CLAIMS)]
-    settings = [setting_of(one) for one in datasets]
-    answering: dict[str, list[Any]] = {}
-    for setting, one in zip(settings, datasets):
-        answering.setdefault(setting, []).append(one)
-    answering = {setting: [*own, *_joined(own)] for setting, own in answering.items()}
+    places = [(known_system(one), setting_of(one)) for one in datasets]
+    answering: dict[tuple[str, str], list[Any]] = {}
+    for place, one in zip(places, datasets):
+        answering.setdefault(place, []).append(one)
+    answering = {place: [*own, *_joined(own)] for place, own in answering.items()}
     rows: list[Row] = []
     missing: list[tuple[str, str, str]] = []
     beside: list[tuple[str, str, str]] = []
     for claim in chosen:
-        for setting, candidates in answering.items():
+        for (system, setting), candidates in answering.items():
+            if claim.system != system or (claim.settings and setting not in claim.settings):
+                continue
             reasons = []
             for one in candidates:
                 try:
@@ -231,7 +271,7 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
                     reasons.append(str(reason))
             else:
                 # Variations of a preset and other sweeps beside it are there for single claims, not for all.
-                single = "," in setting or (setting == "custom" and len(set(settings)) > 1)
+                single = "," in setting or (setting == "custom" and len({s for o, s in places if o == system}) > 1)
                 (beside if single else missing).append((claim.id, setting, "; ".join(dict.fromkeys(reasons))))
     return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside))
 
@@ -281,6 +321,12 @@ def _decide(claim: Claim, setting: str, ds: Any) -> Row:
             inside &= (values >= part.interval[0]) & (values <= part.interval[1])  # NaN is outside
     count, seeds = int(inside.sum()), inside.size
     word, low, high = verdict(count, seeds)
+    if claim.judge == "mean":
+        judged = [(values, part.interval) for part, values in zip(claim.parts, numbers) if part.interval is not None]
+        found = [mean_verdict(*one) for one in judged]
+        words = [one[0] for one in found]
+        word = next((w for w in ("FAILS", "UNDECIDED") if w in words), "HOLDS")
+        low, high = found[words.index(word)][1:]
     measured = tuple(
         Measured(part.label, *_quantiles(values), part.interval, guess)
         for part, values, guess in zip(claim.parts, numbers, predicted)

@@ -2,16 +2,18 @@
 
 Three parts, each with the command's own sizes (paper-like, supports="disjoint" for feature space):
 
-    runner        wall time of run_sweep(out=...) from its first call to its last byte, over that of the bare program:
-                  the same training of the same units by js's loop in one jitted lax.map over lanes, nothing fetched,
+    runner        time of run_sweep(out=...) from its first call to its last byte, over that of the bare program: the
+                  same training of the same units by js's loop in one jitted lax.map over lanes, nothing fetched,
                   nothing written. dense: every observable every 10 steps, a checkpoint a minute; feature_space: the
-                  scalars every 50 steps. Compilation is outside both clocks; bare and runner take turns.
+                  scalars every 50 steps. Compilation is outside both clocks; bare and runner take turns. Processor
+                  time counts what all threads do; wall time also their waits, and is only worth something where the
+                  host gives both threads a core of their own at all times.
     memory        peak resident memory of a process that runs 500 and 10,000 runs of feature_space into a directory
-    trajectory    SignGD with and without trajectory="signs": seed-steps/s of run_sweep (in turns), bytes a step on
+    signs         SignGD with and without trajectory="signs": processor time of run_sweep (in turns), bytes a step on
                   disk over the raw float32 bytes of all parameters, and the speed of decoding every step
 
 Command: python sweeps/overhead.py --out results/overhead [--tiny]
-Cost: 13 minutes on 2 CPU cores, about a quarter of it compilation.
+Cost: 15 minutes on 2 CPU cores, about a quarter of it compilation.
 Expected: overhead at most 10 %, memory at most 1.2, bytes at most 0.1 %, slowdown at most 60 %, decoding faster than
 training.
 Writes: overhead.csv, one row a figure.
@@ -20,7 +22,6 @@ Writes: overhead.csv, one row a figure.
 import argparse
 import csv
 import dataclasses
-import json
 import shutil
 import statistics
 import subprocess
@@ -51,32 +52,34 @@ def sweep(engine, seeds, steps=1500, **changes):
 
 
 class Clock:
-    """Wall time of Blocks.run: everything between the first call and the last byte, programs compiled before."""
+    """Wall and processor time of what is done under it."""
 
     def __enter__(self):
-        self.original, self.seconds = blocks.Blocks.run, 0.0
-
-        def run(itself, units, compiled):
-            for found in compiled.values():
-                for future in (found.begin, found.init, found.advance):
-                    future.result()
-            begun = time.perf_counter()
-            self.original(itself, units, compiled)
-            self.seconds += time.perf_counter() - begun
-
-        blocks.Blocks.run = run
+        self.begun = time.perf_counter(), time.process_time()
         return self
 
     def __exit__(self, *reason):
-        blocks.Blocks.run = self.original
+        self.wall, self.processor = time.perf_counter() - self.begun[0], time.process_time() - self.begun[1]
 
 
 def timed(made, out):
-    """Seconds that run_sweep takes into a fresh directory."""
+    """The clock of run_sweep into a fresh directory: of Blocks.run, with all programs compiled before."""
     shutil.rmtree(out, ignore_errors=True)
-    with Clock() as clock:
+    original, clock = blocks.Blocks.run, Clock()
+
+    def run(itself, units, compiled):
+        for found in compiled.values():
+            for future in (found.begin, found.init, found.advance):
+                future.result()
+        with clock:
+            original(itself, units, compiled)
+
+    blocks.Blocks.run = run
+    try:
         js.run_sweep(made, out)
-    return clock.seconds
+    finally:
+        blocks.Blocks.run = original
+    return clock
 
 
 class Bare:
@@ -93,10 +96,15 @@ class Bare:
         for future in (self.compiled.begin, self.compiled.init, self.compiled.advance):
             future.result()
 
-    def seconds(self):
-        """Wall time of all units."""
+    def timed(self):
+        """The clock of all units."""
+        with Clock() as clock:
+            self.run()
+        return clock
+
+    def run(self):
+        """Trains all units."""
         begin, init, advance = (f.result() for f in (self.compiled.begin, self.compiled.init, self.compiled.advance))
-        begun = time.perf_counter()
         for unit in self.todo:
             seeds, hyper, floats, degrees = self.program.arguments(unit.members, self.compiled.size)
             start = begin(seeds, hyper, degrees, None)
@@ -107,7 +115,6 @@ class Bare:
                 state, rows, _ = advance(seeds, start, hyper, floats, state, part.stops)
                 place = part.after
             jax.block_until_ready((state, rows))
-        return time.perf_counter() - begun
 
 
 def runner(out, tiny):
@@ -120,28 +127,30 @@ def runner(out, tiny):
     cases = {
         "dense, full trace every 10 steps": sweep("dense", 8 if tiny else 384, 100 if tiny else 1500,
                                                   observables=full, record=10),
-        "feature_space, scalars every 50 steps": sweep("feature_space", 64 if tiny else 40960,
+        "feature_space, scalars every 50 steps": sweep("feature_space", 64 if tiny else 16384,
                                                        100 if tiny else 1500, record=50),
     }  # fmt: skip
     rows = []
     for name, made in cases.items():
         bare, repeats = Bare(made), 1 if tiny else REPEATS
-        pairs = [(bare.seconds(), timed(made, out / "runner")) for _ in range(repeats)]
-        ratio = statistics.median(run / alone for alone, run in pairs)
-        alone = statistics.median(alone for alone, _ in pairs)
-        note = f"{made.size} runs, bare {alone:.1f} s, {made.size * made.schedule.steps / alone:.0f} seed-steps/s"
-        rows.append((f"runner overhead: {name}", 100 * (ratio - 1), "%", note))
+        pairs = [(bare.timed(), timed(made, out / "runner")) for _ in range(repeats)]
+        for clock in ("processor", "wall"):
+            times = [(getattr(alone, clock), getattr(run, clock)) for alone, run in pairs]
+            ratio = statistics.median(run / alone for alone, run in times)
+            note = f"{made.size} runs, bare and runner " + ", ".join(f"{a:.1f} and {r:.1f} s" for a, r in times)
+            rows.append((f"runner overhead, {clock} time: {name}", 100 * (ratio - 1), "%", note))
     shutil.rmtree(out / "runner", ignore_errors=True)
     return rows
 
 
 CHILD = """
-import json, resource, sys
+import re, sys
 sys.path.insert(0, sys.argv[1])
 import overhead
 overhead.configure()
 overhead.js.run_sweep(overhead.sweep("feature_space", int(sys.argv[2]), int(sys.argv[3]), record=50), sys.argv[4])
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+# Not getrusage: a child's peak there begins with that of the process that started it.
+print(1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]))
 """
 
 
@@ -154,7 +163,7 @@ def memory(out, tiny):
         shutil.rmtree(where, ignore_errors=True)
         here = str(Path(__file__).parent)
         command = [sys.executable, "-c", CHILD, here, str(count), "100" if tiny else "600", str(where)]
-        peaks.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+        peaks.append(int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
         shutil.rmtree(where)
     note = ", ".join(f"{count} runs {peak / 1e6:.0f} MB" for count, peak in zip(counts, peaks))
     return [("peak memory of many runs over few", peaks[1] / peaks[0], "times", note)]
@@ -176,8 +185,8 @@ def signs(out, tiny):
         pairs = [
             (timed(plain, out / "plain"), timed(kept, out / "kept")) for _ in range(1 if tiny else REPEATS)
         ]  # fmt: skip
-        seconds = statistics.median(a for a, _ in pairs)
-        slower = statistics.median(b / a for a, b in pairs)
+        seconds = statistics.median(a.wall for a, _ in pairs)
+        slower = statistics.median(b.processor / a.processor for a, b in pairs)
         problem = plain.problem
         raw = 4 * problem.d * (2 * problem.rows + 2 * problem.m_v)
         size = trajectory.size(out / "kept") / plain.size / steps

@@ -13,6 +13,12 @@ import pytest
 import jaxsign as js
 from jaxsign.data.signal_noise import TestSet
 
+# The tests' small programs are compiled far longer than they run: without LLVM's optimisations in less than half of the
+# time. `make test-slow` compiles as users do; to do the same here, set XLA_FLAGS=--xla_backend_optimization_level=3.
+LEVEL = "--xla_backend_optimization_level"
+if LEVEL not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}=0".strip()
+
 # One persistent cache for every process: pytest-xdist's workers and subprocesses inherit the variables, and the process
 # that made the folder, the one that found no variable set, removes it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

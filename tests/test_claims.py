@@ -9,7 +9,8 @@ import pytest
 import xarray as xr
 
 import jaxsign as js
-from jaxsign.claims import CLAIMS, LEVELS, NotThere, one_family, one_point, setting_of
+from jaxsign.claims.claim import NotThere, one_family, one_point
+from jaxsign.claims.two_layer import CLAIMS, LEVELS, setting_of
 
 IDS = ["S1", "S2", "S3", "S4", "S5", "C1", "C2", "C2e", "A1", "A2", "A3", "G1"]
 STEPS = np.array(

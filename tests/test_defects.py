@@ -64,7 +64,7 @@ def preset(**axes):
 
 def test_setting_of_selected_point(good):
     one = good.expand_dims(sigma_p=[9.0])  # = ds.sel(sigma_p=[9.]) of a sweep over sigma_p
-    from jaxsign.claims import setting_of
+    from jaxsign.claims.two_layer import setting_of
 
     assert setting_of(one) == "custom"
 

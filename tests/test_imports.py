@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: From the ground up. A room imports from rooms of lower layers, and from itself if it is a folder.
 LAYERS = [
     {"validation", "compilation"},
-    {"rng", "problem", "task", "optim", "probes", "schedule"},
+    {"rng", "problem", "problems", "task", "optim", "probes", "schedule"},
     {"data", "presets", "labelled", "curvature", "start"},
     {"models", "exactness", "loop"},
     {"observables", "theory"},
@@ -37,7 +37,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-SYSTEMS = frozenset({"tasks", "engines", "models", "data", "observables", "theory", "problem", "presets"})
+SYSTEMS = frozenset({"tasks", "engines", "models", "data", "observables", "theory", "problem", "problems", "presets"})
 TRAINING = frozenset({"training", "loop", "sweep", "tasks", "engines", "models"})
 #: Whatever the layers allow.
 NEVER = {

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import jaxsign as js
-from jaxsign.claims import _measured, one_family
+from jaxsign.claims.claim import one_family
+from jaxsign.claims.two_layer import _measured
 from jaxsign.measures import MEASURES, share, slope
 
 STEPS = np.unique([0, *range(2, 21), 30, 50, *range(75, 1001, 25), *range(1000, 2001, 100)])

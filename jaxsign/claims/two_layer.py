@@ -1,9 +1,4 @@
-"""The paper's claims as objects: a number per seed, the interval it must lie in, and how both are measured.
-
-One number per *seed* (rows, heads and samples are averaged inside it) and an interval that follows from the claim's
-words, committed before the first run. Optimizers are compared on the same seeds at equal training loss.
-`jaxsign.verdicts` turns the numbers into HOLDS, FAILS or UNDECIDED.
-"""
+"""The claims of the paper about its own system, each with its interval, and the settings they are decided in."""
 
 import dataclasses
 import functools
@@ -14,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxsign import presets, theory
+from jaxsign.claims.claim import Claim, NotThere, Part, one_family
 from jaxsign.measures import MEASURES
 from jaxsign.problem import Hyper, Problem
 from jaxsign.stages import at_train_loss, manifest, need
@@ -21,102 +17,6 @@ from jaxsign.stages import at_train_loss, manifest, need
 INF = math.inf
 #: Training losses, in nat, at which optimizers are compared.
 LEVELS = (0.5, 0.1, 0.01, 0.001)
-
-
-class NotThere(Exception):
-    """A Dataset cannot answer a claim; the message says what it lacks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One number of a claim.
-
-    Args:
-      label: what is measured, in words.
-      measure: Dataset -> DataArray over `seed`.
-      interval: (low, high), both ends inside, or None: reported beside the claim but not judged.
-      predict: Dataset -> predicted number, or None where there is no prediction.
-    """
-
-    label: str
-    measure: Callable[[Any], Any]
-    interval: tuple[float, float] | None
-    predict: Callable[[Any], Any] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """A statement about runs that a Dataset can decide.
-
-    Args:
-      id: short name.
-      statement: the claim in one sentence.
-      source: "paper" or "ours".
-      family: the optimizer family whose runs are measured, or "" where the parts pick families themselves.
-      steps: recorded steps it needs.
-      parts: its numbers; a seed counts as inside if all judged parts are.
-      trusted_until: step up to which query-noise gradients must not have underflowed, or None.
-      explanations: {setting: sentence} for settings where the claim is known not to hold.
-    """
-
-    id: str
-    statement: str
-    source: str
-    family: str
-    steps: tuple[int, ...]
-    parts: tuple[Part, ...]
-    trusted_until: int | None = None
-    explanations: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def select(self, ds: Any) -> Any:
-        """The runs that the parts measure.
-
-        Raises:
-          NotThere: saying what the Dataset lacks.
-        """
-        recorded = set(ds["step"].values.tolist())
-        absent = [step for step in self.steps if step not in recorded]
-        if absent:
-            raise NotThere(f"step {absent[0]} is not recorded")
-        runs = one_family(ds, self.family) if self.family else one_point(ds)
-        if self.trusted_until is not None:
-            if "first_frozen_step" not in runs:
-                raise NotThere("the Dataset does not say when query-noise gradients underflow")
-            frozen = runs["first_frozen_step"]
-            early = frozen.where((frozen >= 0) & (frozen <= self.trusted_until))
-            if bool(early.notnull().any()):
-                raise NotThere(
-                    f"query-noise gradients underflow from step {int(early.min())} on, before the horizon "
-                    f"{self.trusted_until}; run it with --x64"
-                )
-        return runs
-
-
-def one_point(ds: Any) -> Any:
-    """The runs at the one point of every axis, dims (optimizer, seed, step, ...).
-
-    Raises:
-      NotThere: if an axis has several points.
-    """
-    if "status" not in ds:
-        raise NotThere("the Dataset has no status")
-    axes = [dim for dim in ds["status"].dims if dim not in ("optimizer", "seed")]
-    long = [dim for dim in axes if ds.sizes[dim] > 1]
-    if long:
-        raise NotThere(f"needs one point of every axis, got several on {long}")
-    return ds.isel(dict.fromkeys(axes, 0))
-
-
-def one_family(ds: Any, family: str) -> Any:
-    """The runs of one optimizer family that has one grid point, dims (seed, step, ...).
-
-    Raises:
-      NotThere: if there is not exactly one such optimizer.
-    """
-    chosen = np.flatnonzero(ds["family"].values == family)
-    if chosen.size != 1:
-        raise NotThere(f"needs exactly one {family} optimizer, got {chosen.size}")
-    return one_point(ds).isel(optimizer=int(chosen[0]))
 
 
 def problem_of(ds: Any) -> tuple[Problem, Hyper]:

@@ -1,0 +1,1 @@
+"""Claims as objects: what they are, and those of every system."""

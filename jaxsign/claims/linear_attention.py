@@ -1,0 +1,181 @@
+"""The claims about linear attention on in-context regression, each with its interval, and their settings."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxsign.claims.claim import Claim, NotThere, Part, one_family
+from jaxsign.stages import manifest, need
+
+SYSTEM = "linear_attention"
+#: The sweeps over an axis, by the axis; all other Datasets are settings of their own.
+AXES = {"inputs": "all inputs", "depth": "depths", "attention": "linear and softmax"}
+INF = float("inf")
+
+
+def setting_of(ds: Any) -> str:
+    """The law of the inputs and the context length, such as "normal, n=20"; or which axis a sweep is about."""
+    for axis, name in AXES.items():
+        if axis in ds.dims:
+            return name
+    problem = manifest(ds)["definition"]["problem"]
+    form = "" if problem["form"] == "sparse" else f", {problem['form']} form"
+    return f"{problem['inputs']}, n={problem['n_context']}{form}"
+
+
+def _both(ds: Any, name: str) -> tuple[Any, Any]:
+    """An observable of SGD and of Adam."""
+    need(ds, name)
+    sgd, adam = (one_family(ds, family)[name] for family in ("sgd", "adam"))
+    return sgd.drop_vars(_OPTIMIZER, errors="ignore"), adam.drop_vars(_OPTIMIZER, errors="ignore")
+
+
+_OPTIMIZER = ["optimizer", "family", "learning_rate", "clip"]
+
+
+def _late_gap(ds: Any) -> Any:
+    """ln(loss of SGD / loss of Adam), losses averaged over the last tenth of the recorded steps in log."""
+    sgd, adam = _both(ds, "train_loss")
+    late = ds["step"] >= 0.9 * float(ds["step"].max())
+    return (np.log(sgd) - np.log(adam)).where(late, drop=True).mean("step", skipna=False)
+
+
+def _condition_ratio(step: int) -> Callable[[Any], Any]:
+    def measure(ds: Any) -> Any:
+        sgd, adam = _both(ds, "robust_condition")
+        return sgd.sel(step=step, drop=True) / adam.sel(step=step, drop=True)
+
+    return measure
+
+
+def _smoothness_gap(ds: Any) -> Any:
+    """Share of recorded steps at which Adam's step meets less curvature than SGD's."""
+    sgd, adam = _both(ds, "directional_smoothness")
+    return (adam < sgd).isel(step=slice(1, None)).mean("step").astype(float)
+
+
+def _l0_l1(ds: Any) -> Any:
+    """Correlation of ln ||gradient|| with ln(smoothness along the step that it led to), Adam, t < 2000."""
+    import xarray as xr
+
+    need(ds, "gradient_before", "directional_smoothness")
+    runs = one_family(ds, "adam").sel(step=slice(1, 1999))
+    curvature = runs["directional_smoothness"]
+    x, y = np.log(runs["gradient_before"]), np.log(curvature.where(curvature > 0))
+    return xr.corr(x, y, "step")
+
+
+def _noise(number: Callable[[np.ndarray], float], heavy: str, light: str | None = None) -> Callable[[Any], Any]:
+    """A number of the gradient noise at one law of inputs, or how many times it is that of another."""
+
+    def measure(ds: Any) -> Any:
+        import xarray as xr
+
+        need(ds, "gradient_noise")
+        places = ds["inputs"].values.tolist()
+        contexts = np.atleast_1d(ds["n_context"].values).tolist()
+
+        def at(name: str) -> Any:
+            found = [i for i, inputs in enumerate(places) if inputs == name and contexts[i] == 20]
+            if not found:
+                raise NotThere(f"the inputs {name!r} with n_context=20 are not among the runs")
+            norms = ds["gradient_noise"].isel(inputs=found[0], optimizer=0).sel(step=0)
+            return xr.apply_ufunc(number, norms, input_core_dims=[["draw"]], vectorize=True)
+
+        values = at(heavy) if light is None else at(heavy) / at(light)
+        return values.drop_vars([c for c in values.coords if c != "seed"])
+
+    return measure
+
+
+def _kurtosis(norms: np.ndarray) -> float:
+    centred = (norms - norms.mean()) / norms.std()
+    return float((centred**4).mean())
+
+
+def _tail(norms: np.ndarray, share: float = 0.05) -> float:
+    top = np.sort(norms)[::-1][: int(share * norms.size) + 1]
+    return float(1 / np.log(top[:-1] / top[-1]).mean())
+
+
+def _best(ds: Any, family: str, **point: Any) -> Any:
+    """The smallest last loss over the learning rates of a family, dims (axis, seed)."""
+    need(ds, "train_loss")
+    chosen = np.flatnonzero(ds["family"].values == family)
+    return ds["train_loss"].isel(optimizer=chosen, step=-1).sel(**point, drop=True).min("optimizer").drop_vars("step")
+
+
+def _depth_slope(ds: Any) -> Any:
+    """Least-squares slope over the depth of ln(loss of SGD / loss of Adam), each at its best learning rate."""
+    gap = np.log(_best(ds, "sgd")) - np.log(_best(ds, "adam"))
+    return gap.polyfit("depth", 1)["polyfit_coefficients"].sel(degree=1, drop=True)
+
+
+def _softmax_ratio(ds: Any) -> Any:
+    """Last loss of softmax over that of linear attention, each with Adam at its best learning rate."""
+    return _best(ds, "adam", attention="softmax") / _best(ds, "adam", attention="linear")
+
+
+class _Whole(Claim):
+    """A claim whose parts look at all runs of a sweep over an axis."""
+
+    def select(self, ds: Any) -> Any:
+        """All runs."""
+        return ds
+
+
+_SETTINGS = ("normal, n=20", "normal, n=5", "gamma, n=20", "spherical, n=20")
+_paper = functools.partial(Claim, source="paper", family="", steps=(), system=SYSTEM, judge="mean", settings=_SETTINGS)
+_axis = functools.partial(_Whole, source="paper", family="", steps=(), system=SYSTEM, judge="mean")
+
+CLAIMS: tuple[Claim, ...] = (
+    _paper(
+        "L1",
+        "Adam's loss is below that of SGD with momentum",
+        parts=(Part("ln(loss of SGD / loss of Adam), last tenth of the steps", _late_gap, (0.0, INF)),),
+    ),
+    _paper(
+        "L2",
+        "the robust condition number is larger along SGD's run than along Adam's, on average",
+        parts=(
+            Part("R_med(SGD) / R_med(Adam) at t=750", _condition_ratio(750), (1.0, INF)),
+            Part("R_med(SGD) / R_med(Adam) at t=1250", _condition_ratio(1250), (1.0, INF)),
+        ),
+        settings=_SETTINGS[:3],
+    ),
+    _paper(
+        "L3",
+        "Adam's steps meet less curvature than SGD's",
+        parts=(Part("share of steps with smoothness(Adam) < smoothness(SGD)", _smoothness_gap, (0.5, 1.0)),),
+    ),
+    _paper(
+        "L4",
+        "log gradient norm and log smoothness are positively correlated along Adam's run",
+        parts=(Part("correlation, t < 2000", _l0_l1, (0.0, 1.0)),),
+    ),
+    _axis(
+        "L5",
+        "gradient noise at the start is heavy-tailed, the more so the heavier the tail of the inputs",
+        parts=(
+            Part("kurtosis of ||g_B - g||, normal inputs (3: normal law)", _noise(_kurtosis, "normal"), (3.0, INF)),
+            Part("kurtosis of ||g_B - g||, gamma inputs", _noise(_kurtosis, "gamma"), (3.0, INF)),
+            Part("kurtosis with gamma inputs / with normal ones", _noise(_kurtosis, "gamma", "normal"), (1.0, INF)),
+            Part("tail index with gamma inputs / with normal ones", _noise(_tail, "gamma", "normal"), (0.0, 1.0)),
+        ),
+        settings=("all inputs",),
+    ),
+    _axis(
+        "L6",
+        "the gap between Adam and SGD grows with depth",
+        parts=(Part("slope of ln(loss of SGD / loss of Adam) over the depth", _depth_slope, (0.0, INF)),),
+        settings=("depths",),
+    ),
+    _axis(
+        "L7",
+        "linear attention trains much faster than softmax attention",
+        parts=(Part("loss of softmax / loss of linear attention at the end, Adam", _softmax_ratio, (2.0, INF)),),
+        settings=("linear and softmax",),
+    ),
+)

@@ -1,0 +1,24 @@
+"""Every system's claims, and how the settings that its claims are decided in are called."""
+
+from typing import Any
+
+from jaxsign.claims import linear_attention, two_layer
+from jaxsign.claims.claim import Claim, system_of
+
+#: {system: its claims and `Dataset -> setting`}; a Dataset of any other system is read as one of the paper's.
+SYSTEMS: dict[str, Any] = {
+    "two_layer": two_layer,
+    "linear_attention": linear_attention,
+}
+CLAIMS: tuple[Claim, ...] = tuple(claim for system in SYSTEMS.values() for claim in system.CLAIMS)
+
+
+def known_system(ds: Any) -> str:
+    """The system whose claims a Dataset is asked."""
+    found = system_of(ds)
+    return found if found in SYSTEMS else "two_layer"
+
+
+def setting_of(ds: Any) -> str:
+    """The name of a Dataset's setting, such as "paper_like" or "theory, n=21"."""
+    return str(SYSTEMS[known_system(ds)].setting_of(ds))

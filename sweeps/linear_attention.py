@@ -1,0 +1,94 @@
+"""Linear transformers on in-context regression: SGD with momentum against Adam, noise, curvature, depth, softmax.
+
+Entries: normal_20, normal_5, gamma_20 (settings 1, 2, 3) and spherical_20, 6 seeds, 10,000 steps on 1000 fresh prompts
+each, both optimizers on the same prompts and initial weights, learning rates and clipping as published; condition
+numbers every 250 steps, smoothness along the last step every 25 up to 2000, then every 250.
+noise: gradient noise at the start, 10,000 batches, axis (inputs, n_context), 6 seeds. depth: layers 2, 4, 6, 8, three
+learning rates an optimizer, 2000 steps. softmax and full: attention="softmax" and form="full" of normal_20, 2000 steps.
+Command: python sweeps/linear_attention.py --out results/linear_attention
+Cost: @COST@
+Expected: Adam's loss below SGD's in all four settings; `jaxsign claims results/linear_attention`.
+The learning rates, sizes and settings are the published ones; depth, softmax and full are reconstructed.
+"""
+
+import sys
+from argparse import Namespace
+
+import numpy as np
+import optax
+
+import jaxsign as js
+
+#: {entry: (inputs, n_context, learning rate of SGD, of Adam, clipping)}, as published.
+SETTINGS = {
+    "normal_20": ("normal", 20, 0.02, 0.02, 1.0),
+    "normal_5": ("normal", 5, 0.01, 0.005, 1.0),
+    "gamma_20": ("gamma", 20, 0.02, 0.02, 1.0),
+    "spherical_20": ("spherical", 20, 5.0, 0.1, 0.1),
+}
+SCATTER = ["train_loss", "gradient_norm", "directional_smoothness", "gradient_before"]
+CURVES = [*SCATTER, "robust_condition", "robust_condition_eigen"]
+
+
+def sgd(learning_rate, clip=1.0):
+    """SGD with momentum .9 after clipping by the global norm."""
+    return optax.chain(optax.clip_by_global_norm(clip), optax.sgd(learning_rate, momentum=0.9))
+
+
+def adam(learning_rate, clip=1.0):
+    """Adam with both betas .9 after clipping by the global norm."""
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(learning_rate, b1=0.9, b2=0.9))
+
+
+def optimizers(sgd_rates, adam_rates, clip):
+    """Both families."""
+    return {
+        "sgd": js.grid(sgd, learning_rate=sgd_rates, clip=clip),
+        "adam": js.grid(adam, learning_rate=adam_rates, clip=clip),
+    }
+
+
+def build(args: Namespace) -> dict[str, js.Sweep]:
+    steps, seeds = args.steps or (60 if args.tiny else 10_000), args.seeds or (2 if args.tiny else 6)
+    batch = 16 if args.tiny else 1000
+    short = min(steps, 2000)
+
+    def problem(inputs="normal", n_context=20, **fields):
+        return js.RegressionProblem(
+            inputs=inputs, n_context=n_context, batch_size=batch, n_eval=batch,
+            **({"d": 2, "depth": 2} if args.tiny else {}) | fields,
+        )  # fmt: skip
+
+    def sweep(problem, optimizers, steps, axes=None, **changes):
+        return js.Sweep(
+            system=js.linear_attention, problem=problem, hyper=js.RegressionHyper(), optimizers=optimizers, steps=steps,
+            axes={**(axes or {}), "seed": seeds}, **({"record": 100, "test_every": steps, "observables": SCATTER[:2]}
+                                                     | changes),
+        )  # fmt: skip
+
+    sweeps = {}
+    record = np.unique(np.concatenate([np.arange(0, 2001, 25), np.arange(0, 10_001, 250)]))
+    for name, (inputs, n_context, sgd_rate, adam_rate, clip) in SETTINGS.items():
+        if not args.tiny or name == "normal_20":
+            sweeps[name] = sweep(
+                problem(inputs, n_context), optimizers(sgd_rate, adam_rate, clip), steps,
+                record=record[record <= steps], test_every=np.arange(0, steps + 1, 250), observables=CURVES,
+            )  # fmt: skip
+    laws = [(inputs, n) for inputs, n, *_ in SETTINGS.values()]
+    draws = {"noise_draws": 40, "noise_mean": 64} if args.tiny else {"noise_draws": 10_000}
+    sweeps["noise"] = sweep(
+        problem(**draws), {"sgd": js.grid(sgd, learning_rate=0.01)}, 1,
+        {("inputs", "n_context"): laws[-2:] if args.tiny else laws}, record=[0], test_every=[0], observables=["gradient_noise", "train_loss"],
+    )  # fmt: skip
+    if not args.tiny:
+        rates = [0.005, 0.01, 0.02]
+        sweeps["depth"] = sweep(problem(), optimizers(rates, rates, 1.0), short, {"depth": [2, 4, 6, 8]})
+        sweeps["softmax"] = sweep(problem(attention="softmax"), optimizers(rates, rates, 1.0), short)
+        sweeps["full"] = sweep(problem(form="full"), optimizers(0.02, 0.02, 1.0), short)
+    return sweeps
+
+
+main = js.sweep_cli(build, __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -78,12 +78,13 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     draws = {"noise_draws": 40, "noise_mean": 64} if args.tiny else {"noise_draws": 10_000}
     sweeps["noise"] = sweep(
         problem(**draws), {"sgd": js.grid(sgd, learning_rate=0.01)}, 1,
-        {("inputs", "n_context"): laws[-2:] if args.tiny else laws}, record=[0], test_every=[0], observables=["gradient_noise", "train_loss"],
+        {("inputs", "n_context"): laws[-2:] if args.tiny else laws}, record=[0], test_every=[0],
+        observables=["gradient_noise", "train_loss"],
     )  # fmt: skip
     if not args.tiny:
         rates = [0.005, 0.01, 0.02]
         sweeps["depth"] = sweep(problem(), optimizers(rates, rates, 1.0), short, {"depth": [2, 4, 6, 8]})
-        sweeps["softmax"] = sweep(problem(attention="softmax"), optimizers(rates, rates, 1.0), short)
+        sweeps["softmax"] = sweep(problem(), optimizers(rates, rates, 1.0), short, {"attention": ["linear", "softmax"]})
         sweeps["full"] = sweep(problem(form="full"), optimizers(0.02, 0.02, 1.0), short)
     return sweeps
 

@@ -227,7 +227,7 @@ def tail_index(x: Array, share: float = 0.05) -> Array:
       ValueError: for a share outside (0, 1), or one that leaves no tail.
 
     Examples:
-      >>> u = (jnp.arange(1, 2001) - 0.5) / 2000
+      >>> u = jnp.linspace(1 / 4000, 1 - 1 / 4000, 2000)
       >>> bool(abs(tail_index(u ** (-1 / 3)) - 3) < 0.1)
       True
 

@@ -253,7 +253,9 @@ def make_loop(
 
         def stretch(carry: tuple[State, PyTree], stop: Stops) -> tuple[tuple[State, PyTree], dict[str, Array]]:
             state, taped = jax.lax.fori_loop(stop.start, stop.end, step, carry)
-            broken = (stop.record | stop.last) & (state.bad < 0) & ~_finite(state.trained)
+            # Only where it counts: a call is padded with stops that do nothing, and looking at all parameters is slow.
+            due = stop.record | stop.last
+            broken = (state.bad < 0) & jax.lax.cond(due, lambda: ~_finite(state.trained), lambda: jnp.zeros((), bool))
             state = state._replace(bad=jnp.where(broken, stop.end, state.bad))
             row = jax.lax.cond(
                 stop.record,

@@ -1,6 +1,7 @@
 """jaxsign: sign gradient descent on two-layer transformers in JAX."""
 
 from jaxsign import curvature as curvature
+from jaxsign import landscape as landscape
 from jaxsign import plot as plot
 from jaxsign import presets as presets
 from jaxsign import theory as theory
@@ -23,6 +24,8 @@ from jaxsign.playback import replay as replay
 from jaxsign.probes import degree as degree
 from jaxsign.problem import Hyper as Hyper
 from jaxsign.problem import Problem as Problem
+from jaxsign.problems.kernel_attention import KernelHyper as KernelHyper
+from jaxsign.problems.kernel_attention import KernelProblem as KernelProblem
 from jaxsign.problems.linear_attention import RegressionHyper as RegressionHyper
 from jaxsign.problems.linear_attention import RegressionProblem as RegressionProblem
 from jaxsign.rng import stream as stream
@@ -33,6 +36,7 @@ from jaxsign.store.results import open_results as open_results
 from jaxsign.sweep.grid import Sweep as Sweep
 from jaxsign.sweep.runner import run_sweep as run_sweep
 from jaxsign.task import Task as Task
+from jaxsign.tasks.kernel_attention import kernel_attention as kernel_attention
 from jaxsign.tasks.linear_attention import linear_attention as linear_attention
 from jaxsign.training import Run as Run
 from jaxsign.training import train as train

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"validation", "compilation"},
     {"rng", "problem", "problems", "task", "optim", "probes", "schedule"},
-    {"data", "presets", "labelled", "curvature", "start"},
+    {"data", "presets", "labelled", "curvature", "landscape", "start"},
     {"models", "exactness", "loop"},
     {"observables", "theory"},
     {"tasks"},

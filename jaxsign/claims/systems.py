@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from jaxsign.claims import linear_attention, two_layer
+from jaxsign.claims import kernel_attention, linear_attention, two_layer
 from jaxsign.claims.claim import Claim, system_of
 
 #: {system: its claims and `Dataset -> setting`}; a Dataset of any other system is read as one of the paper's.
 SYSTEMS: dict[str, Any] = {
     "two_layer": two_layer,
     "linear_attention": linear_attention,
+    "kernel_attention": kernel_attention,
 }
 CLAIMS: tuple[Claim, ...] = tuple(claim for system in SYSTEMS.values() for claim in system.CLAIMS)
 

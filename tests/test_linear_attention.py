@@ -1,6 +1,8 @@
 """The linear transformer against a NumPy loop and a closed form; laws of its data; what its task observes."""
 
 import dataclasses
+import runpy
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -219,3 +221,13 @@ def test_bad_numbers_and_systems_are_refused():
         task.validate(js.Hyper(sigma_p=1.0))
     with pytest.raises(ValueError, match=r"problem must be a js\.RegressionProblem"):
         js.linear_attention(js.Problem(n=2, d=9, s=2, m_k=1, m_v=1))
+
+
+@pytest.mark.slow
+def test_the_experiment_runs_tiny(tmp_path):
+    experiment = runpy.run_path(str(Path(__file__).parent.parent / "sweeps" / "linear_attention.py"))
+    assert experiment["main"](["--tiny", "--out", str(tmp_path)]) == 0
+    curves, noise = (js.open_results(tmp_path / name) for name in ("normal_20", "noise"))
+    assert np.isfinite(curves["robust_condition_eigen"].sel(step=0)).all()
+    assert np.isfinite(noise["gradient_noise"]).all()
+    assert {row.claim.id for row in js.check([curves, noise]).rows} >= {"L1", "L3", "L4", "L5"}

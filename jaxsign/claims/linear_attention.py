@@ -1,6 +1,7 @@
 """The claims about linear attention on in-context regression, each with its interval, and their settings."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -144,11 +145,18 @@ CLAIMS: tuple[Claim, ...] = (
             Part("R_med(SGD) / R_med(Adam) at t=1250", _condition_ratio(1250), (1.0, INF)),
         ),
         settings=_SETTINGS[:3],
+        steps=(750, 1250),
     ),
     _paper(
         "L3",
         "Adam's steps meet less curvature than SGD's",
-        parts=(Part("share of steps with smoothness(Adam) < smoothness(SGD)", _smoothness_gap, (0.5, 1.0)),),
+        parts=(
+            Part(
+                "share of steps with smoothness(Adam) < smoothness(SGD)",
+                _smoothness_gap,
+                (math.nextafter(0.5, 1.0), 1.0),
+            ),
+        ),
     ),
     _paper(
         "L4",

@@ -115,7 +115,8 @@ def test_functions_see_full_weights_whatever_runs():
     np.testing.assert_allclose(dense.trace["whole"][-1], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["feature_space", pytest.param("feature_space_law", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["feature_space", "feature_space_law"])
 def test_an_n_axis_compiles_one_program_a_power_of_two_and_changes_no_run(engine):
     sizes = [1, 3, 4]
     made = js.Sweep(

@@ -22,7 +22,6 @@ def decayed():
     return optax.chain(optax.scale_by_sign(), optax.add_decayed_weights(2.0), optax.scale_by_learning_rate(1e-3))
 
 
-BATCHES = "mini-batches of GD, label noise"
 OPTIMIZERS = {
     "adam": optax.adam(1e-3, eps=1e-30),
     "signum": js.signum(1e-3, beta=0.9),
@@ -34,7 +33,7 @@ X64 = jax.config.jax_enable_x64
 SYSTEMS = {
     "no overlap": (dataclasses.replace(PROBLEM, overlap="none"), HYPER, SIGN_GD),
     "mini-batches": (dataclasses.replace(PROBLEM, batch_size=2), HYPER, SIGN_GD),
-    BATCHES: (
+    "mini-batches of GD, label noise": (
         dataclasses.replace(PROBLEM, batch_size=3),
         dataclasses.replace(HYPER, label_noise=0.3),
         optax.sgd(0.3),
@@ -182,7 +181,7 @@ def widened(x):
 
 
 @pytest.mark.x64(only=True)
-@pytest.mark.parametrize("name", daily(SYSTEMS, "three patches, two heads, feature and label noise, decay", BATCHES))
+@pytest.mark.parametrize("name", daily(SYSTEMS, "three patches, two heads, feature and label noise, decay"))
 def test_every_problem_runs_as_dense(name, eps):
     same(*pair(*SYSTEMS[name], steps_for(eps), seed=2), eps)
 

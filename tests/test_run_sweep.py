@@ -164,6 +164,7 @@ def test_a_zipped_static_axis_pads_with_nan_and_says_so():
     assert "padded" not in ds["size"].attrs
 
 
+@pytest.mark.slow
 def test_the_two_layer_system_over_snr_is_a_loop_of_single_runs(problem):
     settings = {"steps": 20, "test_every": 20, "observables": ["train_loss", "test_loss", "value_noise", "key_noise"]}
     made = js.Sweep(

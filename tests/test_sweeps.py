@@ -189,6 +189,7 @@ def throughput():
         yield load(ROOT / "sweeps" / "throughput.py")
 
 
+@pytest.mark.slow
 def test_throughput_benchmark_runs_tiny_agrees_and_is_drawn(throughput, tmp_path, capsys, monkeypatch):
     out = tmp_path / "throughput"
     found = importlib.util.find_spec  # the same with and without PyTorch

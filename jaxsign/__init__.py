@@ -28,6 +28,8 @@ from jaxsign.problems.kernel_attention import KernelHyper as KernelHyper
 from jaxsign.problems.kernel_attention import KernelProblem as KernelProblem
 from jaxsign.problems.linear_attention import RegressionHyper as RegressionHyper
 from jaxsign.problems.linear_attention import RegressionProblem as RegressionProblem
+from jaxsign.problems.residual import ResidualHyper as ResidualHyper
+from jaxsign.problems.residual import ResidualProblem as ResidualProblem
 from jaxsign.rng import stream as stream
 from jaxsign.schedule import log_steps as log_steps
 from jaxsign.stages import at_train_loss as at_train_loss
@@ -38,6 +40,7 @@ from jaxsign.sweep.runner import run_sweep as run_sweep
 from jaxsign.task import Task as Task
 from jaxsign.tasks.kernel_attention import kernel_attention as kernel_attention
 from jaxsign.tasks.linear_attention import linear_attention as linear_attention
+from jaxsign.tasks.residual import residual_attention as residual_attention
 from jaxsign.training import Run as Run
 from jaxsign.training import train as train
 from jaxsign.trajectories import open_trajectory as open_trajectory

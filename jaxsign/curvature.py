@@ -108,6 +108,14 @@ def robust_condition(values: Array) -> Array:
     return jnp.max(size) / jnp.median(size)
 
 
+@jax.custom_batching.sequential_vmap
+def _eigenvalues(matrix: Array) -> Array:
+    """Matrices are taken one by one: a batch handed to LAPACK waits for workers of the very pool that it runs in, and
+    several CPU devices lock each other up for good (jaxlib 0.10.2).
+    """
+    return jnp.linalg.eigvalsh(matrix)
+
+
 def robust_condition_number(loss: Loss, params: PyTree, by: str = "diagonal") -> Array:
     """Robust condition number of a loss, max / median over the Hessian's diagonal or its eigenvalues.
 
@@ -136,7 +144,7 @@ def robust_condition_number(loss: Loss, params: PyTree, by: str = "diagonal") ->
     if known("by", by, FORMS) == "diagonal":
         return robust_condition(ravel_pytree(hessian_diagonal(loss, params))[0])
     full = hessian(loss, params)
-    return robust_condition(jnp.linalg.eigvalsh((full + full.T) / 2))
+    return robust_condition(_eigenvalues((full + full.T) / 2))
 
 
 def directional_smoothness(loss: Loss, params: PyTree, move: PyTree) -> Array:

@@ -1,0 +1,153 @@
+"""Residuals and the speed of gradient descent: loss, contraction, spectra; against depth, temperature and n/d.
+
+Reads DIR/residual (sweeps/residual.py). Command: python figures/residual.py --results results --out results/figures
+"""
+
+import argparse
+import textwrap
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+
+import jaxsign as js
+from jaxsign import plot
+from jaxsign.claims.residual import ablated, best
+from jaxsign.stages import manifest
+
+#: (attention residual, FFN residual) of every variant, its name, colour and line style.
+VARIANTS = {
+    (1, 1): ("both residuals", "#0072B2", "-"),
+    (1, 0): ("attention only", "#009E73", (0, (3, 1, 1, 1))),
+    (0, 1): ("FFN only", "#D55E00", (0, (5, 1))),
+    (0, 0): ("none", plot.NEUTRAL, ":"),
+}
+MARKS = {(1, 1): "o", (1, 0): "^", (0, 1): "s", (0, 0): "D"}
+
+
+def look(variant):
+    name, colour, line = VARIANTS[variant]
+    return {"label": name, "color": colour, "linestyle": line}
+
+
+def shrunk(runs):
+    """Last loss over first at every seed's best learning rate."""
+    loss = best(runs)["train_loss"]
+    return loss.isel(step=-1) / loss.isel(step=0)
+
+
+def losses(ax, ds):
+    """Loss at the best learning rate, and with both residuals the predicted contraction, dashed."""
+    for variant in VARIANTS:
+        runs = best(ablated(ds, *variant))
+        plot.band(
+            ax, ds.step, (runs.train_loss / runs.train_loss.isel(step=0)).transpose("seed", "step"), **look(variant)
+        )
+    runs = best(ablated(ds, 1, 1))
+    gap = np.diff(ds.step.values, prepend=0)
+    rate = np.log1p(-runs.learning_rate * runs.feature_sigma_min.shift(step=1, fill_value=0.0) ** 2)
+    law = np.exp((rate * xr.DataArray(gap, dims="step")).cumsum("step")).median("seed")
+    ax.plot(ds.step, law, color="k", lw=0.8, ls="--", label=r"$\prod(1-\eta\,\sigma_{\min}^2)$")
+    ax.set(yscale="log", xlabel="step t", ylim=(1e-20, 10))
+    ax.set_ylabel("L(t) / L(0)")
+
+
+def contraction(ax, bound):
+    """Decrease of every step at eta = 1e-5 over the bound's, for both residuals and every depth: never below 1."""
+    for depth, colour in zip(bound.depth.values, ("#56B4E9", "#0072B2", "#003A5D")):
+        runs = ablated(bound.sel(depth=depth), 1, 1).isel(step=slice(1, None))
+        runs = runs.isel(optimizer=int(np.argmin(runs.learning_rate.values)))
+        ratio = np.log(runs.contraction) / np.log1p(-runs.learning_rate * runs.sigma_before**2)
+        plot.band(ax, runs.step, ratio.transpose("seed", "step"), f"depth {int(depth)}", color=colour)
+    ax.axhline(1, color="k", lw=0.8, ls="--", label="bound")
+    ax.axhline(2, color="0.5", lw=0.8, ls=":", label="of gradient flow")
+    ax.set(yscale="log", xlabel="step t", ylim=(0.5, 1e9))
+
+
+def condition(ax, ds):
+    """Condition number of H over time at the best learning rate."""
+    for variant in VARIANTS:
+        runs = best(ablated(ds, *variant))
+        plot.band(ax, ds.step, runs.attention_condition.max("layer").transpose("seed", "step"), **look(variant))
+    ax.set(yscale="log", xlabel="step t")
+
+
+def spectrum(ax, ds):
+    """Singular values of H at the start, relative to the largest; at depth 1 only the attention residual matters."""
+    for variant in ((1, 1), (0, 0)):
+        values = ablated(ds, *variant).attention_singular_values.isel(optimizer=0, step=0, layer=0)
+        values = (values / values.isel(index=0)).transpose("seed", "index")
+        plot.band(ax, np.arange(1, values.sizes["index"] + 1), values, **look(variant))
+    ax.set(yscale="log", xlabel="index i")
+
+
+def against(ax, x, values, variant):
+    """A number per seed over an axis: median and band with markers."""
+    plot.band(ax, x, values, marker=MARKS[variant], ms=3, **look(variant))
+
+
+def footer(fig, one, bound, width):
+    """Sizes, seeds and settings below the figure."""
+    definition = manifest(one)["definition"]
+    sizes = " ".join(f"{name}={definition['problem'][name]}" for name in ("n", "d", "d_ff", "d_out"))
+    rates = ", ".join(f"{rate:g}" for rate in one.learning_rate.values)
+    text = (
+        f"{one.sizes['seed']} seeds at depth 1, {bound.sizes['seed']} in b, f, g and at other depths, "
+        f"{width.sizes['seed']} in h, i; median and 5-95 % · reconstructed: {sizes}, "
+        f"depth 1 where not said · {definition['dtype']} · GD, {int(one.step[-1])} steps, each seed's best "
+        f"learning rate of {rates}; b: 1e-5"
+    )
+    fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", default="results")
+    parser.add_argument("--out", default="results/figures")
+    args = parser.parse_args()
+    root = Path(args.results) / "residual"
+    depths = {int(path.name[6:]): js.open_results(path).load() for path in sorted(root.glob("depth_*"))}
+    bound, temperature, width = (js.open_results(root / name).load() for name in ("bound", "temperature", "width"))
+    one = depths[1]
+    with plot.style():
+        fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 5.4))
+        losses(axes[0, 0], one)
+        contraction(axes[0, 1], bound)
+        condition(axes[0, 2], one)
+        spectrum(axes[1, 0], one)
+        for variant in VARIANTS:
+            final = xr.concat([shrunk(ablated(ds, *variant)) for ds in depths.values()], "depth", join="outer")
+            against(axes[1, 1], list(depths), final.transpose("seed", "depth"), variant)
+        for variant in ((1, 1), (0, 0)):
+            hot, wide = ablated(temperature, *variant), ablated(width, *variant)
+            start = {"optimizer": 0, "step": 0}
+            kappa = hot.attention_condition.isel(**start, layer=0).transpose("seed", "temperature")
+            against(axes[1, 2], hot.temperature, kappa, variant)
+            against(axes[2, 0], hot.temperature, shrunk(hot).transpose("seed", "temperature"), variant)
+            ratio = wide.n / manifest(wide)["definition"]["problem"]["d"]
+            sigma = wide.feature_sigma_min.isel(**start).transpose("seed", "n")
+            against(axes[2, 1], ratio, sigma, variant)
+            against(axes[2, 2], ratio, shrunk(wide).transpose("seed", "n"), variant)
+        titles = (
+            "loss, depth 1", "decrease / bound's", r"$\kappa(H)$, depth 1", r"$\sigma_i/\sigma_1$ of $H$, t = 0",
+            "last / first loss", r"$\kappa(H)$, t = 0", "last / first loss", r"$\sigma_{\min}(Z)$, t = 0",
+            "last / first loss",
+        )  # fmt: skip
+        for letter, ax, title in zip("abcdefghi", axes.flat, titles):
+            ax.set_title(f"({letter}) {title}")
+        axes[1, 1].set(yscale="log", xlabel="depth", xticks=list(depths))
+        for ax in (axes[1, 2], axes[2, 0]):
+            ax.set(xscale="log", yscale="log", xlabel="temperature")
+        for ax in axes[2, 1:]:
+            ax.set(yscale="log", xlabel="n/d")
+        axes[0, 0].set_ylabel("")
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=6)
+        axes[0, 1].legend(fontsize=5.5)
+        footer(fig, one, bound, width)
+        for path in plot.save(fig, args.out, "residual"):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -251,10 +251,11 @@ def make_loop(
 
         unseen = jax.eval_shape(look, state.trained, state.before, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
-        def stretch(carry: tuple[State, PyTree], stop: Stops) -> tuple[tuple[State, PyTree], dict[str, Array]]:
-            state, taped = jax.lax.fori_loop(stop.start, stop.end, step, carry)
-            # Only where it counts: a call is padded with stops that do nothing, and looking at all parameters is slow.
-            due = stop.record | stop.last
+        def stretch(i: Array, carry: tuple[State, PyTree, dict[str, Array]]) -> tuple[State, PyTree, dict[str, Array]]:
+            state, taped, rows = carry
+            stop = jax.tree.map(lambda x: x[i], stops)
+            state, taped = jax.lax.fori_loop(stop.start, stop.end, step, (state, taped))
+            due = stop.record | stop.last  # looking at all parameters is slow
             broken = (state.bad < 0) & jax.lax.cond(due, lambda: ~_finite(state.trained), lambda: jnp.zeros((), bool))
             state = state._replace(bad=jnp.where(broken, stop.end, state.bad))
             row = jax.lax.cond(
@@ -262,10 +263,15 @@ def make_loop(
                 lambda: look(state.trained, state.before, stop.end, stop.test),
                 lambda: jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), unseen),
             )
-            return (state, taped), row
+            return state, taped, jax.tree.map(lambda rows, row: rows.at[i].set(row), rows, row)
 
+        stops = jax.tree.map(jnp.asarray, stops)
         taped = tape.blank(state.trained, merge_params(state.trained, fixed), data) if tape is not None else None
-        (state, taped), rows = jax.lax.scan(stretch, (state, taped), stops)
+        rows = jax.tree.map(lambda leaf: jnp.full((stops.end.size, *leaf.shape), jnp.nan, leaf.dtype), unseen)
+        # Not a scan: every turn copies the parameters, also for the stops that pad a call and do nothing.
+        used = (stops.end > stops.start) | stops.record
+        turns = jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
+        state, taped, rows = jax.lax.fori_loop(0, turns, stretch, (state, taped, rows))
         # The loss at the last step, which the next stretch would look at: what is recorded there may have to go.
         last = stops.end[-1]
         bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss_of(state.trained, last)), last, state.bad)

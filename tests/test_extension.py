@@ -393,4 +393,7 @@ def test_guarantee_4_a_new_point_does_not_change_how_the_stored_ones_are_trained
     ds = js.run_sweep(auto(factory, **more), tmp_path / "out")
     fresh = js.run_sweep(auto(factory, **more), lane_width=2)
     for name in ("train_loss", "test_loss"):
-        np.testing.assert_array_equal(ds[name], fresh[name])
+        stored = ds[name].isel(optimizer=0)
+        np.testing.assert_array_equal(stored, fresh[name].isel(optimizer=0))
+        # The new point is a group of its own, whose lanes are as wide as was best when it was added.
+        np.testing.assert_allclose(ds[name], fresh[name], rtol=1e-5)

@@ -19,7 +19,7 @@ import jaxsign as js
 from jaxsign.store import results
 from jaxsign.store.results import UnusableData
 from jaxsign.sweep import definition as definitions
-from jaxsign.sweep import plan
+from jaxsign.sweep import plan, session
 from jaxsign.sweep.blocks import Blocks
 
 
@@ -374,6 +374,23 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "BLOCK_RUNS", 2)
     assert js.run_sweep(small(), out=out)["train_loss"].notnull().all()
     assert sorted(f.name for f in out.iterdir()) == ["locks", "manifest.json", "results.zarr"]
+
+
+def test_a_kill_between_the_last_run_and_the_last_word_is_put_right(tmp_path, monkeypatch):
+    def killed(itself, seconds):
+        raise KeyboardInterrupt
+
+    checkpoint = tmp_path / "checkpoints" / "block-000000" / "9.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "close", killed)
+        with pytest.raises(KeyboardInterrupt):
+            js.run_sweep(small(), out=tmp_path)
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("{}")
+    again = js.run_sweep(small(), out=tmp_path)
+    assert values(again).identical(values(js.run_sweep(small())))
+    assert json.loads((tmp_path / "manifest.json").read_text())["runs"]["not_run"] == 0
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["locks", "manifest.json", "results.zarr"]
 
 
 def test_arrays_without_a_manifest_are_refused_and_untouched(copy):

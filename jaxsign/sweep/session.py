@@ -197,7 +197,7 @@ class Session:
 
 
 def left(path: Path, stored: Mapping[str, Any]) -> bool:
-    """Whether a directory of this very definition has runs to do, or damage to mend."""
+    """Whether a directory of this very definition has runs to do, damage to mend or something to put away."""
     if not results.is_results(path) or results.damaged_metadata(path, stored["crc32"]):
         return True
     found = results.stored_variables(path)
@@ -206,6 +206,10 @@ def left(path: Path, stored: Mapping[str, Any]) -> bool:
     except results.UnusableData:
         return True
     if (status < 0).any() or _unkept(path, status.shape, stored["definition"]["trajectory"]).any():
+        return True
+    # A process that was killed after its last run has not put its things away, nor counted what is there.
+    untidy = stored["runs"].get("not_run", 1) or (path / checkpoints.FOLDER).exists()
+    if untidy and os.access(path, os.W_OK):
         return True
     store = Store(path, found, mode="r")
     return any(store.damage(box) for box in results.blocks(status.shape, found["status"].chunks))

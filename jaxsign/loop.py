@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from jaxsign.rng import stream
+from jaxsign.rows import put
 from jaxsign.start import Start, merge_params, split_params, trained_fields
 from jaxsign.task import Task
 from jaxsign.validation import known
@@ -263,7 +264,7 @@ def make_loop(
                 lambda: look(state.trained, state.before, stop.end, stop.test),
                 lambda: jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), unseen),
             )
-            return state, taped, jax.tree.map(lambda rows, row: rows.at[i].set(row), rows, row)
+            return state, taped, jax.tree.map(lambda rows, row: put(rows, i, row), rows, row)
 
         stops = jax.tree.map(jnp.asarray, stops)
         taped = tape.blank(state.trained, merge_params(state.trained, fixed), data) if tape is not None else None

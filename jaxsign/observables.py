@@ -58,13 +58,17 @@ ATTRS: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 
 
-def observe(params: AnyParams, data: Any, test: Any) -> dict[str, Array]:
+def observe(
+    params: AnyParams, data: Any, test: Any, kernel: str = "softmax", residual: Array | float = 0.0
+) -> dict[str, Array]:
     """Every observable of the two-layer system at one set of parameters.
 
     Args:
       params: weights in any form, or FeatureParams with their data and test set.
       data: training set; noise observables use its observed labels.
       test: settled test set, or None: then test_loss and test_error are left out.
+      kernel: of the attention.
+      residual: weight of the residual path, ().
 
     Returns:
       {name: array} with the dimensions of `dims`.
@@ -77,23 +81,25 @@ def observe(params: AnyParams, data: Any, test: Any) -> dict[str, Array]:
     there = data.weight > 0
     label = jnp.where(there, data.y, 0)[:, None]  # padding has no noise and no vote
     together = (jnp.sign(f.q) == jnp.sign(f.k)) & there[None, :, None]
-    attention_log = model.log_attention(f, sign_mu, params.heads)
+    attention_log = model.log_attention(f, sign_mu, params.heads, kernel)
     value_noise, query_noise, key_noise = f.v * label, f.q * label[None], f.k * label[None]
-    s21_log = jnp.moveaxis(attention_log[1:, 0], 0, 2)  # (head, sample, patch)
     vote = jnp.sum(jnp.sign(key_noise), axis=(1, 2))
     untied = vote != 0
     agree = untied & (jnp.sign(f.q_mu) == jnp.sign(vote))
+    margin = data.y * model.logits(f, sign_mu, params.heads, kernel, residual)
+    attention = jnp.exp(attention_log) if kernel != "linear" else model.scores(f, sign_mu, params.heads)
+    s21 = jnp.moveaxis(attention[1:, 0], 0, 2)  # (head, sample, patch)
     out = {
-        "train_loss": jnp.sum(data.weight * model.logistic_loss(data.y * model.logits(f, sign_mu, params.heads))),
+        "train_loss": jnp.sum(data.weight * model.logistic_loss(margin)),
         "value_signal": data.mu * f.v_mu,
         "value_noise": value_noise,
         "query_noise": query_noise,
         "key_noise": key_noise,
         "query_signal": data.mu * f.q_mu,
         "key_signal": data.mu * f.k_mu,
-        "s11": jnp.exp(attention_log[0, 0]),
-        "s21": jnp.exp(s21_log),
-        "log_s21": s21_log,
+        "s11": attention[0, 0],
+        "s21": s21,
+        "log_s21": jnp.moveaxis(attention_log[1:, 0], 0, 2),
         "sign_agreement": jnp.sum(together, dtype=f.q.dtype) / (jnp.sum(there, dtype=f.q.dtype) * f.q[:, 0].size),
         "majority_agreement": jnp.sum(agree, dtype=f.q.dtype) / jnp.sum(untied, dtype=f.q.dtype),
     }
@@ -101,7 +107,7 @@ def observe(params: AnyParams, data: Any, test: Any) -> dict[str, Array]:
         out = {name: value[..., 0] if name in _NOISE else value for name, value in out.items()}
     if test is not None:
         fresh = params.fresh_features(test)
-        margin = test.y * model.logits(fresh, test.y * test.mu, params.heads)
+        margin = test.y * model.logits(fresh, test.y * test.mu, params.heads, kernel, residual)
         out["test_loss"] = jnp.mean(model.logistic_loss(margin))
         out["test_error"] = jnp.mean((margin <= 0).astype(margin.dtype))
     return out
@@ -120,16 +126,20 @@ def noise_norms(data: Any) -> dict[str, Array]:
     return {"noise_l1": jnp.sum(jnp.abs(noise), -1), "noise_l2": jnp.sqrt(jnp.sum(noise * noise, -1))}
 
 
-def query_gradient_underflows(params: AnyParams, data: Any, gradient: Array | None = None) -> Array:
+def query_gradient_underflows(
+    params: AnyParams, data: Any, gradient: Array | None = None, residual: Array | float = 0.0
+) -> Array:
     """Whether some query-noise gradient is exactly 0 although its law is not.
 
-    The law (context 2): dL/dq_i ~ p_i s_21 s_22 (<v,xi_i> - <v,x_1>) (k_i - k_signal); its first three factors are
-    positive and only rounding to 0 makes them vanish. From that step on sign(0) = 0 freezes the query noise.
+    The law of softmax attention (context 2): dL/dq_i ~ p_i s_21 s_22 (<v,xi_i> - <v,x_1>) (k_i - k_signal); its first
+    three factors are positive and only rounding to 0 makes them vanish. From that step on sign(0) = 0 freezes the query
+    noise.
 
     Args:
       params: weights in any form, or FeatureParams with their data.
       data: training set, or the mini-batch of a step.
       gradient: (rows, n, context-1), dL/dq as the optimizer sees it; None: computed here.
+      residual: weight of the residual path, ().
 
     Returns:
       () bool.
@@ -138,7 +148,7 @@ def query_gradient_underflows(params: AnyParams, data: Any, gradient: Array | No
     sign_mu = data.y_clean * data.mu
 
     def loss(q: Array) -> Array:
-        margin = data.y * model.logits(f._replace(q=q), sign_mu, params.heads)
+        margin = data.y * model.logits(f._replace(q=q), sign_mu, params.heads, "softmax", residual)
         return jnp.sum(data.weight * model.logistic_loss(margin))
 
     if gradient is None:

@@ -11,6 +11,7 @@ from jaxsign.validation import known, positive_int, real
 
 SUPPORTS = ("independent", "disjoint")
 OVERLAPS = ("exact", "none")
+KERNELS = ("softmax", "gaussian", "linear")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Problem:
         test supports off all training supports, the limit d -> infinity, and needs s further free coordinates.
       batch_size: examples of a mini-batch, int in [1, n], drawn anew at every step, every subset equally likely; None
         is the full batch.
+      kernel: of the attention, from query q and key k: "softmax" of <q, k> over the keys, the paper's; "gaussian"
+        exp(-||q - k||^2 / 2), not normalised; "linear" <q, k>.
 
     Raises:
       ValueError: naming field, value and legal range.
@@ -55,6 +58,7 @@ class Problem:
     supports: str = "independent"
     overlap: str = "exact"
     batch_size: int | None = None
+    kernel: str = "softmax"
 
     def __post_init__(self) -> None:
         minimum = {"d": 2, "context": 2}
@@ -69,6 +73,7 @@ class Problem:
                 )
         known("supports", self.supports, SUPPORTS)
         known("overlap", self.overlap, OVERLAPS)
+        known("kernel", self.kernel, KERNELS)
         if self.s > self.d - 1:
             raise ValueError(f"s must be an int in [1, d-1] = [1, {self.d - 1}], got s={self.s}")
         used = self.n * self.patches * self.s
@@ -105,6 +110,7 @@ class Hyper:
       sigma_0: standard deviation of every initial weight, finite, >= 0.
       alpha: feature noise, xi <- xi - alpha*y*mu*e_1, finite.
       label_noise: probability that a training label is flipped, in [0, 1].
+      residual: weight r of a residual path around the attention, X S + r X, finite; 0 in the paper's model.
 
     Examples:
       >>> Hyper(sigma_p=2.0, mu=1.0, sigma_0=3e-3).alpha
@@ -119,6 +125,7 @@ class Hyper:
     sigma_0: Any = 3e-3
     alpha: Any = 0.0
     label_noise: Any = 0.0
+    residual: Any = 0.0
 
     #: Derived axes and the field that each one sets.
     derived: ClassVar[dict[str, str]] = {"snr": "sigma_p"}
@@ -142,6 +149,7 @@ class Hyper:
             "sigma_0": {"low": 0.0},
             "alpha": {},
             "label_noise": {"low": 0.0, "high": 1.0},
+            "residual": {},
         }
         for name, legal in ranges.items():
             value = getattr(self, name)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsign.loop import Tape
+from jaxsign.rows import put
 
 Array = jax.Array
 PyTree = Any
@@ -42,8 +43,8 @@ def sign_tape(steps: int) -> Tape:
         # A leaf that is no longer finite belongs to a run that has diverged, which is marked elsewhere.
         broken = jnp.any((amplitude != jnp.stack(least)) & jnp.isfinite(amplitude))
         return {
-            "codes": buffers["codes"].at[place].set(jnp.concatenate([pack(leaf).reshape(-1) for leaf in leaves])),
-            "amplitude": buffers["amplitude"].at[place].set(amplitude),
+            "codes": put(buffers["codes"], place, jnp.concatenate([pack(leaf).reshape(-1) for leaf in leaves])),
+            "amplitude": put(buffers["amplitude"], place, amplitude),
             "off": jnp.where((buffers["off"] < 0) & broken, place.astype(jnp.int32), buffers["off"]),
         }
 
@@ -62,7 +63,7 @@ def feature_tape(steps: int, project: Callable[[PyTree, PyTree], PyTree]) -> Tap
         return [jnp.zeros((steps, *x.shape), x.dtype) for x in jax.tree.leaves(jax.eval_shape(project, params, data))]
 
     def write(buffers: list[Array], place: Array, params: PyTree, data: PyTree, updates: PyTree) -> list[Array]:
-        return [buffer.at[place].set(x) for buffer, x in zip(buffers, jax.tree.leaves(project(params, data)))]
+        return [put(buffer, place, x) for buffer, x in zip(buffers, jax.tree.leaves(project(params, data)))]
 
     return Tape(blank, write)
 

@@ -12,6 +12,7 @@ from jaxsign.models.feature_gradient import value_and_gradient
 from jaxsign.models.two_layer_features import FeatureData, FeatureParams, Inner
 
 ROWS, N = 6, 7
+HYPER = js.Hyper(sigma_p=2.0)
 
 
 def draw(seed, heads=2, alpha=0.3, size=0.5, partial=True):
@@ -33,17 +34,21 @@ def draw(seed, heads=2, alpha=0.3, size=0.5, partial=True):
     return FeatureParams(inner(ROWS), inner(ROWS), inner(), heads=heads), data
 
 
-def loss_of(params, data):
+def loss_of(params, data, residual=0.0):
     task = js.two_layer(js.Problem(n=N, d=50, s=2, m_k=3, m_v=2, heads=2, supports="disjoint"), engine="feature_space")
-    return task.loss(params, data, None)
+    return task.loss(params, data, dataclasses.replace(HYPER, residual=residual))
 
 
 @pytest.mark.x64
-@pytest.mark.parametrize(("heads", "alpha"), [(1, 0.0), (2, 0.3)])
-def test_the_gradient_is_that_of_the_loss(eps, heads, alpha):
+@pytest.mark.parametrize(("heads", "alpha", "residual"), [(1, 0.0, 0.0), (2, 0.3, 0.0), (2, 0.3, 0.7), (1, 0.0, -1.5)])
+def test_the_gradient_is_that_of_the_loss(eps, heads, alpha, residual):
     params, data = draw(0, heads, alpha)
-    loss, slope = jax.jit(value_and_gradient, static_argnums=2)(params, data, False)
-    expected, theirs = jax.jit(jax.value_and_grad(loss_of))(params, data)
+    loss, slope = jax.jit(value_and_gradient, static_argnums=2)(params, data, False, residual)
+    signs = jax.jit(value_and_gradient, static_argnums=2)(params, data, True, residual)[1]
+    expected, theirs = jax.jit(jax.value_and_grad(loss_of))(params, data, residual)
+    for mine, other in zip(jax.tree.leaves(signs), jax.tree.leaves(theirs)):
+        there = np.broadcast_to(np.asarray(data.weight > 0)[:, None], other.shape) if other.ndim > 1 else True
+        np.testing.assert_array_equal(np.sign(mine)[there], np.sign(other)[there])
     np.testing.assert_allclose(loss, expected, rtol=20 * eps)
     for mine, other in zip(jax.tree.leaves(slope), jax.tree.leaves(theirs)):
         np.testing.assert_allclose(mine, other, rtol=500 * eps, atol=50 * eps * np.abs(other).max())

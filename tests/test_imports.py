@@ -14,8 +14,9 @@ PACKAGE = Path(jaxsign.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: From the ground up. A room imports from rooms of lower layers, and from itself if it is a folder.
 LAYERS = [
-    {"validation", "compilation"},
-    {"rng", "problem", "problems", "task", "optim", "probes", "schedule"},
+    {"validation", "compilation", "rows"},
+    {"rng", "problem", "task", "optim", "probes", "schedule"},
+    {"problems"},
     {"data", "presets", "labelled", "curvature", "landscape", "start"},
     {"models", "exactness", "loop"},
     {"observables", "theory"},

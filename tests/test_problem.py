@@ -100,9 +100,9 @@ def test_bad_hyper_names_field_value_and_range(problem, field, value, legal):
 
 
 def test_hyper_is_a_pytree_of_its_numbers(problem):
-    hyper = js.Hyper(sigma_p=2.0, mu=1.0, sigma_0=3e-3, alpha=0.5, label_noise=0.1)
+    hyper = js.Hyper(sigma_p=2.0, mu=1.0, sigma_0=3e-3, alpha=0.5, label_noise=0.1, residual=0.3)
     hyper.validate(problem)
-    assert jax.tree.leaves(hyper) == [2.0, 1.0, 3e-3, 0.5, 0.1]
+    assert jax.tree.leaves(hyper) == [2.0, 1.0, 3e-3, 0.5, 0.1, 0.3]
 
     @jax.jit
     def noise_to_signal(hyper):

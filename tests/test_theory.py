@@ -22,7 +22,7 @@ def stepped(task):
     """One SignGD step of the full weights, jitted."""
 
     def step(params, data):
-        gradient = jax.grad(task.loss)(params, data, None)
+        gradient = jax.grad(task.loss)(params, data, js.Hyper(sigma_p=2.0))
         return optax.apply_updates(params, jax.tree.map(lambda g: -ETA * jnp.sign(g), gradient))
 
     return jax.jit(step)

@@ -8,16 +8,19 @@ from jaxsign.models.two_layer_features import FeatureData, FeatureParams, Inner
 Array = jax.Array
 
 
-def value_and_gradient(params: FeatureParams, data: FeatureData, signs: bool) -> tuple[Array, FeatureParams]:
-    """Training loss and its gradient for context 2.
+def value_and_gradient(
+    params: FeatureParams, data: FeatureData, signs: bool, residual: Array | float = 0.0
+) -> tuple[Array, FeatureParams]:
+    """Training loss and its gradient for softmax attention and context 2.
 
         dL/dF_i = -w_i y_i p_i,  p = 1/(1 + exp(y F)),  A = s_11 s_12,  B = s_21 s_22,  e_i = -w_i y_i (V_mu - V_i)
         dL/dq_i  =  p_i B_i e_i (k_mu' - k_i)           dL/dq_mu = sum_i p_i (c_i A_i - a_i B_i) e_i (k_mu' - k_i)
         dL/dk_i  = -p_i e_i (A_i q_mu' + B_i q_i)       dL/dk_mu = sum_i p_i (c_i + a_i) e_i (A_i q_mu' + B_i q_i)
-        dL/dv_i  = -w_i y_i p_i sum_h (s_12 + s_22)     dL/dv_mu = sum_i -w_i y_i p_i sum_h (c_i S_i - a_i (2 - S_i))
+        dL/dv_i  = -w_i y_i p_i N_i                     dL/dv_mu = sum_i -w_i y_i p_i (c_i M_i - a_i N_i)
 
     with q_mu' = c_i q_mu and k_mu' = c_i k_mu the signal token's features, c_i = y_i mu (clean label), a_i the feature
-    noise along e_1 (it moves the noise token's features with the signal's) and S = s_11 + s_21.
+    noise along e_1 (it moves the noise token's features with the signal's), M = r + sum_h (s_11 + s_21) and
+    N = r + sum_h (s_12 + s_22).
 
     With `signs` each entry is multiplied by a positive number: p, A and B decay exponentially, and a product of them
     underflows. Sums over examples keep the ratios of their terms, whose exponents are divided by the largest.
@@ -26,6 +29,7 @@ def value_and_gradient(params: FeatureParams, data: FeatureData, signs: bool) ->
       params: FeatureParams.
       data: FeatureData with one noise patch an example.
       signs: whether only the signs of the gradient matter.
+      residual: r, ().
 
     Returns:
       (loss (), a tree like params).
@@ -47,9 +51,9 @@ def value_and_gradient(params: FeatureParams, data: FeatureData, signs: bool) ->
     z_1 = sign_ * (sign_ * jnp.sum(q_mu * k_mu, 1) - jnp.sum(q_mu * k, 1))
     z_2 = sign_ * jnp.sum(q * k_mu, 1) - jnp.sum(q * k, 1)
     (s_1, t_1, exponent_a, rest_a), (s_2, t_2, exponent_b, rest_b) = _logistic(z_1), _logistic(z_2)
-    on_signal, on_noise = s_1 + s_2, t_1 + t_2
+    on_signal, on_noise = jnp.sum(s_1 + s_2, 0) + residual, jnp.sum(t_1 + t_2, 0) + residual
     value = sign * v_mu
-    margin = data.y * (jnp.sum(on_signal, 0) * value + jnp.sum(on_noise, 0) * v)
+    margin = data.y * (on_signal * value + on_noise * v)
     small = jnp.exp(-jnp.abs(margin))
     loss = jnp.sum(weight * (jnp.maximum(-margin, 0) + jnp.log1p(small)))
     rest_p = 1 / (1 + small)  # p = exp(exponent_p) rest_p
@@ -84,8 +88,9 @@ def value_and_gradient(params: FeatureParams, data: FeatureData, signs: bool) ->
     d_k = -(own(larger, jnp.ones_like(larger)) * e)[:, None] * pull
     d_k_mu = jnp.sum((p_ab * (sign_ + shift_) * e)[:, None] * pull, 2)
     slope = -weight * data.y
-    d_v = slope if signs else slope * p * jnp.sum(on_noise, 0)
-    d_v_mu = jnp.sum(slope * p * jnp.sum(sign_ * on_signal - shift_ * on_noise, 0))
+    # For the sign N may be left out where it is positive: it must not underflow to 0. A negative r can turn it.
+    d_v = slope * (jnp.where(on_noise < 0, -1, 1) if signs else p * on_noise)
+    d_v_mu = jnp.sum(slope * p * (sign * on_signal - shift * on_noise))
     still = jnp.zeros_like(params.w_q.kept)
     gradient = FeatureParams(
         Inner(d_q_mu.reshape(-1), d_q.reshape(-1, n, 1), still),

@@ -1,18 +1,19 @@
 """The paper's two-layer transformer as pure functions of one example or of its inner products with the patches."""
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxsign.data.signal_noise import Dataset, TestSet
+from jaxsign.models import kernels
 from jaxsign.problem import Hyper, Problem, field_names
 
 Array = jax.Array
 HIGHEST = jax.lax.Precision.HIGHEST
+#: Of the attention kernel: scores have no factor 1/sqrt(m_k).
+CONSTANT = 0.5
 #: The support engine trains a multiple of this many coordinates: a product of 20 rows with 801 columns takes a third
 #: longer than with 832 (AVX-512).
 COLUMNS = 64
@@ -330,53 +331,6 @@ def activate(params: Params, data: Dataset) -> ActiveParams:
     )  # fmt: skip
 
 
-@functools.cache
-def _pairs(length: int) -> np.ndarray:
-    """(pairs, length) incidence matrix: +1 and -1 at the two members of every unordered pair."""
-    first, second = np.triu_indices(length, k=1)
-    out = np.zeros((first.size, length), np.float32)
-    out[np.arange(first.size), first], out[np.arange(first.size), second] = 1, -1
-    return out
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def softmax(scores: Array, axis: int = -1) -> Array:
-    """Softmax over one axis whose derivative keeps its relative accuracy when attention saturates.
-
-        d s_a = sum_b s_a s_b (d z_a - d z_b)
-
-    The usual form s_a (d z_a - sum_b s_b d z_b) cancels when some s_a is near 1, and the sign of what remains is
-    rounding noise, which a sign optimizer would follow. Here every pair's product s_a s_b is formed first.
-
-    Args:
-      scores: any shape with L entries along `axis`.
-      axis: the axis of the keys.
-
-    Returns:
-      The same shape, non-negative, summing to 1 along `axis`.
-
-    Examples:
-      >>> softmax(jnp.zeros(2)).tolist()
-      [0.5, 0.5]
-    """
-    return jax.nn.softmax(scores, axis=axis)
-
-
-@softmax.defjvp
-def _softmax_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (scores,), (dscores,) = primals, tangents
-    s = softmax(scores, axis)
-    keys = axis % scores.ndim
-    # (..., pairs, L, ...): the pairs get an axis of their own before that of the keys.
-    incidence = jnp.asarray(_pairs(scores.shape[keys]), s.dtype)
-    incidence = incidence.reshape((1,) * keys + incidence.shape + (1,) * (scores.ndim - 1 - keys))
-    positive, negative = jnp.maximum(incidence, 0), jnp.maximum(-incidence, 0)
-    s_pair, d_pair = jnp.expand_dims(s, keys), jnp.expand_dims(dscores, keys)
-    weight = jnp.sum(positive * s_pair, keys + 1) * jnp.sum(negative * s_pair, keys + 1)
-    change = weight * jnp.sum(incidence * d_pair, keys + 1)
-    return s, jnp.sum(incidence * jnp.expand_dims(change, keys + 1), keys)
-
-
 def scores(features: Features, sign_mu: Array, heads: int) -> Array:
     """Attention scores of every example, z_la = <W_Q x_l, W_K x_a> per head; token 0 is the signal.
 
@@ -405,46 +359,69 @@ def scores(features: Features, sign_mu: Array, heads: int) -> Array:
     return jnp.concatenate([first[None], rest])
 
 
-def logits(features: Features, sign_mu: Array, heads: int) -> Array:
+def squares(noise: Array, signal: Array, sign_mu: Array, heads: int) -> Array:
+    """|w x_l|^2 of every token and head, (context, heads, n), from the noise and signal features of one matrix."""
+    n, patches = noise.shape[1:]
+    of_noise = jnp.moveaxis(jnp.sum(noise.reshape(heads, -1, n, patches) ** 2, 1), 2, 0)
+    of_signal = sign_mu[None] ** 2 * jnp.sum(signal.reshape(heads, -1) ** 2, 1)[:, None]
+    return jnp.concatenate([of_signal[None], of_noise])
+
+
+def _inner(features: Features, sign_mu: Array, heads: int) -> tuple[Array, Array, Array]:
+    """Inner products of queries with keys, and the squares of both."""
+    return (
+        scores(features, sign_mu, heads),
+        squares(features.q, features.q_mu, sign_mu, heads),
+        squares(features.k, features.k_mu, sign_mu, heads),
+    )
+
+
+def logits(
+    features: Features, sign_mu: Array, heads: int, kernel: str = "softmax", residual: Array | float = 0.0
+) -> Array:
     """Output F of every example from its features.
 
-        F = sum_heads sum_a (sum_l s_la) <v, x_a>
+        F = sum_a (r + sum_heads sum_l s_la) <v, x_a>
 
     Args:
       features: Features of n examples.
       sign_mu: (n,), y_clean * mu.
       heads: number of heads.
+      kernel: of the attention.
+      residual: r, ().
 
     Returns:
       (n,).
 
     References:
-      arXiv 2410.04870, model definition.
+      arXiv 2410.04870, model definition; r = 0 there.
     """
-    attention = softmax(scores(features, sign_mu, heads), 1)
+    attention = kernels.attention(kernel, *_inner(features, sign_mu, heads), CONSTANT, axis=-3)
     values = jnp.concatenate([(sign_mu * features.v_mu)[None], features.v.T])
-    return jnp.sum(jnp.sum(attention, (0, 2)) * values, 0)
+    return jnp.sum((jnp.sum(attention, (0, 2)) + residual) * values, 0)
 
 
-def log_attention(features: Features, sign_mu: Array, heads: int) -> Array:
-    """Logarithm of the attention of every example, (context, context, heads, n), query token first.
-
-    The log of a softmax output underflows; this is the log-softmax of the scores.
-    """
-    return jax.nn.log_softmax(scores(features, sign_mu, heads), axis=1)
+def log_attention(features: Features, sign_mu: Array, heads: int, kernel: str = "softmax") -> Array:
+    """Logarithm of the attention of every example, (context, context, heads, n), query token first."""
+    return kernels.log_attention(kernel, *_inner(features, sign_mu, heads), CONSTANT, axis=-3)
 
 
-def apply(params: Params, x: Array) -> Array:
+def apply(params: Params, x: Array, kernel: str = "softmax", residual: Array | float = 0.0) -> Array:
     """Output F(W, X) of ONE example, any patches in any slots.
 
-        F   = F_1 - F_{-1},   F_j = (1/m_v) sum_l 1^T W_{V,j} X softmax(X^T W_K^T W_Q x^(l))
+        F = F_1 - F_{-1},   F_j = (1/m_v) sum_l 1^T W_{V,j} (X softmax(X^T W_K^T W_Q x^(l)) + r x^(l))
 
     Args:
       params: Params.
       x: (context, d), one patch a row.
+      kernel: in the place of softmax: `Problem.kernel`.
+      residual: r, `Hyper.residual`.
 
     Returns:
       (), the logit: its sign is the predicted label.
+
+    Raises:
+      ValueError: for a batch, or an unknown kernel.
 
     Examples:
       >>> import jax
@@ -453,15 +430,17 @@ def apply(params: Params, x: Array) -> Array:
       ()
 
     References:
-      arXiv 2410.04870, model definition.
+      arXiv 2410.04870, model definition; r = 0 there.
     """
     if x.ndim != 2:
         raise ValueError(f"x must be ONE example (context, d), got shape {x.shape}; use jax.vmap for a batch")
     context = x.shape[0]
-    query = jnp.matmul(params.w_q, x.T, precision=HIGHEST).reshape(params.heads, -1, context)
-    key = jnp.matmul(params.w_k, x.T, precision=HIGHEST).reshape(params.heads, -1, context)
-    attention = softmax(jnp.einsum("hml,hma->hla", query, key, precision=HIGHEST))
-    return jnp.sum(jnp.sum(attention, (0, 1)) * jnp.matmul(x, params.value(), precision=HIGHEST))
+    query, key = (
+        jnp.moveaxis(jnp.matmul(w, x.T, precision=HIGHEST).reshape(params.heads, -1, context), 1, 2)
+        for w in (params.w_q, params.w_k)
+    )
+    attention = kernels.kernel(kernel)(query, key, CONSTANT)
+    return jnp.sum((jnp.sum(attention, (0, 1)) + residual) * jnp.matmul(x, params.value(), precision=HIGHEST))
 
 
 def logistic_loss(margin: Array) -> Array:

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxsign.problem import KERNELS
 from jaxsign.validation import known, positive_int, real
 
-KERNELS = ("softmax", "gaussian", "linear")
 TARGETS = ("random", "retrieval")
 
 

@@ -50,17 +50,16 @@ def dense(problem: Problem) -> Task:
         return data, settled(problem, data, test), params
 
     def loss(params: observables.AnyParams, batch: Any, hyper: Hyper) -> Array:
-        del hyper
-        logits = model.logits(params.features(batch), batch.y_clean * batch.mu, params.heads)
+        sign_mu = batch.y_clean * batch.mu
+        logits = model.logits(params.features(batch), sign_mu, params.heads, problem.kernel, hyper.residual)
         return jnp.sum(batch.weight * model.logistic_loss(batch.y * logits))
 
     def observe(params: observables.AnyParams, data: Any, test: Any, hyper: Hyper) -> dict[str, Array]:
-        del hyper
-        return observables.observe(params, data, test)
+        return observables.observe(params, data, test, problem.kernel, hyper.residual)
 
     def alarm(params: observables.AnyParams, batch: Any, hyper: Hyper, gradient: Any) -> Array:
-        del hyper, gradient  # the optimizer sees gradients of weights, and the law is about features
-        return observables.query_gradient_underflows(params, batch)
+        del gradient  # the optimizer sees gradients of weights, and the law is about features
+        return observables.query_gradient_underflows(params, batch, residual=hyper.residual)
 
     return Task(
         sample=sample,
@@ -70,7 +69,7 @@ def dense(problem: Problem) -> Task:
         loss=loss,
         observe=observe,
         describe=lambda data, test, hyper: observables.noise_norms(data),
-        watch={"first_frozen_step": alarm},
+        watch={"first_frozen_step": alarm} if problem.kernel == "softmax" else {},
         batch=mini_batches(problem.batch_size),
         compact=lambda params, data: model.tie(params),
         expand=lambda params: params.full(),

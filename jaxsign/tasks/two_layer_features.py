@@ -105,13 +105,13 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
         return law_features.init(key, shapes, data, hyper) if law else two_layer.init(key, shapes, hyper)
 
     def gradient(params: FeatureParams, batch: FeatureData, hyper: Any, signs: bool) -> tuple[Array, FeatureParams]:
-        del hyper
-        return value_and_gradient(params, batch, signs)
+        return value_and_gradient(params, batch, signs, hyper.residual)
 
     def alarm(params: FeatureParams, batch: FeatureData, hyper: Any, seen: FeatureParams | None) -> Array:
-        del hyper
         noise = seen.w_q.noise if seen is not None else None  # None also where the queries are not trained
-        return jnp.zeros((), bool) if noise is None else observables.query_gradient_underflows(params, batch, noise)
+        if noise is None:
+            return jnp.zeros((), bool)
+        return observables.query_gradient_underflows(params, batch, noise, hyper.residual)
 
     def sample(key: Array, hyper: Any, shared: Any = None) -> Any:
         return (in_law if law else signal_noise).sample(key, shapes, hyper, room(hyper))
@@ -125,12 +125,12 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
         sample_test=sample_test,
         init=init,
         prepare=prepare,
-        # The closed form is that of one noise patch; more of them differentiate, and may underflow in 32 bits.
-        gradient=gradient if shapes.context == 2 else None,
+        # The closed form is that of softmax and one noise patch; others differentiate, and may underflow in 32 bits.
+        gradient=gradient if shapes.context == 2 and shapes.kernel == "softmax" else None,
         batch=mini_batches(batch_size),
         scale=lambda data, hyper: data.scale(shapes.heads),
         homogeneous=True,
-        watch={"first_frozen_step": alarm},
+        watch={"first_frozen_step": alarm} if shapes.kernel == "softmax" else {},
         compact=None,
         expand=None,
         project=lambda params, data: params,

@@ -13,7 +13,7 @@ Array = jax.Array
 PyTree = Any
 Loss = Callable[[PyTree], Array]
 #: Hessian columns that are computed together: enough to fill the registers, few enough to stay in the cache.
-COLUMNS = 32
+COLUMNS = 8
 FORMS = ("diagonal", "eigenvalues")
 
 
@@ -109,11 +109,23 @@ def robust_condition(values: Array) -> Array:
 
 
 @jax.custom_batching.sequential_vmap
-def _eigenvalues(matrix: Array) -> Array:
-    """Matrices are taken one by one: a batch handed to LAPACK waits for workers of the very pool that it runs in, and
-    several CPU devices lock each other up for good (jaxlib 0.10.2).
+def eigenvalues(matrix: Array) -> Array:
+    """Eigenvalues of a Hessian, ascending; rounding may leave it a little asymmetric.
+
+    Under `vmap` matrices are taken one by one: a batch handed to LAPACK waits for workers of the very pool that it runs
+    in, and several CPU devices lock each other up for good (jaxlib 0.10.2).
+
+    Args:
+      matrix: (N, N).
+
+    Returns:
+      (N,).
+
+    Examples:
+      >>> eigenvalues(jnp.array([[0.0, 2.0], [2.0, 0.0]])).tolist()
+      [-2.0, 2.0]
     """
-    return jnp.linalg.eigvalsh(matrix)
+    return jnp.linalg.eigvalsh((matrix + matrix.T) / 2)
 
 
 def robust_condition_number(loss: Loss, params: PyTree, by: str = "diagonal") -> Array:
@@ -143,8 +155,7 @@ def robust_condition_number(loss: Loss, params: PyTree, by: str = "diagonal") ->
     """
     if known("by", by, FORMS) == "diagonal":
         return robust_condition(ravel_pytree(hessian_diagonal(loss, params))[0])
-    full = hessian(loss, params)
-    return robust_condition(_eigenvalues((full + full.T) / 2))
+    return robust_condition(eigenvalues(hessian(loss, params)))
 
 
 def directional_smoothness(loss: Loss, params: PyTree, move: PyTree) -> Array:

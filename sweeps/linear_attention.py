@@ -3,8 +3,10 @@
 Entries: normal_20, normal_5, gamma_20 (settings 1, 2, 3) and spherical_20, 6 seeds, 10,000 steps on 1000 fresh prompts
 each, both optimizers on the same prompts and initial weights, learning rates and clipping as published; condition
 numbers every 250 steps, smoothness along the last step every 25 up to 2000, then every 250.
-noise: gradient noise at the start, 10,000 batches, axis (inputs, n_context), 6 seeds. depth: layers 2, 4, 6, 8, three
-learning rates an optimizer, 2000 steps. softmax and full: attention="softmax" and form="full" of normal_20, 2000 steps.
+noise: gradient noise at the start, 10,000 batches, 4 seeds of normal, gamma and spherical inputs. depth: layers 2 to 8,
+two learning rates an optimizer, 4 seeds, 1000 steps. softmax: linear and softmax attention, Adam at two learning rates,
+4 seeds, 1000 steps. full: form="full" of normal_20, 2000 steps. tuning, tuning_spherical: a grid of learning rates, 500
+steps, 2 seeds, to compare its best ones with the published ones; the grid itself is not published.
 Command: python sweeps/linear_attention.py --out results/linear_attention
 Cost: not measured at full size yet.
 Expected: Adam's loss below SGD's in all four settings; `jaxsign claims results/linear_attention`.
@@ -51,7 +53,6 @@ def optimizers(sgd_rates, adam_rates, clip):
 def build(args: Namespace) -> dict[str, js.Sweep]:
     steps, seeds = args.steps or (60 if args.tiny else 10_000), args.seeds or (2 if args.tiny else 6)
     batch = 16 if args.tiny else 1000
-    short = min(steps, 2000)
 
     def problem(inputs="normal", n_context=20, **fields):
         return js.RegressionProblem(
@@ -59,7 +60,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
             **({"d": 2, "depth": 2} if args.tiny else {}) | fields,
         )  # fmt: skip
 
-    def sweep(problem, optimizers, steps, axes=None, **changes):
+    def sweep(problem, optimizers, steps, axes=None, seeds=seeds, **changes):
         return js.Sweep(
             system=js.linear_attention, problem=problem, hyper=js.RegressionHyper(), optimizers=optimizers, steps=steps,
             axes={**(axes or {}), "seed": seeds}, **({"record": 100, "test_every": steps, "observables": SCATTER[:2]}
@@ -74,18 +75,28 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
                 problem(inputs, n_context), optimizers(sgd_rate, adam_rate, clip), steps,
                 record=record[record <= steps], test_every=np.arange(0, steps + 1, 250), observables=CURVES,
             )  # fmt: skip
-    laws = [(inputs, n) for inputs, n, *_ in SETTINGS.values()]
+    settings = [(inputs, n) for inputs, n, *_ in SETTINGS.values()]
+    laws = [inputs for inputs, n in settings if n == 20]
     draws = {"noise_draws": 40, "noise_mean": 64} if args.tiny else {"noise_draws": 10_000}
     sweeps["noise"] = sweep(
         problem(**draws), {"sgd": js.grid(sgd, learning_rate=0.01)}, 1,
-        {("inputs", "n_context"): laws[::2] if args.tiny else laws}, record=[0], test_every=[0],
-        observables=["gradient_noise", "train_loss"],
+        {"inputs": laws[:2] if args.tiny else laws}, record=[0], test_every=[0],
+        observables=["gradient_noise", "train_loss"], seeds=min(seeds, 4),
     )  # fmt: skip
     if not args.tiny:
-        rates = [0.005, 0.01, 0.02]
-        sweeps["depth"] = sweep(problem(), optimizers(rates, rates, 1.0), short, {"depth": [2, 4, 6, 8]})
-        sweeps["softmax"] = sweep(problem(), optimizers(rates, rates, 1.0), short, {"attention": ["linear", "softmax"]})
-        sweeps["full"] = sweep(problem(form="full"), optimizers(0.02, 0.02, 1.0), short)
+        few = {"steps": min(steps, 1000), "seeds": min(seeds, 4)}
+        pair = [0.005, 0.02]
+        sweeps["depth"] = sweep(problem(), optimizers(pair, pair, 1.0), axes={"depth": [2, 3, 4, 6, 8]}, **few)
+        adams = {"adam": js.grid(adam, learning_rate=pair, clip=1.0)}
+        sweeps["softmax"] = sweep(problem(), adams, axes={"attention": ["linear", "softmax"]}, **few)
+        sweeps["full"] = sweep(problem(form="full"), optimizers(0.02, 0.02, 1.0), min(steps, 2000))
+        tuning = {"steps": min(steps, 500), "seeds": min(seeds, 2)}
+        grid = [round(digit * 10.0**power, 4) for power in (-4, -3, -2, -1) for digit in (1, 2, 5)]
+        sweeps["tuning"] = sweep(
+            problem(), optimizers(grid, grid, 1.0), axes={("inputs", "n_context"): settings[:3]}, **tuning
+        )
+        wider = [*grid, 1.0, 2.0, 5.0, 10.0]
+        sweeps["tuning_spherical"] = sweep(problem("spherical"), optimizers(wider, grid, 0.1), **tuning)
     return sweeps
 
 

@@ -21,9 +21,14 @@ def setting_of(ds: Any) -> str:
     for axis, name in AXES.items():
         if axis in ds.dims:
             return name
-    problem = manifest(ds)["definition"]["problem"]
+    problem = problem_fields(ds)
     form = "" if problem["form"] == "sparse" else f", {problem['form']} form"
     return f"{problem['inputs']}, n={problem['n_context']}{form}"
+
+
+def problem_fields(ds: Any) -> dict[str, Any]:
+    """The fields of a Dataset's RegressionProblem."""
+    return dict(manifest(ds)["definition"]["problem"])
 
 
 def _both(ds: Any, name: str) -> tuple[Any, Any]:
@@ -76,7 +81,8 @@ def _noise(number: Callable[[np.ndarray], float], heavy: str, light: str | None 
 
         need(ds, "gradient_noise")
         places = ds["inputs"].values.tolist()
-        contexts = np.atleast_1d(ds["n_context"].values).tolist()
+        there = ds["n_context"].values if "n_context" in ds.coords else problem_fields(ds)["n_context"]
+        contexts = np.broadcast_to(there, len(places)).tolist()
 
         def at(name: str) -> Any:
             found = [i for i, inputs in enumerate(places) if inputs == name and contexts[i] == 20]

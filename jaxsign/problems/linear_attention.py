@@ -26,7 +26,8 @@ class RegressionProblem:
       form: "sparse" trains P = diag(P', 1) and Q = diag(Q', 0) with P', Q' in R^(d x d); "full" trains all of both.
       attention: "linear", or "softmax" over the keys of the scores.
       batch_size: fresh prompts of a step, int >= 1.
-      n_eval: prompts of the fixed sample that losses and curvature are measured on, int >= 1.
+      n_eval: prompts of the fixed sample that losses and smoothness are measured on, int >= 1.
+      n_hessian: how many of these whole Hessians are measured on, the first ones, int >= 1; all if there are fewer.
       noise_draws: fresh batches whose gradient noise is measured at every test step, int >= 0; 0: none.
       noise_mean: prompts that the mean gradient is estimated from, int >= 1.
 
@@ -49,11 +50,12 @@ class RegressionProblem:
     attention: str = "linear"
     batch_size: int = 1000
     n_eval: int = 1000
+    n_hessian: int = 250
     noise_draws: int = 0
     noise_mean: int = 100_000
 
     def __post_init__(self) -> None:
-        for name in ("d", "n_context", "depth", "batch_size", "n_eval", "noise_draws", "noise_mean"):
+        for name in ("d", "n_context", "depth", "batch_size", "n_eval", "n_hessian", "noise_draws", "noise_mean"):
             number = positive_int(name, getattr(self, name), minimum=0 if name == "noise_draws" else 1)
             object.__setattr__(self, name, number)
         known("inputs", self.inputs, INPUTS)

@@ -106,8 +106,10 @@ def linear_attention(problem: RegressionProblem) -> Task:
         value, gradient = jax.value_and_grad(here)(params)
         found = {"train_loss": value, "gradient_norm": _norm(gradient)}
         if test is not None:  # costly, so at test steps only
-            found["robust_condition"] = curvature.robust_condition_number(here, params)
-            found["robust_condition_eigen"] = curvature.robust_condition_number(here, params, by="eigenvalues")
+            few = jax.tree.map(lambda x: x[..., : problem.n_hessian], data)
+            full = curvature.hessian(lambda p: loss(p, few, hyper), params)
+            found["robust_condition"] = curvature.robust_condition(jnp.diagonal(full))
+            found["robust_condition_eigen"] = curvature.robust_condition(curvature.eigenvalues(full))
             if problem.noise_draws:
                 found["gradient_noise"] = noise_norms(params, test, hyper)
         return found

@@ -18,6 +18,7 @@ _NOISE = {
     "value_noise": ("sample",),
     "s21": ("head", "sample"),
     "log_s21": ("head", "sample"),
+    "s22": ("head", "sample"),
 }
 
 
@@ -47,6 +48,7 @@ ATTRS: Mapping[str, Mapping[str, str]] = {
     "s11": {"long_name": "attention of the signal query on the signal", "units": "1"},
     "s21": {"long_name": "attention of the noise query on the signal", "units": "1"},
     "log_s21": {"long_name": "log attention of the noise query on the signal", "units": "nat"},
+    "s22": {"long_name": "attention of the noise query on its own noise", "units": "1"},
     "sign_agreement": {"long_name": "share of pairs with sgn(query noise) = sgn(key noise)", "units": "1"},
     "majority_agreement": {"long_name": "share of untied rows that follow the vote of key noise", "units": "1"},
     "noise_l1": {"long_name": "l1 norm of the noise patch, coordinate 0 left out", "units": "1"},
@@ -100,6 +102,7 @@ def observe(
         "s11": attention[0, 0],
         "s21": s21,
         "log_s21": jnp.moveaxis(attention_log[1:, 0], 0, 2),
+        "s22": jnp.diagonal(attention[1:, 1:]),
         "sign_agreement": jnp.sum(together, dtype=f.q.dtype) / (jnp.sum(there, dtype=f.q.dtype) * f.q[:, 0].size),
         "majority_agreement": jnp.sum(agree, dtype=f.q.dtype) / jnp.sum(untied, dtype=f.q.dtype),
     }

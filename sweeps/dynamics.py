@@ -29,7 +29,7 @@ RECORD = np.unique(np.concatenate([RECORD, [50, 150, 250, 350, 850, 950, 1100, 1
 TEST = [0, 5, 10, 20, 50, 75, 100, 150, 200, 250, 300, 400, 500, 600, 700, 800, 900, 1000, 1200, 1500, 1740, 2000]
 TRACES = [
     "train_loss", "test_loss", "test_error", "value_signal", "value_noise", "query_noise", "key_noise", "query_signal",
-    "key_signal", "s11", "s21", "log_s21", "sign_agreement", "majority_agreement",
+    "key_signal", "s11", "s21", "log_s21", "s22", "sign_agreement", "majority_agreement",
 ]  # fmt: skip
 
 

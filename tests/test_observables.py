@@ -32,6 +32,7 @@ def test_observables_are_their_definitions(problem, oracle, eps, heads, context)
     attention = np.stack([oracle.attention(params, x) for x in canonical], 1)  # (head, sample, query, key)
     noises["s21"] = attention[:, :, 1:, 0]
     noises["log_s21"] = np.log(attention[:, :, 1:, 0])
+    noises["s22"] = np.stack([attention[:, :, 1 + p, 1 + p] for p in range(context - 1)], -1)
     q, k = noises["query_noise"], noises["key_noise"]
     expected = {name: value if context > 2 else value[..., 0] for name, value in noises.items()}
     expected |= {

@@ -72,16 +72,20 @@ class Claim:
     def __post_init__(self) -> None:
         known("judge", self.judge, JUDGES)
 
+    def need_steps(self, ds: Any) -> None:
+        """Raises NotThere if a step that the claim needs is not recorded."""
+        recorded = set(ds["step"].values.tolist())
+        absent = [step for step in self.steps if step not in recorded]
+        if absent:
+            raise NotThere(f"step {absent[0]} is not recorded")
+
     def select(self, ds: Any) -> Any:
         """The runs that the parts measure.
 
         Raises:
           NotThere: saying what the Dataset lacks.
         """
-        recorded = set(ds["step"].values.tolist())
-        absent = [step for step in self.steps if step not in recorded]
-        if absent:
-            raise NotThere(f"step {absent[0]} is not recorded")
+        self.need_steps(ds)
         runs = one_family(ds, self.family) if self.family else one_point(ds)
         if self.trusted_until is not None:
             if "first_frozen_step" not in runs:
@@ -94,6 +98,19 @@ class Claim:
                     f"{self.trusted_until}; run it with --x64"
                 )
         return runs
+
+
+class WholeClaim(Claim):
+    """A claim that compares points of the axes on the same seeds: its parts pick them."""
+
+    def select(self, ds: Any) -> Any:
+        """All runs.
+
+        Raises:
+          NotThere: saying what the Dataset lacks.
+        """
+        self.need_steps(ds)
+        return ds
 
 
 def one_point(ds: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.claims.claim import Claim, NotThere, Part
+from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim
 from jaxsign.stages import manifest, need
 
 INF = math.inf
@@ -18,21 +18,6 @@ KERNELS = ("softmax", "gaussian")
 #: A loss of 0 in 32 bits, and what is called "fitted" and "not fitted", as shares of a zero output's loss.
 ZERO, FITTED, LEFT = 1e-6, 0.01, 0.1
 Measure = Callable[[Any], Any]
-
-
-class AcrossPoints(Claim):
-    """A claim that compares points of the axes on the same seeds: its parts pick them by their labels."""
-
-    def select(self, ds: Any) -> Any:
-        """All runs.
-
-        Raises:
-          NotThere: saying what the Dataset lacks.
-        """
-        absent = sorted(set(self.steps) - set(ds["step"].values.tolist()))
-        if absent:
-            raise NotThere(f"step {absent[0]} is not recorded")
-        return ds
 
 
 def setting_of(ds: Any) -> str:
@@ -169,7 +154,7 @@ _NONE = lambda ds: 0.0  # noqa: E731
 _SHARES = {(16, 1): 0.5, (64, 1): 0.0, (256, 1): 0.0, (48, 8): 0.5}
 
 CLAIMS: tuple[Claim, ...] = (
-    AcrossPoints(
+    WholeClaim(
         "K1",
         "The least loss that W_V alone can reach is on average 1 - min(HD, Nn) min(d, d_out) / (N n d_out) of a zero "
         "output's, with either kernel",
@@ -190,7 +175,7 @@ CLAIMS: tuple[Claim, ...] = (
         judge="mean",
         settings=("value",),
     ),
-    AcrossPoints(
+    WholeClaim(
         "K2",
         "Training W_V alone has a solution of zero loss if HD >= N n and d_out <= d, and none otherwise, with either "
         "kernel",
@@ -209,7 +194,7 @@ CLAIMS: tuple[Claim, ...] = (
         system="kernel_attention",
         settings=("value",),
     ),
-    AcrossPoints(
+    WholeClaim(
         "K3",
         "Gradient descent on W_V alone brings the loss below 1 % of a zero output's where the rank condition holds, "
         "and leaves more than 10 % where it fails",
@@ -233,7 +218,7 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("value",),
     ),
-    AcrossPoints(
+    WholeClaim(
         "K3w",
         "The same with an embedding of eight times N n, HD = 256",
         "ours",
@@ -254,7 +239,7 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("value",),
     ),
-    AcrossPoints(
+    WholeClaim(
         "K4",
         "Regime-dependent: with W_Q trained alone from a small initialisation (g = .5, d = 4), the Gaussian kernel "
         "ends at the lower loss on average",
@@ -274,7 +259,7 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("query",),
     ),
-    AcrossPoints(
+    WholeClaim(
         "K4f",
         "Regime-dependent: there (g = .5, d = 4) the Gaussian kernel's loss falls by the larger factor on average",
         "ours",
@@ -285,7 +270,7 @@ CLAIMS: tuple[Claim, ...] = (
         judge="mean",
         settings=("query",),
     ),
-    AcrossPoints(
+    WholeClaim(
         "K5",
         "Regime-dependent: with W_Q trained alone from a large initialisation (g = 3, d = 16), softmax ends at the "
         "lower loss on average",
@@ -305,7 +290,7 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("query",),
     ),
-    AcrossPoints(
+    WholeClaim(
         "K5f",
         "Regime-dependent: there (g = 3, d = 16) softmax's loss falls by the larger factor on average",
         "ours",
@@ -316,7 +301,7 @@ CLAIMS: tuple[Claim, ...] = (
         judge="mean",
         settings=("query",),
     ),
-    AcrossPoints(
+    WholeClaim(
         "K6",
         "There (g = 3, d = 16) the Gaussian kernel's gradient in W_Q vanishes: it starts below .001 of softmax's",
         "ours",
@@ -326,7 +311,7 @@ CLAIMS: tuple[Claim, ...] = (
         system="kernel_attention",
         settings=("query",),
     ),
-    AcrossPoints(
+    WholeClaim(
         "K6w",
         "Regime-dependent: with W_Q trained alone from a large initialisation of small heads (g = 3, d = 4), the "
         "Gaussian kernel ends at the lower loss on average",
@@ -342,7 +327,7 @@ CLAIMS: tuple[Claim, ...] = (
         judge="mean",
         settings=("query",),
     ),
-    AcrossPoints(
+    WholeClaim(
         "K7",
         "With all weights trained, a suitable initialisation (g = .5) and a large embedding (D = 64 >= N n), gradient "
         "descent brings the loss of either kernel below 1 % of a zero output's",
@@ -360,7 +345,7 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("all",),
     ),
-    AcrossPoints(
+    WholeClaim(
         "K8",
         "Regime-dependent: with all weights trained from a large initialisation (g = 3, d = 16), softmax ends at the "
         "lower loss on average",
@@ -376,7 +361,7 @@ CLAIMS: tuple[Claim, ...] = (
         judge="mean",
         settings=("all",),
     ),
-    AcrossPoints(
+    WholeClaim(
         "K9",
         "Around the solution of two-stage training (W_V, then W_Q) the Gaussian kernel's landscape in W_Q is smoother "
         "than softmax's on average",
@@ -396,7 +381,7 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("two_stage",),
     ),
-    AcrossPoints(
+    WholeClaim(
         "K10",
         "Either kernel learns to retrieve a marked token from 32 samples: trained below 5 % of a zero output's loss, "
         "it stays below 10 % on fresh samples",
@@ -411,7 +396,7 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("retrieval",),
     ),
-    AcrossPoints(
+    WholeClaim(
         "K10w",
         "The same from 96 samples",
         "ours",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.claims.claim import Claim, NotThere, Part, one_family
+from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, one_family
 from jaxsign.stages import manifest, need
 
 SYSTEM = "linear_attention"
@@ -23,7 +23,8 @@ def setting_of(ds: Any) -> str:
             return name
     problem = problem_fields(ds)
     form = "" if problem["form"] == "sparse" else f", {problem['form']} form"
-    return f"{problem['inputs']}, n={problem['n_context']}{form}"
+    more = "" if {*ds["family"].values.tolist()} <= {"sgd", "adam"} else ", optimizers"
+    return f"{problem['inputs']}, n={problem['n_context']}{form}{more}"
 
 
 def problem_fields(ds: Any) -> dict[str, Any]:
@@ -125,17 +126,9 @@ def _softmax_ratio(ds: Any) -> Any:
     return _best(ds, "adam", attention="softmax") / _best(ds, "adam", attention="linear")
 
 
-class _Whole(Claim):
-    """A claim whose parts look at all runs of a sweep over an axis."""
-
-    def select(self, ds: Any) -> Any:
-        """All runs."""
-        return ds
-
-
 _SETTINGS = ("normal, n=20", "normal, n=5", "gamma, n=20", "spherical, n=20")
 _paper = functools.partial(Claim, source="paper", family="", steps=(), system=SYSTEM, judge="mean", settings=_SETTINGS)
-_axis = functools.partial(_Whole, source="paper", family="", steps=(), system=SYSTEM, judge="mean")
+_axis = functools.partial(WholeClaim, source="paper", family="", steps=(), system=SYSTEM, judge="mean")
 
 CLAIMS: tuple[Claim, ...] = (
     _paper(

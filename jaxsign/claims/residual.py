@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.claims.claim import Claim, NotThere, Part
+from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim
 from jaxsign.measures import slope
 from jaxsign.problems.residual import ResidualHyper, ResidualProblem
 from jaxsign.stages import manifest, need
@@ -32,22 +32,6 @@ _TRANSIENT = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class AblationClaim(Claim):
-    """A claim that compares points of the axes: its parts choose them."""
-
-    def select(self, ds: Any) -> Any:
-        """The whole Dataset, if it has the steps.
-
-        Raises:
-          NotThere: saying what the Dataset lacks.
-        """
-        absent = set(self.steps) - set(ds["step"].values.tolist())
-        if absent:
-            raise NotThere(f"step {min(absent)} is not recorded")
-        return ds
-
-
 def setting_of(ds: Any) -> str:
     """The depth of a Dataset with the standard sizes and what else it varies, such as "depth 1, temperatures".
 
@@ -68,6 +52,7 @@ def setting_of(ds: Any) -> str:
         if len(values[name]) == 1 and values[name][0] != standard[name]:
             return "custom"
         words += [{"temperature": "temperatures", "n": "n/d"}.get(name, name)] if len(values[name]) > 1 else []
+    words += ["optimizers"] if len(set(ds["family"].values.tolist())) > 1 else []
     return ", ".join(words)
 
 
@@ -263,7 +248,7 @@ def _curvature(eta: float) -> Callable[[Any], Any]:
 
 
 def _claim(name: str, statement: str, source: str, steps: tuple[int, ...], *parts: Part, **more: Any) -> Claim:
-    return AblationClaim(name, statement, source, "", steps, parts, system="residual_attention", **more)
+    return WholeClaim(name, statement, source, "", steps, parts, system="residual_attention", **more)
 
 
 CLAIMS: tuple[Claim, ...] = (

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxsign.claims import kernel_attention, linear_attention, residual, two_layer
+from jaxsign.claims import bridge, kernel_attention, linear_attention, residual, two_layer
 from jaxsign.claims.claim import Claim, system_of
 
 #: {system: its claims and `Dataset -> setting`}; a Dataset of any other system is read as one of the paper's.
@@ -11,6 +11,7 @@ SYSTEMS: dict[str, Any] = {
     "linear_attention": linear_attention,
     "kernel_attention": kernel_attention,
     "residual_attention": residual,
+    "two_layer_curvature": bridge,
 }
 CLAIMS: tuple[Claim, ...] = tuple(claim for system in SYSTEMS.values() for claim in system.CLAIMS)
 

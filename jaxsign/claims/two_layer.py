@@ -40,7 +40,10 @@ def problem_of(ds: Any) -> tuple[Problem, Hyper]:
 
 
 def setting_of(ds: Any) -> str:
-    """The preset a Dataset was run with, "custom" if it is none; another n is said: "theory, n=21"; n_test is free."""
+    """The preset a Dataset was run with, "custom" if it is none; n_test is free.
+
+    Another n, kernel or residual path is said: "theory, n=21", "gaussian kernel with residual 1, theory".
+    """
     manifest(ds)  # without one the Dataset is refused, not "custom"
     try:
         problem, hyper = problem_of(ds)
@@ -48,13 +51,16 @@ def setting_of(ds: Any) -> str:
         return "custom"
     for name in ("paper_like", "theory"):
         preset, numbers = getattr(presets, name)()
-        free: dict[str, Any] = {"n": problem.n, "n_test": problem.n_test}
+        free: dict[str, Any] = {"n": problem.n, "n_test": problem.n_test, "kernel": problem.kernel}
         if name == "paper_like":
             free["supports"] = problem.supports
+        numbers = dataclasses.replace(numbers, residual=hyper.residual)
         if dataclasses.replace(preset, **free) == problem and numbers == hyper:
+            model = [f"{problem.kernel} kernel"] if problem.kernel != preset.kernel else []
+            model += [f"residual {hyper.residual:g}"] if hyper.residual else []
             varied = [f"n={problem.n}"] if problem.n != preset.n else []
             varied += [f"{problem.supports} supports"] if problem.supports != preset.supports else []
-            return ", ".join([name, *varied])
+            return ", ".join([*([" with ".join(model)] if model else []), name, *varied])
     return "custom"
 
 

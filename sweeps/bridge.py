@@ -28,7 +28,7 @@ TWO_LAYER = {
 }
 #: What the claims about the paper's system read, and a grid for curves.
 RECORD = np.unique([*range(21), 30, *range(50, 351, 10), *range(350, 1501, 50)])
-TEST = [0, 20, 50, 75, 100, 150, 200, 300, 500, 700, 900, 1200, 1500]
+TEST = [0, 20, 50, 100, 150, 200, 300, 500, 700, 900, 1200, 1500]
 TRACES = [
     "train_loss", "test_loss", "test_error", "value_noise", "query_noise", "key_noise", "query_signal", "key_signal",
     "s11", "s21", "log_s21", "s22", "sign_agreement",

@@ -16,7 +16,7 @@ from jaxsign.sweep.programs import Compiled, Compiler, Program, no_stops
 #: Widths are measured only for sweeps that are expected to take longer than this; a measurement takes some seconds.
 LONG_SECONDS = 600.0
 #: Sweeps of fewer seed-steps are not even timed.
-FEW_SEED_STEPS = 10_000_000
+FEW_SEED_STEPS = 100_000
 #: Another width than the cache's must be faster by this factor: timings scatter.
 BETTER = 1.1
 #: A measurement trains for about this long.
@@ -112,7 +112,7 @@ def lane_widths(sweep: Sweep, groups: Sequence[Group], programs: Sequence[Progra
             key = (group.program_key, widths[i])
             if key not in tried and seconds[i] > 0.1 * sum(seconds):
                 most = max(1, min(BLOCK_RUNS, run_count(sweep, group)) // mesh.size)
-                others = {w for w in (widths[i] // 4, widths[i] * 4) if 1 <= w <= most}
+                others = {w for w in (max(widths[i] // 4, 1), widths[i] * 4) if w <= most} - {widths[i]}
                 found = {w: speed(group, w).run(sweep) for w in others}
                 own = seconds[i] / run_count(sweep, group)
                 best = min(found, key=lambda w: found[w], default=widths[i])

@@ -155,9 +155,19 @@ class Session:
         """Fewer runs a call from now on, and on every resume."""
         self.layout = dataclasses.replace(self.layout, runs=runs)
         with locks.manifest_lock(self.path):
-            stored = read_manifest(self.path)
-            assert stored is not None
+            stored = self._manifest()
             write_manifest(self.path, {**stored, "plan": {**stored["plan"], "runs": runs}})
+
+    def _manifest(self) -> dict[str, Any]:
+        """The manifest that this process began with.
+
+        Raises:
+          UnusableData: if somebody has removed it meanwhile.
+        """
+        stored = read_manifest(self.path)
+        if stored is None:
+            raise results.UnusableData(f"{self.path}: manifest.json was removed while the sweep ran; start it again")
+        return stored
 
     def pieces(self, missing: Missing) -> list[dict[int, np.ndarray]]:
         """What is missing, cut into the pieces that one call trains each."""
@@ -170,8 +180,7 @@ class Session:
     def close(self, seconds: float) -> None:
         """Writes into the manifest what is there now, and what this process did."""
         with locks.manifest_lock(self.path):
-            stored = read_manifest(self.path)
-            assert stored is not None
+            stored = self._manifest()
             try:
                 counts = tell(results.read_status(self.path))
             except results.UnusableData as error:  # of another shard: its own process reports and mends it

@@ -1,0 +1,139 @@
+"""The bridge: SignGD under other kernels and a residual path, curvature of the four optimizers, two other systems.
+
+Reads DIR/bridge (sweeps/bridge.py). Command: python figures/bridge.py --results results --out results/figures
+"""
+
+import argparse
+import textwrap
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+
+import jaxsign as js
+from jaxsign import plot
+from jaxsign.claims.residual import ablated
+from jaxsign.stages import manifest
+
+KERNELS = {"softmax": "#0072B2", "gaussian": "#D55E00", "linear": "#009E73"}
+PATHS = {"": ("-", "o"), "_residual": (":", "s")}
+FAMILIES = ("sign_gd", "signum", "adam", "gd")
+
+
+def family(ds, name):
+    """The runs of one family."""
+    return ds.isel(optimizer=np.flatnonzero(ds["family"].values == name))
+
+
+def models(runs, preset):
+    """(kernel, path, Dataset) of every model of the paper's system that was run with a preset."""
+    for kernel in KERNELS:
+        for path in PATHS:
+            if f"{preset}_{kernel}{path}" in runs:
+                yield kernel, path, runs[f"{preset}_{kernel}{path}"]
+
+
+def noise_share(ds):
+    """|s22| / (|s21| + |s22|), heads and samples averaged."""
+    on_signal, on_noise = np.abs(ds["s21"]), np.abs(ds["s22"])
+    return (on_noise / (on_signal + on_noise)).mean(["head", "sample"])
+
+
+def of_models(ax, runs, preset, measure, labels=False):
+    """A number of SignGD's runs over steps for every model."""
+    for kernel, path, ds in models(runs, preset):
+        values = measure(family(ds, "sign_gd").isel(optimizer=0)).dropna("step", how="all")
+        label = kernel + (" + residual" if path else "") if labels else None
+        plot.band(ax, values["step"], values.transpose("seed", "step"), label, color=KERNELS[kernel], ls=PATHS[path][0])
+    ax.set_xlabel("step t")
+
+
+def errors(ax, runs, preset):
+    """Test error at training loss .1 of every model and optimizer."""
+    places = []
+    for place, (kernel, path, ds) in enumerate(models(runs, preset)):
+        places.append(f"{kernel[:7]}\n{'+ res.' if path else ''}")
+        at = js.at_train_loss(ds, 0.1)
+        for shift, name in zip((-0.24, -0.08, 0.08, 0.24), FAMILIES):
+            values = family(at, name)["test_error"].isel(optimizer=0).transpose("seed")
+            low, middle, high = np.nanquantile(values, [0.05, 0.5, 0.95])
+            ax.errorbar(
+                place + shift, middle, ([middle - low], [high - middle]), fmt=plot.MARKERS[name], ms=2.5, lw=0.8,
+                color=plot.COLOURS[name],
+            )  # fmt: skip
+    ax.set_xticks(range(len(places)), places, fontsize=5)
+    ax.set_ylabel("test error")
+
+
+def at_losses(ax, ds, name):
+    """An observable of the four optimizers against the training loss, which falls from left to right."""
+    levels = np.geomspace(0.6, 1e-3, 25)
+    table = xr.concat([js.at_train_loss(ds, level)[name] for level in levels], "level")
+    for one in FAMILIES:
+        values = family(table, one).isel(optimizer=0).transpose("seed", "level")
+        plot.band(ax, levels, values, color=plot.COLOURS[one], ls=plot.STYLES[one])
+    ax.set(xscale="log", yscale="log", xlabel="training loss")
+    ax.invert_xaxis()
+
+
+def losses(ax, ds, labels=False):
+    """Loss over its first value for the four optimizers, each at the learning rate whose median ends lowest."""
+    relative = ds["train_loss"] / ds["train_loss"].isel(step=0)
+    for one in FAMILIES:
+        runs = family(relative.assign_coords(family=ds["family"]), one)
+        place = int(runs.isel(step=-1).median("seed").fillna(np.inf).argmin("optimizer"))
+        label = f"{plot.NAMES[one]}" if labels else None
+        values = runs.isel(optimizer=place).transpose("seed", "step")
+        plot.band(ax, runs["step"], values, label, color=plot.COLOURS[one], ls=plot.STYLES[one])
+    ax.set(yscale="log", xlabel="step t")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", default="results")
+    parser.add_argument("--out", default="results/figures")
+    args = parser.parse_args()
+    root = Path(args.results) / "bridge"
+    runs = {path.name: js.open_results(path).load() for path in sorted(root.iterdir()) if path.is_dir()}
+    preset = "paper_like" if any(name.startswith("paper_like") for name in runs) else "theory"
+    with plot.style():
+        fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 5.6))
+        of_models(axes[0, 0], runs, preset, lambda ds: ds["train_loss"], labels=True)
+        axes[0, 0].set(yscale="log", ylim=(1e-8, 2))
+        of_models(axes[0, 1], runs, preset, noise_share)
+        axes[0, 1].set(xlim=(0, 320), ylim=(0.3, 1.03))
+        of_models(axes[0, 2], runs, preset, lambda ds: ds["sign_agreement"])
+        axes[0, 2].set(xlim=(0, 320), ylim=(0.3, 1.03))
+        errors(axes[1, 0], runs, preset)
+        at_losses(axes[1, 1], runs["curvature"], "directional_smoothness")
+        at_losses(axes[1, 2], runs["curvature"], "robust_condition")
+        losses(axes[2, 0], runs["regression"], labels=True)
+        losses(axes[2, 1], ablated(runs["residual"], 1, 1))
+        losses(axes[2, 2], ablated(runs["residual"], 0, 0))
+        titles = (
+            "training loss, SignGD", "noise query on noise", "signs of q and k agree", "test error at loss .1",
+            "smoothness of the step", "robust condition number", "regression, L(t)/L(0)", "both residuals, L(t)/L(0)",
+            "no residuals, L(t)/L(0)",
+        )  # fmt: skip
+        for letter, ax, title in zip("abcdefghi", axes.flat, titles):
+            ax.set_title(f"({letter}) {title}", fontsize=7)
+        axes[0, 0].legend(fontsize=5)
+        handles = axes[2, 0].get_legend_handles_labels()
+        fig.legend(*handles, loc="outside upper center", ncols=4, fontsize=6.5)
+        one = runs[next(name for name in runs if name.startswith(preset))]
+        sizes = manifest(one)["definition"]["problem"]
+        text = (
+            f"a-d: {one.sizes['seed']} seeds, {preset}: " + " ".join(f"{k}={sizes[k]}" for k in ("n", "d", "s", "m_k"))
+            + ", residual path of weight 1, learning rates 1e-4 and GD .3 · "
+            f"e, f: {runs['curvature'].sizes['seed']} seeds, softmax, at equal training loss · g: "
+            f"{runs['regression'].sizes['seed']} seeds, linear attention, best of three learning rates · h, i: "
+            f"{runs['residual'].sizes['seed']} seeds, best of five · median and 5-95 %, reconstructed"
+        )  # fmt: skip
+        fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
+        for path in plot.save(fig, args.out, "bridge"):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -488,3 +488,12 @@ def test_open_results_wants_a_results_directory(tmp_path, copy):
     shutil.rmtree(copy / "results.zarr")
     with pytest.raises(ValueError, match="out must be a results directory"):
         js.open_results(copy)
+
+
+def test_a_directory_removed_under_a_sweep_ends_in_one_line(tmp_path, monkeypatch):
+    def swept_away(self, missing, stop, progress):
+        (self.path / "manifest.json").unlink()
+
+    monkeypatch.setattr(session.Session, "run", swept_away)
+    with pytest.raises(UnusableData, match=r"manifest\.json was removed while the sweep ran; start it again"):
+        js.run_sweep(small(), out=tmp_path / "out")

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, one_family, one_point
 from jaxsign.claims.residual import ablated
+from jaxsign.claims.two_layer import GAUSSIAN
 from jaxsign.claims.two_layer import setting_of as setting_of
 from jaxsign.stages import at_train_loss, need
 
@@ -114,6 +115,7 @@ CLAIMS: tuple[Claim, ...] = (
             Part("share of its attention on noise at t=150", functools.partial(_noise_share, 150), (0.95, 1.0)),
             Part("the same at t=0", functools.partial(_noise_share, 0), None, lambda runs: 0.5),
         ),
+        explanations=GAUSSIAN,
         settings=PAPER_LIKE + THEORY,
     ),
     Claim(

@@ -148,6 +148,26 @@ _ONE = lambda ds: 1.0  # noqa: E731
 _HALF = lambda ds: 0.5  # noqa: E731
 _NONE = lambda ds: 0.0  # noqa: E731
 
+#: What other models do instead: settings of the bridge, see jaxsign.claims.bridge.
+GAUSSIAN = {
+    f"gaussian kernel{path}": "the kernel is not normalised and largest where queries equal keys: all weights go to 1, "
+    "attention stays uniform over the two patches and has no stages; the value layer alone memorises the noise"
+    for path in ("", " with residual 1")
+}
+LINEAR = {
+    f"linear kernel{path}": "attention starts at 0 instead of 1/2 and grows without bound: its products of query and "
+    "key, of either sign, are what memorises the noise"
+    for path in ("", " with residual 1")
+}
+LATE = {
+    **{name: f"{why}; the loss is 0 in 32-bit floats before t = 1100" for name, why in LINEAR.items()},
+    **{
+        f"{kernel}residual 1": "a path of weight r adds r to the attention on noise, so that the law becomes "
+        "2 (2 + r) eta min_i ||xi_i||_1, 3/2 of the one named"
+        for kernel in ("", "gaussian kernel with ")
+    },
+}
+
 CLAIMS: tuple[Claim, ...] = (
     Claim(
         "S1",
@@ -159,6 +179,7 @@ CLAIMS: tuple[Claim, ...] = (
             Part("slope of value noise on [2,20] / (2 eta ||xi||_1)", _per_eta("value_noise_rate"), (0.8, 1.2), _ONE),
             Part("correlation of key noise at t=2 with t=0", _measured("key_noise_memory"), (0.9, 1.0), _ONE),
         ),
+        explanations=LINEAR,
     ),
     Claim(
         "S2",
@@ -170,6 +191,7 @@ CLAIMS: tuple[Claim, ...] = (
             Part("sign agreement at t=0", _measured("sign_agreement_0"), (0.4, 0.6), _HALF),
             Part("sign agreement at t=20", _measured("sign_agreement_20"), (0.95, 1.0), _ONE),
         ),
+        explanations=GAUSSIAN | LINEAR,
     ),
     Claim(
         "S3",
@@ -201,6 +223,8 @@ CLAIMS: tuple[Claim, ...] = (
             Part("share of tied rows, left out", _measured("tied_rows"), None),
         ),
         explanations={
+            **GAUSSIAN,
+            **LINEAR,
             "paper_like": "only rows whose vote was won by one or two samples do not follow it: the law weighs votes "
             "by p_i A_i g_i |k_i|, and where patches share coordinates the weights differ enough to turn a narrow vote",
         },
@@ -216,6 +240,7 @@ CLAIMS: tuple[Claim, ...] = (
             Part("mean s_11 at t=150", _measured("s11_150"), (0.4, 0.6), _HALF),
             Part("exponent a of -ln s_21 ~ t^a on [50,300]", _measured("s21_exponent"), (1.0, INF)),
         ),
+        explanations=GAUSSIAN | LINEAR,
     ),
     Claim(
         "S5",
@@ -236,6 +261,7 @@ CLAIMS: tuple[Claim, ...] = (
         "sign_gd",
         (1100, 1500),
         (Part("rate on [1100,1500] / law", _per_eta("late_rate"), (0.9, 1.1), _ONE),),
+        explanations=LATE,
     ),
     Claim(
         "C2",
@@ -271,6 +297,7 @@ CLAIMS: tuple[Claim, ...] = (
             Part("mean s_21 at t=150", _measured("s21_150"), (0.0, 0.01), _NONE),
             Part("mean s_11 at t=150", _measured("s11_150"), (0.4, 0.6), _HALF),
         ),
+        explanations=GAUSSIAN | LINEAR,
     ),
     Claim(
         "A2",
@@ -282,6 +309,7 @@ CLAIMS: tuple[Claim, ...] = (
             Part("Adam: rate at t=900 / rate at t=300", _rate_ratio("adam"), (-INF, 0.5)),
             Part("SignGD: rate at t=900 / rate at t=300", _rate_ratio("sign_gd"), (0.7, INF)),
         ),
+        explanations=LINEAR,
     ),
     Claim(
         "A3",

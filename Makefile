@@ -8,10 +8,10 @@ comma = ,
 EXTRAS = dev$(if $(EXTRA),$(comma)$(EXTRA))
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help reproduce test test-slow lint figures gallery claims claims-4096 bench clean
+.PHONY: help reproduce test test-slow lint figures gallery companions companion-figures claims claims-4096 bench clean
 
 help:  ## show this text
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 reproduce: $(STAMP)  ## the main job: sweeps, figures and the claims table (CPU, or GPU with EXTRA=cuda12)
 	$(BIN)/python sweeps/dynamics.py --out $(OUT)/dynamics
@@ -32,6 +32,20 @@ gallery: figures  ## redraw the committed pictures and the claims table they sta
 claims-4096: $(STAMP)  ## the claims table from 4096 seeds x 3 optimizers x both settings
 	$(BIN)/python sweeps/claims.py --out $(OUT)-4096
 	$(BIN)/jaxsign claims $(OUT)-4096 --csv $(OUT)-4096/claims.csv
+
+COMPANIONS = linear_attention kernels residual bridge
+companions: $(STAMP)  ## the three companion systems and the bridge: sweeps, figures, claims (resumable)
+	$(BIN)/python sweeps/linear_attention.py --out $(OUT)/linear_attention
+	$(BIN)/python sweeps/kernels.py --out $(OUT)/kernels
+	$(BIN)/python sweeps/residual.py --x64 --out $(OUT)/residual
+	$(BIN)/python sweeps/bridge.py --out $(OUT)/bridge
+	$(MAKE) --no-print-directory companion-figures
+
+companion-figures: $(STAMP)  ## redraw the companions' figures and print their claims
+	for name in $(COMPANIONS); do \
+	  $(BIN)/python figures/$$name.py --results $(OUT) --out $(FIGURES) && \
+	  $(BIN)/jaxsign claims $(OUT)/$$name --csv $(FIGURES)/claims_$$name.csv || exit $$?; \
+	done
 
 claims: $(STAMP)  ## print the claims table of results/
 	$(BIN)/jaxsign claims $(OUT) --csv $(OUT)/claims.csv --against figures/gallery/claims.csv

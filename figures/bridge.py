@@ -17,6 +17,7 @@ from jaxsign.claims.residual import ablated
 from jaxsign.stages import manifest
 
 KERNELS = {"softmax": "#0072B2", "gaussian": "#D55E00", "linear": "#009E73"}
+SHORT = {"softmax": "soft", "gaussian": "Gauss", "linear": "lin."}
 PATHS = {"": ("-", "o"), "_residual": (":", "s")}
 FAMILIES = ("sign_gd", "signum", "adam", "gd")
 
@@ -53,7 +54,7 @@ def errors(ax, runs, preset):
     """Test error at training loss .1 of every model and optimizer."""
     places = []
     for place, (kernel, path, ds) in enumerate(models(runs, preset)):
-        places.append(f"{kernel[:7]}\n{'+ res.' if path else ''}")
+        places.append(f"{SHORT[kernel]}\n{'+ res.' if path else ''}")
         at = js.at_train_loss(ds, 0.1)
         for shift, name in zip((-0.24, -0.08, 0.08, 0.24), FAMILIES):
             values = family(at, name)["test_error"].isel(optimizer=0).transpose("seed")
@@ -107,6 +108,7 @@ def main():
         axes[0, 2].set(xlim=(0, 320), ylim=(0.3, 1.03))
         errors(axes[1, 0], runs, preset)
         at_losses(axes[1, 1], runs["curvature"], "directional_smoothness")
+        axes[1, 1].set_ylim(1e-3, 0.3)  # negative where a run begins
         at_losses(axes[1, 2], runs["curvature"], "robust_condition")
         losses(axes[2, 0], runs["regression"], labels=True)
         losses(axes[2, 1], ablated(runs["residual"], 1, 1))
@@ -118,7 +120,7 @@ def main():
         )  # fmt: skip
         for letter, ax, title in zip("abcdefghi", axes.flat, titles):
             ax.set_title(f"({letter}) {title}", fontsize=7)
-        axes[0, 0].legend(fontsize=5)
+        axes[0, 0].legend(fontsize=4.5, handlelength=1.3, loc="upper right", borderpad=0)
         handles = axes[2, 0].get_legend_handles_labels()
         fig.legend(*handles, loc="outside upper center", ncols=4, fontsize=6.5)
         one = runs[next(name for name in runs if name.startswith(preset))]

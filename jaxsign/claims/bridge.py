@@ -160,8 +160,8 @@ CLAIMS: tuple[Claim, ...] = (
             ),
         ),
         explanations={
-            "paper_like": "SignGD's condition number is a small part of GD's down to a loss of .2; below .1 the order is "
-            "reversed, while Adam's crosses later (figure, panel f)"
+            "paper_like": "SignGD's condition number is a small part of GD's down to a loss of .2; below .1 the order "
+            "is reversed, while Adam's crosses later (figure, panel f)"
         },
     ),
     WholeClaim(
@@ -197,9 +197,9 @@ CLAIMS: tuple[Claim, ...] = (
             Part("ln(steps of GD / steps of SignGD), none", lambda ds: _steps_ratio(ds, 0.0), _POSITIVE),
         ),
         explanations={
-            "depth 1": "with residuals GD is the fastest of all: H is well conditioned (R4), so that signs have nothing "
-            "to make equal and only stop at the size of their step; without them neither gets there in 400 steps, "
-            "Adam and Signum do (figure, panels h and i)"
+            "depth 1": "with residuals GD is the fastest of all: H is well conditioned (R4), so that signs have "
+            "nothing to make equal and only stop at the size of their step; without them neither gets there in 400 "
+            "steps, Adam and Signum do (figure, panels h and i)"
         },
         system="residual_attention",
         settings=("depth 1, optimizers",),

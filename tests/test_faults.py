@@ -90,7 +90,7 @@ def torture(folder, kills, seed):
         child = forked(lambda out=out: js.run_sweep(sweep(), out, **LIMITS))
         # Most children die while they train, some before.
         begun, last = len(list(out.glob("trajectories/*/*.segment"))), outcome["kills"] == kills
-        early, delay = rng.random() < 0.2, rng.uniform(0, 0.5)
+        early, delay = rng.random() < 0.2 and not last, rng.uniform(0, 0.5)
         end = time.monotonic() + (rng.uniform(0.1, 2) if early else 600)
         while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
             time.sleep(0.005)

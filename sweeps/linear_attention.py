@@ -61,10 +61,10 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         )  # fmt: skip
 
     def sweep(problem, optimizers, steps, axes=None, seeds=seeds, **changes):
+        plain = {"record": min(100, max(steps // 3, 1)), "test_every": steps, "observables": SCATTER[:2]}
         return js.Sweep(
             system=js.linear_attention, problem=problem, hyper=js.RegressionHyper(), optimizers=optimizers, steps=steps,
-            axes={**(axes or {}), "seed": seeds}, **({"record": 100, "test_every": steps, "observables": SCATTER[:2]}
-                                                     | changes),
+            axes={**(axes or {}), "seed": seeds}, **plain | changes,
         )  # fmt: skip
 
     sweeps = {}
@@ -83,18 +83,22 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         {"inputs": laws[:2] if args.tiny else laws}, record=[0], test_every=[0],
         observables=["gradient_noise", "train_loss"], seeds=min(seeds, 4),
     )  # fmt: skip
+    few = {"steps": min(steps, 1000), "seeds": min(seeds, 4)}
+    pair = [0.005, 0.02]
+    depths = [1, 2] if args.tiny else [2, 3, 4, 6, 8]
+    sweeps["depth"] = sweep(problem(), optimizers(pair, pair, 1.0), axes={"depth": depths}, **few)
+    adams = {"adam": js.grid(adam, learning_rate=pair, clip=1.0)}
+    sweeps["softmax"] = sweep(problem(), adams, axes={"attention": ["linear", "softmax"]}, **few)
+    sweeps["full"] = sweep(problem(form="full"), optimizers(0.02, 0.02, 1.0), min(steps, 2000))
+    tuning = {"steps": min(steps, 500), "seeds": min(seeds, 2)}
+    grid = [round(digit * 10.0**power, 4) for power in (-4, -3, -2, -1) for digit in (1, 2, 5)]
+    sweeps["tuning"] = sweep(
+        problem(),
+        optimizers(grid, grid, 1.0),
+        axes={("inputs", "n_context"): settings[: 1 if args.tiny else 3]},
+        **tuning,
+    )
     if not args.tiny:
-        few = {"steps": min(steps, 1000), "seeds": min(seeds, 4)}
-        pair = [0.005, 0.02]
-        sweeps["depth"] = sweep(problem(), optimizers(pair, pair, 1.0), axes={"depth": [2, 3, 4, 6, 8]}, **few)
-        adams = {"adam": js.grid(adam, learning_rate=pair, clip=1.0)}
-        sweeps["softmax"] = sweep(problem(), adams, axes={"attention": ["linear", "softmax"]}, **few)
-        sweeps["full"] = sweep(problem(form="full"), optimizers(0.02, 0.02, 1.0), min(steps, 2000))
-        tuning = {"steps": min(steps, 500), "seeds": min(seeds, 2)}
-        grid = [round(digit * 10.0**power, 4) for power in (-4, -3, -2, -1) for digit in (1, 2, 5)]
-        sweeps["tuning"] = sweep(
-            problem(), optimizers(grid, grid, 1.0), axes={("inputs", "n_context"): settings[:3]}, **tuning
-        )
         wider = [*grid, 1.0, 2.0, 5.0, 10.0]
         sweeps["tuning_spherical"] = sweep(problem("spherical"), optimizers(wider, grid, 0.1), **tuning)
     return sweeps

@@ -2,6 +2,7 @@
 
 import dataclasses
 import runpy
+import sys
 from pathlib import Path
 
 import jax
@@ -224,10 +225,14 @@ def test_bad_numbers_and_systems_are_refused():
 
 
 @pytest.mark.slow
-def test_the_experiment_runs_tiny(tmp_path):
-    experiment = runpy.run_path(str(Path(__file__).parent.parent / "sweeps" / "linear_attention.py"))
-    assert experiment["main"](["--tiny", "--out", str(tmp_path)]) == 0
-    curves, noise = (js.open_results(tmp_path / name) for name in ("normal_20", "noise"))
+def test_the_experiment_runs_tiny_and_its_figure_is_drawn(tmp_path, monkeypatch):
+    root, out = Path(__file__).parent.parent, tmp_path / "linear_attention"
+    experiment = runpy.run_path(str(root / "sweeps" / "linear_attention.py"))
+    assert experiment["main"](["--tiny", "--out", str(out)]) == 0
+    curves, noise = (js.open_results(out / name) for name in ("normal_20", "noise"))
     assert np.isfinite(curves["robust_condition_eigen"].sel(step=0)).all()
     assert np.isfinite(noise["gradient_noise"]).all()
     assert {row.claim.id for row in js.check([curves, noise]).rows} >= {"L1", "L3", "L4", "L5"}
+    monkeypatch.setattr(sys, "argv", ["x", "--results", str(tmp_path), "--out", str(tmp_path / "figures")])
+    runpy.run_path(str(root / "figures" / "linear_attention.py"))["main"]()
+    assert len((tmp_path / "figures" / "linear_attention.csv").read_text().splitlines()) > 100

@@ -10,6 +10,7 @@ from pathlib import Path
 from jaxsign.console import DONE, Parser, configure, count, guarded, positive
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.runner import check_shard, run_sweep
+from jaxsign.validation import known
 
 Build = Callable[[argparse.Namespace], Mapping[str, Sweep]]
 
@@ -48,7 +49,11 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
                 return DONE
             if args.out is None:
                 raise ValueError("--out DIR is needed, a new or empty directory or results of this definition")
-            for key, sweep in sweeps.items():
+            chosen = args.only.split(",") if args.only else list(sweeps)
+            for key in chosen:
+                known("sweep", key, sweeps)
+            for key in chosen:
+                sweep = sweeps[key]
                 out = Path(args.out) / key if len(sweeps) > 1 else Path(args.out)
                 print(f"{key}: {sweep.size} runs of {sweep.schedule.steps} steps -> {out}", flush=True)
                 run_sweep(
@@ -98,6 +103,7 @@ def build_options(parser: argparse.ArgumentParser) -> None:
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
     """How, where and with what the sweeps are run; none of it changes what they are."""
+    parser.add_argument("--only", metavar="KEY[,KEY]", help="these of several sweeps; the others are left as they are")
     parser.add_argument("--devices", type=count, metavar="N", help="CPU devices, default one per core")
     parser.add_argument(
         "--shard", metavar="I/N", help="part I of N, beside other processes; auto: as jax.distributed says"

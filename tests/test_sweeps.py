@@ -108,6 +108,7 @@ def test_help_lists_every_axis_without_running(name, capsys):
         (["--out", "x", "--steps", "2.5"], "--steps: must be an int >= 1, got '2.5'"),
         (["--out", "x", "--engine", "sparse"], "unknown engine 'sparse'"),
         (["--out", "x", "--sedes", "3"], "unrecognized arguments: --sedes"),
+        (["--out", "x", "--only", "theory,theori"], "unknown sweep 'theori'; did you mean 'theory'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(argv, message, tmp_path, capsys, monkeypatch):

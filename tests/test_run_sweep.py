@@ -360,3 +360,28 @@ def test_unknown_names_are_refused_before_anything_runs(changes, words):
         js.run_sweep(sweep(**changes))
     with pytest.raises(ValueError, match=r"sweep must be a js\.Sweep, got dict"):
         js.run_sweep({})
+
+
+@functools.cache
+def two_tests(problem):
+    """A system whose test set has a part that only an observable nobody asked for looks at."""
+    del problem
+    return dataclasses.replace(
+        least_squares(Points(), "plain"),
+        sample_test=lambda key, hyper, shared: {"seen": jnp.ones(3), "unseen": jax.random.key_data(key).astype(float)},
+        observe=lambda params, data, test, hyper: {
+            "train_loss": jnp.sum(params["w"] ** 2),
+            **({} if test is None else {n: jnp.sum(params["w"]) * jnp.sum(v) for n, v in test.items()}),
+        },
+    )  # fmt: skip
+
+
+def test_what_no_chosen_observable_looks_at_may_lie_on_several_devices():
+    """XLA finds no use for it and would place it by itself."""
+    made = js.Sweep(
+        system=two_tests, problem=None, hyper={"slope": 1.0, "decay": 0.0}, optimizers={"gd": optax.sgd(0.1)},
+        axes={"seed": 4}, steps=6, record=2, test_every=6, observables=["train_loss", "seen"],
+    )  # fmt: skip
+    ds = js.run_sweep(made)
+    assert np.isfinite(ds["seen"].sel(step=6)).all()
+    assert bool((ds["status"] == 0).all())

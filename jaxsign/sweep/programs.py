@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxsign.compilation import compiler_options
 from jaxsign.loop import State, Stops, Tape, make_loop
@@ -84,8 +84,9 @@ class Program:
         options = compiler_options(mesh.devices.flat[0].platform)
 
         def compiled(function: Callable, *specs: Any, donate: tuple[int, ...] = ()) -> jax.stages.Wrapped:
-            mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)
-            return jax.jit(mapped, compiler_options=options, donate_argnums=donate)
+            return jax.jit(
+                mapped(function, mesh, specs), compiler_options=options, donate_argnums=donate, **on(mesh, specs)
+            )
 
         def seen(start: Start, trained: Any) -> Any:
             assert group.task.project is not None
@@ -221,7 +222,18 @@ def drawing(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     def block(seeds: jax.Array, hyper: Any, degrees: jax.Array, shared: Any) -> Start:
         return jax.lax.map(lambda args: begin(task, _key(args[0]), args[1], shared, args[2]), (seeds, hyper, degrees))
 
-    return jax.jit(jax.shard_map(block, mesh=mesh, in_specs=(RUNS, RUNS, RUNS, ALL), out_specs=RUNS, check_vma=False))
+    specs = (RUNS, RUNS, RUNS, ALL)
+    return jax.jit(mapped(block, mesh, specs), **on(mesh, specs))
+
+
+def mapped(function: Callable, mesh: jax.sharding.Mesh, specs: tuple[PartitionSpec, ...]) -> Callable:
+    """The function of a device's own runs as one of all runs."""
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)
+
+
+def on(mesh: jax.sharding.Mesh, specs: tuple[PartitionSpec, ...]) -> dict[str, Any]:
+    """Where a program's arguments lie: XLA decides itself for those that it finds no use for, and then refuses them."""
+    return {"in_shardings": tuple(NamedSharding(mesh, spec) for spec in specs)}
 
 
 def _key(words: jax.Array) -> jax.Array:

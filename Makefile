@@ -8,10 +8,12 @@ comma = ,
 EXTRAS = dev$(if $(EXTRA),$(comma)$(EXTRA))
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help reproduce test test-slow lint figures gallery companions companion-figures claims claims-4096 bench clean
+.PHONY: help install reproduce test test-slow lint figures gallery companions companion-figures claims claims-4096 bench clean
 
 help:  ## show this text
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+install: $(STAMP)  ## only set up .venv; then: . .venv/bin/activate
 
 reproduce: $(STAMP)  ## the main job: sweeps, figures and the claims table (CPU, or GPU with EXTRA=cuda12)
 	$(BIN)/python sweeps/dynamics.py --out $(OUT)/dynamics

@@ -10,7 +10,7 @@ from jaxsign import tools
 from jaxsign.console import DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
 from jaxsign.experiment import build_options, load_build
 from jaxsign.netcdf import export_netcdf
-from jaxsign.store.results import is_results, open_results
+from jaxsign.store.results import is_results
 from jaxsign.verdicts import check
 
 
@@ -25,7 +25,7 @@ def find_results(directory: str) -> list[Path]:
 
 def _claims(args: argparse.Namespace) -> int:
     """Prints the claims table of all results below DIR."""
-    table = check([open_results(path) for path in find_results(args.dir)], claims=args.claim)
+    table = check([tools.undamaged(path)[0] for path in find_results(args.dir)], claims=args.claim)
     if table.rows:
         print(table.to_markdown() if args.markdown else table)
     for reason in [] if table.rows else table.reasons():

@@ -97,6 +97,9 @@ def robust_condition(values: Array) -> Array:
     Returns:
       (), in [1, inf]; infinite where half of the values are 0.
 
+    Raises:
+      ValueError: for a whole Hessian in their place.
+
     Examples:
       >>> float(robust_condition(jnp.array([1.0, -8.0, 2.0])))
       4.0
@@ -104,6 +107,8 @@ def robust_condition(values: Array) -> Array:
     References:
       arXiv 2310.01082, "robust condition number".
     """
+    if values.ndim != 1:
+        raise ValueError(f"values must be (N,), a Hessian's diagonal or eigenvalues, got shape {values.shape}")
     size = jnp.abs(values)
     return jnp.max(size) / jnp.median(size)
 

@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.store import results
-from jaxsign.store.manifest import UnusableData, read_manifest
 from jaxsign.store.results import ARRAYS
-from jaxsign.tools import Checked, check_arrays, counted, size_words
+from jaxsign.tools import counted, size_words, undamaged
 
 #: Bytes of one variable of a netCDF 3 file: SciPy writes its size as a signed 32-bit number, padded to four.
 NETCDF_BYTES = 2**31 - 4
@@ -38,11 +36,7 @@ def export_netcdf(path: Path, file: Path) -> str:
 
     if file.exists() and not _exported(file):
         raise ValueError(f"{str(file)!r} is not a file that jaxsign export has made: move it away or give --out FILE")
-    ds = results.open_results(path)
-    found = Checked()
-    check_arrays(path, read_manifest(path), found)
-    if found.damage:
-        raise UnusableData(f"{found.damage[0]}; jaxsign verify lists all damage")
+    ds, found = undamaged(path)
     # In the order of their names: zarr lists arrays in any order.
     held = {str(name): _held(name, variable) for name, variable in sorted(ds.drop_encoding().variables.items())}
     coords = {name: held.pop(name) for name in sorted(map(str, ds.coords))}

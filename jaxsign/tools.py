@@ -360,6 +360,20 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def undamaged(path: Path) -> tuple[Any, Checked]:
+    """(lazy Dataset of a results directory, what was checked), every chunk read once.
+
+    Raises:
+      ValueError: if it is no results directory.
+      UnusableData: if something in it is damaged.
+    """
+    ds, found = results.open_results(path), Checked()
+    check_arrays(path, read_manifest(path), found)
+    if found.damage:
+        raise UnusableData(f"{found.damage[0]}; jaxsign verify lists all damage")
+    return ds, found
+
+
 def print_verify(directory: str) -> bool:
     """Prints what is damaged or not run at and below a directory; whether all of it is good."""
     checked = []

@@ -134,3 +134,10 @@ def test_curvature_of_the_papers_loss():
         return task.loss(w, data, hyper)
 
     np.testing.assert_allclose(curvature.hessian(loss, params), dense(loss, params), atol=1e-6)
+
+
+def test_a_whole_hessian_is_no_list_of_curvatures():
+    with pytest.raises(
+        ValueError, match=r"values must be \(N,\), a Hessian's diagonal or eigenvalues, got shape \(2, 2\)"
+    ):
+        curvature.robust_condition(jnp.eye(2))

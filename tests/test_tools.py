@@ -440,3 +440,4 @@ def test_export_refuses_and_leaves_everything_as_it_is(whole, half, tmp_path, ca
     monkeypatch.undo()
     flip(chunks(whole, "train_loss")[0])
     refused(capsys, f"{chunks(whole, 'train_loss')[0]} is damaged", *command, status=3)
+    refused(capsys, f"{chunks(whole, 'train_loss')[0]} is damaged", "claims", whole, status=3)

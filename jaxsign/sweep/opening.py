@@ -84,6 +84,9 @@ def stored_layout(
     record = stored["plan"]
     layout = Layout(tuple(map(tuple, order)), tuple(record["block"]), record["records"], record["runs"])
     known = {_text(entry): entry["lane_width"] for entry in record["groups"]}
+    asked, begun = limits.lane_width, sorted(set(known.values()))
+    if asked is not None and begun != [asked]:
+        print(f"lane_width={asked} is for new groups only: this sweep was begun with lanes of {begun}", file=sys.stderr)
     names = [_text(plan.identity(sweep, group)) for group in groups]
     fresh = begin_layout(sweep, groups, limits)[1] if set(names) - set(known) else [0] * len(groups)
     return layout, [known.get(name, width) for name, width in zip(names, fresh)]

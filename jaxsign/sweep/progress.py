@@ -66,7 +66,8 @@ class Progress:
         """One line: how far, how fast, how long still."""
         left = max(self.total * self.steps - self.seed_steps, 0) / max(self.rate, 1e-9)
         lost = f", {self.diverged} diverged" if self.diverged else ""
-        return f"{self.runs} of {self.total} runs{lost}, {self.rate:.3g} seed-steps/s, {clock(left)} left"
+        speed = f"{self.rate:.3g} seed-steps/s, {clock(left)} left" if self.rate else "no steps yet"
+        return f"{self.runs} of {self.total} runs{lost}, {speed}"
 
     def _say(self) -> None:
         if self.bar.disable:

@@ -141,7 +141,7 @@ def main():
                 ax.set_title(f"({letter}{column + 1}) {title}{SETTINGS[name]}", fontsize=6.5)
             if column == 0:
                 for ax, label in zip(
-                    rows, ("loss", r"max / median $|H_{ii}|$", r"$u^\top Hu/\|u\|^2$", "loss at t = 500")
+                    rows, ("loss", r"max / median $|H_{ii}|$", r"$u^\top Hu/\|u\|^2$", "loss at the end")
                 ):
                     ax.set_ylabel(label)
         last = [fig.add_subplot(grid[4, 4 * i : 4 * i + 4]) for i in range(5)]

@@ -5,7 +5,7 @@ fresh prompts each, both optimizers on the same prompts and initial weights, lea
 condition numbers every 250 steps, smoothness along the last step every 25 up to 2000, then every 250.
 noise: gradient noise at the start, 10,000 batches, 4 seeds of normal, gamma and spherical inputs. depth: layers 2 to 8,
 two learning rates an optimizer, 4 seeds, 500 steps. softmax: linear and softmax attention, Adam at two learning rates,
-4 seeds, 500 steps. full: form="full" of normal_20, 2000 steps. tuning, tuning_spherical: a grid of learning rates, 200
+4 seeds, 500 steps. full: form="full" of normal_20, the same. tuning, tuning_spherical: a grid of learning rates, 200
 steps, 2 seeds, to compare its best ones with the published ones; the grid itself is not published.
 Command: python sweeps/linear_attention.py --out results/linear_attention
 Cost: not measured at full size yet.
@@ -90,7 +90,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     sweeps["depth"] = sweep(problem(), optimizers(pair, pair, 1.0), axes={"depth": depths}, **few)
     adams = {"adam": js.grid(adam, learning_rate=pair, clip=1.0)}
     sweeps["softmax"] = sweep(problem(), adams, axes={"attention": ["linear", "softmax"]}, **few)
-    sweeps["full"] = sweep(problem(form="full"), optimizers(0.02, 0.02, 1.0), min(steps, 2000))
+    sweeps["full"] = sweep(problem(form="full"), optimizers(0.02, 0.02, 1.0), **few)
     tuning = {"steps": min(steps, 200), "seeds": min(seeds, 2)}
     grid = [round(digit * 10.0**power, 4) for power in (-4, -3, -2, -1) for digit in (1, 2, 5)]
     sweeps["tuning"] = sweep(

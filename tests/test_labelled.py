@@ -100,9 +100,11 @@ def test_a_keyword_that_is_an_axis_too_gets_a_name_of_its_own():
 
 
 def test_numbers_that_no_axis_sets_are_scalars():
-    assert base_coordinates(sweep()) == {"sigma_p": 2.0, "mu": 3.0, "sigma_0": 3e-3, "alpha": 0.0, "label_noise": 0.0}
+    zeros = dict.fromkeys(["alpha", "label_noise", "residual"], 0.0)
+    assert base_coordinates(sweep()) == {"sigma_p": 2.0, "mu": 3.0, "sigma_0": 3e-3, **zeros}
     assert "sigma_p" not in base_coordinates(sweep(axes={"snr": [0.1]}))
-    assert base_coordinates(sweep(axes={("mu", "alpha"): [(1.0, 0.1)]})).keys() == {"sigma_p", "sigma_0", "label_noise"}
+    left = {"sigma_p", "sigma_0", "label_noise", "residual"}
+    assert base_coordinates(sweep(axes={("mu", "alpha"): [(1.0, 0.1)]})).keys() == left
     bare = js.Sweep(system=line, problem=None, hyper=None, optimizers={"gd": optax.sgd(0.1)}, steps=1)
     assert base_coordinates(bare) == {}
     assert base_coordinates(dataclasses.replace(bare, hyper={"a": 1, "b": np.ones(2)})) == {"a": 1.0}

@@ -52,7 +52,7 @@ def setting_of(ds: Any) -> str:
         if len(values[name]) == 1 and values[name][0] != standard[name]:
             return "custom"
         words += [{"temperature": "temperatures", "n": "n/d"}.get(name, name)] if len(values[name]) > 1 else []
-    words += ["optimizers"] if len(set(ds["family"].values.tolist())) > 1 else []
+    words += ["optimizers"] if "family" in ds.coords and np.unique(ds["family"]).size > 1 else []
     return ", ".join(words)
 
 

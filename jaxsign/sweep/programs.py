@@ -83,19 +83,22 @@ class Program:
 
         options = compiler_options(mesh.devices.flat[0].platform)
 
-        def compiled(function: Callable, *specs: Any, donate: tuple[int, ...] = ()) -> jax.stages.Wrapped:
-            return jax.jit(
-                mapped(function, mesh, specs), compiler_options=options, donate_argnums=donate, **on(mesh, specs)
-            )
+        def compiled(function: Callable, *specs: Any, on: Sequence[int] = (), donate: Any = ()) -> jax.stages.Wrapped:
+            """`on`: which arguments lie on the devices. XLA decides itself where those lie that it finds no use for,
+            and then refuses them from there; arrays of the host may not be told where to lie.
+            """
+            there = tuple(NamedSharding(mesh, spec) if i in on else None for i, spec in enumerate(specs))
+            mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)
+            return jax.jit(mapped, in_shardings=there, compiler_options=options, donate_argnums=donate)
 
         def seen(start: Start, trained: Any) -> Any:
             assert group.task.project is not None
             return group.task.project(loop.merged(start, trained), start.data)
 
         self.begin = drawing(group.task, mesh)
-        self.seen = compiled(jax.vmap(seen), RUNS, RUNS)
-        self.init = compiled(jax.vmap(init), RUNS, RUNS)
-        self.advance = compiled(advance, *[RUNS] * 5, ALL, donate=(4,))
+        self.seen = compiled(jax.vmap(seen), RUNS, RUNS, on=(0, 1))
+        self.init = compiled(jax.vmap(init), RUNS, RUNS, on=(0,))
+        self.advance = compiled(advance, *[RUNS] * 5, ALL, on=(1, 4), donate=(4,))
         self.summarise = compiled(jax.vmap(summarise), RUNS, RUNS)
 
     def padded(self, count: int) -> int:
@@ -222,18 +225,7 @@ def drawing(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     def block(seeds: jax.Array, hyper: Any, degrees: jax.Array, shared: Any) -> Start:
         return jax.lax.map(lambda args: begin(task, _key(args[0]), args[1], shared, args[2]), (seeds, hyper, degrees))
 
-    specs = (RUNS, RUNS, RUNS, ALL)
-    return jax.jit(mapped(block, mesh, specs), **on(mesh, specs))
-
-
-def mapped(function: Callable, mesh: jax.sharding.Mesh, specs: tuple[PartitionSpec, ...]) -> Callable:
-    """The function of a device's own runs as one of all runs."""
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)
-
-
-def on(mesh: jax.sharding.Mesh, specs: tuple[PartitionSpec, ...]) -> dict[str, Any]:
-    """Where a program's arguments lie: XLA decides itself for those that it finds no use for, and then refuses them."""
-    return {"in_shardings": tuple(NamedSharding(mesh, spec) for spec in specs)}
+    return jax.jit(jax.shard_map(block, mesh=mesh, in_specs=(RUNS, RUNS, RUNS, ALL), out_specs=RUNS, check_vma=False))
 
 
 def _key(words: jax.Array) -> jax.Array:

@@ -41,7 +41,9 @@ def over_steps(ax, ds, name, labels=False):
         values = runs[name].dropna("step", how="all")
         shown = look if labels else {**look, "label": None}
         plot.band(ax, values["step"], values.transpose("seed", "step"), **shown)
-    ax.set(yscale="log", xlabel="step t")
+    drawn = np.concatenate([line.get_ydata() for line in ax.lines])
+    drawn = drawn[np.isfinite(drawn) & (drawn > 0)]  # bands spike, medians are what is compared
+    ax.set(yscale="log", xlabel="step t", ylim=(drawn.min() / 3, 5 * drawn.max()))
 
 
 def tuning(ax, ds, published):
@@ -51,7 +53,8 @@ def tuning(ax, ds, published):
         last = runs["train_loss"].where(runs["status"] == 0).isel(step=-1).transpose("seed", "optimizer")
         plot.band(ax, runs["learning_rate"], last, marker="o", ms=2, **{**look, "label": None})
         ax.axvline(rate, color=look["color"], lw=0.8, ls="--")
-    ax.set(xscale="log", yscale="log", xlabel="learning rate")
+    start = float(ds["train_loss"].isel(step=0).median())
+    ax.set(xscale="log", yscale="log", xlabel="learning rate", ylim=(None, 3 * start))
 
 
 def tails(ax, noise):
@@ -62,8 +65,8 @@ def tails(ax, noise):
             share = 10.0 ** -np.linspace(0.02, 3.5, 60)
             x = np.quantile(norms / norms.median("draw"), 1 - share, axis=1).T
             ax.plot(np.median(x, 0), share, label=inputs, **look)
-    ax.set(xscale="log", yscale="log", xlabel="noise / its median", ylabel="share of batches above")
-    ax.legend(fontsize=5.5)
+    ax.set(yscale="log", xlabel="noise / its median", ylabel="share above")
+    ax.legend(fontsize=5)
 
 
 def quantiles(ax, noise):
@@ -77,7 +80,7 @@ def quantiles(ax, noise):
             standard = (norms - norms.mean("draw")) / norms.std("draw")
             ax.plot(norm.ppf(share), np.median(np.quantile(standard, share, axis=1), 1), **look)
     ax.plot([-3.3, 3.3], [-3.3, 3.3], color="0.5", lw=0.6)
-    ax.set(xlabel="normal quantile", ylabel="noise quantile", yscale="symlog")
+    ax.set(xlabel="normal quantile", ylabel="noise quantile", ylim=(-4, 12))
 
 
 def scatter(ax, ds):
@@ -104,6 +107,8 @@ def kinds(ax, softmax, full):
     """Adam's loss with linear and softmax attention at the better learning rate, and with all of P and Q trained."""
     for kind, look in (("linear", {"color": "#0072B2"}), ("softmax", {"color": "#CC79A7", "ls": ":"})):
         runs = softmax.sel(attention=kind)
+        if not np.isfinite(runs["train_loss"]).any():
+            continue  # not run yet
         place = int(runs["train_loss"].isel(step=-1).median("seed").argmin("optimizer"))
         values = runs["train_loss"].isel(optimizer=place).transpose("seed", "step")
         plot.band(ax, runs["step"], values, kind, **look)
@@ -111,7 +116,7 @@ def kinds(ax, softmax, full):
     runs = runs.sel(step=slice(0, int(softmax["step"][-1])))
     plot.band(ax, runs["step"], runs["train_loss"].transpose("seed", "step"), "linear, full", color="k", ls="--")
     ax.set(yscale="log", xlabel="step t", ylabel="loss")
-    ax.legend(fontsize=5.5)
+    ax.legend(fontsize=5)
 
 
 def main():
@@ -123,42 +128,42 @@ def main():
     runs = {path.name: js.open_results(path).load() for path in sorted(root.iterdir()) if path.is_dir()}
     names = [name for name in SETTINGS if name in runs]
     with plot.style():
-        fig = plt.figure(figsize=(7.0, 8.2))
-        grid = fig.add_gridspec(5, 20)
+        fig = plt.figure(figsize=(7.0, 8.0))
+        above, below = fig.subfigures(2, 1, height_ratios=[4, 1.15])
+        grid = above.subplots(4, len(names), squeeze=False)
         for column, name in enumerate(names):
-            rows = [fig.add_subplot(grid[row, 5 * column : 5 * column + 5]) for row in range(4)]
-            for row, (ax, observable) in enumerate(
-                zip(rows, ("train_loss", "robust_condition", "directional_smoothness"))
-            ):
-                over_steps(ax, runs[name], observable, labels=column == row == 0)
-            grids = runs["tuning_spherical" if name == "spherical_20" else "tuning"]
+            rows = grid[:, column]
+            for ax, observable in zip(rows, ("train_loss", "robust_condition", "directional_smoothness")):
+                over_steps(ax, runs[name], observable, labels=ax is grid[0, 0])
+            grids = runs["tuning_spherical" if name == "spherical_20" and "tuning_spherical" in runs else "tuning"]
             if "inputs" in grids.dims:
                 problem = manifest(runs[name])["definition"]["problem"]
                 here = (grids["inputs"] == problem["inputs"]) & (grids["n_context"] == problem["n_context"])
                 grids = grids.isel(inputs=int(np.flatnonzero(here.values)[0]))
             tuning(rows[3], grids, PUBLISHED[name])
-            for letter, ax, title in zip("abcd", rows, ("", "condition, ", "smoothness, ", "rates, ")):
-                ax.set_title(f"({letter}{column + 1}) {title}{SETTINGS[name]}", fontsize=6.5)
-            if column == 0:
-                for ax, label in zip(
-                    rows, ("loss", r"max / median $|H_{ii}|$", r"$u^\top Hu/\|u\|^2$", "loss at the end")
-                ):
-                    ax.set_ylabel(label)
-        last = [fig.add_subplot(grid[4, 4 * i : 4 * i + 4]) for i in range(5)]
+            for letter, ax, title in zip("abcd", rows, (SETTINGS[name], "condition", "smoothness", "learning rates")):
+                ax.set_title(f"({letter}{column + 1}) {title}", fontsize=7)
+        for ax, label in zip(
+            grid[:, 0], ("loss", r"max / median $|H_{ii}|$", r"$u^\top Hu/\|u\|^2$", "loss at the end")
+        ):
+            ax.set_ylabel(label)
+        last = below.subplots(1, 5)
         tails(last[0], runs["noise"])
         quantiles(last[1], runs["noise"])
         scatter(last[2], runs["normal_20"])
         depths(last[3], runs["depth"])
         kinds(last[4], runs["softmax"], runs["full"])
-        titles = ("gradient noise, t = 0", "the same, QQ", "(L0, L1), Adam", "gap and depth", "attention, Adam")
+        titles = ("noise, t = 0", "the same, QQ", "(L0, L1), Adam", "gap and depth", "attention, Adam")
         for i, (ax, title) in enumerate(zip(last, titles), 1):
-            ax.set_title(f"(e{i}) {title}", fontsize=6.5)
-        first = fig.axes[0]
+            ax.set_title(f"(e{i}) {title}", fontsize=7)
+            ax.xaxis.label.set_size(7)
+            ax.yaxis.label.set_size(7)
+        first = grid[0, 0]
         fig.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=7)
         one = manifest(runs["normal_20"])["definition"]["problem"]
         text = (
-            f"{runs['normal_20'].sizes['seed']} seeds (rates: {runs['tuning'].sizes['seed']}, noise, depth and "
-            f"attention: {runs['noise'].sizes['seed']}); median and 5-95 % · published settings: d={one['d']} "
+            f"{runs['normal_20'].sizes['seed']} seeds (a4-c4: {runs[names[-1]].sizes['seed']}, d: "
+            f"{runs['tuning'].sizes['seed']}, e but e3: {runs['noise'].sizes['seed']}); median and 5-95 % · published settings: d={one['d']} "
             f"L={one['depth']}, batch {one['batch_size']}, clipping, learning rates (dashed lines in d) · "
             f"reconstructed: losses on {one['n_eval']} and Hessians on {one['n_hessian']} fixed prompts, the grid of "
             f"rates, depth and attention at lr .005 and .02"

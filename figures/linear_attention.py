@@ -164,9 +164,9 @@ def main():
         text = (
             f"{runs['normal_20'].sizes['seed']} seeds (a4-c4: {runs[names[-1]].sizes['seed']}, d: "
             f"{runs['tuning'].sizes['seed']}, e but e3: {runs['noise'].sizes['seed']}); median and 5-95 % · published "
-            f"settings: d={one['d']} L={one['depth']}, batch {one['batch_size']}, clipping, learning rates (dashed lines "
-            f"in d) · reconstructed: losses on {one['n_eval']} and Hessians on {one['n_hessian']} fixed prompts, the grid "
-            f"of rates, depth and attention at lr .005 and .02"
+            f"settings: d={one['d']} L={one['depth']}, batch {one['batch_size']}, clipping, learning rates (dashed in d) · "
+            f"reconstructed: losses on {one['n_eval']} and Hessians on {one['n_hessian']} fixed prompts, the grid of "
+            f"rates, depth and attention at lr .005 and .02"
         )
         fig.supxlabel("\n".join(textwrap.wrap(text, 165)), fontsize=5, color="0.35")
         for path in plot.save(fig, args.out, "linear_attention"):

@@ -116,7 +116,7 @@ def kinds(ax, softmax, full):
     runs = runs.sel(step=slice(0, int(softmax["step"][-1])))
     plot.band(ax, runs["step"], runs["train_loss"].transpose("seed", "step"), "linear, full", color="k", ls="--")
     ax.set(yscale="log", xlabel="step t", ylabel="loss")
-    ax.legend(fontsize=5)
+    ax.legend(fontsize=5, loc="upper right", bbox_to_anchor=(1, 0.9))
 
 
 def main():
@@ -153,7 +153,7 @@ def main():
         scatter(last[2], runs["normal_20"])
         depths(last[3], runs["depth"])
         kinds(last[4], runs["softmax"], runs["full"])
-        titles = ("noise, t = 0", "the same, QQ", "(L0, L1), Adam", "gap and depth", "attention, Adam")
+        titles = ("noise, t = 0", "the same, QQ", "(L0, L1), Adam", "gap and depth", "attention")
         for i, (ax, title) in enumerate(zip(last, titles), 1):
             ax.set_title(f"(e{i}) {title}", fontsize=7)
             ax.xaxis.label.set_size(7)
@@ -163,8 +163,8 @@ def main():
         one = manifest(runs["normal_20"])["definition"]["problem"]
         text = (
             f"{runs['normal_20'].sizes['seed']} seeds (a4-c4: {runs[names[-1]].sizes['seed']}, d: "
-            f"{runs['tuning'].sizes['seed']}, e but e3: {runs['noise'].sizes['seed']}); median and 5-95 % · published "
-            f"settings: d={one['d']} L={one['depth']}, batch {one['batch_size']}, clipping, learning rates (dashed in d) · "
+            f"{runs['tuning'].sizes['seed']}, e but e3: {runs['noise'].sizes['seed']}); median and 5-95 % · published: "
+            f"d={one['d']} L={one['depth']}, batch {one['batch_size']}, clipping, learning rates (dashed in d) · "
             f"reconstructed: losses on {one['n_eval']} and Hessians on {one['n_hessian']} fixed prompts, the grid of "
             f"rates, depth and attention at lr .005 and .02"
         )

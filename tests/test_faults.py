@@ -191,13 +191,17 @@ RUN = "js.run_sweep(t.sweep(), sys.argv[1], **t.LIMITS, shard=eval(sys.argv[2]))
 
 
 def test_guarantee_2_three_shards_one_killed_the_others_undisturbed_and_the_grid_complete(tmp_path, whole):
-    out = tmp_path / "out"
-    shards = [child(RUN, out, (i, 3)) for i in range(3)]
-    until(lambda: len({f.parent for f in out.glob("trajectories/*/*.segment")}) >= 3, *shards)
-    shards[1].kill()
-    done = [process.communicate() for process in shards]
-    assert [process.returncode for process in shards] == [0, -signal.SIGKILL, 0], done
-    assert js.open_results(out)["status"].min() == -1
+    for attempt in range(4):  # on a busy machine the signal may come after the shard's last run
+        out = tmp_path / f"out-{attempt}"
+        shards = [child(RUN, out, (i, 3)) for i in range(3)]
+        until(lambda out=out: len({f.parent for f in out.glob("trajectories/*/*.segment")}) >= 3, *shards)
+        shards[1].kill()
+        done = [process.communicate() for process in shards]
+        assert [shards[i].returncode for i in (0, 2)] == [0, 0], done
+        if shards[1].returncode == -signal.SIGKILL and js.open_results(out)["status"].min() == -1:
+            break
+    else:
+        pytest.fail("no signal came in time")
     again = child(RUN, out, (1, 3))
     _, words = again.communicate()
     assert again.returncode == 0, words

@@ -7,7 +7,7 @@ number along the paper-like runs, 12 seeds. regression: the four optimizers on l
 each, 800 steps, 6 seeds (at its first run SignGD and GD had smaller rates, and each was best at its largest). residual:
 on the transformer with both residuals or none, five learning rates each, 400 steps, 36 seeds.
 Command: python sweeps/bridge.py --out results/bridge
-Cost: 30 minutes of processor time, 24 of wall time on 2 cores of an AMD EPYC that other jobs used too.
+Cost: 30 minutes on 2 cores of an AMD EPYC that other jobs used too; wall_seconds of the manifests.
 Expected: `figures/gallery/claims_bridge.csv`.
 All settings are reconstructed; linear attention's sizes are the published ones.
 """

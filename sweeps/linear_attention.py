@@ -8,8 +8,8 @@ two learning rates an optimizer, 4 seeds, 500 steps. softmax: linear and softmax
 4 seeds, 500 steps. full: form="full" of normal_20, the same. tuning, tuning_spherical: a grid of learning rates, 200
 steps, 2 seeds, to compare its best ones with the published ones; the grid itself is not published.
 Command: python sweeps/linear_attention.py --out results/linear_attention
-Cost: settings 1 to 3 73 minutes of wall time on 2 cores of an AMD EPYC that other jobs used too (about 14 of processor
-time each), all of it about two hours.
+Cost: settings 1 to 3 73 minutes, the rest 85, on 2 cores of an AMD EPYC that other jobs used too; wall_seconds of the
+manifests.
 Expected: `figures/gallery/claims_linear_attention.csv`.
 The learning rates, sizes and settings are the published ones; depth, softmax and full are reconstructed.
 """

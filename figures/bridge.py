@@ -13,6 +13,7 @@ import xarray as xr
 
 import jaxsign as js
 from jaxsign import plot
+from jaxsign.claims.bridge import noise_share
 from jaxsign.claims.residual import ablated
 from jaxsign.stages import manifest
 
@@ -33,12 +34,6 @@ def models(runs, preset):
         for path in PATHS:
             if f"{preset}_{kernel}{path}" in runs:
                 yield kernel, path, runs[f"{preset}_{kernel}{path}"]
-
-
-def noise_share(ds):
-    """|s22| / (|s21| + |s22|), heads and samples averaged."""
-    on_signal, on_noise = np.abs(ds["s21"]), np.abs(ds["s22"])
-    return (on_noise / (on_signal + on_noise)).mean(["head", "sample"])
 
 
 def of_models(ax, runs, preset, measure, labels=False):

@@ -35,11 +35,15 @@ def _loss_at(step: int, runs: Any) -> Any:
     return runs["train_loss"].sel(step=step, drop=True)
 
 
-def _noise_share(step: int, runs: Any) -> Any:
+def noise_share(runs: Any) -> Any:
     """|s_22| / (|s_21| + |s_22|), heads and samples averaged: of the noise query's attention, what goes to noise."""
     need(runs, "s21", "s22")
-    on_signal, on_noise = (np.abs(runs[name].sel(step=step, drop=True)) for name in ("s21", "s22"))
+    on_signal, on_noise = np.abs(runs["s21"]), np.abs(runs["s22"])
     return (on_noise / (on_signal + on_noise)).mean(["head", "sample"])
+
+
+def _noise_share_at(step: int, runs: Any) -> Any:
+    return noise_share(runs).sel(step=step, drop=True)
 
 
 def _error_gap(runs: Any) -> Any:
@@ -114,8 +118,8 @@ CLAIMS: tuple[Claim, ...] = (
         "Attention memorises noise: the noise query comes to attend to its own noise",
         steps=(0, 150),
         parts=(
-            Part("share of its attention on noise at t=150", functools.partial(_noise_share, 150), (0.95, 1.0)),
-            Part("the same at t=0", functools.partial(_noise_share, 0), None, lambda runs: 0.5),
+            Part("share of its attention on noise at t=150", functools.partial(_noise_share_at, 150), (0.95, 1.0)),
+            Part("the same at t=0", functools.partial(_noise_share_at, 0), None, lambda runs: 0.5),
         ),
         explanations=GAUSSIAN,
         settings=PAPER_LIKE + THEORY,

@@ -146,16 +146,14 @@ def two_layer_curvature(problem: Problem) -> Task:
         return found
 
     def observe_step(params: Any, before: Any, data: Any, hyper: Hyper) -> dict[str, Array]:
+        def here(weights: Params) -> Array:
+            return plain.loss(weights, data, hyper)
+
         start = before.full()
-        move: Params = jax.tree.map(jnp.subtract, params.full(), start)
-        length = jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(move)))
-        along = jax.tree.map(lambda leaf: leaf / length, move).features(data)
-        features = start.features(data)
-        bent = curvature.hvp(lambda f: seen_loss(f, data, hyper), features, along)
-        gradient = jax.grad(plain.loss)(start, data, hyper)
+        move = jax.tree.map(jnp.subtract, params.full(), start)
         return {
-            "directional_smoothness": jnp.vdot(ravel_pytree(along)[0], ravel_pytree(bent)[0]),
-            "gradient_before": jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(gradient))),
+            "directional_smoothness": curvature.directional_smoothness(here, start, move),
+            "gradient_before": jnp.linalg.norm(ravel_pytree(jax.grad(here)(start))[0]),
         }
 
     return dataclasses.replace(

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, one_family, one_point
+from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, above, one_family, one_point
 from jaxsign.claims.residual import ablated
 from jaxsign.claims.two_layer import GAUSSIAN
 from jaxsign.claims.two_layer import setting_of as setting_of
 from jaxsign.stages import at_train_loss, need
 
 INF = math.inf
-_POSITIVE = (math.nextafter(0.0, 1.0), INF)
+_POSITIVE = above(0.0)
 #: A share cannot exceed 1, but Student's interval of its mean can: at the first run of B4 and L3 the upper end was 1.
-_MORE_THAN_HALF = (math.nextafter(0.5, 1.0), INF)
+_MORE_THAN_HALF = above(0.5)
 #: Training losses, in nat, at which curvature is compared.
 LEVELS = (0.5, 0.2, 0.1, 0.03, 0.01)
 

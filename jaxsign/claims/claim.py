@@ -6,6 +6,7 @@ words, committed before the first run. Optimizers are compared on the same seeds
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,17 @@ from jaxsign.stages import manifest
 from jaxsign.validation import known
 
 JUDGES = ("seeds", "mean")
+
+
+def above(number: float) -> tuple[float, float]:
+    """The interval of everything strictly above a number.
+
+    Examples:
+      >>> low, high = above(0.5)
+      >>> low > 0.5, high
+      (True, inf)
+    """
+    return math.nextafter(number, math.inf), math.inf
 
 
 class NotThere(Exception):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim
+from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, above
 from jaxsign.measures import slope
 from jaxsign.problems.residual import ResidualHyper, ResidualProblem
 from jaxsign.stages import manifest, need
@@ -24,7 +24,6 @@ EPS = float(np.finfo(np.float64).eps)
 #: What rounding can do to the ratio of two losses in 64-bit floats.
 ROUNDING = 1e-14
 DEPTHS = ("depth 1", "depth 2", "depth 4")
-_STRICTLY_ABOVE_ONE = (math.nextafter(1.0, 2.0), INF)
 #: Why the rate of convergence falls before it is constant.
 _TRANSIENT = (
     "the loss goes to zero and its rate is constant from half-time on, but directions with large singular values die "
@@ -324,7 +323,7 @@ CLAIMS: tuple[Claim, ...] = (
         Part(
             "sigma_min(H) with / without residuals at t=0, worst layer",
             _between("attention_sigma_min", (1, 1), (0, 0)),
-            _STRICTLY_ABOVE_ONE,
+            above(1.0),
         ),
         Part("the same, only the residual of attention", _between("attention_sigma_min", (1, 0), (0, 0)), None),
         Part("the same, only the residual of the FFN", _between("attention_sigma_min", (0, 1), (0, 0)), None),

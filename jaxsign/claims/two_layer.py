@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxsign import presets, theory
-from jaxsign.claims.claim import Claim, NotThere, Part, one_family
+from jaxsign.claims.claim import Claim, NotThere, Part, above, one_family
 from jaxsign.measures import MEASURES
 from jaxsign.problem import Hyper, Problem
 from jaxsign.stages import at_train_loss, manifest, need
@@ -143,7 +143,6 @@ def _smallest_error_gap(ds: Any) -> Any:
     return xr.concat([_error_gap(ds, level) for level in LEVELS], "level").min("level", skipna=False)
 
 
-_STRICTLY_POSITIVE = (math.nextafter(0.0, 1.0), INF)
 _ONE = lambda ds: 1.0  # noqa: E731
 _HALF = lambda ds: 0.5  # noqa: E731
 _NONE = lambda ds: 0.0  # noqa: E731
@@ -333,7 +332,7 @@ CLAIMS: tuple[Claim, ...] = (
             Part(
                 "smallest error(SignGD) - error(GD) over levels and learning rates",
                 _smallest_error_gap,
-                _STRICTLY_POSITIVE,
+                above(0.0),
                 lambda ds: _sign_law(ds) - _gd_law(ds),
             ),
             *(

@@ -27,6 +27,7 @@ GOOD = {"n": 6, "d": 60, "s": 5, "m_k": 4, "m_v": 3}
         ({"supports": "disjont"}, ["supports", "'disjont'", "did you mean 'disjoint'", "'independent'"]),
         ({"supports": None}, ["supports", "None", "'independent', 'disjoint'"]),
         ({"overlap": "nonne"}, ["overlap", "'nonne'", "did you mean 'none'", "'exact'"]),
+        ({"kernel": "gauss"}, ["kernel", "'gauss'", "did you mean 'gaussian'", "'softmax'"]),
     ],
 )
 def test_bad_problem_names_field_value_and_range(change, words):
@@ -88,6 +89,7 @@ def test_bad_engine_and_overlap():
         ("alpha", math.inf, "(-inf, inf)"),
         ("label_noise", 1.5, "[0, 1]"),
         ("label_noise", -0.1, "[0, 1]"),
+        ("residual", math.inf, "(-inf, inf)"),
     ],
 )
 def test_bad_hyper_names_field_value_and_range(problem, field, value, legal):

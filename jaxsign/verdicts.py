@@ -271,7 +271,11 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
                     reasons.append(str(reason))
             else:
                 # Variations of a preset and other sweeps beside it are there for single claims, not for all.
-                single = "," in setting or (setting == "custom" and len({s for o, s in places if o == system}) > 1)
+                single = (
+                    "," in setting
+                    or " over " in setting
+                    or (setting == "custom" and len({s for o, s in places if o == system}) > 1)
+                )
                 (beside if single else missing).append((claim.id, setting, "; ".join(dict.fromkeys(reasons))))
     return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside))
 

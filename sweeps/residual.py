@@ -2,7 +2,7 @@
 
 Condition numbers and contractions need 64-bit floats, so this experiment needs --x64.
 Axes: attention residual x FFN residual, each 1 or 0, five learning rates over two decades, 400 steps; entries
-`depth_1`, `depth_2`, `depth_4`; `bound`: eta = 1e-5 and 1e-3 at all depths, every step recorded; `temperature`: both
+`depth_1` to `depth_4`; `bound`: eta = 1e-5 and 1e-3 at all depths, every step recorded; `temperature`: both
 residuals or neither at five temperatures; `width`: the same at n/d from 1/4 to 3/2. 36 seeds, 64 at depth 1, 16 of n/d.
 Command: python sweeps/residual.py --x64 --out results/residual
 Cost: 12.4 minutes (11.8 of CPU time) on 2 cores of an AMD EPYC in use by others, at a load average of 5 to 6.
@@ -47,16 +47,16 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
 
     sweeps = {
         f"depth_{depth}": sweep(depth, BOTH, [*SPECTRA, "attention_singular_values"], seeds)
-        for depth, seeds in ({1: 2} if args.tiny else {1: 64, 2: SEEDS, 4: SEEDS}).items()
+        for depth, seeds in ({1: 2} if args.tiny else {1: 64, 2: SEEDS, 3: SEEDS, 4: SEEDS}).items()
     }
     sweeps["bound"] = sweep(
-        1, {"depth": [1] if args.tiny else [1, 2, 4], **BOTH}, CONTRACTION, SEEDS, rates=[1e-5, 1e-3], record=1
+        1, {"depth": [1] if args.tiny else [1, 2, 3, 4], **BOTH}, CONTRACTION, SEEDS, rates=[1e-5, 1e-3], record=1
     )
     sweeps["temperature"] = sweep(
         1, {**ALL_OR_NONE, "temperature": TEMPERATURES[1:4:2] if args.tiny else TEMPERATURES},
-        [*SPECTRA, "value_condition"], SEEDS,
+        [*SPECTRA, "value_condition"], SEEDS, record=steps,
     )  # fmt: skip
-    sweeps["width"] = sweep(1, {"n": [4] if args.tiny else [8, 16, 32, 48], **ALL_OR_NONE}, SPECTRA, 16)
+    sweeps["width"] = sweep(1, {"n": [4] if args.tiny else [8, 16, 32, 48], **ALL_OR_NONE}, SPECTRA, 16, record=steps)
     return sweeps
 
 

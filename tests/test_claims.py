@@ -286,7 +286,7 @@ def test_what_is_not_there_is_said_and_not_decided(name, good):
     table = js.check(changed, [claim])
     assert table.rows == ()
     ((found, setting, reason),) = table.missing
-    assert (found, setting) == (claim, "paper_like")
+    assert (found, setting) == (claim, "paper_like over snr" if name == "one point" else "paper_like")
     assert words in reason
 
 

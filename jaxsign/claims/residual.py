@@ -23,7 +23,7 @@ SMALL, TINY = 1e-3, 1e-5
 EPS = float(np.finfo(np.float64).eps)
 #: What rounding can do to the ratio of two losses in 64-bit floats.
 ROUNDING = 1e-14
-DEPTHS = ("depth 1", "depth 2", "depth 4")
+DEPTHS = ("depth 1", "depth 2", "depth 3", "depth 4")
 #: Why the rate of convergence falls before it is constant.
 _TRANSIENT = (
     "the loss goes to zero and its rate is constant from half-time on, but directions with large singular values die "
@@ -343,9 +343,9 @@ CLAIMS: tuple[Claim, ...] = (
         "ours",
         (0, 1, LAST),
         Part("smallest 1 - eta sigma_min^2 - L_(t+1)/L_t", _margin(SMALL), (0.0, INF)),
-        *(Part(f"the same, depth {depth}", _margin(SMALL, depth), None) for depth in (1, 2, 4)),
+        *(Part(f"the same, depth {depth}", _margin(SMALL, depth), None) for depth in (1, 2, 3, 4)),
         Part("largest eta c with both residuals (<= 1: proved)", _curvature(SMALL), None),
-        settings=("depths 1, 2, 4",),
+        settings=("depths 1, 2, 3, 4",),
         explanations={
             "depths 1": "eta = 1e-3 is not small at depth 4: with residuals eta c settles at 2, the edge of stability, "
             "and the loss rises at times; wherever eta c <= 1, as the proof wants, no step violates the bound",
@@ -358,7 +358,7 @@ CLAIMS: tuple[Claim, ...] = (
         (0, 1, LAST),
         Part("smallest 1 - eta sigma_min^2 - L_(t+1)/L_t", _margin(TINY), (-ROUNDING, INF)),
         Part("largest eta c with both residuals (<= 1: proved)", _curvature(TINY), None),
-        settings=("depths 1, 2, 4",),
+        settings=("depths 1, 2, 3, 4",),
     ),
     _claim(
         "R8",

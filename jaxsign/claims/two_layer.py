@@ -42,15 +42,22 @@ def problem_of(ds: Any) -> tuple[Problem, Hyper]:
 def setting_of(ds: Any) -> str:
     """The preset a Dataset was run with, "custom" if it is none; n_test is free.
 
-    Another n, kernel or residual path is said: "theory, n=21", "gaussian kernel with residual 1, theory".
+    Another n, kernel or residual path is said: "theory, n=21", "gaussian kernel with residual 1, theory"; so are the
+    axes of a sweep that leaves the preset: "paper_like over n, snr".
     """
     manifest(ds)  # without one the Dataset is refused, not "custom"
+    swept = _swept(ds)
+    apart = {one for names in swept.values() for one in names}
     try:
-        problem, hyper = problem_of(ds)
+        problem, hyper = problem_of(ds.isel(dict.fromkeys(swept, 0)))
     except (NotThere, ValueError):
         return "custom"
     for name in ("paper_like", "theory"):
         preset, numbers = getattr(presets, name)()
+        problem, hyper = (
+            dataclasses.replace(one, **{field: value for field, value in vars(base).items() if field in apart})
+            for one, base in ((problem, preset), (hyper, numbers))
+        )
         free: dict[str, Any] = {"n": problem.n, "n_test": problem.n_test, "kernel": problem.kernel}
         if name == "paper_like":
             free["supports"] = problem.supports
@@ -60,8 +67,15 @@ def setting_of(ds: Any) -> str:
             model += [f"residual {hyper.residual:g}"] if hyper.residual else []
             varied = [f"n={problem.n}"] if problem.n != preset.n else []
             varied += [f"{problem.supports} supports"] if problem.supports != preset.supports else []
-            return ", ".join([*([" with ".join(model)] if model else []), name, *varied])
+            over = f" over {', '.join(swept)}" if swept else ""
+            return ", ".join([*([" with ".join(model)] if model else []), name, *varied]) + over
     return "custom"
+
+
+def _swept(ds: Any) -> dict[str, tuple[str, ...]]:
+    """{axis with several points: all coordinates along it}, without optimizers and seeds."""
+    axes = [dim for dim in ds.get("status", ds).dims if dim not in ("optimizer", "seed", "step") and ds.sizes[dim] > 1]
+    return {str(axis): tuple(str(one) for one in ds.coords if axis in ds[one].dims) for axis in axes}
 
 
 def _eta(ds: Any) -> float:

@@ -8,7 +8,7 @@ comma = ,
 EXTRAS = dev$(if $(EXTRA),$(comma)$(EXTRA))
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help install reproduce test test-slow lint figures gallery companions companion-figures claims claims-4096 bench clean
+.PHONY: help install reproduce test test-slow lint docs tutorial figures gallery companions companion-figures claims claims-4096 bench clean
 
 help:  ## show this text
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -57,6 +57,12 @@ test: lint  ## lint, format and type check, then the test suite
 
 test-slow: lint  ## the long tests
 	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=3" $(BIN)/python -m pytest -n auto -m slow
+
+docs: $(STAMP)  ## the documentation as HTML: docs/_build/html/index.html
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+tutorial: $(STAMP)  ## run the tutorial notebook again and keep its outputs
+	$(BIN)/python docs/run_tutorial.py
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -19,11 +19,11 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
     """The command line of one experiment: `python sweeps/NAME.py --out DIR [--seeds N] [--steps N] [--tiny] ...`.
 
     Every sweep that `build` returns is run into DIR/KEY (DIR itself if there is one), the finished ones are loaded.
-    Bad input ends in one line on stderr and exit status 2. --help lists every axis.
+    Bad input ends in one line on stderr and exit status 2. `--help` lists every axis.
 
     Args:
       build: `args -> {key: Sweep}`; args has seeds, steps, engine (None: the experiment's own), tiny and x64.
-      description: shown by --help; give the module's docstring.
+      description: shown by `--help`; give the module's docstring.
 
     Returns:
       `main(argv=None) -> exit status`.

@@ -50,6 +50,8 @@ def style() -> Iterator[None]:
     }  # fmt: skip
     with mpl.rc_context(settings):
         yield
+        interactive = mpl.is_interactive()  # a notebook's backend is loaded, and turns this on, with the first figure
+    mpl.interactive(interactive)
 
 
 def _axes(ax: Any, width: float = NARROW) -> Any:

@@ -98,9 +98,11 @@ class Run:
       watch: {alarm: first step at which it rang, -1 if never}.
       constants: constants of the run, such as its noise norms.
       summary: what `summary=` returned.
-      dims, attrs: names of the observables' dimensions, and their units.
+      dims: {observable: names of its dimensions}.
+      attrs: {observable: its units and long name}.
       seed: the seed whose key was used.
-      problem, hyper: what fixed the shapes (None where the task does not say), and the system's numbers.
+      problem: what fixed the shapes, None where the task does not say.
+      hyper: the system's numbers.
     """
 
     trace: dict[str, Array]

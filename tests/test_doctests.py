@@ -1,4 +1,4 @@
-"""Every example in a docstring of jaxsign and in the README runs and shows what it says."""
+"""Every example in a docstring of jaxsign, in the README and in the documentation runs and shows what it says."""
 
 import doctest
 import importlib
@@ -12,7 +12,10 @@ import jaxsign
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODULES = ["jaxsign", *sorted(found.name for found in pkgutil.walk_packages(jaxsign.__path__, "jaxsign."))]
-README = Path(jaxsign.__file__).parents[1] / "README.md"
+ROOT = Path(jaxsign.__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -31,3 +34,21 @@ def test_readme(tmp_path, monkeypatch):
     assert doctest.DocTestRunner(optionflags=FLAGS).run(examples, clear_globs=False).failed == 0
     # A run that never reached the level would be NaN, and mean("seed") would pass over it.
     assert jaxsign.at_train_loss(examples.globs["ds"], 0.3)["test_error"].notnull().all()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages(page, tmp_path, monkeypatch):
+    """A page's Python blocks are one program: plain code is executed, sessions are compared with what they show."""
+    monkeypatch.chdir(tmp_path)
+    text, names = page.read_text(), {"__name__": page.stem}
+    for block in FENCE.finditer(text):
+        code, line = block[1], text[: block.start(1)].count("\n")
+        if ">>>" in code:
+            session = doctest.DocTestParser().get_doctest(code, {}, page.name, str(page), line)
+            session.globs = names
+            assert doctest.DocTestRunner(optionflags=FLAGS).run(session, clear_globs=False).failed == 0
+        else:
+            file = tmp_path / f"line_{line + 1}.py"  # a file, so that functions have a source to be recognised by
+            file.write_text(code)
+            exec(compile(code, str(file), "exec"), names)
+    assert len(FENCE.findall(text)) == len(re.findall(r"^\s*```\s*py", text, re.MULTILINE | re.IGNORECASE))

@@ -21,7 +21,9 @@ def main(out: Path) -> None:
         # Sockets are files in that folder: no network, and nobody else listens.
         kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=f"{folder}/kernel.json")
         settings = {"timeout": 600, "startup_timeout": 300, "record_timing": False}
-        NotebookClient(notebook, km=kernel, resources={"metadata": {"path": folder}}, **settings).execute()
+        NotebookClient(notebook, km=kernel, resources={"metadata": {"path": folder}}, **settings).execute(
+            cleanup_kc=True
+        )
     for cell in notebook.cells:
         if cell.cell_type == "code":  # progress is for those who wait
             cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]

@@ -348,8 +348,9 @@ CLAIMS: tuple[Claim, ...] = (
         Part("largest eta c with both residuals (<= 1: proved)", _curvature(SMALL), None),
         settings=("depths 1, 2, 3, 4",),
         explanations={
-            "depths 1": "eta = 1e-3 is not small at depths 3 and 4: with residuals eta c settles at 2, the edge of stability, "
-            "and the loss rises at times; wherever eta c <= 1, as the proof wants, no step violates the bound",
+            "depths 1": "eta = 1e-3 is not small at depths 3 and 4: with residuals eta c settles at 2, the edge of "
+            "stability, and the loss rises at times; wherever eta c <= 1, as the proof wants, no step violates the "
+            "bound",
         },
     ),
     _claim(

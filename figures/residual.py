@@ -55,14 +55,14 @@ def losses(ax, ds):
 
 def contraction(ax, bound):
     """Decrease of every step at eta = 1e-5 over the bound's, for both residuals and every depth: never below 1."""
-    for depth, colour in zip(bound.depth.values, ("#56B4E9", "#0072B2", "#003A5D")):
+    for depth, colour in zip(bound.depth.values, ("#9AD1F5", "#56B4E9", "#0072B2", "#003A5D")):
         runs = ablated(bound.sel(depth=depth), 1, 1).isel(step=slice(1, None))
         runs = runs.isel(optimizer=int(np.argmin(runs.learning_rate.values)))
         ratio = np.log(runs.contraction) / np.log1p(-runs.learning_rate * runs.sigma_before**2)
         plot.band(ax, runs.step, ratio.transpose("seed", "step"), f"depth {int(depth)}", color=colour)
     ax.axhline(1, color="k", lw=0.8, ls="--", label="bound")
     ax.axhline(2, color="0.5", lw=0.8, ls=":", label="of gradient flow")
-    ax.set(yscale="log", xlabel="step t", ylim=(0.5, 1e9))
+    ax.set(yscale="log", xlabel="step t", ylim=(0.5, 1e8))
 
 
 def condition(ax, ds):
@@ -143,7 +143,7 @@ def main():
             ax.set(yscale="log", xlabel="n/d")
         axes[0, 0].set_ylabel("")
         fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=6)
-        axes[0, 1].legend(fontsize=5.5)
+        axes[0, 1].legend(fontsize=5.5, ncols=2, loc="upper center")
         footer(fig, one, bound, width)
         for path in plot.save(fig, args.out, "residual"):
             print(path)

@@ -20,6 +20,13 @@ Numeric = float | Array
 Schedule = Callable[[Array], Numeric]
 
 
+def _rate(learning_rate: Numeric | Schedule) -> Numeric | Schedule:
+    """A learning rate as it is; what is neither a number, nor traced, nor a schedule is refused."""
+    if not callable(learning_rate) and not isinstance(learning_rate, jax.core.Tracer):
+        real("learning_rate", learning_rate, 0.0)
+    return learning_rate
+
+
 def sign_gd(learning_rate: Numeric | Schedule) -> optax.GradientTransformation:
     """SignGD, the paper's optimizer: Optax's `sign_sgd` under the paper's name.
 
@@ -28,10 +35,13 @@ def sign_gd(learning_rate: Numeric | Schedule) -> optax.GradientTransformation:
     XLA on CPU flushes subnormal numbers to 0, so there sgn(subnormal) = 0 as well.
 
     Args:
-      learning_rate: number > 0 or schedule `step -> number`; may be traced.
+      learning_rate: number >= 0 or schedule `step -> number`; may be traced.
 
     Returns:
       An Optax transform.
+
+    Raises:
+      ValueError: for a concrete number outside its range.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -43,7 +53,7 @@ def sign_gd(learning_rate: Numeric | Schedule) -> optax.GradientTransformation:
     References:
       arXiv 2410.04870, SignGD; Bernstein et al., arXiv 1802.04434.
     """
-    return optax.sign_sgd(learning_rate)
+    return optax.sign_sgd(_rate(learning_rate))
 
 
 def signum(learning_rate: Numeric | Schedule, beta: Numeric = 0.9) -> optax.GradientTransformation:
@@ -52,11 +62,14 @@ def signum(learning_rate: Numeric | Schedule, beta: Numeric = 0.9) -> optax.Grad
         m <- beta m + (1-beta) g,   W <- W - learning_rate * sgn(m),   sgn(0) = 0,  sgn(NaN) = NaN
 
     Args:
-      learning_rate: number > 0 or schedule; may be traced.
+      learning_rate: number >= 0 or schedule; may be traced.
       beta: momentum, in [0, 1); may be traced. beta = 0 is SignGD.
 
     Returns:
       An Optax transform.
+
+    Raises:
+      ValueError: for a concrete number outside its range.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -67,7 +80,9 @@ def signum(learning_rate: Numeric | Schedule, beta: Numeric = 0.9) -> optax.Grad
     References:
       Bernstein et al., arXiv 1802.04434.
     """
-    return optax.signum(learning_rate, beta=beta)
+    if not isinstance(beta, jax.core.Tracer):
+        real("beta", beta, 0.0, 1.0, open_high=True)
+    return optax.signum(_rate(learning_rate), beta=beta)
 
 
 def _elementwise(function: Callable[[Array], Array]) -> optax.GradientTransformation:
@@ -137,11 +152,14 @@ def power_gd(learning_rate: Numeric | Schedule, p: Numeric = 0.5) -> optax.Gradi
     """Descent along the signed power of the gradient, W <- W - learning_rate |g|^p sgn(g).
 
     Args:
-      learning_rate: number > 0 or schedule; may be traced.
+      learning_rate: number >= 0 or schedule; may be traced.
       p: number >= 0; 0 is SignGD, 1 is GD; may be traced.
 
     Returns:
       An Optax transform.
+
+    Raises:
+      ValueError: for a concrete number outside its range.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -149,18 +167,21 @@ def power_gd(learning_rate: Numeric | Schedule, p: Numeric = 0.5) -> optax.Gradi
       >>> transform.update(jnp.array([4.0]), transform.init(jnp.zeros(1)))[0].tolist()
       [-4.0]
     """
-    return optax.chain(scale_by_power(p), optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(scale_by_power(p), optax.scale_by_learning_rate(_rate(learning_rate)))
 
 
 def smooth_sign_gd(learning_rate: Numeric | Schedule, temperature: Numeric = 1e-6) -> optax.GradientTransformation:
     """Descent along a smooth sign, W <- W - learning_rate tanh(g / temperature).
 
     Args:
-      learning_rate: number > 0 or schedule; may be traced.
+      learning_rate: number >= 0 or schedule; may be traced.
       temperature: number > 0; may be traced.
 
     Returns:
       An Optax transform.
+
+    Raises:
+      ValueError: for a concrete number outside its range.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -168,7 +189,7 @@ def smooth_sign_gd(learning_rate: Numeric | Schedule, temperature: Numeric = 1e-
       >>> transform.update(jnp.array([4.0]), transform.init(jnp.zeros(1)))[0].tolist()
       [-0.5]
     """
-    return optax.chain(scale_by_smooth_sign(temperature), optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(scale_by_smooth_sign(temperature), optax.scale_by_learning_rate(_rate(learning_rate)))
 
 
 #: Named families and keywords they run with: one contract test goes through all of them.

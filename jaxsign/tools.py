@@ -7,6 +7,7 @@ import json
 import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -62,6 +63,8 @@ def print_plan(
 
     found = []
     for key, sweep in sweeps.items():
+        if speed is None:  # minutes where steps are slow and programs are many
+            print(f"{key}: compiling and measuring; --seed-steps-per-second skips it", file=sys.stderr, flush=True)
         found.append(forecast(sweep, memory, speed, devices))
         print("\n".join(plan_lines(key, found[-1])), flush=True)
     own = jax.local_devices()

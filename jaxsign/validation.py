@@ -37,8 +37,16 @@ def positive_int(field: str, value: Any, minimum: int = 1) -> int:
     return number
 
 
-def real(field: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False) -> float:
-    """Returns `value` as a finite float in [low, high] (or (low, high] with `open_low`).
+def real(
+    field: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """Returns `value` as a finite float in [low, high], without the ends that are open.
 
     Raises:
       ValueError: naming field, value and legal range.
@@ -48,7 +56,7 @@ def real(field: str, value: Any, low: float = -math.inf, high: float = math.inf,
       2.0
     """
     left = "(" if open_low or low == -math.inf else "["
-    right = ")" if high == math.inf else "]"
+    right = ")" if open_high or high == math.inf else "]"
     legal = f"{field} must be a finite number in {left}{low:g}, {high:g}{right}, got {field}={value!r}"
     if isinstance(value, (bool, str)) or value is None:
         raise ValueError(legal)
@@ -56,7 +64,8 @@ def real(field: str, value: Any, low: float = -math.inf, high: float = math.inf,
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(legal) from None
-    if not math.isfinite(number) or number < low or number > high or (open_low and number == low):
+    at_open_end = (open_low and number == low) or (open_high and number == high)
+    if not math.isfinite(number) or number < low or number > high or at_open_end:
         raise ValueError(legal)
     return number
 

@@ -4,7 +4,7 @@ Axes: `value` trains W_V alone over kernel x (embed, d_out); `query` W_Q alone o
 `all` every weight over kernel x d x init_scale; `two_stage` W_V for 500 steps, then W_Q, with the landscape in W_Q
 after either stage; `retrieval` a learned task over samples, tested on fresh ones. Full batch, several learning rates.
 Command: python sweeps/kernels.py --out results/kernels
-Cost: 7.7 minutes on 2 cores of an AMD EPYC shared with another job, 434 seconds of processor time.
+Cost: 443 seconds of processor time; 7.7 minutes on 2 cores of an AMD EPYC shared with another job.
 Expected: W_V alone has a solution of zero loss where H D >= N n and d_out <= d, and nowhere else. With W_Q alone
 softmax ends lower at small scales (loss ratio .20 against .35 at g = .5, d = 4), the Gaussian kernel at large ones
 (.58 against 1.2 at g = 3), and at g = 3, d = 16 it does not move. All sizes, laws, scales and constants are

@@ -101,6 +101,21 @@ def test_smooth_sign_is_the_sign_below_its_temperature():
             js.scale_by_smooth_sign(bad)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: js.sign_gd("a"), r"learning_rate must be a finite number in \[0, inf\), got learning_rate='a'"),
+        (lambda: js.signum(-1e-3), r"learning_rate must be .* got learning_rate=-0.001"),
+        (lambda: js.signum(1e-3, beta=1.0), r"beta must be a finite number in \[0, 1\), got beta=1.0"),
+        (lambda: js.power_gd(float("nan")), "learning_rate must be .* got learning_rate=nan"),
+        (lambda: js.smooth_sign_gd(None), "learning_rate must be .* got learning_rate=None"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused_when_an_optimizer_is_built(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_grids_are_products_in_order():
     grid = js.grid(optax.adam, learning_rate=[1e-4, 3e-4], b2=0.9, nesterov=[False, True])
     assert [tuple(point.values()) for point in grid.points] == [

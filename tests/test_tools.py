@@ -129,8 +129,9 @@ def flip(file, place=-1):
 
 
 def test_plan_counts_what_the_manifest_counts(experiment, sweep, stored, capsys):
-    status, out, _ = run(capsys, "plan", experiment)
+    status, out, said = run(capsys, "plan", experiment)
     assert status == 0
+    assert said == "line: compiling and measuring; --seed-steps-per-second skips it\n"  # it may take minutes
     plan = json.loads((stored[0] / "manifest.json").read_text())["plan"]
     found = forecast.forecast(sweep, speed=1.0)
     assert [(g.family, g.task, g.width) for g in found.groups] == [
@@ -158,8 +159,8 @@ def test_plan_takes_a_speed_from_elsewhere_and_trains_nothing(experiment, capsys
     monkeypatch.setattr(calibrate, "FEW_SEED_STEPS", 0)  # long sweeps measure lane widths when they are run
     monkeypatch.setattr(forecast, "estimate", None)
     argv = ["--seed-steps-per-second", "100", "--devices", "4", "--steps", "1000", "--seeds", "2", "--memory", "4000"]
-    status, out, _ = run(capsys, "plan", experiment, *argv)
-    assert status == 0
+    status, out, said = run(capsys, "plan", experiment, *argv)
+    assert (status, said) == (0, "")
     assert "24 runs of 1000 steps" in out
     assert re.search(r"time +60 s of training on 4 devices of 100 seed-steps/s", out)
     assert f"python {experiment} --out DIR --seeds 2 --steps 1000 --memory 4000\n" in out

@@ -24,6 +24,8 @@ from jaxsign.validation import known
 NARROW, WIDE = 3.25, 5.5
 #: Okabe and Ito's colours, which colour-blind readers tell apart; ordered dark to light for grey print.
 COLOURS = {"sign_gd": "#0072B2", "adam": "#D55E00", "gd": "#009E73", "signum": "#CC79A7"}
+#: Of lines without a colour of their own, such as those of a reader's optimizers: the rest of the palette, in turn.
+OTHERS = ("#E69F00", "#56B4E9", "#000000", "#999999")
 NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD", "signum": "Signum"}
 STYLES = {"sign_gd": "-", "adam": (0, (5, 1)), "gd": (0, (3, 1, 1, 1)), "signum": ":"}
 MARKERS = {"sign_gd": "o", "adam": "s", "gd": "^", "signum": "D"}
@@ -39,6 +41,7 @@ def style() -> Iterator[None]:
       ...     pass
     """
     import matplotlib as mpl
+    from cycler import cycler
 
     settings: Any = {
         "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
@@ -47,6 +50,7 @@ def style() -> Iterator[None]:
         "lines.linewidth": 1.1, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
         "xtick.major.width": 0.6, "ytick.major.width": 0.6, "figure.dpi": 200, "savefig.dpi": 200,
         "hatch.linewidth": 0.4, "axes.titlelocation": "left", "figure.constrained_layout.use": True,
+        "axes.prop_cycle": cycler(color=[*OTHERS, *COLOURS.values()]),
     }  # fmt: skip
     with mpl.rc_context(settings):
         yield

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-#: Stands for a colon in "Returns:", where napoleon would take what is before it for a type.
+#: Stands for a colon in "Returns:" and in the line of an attribute, where napoleon takes what is before it for a type.
 COLON = "\ua789"
 #: Sections that napoleon reads; what is indented below them is no equation.
 SECTIONS = ("Args:", "Returns:", "Raises:", "Examples:", "References:", "Yields:")
@@ -54,9 +54,11 @@ def prose(line: str) -> str:
 
 
 def before_napoleon(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Marks equations and hides the colons of "Returns:"."""
-    del app, what, name, obj, options
+    """Marks equations and hides colons that name no type."""
+    del app, name, obj, options
     section, out = "", []
+    if what in ("attribute", "data", "property") and lines:
+        lines[0] = lines[0].replace(":", COLON)
     for line in equations(lines):
         section = line if line in SECTIONS else section
         out.append(line.replace(":", COLON) if section == "Returns:" and line.startswith(" ") else line)

@@ -4,6 +4,7 @@ Reads DIR/adam (sweeps/adam.py). Command: python figures/adam.py --results resul
 """
 
 import argparse
+import itertools
 import textwrap
 import warnings
 from pathlib import Path
@@ -88,8 +89,8 @@ def local_rates(ax, ds):
         runs = adam.point(ds, "adam", b1=0.9, b2=b2)
         steps = [t for t in runs["step"].values.tolist() if t >= 100 and t * (1 - b2) <= 10.5]
         steps = [t for t in steps if t <= 1000 or t % 500 == 0]
-        table = xr.concat([adam.rate(runs, *pair) for pair in zip(steps, steps[1:])], "step")
-        x = np.array([(a + b) / 2 for a, b in zip(steps, steps[1:])]) * (1 - b2)
+        table = xr.concat([adam.rate(runs, *pair) for pair in itertools.pairwise(steps)], "step")
+        x = np.array([(a + b) / 2 for a, b in itertools.pairwise(steps)]) * (1 - b2)
         plot.band(ax, x, table.transpose("seed", "step") / (1 - b2), f"$b_2={b2:g}$", color=shade)
     x = np.geomspace(0.1, 10, 100)
     ax.plot(x, theory.adam_sublinear_rate(x * 1e6, 1 - 1e-6) * 1e6, "k--", lw=0.8, label="law")

@@ -22,7 +22,7 @@ import optax
 import jaxsign as js
 
 BETAS = [0.0, 0.5, 0.9, 0.99, 0.999]
-EPS = [1e-15, 1e-12, 1e-10, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2]
+EPS = [1e-15, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2]
 SIGN_GD = js.grid(js.sign_gd, learning_rate=1e-4)
 #: Every step while stages I and II pass, then what stages III to V need, then ten of every memory of 1000 steps.
 EARLY = [*range(31), *range(32, 41, 2), *range(45, 101, 5), *range(110, 301, 10)]
@@ -59,7 +59,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     signum = {"signum": js.grid(js.signum, learning_rate=1e-4, beta=betas)}
     eps = js.grid(
         optax.adam, learning_rate=1e-4, b1=0.9, b2=[0.999] if args.tiny else [0.999, 0.9],
-        eps=EPS[::8] if args.tiny else EPS,
+        eps=EPS[::7] if args.tiny else EPS,
     )  # fmt: skip
     # Disjoint supports close the dynamics on inner products unless eps matters.
     return {

@@ -20,6 +20,9 @@ INF = math.inf
 BETAS = (0.0, 0.5, 0.9, 0.99, 0.999)
 #: Betas for which |m|/sqrt(v) has a bound, b1^2 < b2, and (0, 0), where it is 1.
 BOUNDED = tuple((b1, b2) for b1 in BETAS for b2 in BETAS if b1 * b1 < b2 or b1 == b2 == 0)
+#: Those whose late rate is reached in `late_window`: at (.999, .999) m forgets, relative to the gradient, in 1/(ln(1/b1)
+#: - r) = 2000 steps, and scalar descent is at half of the law there.
+SETTLED = tuple(pair for pair in BOUNDED if pair != (0.999, 0.999))
 #: Steps between which local rates are read to find where Adam departs from SignGD.
 STRETCHES = (*range(100, 1001, 50), *range(1100, 2001, 100))
 #: Steps between which the sublinear law is compared with the loss, from one memory of b2 = .999 to ten.
@@ -100,19 +103,21 @@ def _relative_late_rate(ds: Any, b2: float) -> Any:
 
 
 def _predicted_late_rate(ds: Any, b2: float) -> float:
-    law = late_law(point(ds, "adam", b1=0.9, b2=b2), 0.9, b2)
-    return float(law.mean()) / theory.adam_late_loss_rate(b2)
+    """Of the late law, times how far the sublinear law still is from its own limit on the stretch."""
+    limit, memory = theory.adam_late_loss_rate(b2), round(1 / (1 - b2))
+    on_the_way = np.mean(theory.adam_sublinear_rate(np.linspace(5 * memory, 10 * memory, 1001), b2))
+    return float(late_law(point(ds, "adam", b1=0.9, b2=b2), 0.9, b2).mean() * on_the_way) / limit**2
 
 
 def _late_rate_miss(ds: Any) -> Any:
-    """Largest |late rate / law - 1| over the betas with a bound."""
+    """Largest |late rate / law - 1| over the settled betas."""
     _eta(ds)
 
     def miss(b1: float, b2: float) -> Any:
         runs = point(ds, "adam", b1=b1, b2=b2)
         return np.abs(rate(runs, *late_window(b2)) / late_law(runs, b1, b2) - 1)
 
-    return _worst([miss(b1, b2) for b1, b2 in BOUNDED])
+    return _worst([miss(b1, b2) for b1, b2 in SETTLED])
 
 
 def _sublinear_miss(ds: Any) -> Any:
@@ -244,9 +249,10 @@ CLAIMS: tuple[WholeClaim, ...] = (
     ),
     _ours(
         "V1",
-        "Late, Adam's loss falls at the fixed point of its step size, for all betas on the grid with b1 <= b2",
+        "Late, Adam's loss falls at the fixed point of its step size, for all betas on the grid with b1 <= b2 < .999 or "
+        "b1 < b2",
         steps=(1100, 1500, 5000, 10000),
-        parts=(Part("largest |rate / law - 1|, 15 pairs of betas", _late_rate_miss, (0.0, 0.1), _NONE),),
+        parts=(Part("largest |rate / law - 1|, 14 pairs of betas", _late_rate_miss, (0.0, 0.1), _NONE),),
     ),
     _ours(
         "V2",

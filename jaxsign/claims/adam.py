@@ -288,6 +288,7 @@ CLAIMS: tuple[WholeClaim, ...] = (
         "eps slows the value layer when it is as large as its gradients, xi/(2 n m_v)",
         steps=(2, 20),
         settings=("paper_like",),
+        judge="mean",
         parts=tuple(
             Part(
                 f"slope of value noise with eps={eps:g} over that with 1e-15, minus law",
@@ -303,6 +304,7 @@ CLAIMS: tuple[WholeClaim, ...] = (
         "eps = 1e-8 at least halves the late rate for b2 = .9, which forgets, and leaves it for b2 = .999",
         steps=(1100, 1500),
         settings=("paper_like",),
+        judge="mean",
         parts=(
             Part("rate on [1100,1500], eps=1e-8 over 1e-15, b2=.9", lambda ds: _eps_rate(ds, 0.9), (-INF, 0.5)),
             Part("the same, b2=.999", lambda ds: _eps_rate(ds, 0.999), (0.9, 1.1), lambda ds: 1.0),

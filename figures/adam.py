@@ -30,29 +30,34 @@ def pairs(ds):
 
 
 def medians(ds, measure):
-    """{(b1, b2): (median over the seeds that finished, share of them)} of a number `measure(runs, b1, b2)`."""
+    """{(b1, b2): (median over the seeds that have it, share of them, share diverged)} of `measure(runs, b1, b2)`."""
     found = {}
     for place, b1, b2 in pairs(ds):
-        values = np.asarray(measure(ds.isel(optimizer=place), b1, b2).transpose("seed"), float)
+        runs = ds.isel(optimizer=place)
+        values = np.asarray(measure(runs, b1, b2).transpose("seed"), float)
         there = np.isfinite(values)
-        found[b1, b2] = (float(np.median(values[there])) if there.any() else np.nan, float(there.mean()))
+        middle = float(np.median(values[there])) if there.any() else np.nan
+        found[b1, b2] = (middle, float(there.mean()), float((runs["status"] == 1).mean()))
     return found
 
 
 def heat(ax, cells, limits, form="{:.2f}", log=False):
-    """A map over (b1, b2) with its numbers in the cells; a number is in brackets if under half of the seeds have it."""
+    """A map over (b1, b2) with its numbers in the cells; in brackets if under half of the seeds have it."""
     betas = [sorted({key[axis] for key in cells}) for axis in (0, 1)]
     table = np.array([[cells[b1, b2][0] for b2 in betas[1]] for b1 in betas[0]])
     shown = np.clip(np.log10(np.maximum(table, 1e-300)) if log else table, *limits)
     ax.imshow(shown, cmap="cividis", vmin=limits[0], vmax=limits[1], origin="lower", aspect="auto")
     for row, b1 in enumerate(betas[0]):
         for column, b2 in enumerate(betas[1]):
-            value, share = cells[b1, b2]
+            value, share, diverged = cells[b1, b2]
             dark = np.isnan(value) or shown[row, column] < sum(limits) / 2
-            text = "none" if np.isnan(value) else (form if share >= 0.5 else "(" + form + ")").format(value)
+            text = (form if share >= 0.5 else "(" + form + ")").format(value)
             if np.isnan(value):
+                text = "div." if diverged >= 0.5 else "none"
                 ax.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, color="0.35", lw=0))
             ax.text(column, row, text, ha="center", va="center", fontsize=5, color="w" if dark else "k")
+        # Not to be seen: `plot.save` writes lines.
+        ax.plot(betas[1], table[row], ls="none", label=f"b1={b1:g}", scalex=False, scaley=False)
     names = [[f"{b:g}".replace("0.", ".") for b in one] for one in betas]
     ax.set_xticks(range(len(names[1])), names[1], fontsize=6)
     ax.set_yticks(range(len(names[0])), names[0], fontsize=6)
@@ -79,6 +84,13 @@ def late_ratio(runs, b1, b2):
         return runs["status"] * np.nan
     law = adam.late_law(runs, b1, b2)
     return adam.rate(runs, *window) / law
+
+
+def departure(ds, b1, b2):
+    """First step at which Adam's local rate is below half of SignGD's."""
+    if not set(adam.STRETCHES) <= set(ds["step"].values.tolist()):
+        return ds["status"].isel(optimizer=0) * np.nan
+    return adam.departure(ds, b1, b2)
 
 
 def local_rates(ax, ds):
@@ -207,15 +219,15 @@ def main():
         heat(axes[1, 2], medians(ds, late_ratio), (0.5, 1.5))
         for ax, name in zip(axes[2], ("query_noise", "key_noise")):
             heat(ax, medians(noise, lambda runs, b1, b2, name=name: flipped(runs, name, last)), (0, 1))
-        heat(axes[2, 2], medians(ds, lambda runs, b1, b2: adam.departure(ds, b1, b2)), (100, 500), "{:.0f}")
+        heat(axes[2, 2], medians(ds, lambda runs, b1, b2: departure(ds, b1, b2)), (100, 500), "{:.0f}")
         eps_panel(axes[3, 0], entries["eps"])
         signum_panel(axes[3, 1], entries["signum"])
         signum_times(axes[3, 2], entries["signum"])
         titles = (
             "training loss, $b_1=.9$", "local rate, $b_1=.9$", "sign of updates",
             r"distance of traces, $\log_{10}L$", r"$t_\mathrm{II}$ / SignGD's", "late rate / law",
-            f"turned query noise, t={last}", f"turned key noise, t={last}", "rate < SignGD's/2 from t =",
-            r"$\epsilon$, $b_1=.9$", "Signum's query noise", "Signum's times and late rate",
+            f"turned query noise, t={last}", f"turned key noise, t={last}", "slower by half from t",
+            r"$\epsilon$, $b_1=.9$", "Signum's query noise", "Signum's stage times",
         )  # fmt: skip
         for letter, ax, title in zip("abcdefghijkl", axes.flat, titles):
             ax.set_title(f"({letter}) {title}", fontsize=6.5)
@@ -224,7 +236,7 @@ def main():
             f"a-i, k, l: {ds.sizes['seed']} seeds, theory; j: {entries['eps'].sizes['seed']} seeds, paper_like; both "
             "reconstructed, " + " ".join(f"{key}={sizes[key]}" for key in ("n", "d", "s", "m_k"))
             + ", eta=1e-4, float64. Maps: median over the seeds that have the number, in brackets if fewer than half "
-            "do, none if no seed does. c: b2=.9 solid, .999 dotted"
+            "do, none if no seed does, div. where runs diverge; i: first step with under half of SignGD's local rate. c: b2=.9 solid, .999 dotted"
         )  # fmt: skip
         fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
         for path in plot.save(fig, args.out, "adam"):

@@ -238,6 +238,7 @@ def tiny(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_experiment_runs_tiny_and_its_figure_is_drawn(tiny, monkeypatch):
     ds = js.open_results(tiny / "adam" / "betas")
     exact = ds.isel(optimizer=[0, 1])  # SignGD, and Adam without memory

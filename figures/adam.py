@@ -236,7 +236,8 @@ def main():
             f"a-i, k, l: {ds.sizes['seed']} seeds, theory; j: {entries['eps'].sizes['seed']} seeds, paper_like; both "
             "reconstructed, " + " ".join(f"{key}={sizes[key]}" for key in ("n", "d", "s", "m_k"))
             + ", eta=1e-4, float64. Maps: median over the seeds that have the number, in brackets if fewer than half "
-            "do, none if no seed does, div. where runs diverge; i: first step with under half of SignGD's local rate. c: b2=.9 solid, .999 dotted"
+            "do, none if no seed does, div. where runs diverge; i: first step with under half of SignGD's local "
+            "rate. c: b2=.9 solid, .999 dotted"
         )  # fmt: skip
         fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
         for path in plot.save(fig, args.out, "adam"):

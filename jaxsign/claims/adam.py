@@ -188,6 +188,10 @@ def value_slope_law(ds: Any, eps: float) -> float:
     return float(np.sum(weight * g / (g + eps)) / np.sum(weight))
 
 
+def _slope_miss(ds: Any, eps: float) -> Any:
+    return value_slope(ds, 0.999, eps) - value_slope_law(ds, eps)
+
+
 def _eps_rate(ds: Any, b2: float) -> Any:
     """Late rate with eps = 1e-8 over the one with 1e-15."""
     small, large = (rate(point(ds, "adam", b1=0.9, b2=b2, eps=eps), 1100, 1500) for eps in (1e-15, 1e-8))
@@ -292,7 +296,7 @@ CLAIMS: tuple[WholeClaim, ...] = (
         parts=tuple(
             Part(
                 f"slope of value noise with eps={eps:g} over that with 1e-15, minus law",
-                lambda ds, eps=eps: value_slope(ds, 0.999, eps) - value_slope_law(ds, eps),
+                functools.partial(_slope_miss, eps=eps),
                 (-0.1, 0.1),
                 _NONE,
             )

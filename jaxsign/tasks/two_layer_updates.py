@@ -84,7 +84,7 @@ def _observing(plain: Task, s: int) -> Task:
         slope, coordinates = gradient(before, data, hyper), s if isinstance(before, FeatureParams) else 1
         return {
             f"update_agreement_{name}": agreement(
-                *(getattr(one, field) for one in (params, before, slope)), coordinates=coordinates
+                getattr(params, field), getattr(before, field), getattr(slope, field), coordinates
             )
             for field, name in GROUPS.items()
         }

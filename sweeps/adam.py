@@ -1,10 +1,10 @@
-"""Adam against SignGD: betas, eps and Signum's momentum; claims A2', A3m, V1-V6.
+"""Adam against SignGD: betas, eps and Signum's momentum; claims A2', A2'f, A3m, V1-V7, V1l.
 
 Second moments are squares of gradients, which underflow in 32 bits, so this experiment needs --x64.
-Axes: entry `betas`: b1 x b2 over {0, .5, .9, .99, .999}, and SignGD, 10,000 steps = 10/(1-b2) of the largest b2, 40
-seeds; `turning`: the same runs to 2000 steps with query and key noise of every row and sample; `signum`: momentum over
-the same numbers, 2000 steps, 40 seeds; these in the theory preset and with eps = 1e-150. `eps`: paper-like, eps from
-1e-15 to 1e-2 at b2 = .999 and .9 with b1 = .9, and SignGD, 1500 steps, 12 seeds. eta = 1e-4 everywhere.
+Axes: entry `betas`: b1 x b2 over {0, .5, .9, .99, .999}, and SignGD, 2000 steps, 36 seeds; `late`: b2 = .999 and SignGD
+to 10/(1-b2) = 10,000 steps, 36 seeds; `signum`: momentum over the same numbers, 1500 steps, 36 seeds; these in the
+theory preset and with eps = 1e-150. `eps`: paper-like, eps from 1e-15 to 1e-2 at b2 = .999 and .9 with b1 = .9, and
+SignGD, 1500 steps, 10 seeds. eta = 1e-4 everywhere.
 Command: python sweeps/adam.py --x64 --out results/adam
 Cost: see `wall_seconds` of the manifests.
 Expected: late rate of the loss at b1 = .9, b2 = .999 is ln(1/b2)/2 = 5.0e-4, SignGD's about 2e-2.
@@ -24,16 +24,14 @@ import jaxsign as js
 BETAS = [0.0, 0.5, 0.9, 0.99, 0.999]
 EPS = [1e-15, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2]
 SIGN_GD = js.grid(js.sign_gd, learning_rate=1e-4)
-#: Every step while stages I and II pass, then what stages III to V need, then ten of every memory of 1000 steps.
-EARLY = [*range(31), *range(32, 41, 2), *range(45, 101, 5), *range(110, 301, 10)]
-RECORD = np.unique([*EARLY, *range(350, 1001, 50), *range(1100, 2001, 100), *range(2500, 10001, 500)])
-#: Steps at which the noise of every row and sample is kept: numbers enough to fill a disk.
-TURNING = np.unique([20, 50, 100, *range(200, 1001, 100), 1250, 1500, 2000])
-SCALARS = [
-    "train_loss", "sign_agreement", "update_agreement_q", "update_agreement_k", "update_agreement_v", "value_noise",
-    "query_signal", "s11", "s21",
-]  # fmt: skip
-NOISE = ["train_loss", "query_signal", "query_noise", "key_noise"]
+#: Every step while stages I and II pass, then what stages III to V and local rates need.
+EARLY = [*range(21), *range(22, 41, 2), *range(45, 101, 5), *range(120, 301, 20)]
+RECORD = np.unique([*EARLY, *range(350, 1001, 50), *range(1100, 2001, 100)])
+#: The same for losses, then ten to a memory of 1000 steps.
+LATE = np.unique([*range(0, 1001, 50), *range(1100, 2001, 100), *range(2500, 10001, 500)])
+UPDATES = ["train_loss", "update_agreement_q", "update_agreement_k", "update_agreement_v"]
+SCALARS = [*UPDATES, "sign_agreement", "value_noise", "query_signal", "s11", "s21"]
+NOISE = ["query_noise", "key_noise"]
 
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
@@ -41,7 +39,6 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     if not (wide or args.help or args.tiny):
         raise ValueError("adam needs 64-bit floats: give --x64")
     betas = [0.0, 0.9] if args.tiny else BETAS
-    adam = js.grid(optax.adam, learning_rate=1e-4, b1=betas, b2=betas, eps=1e-150 if wide else 1e-15)
     sizes = {"n": 4, "d": 120, "s": 6, "m_k": 4, "m_v": 4} if args.tiny else {}
     settings = {"theory": js.presets.theory(), "paper_like": js.presets.paper_like()}
 
@@ -55,18 +52,22 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
             test_every=record[:1], observables=observables, axes={"seed": args.seeds or (2 if args.tiny else seeds)},
         )  # fmt: skip
 
-    both = {"sign_gd": SIGN_GD, "adam": adam}
+    def adam(*b2):
+        return js.grid(optax.adam, learning_rate=1e-4, b1=betas, b2=list(b2), eps=1e-150 if wide else 1e-15)
+
     signum = {"signum": js.grid(js.signum, learning_rate=1e-4, beta=betas)}
     eps = js.grid(
         optax.adam, learning_rate=1e-4, b1=0.9, b2=[0.999] if args.tiny else [0.999, 0.9],
         eps=EPS[::7] if args.tiny else EPS,
     )  # fmt: skip
+    grid, column = ({"sign_gd": SIGN_GD, "adam": adam(*b2)} for b2 in (betas, [0.999]))
+    eps = {"sign_gd": SIGN_GD, "adam": eps}
     # Disjoint supports close the dynamics on inner products unless eps matters.
     return {
-        "betas": sweep("theory", "feature_space", both, 10000, RECORD, SCALARS, 40),
-        "turning": sweep("theory", "feature_space", both, 2000, TURNING, NOISE, 40),
-        "signum": sweep("theory", "feature_space", signum, 2000, RECORD, [*SCALARS, "query_noise", "key_noise"], 40),
-        "eps": sweep("paper_like", "support", {"sign_gd": SIGN_GD, "adam": eps}, 1500, RECORD, SCALARS, 12),
+        "betas": sweep("theory", "feature_space", grid, 2000, RECORD, [*SCALARS, *NOISE], 36),
+        "late": sweep("theory", "feature_space", column, 10000, LATE, UPDATES, 36),
+        "signum": sweep("theory", "feature_space", signum, 1500, RECORD, [*SCALARS, *NOISE], 36),
+        "eps": sweep("paper_like", "support", eps, 1500, RECORD, SCALARS, 10),
     }
 
 

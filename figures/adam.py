@@ -93,14 +93,20 @@ def departure(ds, b1, b2):
     return adam.departure(ds, b1, b2)
 
 
-def local_rates(ax, ds):
+def lines(entries, b2s):
+    """(b2, runs) with b1 = .9, from the entry that follows them longest."""
+    for b2 in b2s:
+        ds = entries["late" if b2 == 0.999 else "betas"]
+        if (0.9, b2) in {(one, other) for _, one, other in pairs(ds)}:
+            yield b2, adam.point(ds, "adam", b1=0.9, b2=b2)
+
+
+def local_rates(ax, entries):
     """Local rate over 1-b2 against t (1-b2): one law for all b2 whose late rate is far below SignGD's."""
-    for shade, b2 in zip(SHADES[1::2], (0.99, 0.999)):
-        if (0.9, b2) not in {(b1, b2) for _, b1, b2 in pairs(ds)}:
+    for shade, (b2, runs) in zip(SHADES[1::2], lines(entries, (0.99, 0.999))):
+        steps = [t for t in runs["step"].values.tolist() if 100 <= t <= 10.5 / (1 - b2) and t % 50 == 0]
+        if len(steps) < 2:
             continue
-        runs = adam.point(ds, "adam", b1=0.9, b2=b2)
-        steps = [t for t in runs["step"].values.tolist() if t >= 100 and t * (1 - b2) <= 10.5]
-        steps = [t for t in steps if t <= 1000 or t % 500 == 0]
         table = xr.concat([adam.rate(runs, *pair) for pair in itertools.pairwise(steps)], "step")
         x = np.array([(a + b) / 2 for a, b in itertools.pairwise(steps)]) * (1 - b2)
         plot.band(ax, x, table.transpose("seed", "step") / (1 - b2), f"$b_2={b2:g}$", color=shade)
@@ -111,15 +117,14 @@ def local_rates(ax, ds):
     ax.legend(fontsize=5, handlelength=1.6, loc="upper right")
 
 
-def losses(ax, ds):
+def losses(ax, entries):
     """Training loss of SignGD and of Adam with b1 = .9."""
-    sign = adam.point(ds, "sign_gd")
-    plot.band(ax, ds["step"], sign["train_loss"].transpose("seed", "step"), "SignGD", color="k")
-    for shade, (_, b2) in zip(SHADES[1:], [(b1, b2) for _, b1, b2 in pairs(ds) if b1 == 0.9 and b2 >= 0.5]):
-        runs = adam.point(ds, "adam", b1=0.9, b2=b2)
-        label = f"$b_2={b2:g}$"
-        plot.band(ax, ds["step"], runs["train_loss"].transpose("seed", "step"), label, color=shade, ls=(0, (4, 1)))
-    ax.set(xscale="log", yscale="log", xlim=(10, None), ylim=(1e-30, 3), xlabel="step t", ylabel="training loss")
+    sign = adam.point(entries["late"], "sign_gd")
+    plot.band(ax, sign["step"], sign["train_loss"].transpose("seed", "step"), "SignGD", color="k")
+    for shade, (b2, runs) in zip(SHADES[1:], lines(entries, (0.5, 0.9, 0.99, 0.999))):
+        values = runs["train_loss"].transpose("seed", "step")
+        plot.band(ax, runs["step"], values, f"$b_2={b2:g}$", color=shade, ls=(0, (4, 1)))
+    ax.set(xscale="log", yscale="log", xlim=(50, None), ylim=(1e-18, 3), xlabel="step t", ylabel="training loss")
     ax.legend(fontsize=5, handlelength=1.6, loc="lower left")
 
 
@@ -134,14 +139,6 @@ def agreements(ax, ds):
             plot.band(ax, ds["step"], values, name if line == "-" else None, color=colour, ls=line)
     ax.set(xscale="log", xlim=(1, UNTIL), ylim=(0, 1.04), xlabel="step t", ylabel="updates as SignGD's")
     ax.legend(fontsize=5, handlelength=1.6, loc="lower left")
-
-
-def stages_of(entries):
-    """Stage boundaries of the betas' runs, with query noise where it was kept."""
-    ds, noise = entries["betas"], entries["turning"]
-    steps = [step for step in noise["step"].values if step in ds["step"]]
-    kept = noise["query_noise"].sel(step=steps).reindex(step=ds["step"])
-    return js.find_stages(ds.assign(query_noise=kept))
 
 
 def eps_panel(ax, ds):
@@ -203,22 +200,22 @@ def main():
     parser.add_argument("--out", default="results/figures")
     args = parser.parse_args()
     root = Path(args.results) / "adam"
-    entries = {name: js.open_results(root / name).load() for name in ("betas", "turning", "signum", "eps")}
-    ds, noise = entries["betas"], entries["turning"]
-    last = int(noise["step"][-1])
+    entries = {name: js.open_results(root / name).load() for name in ("betas", "late", "signum", "eps")}
+    ds = entries["betas"]
+    last = int(ds["step"][-1])
     with plot.style(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # logarithms of what diverged
-        stages = stages_of(entries)
+        stages = js.find_stages(ds)
         delay = stages["t_II"] / stages["t_II"].isel(optimizer=int(np.flatnonzero(ds["family"] == "sign_gd")[0]))
         fig, axes = plt.subplots(4, 3, figsize=(plot.WIDE, 7.2))
-        losses(axes[0, 0], ds)
-        local_rates(axes[0, 1], ds)
+        losses(axes[0, 0], entries)
+        local_rates(axes[0, 1], entries)
         agreements(axes[0, 2], ds)
         heat(axes[1, 0], medians(ds, lambda runs, b1, b2: trace_distance(ds, runs)), (-1.5, 1.2), "{:.2g}", log=True)
         heat(axes[1, 1], medians(ds.assign(delay=delay), lambda runs, b1, b2: runs["delay"]), (0.5, 4), "{:.2g}")
-        heat(axes[1, 2], medians(ds, late_ratio), (0.5, 1.5))
+        heat(axes[1, 2], medians(ds, late_ratio) | medians(entries["late"], late_ratio), (0.5, 1.5))
         for ax, name in zip(axes[2], ("query_noise", "key_noise")):
-            heat(ax, medians(noise, lambda runs, b1, b2, name=name: flipped(runs, name, last)), (0, 1))
+            heat(ax, medians(ds, lambda runs, b1, b2, name=name: flipped(runs, name, last)), (0, 1))
         heat(axes[2, 2], medians(ds, lambda runs, b1, b2: departure(ds, b1, b2)), (100, 500), "{:.0f}")
         eps_panel(axes[3, 0], entries["eps"])
         signum_panel(axes[3, 1], entries["signum"])

@@ -25,7 +25,7 @@ BETAS = [0.0, 0.5, 0.9, 0.99, 0.999]
 EPS = [1e-15, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2]
 SIGN_GD = js.grid(js.sign_gd, learning_rate=1e-4)
 #: Every step while stages I and II pass, then what stages III to V and local rates need.
-EARLY = [*range(21), *range(22, 41, 2), *range(45, 101, 5), *range(120, 301, 20)]
+EARLY = [*range(21), *range(22, 41, 2), *range(45, 101, 5), *range(110, 301, 10)]
 RECORD = np.unique([*EARLY, *range(350, 1001, 50), *range(1100, 2001, 100)])
 #: The same for losses, then ten to a memory of 1000 steps.
 LATE = np.unique([*range(0, 1001, 50), *range(1100, 2001, 100), *range(2500, 10001, 500)])

@@ -30,14 +30,16 @@ def pairs(ds):
 
 
 def medians(ds, measure):
-    """{(b1, b2): (median over the seeds that have it, share of them, share diverged)} of `measure(runs, b1, b2)`."""
+    """{(b1, b2): (median over the seeds that have it, share of them, word if none has)} of `measure(runs, b1, b2)`."""
     found = {}
     for place, b1, b2 in pairs(ds):
         runs = ds.isel(optimizer=place)
         values = np.asarray(measure(runs, b1, b2).transpose("seed"), float)
         there = np.isfinite(values)
         middle = float(np.median(values[there])) if there.any() else np.nan
-        found[b1, b2] = (middle, float(there.mean()), float((runs["status"] == 1).mean()))
+        gone = (runs["train_loss"].isel(step=-1) == 0).mean() >= 0.5
+        word = "div." if (runs["status"] == 1).mean() >= 0.5 else "away" if gone else "none"
+        found[b1, b2] = (middle, float(there.mean()), word)
     return found
 
 
@@ -49,11 +51,11 @@ def heat(ax, cells, limits, form="{:.2f}", log=False):
     ax.imshow(shown, cmap="cividis", vmin=limits[0], vmax=limits[1], origin="lower", aspect="auto")
     for row, b1 in enumerate(betas[0]):
         for column, b2 in enumerate(betas[1]):
-            value, share, diverged = cells[b1, b2]
+            value, share, word = cells[b1, b2]
             dark = np.isnan(value) or shown[row, column] < sum(limits) / 2
             text = (form if share >= 0.5 else "(" + form + ")").format(value)
             if np.isnan(value):
-                text = "div." if diverged >= 0.5 else "none"
+                text = word
                 ax.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, color="0.35", lw=0))
             ax.text(column, row, text, ha="center", va="center", fontsize=5, color="w" if dark else "k")
         # Not to be seen: `plot.save` writes lines.
@@ -233,8 +235,8 @@ def main():
             f"a-i, k, l: {ds.sizes['seed']} seeds, theory; j: {entries['eps'].sizes['seed']} seeds, paper_like; both "
             "reconstructed, " + " ".join(f"{key}={sizes[key]}" for key in ("n", "d", "s", "m_k"))
             + ", eta=1e-4, float64. Maps: median over the seeds that have the number, in brackets if fewer than half "
-            "do, none if no seed does, div. where runs diverge; i: first step with under half of SignGD's local "
-            "rate. c: b2=.9 solid, .999 dotted"
+            "do, none if no seed does, away where steps grow without bound until the loss is 0 in 64 bit, div. where "
+            "runs diverge; i: first step with under half of SignGD's local rate. c: b2=.9 solid, .999 dotted"
         )  # fmt: skip
         fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
         for path in plot.save(fig, args.out, "adam"):

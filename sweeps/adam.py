@@ -53,7 +53,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         )  # fmt: skip
 
     def adam(*b2):
-        return js.grid(optax.adam, learning_rate=1e-4, b1=betas, b2=list(b2), eps=1e-150 if wide else 1e-15)
+        return js.grid(optax.adam, learning_rate=1e-4, b1=betas, b2=list(b2), eps=1e-150 if wide else 1e-18)
 
     signum = {"signum": js.grid(js.signum, learning_rate=1e-4, beta=betas)}
     eps = js.grid(

@@ -18,8 +18,8 @@ from jaxsign import plot, theory
 from jaxsign.claims import adam
 from jaxsign.stages import flipped, manifest
 
-#: Dark to light, as far apart in grey as in colour.
-SHADES = ("#440154", "#31688E", "#0072B2", "#35B779", "#D0A000")
+#: Of b2 or Signum's beta, also told apart in grey.
+SHADES = {0.0: "#440154", 0.5: "#D55E00", 0.9: "#0072B2", 0.99: "#35B779", 0.999: "#D0A000"}
 UNTIL = 2000
 
 
@@ -105,13 +105,13 @@ def lines(entries, b2s):
 
 def local_rates(ax, entries):
     """Local rate over 1-b2 against t (1-b2): one law for all b2 whose late rate is far below SignGD's."""
-    for shade, (b2, runs) in zip(SHADES[1::2], lines(entries, (0.99, 0.999))):
+    for b2, runs in lines(entries, (0.99, 0.999)):
         steps = [t for t in runs["step"].values.tolist() if 100 <= t <= 10.5 / (1 - b2) and t % 50 == 0]
         if len(steps) < 2:
             continue
         table = xr.concat([adam.rate(runs, *pair) for pair in itertools.pairwise(steps)], "step")
         x = np.array([(a + b) / 2 for a, b in itertools.pairwise(steps)]) * (1 - b2)
-        plot.band(ax, x, table.transpose("seed", "step") / (1 - b2), f"$b_2={b2:g}$", color=shade)
+        plot.band(ax, x, table.transpose("seed", "step") / (1 - b2), f"$b_2={b2:g}$", color=SHADES[b2])
     x = np.geomspace(0.1, 10, 100)
     ax.plot(x, theory.adam_sublinear_rate(x * 1e6, 1 - 1e-6) * 1e6, "k--", lw=0.8, label="law")
     ax.axhline(0.5, color="0.5", lw=0.7, ls=":", label=r"$\ln(1/b_2)/2$")
@@ -123,9 +123,9 @@ def losses(ax, entries):
     """Training loss of SignGD and of Adam with b1 = .9."""
     sign = adam.point(entries["late"], "sign_gd")
     plot.band(ax, sign["step"], sign["train_loss"].transpose("seed", "step"), "SignGD", color="k")
-    for shade, (b2, runs) in zip(SHADES[1:], lines(entries, (0.5, 0.9, 0.99, 0.999))):
+    for b2, runs in lines(entries, (0.5, 0.9, 0.99, 0.999)):
         values = runs["train_loss"].transpose("seed", "step")
-        plot.band(ax, runs["step"], values, f"$b_2={b2:g}$", color=shade, ls=(0, (4, 1)))
+        plot.band(ax, runs["step"], values, f"$b_2={b2:g}$", color=SHADES[b2], ls=(0, (4, 1)))
     ax.set(xscale="log", yscale="log", xlim=(50, None), ylim=(1e-18, 3), xlabel="step t", ylabel="training loss")
     ax.legend(fontsize=5, handlelength=1.6, loc="lower left")
 
@@ -139,7 +139,7 @@ def agreements(ax, ds):
         for group, name, colour in (("q", "query", "#0072B2"), ("k", "key", "#D55E00"), ("v", "value", "#009E73")):
             values = runs[f"update_agreement_{group}"].transpose("seed", "step")
             plot.band(ax, ds["step"], values, name if line == "-" else None, color=colour, ls=line)
-    ax.set(xscale="log", xlim=(1, UNTIL), ylim=(0, 1.04), xlabel="step t", ylabel="updates as SignGD's")
+    ax.set(xscale="log", xlim=(1, UNTIL), ylim=(0.5, 1.02), xlabel="step t", ylabel="updates as SignGD's")
     ax.legend(fontsize=5, handlelength=1.6, loc="lower left")
 
 
@@ -151,29 +151,28 @@ def eps_panel(ax, ds):
         if b2 not in ds["b2"].values:
             continue
         slope = xr.concat([adam.value_slope(ds, b2, eps) for eps in values], "eps")
-        plot.band(
-            ax, values, slope.transpose("seed", "eps"), f"value slope, $b_2={b2:g}$", color="#009E73", ls=line,
-            marker="o", ms=2,
-        )  # fmt: skip
+        label = "value slope" if line == "-" else None
+        plot.band(ax, values, slope.transpose("seed", "eps"), label, color="#009E73", ls=line, marker="o", ms=2)
         if late:
             rates = xr.concat([adam.rate(adam.point(ds, "adam", b2=b2, eps=e), 1100, 1500) for e in values], "eps")
             rates = (rates / rates.isel(eps=0)).transpose("seed", "eps")
-            plot.band(ax, values, rates, f"late rate, $b_2={b2:g}$", color="#D55E00", ls=line, marker="s", ms=2)
+            label = "late rate" if line == "-" else None
+            plot.band(ax, values, rates, label, color="#D55E00", ls=line, marker="s", ms=2)
     grid = np.geomspace(1e-8, 1e-2, 60)
-    ax.plot(grid, [adam.value_slope_law(ds, eps) for eps in grid], "k--", lw=0.8, label="law of the slope")
+    ax.plot(grid, [adam.value_slope_law(ds, eps) for eps in grid], "k--", lw=0.8, label="law")
     ax.set(xscale="log", xlabel=r"$\epsilon$", ylabel=r"over that at $10^{-15}$", ylim=(-0.05, 1.25))
-    ax.legend(fontsize=4.5, handlelength=1.8, loc="lower left")
+    ax.legend(fontsize=5, handlelength=1.8, loc=(0.3, 0.4))
 
 
 def signum_panel(ax, ds):
     """Share of opposed query noise (lines) that has turned under Signum."""
-    for shade, beta in zip(SHADES, sorted(set(ds["beta"].values.tolist()))):
+    for beta in sorted(set(ds["beta"].values.tolist())):
         runs = adam.point(ds, "signum", beta=beta)
         turned = flipped(runs, "query_noise").sel(step=slice(100, UNTIL)) if 100 in ds["step"] else None
         if turned is not None:
-            plot.band(ax, turned["step"], turned.transpose("seed", "step"), rf"$\beta={beta:g}$", color=shade)
+            plot.band(ax, turned["step"], turned.transpose("seed", "step"), rf"$\beta={beta:g}$", color=SHADES[beta])
     ax.set(xlabel="step t", ylabel="turned query noise", ylim=(-0.04, 1.04), xlim=(100, 1000))
-    ax.legend(fontsize=5, handlelength=1.4, loc="center right")
+    ax.legend(fontsize=5, handlelength=1.4, loc=(0.56, 0.46))
 
 
 def signum_times(ax, ds):
@@ -192,7 +191,7 @@ def signum_times(ax, ds):
         rates = xr.concat([adam.rate(one, 1100, 1500) / adam.late_law(one) for one in runs], "beta")
         plot.band(ax, range(len(betas)), rates.transpose("seed", "beta"), "late rate / law", color="k", ls="--")
     ax.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
-    ax.set(xlabel=r"$\beta$", yscale="log")
+    ax.set(xlabel=r"$\beta$", yscale="log", ylim=(0.2, 60))
     ax.legend(fontsize=5, handlelength=1.6, loc="upper left")
 
 
@@ -236,7 +235,8 @@ def main():
             "reconstructed, " + " ".join(f"{key}={sizes[key]}" for key in ("n", "d", "s", "m_k"))
             + ", eta=1e-4, float64. Maps: median over the seeds that have the number, in brackets if fewer than half "
             "do, none if no seed does, away where steps grow without bound until the loss is 0 in 64 bit, div. where "
-            "runs diverge; i: first step with under half of SignGD's local rate. c: b2=.9 solid, .999 dotted"
+            "runs diverge; i: first step with under half of SignGD's local rate. Lines: c: b2=.9 solid, .999 dotted; "
+            "j: .999 solid, .9 dotted"
         )  # fmt: skip
         fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
         for path in plot.save(fig, args.out, "adam"):

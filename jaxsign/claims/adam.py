@@ -356,6 +356,10 @@ CLAIMS: tuple[WholeClaim, ...] = (
         "Signum's late rate is SignGD's, 4 eta min_i ||xi_i||_1, whatever its momentum",
         steps=(1100, 1500),
         parts=(Part("largest |rate on [1100,1500] / law - 1|, three momenta", _signum_rate_miss, (0.0, 0.1), _NONE),),
+        explanations={
+            "theory": "one seed of 36, at beta = .99: the signal query of one example still attends to the signal, "
+            "s_11 = .95, so that its y F grows more slowly; at .999, not judged, it is .56 of the law"
+        },
     ),
     _ours(
         "V7",

@@ -323,6 +323,10 @@ CLAIMS: tuple[WholeClaim, ...] = (
                 (0.5, INF),
             ),
         ),
+        explanations={
+            "theory": "the first part is inside; of the last, b2 = .9 is, at .95 or more; with b1 = .9 and b2 <= .5 "
+            "steps have no bound and the loss jumps up once; with b1 <= .5 no b2 <= .9 departs (figure, panel i)"
+        },
     ),
     _ours(
         "V4",

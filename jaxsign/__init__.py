@@ -42,6 +42,7 @@ from jaxsign.tasks.kernel_attention import kernel_attention as kernel_attention
 from jaxsign.tasks.linear_attention import linear_attention as linear_attention
 from jaxsign.tasks.residual import residual_attention as residual_attention
 from jaxsign.tasks.two_layer_curvature import two_layer_curvature as two_layer_curvature
+from jaxsign.tasks.two_layer_updates import two_layer_updates as two_layer_updates
 from jaxsign.training import Run as Run
 from jaxsign.training import train as train
 from jaxsign.trajectories import open_trajectory as open_trajectory

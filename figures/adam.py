@@ -1,0 +1,247 @@
+"""Adam beside SignGD: rates over the betas, distances of the dynamics, the map of claim A3, eps, Signum's momentum.
+
+Reads DIR/adam (sweeps/adam.py). Command: python figures/adam.py --results results --out results/figures
+"""
+
+import argparse
+import itertools
+import textwrap
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+
+import jaxsign as js
+from jaxsign import plot, theory
+from jaxsign.claims import adam
+from jaxsign.stages import flipped, manifest
+
+#: Of b2 or Signum's beta, also told apart in grey.
+SHADES = {0.0: "#440154", 0.5: "#D55E00", 0.9: "#0072B2", 0.99: "#35B779", 0.999: "#D0A000"}
+UNTIL = 2000
+
+
+def pairs(ds):
+    """(place, b1, b2) of every run of Adam."""
+    chosen = np.flatnonzero(ds["family"].values == "adam")
+    return [(int(i), float(ds["b1"][i]), float(ds["b2"][i])) for i in chosen]
+
+
+def medians(ds, measure):
+    """{(b1, b2): (median over the seeds that have it, share of them, word if none has)} of `measure(runs, b1, b2)`."""
+    found = {}
+    for place, b1, b2 in pairs(ds):
+        runs = ds.isel(optimizer=place)
+        values = np.asarray(measure(runs, b1, b2).transpose("seed"), float)
+        there = np.isfinite(values)
+        middle = float(np.median(values[there])) if there.any() else np.nan
+        gone = (runs["train_loss"].isel(step=-1) == 0).mean() >= 0.5
+        word = "div." if (runs["status"] == 1).mean() >= 0.5 else "away" if gone else "none"
+        found[b1, b2] = (middle, float(there.mean()), word)
+    return found
+
+
+def heat(ax, cells, limits, form="{:.2f}", log=False):
+    """A map over (b1, b2) with its numbers in the cells; in brackets if under half of the seeds have it."""
+    betas = [sorted({key[axis] for key in cells}) for axis in (0, 1)]
+    table = np.array([[cells[b1, b2][0] for b2 in betas[1]] for b1 in betas[0]])
+    shown = np.clip(np.log10(np.maximum(table, 1e-300)) if log else table, *limits)
+    ax.imshow(shown, cmap="cividis", vmin=limits[0], vmax=limits[1], origin="lower", aspect="auto")
+    for row, b1 in enumerate(betas[0]):
+        for column, b2 in enumerate(betas[1]):
+            value, share, word = cells[b1, b2]
+            dark = np.isnan(value) or shown[row, column] < sum(limits) / 2
+            text = (form if share >= 0.5 else "(" + form + ")").format(value)
+            if np.isnan(value):
+                text = word
+                ax.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, color="0.35", lw=0))
+            ax.text(column, row, text, ha="center", va="center", fontsize=5, color="w" if dark else "k")
+        # Not to be seen: `plot.save` writes lines.
+        ax.plot(betas[1], table[row], ls="none", label=f"b1={b1:g}", scalex=False, scaley=False)
+    names = [[f"{b:g}".replace("0.", ".") for b in one] for one in betas]
+    ax.set_xticks(range(len(names[1])), names[1], fontsize=6)
+    ax.set_yticks(range(len(names[0])), names[0], fontsize=6)
+    ax.set_xlabel("$b_2$", labelpad=1)
+    ax.set_ylabel("$b_1$", labelpad=1)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+def trace_distance(ds, runs):
+    """Mean over steps, evenly spaced in ln t, of |log10 L - log10 L(SignGD)| of the same seed up to UNTIL."""
+    steps = ds["step"].values
+    grid = np.unique(np.geomspace(20, min(UNTIL, steps[-1]), 40).astype(int))
+    places = np.unique(np.searchsorted(steps, grid))
+    sign = adam.point(ds, "sign_gd")
+    gap = np.log10(runs["train_loss"]) - np.log10(sign["train_loss"])
+    return np.abs(gap).isel(step=places[places < steps.size]).mean("step", skipna=False)
+
+
+def late_ratio(runs, b1, b2):
+    """Late rate over the law; over nothing where the law has no root, or the run no late steps."""
+    window = adam.late_window(b2)
+    if not set(window) <= set(runs["step"].values.tolist()):
+        return runs["status"] * np.nan
+    law = adam.late_law(runs, b1, b2)
+    return adam.rate(runs, *window) / law
+
+
+def departure(ds, b1, b2):
+    """First step at which Adam's local rate is below half of SignGD's."""
+    if not set(adam.STRETCHES) <= set(ds["step"].values.tolist()):
+        return ds["status"].isel(optimizer=0) * np.nan
+    return adam.departure(ds, b1, b2)
+
+
+def lines(entries, b2s):
+    """(b2, runs) with b1 = .9, from the entry that follows them longest."""
+    for b2 in b2s:
+        ds = entries["late" if b2 == 0.999 else "betas"]
+        if (0.9, b2) in {(one, other) for _, one, other in pairs(ds)}:
+            yield b2, adam.point(ds, "adam", b1=0.9, b2=b2)
+
+
+def local_rates(ax, entries):
+    """Local rate over 1-b2 against t (1-b2): one law for all b2 whose late rate is far below SignGD's."""
+    for b2, runs in lines(entries, (0.99, 0.999)):
+        steps = [t for t in runs["step"].values.tolist() if 100 <= t <= 10.5 / (1 - b2) and t % 50 == 0]
+        if len(steps) < 2:
+            continue
+        table = xr.concat([adam.rate(runs, *pair) for pair in itertools.pairwise(steps)], "step")
+        x = np.array([(a + b) / 2 for a, b in itertools.pairwise(steps)]) * (1 - b2)
+        plot.band(ax, x, table.transpose("seed", "step") / (1 - b2), f"$b_2={b2:g}$", color=SHADES[b2])
+    x = np.geomspace(0.1, 10, 100)
+    ax.plot(x, theory.adam_sublinear_rate(x * 1e6, 1 - 1e-6) * 1e6, "k--", lw=0.8, label="law")
+    ax.axhline(0.5, color="0.5", lw=0.7, ls=":", label=r"$\ln(1/b_2)/2$")
+    ax.set(xscale="log", yscale="log", xlabel="$t\\,(1-b_2)$", ylabel="rate / $(1-b_2)$")
+    ax.legend(fontsize=5, handlelength=1.6, loc="upper right")
+
+
+def losses(ax, entries):
+    """Training loss of SignGD and of Adam with b1 = .9."""
+    sign = adam.point(entries["late"], "sign_gd")
+    plot.band(ax, sign["step"], sign["train_loss"].transpose("seed", "step"), "SignGD", color="k")
+    for b2, runs in lines(entries, (0.5, 0.9, 0.99, 0.999)):
+        values = runs["train_loss"].transpose("seed", "step")
+        plot.band(ax, runs["step"], values, f"$b_2={b2:g}$", color=SHADES[b2], ls=(0, (4, 1)))
+    ax.set(xscale="log", yscale="log", xlim=(50, None), ylim=(1e-18, 3), xlabel="step t", ylabel="training loss")
+    ax.legend(fontsize=5, handlelength=1.6, loc="lower left")
+
+
+def agreements(ax, ds):
+    """Share of coordinates that a step moves as SignGD would, b1 = b2 = .9 and .9, .999; queries, keys, values."""
+    for b2, line in ((0.9, "-"), (0.999, ":")):
+        if (0.9, b2) not in {(b1, b2) for _, b1, b2 in pairs(ds)}:
+            continue
+        runs = adam.point(ds, "adam", b1=0.9, b2=b2)
+        for group, name, colour in (("q", "query", "#0072B2"), ("k", "key", "#D55E00"), ("v", "value", "#009E73")):
+            values = runs[f"update_agreement_{group}"].transpose("seed", "step")
+            plot.band(ax, ds["step"], values, name if line == "-" else None, color=colour, ls=line)
+    ax.set(xscale="log", xlim=(1, UNTIL), ylim=(0.5, 1.02), xlabel="step t", ylabel="updates as SignGD's")
+    ax.legend(fontsize=5, handlelength=1.6, loc="lower left")
+
+
+def eps_panel(ax, ds):
+    """What eps leaves of the value layer's first slope and of the late rate, over eps."""
+    late = {1100, 1500} <= set(ds["step"].values.tolist())
+    values = sorted({float(e) for e in ds["eps"].values if np.isfinite(e)})
+    for b2, line in ((0.999, "-"), (0.9, ":")):
+        if b2 not in ds["b2"].values:
+            continue
+        slope = xr.concat([adam.value_slope(ds, b2, eps) for eps in values], "eps")
+        label = "value slope" if line == "-" else None
+        plot.band(ax, values, slope.transpose("seed", "eps"), label, color="#009E73", ls=line, marker="o", ms=2)
+        if late:
+            rates = xr.concat([adam.rate(adam.point(ds, "adam", b2=b2, eps=e), 1100, 1500) for e in values], "eps")
+            rates = (rates / rates.isel(eps=0)).transpose("seed", "eps")
+            label = "late rate" if line == "-" else None
+            plot.band(ax, values, rates, label, color="#D55E00", ls=line, marker="s", ms=2)
+    grid = np.geomspace(1e-8, 1e-2, 60)
+    ax.plot(grid, [adam.value_slope_law(ds, eps) for eps in grid], "k--", lw=0.8, label="law")
+    ax.set(xscale="log", xlabel=r"$\epsilon$", ylabel=r"over that at $10^{-15}$", ylim=(-0.05, 1.25))
+    ax.legend(fontsize=5, handlelength=1.8, loc=(0.3, 0.4))
+
+
+def signum_panel(ax, ds):
+    """Share of opposed query noise (lines) that has turned under Signum."""
+    for beta in sorted(set(ds["beta"].values.tolist())):
+        runs = adam.point(ds, "signum", beta=beta)
+        turned = flipped(runs, "query_noise").sel(step=slice(100, UNTIL)) if 100 in ds["step"] else None
+        if turned is not None:
+            plot.band(ax, turned["step"], turned.transpose("seed", "step"), rf"$\beta={beta:g}$", color=SHADES[beta])
+    ax.set(xlabel="step t", ylabel="turned query noise", ylim=(-0.04, 1.04), xlim=(100, 1000))
+    ax.legend(fontsize=5, handlelength=1.4, loc=(0.56, 0.46))
+
+
+def signum_times(ax, ds):
+    """Stage times over those without momentum, and the late rate over SignGD's law, against the momentum."""
+    betas = sorted(set(ds["beta"].values.tolist()))
+    stages = js.find_stages(ds)
+    for name, mark, colour in (("t_II", "o", "#0072B2"), ("t_III", "s", "#D55E00"), ("t_IV", "^", "#009E73")):
+        times = xr.concat(
+            [adam.point(stages.assign(status=ds["status"]), "signum", beta=b)[name] for b in betas], "beta"
+        )
+        label = rf"$t_\mathrm{{{name[2:]}}}$ / that of $\beta=0$"
+        ratio = (times / times.isel(beta=0)).transpose("seed", "beta")
+        plot.band(ax, range(len(betas)), ratio, label, color=colour, marker=mark, ms=2.5)
+    if {1100, 1500} <= set(ds["step"].values.tolist()):
+        runs = [adam.point(ds, "signum", beta=beta) for beta in betas]
+        rates = xr.concat([adam.rate(one, 1100, 1500) / adam.late_law(one) for one in runs], "beta")
+        plot.band(ax, range(len(betas)), rates.transpose("seed", "beta"), "late rate / law", color="k", ls="--")
+    ax.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
+    ax.set(xlabel=r"$\beta$", yscale="log", ylim=(0.2, 60))
+    ax.legend(fontsize=5, handlelength=1.6, loc="upper left")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", default="results")
+    parser.add_argument("--out", default="results/figures")
+    args = parser.parse_args()
+    root = Path(args.results) / "adam"
+    entries = {name: js.open_results(root / name).load() for name in ("betas", "late", "signum", "eps")}
+    ds = entries["betas"]
+    last = int(ds["step"][-1])
+    with plot.style(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # logarithms of what diverged
+        stages = js.find_stages(ds)
+        delay = stages["t_II"] / stages["t_II"].isel(optimizer=int(np.flatnonzero(ds["family"] == "sign_gd")[0]))
+        fig, axes = plt.subplots(4, 3, figsize=(plot.WIDE, 7.2))
+        losses(axes[0, 0], entries)
+        local_rates(axes[0, 1], entries)
+        agreements(axes[0, 2], ds)
+        heat(axes[1, 0], medians(ds, lambda runs, b1, b2: trace_distance(ds, runs)), (-1.5, 1.2), "{:.2g}", log=True)
+        heat(axes[1, 1], medians(ds.assign(delay=delay), lambda runs, b1, b2: runs["delay"]), (0.5, 4), "{:.2g}")
+        heat(axes[1, 2], medians(ds, late_ratio) | medians(entries["late"], late_ratio), (0.5, 1.5))
+        for ax, name in zip(axes[2], ("query_noise", "key_noise")):
+            heat(ax, medians(ds, lambda runs, b1, b2, name=name: flipped(runs, name, last)), (0, 1))
+        heat(axes[2, 2], medians(ds, lambda runs, b1, b2: departure(ds, b1, b2)), (100, 500), "{:.0f}")
+        eps_panel(axes[3, 0], entries["eps"])
+        signum_panel(axes[3, 1], entries["signum"])
+        signum_times(axes[3, 2], entries["signum"])
+        titles = (
+            "training loss, $b_1=.9$", "local rate, $b_1=.9$", "sign of updates",
+            r"distance of traces, $\log_{10}L$", r"$t_\mathrm{II}$ / SignGD's", "late rate / law",
+            f"turned query noise, t={last}", f"turned key noise, t={last}", "slower by half from t",
+            r"$\epsilon$, $b_1=.9$", "Signum's query noise", "Signum's stage times",
+        )  # fmt: skip
+        for letter, ax, title in zip("abcdefghijkl", axes.flat, titles):
+            ax.set_title(f"({letter}) {title}", fontsize=6.5)
+        sizes = manifest(ds)["definition"]["problem"]
+        text = (
+            f"a-i, k, l: {ds.sizes['seed']} seeds, theory; j: {entries['eps'].sizes['seed']} seeds, paper_like; both "
+            "reconstructed, " + " ".join(f"{key}={sizes[key]}" for key in ("n", "d", "s", "m_k"))
+            + ", eta=1e-4, float64. Maps: median over the seeds that have the number, in brackets if fewer than half "
+            "do, none if no seed does, away where steps grow without bound until the loss is 0 in 64 bit, div. where "
+            "runs diverge; i: first step with under half of SignGD's local rate. Lines: c: b2=.9 solid, .999 dotted; "
+            "j: .999 solid, .9 dotted"
+        )  # fmt: skip
+        fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
+        for path in plot.save(fig, args.out, "adam"):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Adam against SignGD: betas, eps and Signum's momentum; claims A2', A2'f, A3m, V1-V7, V1l.
+
+Second moments are squares of gradients, which underflow in 32 bits, so this experiment needs --x64.
+Axes: entry `betas`: b1 x b2 over {0, .5, .9, .99, .999}, and SignGD, 2000 steps, 36 seeds; `late`: b2 = .999 and SignGD
+to 10/(1-b2) = 10,000 steps, 36 seeds; `signum`: momentum over the same numbers, 1500 steps, 36 seeds; these in the
+theory preset and with eps = 1e-150. `eps`: paper-like, eps from 1e-15 to 1e-2 at b2 = .999 and .9 with b1 = .9, and
+SignGD, 1500 steps, 10 seeds. eta = 1e-4 everywhere.
+Command: python sweeps/adam.py --x64 --out results/adam
+Cost: see `wall_seconds` of the manifests.
+Expected: late rate of the loss at b1 = .9, b2 = .999 is ln(1/b2)/2 = 5.0e-4, SignGD's about 2e-2.
+All settings are reconstructed; see jaxsign.presets.
+"""
+
+import dataclasses
+import sys
+from argparse import Namespace
+
+import jax
+import numpy as np
+import optax
+
+import jaxsign as js
+
+BETAS = [0.0, 0.5, 0.9, 0.99, 0.999]
+EPS = [1e-15, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2]
+SIGN_GD = js.grid(js.sign_gd, learning_rate=1e-4)
+#: Every step while stages I and II pass, then what stages III to V and local rates need.
+EARLY = [*range(21), *range(22, 41, 2), *range(45, 101, 5), *range(110, 301, 10)]
+RECORD = np.unique([*EARLY, *range(350, 1001, 50), *range(1100, 2001, 100)])
+#: The same for losses, then ten to a memory of 1000 steps.
+LATE = np.unique([*range(0, 1001, 50), *range(1100, 2001, 100), *range(2500, 10001, 500)])
+UPDATES = ["train_loss", "update_agreement_q", "update_agreement_k", "update_agreement_v"]
+SCALARS = [*UPDATES, "sign_agreement", "value_noise", "query_signal", "s11", "s21"]
+NOISE = ["query_noise", "key_noise"]
+
+
+def build(args: Namespace) -> dict[str, js.Sweep]:
+    wide = jax.config.jax_enable_x64
+    if not (wide or args.help or args.tiny):
+        raise ValueError("adam needs 64-bit floats: give --x64")
+    betas = [0.0, 0.9] if args.tiny else BETAS
+    sizes = {"n": 4, "d": 120, "s": 6, "m_k": 4, "m_v": 4} if args.tiny else {}
+    settings = {"theory": js.presets.theory(), "paper_like": js.presets.paper_like()}
+
+    def sweep(preset, engine, optimizers, steps, record, observables, seeds):
+        problem, hyper = settings[preset]
+        steps = args.steps or (120 if args.tiny else steps)
+        record = np.asarray(record)
+        return js.Sweep(
+            system=js.two_layer_updates, problem=dataclasses.replace(problem, n_test=1, **sizes), hyper=hyper,
+            engine=args.engine or engine, optimizers=optimizers, steps=steps, record=record[record <= steps],
+            test_every=record[:1], observables=observables, axes={"seed": args.seeds or (2 if args.tiny else seeds)},
+        )  # fmt: skip
+
+    def adam(*b2):
+        return js.grid(optax.adam, learning_rate=1e-4, b1=betas, b2=list(b2), eps=1e-150 if wide else 1e-18)
+
+    signum = {"signum": js.grid(js.signum, learning_rate=1e-4, beta=betas)}
+    eps = js.grid(
+        optax.adam, learning_rate=1e-4, b1=0.9, b2=[0.999] if args.tiny else [0.999, 0.9],
+        eps=EPS[::7] if args.tiny else EPS,
+    )  # fmt: skip
+    grid, column = ({"sign_gd": SIGN_GD, "adam": adam(*b2)} for b2 in (betas, [0.999]))
+    eps = {"sign_gd": SIGN_GD, "adam": eps}
+    # Disjoint supports close the dynamics on inner products unless eps matters.
+    return {
+        "betas": sweep("theory", "feature_space", grid, 2000, RECORD, [*SCALARS, *NOISE], 36),
+        "late": sweep("theory", "feature_space", column, 10000, LATE, UPDATES, 36),
+        "signum": sweep("theory", "feature_space", signum, 1500, RECORD, [*SCALARS, *NOISE], 36),
+        "eps": sweep("paper_like", "support", eps, 1500, RECORD, SCALARS, 10),
+    }
+
+
+main = js.sweep_cli(build, __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())

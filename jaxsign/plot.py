@@ -5,6 +5,7 @@ Every function takes `ax=None` and returns the Axes. matplotlib is imported when
 
 import contextlib
 import csv
+import io
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -151,7 +152,7 @@ def loss(ds: Any, ax: Any = None, name: str = "train_loss") -> Any:
     Args:
       ds: Dataset at one point of every axis.
       ax: Axes, or None.
-      name: "train_loss" or "test_loss".
+      name: "train_loss", "test_loss" or another scalar observable that is positive.
 
     Returns:
       The Axes.
@@ -314,8 +315,28 @@ def footer(fig: Any, ds: Any, preset: str = "") -> None:
     fig.supxlabel("\n".join(textwrap.wrap(text, int(25 * fig.get_size_inches()[0]))), fontsize=5, color="0.35")
 
 
+def svg(fig: Any) -> str:
+    """A figure as SVG: the same bytes for the same figure, text as text, with fonts to fall back on.
+
+    Args:
+      fig: matplotlib Figure.
+
+    Returns:
+      The SVG document.
+
+    Examples:
+      >>> from matplotlib.figure import Figure
+      >>> svg(Figure()).startswith("<?xml")
+      True
+    """
+    file = io.StringIO()
+    with style():
+        fig.savefig(file, format="svg", metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]))
+    return file.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+
+
 def save(fig: Any, directory: str | Path, name: str) -> list[Path]:
-    """Saves a figure as PNG and PDF, and every line and band it shows as NAME.csv.
+    """Saves a figure as PNG, PDF and SVG, and every line and band it shows as NAME.csv.
 
     Args:
       fig: matplotlib Figure; each labelled panel's title names it in the CSV.
@@ -329,10 +350,11 @@ def save(fig: Any, directory: str | Path, name: str) -> list[Path]:
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")]
+    paths = [directory / f"{name}.{suffix}" for suffix in ("png", "pdf", "svg", "csv")]
     fig.savefig(paths[0], metadata={"Software": None})
     fig.savefig(paths[1], metadata={"CreationDate": None, "Producer": None})
-    with open(paths[2], "w", newline="", encoding="utf-8") as file:
+    paths[2].write_text(svg(fig), encoding="utf-8")
+    with open(paths[3], "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["panel", "line", "x", "y", "q05", "q95"])
         for number, ax in enumerate(fig.axes):

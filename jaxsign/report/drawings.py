@@ -1,0 +1,320 @@
+"""Every picture that `jaxsign.plot` can draw of one Dataset, a panel each, as SVG that shares a page with others."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from jaxsign import plot
+from jaxsign.claims.claim import NotThere, system_of
+from jaxsign.claims.two_layer import problem_of
+from jaxsign.measures import GROUPING_STEP
+from jaxsign.stages import BOUNDARIES, find_stages
+
+#: Points of the axes that are drawn one by one; of more, these many are chosen evenly.
+POINTS = 6
+#: Recorded steps that a line of noise is drawn from: more cannot be seen on 5 cm.
+STEPS = 150
+#: More dots than these are drawn as one picture of pixels.
+DOTS = 1000
+#: Systems whose test error the closed-form laws are about; a single run names none.
+WITH_LAWS = ("two_layer", "two_layer_curvature", "")
+LOSSES = ("train_loss", "test_loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """One panel.
+
+    Args:
+      group: heading of the drawings that it stands among.
+      title: what is drawn.
+      caption: of which runs.
+      svg: an <svg> element whose ids begin with the prefix that `drawings` was given.
+    """
+
+    group: str
+    title: str
+    caption: str
+    svg: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+    """What is going to be drawn on an Axes, as far as the Dataset has it."""
+
+    group: str
+    title: str
+    caption: str
+    draw: Callable[[Any], Any]
+
+
+def drawings(ds: Any, prefix: str) -> list[Drawing]:
+    """Losses, scalars, SNR curves and stages of a Dataset of any system, in this order.
+
+    Args:
+      ds: Dataset of `js.run_sweep`, `js.open_results` or `Run.to_xarray`.
+      prefix: what ids begin with, unique on the page.
+
+    Returns:
+      The drawings; none where no run has finished or no trace is kept.
+
+    Examples:
+      >>> import jax, jaxsign as js
+      >>> task = js.two_layer(js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10))
+      >>> run = js.train(jax.random.key(0), task, js.Hyper(sigma_p=2.0), js.sign_gd(1e-3), steps=120, record=10)
+      >>> [drawing.title for drawing in drawings(run.to_xarray(), "a")][:3]
+      ['training loss', 'test loss', 'test error against training loss']
+    """
+    out = []
+    for panel in _panels(ds):
+        # What a Dataset lacks for a picture, `jaxsign.plot` and the laws say in these two ways.
+        try:
+            svg = _drawn(panel.draw)
+        except (ValueError, NotThere):
+            continue
+        if svg:
+            out.append(Drawing(panel.group, panel.title, panel.caption, _inline(svg, f"{prefix}-{len(out)}-")))
+    return out
+
+
+def _panels(ds: Any) -> Iterator[_Panel]:
+    """The panels that a Dataset may have."""
+    if "step" not in ds.dims or "status" not in ds or not bool((ds["status"] == 0).any()):
+        return
+    axes = {str(dim): ds.sizes[dim] for dim in ds["status"].dims if dim not in ("optimizer", "seed")}
+    whole = np.array(list(np.ndindex(*axes.values())))
+    places = whole[np.unique(np.linspace(0, len(whole) - 1, min(POINTS, len(whole))).round().astype(int))]
+    for place in places:
+        point = _point(ds, dict(zip(axes, place.tolist())))
+        yield from _of_losses(point, _words(ds, point))
+    middle = {axis: (size - 1) // 2 for axis, size in axes.items()}
+    for axis, size in axes.items():
+        if size > 1:
+            yield from _over_axis(ds, axis, {other: place for other, place in middle.items() if other != axis})
+    point = _point(ds, middle)
+    words = _words(ds, point)
+    yield from _of_scalars(point, words)
+    for i in range(point.sizes["optimizer"]):
+        yield from _of_traces(point.isel(optimizer=[i]), words)
+
+
+def _point(ds: Any, place: dict[str, int]) -> Any:
+    """One point of every axis with one optimizer of every family: the one whose median training loss ends lowest.
+
+    Families without a finished run are left out.
+    """
+    point = ds.isel(place)
+    finished = (point["status"] == 0).transpose("optimizer", "seed").values.any(axis=1)
+    families = np.atleast_1d(point["family"].values)
+    ends = np.zeros(families.size)
+    if "train_loss" in point:
+        last = point["train_loss"].isel(step=-1).transpose("optimizer", "seed").values.astype(float)
+        ends = np.median(np.where(np.isfinite(last), last, np.inf), axis=1)
+    chosen = []
+    for family in dict.fromkeys(families.tolist()):
+        own = [i for i in np.flatnonzero(families == family) if finished[i]]
+        chosen += [min(own, key=lambda i: ends[i])] if own else []
+    return point.isel(optimizer=chosen)
+
+
+def _words(ds: Any, point: Any) -> str:
+    """The point's coordinates on the axes of the whole, in words; empty if it is the only one."""
+    names = [name for name in ds.coords if ds[name].ndim == 1 and name in point.coords and point[name].ndim == 0]
+    return ", ".join(f"{name}={_short(point[name].item())}" for name in names if ds[name].size > 1)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _caption(point: Any, *words: str) -> str:
+    """Which runs a panel is of."""
+    seeds = point.sizes["seed"]
+    labels = ", ".join(map(str, np.atleast_1d(point["optimizer"].values)))
+    band = f"median and 5-95 % of {seeds} seeds" if seeds > 1 else "1 seed"
+    return "; ".join(word for word in (*words, labels, band) if word)
+
+
+def _of_losses(point: Any, words: str) -> Iterator[_Panel]:
+    """Losses over steps, and test error at equal training loss."""
+    late = ("noise_l1",) if _late_law(point) else ()
+    held = point[[name for name in (*LOSSES, "test_error", "status", *late) if name in point]].load()
+    caption = _caption(point, words)
+    for name, title in zip(LOSSES, ("training loss", "test loss")):
+        if name in held:
+            yield _Panel("Losses", title, caption, lambda ax, name=name: _lines(held, name, ax))
+    if system_of(point) in WITH_LAWS:
+        title = "test error against training loss"
+        yield _Panel("Losses", title, f"{caption}; laws dashed", lambda ax: plot.error_at_loss(held, ax))
+
+
+def _late_law(point: Any) -> bool:
+    """Whether the late loss of SignGD follows the law that `plot.loss` draws: softmax attention, no residual path."""
+    try:
+        problem, hyper = problem_of(point)
+    except NotThere:
+        return False
+    return problem.kernel == "softmax" and not hyper.residual and "learning_rate" in point.coords
+
+
+def _lines(held: Any, name: str, ax: Any) -> Any:
+    """A scalar over steps, one line per optimizer, on a log scale if it is positive and spans a decade."""
+    values = held[name].values
+    values = values[np.isfinite(values)]
+    plot.loss(held, ax, name)
+    if not values.size or values.min() <= 0 or values.max() < 10 * values.min():
+        ax.set_yscale("linear")
+    return ax
+
+
+def _of_scalars(point: Any, words: str) -> Iterator[_Panel]:
+    """Every other observable that is one number a step."""
+    names = [str(name) for name, v in point.data_vars.items() if set(v.dims) == {"optimizer", "seed", "step"}]
+    for name in sorted(set(names) - set(LOSSES)):
+        held = point[[name, "status"]].load()
+        title = str(held[name].attrs.get("long_name", name.replace("_", " ")))
+        caption = _caption(point, words)
+        yield _Panel("Other scalars", title, caption, lambda ax, held=held, name=name: _lines(held, name, ax))
+
+
+def _over_axis(ds: Any, axis: str, place: dict[str, int]) -> Iterator[_Panel]:
+    """Test quantities at equal training loss against SNR; the end of training against any axis of numbers."""
+    along = ds.isel(place)
+    fixed = _words(ds, along)
+    if axis == "snr":
+        held = along[[name for name in (*LOSSES, "test_error") if name in along]].load()
+        for name, title in (("test_error", "test error"), ("test_loss", "test loss")):
+            caption = _caption(along, fixed, "all learning rates")
+            yield _Panel(
+                "Against SNR", f"{title} at training loss 0.1", caption,
+                lambda ax, name=name: plot.snr(held, ax, name=name),
+            )  # fmt: skip
+    if np.issubdtype(ds[axis].dtype, np.number) and "train_loss" in along:
+        ends = along["train_loss"].isel(step=-1).load()
+        yield _Panel(
+            f"Against {axis}", f"training loss at step {int(ds['step'][-1])}", _caption(along, fixed),
+            lambda ax: _ends(ax, ends, axis, np.atleast_1d(along["family"].values)),
+        )  # fmt: skip
+
+
+def _ends(ax: Any, ends: Any, axis: str, families: np.ndarray) -> None:
+    """The last loss of every family against an axis, at each of its points the optimizer whose median ends lowest."""
+    medians = ends.where(np.isfinite(ends), np.inf).median("seed")
+    for family in dict.fromkeys(families.tolist()):
+        own = np.flatnonzero(families == family)
+        best = ends.isel(optimizer=own).isel(optimizer=medians.isel(optimizer=own).argmin("optimizer"))
+        label, marker = plot.NAMES.get(family, family), plot.MARKERS.get(family, "o")
+        look = {"color": plot.COLOURS[family]} if family in plot.COLOURS else {}
+        plot.band(ax, ends[axis], best.transpose("seed", axis), label, marker=marker, ms=3, **look)
+    spread = [np.ravel(v)[np.isfinite(np.ravel(v))] for v in (ends.values, ends[axis].values)]
+    for scale, values in zip((ax.set_yscale, ax.set_xscale), spread):
+        if values.size and values.min() > 0 and values.max() >= 10 * values.min():
+            scale("log")
+    ax.set(xlabel=axis, ylabel="training loss")
+    ax.legend()
+
+
+def _of_traces(one: Any, words: str) -> Iterator[_Panel]:
+    """The stages of one optimizer's runs: every observable with dimensions of its own, and the boundaries."""
+    family = str(np.atleast_1d(one["family"].values)[0])
+    group, caption = f"Stages of {plot.NAMES.get(family, family)}", _caption(one, words)
+    names = [str(n) for n, v in one.data_vars.items() if "step" in v.dims and len(v.dims) > 3]
+    beside = [n for n in ("query_signal", "sign_agreement", "first_frozen_step", "status") if n in one]
+    if not names:
+        return
+    held = one[list(dict.fromkeys([*names, *beside]))].load()
+    until, marked = int(held["step"][-1]), True
+    try:
+        ends = [float(find_stages(held)[name].median()) for name in BOUNDARIES]
+        reached = [end for end in ends if np.isfinite(end)]
+        until = min(until, max(GROUPING_STEP, round(1.25 * max(reached)))) if reached else until
+    except ValueError:
+        marked = False
+    else:
+        yield _Panel(group, "stage boundaries", f"{caption}; a dot a seed", lambda ax: _boundaries(ax, held))
+
+    def trace(ax: Any, name: str) -> None:
+        plot.dynamics(_thinned(held, until), name, ax)
+        ax.set_xlim(0, until)
+        if marked:
+            plot.mark_stages(ax, held, until)
+        if name == "query_noise" and "first_frozen_step" in held:
+            plot.hatch_underflow(ax, held)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend()
+
+    for name in sorted(names):
+        title = str(held[name].attrs.get("long_name", name.replace("_", " ")))
+        yield _Panel(group, title, caption, lambda ax, name=name: trace(ax, name))
+
+
+def _boundaries(ax: Any, held: Any) -> None:
+    plot.phase(held, ax)
+    for line in ax.lines:
+        line.set_rasterized(line.get_marker() == "." and len(line.get_xdata()) > DOTS)
+
+
+def _thinned(ds: Any, until: int) -> Any:
+    """A Dataset up to a step, at no more than STEPS of its recorded steps, the one that groups noise among them."""
+    steps = ds["step"].values[ds["step"].values <= until]
+    kept = np.unique(np.linspace(0, steps.size - 1, min(STEPS, steps.size)).round().astype(int))
+    return ds.isel(step=np.union1d(kept, np.flatnonzero(steps == GROUPING_STEP)))
+
+
+def _drawn(draw: Callable[[Any], Any]) -> str:
+    """A panel as an SVG document; empty if there is no line with a number on it."""
+    from matplotlib.figure import Figure
+
+    with plot.style():
+        fig = Figure(figsize=(plot.NARROW, 0.7 * plot.NARROW))
+        ax = fig.subplots()
+        draw(ax)
+        if not any(np.isfinite(np.asarray(line.get_ydata(), float)).any() for line in ax.lines):
+            return ""
+        handles, labels = ax.get_legend_handles_labels()
+        if len(labels) > 5 and ax.get_legend():
+            ax.get_legend().remove()
+            fig.set_figheight(fig.get_figheight() + 0.12 * -(-len(labels) // 3))
+            fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=5.5)
+        return plot.svg(fig)
+
+
+_REFERENCE = re.compile(r"#([\w.:-]+)")
+_LONG = re.compile(r"-?\d+\.\d{3,}")
+
+
+def _inline(document: str, prefix: str) -> str:
+    """An SVG document as an element of an HTML page.
+
+    Ids are kept where something refers to them and get the prefix, since matplotlib calls equal shapes the same in every
+    figure; its style sheet, which would apply to the whole page, and the size go to the page's own. Coordinates are
+    rounded to a hundredth of a point.
+    """
+    root = ElementTree.fromstring(document)
+    asked = set(_REFERENCE.findall(document))
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.text, element.tail = (text.strip() if text else None for text in (element.text, element.tail))
+        for key in list(element.attrib):
+            value = element.attrib.pop(key)
+            name = key.rpartition("}")[2]
+            if name == "id":
+                if value not in asked:
+                    continue
+                value = prefix + value
+            elif name == "href" or "url(" in value:
+                value = _REFERENCE.sub(lambda found: f"#{prefix}{found[1]}", value)
+            elif name in ("d", "x", "y", "points"):
+                value = _LONG.sub(lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), value)
+                value = value.replace(" \n", "\n").replace("\n", " ").strip()
+            element.set(name, value)
+    for parent in root.iter():
+        for child in [c for c in parent if c.tag in ("style", "metadata")]:
+            parent.remove(child)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    return ElementTree.tostring(root, encoding="unicode")

@@ -100,9 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     claims.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     claims.add_argument("--csv", metavar="FILE", help="also write the table as CSV")
     claims.add_argument("--against", metavar="FILE", help="point out verdicts that differ from this CSV")
-    page = command("report", _report, "one HTML page: every figure, claim, verdict and manifest; no network", results=False)
+    page = command(
+        "report", _report, "one HTML page: every figure, claim, verdict and manifest; no network", results=False
+    )
     page.add_argument("dirs", metavar="DIR", nargs="+", help="results directories, or ones that hold several")
-    page.add_argument("--out", metavar="FILE", required=True, help="the page, such as report.html; an earlier one is replaced")
+    page.add_argument(
+        "--out", metavar="FILE", required=True, help="the page, such as report.html; an earlier one is replaced"
+    )
     page.add_argument("--figures", metavar="FOLDER", help="also show the SVG and PNG files of this folder")
     plan = command("plan", _plan, "runs, programs, memory, time and disk that an experiment will take", results=False)
     plan.add_argument("file", metavar="FILE", help="sweeps/NAME.py, or any file with build(args) -> {key: Sweep}")

@@ -22,6 +22,8 @@ STEPS = 150
 DOTS = 1000
 #: Systems whose test error the closed-form laws are about; a single run names none.
 WITH_LAWS = ("two_layer", "two_layer_curvature", "")
+#: Traces that come first, in the order of the stages.
+FIRST = ("value_noise", "query_noise", "key_noise", "query_signal", "key_signal", "s11", "s21", "s22")
 LOSSES = ("train_loss", "test_loss")
 
 
@@ -83,7 +85,7 @@ def drawings(ds: Any, prefix: str) -> list[Drawing]:
 
 def _panels(ds: Any) -> Iterator[_Panel]:
     """The panels that a Dataset may have."""
-    if "step" not in ds.dims or "status" not in ds or not bool((ds["status"] == 0).any()):
+    if ds.sizes.get("step", 0) < 2 or not bool((ds["status"] == 0).any()):
         return
     axes = {str(dim): ds.sizes[dim] for dim in ds["status"].dims if dim not in ("optimizer", "seed")}
     whole = np.array(list(np.ndindex(*axes.values())))
@@ -131,24 +133,27 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _caption(point: Any, *words: str) -> str:
+def _titled(title: str, words: str) -> str:
+    return f"{title}, {words}" if words else title
+
+
+def _caption(point: Any, optimizers: str = "") -> str:
     """Which runs a panel is of."""
     seeds = point.sizes["seed"]
-    labels = ", ".join(map(str, np.atleast_1d(point["optimizer"].values)))
     band = f"median and 5-95 % of {seeds} seeds" if seeds > 1 else "1 seed"
-    return "; ".join(word for word in (*words, labels, band) if word)
+    return f"{optimizers or ', '.join(map(str, np.atleast_1d(point['optimizer'].values)))}; {band}"
 
 
 def _of_losses(point: Any, words: str) -> Iterator[_Panel]:
     """Losses over steps, and test error at equal training loss."""
     late = ("noise_l1",) if _late_law(point) else ()
     held = point[[name for name in (*LOSSES, "test_error", "status", *late) if name in point]].load()
-    caption = _caption(point, words)
+    caption = _caption(point)
     for name, title in zip(LOSSES, ("training loss", "test loss")):
         if name in held:
-            yield _Panel("Losses", title, caption, lambda ax, name=name: _lines(held, name, ax))
+            yield _Panel("Losses", _titled(title, words), caption, lambda ax, name=name: _lines(held, name, ax))
     if system_of(point) in WITH_LAWS:
-        title = "test error against training loss"
+        title = _titled("test error against training loss", words)
         yield _Panel("Losses", title, f"{caption}; laws dashed", lambda ax: plot.error_at_loss(held, ax))
 
 
@@ -162,13 +167,21 @@ def _late_law(point: Any) -> bool:
 
 
 def _lines(held: Any, name: str, ax: Any) -> Any:
-    """A scalar over steps, one line per optimizer, on a log scale if it is positive and spans a decade."""
-    values = held[name].values
-    values = values[np.isfinite(values)]
+    """A scalar over steps, one line per optimizer, on a log scale if it is a loss or positive and spans a decade."""
     plot.loss(held, ax, name)
-    if not values.size or values.min() <= 0 or values.max() < 10 * values.min():
+    ax.set_ylabel(name.replace("_", " "))  # the long name is the title
+    values = held[name].values
+    positive = values[np.isfinite(values) & (values > 0)]
+    if ((values <= 0).any() and (name not in LOSSES or (values < 0).any())) or not _spans(positive):
         ax.set_yscale("linear")
+    else:
+        ax.set_ylim(positive.min() / 2, None)  # a law may go on where numbers end
     return ax
+
+
+def _spans(values: np.ndarray) -> bool:
+    """Whether positive numbers span a decade."""
+    return bool(values.size) and values.max() >= 10 * values.min()
 
 
 def _of_scalars(point: Any, words: str) -> Iterator[_Panel]:
@@ -177,28 +190,26 @@ def _of_scalars(point: Any, words: str) -> Iterator[_Panel]:
     for name in sorted(set(names) - set(LOSSES)):
         held = point[[name, "status"]].load()
         title = str(held[name].attrs.get("long_name", name.replace("_", " ")))
-        caption = _caption(point, words)
-        yield _Panel("Other scalars", title, caption, lambda ax, held=held, name=name: _lines(held, name, ax))
+        title = _titled(title, words)
+        yield _Panel("Other scalars", title, _caption(point), lambda ax, held=held, name=name: _lines(held, name, ax))
 
 
 def _over_axis(ds: Any, axis: str, place: dict[str, int]) -> Iterator[_Panel]:
     """Test quantities at equal training loss against SNR; the end of training against any axis of numbers."""
     along = ds.isel(place)
-    fixed = _words(ds, along)
+    group, words = f"Against {axis}", _words(ds, along)
     if axis == "snr":
         held = along[[name for name in (*LOSSES, "test_error") if name in along]].load()
         for name, title in (("test_error", "test error"), ("test_loss", "test loss")):
-            caption = _caption(along, fixed, "all learning rates")
-            yield _Panel(
-                "Against SNR", f"{title} at training loss 0.1", caption,
-                lambda ax, name=name: plot.snr(held, ax, name=name),
-            )  # fmt: skip
+            title = _titled(f"{title} at training loss 0.1", words)
+            caption = _caption(along, f"all {along.sizes['optimizer']} optimizers")
+            yield _Panel(group, title, caption, lambda ax, name=name: plot.snr(held, ax, name=name))
     if np.issubdtype(ds[axis].dtype, np.number) and "train_loss" in along:
         ends = along["train_loss"].isel(step=-1).load()
-        yield _Panel(
-            f"Against {axis}", f"training loss at step {int(ds['step'][-1])}", _caption(along, fixed),
-            lambda ax: _ends(ax, ends, axis, np.atleast_1d(along["family"].values)),
-        )  # fmt: skip
+        title = _titled(f"training loss at step {int(ds['step'][-1])}", words)
+        caption = _caption(along, "at each point the optimizer of a family whose median is lowest")
+        families = np.atleast_1d(along["family"].values)
+        yield _Panel(group, title, caption, lambda ax: _ends(ax, ends, axis, families))
 
 
 def _ends(ax: Any, ends: Any, axis: str, families: np.ndarray) -> None:
@@ -210,9 +221,8 @@ def _ends(ax: Any, ends: Any, axis: str, families: np.ndarray) -> None:
         label, marker = plot.NAMES.get(family, family), plot.MARKERS.get(family, "o")
         look = {"color": plot.COLOURS[family]} if family in plot.COLOURS else {}
         plot.band(ax, ends[axis], best.transpose("seed", axis), label, marker=marker, ms=3, **look)
-    spread = [np.ravel(v)[np.isfinite(np.ravel(v))] for v in (ends.values, ends[axis].values)]
-    for scale, values in zip((ax.set_yscale, ax.set_xscale), spread):
-        if values.size and values.min() > 0 and values.max() >= 10 * values.min():
+    for scale, values in ((ax.set_yscale, ends.values), (ax.set_xscale, ends[axis].values)):
+        if not (values <= 0).any() and _spans(values[np.isfinite(values)]):
             scale("log")
     ax.set(xlabel=axis, ylabel="training loss")
     ax.legend()
@@ -221,21 +231,24 @@ def _ends(ax: Any, ends: Any, axis: str, families: np.ndarray) -> None:
 def _of_traces(one: Any, words: str) -> Iterator[_Panel]:
     """The stages of one optimizer's runs: every observable with dimensions of its own, and the boundaries."""
     family = str(np.atleast_1d(one["family"].values)[0])
-    group, caption = f"Stages of {plot.NAMES.get(family, family)}", _caption(one, words)
+    family, caption = plot.NAMES.get(family, family), _caption(one)
     names = [str(n) for n, v in one.data_vars.items() if "step" in v.dims and len(v.dims) > 3]
+    names = sorted(names, key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n))
     beside = [n for n in ("query_signal", "sign_agreement", "first_frozen_step", "status") if n in one]
     if not names:
         return
     held = one[list(dict.fromkeys([*names, *beside]))].load()
-    until, marked = int(held["step"][-1]), True
+    group, until, marked = f"Stages of {family}", int(held["step"][-1]), True
     try:
         ends = [float(find_stages(held)[name].median()) for name in BOUNDARIES]
         reached = [end for end in ends if np.isfinite(end)]
         until = min(until, max(GROUPING_STEP, round(1.25 * max(reached)))) if reached else until
     except ValueError:
-        marked = False
+        group, marked = f"Traces of {family}", False
     else:
-        yield _Panel(group, "stage boundaries", f"{caption}; a dot a seed", lambda ax: _boundaries(ax, held))
+        yield _Panel(
+            group, _titled("stage boundaries", words), f"{caption}; a dot a seed", lambda ax: _boundaries(ax, held)
+        )
 
     def trace(ax: Any, name: str) -> None:
         plot.dynamics(_thinned(held, until), name, ax)
@@ -247,9 +260,11 @@ def _of_traces(one: Any, words: str) -> Iterator[_Panel]:
         if ax.get_legend_handles_labels()[0]:
             ax.legend()
 
-    for name in sorted(names):
+    for name in names:
         title = str(held[name].attrs.get("long_name", name.replace("_", " ")))
-        yield _Panel(group, title, caption, lambda ax, name=name: trace(ax, name))
+        own = " and ".join(str(dim) for dim in held[name].dims if dim not in ("optimizer", "seed", "step"))
+        title = _titled(title, words)
+        yield _Panel(group, title, f"{caption}; averaged over {own}", lambda ax, name=name: trace(ax, name))
 
 
 def _boundaries(ax: Any, held: Any) -> None:
@@ -266,21 +281,36 @@ def _thinned(ds: Any, until: int) -> Any:
 
 
 def _drawn(draw: Callable[[Any], Any]) -> str:
-    """A panel as an SVG document; empty if there is no line with a number on it."""
+    """A panel as an SVG document; empty if there is no line of two points on it, and no dot."""
     from matplotlib.figure import Figure
 
     with plot.style():
         fig = Figure(figsize=(plot.NARROW, 0.7 * plot.NARROW))
         ax = fig.subplots()
         draw(ax)
-        if not any(np.isfinite(np.asarray(line.get_ydata(), float)).any() for line in ax.lines):
+        lines = [len(line.get_xdata()) for line in ax.lines if hasattr(line, "band")]  # not those of laws
+        dots = [len(line.get_xdata()) for line in ax.lines if line.get_marker() == "."]
+        if max(lines, default=0) < 2 and not any(dots):
             return ""
+        for axis in (ax.xaxis, ax.yaxis):
+            _tick(axis)
         handles, labels = ax.get_legend_handles_labels()
         if len(labels) > 5 and ax.get_legend():
             ax.get_legend().remove()
             fig.set_figheight(fig.get_figheight() + 0.12 * -(-len(labels) // 3))
             fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=5.5)
         return plot.svg(fig)
+
+
+def _tick(axis: Any) -> None:
+    """Labels of a log axis of less than two decades: 1, 2 and 5, where matplotlib's own collide."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = sorted(axis.get_view_interval())
+    if axis.get_scale() == "log" and low > 0 and high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
 
 
 _REFERENCE = re.compile(r"#([\w.:-]+)")
@@ -290,8 +320,8 @@ _LONG = re.compile(r"-?\d+\.\d{3,}")
 def _inline(document: str, prefix: str) -> str:
     """An SVG document as an element of an HTML page.
 
-    Ids are kept where something refers to them and get the prefix, since matplotlib calls equal shapes the same in every
-    figure; its style sheet, which would apply to the whole page, and the size go to the page's own. Coordinates are
+    Ids are kept where something refers to them and get the prefix, since matplotlib calls equal shapes the same in all
+    figures. Its style sheet, which would apply to the whole page, and its size are left to the page's. Coordinates are
     rounded to a hundredth of a point.
     """
     root = ElementTree.fromstring(document)

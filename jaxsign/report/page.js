@@ -34,7 +34,8 @@
   const open = (drawing) => {
     const node = drawing.firstElementChild;
     drawing.style.height = `${drawing.offsetHeight}px`; // the page does not move while its figure is away
-    dialog.querySelector(".caption").textContent = drawing.parentElement.querySelector("figcaption").innerText;
+    const words = [...drawing.parentElement.querySelector("figcaption").childNodes].map((node) => node.textContent.trim());
+    dialog.querySelector(".caption").textContent = words.filter(Boolean).join(" · ");
     shown = { node, home: drawing };
     stage.append(node);
     reset();

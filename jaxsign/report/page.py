@@ -53,7 +53,7 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A finished figure from a file, as the data of an <img>: a browser runs no script in it and fetches nothing for it.
+    """A finished figure from a file, for an <img>: a browser runs no script in it and fetches nothing for it.
 
     Args:
       name: the file's name without suffix.
@@ -107,6 +107,7 @@ def render(runs: Mapping[str, Any], figures: str | os.PathLike | None = None) ->
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sections=sections, pictures=pictures, header=HEADER, reasons=table.reasons(), dates=_dates(runs),
         claims=[list(rows) for _, rows in itertools.groupby(table.rows, lambda row: row.claim.id)],
+        total=sum(sum(section.runs.values()) for section in sections),
         counts=[(word, words.count(word)) for word in VERDICTS],
         incomplete=[section for section in sections if section.runs["not run"]],
     )  # fmt: skip

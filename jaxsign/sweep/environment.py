@@ -42,7 +42,7 @@ def environment() -> dict[str, Any]:
 
 
 def _command() -> str:
-    """The command line that started this process, its interpreter without the folder: "python sweeps/snr.py --out r"."""
+    """The command line of this process, its interpreter without the folder: "python sweeps/snr.py --out DIR"."""
     interpreter, *words = sys.orig_argv or [sys.executable]
     return shlex.join([os.path.basename(interpreter), *words])
 

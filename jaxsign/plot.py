@@ -152,7 +152,7 @@ def loss(ds: Any, ax: Any = None, name: str = "train_loss") -> Any:
     Args:
       ds: Dataset at one point of every axis.
       ax: Axes, or None.
-      name: "train_loss", "test_loss" or another scalar observable that is positive.
+      name: "train_loss" or "test_loss".
 
     Returns:
       The Axes.
@@ -273,9 +273,12 @@ def phase(ds: Any, ax: Any = None) -> Any:
     return ax
 
 
-def mark_stages(ax: Any, ds: Any, until: int) -> None:
-    """Marks the median stage boundaries up to `until` on an Axes whose x axis is the step; close labels move right."""
-    stages = find_stages(_one_optimizer(ds))
+def mark_stages(ax: Any, ds: Any, until: int, stages: Any = None) -> None:
+    """Marks the median stage boundaries up to `until` on an Axes whose x axis is the step; close labels move right.
+
+    Where many Axes are marked, `stages` are the boundaries that `js.find_stages` has found in `ds` once for all.
+    """
+    stages = find_stages(_one_optimizer(ds)) if stages is None else stages
     reached = {name[2:]: float(stages[name].median()) for name in BOUNDARIES if bool(stages[name].notnull().any())}
     right = -float("inf")
     for name, t in reached.items():

@@ -126,7 +126,8 @@ def _point(ds: Any, place: dict[str, int]) -> Any:
 def _words(ds: Any, point: Any) -> str:
     """The point's coordinates on the axes of the whole, in words; empty if it is the only one."""
     names = [name for name in ds.coords if ds[name].ndim == 1 and name in point.coords and point[name].ndim == 0]
-    return ", ".join(f"{name}={_short(point[name].item())}" for name in names if ds[name].size > 1)
+    names = sorted((str(name) for name in names if ds[name].size > 1), key=lambda name: (name not in ds.dims, name))
+    return ", ".join(f"{name}={_short(point[name].item())}" for name in names)
 
 
 def _short(value: Any) -> str:
@@ -151,7 +152,7 @@ def _of_losses(point: Any, words: str) -> Iterator[_Panel]:
     caption = _caption(point)
     for name, title in zip(LOSSES, ("training loss", "test loss")):
         if name in held:
-            yield _Panel("Losses", _titled(title, words), caption, lambda ax, name=name: _lines(held, name, ax))
+            yield _Panel("Losses", _titled(title, words), caption, lambda ax, name=name: _loss(held, name, ax))
     if system_of(point) in WITH_LAWS:
         title = _titled("test error against training loss", words)
         yield _Panel("Losses", title, f"{caption}; laws dashed", lambda ax: plot.error_at_loss(held, ax))
@@ -166,22 +167,37 @@ def _late_law(point: Any) -> bool:
     return problem.kernel == "softmax" and not hyper.residual and "learning_rate" in point.coords
 
 
-def _lines(held: Any, name: str, ax: Any) -> Any:
-    """A scalar over steps, one line per optimizer, on a log scale if it is a loss or positive and spans a decade."""
+def _loss(held: Any, name: str, ax: Any) -> None:
+    """A loss over steps, on a log scale if it spans a decade."""
     plot.loss(held, ax, name)
     ax.set_ylabel(name.replace("_", " "))  # the long name is the title
-    values = held[name].values
-    positive = values[np.isfinite(values) & (values > 0)]
-    if ((values <= 0).any() and (name not in LOSSES or (values < 0).any())) or not _spans(positive):
-        ax.set_yscale("linear")
+    positive = held[name].where(held[name] > 0)
+    if _spans(positive.values) and not (held[name] < 0).any():
+        ax.set_ylim(float(positive.min()) / 2, None)  # the law may go on where numbers end
     else:
-        ax.set_ylim(positive.min() / 2, None)  # a law may go on where numbers end
-    return ax
+        ax.set_yscale("linear")
+
+
+def _scalar(held: Any, name: str, ax: Any) -> None:
+    """A scalar over steps, one line per optimizer, on a log scale if it is positive and spans a decade."""
+    for i, family in enumerate(held["family"].values.tolist()):
+        values = held[name].isel(optimizer=i).transpose("seed", "step")
+        plot.band(ax, held["step"], values, plot.NAMES.get(family, family), **_look(family))
+    if _spans(held[name].values):
+        ax.set_yscale("log")
+    ax.set(xlabel="step t", ylabel=name.replace("_", " "))
+    ax.legend()
+
+
+def _look(family: str) -> dict[str, Any]:
+    tables = {"color": plot.COLOURS, "linestyle": plot.STYLES}
+    return {key: table[family] for key, table in tables.items() if family in table}
 
 
 def _spans(values: np.ndarray) -> bool:
-    """Whether positive numbers span a decade."""
-    return bool(values.size) and values.max() >= 10 * values.min()
+    """Whether numbers are positive and span a decade; those that are not finite do not count."""
+    values = values[np.isfinite(values)]
+    return bool(values.size) and values.min() > 0 and values.max() >= 10 * values.min()
 
 
 def _of_scalars(point: Any, words: str) -> Iterator[_Panel]:
@@ -191,7 +207,7 @@ def _of_scalars(point: Any, words: str) -> Iterator[_Panel]:
         held = point[[name, "status"]].load()
         title = str(held[name].attrs.get("long_name", name.replace("_", " ")))
         title = _titled(title, words)
-        yield _Panel("Other scalars", title, _caption(point), lambda ax, held=held, name=name: _lines(held, name, ax))
+        yield _Panel("Other scalars", title, _caption(point), lambda ax, held=held, name=name: _scalar(held, name, ax))
 
 
 def _over_axis(ds: Any, axis: str, place: dict[str, int]) -> Iterator[_Panel]:
@@ -219,10 +235,9 @@ def _ends(ax: Any, ends: Any, axis: str, families: np.ndarray) -> None:
         own = np.flatnonzero(families == family)
         best = ends.isel(optimizer=own).isel(optimizer=medians.isel(optimizer=own).argmin("optimizer"))
         label, marker = plot.NAMES.get(family, family), plot.MARKERS.get(family, "o")
-        look = {"color": plot.COLOURS[family]} if family in plot.COLOURS else {}
-        plot.band(ax, ends[axis], best.transpose("seed", axis), label, marker=marker, ms=3, **look)
+        plot.band(ax, ends[axis], best.transpose("seed", axis), label, marker=marker, ms=3, **_look(family))
     for scale, values in ((ax.set_yscale, ends.values), (ax.set_xscale, ends[axis].values)):
-        if not (values <= 0).any() and _spans(values[np.isfinite(values)]):
+        if _spans(values):
             scale("log")
     ax.set(xlabel=axis, ylabel="training loss")
     ax.legend()
@@ -238,13 +253,14 @@ def _of_traces(one: Any, words: str) -> Iterator[_Panel]:
     if not names:
         return
     held = one[list(dict.fromkeys([*names, *beside]))].load()
-    group, until, marked = f"Stages of {family}", int(held["step"][-1]), True
+    group, until, stages = f"Stages of {family}", int(held["step"][-1]), None
     try:
-        ends = [float(find_stages(held)[name].median()) for name in BOUNDARIES]
+        stages = find_stages(held)
+        ends = [float(stages[name].median()) for name in BOUNDARIES]
         reached = [end for end in ends if np.isfinite(end)]
         until = min(until, max(GROUPING_STEP, round(1.25 * max(reached)))) if reached else until
     except ValueError:
-        group, marked = f"Traces of {family}", False
+        group = f"Traces of {family}"
     else:
         yield _Panel(
             group, _titled("stage boundaries", words), f"{caption}; a dot a seed", lambda ax: _boundaries(ax, held)
@@ -253,8 +269,8 @@ def _of_traces(one: Any, words: str) -> Iterator[_Panel]:
     def trace(ax: Any, name: str) -> None:
         plot.dynamics(_thinned(held, until), name, ax)
         ax.set_xlim(0, until)
-        if marked:
-            plot.mark_stages(ax, held, until)
+        if stages is not None:
+            plot.mark_stages(ax, held, until, stages)
         if name == "query_noise" and "first_frozen_step" in held:
             plot.hatch_underflow(ax, held)
         if ax.get_legend_handles_labels()[0]:

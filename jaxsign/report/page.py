@@ -153,8 +153,13 @@ def check_file(path: Path) -> None:
         raise ValueError(f"out must be in a folder that exists, got {str(path)!r}")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ValueError(f"out must be in a folder that can be written, got {str(path)!r}")
-    if path.exists() and MADE_BY.encode() not in path.open("rb").read(2000):
+    if path.exists() and not _is_report(path):
         raise ValueError(f"{str(path)!r} is not a page that jaxsign report has made: move it away or choose another")
+
+
+def _is_report(path: Path) -> bool:
+    with path.open("rb") as file:
+        return MADE_BY.encode() in file.read(2000)
 
 
 def _asset(name: str) -> str:

@@ -8,18 +8,19 @@ comma = ,
 EXTRAS = dev$(if $(EXTRA),$(comma)$(EXTRA))
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help install reproduce test test-slow lint figures gallery companions companion-figures claims claims-4096 bench clean
+.PHONY: help install reproduce test test-slow lint figures gallery companions companion-figures claims claims-4096 report bench clean
 
 help:  ## show this text
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 install: $(STAMP)  ## only set up .venv; then: . .venv/bin/activate
 
-reproduce: $(STAMP)  ## the main job: sweeps, figures and the claims table (CPU, or GPU with EXTRA=cuda12)
+reproduce: $(STAMP)  ## the main job: sweeps, figures, claims table and report (CPU, or GPU with EXTRA=cuda12)
 	$(BIN)/python sweeps/dynamics.py --out $(OUT)/dynamics
 	$(BIN)/python sweeps/query_noise.py --x64 --out $(OUT)/query_noise
 	$(BIN)/python sweeps/snr.py --out $(OUT)/snr
 	$(MAKE) --no-print-directory figures claims
+	$(MAKE) --no-print-directory report
 
 FIGURES = $(OUT)/figures
 figures: $(STAMP)  ## redraw every figure from results/ into results/figures
@@ -51,6 +52,9 @@ companion-figures: $(STAMP)  ## redraw the companions' figures and print their c
 
 claims: $(STAMP)  ## print the claims table of results/
 	$(BIN)/jaxsign claims $(OUT) --csv $(OUT)/claims.csv --against figures/gallery/claims.csv
+
+report: $(STAMP)  ## one page about all of results/ and its figures: results/report.html
+	$(BIN)/jaxsign report $(OUT) --figures $(FIGURES) --out $(OUT)/report.html
 
 test: lint  ## lint, format and type check, then the test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"

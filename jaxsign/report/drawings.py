@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from xml.etree import ElementTree
 
@@ -71,7 +72,7 @@ def drawings(ds: Any, prefix: str) -> list[Drawing]:
       >>> [drawing.title for drawing in drawings(run.to_xarray(), "a")][:3]
       ['training loss', 'test loss', 'test error against training loss']
     """
-    out = []
+    out: list[Drawing] = []
     for panel in _panels(ds):
         # What a Dataset lacks for a picture, `jaxsign.plot` and the laws say in these two ways.
         try:
@@ -92,14 +93,16 @@ def _panels(ds: Any) -> Iterator[_Panel]:
     places = whole[np.unique(np.linspace(0, len(whole) - 1, min(POINTS, len(whole))).round().astype(int))]
     for place in places:
         point = _point(ds, dict(zip(axes, place.tolist())))
-        yield from _of_losses(point, _words(ds, point))
+        if point.sizes["optimizer"]:
+            yield from _of_losses(point, _words(ds, point))
     middle = {axis: (size - 1) // 2 for axis, size in axes.items()}
     for axis, size in axes.items():
         if size > 1:
             yield from _over_axis(ds, axis, {other: place for other, place in middle.items() if other != axis})
     point = _point(ds, middle)
     words = _words(ds, point)
-    yield from _of_scalars(point, words)
+    if point.sizes["optimizer"]:
+        yield from _of_scalars(point, words)
     for i in range(point.sizes["optimizer"]):
         yield from _of_traces(point.isel(optimizer=[i]), words)
 
@@ -152,10 +155,10 @@ def _of_losses(point: Any, words: str) -> Iterator[_Panel]:
     caption = _caption(point)
     for name, title in zip(LOSSES, ("training loss", "test loss")):
         if name in held:
-            yield _Panel("Losses", _titled(title, words), caption, lambda ax, name=name: _loss(held, name, ax))
+            yield _Panel("Losses", _titled(title, words), caption, partial(_loss, held, name))
     if system_of(point) in WITH_LAWS:
         title = _titled("test error against training loss", words)
-        yield _Panel("Losses", title, f"{caption}; laws dashed", lambda ax: plot.error_at_loss(held, ax))
+        yield _Panel("Losses", title, f"{caption}; laws dashed", partial(plot.error_at_loss, held))
 
 
 def _late_law(point: Any) -> bool:
@@ -172,7 +175,7 @@ def _loss(held: Any, name: str, ax: Any) -> None:
     plot.loss(held, ax, name)
     ax.set_ylabel(name.replace("_", " "))  # the long name is the title
     positive = held[name].where(held[name] > 0)
-    if _spans(positive.values) and not (held[name] < 0).any():
+    if _spans(positive.values) and not bool((held[name] < 0).any()):
         ax.set_ylim(float(positive.min()) / 2, None)  # the law may go on where numbers end
     else:
         ax.set_yscale("linear")
@@ -190,14 +193,14 @@ def _scalar(held: Any, name: str, ax: Any) -> None:
 
 
 def _look(family: str) -> dict[str, Any]:
-    tables = {"color": plot.COLOURS, "linestyle": plot.STYLES}
+    tables: dict[str, dict[str, Any]] = {"color": plot.COLOURS, "linestyle": plot.STYLES}
     return {key: table[family] for key, table in tables.items() if family in table}
 
 
 def _spans(values: np.ndarray) -> bool:
     """Whether numbers are positive and span a decade; those that are not finite do not count."""
     values = values[np.isfinite(values)]
-    return bool(values.size) and values.min() > 0 and values.max() >= 10 * values.min()
+    return bool(values.size and values.min() > 0 and values.max() >= 10 * values.min())
 
 
 def _of_scalars(point: Any, words: str) -> Iterator[_Panel]:
@@ -207,7 +210,7 @@ def _of_scalars(point: Any, words: str) -> Iterator[_Panel]:
         held = point[[name, "status"]].load()
         title = str(held[name].attrs.get("long_name", name.replace("_", " ")))
         title = _titled(title, words)
-        yield _Panel("Other scalars", title, _caption(point), lambda ax, held=held, name=name: _scalar(held, name, ax))
+        yield _Panel("Other scalars", title, _caption(point), partial(_scalar, held, name))
 
 
 def _over_axis(ds: Any, axis: str, place: dict[str, int]) -> Iterator[_Panel]:
@@ -219,16 +222,16 @@ def _over_axis(ds: Any, axis: str, place: dict[str, int]) -> Iterator[_Panel]:
         for name, title in (("test_error", "test error"), ("test_loss", "test loss")):
             title = _titled(f"{title} at training loss 0.1", words)
             caption = _caption(along, f"all {along.sizes['optimizer']} optimizers")
-            yield _Panel(group, title, caption, lambda ax, name=name: plot.snr(held, ax, name=name))
+            yield _Panel(group, title, caption, partial(plot.snr, held, name=name))
     if np.issubdtype(ds[axis].dtype, np.number) and "train_loss" in along:
         ends = along["train_loss"].isel(step=-1).load()
         title = _titled(f"training loss at step {int(ds['step'][-1])}", words)
         caption = _caption(along, "at each point the optimizer of a family whose median is lowest")
         families = np.atleast_1d(along["family"].values)
-        yield _Panel(group, title, caption, lambda ax: _ends(ax, ends, axis, families))
+        yield _Panel(group, title, caption, partial(_ends, ends, axis, families))
 
 
-def _ends(ax: Any, ends: Any, axis: str, families: np.ndarray) -> None:
+def _ends(ends: Any, axis: str, families: np.ndarray, ax: Any) -> None:
     """The last loss of every family against an axis, at each of its points the optimizer whose median ends lowest."""
     medians = ends.where(np.isfinite(ends), np.inf).median("seed")
     for family in dict.fromkeys(families.tolist()):
@@ -266,7 +269,7 @@ def _of_traces(one: Any, words: str) -> Iterator[_Panel]:
             group, _titled("stage boundaries", words), f"{caption}; a dot a seed", lambda ax: _boundaries(ax, held)
         )
 
-    def trace(ax: Any, name: str) -> None:
+    def trace(name: str, ax: Any) -> None:
         plot.dynamics(_thinned(held, until), name, ax)
         ax.set_xlim(0, until)
         if stages is not None:
@@ -280,10 +283,10 @@ def _of_traces(one: Any, words: str) -> Iterator[_Panel]:
         title = str(held[name].attrs.get("long_name", name.replace("_", " ")))
         own = " and ".join(str(dim) for dim in held[name].dims if dim not in ("optimizer", "seed", "step"))
         title = _titled(title, words)
-        yield _Panel(group, title, f"{caption}; averaged over {own}", lambda ax, name=name: trace(ax, name))
+        yield _Panel(group, title, f"{caption}; averaged over {own}", partial(trace, name))
 
 
-def _boundaries(ax: Any, held: Any) -> None:
+def _boundaries(held: Any, ax: Any) -> None:
     plot.phase(held, ax)
     for line in ax.lines:
         line.set_rasterized(line.get_marker() == "." and len(line.get_xdata()) > DOTS)
@@ -304,15 +307,15 @@ def _drawn(draw: Callable[[Any], Any]) -> str:
         fig = Figure(figsize=(plot.NARROW, 0.7 * plot.NARROW))
         ax = fig.subplots()
         draw(ax)
-        lines = [len(line.get_xdata()) for line in ax.lines if hasattr(line, "band")]  # not those of laws
-        dots = [len(line.get_xdata()) for line in ax.lines if line.get_marker() == "."]
+        lines = [np.size(line.get_xdata()) for line in ax.lines if hasattr(line, "band")]  # not those of laws
+        dots = [np.size(line.get_xdata()) for line in ax.lines if line.get_marker() == "."]
         if max(lines, default=0) < 2 and not any(dots):
             return ""
         for axis in (ax.xaxis, ax.yaxis):
             _tick(axis)
         handles, labels = ax.get_legend_handles_labels()
-        if len(labels) > 5 and ax.get_legend():
-            ax.get_legend().remove()
+        if len(labels) > 5 and (legend := ax.get_legend()):
+            legend.remove()
             fig.set_figheight(fig.get_figheight() + 0.12 * -(-len(labels) // 3))
             fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=5.5)
         return plot.svg(fig)

@@ -265,9 +265,7 @@ def _of_traces(one: Any, words: str) -> Iterator[_Panel]:
     except ValueError:
         group = f"Traces of {family}"
     else:
-        yield _Panel(
-            group, _titled("stage boundaries", words), f"{caption}; a dot a seed", lambda ax: _boundaries(ax, held)
-        )
+        yield _Panel(group, _titled("stage boundaries", words), f"{caption}; a dot a seed", partial(_boundaries, held))
 
     def trace(name: str, ax: Any) -> None:
         plot.dynamics(_thinned(held, until), name, ax)

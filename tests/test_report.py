@@ -270,6 +270,8 @@ def test_the_page_says_how_every_directory_was_made(page, datasets):
     command = " ".join(made["sessions"][0]["command"].split())
     for word in (*datasets, made["hash"], f"jax {made['versions']['jax']}", command):
         assert word in text
+    for key, value in made.items():
+        assert f"{key} {' '.join(json.dumps(value).split())}" in text
     assert "12 finished, 6 diverged, 0 not run; 18 in all" in text
     assert re.search(r"2 results directories, 24 runs, of \d{4}-\d\d-\d\d\.", text)
     assert "The command is not recorded in this manifest." in text  # of runs that were made up

@@ -162,12 +162,17 @@ def _of_losses(point: Any, words: str) -> Iterator[_Panel]:
 
 
 def _late_law(point: Any) -> bool:
-    """Whether the late loss of SignGD follows the law that `plot.loss` draws: softmax attention, no residual path."""
+    """Whether the late loss of SignGD follows the law that `plot.loss` draws.
+
+    That is so with softmax attention and no residual path, as long as no loss is too small for its floats.
+    """
     try:
         problem, hyper = problem_of(point)
     except NotThere:
         return False
-    return problem.kernel == "softmax" and not hyper.residual and "learning_rate" in point.coords
+    if problem.kernel != "softmax" or hyper.residual or not {"train_loss", "learning_rate"} <= set(point.variables):
+        return False
+    return float(point["train_loss"].min()) > np.finfo(point["train_loss"].dtype).tiny
 
 
 def _loss(held: Any, name: str, ax: Any) -> None:

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Mapping
 from importlib import resources
@@ -39,6 +40,7 @@ class Section:
       groups: (heading, drawings) in order.
       facts: (label, words) of the manifest.
       commands: the command lines that made it; empty if none is recorded.
+      manifest: (name, JSON) of everything in the manifest.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Section:
     groups: list[tuple[str, list[Drawing]]]
     facts: list[tuple[str, str]]
     commands: list[str]
+    manifest: list[tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +177,8 @@ def _section(name: str, anchor: str, ds: Any) -> Section:
     groups = [(group, list(own)) for group, own in itertools.groupby(found, lambda drawing: drawing.group)]
     told = [session.get("command", "") for session in made.get("sessions", [])] or [made.get("command", "")]
     commands = [command for command in dict.fromkeys(told) if command]
-    return Section(name, anchor, setting_of(ds), system_of(ds), runs, groups, _facts(ds, made, runs), commands)
+    whole = [(key, json.dumps(value)) for key, value in sorted(made.items())]
+    return Section(name, anchor, setting_of(ds), system_of(ds), runs, groups, _facts(ds, made, runs), commands, whole)
 
 
 def _facts(ds: Any, made: Mapping[str, Any], runs: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -184,7 +188,7 @@ def _facts(ds: Any, made: Mapping[str, Any], runs: Mapping[str, int]) -> list[tu
     words = {
         "runs": ", ".join(f"{count} {kind}" for kind, count in runs.items()) + f"; {sum(runs.values())} in all",
         "system": (definition.get("system") or {}).get("name"), "engine": definition.get("engine"),
-        "problem": _fields(definition.get("problem")), "numbers": _fields(definition.get("hyper")),
+        "problem": _fields(definition.get("problem")), "hyper": _fields(definition.get("hyper")),
         "optimizers": _listed(ds["optimizer"].values), **{f"axis {axis}": _listed(ds[axis].values) for axis in axes},
         "seeds": _listed(ds["seed"].values), "steps": definition.get("steps"),
         "recorded steps": _listed(ds["step"].values) if "step" in ds.coords else None,

@@ -203,7 +203,8 @@ def error_at_loss(ds: Any, ax: Any = None, levels: Sequence[float] | None = None
     for law, family in ((theory.sign_test_error, "sign_gd"), (theory.gd_test_error, "gd")):
         ax.axhline(float(law(problem, hyper.mu, hyper.sigma_p)), color=COLOURS[family], lw=0.7, ls="--")
     ax.set(xscale="log", xlabel="training loss", ylabel="test error", ylim=(-0.01, 0.55))
-    ax.invert_xaxis()
+    if bool(errors.notnull().any()):  # an empty log axis cannot be inverted
+        ax.invert_xaxis()
     ax.legend()
     return ax
 

@@ -371,14 +371,14 @@ def test_bad_input_is_one_line(case, results, tmp_path, capsys):
     [
         (None, b"", "figures must be a folder that exists"), ("a.txt", b"", "with SVG or PNG files"),
         ("a.png", b"GIF", "not a PNG picture"), ("a.svg", b"<svg", "not an SVG picture"),
-        ("b.svg", b"<html/>", "not an SVG picture"),
+        ("b.svg", b"<html/>", "not an SVG picture"), ("c.svg", None, "cannot be read: Is a directory"),
     ],
 )  # fmt: skip
 def test_a_folder_without_pictures_is_refused(name, content, words, results, tmp_path, capsys):
     folder = tmp_path / "figures"
     if name:
         folder.mkdir()
-        (folder / name).write_bytes(content)
+        (folder / name).write_bytes(content) if content is not None else (folder / name).mkdir()
     status, _, error = run([results / "line", "--out", tmp_path / "report.html", "--figures", folder], capsys)
     assert status == 2
     assert error.count("\n") == 1

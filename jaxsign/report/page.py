@@ -257,16 +257,23 @@ def _pictures(folder: Path) -> list[Picture]:
         raise ValueError(f"figures must be a folder with SVG or PNG files, got {str(folder)!r}")
     out = []
     for name, file in sorted(files.items()):
-        content = file.read_bytes()
+        content = _read(file)
         if file.suffix == ".png" and not content.startswith(b"\x89PNG\r\n\x1a\n"):
             raise ValueError(f"{str(file)!r} is not a PNG picture")
         if file.suffix == ".svg" and not _is_svg(content):
             raise ValueError(f"{str(file)!r} is not an SVG picture")
         kind = "svg+xml" if file.suffix == ".svg" else "png"
         table = file.with_suffix(".csv")
-        numbers = _data("text/csv", table.read_bytes()) if table.is_file() else ""
+        numbers = _data("text/csv", _read(table)) if table.is_file() else ""
         out.append(Picture(name, _data(f"image/{kind}", content), numbers))
     return out
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{str(file)!r} cannot be read: {error.strerror or error}") from None
 
 
 def _is_svg(content: bytes) -> bool:

@@ -47,8 +47,13 @@ def _claims(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     """Writes one page about all results below the directories."""
     report.check_file(Path(args.out))
-    found = {path.resolve(): path for directory in args.dirs for path in find_results(directory)}
-    runs = {str(path): tools.undamaged(path)[0] for path in found.values()}
+    found: dict[Path, str] = {}  # by their full paths, so that what is given twice comes once
+    for directory in args.dirs:
+        parent = Path(directory).resolve().parent
+        for path in map(Path.resolve, find_results(directory)):
+            found.setdefault(path, str(path.relative_to(parent)))
+    short = len(set(found.values())) == len(found)  # names from the given directory on, whole paths if two are the same
+    runs = {name if short else str(path): tools.undamaged(path)[0] for path, name in found.items()}
     file = report.write(args.out, runs, args.figures)
     print(f"{file}: {tools.size_words(file.stat().st_size)}, {tools.counted(len(runs), 'sweep')}")
     return DONE

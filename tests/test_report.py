@@ -324,6 +324,7 @@ def test_the_command_writes_one_page_about_all_below(results, figures, tmp_path,
     status, said, error = run([results, results / "line", "--out", out, "--figures", figures], capsys)
     assert (status, error) == (0, "")
     assert re.fullmatch(rf"{re.escape(str(out))}: [\d.]+ kB, 2 sweeps\n", said)
+    assert f"<h3>{results.name}/line</h3>" in out.read_text()
     ids = Page(out.read_text()).ids
     assert [name for name in ids if name.startswith("run-") and name.count("-") == 1] == ["run-1", "run-2"]
     assert os.listdir(tmp_path) == ["report.html"]

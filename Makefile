@@ -8,18 +8,20 @@ comma = ,
 EXTRAS = dev$(if $(EXTRA),$(comma)$(EXTRA))
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help install reproduce test test-slow lint docs tutorial figures gallery companions companion-figures claims claims-4096 bench clean
+.PHONY: help install reproduce paper test test-slow lint docs tutorial figures gallery paper-figures companions companion-figures claims \
+	claims-4096 report bench clean
 
 help:  ## show this text
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 install: $(STAMP)  ## only set up .venv; then: . .venv/bin/activate
 
-reproduce: $(STAMP)  ## the main job: sweeps, figures and the claims table (CPU, or GPU with EXTRA=cuda12)
+reproduce: $(STAMP)  ## the main job: sweeps, figures, claims table and report (CPU, or GPU with EXTRA=cuda12)
 	$(BIN)/python sweeps/dynamics.py --out $(OUT)/dynamics
 	$(BIN)/python sweeps/query_noise.py --x64 --out $(OUT)/query_noise
 	$(BIN)/python sweeps/snr.py --out $(OUT)/snr
 	$(MAKE) --no-print-directory figures claims
+	$(MAKE) --no-print-directory report
 
 FIGURES = $(OUT)/figures
 figures: $(STAMP)  ## redraw every figure from results/ into results/figures
@@ -35,6 +37,25 @@ claims-4096: $(STAMP)  ## the claims table from 4096 seeds x 3 optimizers x both
 	$(BIN)/python sweeps/claims.py --out $(OUT)-4096
 	$(BIN)/jaxsign claims $(OUT)-4096 --csv $(OUT)-4096/claims.csv
 
+# $(call redraw,NAMES): each experiment's figure, and its claims as a table beside it
+redraw = for name in $(1); do \
+	  $(BIN)/python figures/$$name.py --results $(OUT) --out $(FIGURES) && \
+	  $(BIN)/jaxsign claims $(OUT)/$$name --csv $(FIGURES)/claims_$$name.csv || exit $$?; \
+	done
+
+PAPER = adam architecture digits data_quality restore
+paper: reproduce  ## the whole paper at full size: reproduce, then its other figures and claims (resumable)
+	$(BIN)/python sweeps/adam.py --x64 --out $(OUT)/adam
+	$(BIN)/python sweeps/architecture.py --out $(OUT)/architecture
+	$(BIN)/python sweeps/digits.py --out $(OUT)/digits
+	$(BIN)/python sweeps/data_quality.py --out $(OUT)/data_quality
+	$(BIN)/python sweeps/restore.py --out $(OUT)/restore
+	$(MAKE) --no-print-directory paper-figures
+	$(MAKE) --no-print-directory report
+
+paper-figures: $(STAMP)  ## redraw the figures of `make paper` and print their claims
+	$(call redraw,$(PAPER))
+
 COMPANIONS = linear_attention kernels residual bridge
 companions: $(STAMP)  ## the three companion systems and the bridge: sweeps, figures, claims (resumable)
 	$(BIN)/python sweeps/linear_attention.py --out $(OUT)/linear_attention
@@ -44,13 +65,13 @@ companions: $(STAMP)  ## the three companion systems and the bridge: sweeps, fig
 	$(MAKE) --no-print-directory companion-figures
 
 companion-figures: $(STAMP)  ## redraw the companions' figures and print their claims
-	for name in $(COMPANIONS); do \
-	  $(BIN)/python figures/$$name.py --results $(OUT) --out $(FIGURES) && \
-	  $(BIN)/jaxsign claims $(OUT)/$$name --csv $(FIGURES)/claims_$$name.csv || exit $$?; \
-	done
+	$(call redraw,$(COMPANIONS))
 
 claims: $(STAMP)  ## print the claims table of results/
 	$(BIN)/jaxsign claims $(OUT) --csv $(OUT)/claims.csv --against figures/gallery/claims.csv
+
+report: $(STAMP)  ## one page about all of results/ and its figures: results/report.html
+	$(BIN)/jaxsign report $(OUT) --figures $(FIGURES) --out $(OUT)/report.html
 
 test: lint  ## lint, format and type check, then the test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"

@@ -4,6 +4,7 @@ from jaxsign import curvature as curvature
 from jaxsign import landscape as landscape
 from jaxsign import plot as plot
 from jaxsign import presets as presets
+from jaxsign import report as report
 from jaxsign import theory as theory
 from jaxsign.claims.claim import Claim as Claim
 from jaxsign.claims.claim import Part as Part

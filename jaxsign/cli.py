@@ -1,4 +1,4 @@
-"""The command `jaxsign`: claims, plan, status, verify and export."""
+"""The command `jaxsign`: claims, report, plan, status, verify and export."""
 
 import argparse
 import shlex
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxsign import tools
+from jaxsign import report, tools
 from jaxsign.console import DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
 from jaxsign.experiment import build_options, load_build
 from jaxsign.netcdf import export_netcdf
@@ -42,6 +42,21 @@ def _claims(args: argparse.Namespace) -> int:
             print(f"all verdicts are those of {args.against}")
     failed = [row for row in table.rows if row.verdict == "FAILS"]
     return FAILED if args.strict and failed else DONE
+
+
+def _report(args: argparse.Namespace) -> int:
+    """Writes one page about all results below the directories."""
+    report.check_file(Path(args.out))
+    found: dict[Path, str] = {}  # by their full paths, so that what is given twice comes once
+    for directory in args.dirs:
+        parent = Path(directory).resolve().parent
+        for path in map(Path.resolve, find_results(directory)):
+            found.setdefault(path, str(path.relative_to(parent)))
+    short = len(set(found.values())) == len(found)  # names from the given directory on, whole paths if two are the same
+    runs = {name if short else str(path): tools.undamaged(path)[0] for path, name in found.items()}
+    file = report.write(args.out, runs, args.figures)
+    print(f"{file}: {tools.size_words(file.stat().st_size)}, {tools.counted(len(runs), 'sweep')}")
+    return DONE
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -90,6 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     claims.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     claims.add_argument("--csv", metavar="FILE", help="also write the table as CSV")
     claims.add_argument("--against", metavar="FILE", help="point out verdicts that differ from this CSV")
+    page = command(
+        "report", _report, "one HTML page: every figure, claim, verdict and manifest; no network", results=False
+    )
+    page.add_argument("dirs", metavar="DIR", nargs="+", help="results directories, or ones that hold several")
+    page.add_argument(
+        "--out", metavar="FILE", required=True, help="the page, such as report.html; an earlier one is replaced"
+    )
+    page.add_argument("--figures", metavar="FOLDER", help="also show the SVG and PNG files of this folder")
     plan = command("plan", _plan, "runs, programs, memory, time and disk that an experiment will take", results=False)
     plan.add_argument("file", metavar="FILE", help="sweeps/NAME.py, or any file with build(args) -> {key: Sweep}")
     build_options(plan)

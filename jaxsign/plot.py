@@ -5,6 +5,7 @@ Every function takes `ax=None` and returns the Axes. matplotlib is imported when
 
 import contextlib
 import csv
+import io
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -208,7 +209,8 @@ def error_at_loss(ds: Any, ax: Any = None, levels: Sequence[float] | None = None
     for law, family in ((theory.sign_test_error, "sign_gd"), (theory.gd_test_error, "gd")):
         ax.axhline(float(law(problem, hyper.mu, hyper.sigma_p)), color=COLOURS[family], lw=0.7, ls="--")
     ax.set(xscale="log", xlabel="training loss", ylabel="test error", ylim=(-0.01, 0.55))
-    ax.invert_xaxis()
+    if bool(errors.notnull().any()):  # an empty log axis cannot be inverted
+        ax.invert_xaxis()
     ax.legend()
     return ax
 
@@ -278,9 +280,12 @@ def phase(ds: Any, ax: Any = None) -> Any:
     return ax
 
 
-def mark_stages(ax: Any, ds: Any, until: int) -> None:
-    """Marks the median stage boundaries up to `until` on an Axes whose x axis is the step; close labels move right."""
-    stages = find_stages(_one_optimizer(ds))
+def mark_stages(ax: Any, ds: Any, until: int, stages: Any = None) -> None:
+    """Marks the median stage boundaries up to `until` on an Axes whose x axis is the step; close labels move right.
+
+    Where many Axes are marked, `stages` are the boundaries that `js.find_stages` has found in `ds` once for all.
+    """
+    stages = find_stages(_one_optimizer(ds)) if stages is None else stages
     reached = {name[2:]: float(stages[name].median()) for name in BOUNDARIES if bool(stages[name].notnull().any())}
     right = -float("inf")
     for name, t in reached.items():
@@ -320,8 +325,28 @@ def footer(fig: Any, ds: Any, preset: str = "") -> None:
     fig.supxlabel("\n".join(textwrap.wrap(text, int(25 * fig.get_size_inches()[0]))), fontsize=5, color="0.35")
 
 
+def svg(fig: Any) -> str:
+    """A figure as SVG: the same bytes for the same figure, text as text, with fonts to fall back on.
+
+    Args:
+      fig: matplotlib Figure.
+
+    Returns:
+      The SVG document.
+
+    Examples:
+      >>> from matplotlib.figure import Figure
+      >>> svg(Figure()).startswith("<?xml")
+      True
+    """
+    file = io.StringIO()
+    with style():
+        fig.savefig(file, format="svg", metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]))
+    return file.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+
+
 def save(fig: Any, directory: str | Path, name: str) -> list[Path]:
-    """Saves a figure as PNG and PDF, and every line and band it shows as NAME.csv.
+    """Saves a figure as PNG, PDF and SVG, and every line and band it shows as NAME.csv.
 
     Args:
       fig: matplotlib Figure; each labelled panel's title names it in the CSV.
@@ -335,10 +360,11 @@ def save(fig: Any, directory: str | Path, name: str) -> list[Path]:
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")]
+    paths = [directory / f"{name}.{suffix}" for suffix in ("png", "pdf", "svg", "csv")]
     fig.savefig(paths[0], metadata={"Software": None})
     fig.savefig(paths[1], metadata={"CreationDate": None, "Producer": None})
-    with open(paths[2], "w", newline="", encoding="utf-8") as file:
+    paths[2].write_text(svg(fig), encoding="utf-8")
+    with open(paths[3], "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["panel", "line", "x", "y", "q05", "q95"])
         for number, ax in enumerate(fig.axes):

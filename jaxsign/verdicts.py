@@ -108,6 +108,19 @@ class Row:
         setting = self.setting.split(",")[0]
         return "" if self.verdict == "HOLDS" else self.claim.explanations.get(setting, "")
 
+    def lines(self) -> list[tuple[str, ...]]:
+        """Cells under HEADER, one line per part; the first one carries claim, setting, share and verdict."""
+        share = f"{self.inside}/{self.seeds} [{self.share[0]:.2f}, {self.share[1]:.2f}]"
+        if self.claim.judge == "mean":
+            share = f"mean in [{_number(self.share[0])}, {_number(self.share[1])}], {self.seeds} seeds"
+        out: list[tuple[str, ...]] = []
+        for i, part in enumerate(self.parts):
+            first = (self.claim.id, self.setting) if i == 0 else ("", "")
+            last = (share, self.verdict) if i == 0 else ("", "")
+            measured = f"{_number(part.median)} [{_number(part.low)}, {_number(part.high)}]"
+            out.append((*first, part.label, _number(part.predicted), measured, _interval(part.interval), *last))
+        return out
+
 
 @dataclasses.dataclass(frozen=True)
 class ClaimTable:
@@ -124,17 +137,7 @@ class ClaimTable:
 
     def lines(self) -> list[tuple[str, ...]]:
         """Cells under HEADER, one line per part; a claim's first line carries its verdict."""
-        out: list[tuple[str, ...]] = []
-        for row in self.rows:
-            share = f"{row.inside}/{row.seeds} [{row.share[0]:.2f}, {row.share[1]:.2f}]"
-            if row.claim.judge == "mean":
-                share = f"mean in [{_number(row.share[0])}, {_number(row.share[1])}], {row.seeds} seeds"
-            for i, part in enumerate(row.parts):
-                first = (row.claim.id, row.setting) if i == 0 else ("", "")
-                last = (share, row.verdict) if i == 0 else ("", "")
-                measured = f"{_number(part.median)} [{_number(part.low)}, {_number(part.high)}]"
-                out.append((*first, part.label, _number(part.predicted), measured, _interval(part.interval), *last))
-        return out
+        return [line for row in self.rows for line in row.lines()]
 
     def reasons(self) -> list[str]:
         """Why claims are not decided, one sentence per reason and setting with the claims that it stops."""

@@ -248,7 +248,7 @@ def test_the_experiment_runs_tiny_and_its_figure_is_drawn(tiny, monkeypatch):
     assert (exact["update_agreement_q"].isel(step=slice(1, None)) == 1).all()
     monkeypatch.setattr(sys, "argv", ["x", "--results", str(tiny), "--out", str(tiny / "figures")])
     runpy.run_path(str(ROOT / "figures" / "adam.py"))["main"]()
-    assert {path.suffix for path in (tiny / "figures").iterdir()} == {".png", ".pdf", ".csv"}
+    assert {path.suffix for path in (tiny / "figures").iterdir()} == {".png", ".pdf", ".svg", ".csv"}
     assert len((tiny / "figures" / "adam.csv").read_text().splitlines()) > 100
 
 

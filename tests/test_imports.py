@@ -46,7 +46,7 @@ NEVER = {
     **dict.fromkeys(["measures", "stages", "claims", "verdicts", "plot", "report"], TRAINING),
     **dict.fromkeys(["data", "models", "observables", "theory"], frozenset({"task", "optim", "schedule"})),
 }
-LATE = {"flax", "xarray", "zarr", "orbax", "matplotlib", "tqdm", "scipy", "pandas"}
+LATE = {"flax", "jinja2", "xarray", "zarr", "orbax", "matplotlib", "tqdm", "scipy", "pandas"}
 
 
 def room(path):

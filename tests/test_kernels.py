@@ -433,7 +433,7 @@ def test_the_experiment_runs_tiny_and_its_figure_shows_its_numbers(tmp_path, mon
     argv = ["x", "--results", str(tmp_path), "--out", str(tmp_path / "figures")]
     monkeypatch.setattr(sys, "argv", argv)
     load(ROOT / "figures" / "kernels.py").main()
-    assert {p.suffix for p in (tmp_path / "figures").iterdir()} == {".png", ".pdf", ".csv"}
+    assert {p.suffix for p in (tmp_path / "figures").iterdir()} == {".png", ".pdf", ".svg", ".csv"}
     with open(tmp_path / "figures" / "kernels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     seen = js.open_results(tmp_path / "kernels" / "two_stage")["landscape"].isel(step=-1).sel(kernel="gaussian", seed=0)

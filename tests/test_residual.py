@@ -276,7 +276,7 @@ def test_tiny_sweep_runs_and_its_figure_is_drawn(results, tmp_path, monkeypatch)
     assert bool((ds["status"].sel(attention_residual=1) == 0).isel(optimizer=0).all())
     monkeypatch.setattr(sys, "argv", ["residual", "--results", str(results), "--out", str(tmp_path)])
     load("figures", "residual").main()
-    assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".pdf", ".csv"}
+    assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".pdf", ".svg", ".csv"}
     assert len((tmp_path / "residual.csv").read_text().splitlines()) > 50
 
 

@@ -6,7 +6,10 @@ import functools
 import json
 import math
 import os
+import shlex
 import shutil
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +158,7 @@ def test_the_manifest_says_what_ran_where(stored):
     assert manifest["order"] == [[0, 1, 2], [0, 1], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
     (session,) = manifest["sessions"]
     assert session.items() >= {"pid": os.getpid(), "shard": "0/1", "host": manifest["host"]}.items()
+    assert session["command"] == manifest["command"] == shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
     assert sorted(f.name for f in path.iterdir()) == ["locks", "manifest.json", "results.zarr"]
 
 

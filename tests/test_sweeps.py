@@ -64,7 +64,7 @@ def test_tiny_results_are_finite_labelled_and_rerun_as_no_op(results, capsys):
 def test_figures_draw_and_save_their_numbers(results, tmp_path, monkeypatch, name):
     monkeypatch.setattr(sys, "argv", [name, "--results", str(results), "--out", str(tmp_path)])
     load(ROOT / "figures" / f"{name}.py").main()
-    assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".pdf", ".csv"}
+    assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".pdf", ".svg", ".csv"}
     lines = (tmp_path / f"{name}.csv").read_text().splitlines()
     assert lines[0] == "panel,line,x,y,q05,q95"
     assert len(lines) > 20
@@ -209,7 +209,7 @@ def test_throughput_benchmark_runs_tiny_agrees_and_is_drawn(throughput, tmp_path
     assert set(json.loads((out / "machine.json").read_text())["limits"]) == {"gflops", "gbs"}
     monkeypatch.setattr(sys, "argv", ["x", "--results", str(tmp_path), "--out", str(tmp_path / "figures")])
     load(ROOT / "figures" / "throughput.py").main()
-    assert {p.suffix for p in (tmp_path / "figures").iterdir()} == {".png", ".pdf", ".csv"}
+    assert {p.suffix for p in (tmp_path / "figures").iterdir()} == {".png", ".pdf", ".svg", ".csv"}
 
 
 def test_throughput_benchmark_refuses_contenders_that_disagree(throughput):

@@ -1,9 +1,11 @@
-"""Where and with what a sweep ran: versions, device, dtype, precision, flags."""
+"""Where and with what a sweep ran: command, versions, device, dtype, precision, flags."""
 
 import os
 import platform
+import shlex
 import socket
 import subprocess
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +31,7 @@ def environment() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **versions, "commit": _commit()},
         "device": {"platform": device.platform, "kind": device.device_kind},
         "host": socket.gethostname(),
+        "command": _command(),
         "dtype": np.dtype(jnp.zeros(()).dtype).name,
         "matmul_precision": "highest",
         "flags": {"XLA_FLAGS": flags, "x64": jnp.zeros(()).dtype == jnp.float64},
@@ -36,6 +39,12 @@ def environment() -> dict[str, Any]:
         "resume": "bit-identical" if exact else "statistically equal",
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _command() -> str:
+    """The command line of this process, its interpreter without the folder: "python sweeps/snr.py --out DIR"."""
+    interpreter, *words = sys.orig_argv or [sys.executable]
+    return shlex.join([os.path.basename(interpreter), *words])
 
 
 def _commit() -> str | None:

@@ -189,7 +189,7 @@ class Session:
             where = environment()
             session = {
                 "seconds": round(seconds, 3), "shard": f"{self.shard[0]}/{self.shard[1]}", "pid": os.getpid(),
-                **{k: where[k] for k in ("host", "finished", "versions", "device")},
+                **{k: where[k] for k in ("host", "command", "finished", "versions", "device")},
             }  # fmt: skip
             write_manifest(self.path, {
                 **stored, "runs": counts, "wall_seconds": round(stored["wall_seconds"] + seconds, 3),

@@ -1,0 +1,287 @@
+"""One HTML page about results: verdicts, figures, what was run and how; no network, the same bytes every time."""
+
+import base64
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from jaxsign.claims.claim import system_of
+from jaxsign.claims.systems import setting_of
+from jaxsign.report.drawings import Drawing, drawings
+from jaxsign.stages import manifest
+from jaxsign.verdicts import HEADER, check
+
+#: By this an earlier report is known, and may be replaced.
+MADE_BY = '<meta name="generator" content="jaxsign report">'
+VERDICTS = ("HOLDS", "FAILS", "UNDECIDED")
+#: Longer lists are shown by their ends.
+LIST = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """What the page says of one Dataset.
+
+    Args:
+      name: its name on the page.
+      anchor: its id.
+      setting: the setting's name.
+      system: the system's name.
+      runs: {"finished": count, "diverged": count, "not run": count}.
+      groups: (heading, drawings) in order.
+      facts: (label, words) of the manifest.
+      commands: the command lines that made it; empty if none is recorded.
+      manifest: (name, JSON) of everything in the manifest.
+    """
+
+    name: str
+    anchor: str
+    setting: str
+    system: str
+    runs: dict[str, int]
+    groups: list[tuple[str, list[Drawing]]]
+    facts: list[tuple[str, str]]
+    commands: list[str]
+    manifest: list[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A finished figure from a file, for an <img>: a browser runs no script in it and fetches nothing for it.
+
+    Args:
+      name: the file's name without suffix.
+      source: data URI of the picture.
+      numbers: data URI of the CSV beside it, or "".
+    """
+
+    name: str
+    source: str
+    numbers: str
+
+
+def render(runs: Mapping[str, Any], figures: str | os.PathLike | None = None) -> str:
+    """One self-contained HTML page about results.
+
+    Args:
+      runs: {name on the page: Dataset}, each of `js.run_sweep`, `js.open_results` or `Run.to_xarray`, of any system;
+        runs that have not run are counted and left out of the figures.
+      figures: folder whose SVG and PNG files are shown as well, an SVG before a PNG of the same name, with the CSV of
+        that name to save; or None.
+
+    Returns:
+      The page: every figure that `js.plot` can draw, the claims table of all Datasets together, every manifest.
+
+    Raises:
+      ValueError: for no Dataset, one without a manifest, or a folder without pictures.
+
+    Examples:
+      >>> import jax, jaxsign as js
+      >>> task = js.two_layer(js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10))
+      >>> run = js.train(jax.random.key(0), task, js.Hyper(sigma_p=2.0), js.sign_gd(1e-3), steps=20)
+      >>> page = js.report.render({"one run": run.to_xarray()})
+      >>> page.startswith("<!DOCTYPE html>"), "training loss" in page
+      (True, True)
+    """
+    import jinja2
+
+    if not runs:
+        raise ValueError("runs must hold at least one Dataset, got none")
+    pictures = _pictures(Path(figures)) if figures is not None else []
+    table = check(list(runs.values()))
+    sections = [_section(name, f"run-{i + 1}", ds) for i, (name, ds) in enumerate(runs.items())]
+    script = _asset("page.js")
+    words = [row.verdict for row in table.rows]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("jaxsign.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    return environment.get_template("page.html").render(
+        made_by=MADE_BY, style=_asset("page.css"), script=script,
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        sections=sections, pictures=pictures, header=HEADER, reasons=table.reasons(), dates=_dates(runs),
+        claims=[list(rows) for _, rows in itertools.groupby(table.rows, lambda row: row.claim.id)],
+        total=sum(sum(section.runs.values()) for section in sections),
+        counts=[(word, words.count(word)) for word in VERDICTS],
+        incomplete=[section for section in sections if section.runs["not run"]],
+    )  # fmt: skip
+
+
+def write(file: str | os.PathLike, runs: Mapping[str, Any], figures: str | os.PathLike | None = None) -> Path:
+    """Writes the page of `render` in one move: the old file or the new one is there, never half of it.
+
+    Args:
+      file: the HTML file: new, or an earlier report.
+      runs: as in `render`.
+      figures: as in `render`.
+
+    Returns:
+      The file's path.
+
+    Raises:
+      ValueError: as in `render`, or if `file` is something else or cannot be written.
+    """
+    path = Path(file)
+    check_file(path)
+    page = render(runs, figures)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def check_file(path: Path) -> None:
+    """Checks that a report can be written to a file, before minutes are spent on drawing it.
+
+    Raises:
+      ValueError: if the file is a directory or not a report, or its folder is missing or cannot be written.
+    """
+    if path.is_dir():
+        raise ValueError(f"out must be a file, got the directory {str(path)!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"out must be in a folder that exists, got {str(path)!r}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"out must be in a folder that can be written, got {str(path)!r}")
+    if path.exists() and not _is_report(path):
+        raise ValueError(f"{str(path)!r} is not a page that jaxsign report has made: move it away or choose another")
+
+
+def _is_report(path: Path) -> bool:
+    with path.open("rb") as file:
+        return MADE_BY.encode() in file.read(2000)
+
+
+def _asset(name: str) -> str:
+    return resources.files("jaxsign.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _section(name: str, anchor: str, ds: Any) -> Section:
+    made, found = manifest(ds), drawings(ds, anchor)
+    status = np.asarray(ds["status"].values)
+    kinds = {"finished": status == 0, "diverged": status == 1, "not run": status < 0}
+    runs = {kind: int(which.sum()) for kind, which in kinds.items()}
+    groups = [(group, list(own)) for group, own in itertools.groupby(found, lambda drawing: drawing.group)]
+    told = [session.get("command", "") for session in made.get("sessions", [])] or [made.get("command", "")]
+    commands = [command for command in dict.fromkeys(told) if command]
+    whole = [(key, json.dumps(value)) for key, value in sorted(made.items())]
+    return Section(name, anchor, setting_of(ds), system_of(ds), runs, groups, _facts(ds, made, runs), commands, whole)
+
+
+def _facts(ds: Any, made: Mapping[str, Any], runs: Mapping[str, int]) -> list[tuple[str, str]]:
+    """What the manifest says, a line for each thing."""
+    definition = made["definition"]
+    axes = [str(dim) for dim in ds["status"].dims if dim not in ("optimizer", "seed")]
+    words = {
+        "runs": ", ".join(f"{count} {kind}" for kind, count in runs.items()) + f"; {sum(runs.values())} in all",
+        "system": (definition.get("system") or {}).get("name"), "engine": definition.get("engine"),
+        "problem": _fields(definition.get("problem")), "hyper": _fields(definition.get("hyper")),
+        "optimizers": _listed(ds["optimizer"].values), **{f"axis {axis}": _listed(ds[axis].values) for axis in axes},
+        "seeds": _listed(ds["seed"].values), "steps": definition.get("steps"),
+        "recorded steps": _listed(ds["step"].values) if "step" in ds.coords else None,
+        "observables": ", ".join(sorted(str(name) for name, v in ds.data_vars.items() if "step" in v.dims)),
+        "trainable": ", ".join(definition.get("trainable") or []),
+        "dtype": made.get("dtype"), "matmul precision": made.get("matmul_precision"),
+        "device": _fields(made.get("device")), "devices": (made.get("plan") or {}).get("devices"),
+        "versions": _fields(made.get("versions")), "flags": _fields(made.get("flags")),
+        "re-run": made.get("resume"), "wall time": _time(made), "content hash": made.get("hash"),
+    }  # fmt: skip
+    return [(label, str(text)) for label, text in words.items() if text not in (None, "")]
+
+
+def _fields(record: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{name} {value}" for name, value in (record or {}).items() if value not in (None, ""))
+
+
+def _listed(values: Any) -> str:
+    """A list in words, a long one by its ends.
+
+    Examples:
+      >>> _listed([1, 2]), _listed(range(64))
+      ('1, 2', '0, 1, 2, 3, 4, 5, ..., 61, 62, 63 (64 of them)')
+    """
+    words = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in np.asarray(values).tolist()]
+    if len(words) <= LIST:
+        return ", ".join(words)
+    return f"{', '.join(words[:6])}, ..., {', '.join(words[-3:])} ({len(words)} of them)"
+
+
+def _time(made: Mapping[str, Any]) -> str:
+    """Wall time and sessions in words."""
+    if "wall_seconds" not in made:
+        return ""
+    seconds, count = float(made["wall_seconds"]), len(made.get("sessions", [])) or 1
+    spent = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} minutes"
+    return f"{spent} in {count} session{'s' if count > 1 else ''}, finished {_ends([made])[-1]}"
+
+
+def _ends(manifests: Any) -> list[str]:
+    """When the sessions of these manifests ended, sorted."""
+    return sorted(
+        session["finished"]
+        for made in manifests
+        for session in (made.get("sessions") or [made])
+        if "finished" in session
+    )
+
+
+def _dates(runs: Mapping[str, Any]) -> str:
+    """First and last day of the runs; empty where the manifests do not say."""
+    days = list(dict.fromkeys(end[:10] for end in _ends([manifest(ds) for ds in runs.values()])))
+    return " to ".join(days[:1] + days[1:][-1:])
+
+
+def _pictures(folder: Path) -> list[Picture]:
+    """The finished figures of a folder, sorted by name.
+
+    Raises:
+      ValueError: if there is no such folder, no picture in it, or a file is not what its suffix says.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"figures must be a folder that exists, got {str(folder)!r}")
+    files = {file.stem: file for suffix in ("png", "svg") for file in sorted(folder.glob(f"*.{suffix}"))}
+    if not files:
+        raise ValueError(f"figures must be a folder with SVG or PNG files, got {str(folder)!r}")
+    out = []
+    for name, file in sorted(files.items()):
+        content = _read(file)
+        if file.suffix == ".png" and not content.startswith(b"\x89PNG\r\n\x1a\n"):
+            raise ValueError(f"{str(file)!r} is not a PNG picture")
+        if file.suffix == ".svg" and not _is_svg(content):
+            raise ValueError(f"{str(file)!r} is not an SVG picture")
+        kind = "svg+xml" if file.suffix == ".svg" else "png"
+        table = file.with_suffix(".csv")
+        numbers = _data("text/csv", _read(table)) if table.is_file() else ""
+        out.append(Picture(name, _data(f"image/{kind}", content), numbers))
+    return out
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{str(file)!r} cannot be read: {error.strerror or error}") from None
+
+
+def _is_svg(content: bytes) -> bool:
+    try:
+        return ElementTree.fromstring(content).tag.rpartition("}")[2] == "svg"
+    except ElementTree.ParseError:
+        return False
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -324,8 +324,8 @@ CLAIMS: tuple[WholeClaim, ...] = (
             ),
         ),
         explanations={
-            "theory": "the first part is inside; of the last, b2 = .9 is, at .95 or more; with b1 = .9 and b2 <= .5 "
-            "steps have no bound and the loss jumps up once; with b1 <= .5 no b2 <= .9 departs (figure, panel i)"
+            "theory": "the first part is inside; of the last, b2 = .9 is, at .93 or more; with b1 = .9 and b2 <= .5 "
+            "steps have no bound and the loss jumps up once; with b1 <= b2 <= .9 none departs (figure, panel i)"
         },
     ),
     _ours(

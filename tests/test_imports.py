@@ -38,7 +38,9 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-SYSTEMS = frozenset({"tasks", "engines", "models", "data", "observables", "theory", "vote_laws", "problem", "problems", "presets"})
+SYSTEMS = frozenset(
+    {"tasks", "engines", "models", "data", "observables", "theory", "vote_laws", "problem", "problems", "presets"}
+)
 TRAINING = frozenset({"training", "loop", "sweep", "tasks", "engines", "models"})
 #: Whatever the layers allow.
 NEVER = {

@@ -142,7 +142,9 @@ def test_decay_is_decoupled_or_coupled(script):
         with jax.numpy_dtype_promotion("standard"):  # as where it is used
             return np.asarray(transform.update(gradient, transform.init(weight), weight)[0])
 
-    np.testing.assert_allclose(update(script["decoupled_sign_gd"](0.1, 0.5)), [-0.1 * (1 - 1.0), -0.1 * 0.25], atol=1e-7)
+    np.testing.assert_allclose(
+        update(script["decoupled_sign_gd"](0.1, 0.5)), [-0.1 * (1 - 1.0), -0.1 * 0.25], atol=1e-7
+    )
     np.testing.assert_allclose(update(script["coupled_sign_gd"](0.1, 0.5)), [0.1, -0.1], rtol=1e-6)  # .1 - 1 < 0
     coupled = script["coupled_adam"](0.1, 0.5, 0.9, 0.999, 1e-15)
     np.testing.assert_allclose(update(coupled), [0.1, -0.1], rtol=1e-5)  # Adam's first step is a sign

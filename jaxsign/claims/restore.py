@@ -150,7 +150,7 @@ def _largest_step_back(ds: Any) -> Any:
     The pair of temperatures is the one whose mean falls most.
     """
     steps = smooth(ds).diff("temperature")
-    return steps.isel(temperature=int(steps.mean("seed").argmin()))
+    return steps.isel(temperature=int(steps.mean("seed").argmin("temperature")))
 
 
 def stopped(runs: Any) -> Any:
@@ -292,7 +292,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
         (
             "largest fall of the mean from one temperature to the next",
-            lambda ds: _largest_step_back(ds),
+            _largest_step_back,
             (-0.1, INF),
             None,
         ),

@@ -1,4 +1,4 @@
-"""The mini-batch and smooth-sign laws against NumPy simulations; what restores generalisation, on made-up data and tiny."""
+"""The mini-batch and smooth-sign laws against NumPy simulations; the claims about what restores generalisation."""
 
 import dataclasses
 import json

@@ -86,7 +86,7 @@ def adam_batch_share(problem: Problem, batch_size: int) -> float:
     Examples:
       >>> problem = Problem(n=20, d=2000, s=40, m_k=20, m_v=20)
       >>> round(adam_batch_share(problem, 20), 4), round(adam_batch_share(problem, 2), 4)
-      (0.3325, 0.0386)
+      (0.3325, 0.0331)
 
     References:
       Derived here; t far below 1/(1-b2) and far above 1/(1-b1), gradients of constant size.

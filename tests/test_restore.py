@@ -176,7 +176,7 @@ def test_support_engine_is_the_dense_one_with_decoupled_decay_and_mini_batches(s
 
 def test_full_size_sweeps_name_their_settings(script):
     sweeps = script["build"](args())
-    assert list(sweeps) == ["batch", "batch_frozen", "rules", "rules_frozen", "feature_noise"]
+    assert list(sweeps) == ["rules", "batch", "batch_frozen", "rules_frozen", "feature_noise"]
     assert {sweeps[name].trainable for name in ("batch_frozen", "rules_frozen")} == {("w_v",)}
     assert all(len(sweep.seeds) >= 10 for sweep in sweeps.values())
     assert {family for _, family, _ in sweeps["batch"].optimizer_points} == {"sign_gd", "adam", "gd"}
@@ -211,10 +211,10 @@ def made(families, axis=None, trainable=None, problem=None, hyper=None, **coords
     return xr.Dataset(data, coords, {"manifest": json.dumps({"definition": definition})})
 
 
-BATCHES = [20, 10, 5, 2, 1]
+BATCHES = [20, 5, 2, 1]
 
 
-def over_batches(sign=(0.44, 0.39, 0.3, 0.12, 0.02), adam=(0.44, 0.42, 0.39, 0.33, 0.27), gd=0.11, **more):
+def over_batches(sign=(0.44, 0.3, 0.12, 0.02), adam=(0.44, 0.39, 0.33, 0.27), gd=0.11, **more):
     return made([("sign_gd", sign), ("adam", adam), ("gd", gd)], BATCHES, **more)
 
 
@@ -231,7 +231,7 @@ def rules(decoupled=0.43, coupled=0.15, smooth=(0.44, 0.4, 0.11), **more):
 def with_feature_noise(adam, alpha=0.2):
     problem = js.Problem(n=200, d=1000, s=100, m_k=20, m_v=20)
     hyper = js.Hyper(sigma_p=0.1, alpha=alpha)
-    return made([("sign_gd", 0.9), ("adam", adam)], [200, 2], problem=problem, hyper=hyper)
+    return made([("adam", adam)], [200, 2], problem=problem, hyper=hyper)
 
 
 def word(ds, claim):
@@ -242,9 +242,9 @@ def word(ds, claim):
 @pytest.mark.parametrize(
     ("claim", "holds", "fails"),
     [
-        ("M1", {}, {"sign": (0.44, 0.43, 0.42, 0.4, 0.3)}),
-        ("M2", {}, {"adam": (0.44, 0.3, 0.2, 0.15, 0.1)}),
-        ("M2", {}, {"adam": (0.44, 0.45, 0.46, 0.47, 0.5)}),
+        ("M1", {}, {"sign": (0.44, 0.42, 0.4, 0.3)}),
+        ("M2", {}, {"adam": (0.44, 0.2, 0.15, 0.1)}),
+        ("M2", {}, {"adam": (0.44, 0.46, 0.47, 0.5)}),
         ("M8", {}, None),
     ],
 )

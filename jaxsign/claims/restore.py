@@ -270,7 +270,7 @@ CLAIMS: tuple[Claim, ...] = (
                     (-0.03, 0.03),
                     lambda ds: 0.0,
                 )
-                for batch in (20, 10, 5, 2, 1)
+                for batch in (20, 5, 2, 1)
             ),
         )
         for name, words, family in (("M3", "SignGD", "sign_gd"), ("M4", "Adam", "adam"))

@@ -1,10 +1,10 @@
 """What restores generalisation: mini-batches, weight decay, a smooth sign, early stopping; claims M1-M9.
 
-Entries: batch: SignGD, Adam, GD at the presets' learning rates, mini-batches of 20 (all), 5, 2 and 1, 2000 steps.
+Entries: batch: SignGD, Adam, GD at the presets' learning rates, mini-batches of 20 (all), 5, 2 and 1, 2500 steps.
 rules: all examples; the same three, SignGD and Adam with decoupled weight decay (W <- W - eta (u + lambda W)) and with
 coupled (lambda W joins the gradient before the sign or Adam sees it), and the smooth sign tanh(g/tau), whose learning
 rate max(1e-4, .3 tau) goes from the preset's of SignGD to the preset's of GD; 1500 steps. batch_frozen, rules_frozen:
-the same seeds with attention frozen at 1/2 (only w_v is trained). All paper-like, 12 seeds; every run also looks at the
+the same seeds, attention frozen at 1/2 (only w_v is trained). All paper-like, 12 seeds; every run also looks at the
 error on the first half of its test set, by which early stopping chooses. feature_noise: the sizes of a follow-up's data
 (n=200, d=1000, s=100, sigma_p=.1, alpha=.2, Adam with weight decay 1e-5, mini-batches of 2 against all), but of this
 two-layer attention model, not of that paper's CNN; learning rate 1e-3, 10 seeds, 2000 steps.
@@ -106,7 +106,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     control = {name: others[name] for name in ("sign_gd_coupled", "smooth_sign_gd")}
     sweeps = {
         "rules": sweep(problem, hyper, PLAIN | others, {}, 12, 1500),
-        "batch": sweep(problem, hyper, PLAIN, batches, 12, 2000),
+        "batch": sweep(problem, hyper, PLAIN, batches, 12, 2500),
         "batch_frozen": sweep(problem, hyper, signs, batches, 12, 2000, ("w_v",)),
         "rules_frozen": sweep(problem, hyper, {"gd": PLAIN["gd"], **control}, {}, 12, 1500, ("w_v",)),
     }

@@ -129,6 +129,8 @@ def with_feature_noise(ax, ds):
         values = one(errors, "adam", batch_size=size)["test_error"].transpose("seed", "level")
         plot.band(ax, levels, values, f"B={size}", color=plot.COLOURS["adam"], ls=ls)
     ax.set(xscale="log", xlabel="training loss")
+    ax.set_xticks([0.5, 0.1, 0.02], ["0.5", "0.1", "0.02"])
+    ax.minorticks_off()
     ax.invert_xaxis()
 
 

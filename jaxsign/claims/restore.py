@@ -359,7 +359,7 @@ CLAIMS: tuple[Claim, ...] = (
             None,
         ),
         ("the same, B=2", functools.partial(_with_feature_noise, batch=2), (-INF, 0.05), None),
-        why="B=2 errs on none. With all examples attention on the signal falls to s_21 = .12 (B=2: .89) and -alpha y mu in "
-        "the noise votes against the label, but <v, mu> still outvotes it in most examples: error .36, not above 1/2",
+        why="B=2 errs on none. With all examples attention on the signal falls to s_21 = .12 (B=2: .89), so that the "
+        "part -alpha y mu of the noise votes against the label: an error of .36, but not above 1/2",
     ),
 )

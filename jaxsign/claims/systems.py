@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxsign.claims import adam, bridge, kernel_attention, linear_attention, residual, two_layer
+from jaxsign.claims import adam, bridge, kernel_attention, linear_attention, residual, restore, two_layer
 from jaxsign.claims.claim import Claim, system_of
 
 #: {system: its claims and `Dataset -> setting`}; a Dataset of any other system is read as one of the paper's.
@@ -14,7 +14,7 @@ SYSTEMS: dict[str, Any] = {
     "two_layer_curvature": bridge,
     "two_layer_updates": adam,
 }
-CLAIMS: tuple[Claim, ...] = tuple(claim for system in SYSTEMS.values() for claim in system.CLAIMS)
+CLAIMS: tuple[Claim, ...] = tuple(claim for module in (*SYSTEMS.values(), restore) for claim in module.CLAIMS)
 
 
 def known_system(ds: Any) -> str:

@@ -32,7 +32,8 @@ def problem_of(ds: Any) -> tuple[Problem, Hyper]:
             if name in ds.coords:
                 if ds[name].size != 1:
                     raise NotThere(f"needs one point of every axis, got several on {name}")
-                record[name] = type(value)(ds[name].item())
+                point = ds[name].item()
+                record[name] = point if value is None else type(value)(point)  # None: an optional field's default
     try:
         return Problem(**fields["problem"]), Hyper(**fields["hyper"])
     except TypeError:
@@ -62,7 +63,7 @@ def setting_of(ds: Any) -> str:
         if name == "paper_like":
             free["supports"] = problem.supports
         numbers = dataclasses.replace(numbers, residual=hyper.residual)
-        if dataclasses.replace(preset, **free) == problem and numbers == hyper:
+        if numbers == hyper and _is_legal(preset, free) and dataclasses.replace(preset, **free) == problem:
             model = [f"{problem.kernel} kernel"] if problem.kernel != preset.kernel else []
             model += [f"residual {hyper.residual:g}"] if hyper.residual else []
             varied = [f"n={problem.n}"] if problem.n != preset.n else []
@@ -70,6 +71,15 @@ def setting_of(ds: Any) -> str:
             over = f" over {', '.join(swept)}" if swept else ""
             return ", ".join([*([" with ".join(model)] if model else []), name, *varied]) + over
     return "custom"
+
+
+def _is_legal(problem: Problem, changes: dict[str, Any]) -> bool:
+    """Whether a Problem may have these fields: 200 disjoint supports may find no room in a preset."""
+    try:
+        dataclasses.replace(problem, **changes)
+    except ValueError:
+        return False
+    return True
 
 
 def _swept(ds: Any) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,365 @@
+"""Claims of our own about what restores generalisation: mini-batches, weight decay, a smooth sign, early stopping.
+
+Numbers are shares of the gap that is to be closed: error(SignGD, all examples) - error(GD), at equal training loss.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxsign import theory, vote_laws
+from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, above
+from jaxsign.claims.two_layer import problem_of
+from jaxsign.stages import at_train_loss, manifest, need
+
+INF = math.inf
+#: Training loss, in nat, at which runs are compared; half-way up for the laws, which hold while all p_i are alike.
+LEVEL, LAW_LEVEL = 0.1, 0.3
+#: The smallest training loss at which runs without decay are read to compare them with the last step of one with it.
+LAST_LEVEL = 0.01
+OVER_BATCHES = ("paper_like over batch_size",)
+_HALF_OR_MORE, _LESS_THAN_HALF = (0.5, INF), (-INF, math.nextafter(0.5, 0.0))
+
+
+def runs_of(ds: Any, family: str, **numbers: float) -> Any:
+    """The runs of a family, dims (optimizer, ...) with one optimizer for every number that is not given.
+
+    Raises:
+      NotThere: if there are none.
+    """
+    chosen = ds["family"].values == family
+    for name, value in numbers.items():
+        if name not in ds.coords:
+            raise NotThere(f"needs the coordinate {name}")
+        chosen = chosen & np.isclose(ds[name].values, value)
+    if not chosen.any():
+        raise NotThere(f"needs runs of {family}{numbers or ''}")
+    return ds.isel(optimizer=np.flatnonzero(chosen))
+
+
+def _one(ds: Any, family: str, batch: int | None = None, **numbers: float) -> Any:
+    """One optimizer's runs over the seeds, at one batch size; coordinates that would not match are left out."""
+    found = runs_of(ds, family, **numbers)
+    if found.sizes["optimizer"] != 1:
+        raise NotThere(f"needs exactly one {family} optimizer, got {found.sizes['optimizer']}")
+    found = found.isel(optimizer=0)
+    if batch is not None:
+        if "batch_size" not in found.dims:
+            raise NotThere("needs an axis batch_size")
+        if batch not in found["batch_size"].values:
+            raise NotThere(f"needs batch_size={batch}")
+        found = found.sel(batch_size=batch)
+    return found.drop_vars([name for name in found.coords if name not in found.dims])
+
+
+def whole_batch(ds: Any) -> int | None:
+    """The batch size of runs that see all examples, None where there is no such axis."""
+    return int(ds["batch_size"].max()) if "batch_size" in ds.dims else None
+
+
+def closed(before: Any, after: Any, goal: Any) -> Any:
+    """(before - after) / (before - goal): 0 if nothing is restored, 1 if GD's error is reached."""
+    return (before - after) / (before - goal)
+
+
+def frozen(ds: Any) -> bool:
+    """Whether attention stayed at its start: only w_v was trained."""
+    return manifest(ds)["definition"].get("trainable") == ["w_v"]
+
+
+def _trained(ds: Any, wanted: bool = True) -> None:
+    need(ds, "train_loss", "test_error")
+    if frozen(ds) == wanted:
+        raise NotThere(f"needs runs whose attention is {'trained' if wanted else 'frozen'}")
+
+
+def _ends(ds: Any, level: float = LEVEL) -> tuple[Any, Any, Any]:
+    """(Dataset at a training loss, error of SignGD with all examples there, error of GD there)."""
+    _trained(ds)
+    at, whole = at_train_loss(ds, level), whole_batch(ds)
+    return at, _one(at, "sign_gd", whole)["test_error"], _one(at, "gd", whole)["test_error"]
+
+
+def _by_mini_batches(ds: Any, family: str, batch: int) -> Any:
+    at, _, goal = _ends(ds)
+    return closed(
+        _one(at, family, whole_batch(ds))["test_error"], _one(at, family, batch)["test_error"], goal
+    )  # fmt: skip
+
+
+def batch_law(ds: Any, family: str, batch: int, steps: int | None = None) -> float:
+    """The law of the test error with mini-batches of this size, of SignGD or Adam."""
+    point = ds.isel({dim: 0 for dim in ("batch_size",) if dim in ds.dims})
+    problem, hyper = problem_of(point)
+    if family == "sign_gd":
+        share = vote_laws.sign_batch_share(problem, batch, steps)
+    else:
+        share = vote_laws.adam_batch_share(problem, batch)
+    return float(vote_laws.shared_test_error(problem, hyper.mu, hyper.sigma_p, share))
+
+
+def _law_closed(ds: Any, family: str, batch: int) -> float:
+    problem, hyper = problem_of(ds.isel(batch_size=0))
+    before, goal = (float(f(problem, hyper.mu, hyper.sigma_p)) for f in (theory.sign_test_error, theory.gd_test_error))
+    return closed(before, batch_law(ds, family, batch), goal)
+
+
+def _off_law(ds: Any, family: str, batch: int) -> Any:
+    """Test error minus law where the training loss falls below .3, attention frozen."""
+    _trained(ds, wanted=False)
+    at = _one(at_train_loss(ds, LAW_LEVEL), family, batch)
+    steps = float(at["step"].mean())
+    if not math.isfinite(steps):
+        raise NotThere(f"no run with batch_size={batch} gets to a training loss of {LAW_LEVEL:g}")
+    return at["test_error"] - batch_law(ds, family, batch, max(1, round(steps)))
+
+
+def best_decay(ds: Any, family: str, level: float = LEVEL) -> Any:
+    """The runs of the strength of decay with the smallest mean test error at a training loss that all its seeds reach.
+
+    Raises:
+      NotThere: if no strength gets all seeds there.
+    """
+    at = runs_of(at_train_loss(ds, level), family)
+    mean = at["test_error"].mean("seed", skipna=False)
+    if not bool(mean.notnull().any()):
+        raise NotThere(f"no strength of {family} gets all seeds to a training loss of {level:g}")
+    found = at.isel(optimizer=int(mean.argmin("optimizer")))
+    return found.drop_vars([name for name in found.coords if name != "seed"])
+
+
+def _by_decay(ds: Any, family: str, kind: str) -> Any:
+    at, _, goal = _ends(ds)
+    after = best_decay(ds, f"{family}_{kind}")["test_error"]
+    return closed(_one(at, family)["test_error"], after, goal)
+
+
+def settled(ds: Any, family: str) -> tuple[Any, float]:
+    """The last step of the strength of decay with the smallest mean test error there, and its mean training loss.
+
+    Only strengths that end at a training loss of .1 or less count: more decay does not fit the data.
+
+    Raises:
+      NotThere: if there are none.
+    """
+    ends = runs_of(ds, family).isel(step=-1, drop=True)
+    loss = ends["train_loss"].mean("seed", skipna=False)
+    error = ends["test_error"].mean("seed", skipna=False).where(loss <= LEVEL)
+    if not bool(error.notnull().any()):
+        raise NotThere(f"no strength of {family} ends at a training loss of {LEVEL:g} or less")
+    best = int(error.argmin("optimizer"))
+    found = ends.isel(optimizer=best)
+    return found.drop_vars([name for name in found.coords if name != "seed"]), float(loss[best])
+
+
+def _by_settled_decay(ds: Any, family: str, kind: str) -> Any:
+    """Share of the gap that is closed at the last step; the others are read at that training loss, .01 at least."""
+    _trained(ds)
+    end, loss = settled(ds, f"{family}_{kind}")
+    at = at_train_loss(ds, max(loss, LAST_LEVEL))
+    return closed(_one(at, family)["test_error"], end["test_error"], _one(at, "gd")["test_error"])
+
+
+def smooth(ds: Any, level: float = LEVEL) -> Any:
+    """Share of the gap that each temperature closes, dims (temperature, seed)."""
+    at, before, goal = _ends(ds, level)
+    found = runs_of(at, "smooth_sign_gd")
+    errors = found["test_error"].assign_coords(optimizer=found["temperature"].values)
+    errors = errors.drop_vars([name for name in errors.coords if name not in errors.dims])
+    return closed(before, errors.rename(optimizer="temperature").sortby("temperature"), goal)
+
+
+def _largest_step_back(ds: Any) -> Any:
+    """By how much the mean share over the seeds falls at most from one temperature to the next, and each seed's then.
+
+    The pair of temperatures is the one whose mean falls most.
+    """
+    steps = smooth(ds).diff("temperature")
+    return steps.isel(temperature=int(steps.mean("seed").argmin("temperature")))
+
+
+def stopped(runs: Any) -> Any:
+    """Error on the second half of the test set at the step with the smallest error on the first half; the first such.
+
+    Args:
+      runs: test_error and validation_error over step, that of the first half; the halves are equally large.
+    """
+    need(runs, "test_error", "validation_error")
+    held_out = 2 * runs["test_error"] - runs["validation_error"]
+    seen = runs["validation_error"].notnull() & held_out.notnull() & (runs["step"] > 0)
+    place = runs["validation_error"].where(seen, INF).argmin("step")
+    return held_out.isel(step=place).where(seen.any("step")).drop_vars("step")
+
+
+def _by_stopping(ds: Any, family: str) -> Any:
+    """Share of the gap, all on the held-out half: a family's error at training loss .1 against its stop and GD's."""
+    _trained(ds)
+    need(ds, "validation_error")
+    whole = whole_batch(ds)
+    at = _one(at_train_loss(ds, LEVEL), family, whole)
+    before = 2 * at["test_error"] - at["validation_error"]
+    return closed(before, stopped(_one(ds, family, whole)), stopped(_one(ds, "gd", whole)))
+
+
+def _with_feature_noise(ds: Any, batch: int) -> Any:
+    """Adam's test error at training loss .1 on the follow-up's data."""
+    definition = manifest(ds)["definition"]
+    if (definition.get("hyper") or {}).get("alpha") != 0.2 or (definition.get("problem") or {}).get("n") != 200:
+        raise NotThere("needs the data with alpha=.2 and n=200")
+    _trained(ds)
+    return _one(at_train_loss(ds, LEVEL), "adam", batch)["test_error"]
+
+
+def _claim(
+    name: str,
+    statement: str,
+    settings: tuple[str, ...],
+    *parts: tuple[str, Callable[[Any], Any], Any, Any],
+    why: str = "",
+) -> Claim:
+    made, reasons = tuple(Part(*part) for part in parts), dict.fromkeys(settings, why) if why else {}
+    return WholeClaim(name, statement, "ours", "", (), made, judge="mean", settings=settings, explanations=reasons)
+
+
+_share = "share of the gap to GD that is closed at training loss .1"
+_late = "the same at its last step, at equal training loss"
+
+CLAIMS: tuple[Claim, ...] = (
+    _claim(
+        "M1",
+        "Mini-batches of 2 close at least half of SignGD's gap in test error to GD",
+        OVER_BATCHES,
+        (
+            f"SignGD, B=2: {_share}",
+            functools.partial(_by_mini_batches, family="sign_gd", batch=2),
+            _HALF_OR_MORE,
+            functools.partial(_law_closed, family="sign_gd", batch=2),
+        ),
+        (
+            "the same, B=1",
+            functools.partial(_by_mini_batches, family="sign_gd", batch=1),
+            None,
+            functools.partial(_law_closed, family="sign_gd", batch=1),
+        ),
+    ),
+    _claim(
+        "M2",
+        "They close some of Adam's (b2=.999), but less than half: its noise moves sqrt(B/n) as far, not B/n",
+        OVER_BATCHES,
+        (
+            f"Adam, B=2: {_share}",
+            functools.partial(_by_mini_batches, family="adam", batch=2),
+            (above(0.0)[0], _LESS_THAN_HALF[1]),
+            functools.partial(_law_closed, family="adam", batch=2),
+        ),
+        (
+            "the same, B=1",
+            functools.partial(_by_mini_batches, family="adam", batch=1),
+            None,
+            functools.partial(_law_closed, family="adam", batch=1),
+        ),
+    ),
+    *(
+        _claim(
+            name,
+            f"Attention frozen at 1/2, {words}'s test error follows the mini-batch law within .03",
+            OVER_BATCHES,
+            *(
+                (
+                    f"error - law at training loss {LAW_LEVEL:g}, B={batch}",
+                    functools.partial(_off_law, family=family, batch=batch),
+                    (-0.03, 0.03),
+                    lambda ds: 0.0,
+                )
+                for batch in (20, 5, 2, 1)
+            ),
+        )
+        for name, words, family in (("M3", "SignGD", "sign_gd"), ("M4", "Adam", "adam"))
+    ),
+    _claim(
+        "M5",
+        "Decoupled weight decay restores next to nothing: all weights shrink alike, signs stay as they are",
+        ("paper_like",),
+        *(
+            (
+                f"{words}, best of four strengths: {when}",
+                functools.partial(measure, family=family, kind="decoupled"),
+                (-INF, 0.25),
+                lambda ds: 0.0,
+            )
+            for words, family in (("SignGD", "sign_gd"), ("Adam", "adam"))
+            for when, measure in ((_share, _by_decay), (_late, _by_settled_decay))
+        ),
+    ),
+    _claim(
+        "M6",
+        "Coupled weight decay closes at least half of the gap in the end: weights stop at -g/lambda, as GD's would",
+        ("paper_like",),
+        *(
+            (
+                f"{words}, best of four strengths: {when}",
+                functools.partial(measure, family=family, kind="coupled"),
+                interval,
+                None,
+            )
+            for words, family in (("SignGD", "sign_gd"), ("Adam", "adam"))
+            for when, measure, interval in ((_late, _by_settled_decay, _HALF_OR_MORE), (_share, _by_decay, None))
+        ),
+        why="the value layer does as said: with attention frozen at 1/2 SignGD ends at an error of .10 (lambda=.03; GD "
+        ".10). But attention turns to the noise by t = 130, before weights settle, and stays there (s_21 = .03)",
+    ),
+    _claim(
+        "M7",
+        "With growing temperature the smooth sign's error goes from SignGD's to GD's",
+        ("paper_like",),
+        (
+            "tau=1e-9: share of the gap closed at training loss .1",
+            lambda ds: smooth(ds).isel(temperature=0, drop=True),
+            (-0.1, 0.1),
+            lambda ds: 0.0,
+        ),
+        (
+            "tau=1: the same",
+            lambda ds: smooth(ds).isel(temperature=-1, drop=True),
+            (0.9, 1.1),
+            lambda ds: 1.0,
+        ),
+        (
+            "largest fall of the mean from one temperature to the next",
+            _largest_step_back,
+            (-0.1, INF),
+            None,
+        ),
+    ),
+    _claim(
+        "M8",
+        "Early stopping on validation error closes less than half of the gap to GD, stopped likewise",
+        OVER_BATCHES,
+        *(
+            (
+                f"{words}: share of the gap closed",
+                functools.partial(_by_stopping, family=family),
+                _LESS_THAN_HALF,
+                None,
+            )
+            for words, family in (("SignGD", "sign_gd"), ("Adam", "adam"))
+        ),
+    ),
+    _claim(
+        "M9",
+        "With the follow-up's feature noise (alpha=.2) Adam errs on more than half with all examples, on few with 2",
+        ("custom",),
+        (
+            "test error at training loss .1, B=200",
+            functools.partial(_with_feature_noise, batch=200),
+            above(0.5),
+            None,
+        ),
+        ("the same, B=2", functools.partial(_with_feature_noise, batch=2), (-INF, 0.05), None),
+        why="B=2 errs on none. With all examples attention on the signal falls to s_21 = .12 (B=2: .89), so that the "
+        "part -alpha y mu of the noise votes against the label: an error of .36, but not above 1/2",
+    ),
+)

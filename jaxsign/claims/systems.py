@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxsign.claims import bridge, kernel_attention, linear_attention, residual, two_layer
+from jaxsign.claims import bridge, data_quality, kernel_attention, linear_attention, residual, two_layer
 from jaxsign.claims.claim import Claim, system_of
 
 #: {system: its claims and `Dataset -> setting`}; a Dataset of any other system is read as one of the paper's.
@@ -13,7 +13,10 @@ SYSTEMS: dict[str, Any] = {
     "residual_attention": residual,
     "two_layer_curvature": bridge,
 }
-CLAIMS: tuple[Claim, ...] = tuple(claim for system in SYSTEMS.values() for claim in system.CLAIMS)
+CLAIMS: tuple[Claim, ...] = (
+    *(claim for system in SYSTEMS.values() for claim in system.CLAIMS),
+    *data_quality.CLAIMS,
+)
 
 
 def known_system(ds: Any) -> str:

@@ -54,6 +54,21 @@ def test_gaussian_noise_is_what_it_was(problem, hyper):
 
 
 @pytest.mark.parametrize("law", NOISES[1:])
+def test_engines_draw_the_same_noise(problem, hyper, law):
+    other = dataclasses.replace(problem, noise=law, supports="disjoint")
+    dense, *others = (js.two_layer(other, engine=e) for e in ("dense", "support", "feature_space", "feature_space_law"))
+    key = jax.random.key(1)
+    data, test = dense.sample(key, hyper, None), dense.sample_test(key, hyper, None)
+    gaussian = js.two_layer(dataclasses.replace(other, noise="gaussian")).sample(key, hyper, None)
+    assert not np.any(np.asarray(data.noise) == np.asarray(gaussian.noise))
+    for task in others:
+        np.testing.assert_array_equal(task.sample(key, hyper, None).noise, data.noise)
+        drawn = task.sample_test(key, hyper, None)
+        np.testing.assert_array_equal(getattr(drawn, "drawn", drawn).values, test.values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", NOISES[1:])
 def test_engines_agree_on_every_law_of_the_noise(problem, hyper, eps, law):
     other = dataclasses.replace(problem, noise=law, supports="disjoint")
     runs = {
@@ -224,6 +239,31 @@ def draw(results, out, monkeypatch):
     runpy.run_path(str(ROOT / "figures" / "data_quality.py"))["main"]()
     assert {path.suffix for path in out.iterdir()} == {".png", ".pdf", ".csv"}
     return (out / "data_quality.csv").read_text().splitlines()
+
+
+def test_the_figure_shows_the_datasets_numbers(tmp_path, monkeypatch):
+    good = [0.4, 0.4, 0.2]
+    two = {"snr": ("snr", SNR[2:5:2]), "mu": ("snr", SNR[2:5:2] * 2 * 40**0.5)}
+    made = {
+        "n_snr": over_grid(),
+        "label_noise": other("label_noise", [0.0, 0.3], [good] * 2),
+        "alpha": other("alpha", [0.0, 1.0], [good] * 2),
+        "dense": dataset(
+            {"s": ("s", [40, 1999]), "sigma_p": ("s", [2.0, 0.283]), "mu": ("mu", [1.0, 4.4])}, noisy(good)
+        ),
+        "tails": dataset({"noise": ("noise", list(NOISES)), **two}, noisy(good)),
+    }
+    for name in made:
+        for path in (name, f"{name}_frozen"):
+            (tmp_path / "data_quality" / path).mkdir(parents=True)
+    monkeypatch.setattr(js, "open_results", lambda path: made[path.name.removesuffix("_frozen")])
+    rows = [line.split(",") for line in draw(tmp_path, tmp_path / "figures", monkeypatch)]
+    panels = dict.fromkeys(row[0] for row in rows[1:])
+    assert len(panels) == 9
+    drawn = {float(row[2]): float(row[3]) for row in rows if row[0].startswith("(d)") and row[1] == "GD"}
+    assert drawn[20.0] == pytest.approx(float(quality.boundary(made["n_snr"], "gd").sel(n=20).median()), rel=1e-5)
+    law = [float(row[3]) for row in rows if row[0].startswith("(f)") and row[1] == "law of GD"]
+    assert law == pytest.approx([0.106, stats.norm.cdf(stats.norm.ppf(0.1058) * 0.4)], abs=1e-3)
 
 
 @pytest.mark.slow

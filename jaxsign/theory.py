@@ -411,7 +411,7 @@ def sign_boundary(problem: Problem, error: float = 0.1) -> float:
     Examples:
       >>> problem = Problem(n=20, d=2000, s=40, m_k=20, m_v=20)
       >>> round(sign_boundary(problem), 3)
-      0.732
+      0.733
 
     References:
       Derived here; a statement at finite d that names d, s, n and the overlap law.

@@ -53,6 +53,7 @@ def boundaries(ax, ds, frozen):
             law = quality.law_boundary(ds, family)
             ax.plot(ds["n"], law, color=colour, lw=0.7, ls="--", label=f"law of {plot.NAMES[family]}")
     ax.set(xscale="log", yscale="log", xlabel="training examples n")
+    ax.set_yticks([0.05, 0.1, 0.2, 0.5, 1.0], ["0.05", "0.1", "0.2", "0.5", "1"])
     _examples(ax, ds)
 
 
@@ -172,8 +173,9 @@ def main():
         )  # fmt: skip
         for letter, ax, title in zip("abcdefghi", axes.flat, titles):
             ax.set_title(f"({letter}) {title}", fontsize=7)
-        handles, labels = axes[1, 0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=6)
+        lines = dict(zip(*reversed(axes[1, 0].get_legend_handles_labels())))
+        names = sorted(lines, key=lambda name: name.startswith("law"))  # an optimizer, its control, ..., the laws
+        fig.legend([lines[name] for name in names], names, loc="outside upper center", ncols=4, fontsize=6)
         definition = manifest(grid)["definition"]
         sizes = definition["problem"]
         lost = {name: unreached(ds) for name, ds in runs.items()}

@@ -245,7 +245,7 @@ def _cleaner(id: str, family: str, source: str) -> WholeClaim:
             ),
             _part(_ratio, "the same at training loss .01", None, family=family, loss=0.01),
         ),
-        settings=settings("n, snr"),
+        settings=settings("n, snr")[:1],
     )
 
 

@@ -56,10 +56,7 @@ def setting_of(ds: Any) -> str:
         return "custom"
     for name in ("paper_like", "theory"):
         preset, numbers = getattr(presets, name)()
-        problem, hyper = (
-            dataclasses.replace(one, **{field: value for field, value in vars(base).items() if field in apart})
-            for one, base in ((problem, preset), (hyper, numbers))
-        )
+        problem, hyper = _with(problem, preset, apart), _with(hyper, numbers, apart)
         free: dict[str, Any] = {"n": problem.n, "n_test": problem.n_test, "kernel": problem.kernel}
         if name == "paper_like":
             free["supports"] = problem.supports
@@ -73,6 +70,11 @@ def setting_of(ds: Any) -> str:
             over = f" over {', '.join(swept)}" if swept else ""
             return ", ".join([*([" with ".join(model)] if model else []), name, *varied]) + over
     return "custom"
+
+
+def _with(one: Any, base: Any, names: set[str]) -> Any:
+    """A record with these fields taken from another one of its kind."""
+    return dataclasses.replace(one, **{field: value for field, value in vars(base).items() if field in names})
 
 
 def _swept(ds: Any) -> dict[str, tuple[str, ...]]:

@@ -190,6 +190,15 @@ def test_claims_about_the_boundary_fail_where_it_lies_elsewhere(claim, changed):
     assert word(over_grid(**changed), claim) == "FAILS"
 
 
+def test_a_boundary_beyond_the_axis_counts_from_the_axis_end_for_the_optimizer_that_needs_more():
+    ds = over_grid(stretch=(1.0, 30.0, 1.0))  # Adam's error never falls below .1
+    assert np.isnan(quality.boundary(ds, "adam")).all()
+    assert word(ds, "Q2") == "HOLDS"
+    at_least = SNR[-1] / quality.boundary(ds, "gd").max("n")
+    np.testing.assert_allclose(quality._ratio(ds, "adam"), at_least)
+    assert word(over_grid(stretch=(1.0, 30.0, 1e3)), "Q2") == "FAILS"  # GD's is not known either
+
+
 def other(axis, values, errors, **riding):
     """Runs over one axis with errors (axis, optimizer)."""
     return dataset({axis: (axis, values)} | {name: (axis, v) for name, v in riding.items()}, noisy(errors))

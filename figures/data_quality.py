@@ -41,12 +41,20 @@ def over_snr(ax, ds, family):
 
 
 def boundaries(ax, ds, frozen):
-    """SNR* over n of every optimizer, that with attention frozen dotted and hollow, the laws dashed."""
+    """SNR* over n of every optimizer, that with attention frozen dotted and hollow, the laws dashed.
+
+    Arrows: some seeds have it beyond the axis, and are drawn at the axis's end.
+    """
     for family in FAMILIES:
         colour, marker = plot.COLOURS[family], plot.MARKERS[family]
-        found = quality.boundary(ds, family).transpose("seed", "n")
+        found = quality.at_least(ds, family).transpose("seed", "n")
         plot.band(ax, ds["n"], found, plot.NAMES[family], color=colour, marker=marker, ms=3)
-        still = quality.boundary(frozen, family).median("seed")
+        last = float(ds["snr"].max())
+        for n in ds["n"].values[(found == last).any("seed").values]:
+            ax.annotate(
+                "", (n, 1.6 * last), (n, last), annotation_clip=False, arrowprops={"arrowstyle": "->", "color": colour}
+            )
+        still = quality.at_least(frozen, family).median("seed")
         label = f"{plot.NAMES[family]}, attention frozen"
         ax.plot(frozen["n"], still, label=label, color=colour, marker=marker, ms=5, mfc="none", ls=":", lw=0.7)
         if family in LAWS:
@@ -180,13 +188,14 @@ def main():
         sizes = definition["problem"]
         lost = {name: unreached(ds) for name, ds in runs.items()}
         text = (
-            f"all at training loss {quality.LOSS:g} · {grid.sizes['seed']} seeds (h: {runs['dense'].sizes['seed']}), "
-            "paper-like (reconstructed): " + " ".join(f"{k}={sizes[k]}" for k in ("n", "d", "s", "m_k"))
-            + f", SNR set through mu at sigma_p={definition['hyper']['sigma_p']:g}; median and 5-95 % over seeds, e: "
-            "mean with 95 % bootstrap interval, shaded: a factor of 1.2 · f, g, i: SNR "
-            f"{snrs[0]:.2g} · dashed: laws before attention moves; Adam is held against SignGD's · dotted, hollow: "
-            f"attention frozen at 1/2 · left out, as they never reach the loss: {lost.pop('label_noise')} runs with "
-            f"label noise, {sum(lost.values())} others"
+            f"all at training loss {quality.LOSS:g} · {grid.sizes['seed']} seeds, f, g, i and the control "
+            f"{frozen.sizes['seed']}, h {runs['dense'].sizes['seed']} · paper-like (reconstructed): "
+            + " ".join(f"{k}={sizes[k]}" for k in ("n", "d", "s", "m_k"))
+            + f", SNR set through mu at sigma_p={definition['hyper']['sigma_p']:g}; median and 5-95 % over seeds, "
+            "arrows: beyond the axis for some, e: mean with 95 % bootstrap interval, shaded: a factor of 1.2 · f, g, "
+            f"i: SNR {snrs[0]:.2g} · dashed: laws before attention moves; Adam is held against SignGD's · dotted, "
+            f"hollow: attention frozen at 1/2 · left out, as they never reach the loss: {lost.pop('label_noise')} runs "
+            f"with label noise, {sum(lost.values())} others"
         )  # fmt: skip
         fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
         for path in plot.save(fig, args.out, "data_quality"):

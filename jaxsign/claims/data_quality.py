@@ -107,6 +107,13 @@ def boundary(ds: Any, family: str, loss: float = LOSS) -> Any:
     return xr.DataArray(found, dims=("n", "seed"), coords={"n": curves["n"], "seed": curves["seed"]})
 
 
+def at_least(ds: Any, family: str, loss: float = LOSS) -> Any:
+    """`boundary`, and the last SNR of the axis for seeds whose error is not below .1 even there."""
+    last = float(ds["snr"].max())
+    beyond = error_of(ds, family, loss).sel(snr=last, drop=True) >= ERROR
+    return boundary(ds, family, loss).where(~beyond, last)
+
+
 def mean_boundary(ds: Any, family: str, loss: float = LOSS, resamples: int = 1000) -> np.ndarray:
     """SNR* of the error averaged over seeds, with its 95 % bootstrap interval over seeds.
 
@@ -141,9 +148,7 @@ def _ratio(ds: Any, family: str, loss: float = LOSS) -> Any:
 
     A boundary beyond the axis is taken at the axis's end: then the ratio is at least what is given.
     """
-    mine, last = boundary(ds, family, loss), float(ds["snr"].max())
-    beyond = error_of(ds, family, loss).sel(snr=last, drop=True) >= ERROR
-    return (mine.where(~beyond, last) / boundary(ds, "gd", loss)).min("n", skipna=False)
+    return (at_least(ds, family, loss) / boundary(ds, "gd", loss)).min("n", skipna=False)
 
 
 def _law_ratio(ds: Any, family: str) -> float:
@@ -281,7 +286,9 @@ CLAIMS: tuple[WholeClaim, ...] = (
         explanations={
             "paper_like over n": "Adam's boundary leaves the axis: at n = 20 and SNR .85 its error is .23, against .07 "
             "with attention frozen at 1/2, where its errors are SignGD's within .01; so it is attention, turning to "
-            "noise, that keeps it from the law. SignGD's exponent alone is inside the interval"
+            "noise, that keeps it from the law. SignGD's exponent alone is inside the interval",
+            "w_v alone trained": "at n = 40 Adam is not at a loss of .1 after the 320 steps in 59 of 160 runs; over "
+            "the other n its exponent is .99",
         },
         settings=settings("n, snr"),
     ),

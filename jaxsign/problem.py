@@ -12,6 +12,7 @@ from jaxsign.validation import known, positive_int, real
 SUPPORTS = ("independent", "disjoint")
 OVERLAPS = ("exact", "none")
 KERNELS = ("softmax", "gaussian", "linear")
+NOISES = ("gaussian", "laplace", "student_t")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Problem:
         is the full batch.
       kernel: of the attention, from query q and key k: "softmax" of <q, k> over the keys, the paper's; "gaussian"
         exp(-||q - k||^2 / 2), not normalised; "linear" <q, k>.
+      noise: law of the non-zero noise coordinates, all of mean 0 and variance sigma_p^2: "gaussian", the paper's;
+        "laplace", kurtosis 6; "student_t" with 3 degrees of freedom, whose fourth moment is infinite.
 
     Raises:
       ValueError: naming field, value and legal range.
@@ -59,6 +62,8 @@ class Problem:
     overlap: str = "exact"
     batch_size: int | None = None
     kernel: str = "softmax"
+    # Added when results were stored already: those are of its default (see jaxsign.sweep.definition).
+    noise: str = dataclasses.field(default="gaussian", metadata={"added": True})
 
     def __post_init__(self) -> None:
         minimum = {"d": 2, "context": 2}
@@ -74,6 +79,7 @@ class Problem:
         known("supports", self.supports, SUPPORTS)
         known("overlap", self.overlap, OVERLAPS)
         known("kernel", self.kernel, KERNELS)
+        known("noise", self.noise, NOISES)
         if self.s > self.d - 1:
             raise ValueError(f"s must be an int in [1, d-1] = [1, {self.d - 1}], got s={self.s}")
         used = self.n * self.patches * self.s

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsign.problem import Hyper, Problem
+from jaxsign.validation import real
 
 Array = jax.Array
 
@@ -469,6 +470,78 @@ def gd_test_error(problem: Problem, mu: Any, sigma_p: Any) -> np.ndarray:
     if problem.overlap == "none":
         return np.zeros_like(ratio)
     return norm.cdf(-math.sqrt(problem.n * (problem.d - 1)) * ratio**2 / problem.s)
+
+
+def sign_boundary(problem: Problem, error: float = 0.1) -> float:
+    """The SNR at which SignGD's test error is `error` before attention moves: `sign_test_error` solved for the SNR.
+
+        E_K Phi(-SNR sqrt(s/K)) = error,   K ~ Binomial(s, U)
+
+    About -Phi^-1(error) sqrt(U): data must be the cleaner the more coordinates fresh noise shares with training.
+
+    Args:
+      problem: shapes; context must be 2.
+      error: test error, in (0, 1/2].
+
+    Returns:
+      SNR = mu / (sigma_p sqrt(s)); 0 where the error is smaller at every SNR.
+
+    Raises:
+      ValueError: for an illegal error or context > 2.
+
+    Examples:
+      >>> problem = Problem(n=20, d=2000, s=40, m_k=20, m_v=20)
+      >>> round(sign_boundary(problem), 3)
+      0.733
+
+    References:
+      Derived here; a statement at finite d that names d, s, n and the overlap law.
+    """
+    from scipy.optimize import brentq
+
+    error, scale = real("error", error, low=0.0, high=0.5, open_low=True), math.sqrt(problem.s)
+
+    def excess(snr: float) -> float:
+        return float(sign_test_error(problem, snr * scale, 1.0)) - error
+
+    if excess(1e-9) <= 0:
+        return 0.0
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+    return float(brentq(excess, 1e-9, high, xtol=1e-12))
+
+
+def gd_boundary(problem: Problem, error: float = 0.1) -> float:
+    """The SNR at which GD's test error is `error` before attention moves: `gd_test_error` solved for the SNR.
+
+        SNR^2 = -Phi^-1(error) / sqrt(n (d-1))      (0 without overlap)
+
+    Args:
+      problem: shapes; context must be 2.
+      error: test error, in (0, 1/2].
+
+    Returns:
+      SNR = mu / (sigma_p sqrt(s)).
+
+    Raises:
+      ValueError: for an illegal error or context > 2.
+
+    Examples:
+      >>> problem = Problem(n=20, d=2000, s=40, m_k=20, m_v=20)
+      >>> round(gd_boundary(problem), 4)
+      0.0801
+
+    References:
+      Derived here; a statement at finite d that names d, s, n and the overlap law.
+    """
+    from scipy.stats import norm
+
+    _context_two(problem)
+    error = real("error", error, low=0.0, high=0.5, open_low=True)
+    if problem.overlap == "none":
+        return 0.0
+    return math.sqrt(-float(norm.ppf(error)) / math.sqrt(problem.n * (problem.d - 1)))
 
 
 def _context_two(problem: Problem) -> None:

@@ -21,6 +21,7 @@ LEVEL, LAW_LEVEL = 0.1, 0.3
 #: The smallest training loss at which runs without decay are read to compare them with the last step of one with it.
 LAST_LEVEL = 0.01
 OVER_BATCHES = ("paper_like over batch_size",)
+FROZEN_OVER_BATCHES = ("w_v alone trained, paper_like over batch_size",)
 _HALF_OR_MORE, _LESS_THAN_HALF = (0.5, INF), (-INF, math.nextafter(0.5, 0.0))
 
 
@@ -266,7 +267,7 @@ CLAIMS: tuple[Claim, ...] = (
         _claim(
             name,
             f"Attention frozen at 1/2, {words}'s test error follows the mini-batch law within .03",
-            OVER_BATCHES,
+            FROZEN_OVER_BATCHES,
             *(
                 (
                     f"error - law at training loss {LAW_LEVEL:g}, B={batch}",

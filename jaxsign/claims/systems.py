@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from jaxsign.claims import adam, bridge, kernel_attention, linear_attention, residual, restore, two_layer
+from jaxsign.claims import (
+    adam,
+    bridge,
+    data_quality,
+    kernel_attention,
+    linear_attention,
+    residual,
+    restore,
+    two_layer,
+)
 from jaxsign.claims.claim import Claim, system_of
 
 #: {system: its claims and `Dataset -> setting`}; a Dataset of any other system is read as one of the paper's.
@@ -14,7 +23,9 @@ SYSTEMS: dict[str, Any] = {
     "two_layer_curvature": bridge,
     "two_layer_updates": adam,
 }
-CLAIMS: tuple[Claim, ...] = tuple(claim for module in (*SYSTEMS.values(), restore) for claim in module.CLAIMS)
+#: Experiments on the paper's system that have claims of their own.
+EXPERIMENTS = (restore, data_quality)
+CLAIMS: tuple[Claim, ...] = tuple(claim for module in (*SYSTEMS.values(), *EXPERIMENTS) for claim in module.CLAIMS)
 
 
 def known_system(ds: Any) -> str:

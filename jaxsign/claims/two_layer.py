@@ -11,7 +11,7 @@ import numpy as np
 from jaxsign import presets, theory
 from jaxsign.claims.claim import Claim, NotThere, Part, above, one_family
 from jaxsign.measures import MEASURES
-from jaxsign.problem import Hyper, Problem
+from jaxsign.problem import Hyper, Problem, field_names
 from jaxsign.stages import at_train_loss, manifest, need
 
 INF = math.inf
@@ -27,13 +27,13 @@ def problem_of(ds: Any) -> tuple[Problem, Hyper]:
     """
     definition = manifest(ds)["definition"]
     fields = {"problem": dict(definition.get("problem") or {}), "hyper": dict(definition.get("hyper") or {})}
-    for record in fields.values():
-        for name, value in record.items():
+    for record, cls in zip(fields.values(), (Problem, Hyper)):
+        for name in field_names(cls):
             if name in ds.coords:
                 if ds[name].size != 1:
                     raise NotThere(f"needs one point of every axis, got several on {name}")
-                point = ds[name].item()
-                record[name] = point if value is None else type(value)(point)  # None: an optional field's default
+                stored, value = record.get(name), ds[name].item()
+                record[name] = value if stored is None else type(stored)(value)
     try:
         return Problem(**fields["problem"]), Hyper(**fields["hyper"])
     except TypeError:
@@ -43,10 +43,11 @@ def problem_of(ds: Any) -> tuple[Problem, Hyper]:
 def setting_of(ds: Any) -> str:
     """The preset a Dataset was run with, "custom" if it is none; n_test is free.
 
-    Another n, kernel or residual path is said: "theory, n=21", "gaussian kernel with residual 1, theory"; so are the
-    axes of a sweep that leaves the preset: "paper_like over n, snr".
+    Another n, kernel, residual path or choice of trained weights is said: "theory, n=21", "gaussian kernel with
+    residual 1, theory", "w_v alone trained, paper_like"; so are the axes of a sweep that leaves the preset:
+    "paper_like over n, snr".
     """
-    manifest(ds)  # without one the Dataset is refused, not "custom"
+    trained = manifest(ds)["definition"].get("trainable")  # without a manifest the Dataset is refused, not "custom"
     swept = _swept(ds)
     apart = {one for names in swept.values() for one in names}
     try:
@@ -55,10 +56,7 @@ def setting_of(ds: Any) -> str:
         return "custom"
     for name in ("paper_like", "theory"):
         preset, numbers = getattr(presets, name)()
-        problem, hyper = (
-            dataclasses.replace(one, **{field: value for field, value in vars(base).items() if field in apart})
-            for one, base in ((problem, preset), (hyper, numbers))
-        )
+        problem, hyper = _with(problem, preset, apart), _with(hyper, numbers, apart)
         free: dict[str, Any] = {"n": problem.n, "n_test": problem.n_test, "kernel": problem.kernel}
         if name == "paper_like":
             free["supports"] = problem.supports
@@ -66,6 +64,7 @@ def setting_of(ds: Any) -> str:
         if numbers == hyper and _is_legal(preset, free) and dataclasses.replace(preset, **free) == problem:
             model = [f"{problem.kernel} kernel"] if problem.kernel != preset.kernel else []
             model += [f"residual {hyper.residual:g}"] if hyper.residual else []
+            model += [f"{' and '.join(trained)} alone trained"] if trained else []
             varied = [f"n={problem.n}"] if problem.n != preset.n else []
             varied += [f"{problem.supports} supports"] if problem.supports != preset.supports else []
             over = f" over {', '.join(swept)}" if swept else ""
@@ -80,6 +79,11 @@ def _is_legal(problem: Problem, changes: dict[str, Any]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _with(one: Any, base: Any, names: set[str]) -> Any:
+    """A record with these fields taken from another one of its kind."""
+    return dataclasses.replace(one, **{field: value for field, value in vars(base).items() if field in names})
 
 
 def _swept(ds: Any) -> dict[str, tuple[str, ...]]:

@@ -133,6 +133,33 @@ def fair_sign(uniform: Array) -> Array:
     return jnp.where(uniform < 0.5, 1.0, -1.0).astype(uniform.dtype)
 
 
+def standard_noise(key: Array, shape: tuple[int, ...], law: str) -> Array:
+    """Independent draws of mean 0 and variance 1.
+
+        gaussian:   z                  laplace:   density exp(-sqrt(2) |x|) / sqrt(2)
+        student_t:  z_0 / sqrt(z_1^2 + z_2^2 + z_3^2), which is t_3 / sqrt(3), for standard normal z
+
+    Args:
+      key: typed key.
+      shape: of the result.
+      law: one of `problem.NOISES`.
+
+    Returns:
+      Draws of that shape in default floats.
+
+    Examples:
+      >>> import jax
+      >>> standard_noise(jax.random.key(0), (2, 3), "laplace").shape
+      (2, 3)
+    """
+    if law == "laplace":
+        return jax.random.laplace(key, shape) / math.sqrt(2)
+    if law == "student_t":
+        z = jax.random.normal(key, (4, *shape))
+        return z[0] / jnp.sqrt(jnp.sum(z[1:] ** 2, axis=0))
+    return jax.random.normal(key, shape)
+
+
 class Room(NamedTuple):
     """Room for more examples than there are, so that one program serves several n: the rest is padding."""
 
@@ -184,7 +211,8 @@ def examples(key: Array, problem: Problem, hyper: Hyper, room: Room | None = Non
     y = jnp.where(u[:, 2] < hyper.label_noise, -y_clean, y_clean)
     total = jnp.asarray(count, u.dtype)
     weight = jnp.where(jnp.arange(size, dtype=u.dtype) < total, 1 / total, 0)
-    noise = jax.vmap(lambda k: jax.random.normal(k, (problem.patches, problem.s)))(keys[:, 2]) * hyper.sigma_p
+    values = (problem.patches, problem.s)
+    noise = jax.vmap(lambda k: standard_noise(k, values, problem.noise))(keys[:, 2]) * hyper.sigma_p
     noise = jnp.where((weight > 0)[:, None, None], noise, 0)
     slot = jnp.floor(u[:, 1] * problem.context).astype(jnp.int32)
     return Examples(noise, y, y_clean, slot, jnp.asarray(hyper.mu, u.dtype), weight), keys[:, 1]
@@ -314,7 +342,7 @@ def sample_test(key: Array, problem: Problem, hyper: Hyper, room: Room | None = 
     else:
         taken = problem.n if room is None else jnp.asarray(room.count).astype(jnp.int32)
         indices = subsets(keys, problem.d - 1 - taken * problem.patches * problem.s, problem.s)
-    noise = jax.random.normal(values, shape)
+    noise = standard_noise(values, shape, problem.noise)
     return TestSet(
         indices=indices.reshape(shape),
         values=noise * hyper.sigma_p,

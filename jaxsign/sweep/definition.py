@@ -164,7 +164,12 @@ def plain(field: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): plain(field, v) for k, v in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: plain(field, getattr(value, f.name)) for f in dataclasses.fields(value)}
+        # A field that is younger than stored results is left out at its default: those stay recognised.
+        own = {
+            f.name: plain(field, getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not (f.metadata.get("added") and getattr(value, f.name) == f.default)
+        }
         return {**own, "type": f"{type(value).__module__}.{type(value).__qualname__}"} if callable(value) else own
     if callable(value) or isinstance(value, optax.GradientTransformation):
         return describe(field, value)

@@ -327,18 +327,18 @@ def overlap_share(problem: Problem) -> float:
 def sign_test_error(problem: Problem, mu: Any, sigma_p: Any) -> np.ndarray:
     """SignGD's test error before attention moves: an effect of the coordinates a fresh patch shares with training.
 
-        err = E_K Phi(-||mu|| / (sigma_p sqrt(K))),   K ~ Binomial(s, U)
+        err = E_K Phi(-||mu|| / (sigma_p sqrt(K))),   K ~ Binomial(s (context-1), U)
+
+    A fresh example's context-1 noise patches together meet K coordinates that training has moved, each by as much as
+    the signal's; attention that is uniform weighs all patches alike, and the number of heads does not matter.
 
     Args:
-      problem: shapes; context must be 2. U = `overlap_share`.
+      problem: shapes. U = `overlap_share`.
       mu: norm(s) of the signal patch.
       sigma_p: noise standard deviation(s), broadcast against mu.
 
     Returns:
       Test error, shape of the broadcast; 0 without overlap (d -> infinity).
-
-    Raises:
-      ValueError: for context > 2.
 
     Examples:
       >>> problem = Problem(n=20, d=2000, s=40, m_k=20, m_v=20)
@@ -350,9 +350,9 @@ def sign_test_error(problem: Problem, mu: Any, sigma_p: Any) -> np.ndarray:
     """
     from scipy.stats import binom, norm
 
-    _context_two(problem)
-    shared = np.arange(1, problem.s + 1)
-    weight = binom.pmf(shared, problem.s, overlap_share(problem))
+    met = problem.s * problem.patches
+    shared = np.arange(1, met + 1)
+    weight = binom.pmf(shared, met, overlap_share(problem))
     ratio = np.asarray(mu, float) / np.asarray(sigma_p, float)
     return np.sum(weight * norm.cdf(-ratio[..., None] / np.sqrt(shared)), -1)
 
@@ -360,18 +360,18 @@ def sign_test_error(problem: Problem, mu: Any, sigma_p: Any) -> np.ndarray:
 def gd_test_error(problem: Problem, mu: Any, sigma_p: Any) -> np.ndarray:
     """GD's test error before attention moves.
 
-        err = Phi( -sqrt(n (d-1)) ||mu||^2 / (sigma_p^2 s) )      (0 without overlap)
+        err = Phi( -sqrt(n (d-1)) ||mu||^2 / (sigma_p^2 s (context-1)) )      (0 without overlap)
+
+    The value vector is the sum of all signed training patches: n ||mu||^2 along the signal, and on each of the
+    s (context-1) noisy coordinates of a fresh example a variance of n (context-1) s sigma_p^2/(d-1).
 
     Args:
-      problem: shapes; context must be 2.
+      problem: shapes.
       mu: norm(s) of the signal patch.
       sigma_p: noise standard deviation(s), broadcast against mu.
 
     Returns:
       Test error, shape of the broadcast.
-
-    Raises:
-      ValueError: for context > 2.
 
     Examples:
       >>> problem = Problem(n=20, d=2000, s=40, m_k=20, m_v=20)
@@ -383,13 +383,7 @@ def gd_test_error(problem: Problem, mu: Any, sigma_p: Any) -> np.ndarray:
     """
     from scipy.stats import norm
 
-    _context_two(problem)
     ratio = np.asarray(mu, float) / np.asarray(sigma_p, float)
     if problem.overlap == "none":
         return np.zeros_like(ratio)
-    return norm.cdf(-math.sqrt(problem.n * (problem.d - 1)) * ratio**2 / problem.s)
-
-
-def _context_two(problem: Problem) -> None:
-    if problem.context != 2:
-        raise ValueError(f"the test-error laws are derived for context=2, got context={problem.context}")
+    return norm.cdf(-math.sqrt(problem.n * (problem.d - 1)) * ratio**2 / (problem.s * problem.patches))

@@ -42,8 +42,9 @@ def problem_of(ds: Any) -> tuple[Problem, Hyper]:
 def setting_of(ds: Any) -> str:
     """The preset a Dataset was run with, "custom" if it is none; n_test is free.
 
-    Another n, kernel or residual path is said: "theory, n=21", "gaussian kernel with residual 1, theory"; so are the
-    axes of a sweep that leaves the preset: "paper_like over n, snr".
+    Another n, kernel, residual path, number of heads or context is said: "theory, n=21", "gaussian kernel with residual
+    1, theory", "context 4, theory" (with d in proportion to the noise patches); so are the axes of a sweep that leaves
+    the preset: "paper_like over n, snr".
     """
     manifest(ds)  # without one the Dataset is refused, not "custom"
     swept = _swept(ds)
@@ -59,12 +60,17 @@ def setting_of(ds: Any) -> str:
             for one, base in ((problem, preset), (hyper, numbers))
         )
         free: dict[str, Any] = {"n": problem.n, "n_test": problem.n_test, "kernel": problem.kernel}
+        free |= {"heads": problem.heads}
+        if problem.context > 2 and problem.d == preset.d * problem.patches:
+            free |= {"context": problem.context, "d": problem.d}
         if name == "paper_like":
             free["supports"] = problem.supports
         numbers = dataclasses.replace(numbers, residual=hyper.residual)
         if dataclasses.replace(preset, **free) == problem and numbers == hyper:
             model = [f"{problem.kernel} kernel"] if problem.kernel != preset.kernel else []
             model += [f"residual {hyper.residual:g}"] if hyper.residual else []
+            model += [f"heads {problem.heads}"] if problem.heads != preset.heads else []
+            model += [f"context {problem.context}"] if problem.context != preset.context else []
             varied = [f"n={problem.n}"] if problem.n != preset.n else []
             varied += [f"{problem.supports} supports"] if problem.supports != preset.supports else []
             over = f" over {', '.join(swept)}" if swept else ""

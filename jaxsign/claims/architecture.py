@@ -166,9 +166,10 @@ def _deep(residual: float, measure: Any, layer: int | None = None) -> Any:
 
 def _layers(residual: float, measure: Any, worst: str) -> Any:
     """The worst layer's number."""
-    import xarray as xr
 
     def of(ds: Any) -> Any:
+        import xarray as xr
+
         runs = connected(ds, residual)
         found = xr.concat([measure(of_layer(runs, layer)) for layer in range(runs.sizes["layer"])], "layer")
         return getattr(found, worst)("layer", skipna=False)

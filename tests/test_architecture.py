@@ -431,8 +431,8 @@ def test_the_experiment_runs_tiny_and_its_figures_are_drawn(results, tmp_path, m
     assert ds["s21"].dims == ("residual", "optimizer", "seed", "step", "layer", "head", "sample")
     assert np.isfinite(ds["train_loss"]).all()
     monkeypatch.setattr(sys, "argv", ["x", "--results", str(results), "--out", str(tmp_path)])
-    runpy.run_path(str(ROOT / "figures" / "architecture.py"))["main"]()
     for name in ("architecture", "depth"):
+        runpy.run_path(str(ROOT / "figures" / f"{name}.py"))["main"]()
         assert len((tmp_path / f"{name}.csv").read_text().splitlines()) > 50
 
 

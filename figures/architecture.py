@@ -144,9 +144,12 @@ def main():
             for name, ds in runs.items()
             if ds.sizes["seed"] < seeds[-1]
         ]
+        problem = next(problem_of(ds)[0] for ds in runs.values())
+        sizes = " ".join(f"{name}={getattr(problem, name)}" for name in ("n", "s", "m_k", "m_v"))
+        sizes += f" d={problem.d // problem.patches}"
         text = (
             f"{seeds[-1]} seeds" + (f" (paper-like {', '.join(few)})" if few else "") + " · median and 5-95 % · "
-            "reconstructed: n=20 d=2000 (context-1) s=40 m_k=m_v=20, m_k rows a head · eta 1e-4, GD .3 · stage times: "
+            f"reconstructed: {sizes}, d in proportion to context-1, m_k rows a head · eta 1e-4, GD .3 · stage times: "
             "theory filled, paper-like open and dashed · b, c, f, g: theory · d, h: paper-like, laws dashed, crosses: "
             "only w_v trained"
         )

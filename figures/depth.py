@@ -59,7 +59,7 @@ def layer_one(name):
 def beside(ax, runs, measure):
     """A number per seed for every model, with residual connections and without: median and 5-95 %."""
     for place, name in enumerate(runs):
-        for residual, (_, colour, mark, _) in KINDS.items():
+        for residual, (word, colour, mark, _) in KINDS.items():
             values = np.asarray(measure(connected(runs[name], residual)), float)
             finite = values[np.isfinite(values)]
             x = place + (-0.13 if residual else 0.13)
@@ -68,7 +68,11 @@ def beside(ax, runs, measure):
                         va="top", color=colour)  # fmt: skip
                 continue
             middle, low, high = np.quantile(finite, [0.5, 0.05, 0.95])
-            ax.errorbar(x, middle, ([middle - low], [high - middle]), fmt=mark, ms=3, lw=0.9, color=colour)
+            bars = ax.errorbar(
+                x, middle, ([middle - low], [high - middle]), fmt=mark, ms=3, lw=0.9, color=colour,
+                label=f"{word} {name}",
+            )  # fmt: skip
+            bars.lines[0].band = (np.array([low]), np.array([high]))  # `plot.save` writes it beside the line
     ax.set_xticks(range(len(runs)), [label(name) for name in runs], fontsize=5.5)
     ax.set_xlim(-0.5, len(runs) - 0.5)
 
@@ -108,12 +112,12 @@ def main():
         for ax in axes[2]:
             ax.set_xlabel("depth")
         titles = (
-            "training loss", "agreement, layer 1", r"$s_{21}$, layer 1", r"$s_{21}$, depth 4, residual",
-            r"$s_{21}$, depth 4, plain", "agreement, depth 4, plain", r"excess variation of $s_{21}$",
+            "training loss", "agreement, layer 1", r"$s_{21}$, layer 1", r"$s_{21}$, deepest, residual",
+            r"$s_{21}$, deepest, plain", "agreement, deepest, plain", r"excess variation of $s_{21}$",
             "turns of a query signal", "steps to loss .1",
         )  # fmt: skip
         for letter, ax, title in zip("abcdefghi", axes.flat, titles):
-            ax.set_title(f"({letter}) {title}", fontsize=7)
+            ax.set_title(f"({letter}) {title}", fontsize=6.5)
         axes[1, 0].legend(fontsize=5.5, handlelength=2.2, loc="lower left")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         for name, _, _, line in KINDS.values():
@@ -128,8 +132,8 @@ def main():
         text = (
             f"{deepest.sizes['seed']} seeds, SignGD, eta 1e-4, {int(deepest.step[-1])} steps · median and 5-95 % · "
             f"reconstructed: {sizes}, sigma_0 3e-3, residual weight 1 or 0 · {definition['dtype']} · g: total "
-            "variation of s_21 of layer 1 less |end - start| · h: sign changes a row of layer 1 after t=100 · i: recorded "
-            "every 10 steps · +norm: layer norm"
+            "variation of s_21 of layer 1 less |end - start| · h: sign changes a row of layer 1 after t=100 · i: "
+            "recorded every 10 steps · +norm: layer norm"
         )
         fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
         for path in plot.save(fig, args.out, "depth"):

@@ -72,10 +72,19 @@ def oracle(params, x, problem, residual):
     return sum((sum(h[:half]) - sum(h[half:])) / half for h in tokens), looks
 
 
-def drawn(problem, hyper, seed=0):
-    task = js.deep_transformer(problem)
-    data, test, params, _ = jax.jit(lambda key: draw(task, key, hyper))(jax.random.key(seed))
-    return task, data, test, params
+@pytest.fixture(scope="module")
+def drawn():
+    """`(problem, seed) -> (task, data, test, params)`: the data are drawn once, random weights cost no compilation."""
+    key, hyper = jax.random.key(0), js.Hyper(sigma_p=2.0, alpha=0.1)
+    start = jax.jit(lambda key: draw(js.two_layer(js.DeepProblem(**SIZES).data), key, hyper))(key)
+
+    def make(problem, seed=0):
+        rng = np.random.default_rng(seed)
+        shapes = jax.eval_shape(lambda: model.init(key, problem, hyper))
+        params = {name: jnp.asarray(0.3 * rng.standard_normal(w.shape), w.dtype) for name, w in shapes.items()}
+        return js.deep_transformer(problem), start.data, start.test, params
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -89,10 +98,10 @@ def drawn(problem, hyper, seed=0):
     ],
     ids=["heads", "plain", "mlp", "norm", "everything"],
 )
-def test_the_model_is_the_written_one(changes, residual, eps):
+def test_the_model_is_the_written_one(drawn, changes, residual, eps):
     problem = js.DeepProblem(**SIZES, **changes)
-    hyper = js.Hyper(sigma_p=2.0, sigma_0=0.3, alpha=0.1, residual=residual)
-    task, data, test, params = drawn(problem, hyper)
+    hyper = js.Hyper(sigma_p=2.0, residual=residual)
+    task, data, test, params = drawn(problem)
 
     @jax.jit
     def everything(params):
@@ -122,11 +131,10 @@ def test_the_model_is_the_written_one(changes, residual, eps):
     np.testing.assert_allclose(fresh[0], oracle(params, first, problem, residual)[0], rtol=2e3 * eps, atol=2e3 * eps)
 
 
-@pytest.mark.parametrize("residual", [0.0, 1.0])
-def test_the_gradient_is_that_of_finite_differences(residual):
-    problem = js.DeepProblem(**SIZES, depth=2, heads=2, mlp=True, layer_norm=True)
-    hyper = js.Hyper(sigma_p=2.0, sigma_0=0.3, residual=residual)
-    task, data, _, params = drawn(problem, hyper, seed=1)
+def test_the_gradient_is_that_of_finite_differences(drawn):
+    problem, residual = js.DeepProblem(**SIZES, depth=2, heads=2, mlp=True, layer_norm=True), 0.5
+    hyper = js.Hyper(sigma_p=2.0, residual=residual)
+    task, data, _, params = drawn(problem, seed=1)
     gradient = jax.jit(jax.grad(task.loss))(params, data, hyper)
     x, y = np.asarray(data.x), np.asarray(data.y, np.float64)
 
@@ -142,12 +150,11 @@ def test_the_gradient_is_that_of_finite_differences(residual):
         np.testing.assert_allclose(gradient[name][place], numeric, rtol=2e-3, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("residual", [0.0, 1.0])
-def test_depth_one_is_the_two_layer_system(residual, eps):
+def test_depth_one_is_the_two_layer_system(drawn, eps):
     """The same loss, gradients and observables from the same weights, with heads and with the residual path."""
     problem = js.DeepProblem(**SIZES, heads=2)
-    hyper = js.Hyper(sigma_p=2.0, sigma_0=0.3, residual=residual, label_noise=0.0)
-    task, data, test, params = drawn(problem, hyper)
+    task, data, test, params = drawn(problem)
+    numbers = js.Hyper(sigma_p=2.0, alpha=0.1)
     names = dict(zip(("w_q", "w_k"), model.PATCHES))
     weights = shallow.Params(
         **{own: params[name] for own, name in names.items()}, w_v=params[model.PATCHES[2]].reshape(2, problem.m_v, -1),
@@ -155,19 +162,24 @@ def test_depth_one_is_the_two_layer_system(residual, eps):
     )  # fmt: skip
     other = js.two_layer(problem.data)
     close = {"rtol": 1e3 * eps, "atol": 1e3 * eps}
-    loss, gradient = jax.jit(jax.value_and_grad(task.loss))(params, data, hyper)
-    expected, theirs = jax.jit(jax.value_and_grad(other.loss))(weights, data, hyper)
-    np.testing.assert_allclose(loss, expected, **close)
-    for own, name in names.items():
-        np.testing.assert_allclose(gradient[name], getattr(theirs, own), **close)
-    np.testing.assert_allclose(gradient[model.PATCHES[2]].reshape(theirs.w_v.shape), theirs.w_v, **close)
-    mine = jax.jit(task.observe)(params, data, test, hyper)
-    found = jax.jit(other.observe)(weights, data, test, hyper)
-    for name in set(mine) - {"sign_agreement"}:
-        np.testing.assert_allclose(mine[name][0] if name in task.dims else mine[name], found[name], **close)
-    np.testing.assert_allclose(jnp.mean(mine["sign_agreement"]), found["sign_agreement"], **close)
+
+    @jax.jit
+    def both(residual):
+        hyper = dataclasses.replace(numbers, residual=residual)
+        pairs = (task, params), (other, weights)
+        return [(jax.grad(one.loss)(w, data, hyper), one.observe(w, data, test, hyper)) for one, w in pairs]
+
+    for residual in (0.0, 1.0):
+        (gradient, mine), (theirs, found) = both(residual)
+        for own, name in names.items():
+            np.testing.assert_allclose(gradient[name], getattr(theirs, own), **close)
+        np.testing.assert_allclose(gradient[model.PATCHES[2]].reshape(theirs.w_v.shape), theirs.w_v, **close)
+        for name in set(mine) - {"sign_agreement"}:
+            np.testing.assert_allclose(mine[name][0] if name in task.dims else mine[name], found[name], **close)
+        np.testing.assert_allclose(np.mean(mine["sign_agreement"]), found["sign_agreement"], **close)
 
 
+@pytest.mark.slow
 def test_the_compact_form_trains_to_the_same_weights():
     problem = js.DeepProblem(**SIZES, depth=2)
     task, hyper = js.deep_transformer(problem), js.Hyper(sigma_p=2.0, sigma_0=0.05, residual=1.0)
@@ -179,9 +191,10 @@ def test_the_compact_form_trains_to_the_same_weights():
     np.testing.assert_allclose(runs[0].trace["test_loss"], runs[1].trace["test_loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heads", "context"), [(3, 2), (1, 4), (2, 3)])
 def test_heads_and_longer_contexts_agree_between_engines(heads, context, eps):
-    """Noise observables of every patch, and the stages read off them."""
+    """Noise observables of every patch."""
     problem = js.Problem(
         n=3, d=80, s=3, m_k=2, m_v=2, heads=heads, context=context, n_test=8, supports="disjoint", overlap="none"
     )

@@ -103,11 +103,15 @@ def deep_transformer(problem: DeepProblem) -> Task:
             out["test_error"] = jnp.mean((margin <= 0).astype(margin.dtype))
         return out
 
+    def prepare(data: Any, test: Any, params: Any, hyper: Any, degree: Any) -> tuple[Any, Any, Any]:
+        del hyper, degree
+        return data, settled(data_problem, data, test), params
+
     return Task(
         sample=lambda key, hyper, shared: signal_noise.sample(key, data_problem, hyper),
         sample_test=lambda key, hyper, shared: signal_noise.sample_test(key, data_problem, hyper),
         init=lambda key, data, hyper: model.init(key, problem, hyper),
-        prepare=lambda data, test, params, hyper, degree: (data, settled(data_problem, data, test), params),
+        prepare=prepare,
         loss=loss,
         observe=observe,
         compact=model.activate,

@@ -13,7 +13,7 @@ import numpy as np
 
 import jaxsign as js
 from jaxsign import plot
-from jaxsign.claims.architecture import connected, excess_variation, time_to, turns
+from jaxsign.claims.architecture import connected, excess_variation, most, time_to, turns
 from jaxsign.stages import manifest
 
 #: Okabe and Ito's colours, dark to light, one a depth or a layer.
@@ -105,8 +105,8 @@ def main():
             ax.set(yscale="log", ylim=(1e-8, 2))
         over_layers(axes[1, 2], deepest, 0.0, "sign_agreement", 400)
         axes[1, 2].set_ylim(0.35, 1.03)
-        beside(axes[2, 0], runs, excess_variation)
-        beside(axes[2, 1], runs, turns)
+        beside(axes[2, 0], runs, most(excess_variation))
+        beside(axes[2, 1], runs, most(turns))
         beside(axes[2, 2], runs, time_to)
         axes[2, 2].set_ylim(0, None)
         for ax in axes[2]:
@@ -132,8 +132,8 @@ def main():
         text = (
             f"{deepest.sizes['seed']} seeds, SignGD, eta 1e-4, {int(deepest.step[-1])} steps · median and 5-95 % · "
             f"reconstructed: {sizes}, sigma_0 3e-3, residual weight 1 or 0 · {definition['dtype']} · g: total "
-            "variation of s_21 of layer 1 less |end - start| · h: sign changes a row of layer 1 after t=100 · i: "
-            "recorded every 10 steps · +norm: layer norm"
+            "variation of s_21 less |end - start| · h: sign changes a row after t=100, both of the layer where they are "
+            "largest · i: recorded every 10 steps · +norm: layer norm"
         )
         fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
         for path in plot.save(fig, args.out, "depth"):

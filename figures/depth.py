@@ -132,8 +132,8 @@ def main():
         text = (
             f"{deepest.sizes['seed']} seeds, SignGD, eta 1e-4, {int(deepest.step[-1])} steps · median and 5-95 % · "
             f"reconstructed: {sizes}, sigma_0 3e-3, residual weight 1 or 0 · {definition['dtype']} · g: total "
-            "variation of s_21 less |end - start| · h: sign changes a row after t=100, both of the layer where they are "
-            "largest · i: recorded every 10 steps · +norm: layer norm"
+            "variation of s_21 less |end - start| · h: sign changes a row after t=100, both of the layer where "
+            "they are largest · i: recorded every 10 steps · +norm: layer norm"
         )
         fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
         for path in plot.save(fig, args.out, "depth"):

@@ -74,6 +74,14 @@ def over_steps(ax, runs, axis, measure, until):
     ax.set(xlabel="step t", xlim=(0, until))
 
 
+def targets(ax, root):
+    """Agreement of noise queries with the key of the patch that they attend to, thin, for every context."""
+    ds = js.open_results(root / "targets").load().isel(optimizer=0).sel(step=slice(0, 60))
+    for context, colour in zip(ds["context"].values, SHADES[1:]):
+        values = ds["target_agreement"].sel(context=context).transpose("seed", "step")
+        plot.band(ax, ds["step"], values, f"{context}, attended key", color=colour, lw=0.6, marker=".", ms=1.5)
+
+
 def relative_s21(ds):
     """Attention of noise queries on the signal in units of 1/context."""
     s21 = ds["s21"]
@@ -125,6 +133,7 @@ def main():
             row[3].set_xlabel(name)
             if row[1].lines:
                 row[1].legend(title=name, fontsize=5.5, title_fontsize=5.5, loc="lower left", handlelength=2.4)
+        targets(axes[1, 2], root)
         titles = (
             "stage times", r"$s_{21}$ in 1/context", "signs of q and k agree", "test error",
             "stage times", r"$s_{21}$ in 1/context", "signs of q and k agree", "test error",
@@ -150,7 +159,8 @@ def main():
         text = (
             f"{seeds[-1]} seeds" + (f" (paper-like {', '.join(few)})" if few else "") + " · median and 5-95 % · "
             f"reconstructed: {sizes}, d in proportion to context-1, m_k rows a head · eta 1e-4, GD .3 · stage times: "
-            "theory filled, paper-like open and dashed · b, c, f, g: theory · d, h: paper-like, laws dashed, crosses: "
+            "theory filled, paper-like open and dashed · b, c, f, g: theory; dots in g: agreement with the key of "
+            "the noise patch that is attended to most, 12 seeds · d, h: paper-like, laws dashed, crosses: "
             "only w_v trained"
         )
         fig.supxlabel("\n".join(textwrap.wrap(text, 150)), fontsize=5, color="0.35")

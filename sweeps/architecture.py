@@ -6,7 +6,8 @@ and without, SignGD, 400 steps. PRESET_heads_H with H = 1, 2, 4, 8 (600 steps) a
 them too. d = 2000 (L-1), so that n (L-1) patches of s = 40 share as many coordinates as those of context 2 do
 (paper-like) and fit in disjointly (theory). 36 seeds; paper-like contexts 8 and 16, whose supports have 6,000 and
 12,000 coordinates, 8 and 4. GD beside SignGD paper-like up to context 4, and as controls of their test errors the same
-with w_v alone trained, _frozen. Adam beside it in adam_heads_4, adam_context_4 (theory) and adam_depth_2, 12 seeds.
+with w_v alone trained, _frozen. Adam in adam_heads_4, adam_context_4 (theory) and adam_depth_2, 12 seeds. targets:
+which noise patch the noise queries of longer contexts attend to, theory, 12 seeds.
 Command: python sweeps/architecture.py --out results/architecture
 Expected: `figures/gallery/claims_architecture.csv`.
 All settings are reconstructed.
@@ -16,10 +17,12 @@ import dataclasses
 import sys
 from argparse import Namespace
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 import jaxsign as js
+from jaxsign.models import two_layer as model
 
 SIGN = {"sign_gd": js.grid(js.sign_gd, learning_rate=1e-4)}
 ADAM = {"adam": js.grid(optax.adam, learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-15)}
@@ -39,7 +42,26 @@ DEEP = {
     "depth_4_mlp_norm": {"depth": 4, "mlp": True, "layer_norm": True},
 }  # fmt: skip
 #: Entries of the smoke test.
-TINY = ("depth_1", "depth_4_mlp_norm", "paper_like_heads_2", "paper_like_heads_2_frozen", "theory_context_4")
+TINY = ("depth_1", "depth_4_mlp_norm", "paper_like_heads_2", "paper_like_heads_2_frozen", "theory_context_4", "targets")
+
+
+def _attended(params, data):
+    """(query patch, sample): the noise patch that a noise query attends to most, heads averaged."""
+    attention = jnp.exp(model.log_attention(params.features(data), data.y_clean * data.mu, params.heads))
+    return jnp.argmax(jnp.mean(attention[1:, 1:], axis=2), axis=1)
+
+
+def target_agreement(params, data, test, hyper):
+    """Share of noise queries with the sign of the key of the patch that they attend to most."""
+    f, attended = params.features(data), _attended(params, data)
+    key = jnp.take_along_axis(f.k, attended.T[None], axis=2)
+    return jnp.mean((jnp.sign(f.q) == jnp.sign(key)).astype(f.q.dtype))
+
+
+def on_heaviest(params, data, test, hyper):
+    """Share of noise queries that attend most to their example's noise patch of largest l1 norm."""
+    heaviest = jnp.argmax(data.metric, axis=1)
+    return jnp.mean((_attended(params, data) == heaviest[None]).astype(data.metric.dtype))
 
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
@@ -85,6 +107,12 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         sweeps[f"paper_like_{name}_frozen"] = shallow("paper_like", **size, **frozen)
     sweeps["paper_like_context_8"] = shallow("paper_like", context=8, seeds=8)
     sweeps["paper_like_context_16"] = shallow("paper_like", context=16, seeds=4)
+    problem, hyper = js.presets.theory()
+    lengths = [(long, (60 if tiny else problem.d) * (long - 1)) for long in ((4,) if tiny else (4, 8, 16))]
+    sweeps["targets"] = sweep(
+        js.two_layer, dataclasses.replace(problem, **small), hyper, SIGN, 320, seeds=12, engine="feature_space",
+        axes={("context", "d"): lengths}, observables=["sign_agreement", target_agreement, on_heaviest],
+    )  # fmt: skip
     sweeps["adam_heads_4"] = shallow("theory", heads=4, optimizers=ADAM, seeds=12)
     sweeps["adam_context_4"] = shallow("theory", context=4, optimizers=ADAM, seeds=12)
     sweeps["adam_depth_2"] = deep("depth_2", ADAM, seeds=12)

@@ -19,7 +19,7 @@ from jaxsign.stages import manifest
 #: Okabe and Ito's colours, dark to light, one a depth or a layer.
 SHADES = ("#000000", "#0072B2", "#D55E00", "#56B4E9")
 KINDS = {1.0: ("residual", "#0072B2", "o", "-"), 0.0: ("plain", "#D55E00", "s", ":")}
-SHORT = {"mlp": "+mlp", "norm": "+norm", "mlp_norm": "+both"}
+SHORT = {"mlp": "mlp", "norm": "norm", "mlp_norm": "both"}
 
 
 def over_depths(ax, runs, measure, until):
@@ -73,12 +73,12 @@ def beside(ax, runs, measure):
                 label=f"{word} {name}",
             )  # fmt: skip
             bars.lines[0].band = (np.array([low]), np.array([high]))  # `plot.save` writes it beside the line
-    ax.set_xticks(range(len(runs)), [label(name) for name in runs], fontsize=5.5)
+    ax.set_xticks(range(len(runs)), [label(name) for name in runs], fontsize=5)
     ax.set_xlim(-0.5, len(runs) - 0.5)
 
 
 def label(name):
-    """depth_4_mlp -> "4" over "+mlp"."""
+    """depth_4_mlp -> "4" over "mlp"."""
     depth, _, added = name.removeprefix("depth_").partition("_")
     return f"{depth}\n{SHORT.get(added, '')}"
 
@@ -118,7 +118,7 @@ def main():
         )  # fmt: skip
         for letter, ax, title in zip("abcdefghi", axes.flat, titles):
             ax.set_title(f"({letter}) {title}", fontsize=6.5)
-        axes[1, 0].legend(fontsize=5.5, handlelength=2.2, loc="lower left")
+        axes[1, 1].legend(fontsize=5.5, handlelength=2.2, loc="center right", borderaxespad=0)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         for name, _, _, line in KINDS.values():
             handles.append(plt.Line2D([], [], color="0.3", ls=line))
@@ -133,7 +133,7 @@ def main():
             f"{deepest.sizes['seed']} seeds, SignGD, eta 1e-4, {int(deepest.step[-1])} steps · median and 5-95 % · "
             f"reconstructed: {sizes}, sigma_0 3e-3, residual weight 1 or 0 · {definition['dtype']} · g: total "
             "variation of s_21 less |end - start| · h: sign changes a row after t=100, both of the layer where "
-            "they are largest · i: recorded every 10 steps · +norm: layer norm"
+            "they are largest · i: recorded every 10 steps · norm: layer norm"
         )
         fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
         for path in plot.save(fig, args.out, "depth"):

@@ -22,7 +22,7 @@ from jaxsign.start import draw
 ROOT = Path(__file__).parent.parent
 SIZES = {"n": 4, "d": 100, "s": 5, "m_k": 3, "m_v": 2, "hidden": 4, "n_test": 12}
 SEEDS = 40
-STEPS = np.array([0, 10, 20, 30, 50, 100, 110, 120, 150, 200, 300, 400])
+STEPS = np.array([0, 10, 20, 30, 50, 70, 100, 110, 120, 150, 200, 300, 400])
 
 
 def softmax(scores):

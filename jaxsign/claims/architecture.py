@@ -124,6 +124,18 @@ def _exponent(runs: Any) -> Any:
     return lost.isel(step=0, drop=True).copy(data=y @ centred / (centred @ centred))
 
 
+def vote_spread(runs: Any) -> Any:
+    """max_i p_i / min_i p_i at t = 70, context 2: how unequal the weights of the votes are by the noise they have met.
+
+    p_i = 1/(1 + exp(y_i F_i)), of y_i F_i the part sum_heads (s_12 + s_22) y_i <v, xi_i>.
+    """
+    need(runs, "value_noise", "s11", "s21")
+    at = runs[["value_noise", "s11", "s21"]].sel(step=70, drop=True)
+    margin = (2 - at["s11"] - at["s21"]).sum("head") * at["value_noise"]
+    p = 1 / (1 + np.exp(margin))
+    return p.max("sample") / p.min("sample")
+
+
 def turns(runs: Any, layer: int = 0) -> Any:
     """How often a row's query signal changes sign after t = 100, averaged over the rows of a layer."""
     need(runs, "query_signal")
@@ -295,8 +307,11 @@ CLAIMS: tuple[Claim, ...] = (
         "H1",
         "With 2, 4 and 8 heads the stages come in their order, t_I < t_II < t_III and t_II < t_IV",
         "paper (the behaviours persist), ours (order)",
-        steps=(0, 20, 100, 150, 300),
-        parts=(Part("in order (1) or not (0)", four_in_order, (1.0, 1.0), lambda ds: 1.0),),
+        steps=(0, 20, 70, 100, 150, 300),
+        parts=(
+            Part("in order (1) or not (0)", four_in_order, (1.0, 1.0), lambda ds: 1.0),
+            Part("largest / smallest weight of a vote at t=70 (S3)", vote_spread, None),
+        ),
         settings=HEADS,
     ),
     _wide(

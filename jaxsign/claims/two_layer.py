@@ -193,7 +193,7 @@ ONE_VOTE = dict.fromkeys(
 UNEQUAL_VOTES = dict.fromkeys(
     ("heads 4", "heads 8"),
     "with h heads logits are h times as large, and the votes' weights p_i become unequal before the query signals have "
-    "turned: at t=70 by a factor of 1.7 with one head, 14 with four and 204 with eight (theory, medians)",
+    "turned: at t=70 by a factor of 3.5 with two heads, 14 with four and 204 with eight (theory, beside claim H1)",
 )
 ONE_SHARE = dict.fromkeys(_LONG, "attention starts at 1/context, not at 1/2; in units of 1/context it is claim H4")
 LATE = {

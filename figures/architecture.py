@@ -122,7 +122,7 @@ def errors(ax, runs, axis):
         values = [float(law(problem, hyper.mu, hyper.sigma_p)) for problem, hyper in found.values()]
         ax.plot(list(found), values, color=plot.COLOURS[family], lw=0.8, ls="--", label=f"law, {plot.NAMES[family]}")
     numbered(ax, dict(sorted(seen.items())))
-    ax.set(ylim=(0, 0.55), ylabel=f"test error, loss < {LEVEL:g}")
+    ax.set_ylim(0, 0.55)
 
 
 def main():
@@ -149,8 +149,8 @@ def main():
                 row[1].legend(title=name, fontsize=5.5, title_fontsize=5.5, loc="lower left", handlelength=2.4)
         targets(axes[1, 2], root)
         titles = (
-            "stage times", r"$s_{21}$ in 1/context", "signs of q and k agree", "test error",
-            "stage times", r"$s_{21}$ in 1/context", "signs of q and k agree", "test error",
+            "stage times", r"$s_{21}$ in 1/context", "signs of q and k agree", "test error, loss < .1",
+            "stage times", r"$s_{21}$ in 1/context", "signs of q and k agree", "test error, loss < .1",
         )  # fmt: skip
         for letter, ax, title in zip("abcdefgh", axes.flat, titles):
             ax.set_title(f"({letter}) {title}", fontsize=7)

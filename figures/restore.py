@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 import jaxsign as js
-from jaxsign import plot, theory, vote_laws
+from jaxsign import plot, theory
 from jaxsign.claims.restore import batch_law, runs_of, whole_batch
 from jaxsign.claims.two_layer import problem_of
 from jaxsign.stages import manifest
@@ -101,8 +101,8 @@ def against_temperature(ax, runs):
     problem, hyper = problem_of(runs["rules"])
     grid = np.geomspace(float(found["temperature"].min()), float(found["temperature"].max()), 60)
     for p, width in ((0.5, 0.9), (0.1, 0.5)):
-        shares = [vote_laws.smooth_sign_share(problem, hyper.mu, hyper.sigma_p, tau, p) for tau in grid]
-        law = [float(vote_laws.shared_test_error(problem, hyper.mu, hyper.sigma_p, share)) for share in shares]
+        shares = [theory.smooth_sign_share(problem, hyper.mu, hyper.sigma_p, tau, p) for tau in grid]
+        law = [float(theory.shared_test_error(problem, hyper.mu, hyper.sigma_p, share)) for share in shares]
         ax.plot(grid, law, color="0.25", lw=width, ls="--", label="laws" if p == 0.5 else None)
     at = js.at_train_loss(runs["rules"], LEVEL)
     for family in ("sign_gd", "gd"):

@@ -25,6 +25,7 @@ from jaxsign.playback import replay as replay
 from jaxsign.probes import degree as degree
 from jaxsign.problem import Hyper as Hyper
 from jaxsign.problem import Problem as Problem
+from jaxsign.problems.deep import DeepProblem as DeepProblem
 from jaxsign.problems.kernel_attention import KernelHyper as KernelHyper
 from jaxsign.problems.kernel_attention import KernelProblem as KernelProblem
 from jaxsign.problems.linear_attention import RegressionHyper as RegressionHyper
@@ -39,6 +40,7 @@ from jaxsign.store.results import open_results as open_results
 from jaxsign.sweep.grid import Sweep as Sweep
 from jaxsign.sweep.runner import run_sweep as run_sweep
 from jaxsign.task import Task as Task
+from jaxsign.tasks.deep import deep_transformer as deep_transformer
 from jaxsign.tasks.kernel_attention import kernel_attention as kernel_attention
 from jaxsign.tasks.linear_attention import linear_attention as linear_attention
 from jaxsign.tasks.residual import residual_attention as residual_attention

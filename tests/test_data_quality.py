@@ -246,7 +246,7 @@ def draw(results, out, monkeypatch):
     """The lines that the figure wrote."""
     monkeypatch.setattr(sys, "argv", ["x", "--results", str(results), "--out", str(out)])
     runpy.run_path(str(ROOT / "figures" / "data_quality.py"))["main"]()
-    assert {path.suffix for path in out.iterdir()} == {".png", ".pdf", ".csv"}
+    assert {path.suffix for path in out.iterdir()} == {".png", ".pdf", ".svg", ".csv"}
     return (out / "data_quality.csv").read_text().splitlines()
 
 

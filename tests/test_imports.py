@@ -20,7 +20,7 @@ LAYERS = [
     {"data", "presets", "labelled", "curvature", "landscape", "start"},
     {"models", "exactness", "loop"},
     {"observables", "theory"},
-    {"tasks", "vote_laws"},
+    {"tasks"},
     {"engines"},
     {"training", "store", "tape"},
     {"sweep"},
@@ -38,15 +38,13 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-SYSTEMS = frozenset(
-    {"tasks", "engines", "models", "data", "observables", "theory", "vote_laws", "problem", "problems", "presets"}
-)
+SYSTEMS = frozenset({"tasks", "engines", "models", "data", "observables", "theory", "problem", "problems", "presets"})
 TRAINING = frozenset({"training", "loop", "sweep", "tasks", "engines", "models"})
 #: Whatever the layers allow.
 NEVER = {
     **dict.fromkeys(["training", "loop", "start", "exactness", "probes", "sweep", "store", "optim", "task"], SYSTEMS),
     **dict.fromkeys(["measures", "stages", "claims", "verdicts", "plot", "report"], TRAINING),
-    **dict.fromkeys(["data", "models", "observables", "theory", "vote_laws"], frozenset({"task", "optim", "schedule"})),
+    **dict.fromkeys(["data", "models", "observables", "theory"], frozenset({"task", "optim", "schedule"})),
 }
 LATE = {"flax", "jinja2", "xarray", "zarr", "orbax", "matplotlib", "tqdm", "scipy", "pandas"}
 

@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 
 import jaxsign as js
-from jaxsign import theory, vote_laws
+from jaxsign import theory
 from jaxsign.claims import restore
 from jaxsign.stages import manifest
 
@@ -56,53 +56,51 @@ def simulated(problem, draws, rule, steps=600, batch=None, seed=0):
 @pytest.mark.parametrize(("rule", "batch"), [("sign", 4), ("sign", 1), ("adam", 3)])
 def test_mini_batch_laws_are_those_of_a_simulation(rule, batch):
     steps = 150 if rule == "sign" else 600
-    share = (
-        vote_laws.sign_batch_share(SMALL, batch, steps) if rule == "sign" else vote_laws.adam_batch_share(SMALL, batch)
-    )
+    share = theory.sign_batch_share(SMALL, batch, steps) if rule == "sign" else theory.adam_batch_share(SMALL, batch)
     rate, error = simulated(SMALL, 40, rule, steps, batch)
-    law = float(vote_laws.shared_test_error(SMALL, 1.0, 2.0, share))
+    law = float(theory.shared_test_error(SMALL, 1.0, 2.0, share))
     assert abs(rate - law) < 4 * error + 0.01  # the share is a mean over a patch's coordinates
     assert abs(law - theory.sign_test_error(SMALL, 1.0, 2.0)) > 0.03
 
 
 @pytest.mark.parametrize("temperature", [1e-9, 0.02, 10.0])
 def test_the_smooth_signs_law_is_that_of_a_simulation(temperature):
-    share = vote_laws.smooth_sign_share(SMALL, 1.0, 2.0, temperature)
+    share = theory.smooth_sign_share(SMALL, 1.0, 2.0, temperature)
     rate, error = simulated(SMALL, 60, lambda g: np.tanh(g / temperature), steps=1)
-    assert abs(rate - float(vote_laws.shared_test_error(SMALL, 1.0, 2.0, share))) < 4 * error + 0.01
+    assert abs(rate - float(theory.shared_test_error(SMALL, 1.0, 2.0, share))) < 4 * error + 0.01
 
 
 def test_the_laws_end_at_those_of_sign_gd_and_gd():
     problem, _ = js.presets.paper_like()
     sign, gd = theory.sign_test_error(problem, 1.0, 2.0), theory.gd_test_error(problem, 1.0, 2.0)
-    ends = [vote_laws.sign_batch_share(problem, 20), vote_laws.adam_batch_share(problem, 20),
-            vote_laws.smooth_sign_share(problem, 1.0, 2.0, 1e-9)]  # fmt: skip
+    ends = [theory.sign_batch_share(problem, 20), theory.adam_batch_share(problem, 20),
+            theory.smooth_sign_share(problem, 1.0, 2.0, 1e-9)]  # fmt: skip
     np.testing.assert_allclose(ends, theory.overlap_share(problem), rtol=1e-5)
     for share in ends:
-        assert float(vote_laws.shared_test_error(problem, 1.0, 2.0, share)) == pytest.approx(float(sign), abs=1e-5)
-    linear = vote_laws.smooth_sign_share(problem, 1.0, 2.0, 1e3)
+        assert float(theory.shared_test_error(problem, 1.0, 2.0, share)) == pytest.approx(float(sign), abs=1e-5)
+    linear = theory.smooth_sign_share(problem, 1.0, 2.0, 1e3)
     assert linear == pytest.approx((2.0**2) * 40 / 1999 / 20, rel=1e-3)  # E g_c^2 / g_1^2 = rho sigma_p^2 / n
-    assert float(vote_laws.shared_test_error(problem, 1.0, 2.0, linear)) == pytest.approx(float(gd), abs=0.01)
-    for share in (vote_laws.sign_batch_share, vote_laws.adam_batch_share):
+    assert float(theory.shared_test_error(problem, 1.0, 2.0, linear)) == pytest.approx(float(gd), abs=0.01)
+    for share in (theory.sign_batch_share, theory.adam_batch_share):
         assert np.all(np.diff([share(problem, batch) for batch in (1, 2, 5, 10, 20)]) > 0)
     # One example a batch: its coordinates move B/n as far, or sqrt(B/n), where nobody else uses them.
     alone = dataclasses.replace(problem, d=10**7)
-    assert vote_laws.sign_batch_share(alone, 1) / theory.overlap_share(alone) == pytest.approx(1 / 20**2, rel=1e-3)
-    assert vote_laws.adam_batch_share(alone, 1) / theory.overlap_share(alone) == pytest.approx(1 / 20, rel=1e-3)
+    assert theory.sign_batch_share(alone, 1) / theory.overlap_share(alone) == pytest.approx(1 / 20**2, rel=1e-3)
+    assert theory.adam_batch_share(alone, 1) / theory.overlap_share(alone) == pytest.approx(1 / 20, rel=1e-3)
     far = dataclasses.replace(problem, overlap="none")
-    assert vote_laws.shared_test_error(far, 1.0, 2.0, 0.1) == 0
+    assert theory.shared_test_error(far, 1.0, 2.0, 0.1) == 0
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: vote_laws.sign_batch_share(p, 13), r"batch_size must be an int in \[1, n\] = \[1, 12\], got batch_"),
-        (lambda p: vote_laws.adam_batch_share(p, 0), "batch_size must be an int >= 1, got batch_size=0"),
-        (lambda p: vote_laws.sign_batch_share(p, 2, 0), "steps must be an int >= 1, got steps=0"),
-        (lambda p: vote_laws.smooth_sign_share(p, 1.0, 2.0, 0.0), "temperature must be"),
-        (lambda p: vote_laws.shared_test_error(p, 1.0, 2.0, 0.0), "share must be"),
-        (lambda p: vote_laws.adam_batch_share(dataclasses.replace(p, context=3), 2), "context=2, got context=3"),
-        (lambda p: vote_laws.adam_batch_share(dataclasses.replace(p, supports="disjoint"), 2), "got 'disjoint'"),
+        (lambda p: theory.sign_batch_share(p, 13), r"batch_size must be an int in \[1, n\] = \[1, 12\], got batch_"),
+        (lambda p: theory.adam_batch_share(p, 0), "batch_size must be an int >= 1, got batch_size=0"),
+        (lambda p: theory.sign_batch_share(p, 2, 0), "steps must be an int >= 1, got steps=0"),
+        (lambda p: theory.smooth_sign_share(p, 1.0, 2.0, 0.0), "temperature must be"),
+        (lambda p: theory.shared_test_error(p, 1.0, 2.0, 0.0), "share must be"),
+        (lambda p: theory.adam_batch_share(dataclasses.replace(p, context=3), 2), "context=2, got context=3"),
+        (lambda p: theory.adam_batch_share(dataclasses.replace(p, supports="disjoint"), 2), "got 'disjoint'"),
     ],
 )
 def test_bad_input_is_named(call, message):
@@ -265,8 +263,8 @@ def test_early_stopping_that_helps_fails_its_claim():
 def test_claims_about_the_laws_want_frozen_attention():
     problem, _ = js.presets.paper_like()
     laws = {
-        family: tuple(float(vote_laws.shared_test_error(problem, 1.0, 2.0, share(problem, b))) for b in BATCHES)
-        for family, share in (("sign", vote_laws.sign_batch_share), ("adam", vote_laws.adam_batch_share))
+        family: tuple(float(theory.shared_test_error(problem, 1.0, 2.0, share(problem, b))) for b in BATCHES)
+        for family, share in (("sign", theory.sign_batch_share), ("adam", theory.adam_batch_share))
     }
     followed, missed = (
         over_batches(**{k: np.array(v) + off for k, v in laws.items()}, trainable=["w_v"]) for off in (0, 0.06)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign import theory, vote_laws
+from jaxsign import theory
 from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, above
 from jaxsign.claims.two_layer import problem_of
 from jaxsign.stages import at_train_loss, manifest, need
@@ -96,10 +96,10 @@ def batch_law(ds: Any, family: str, batch: int, steps: int | None = None) -> flo
     point = ds.isel({dim: 0 for dim in ("batch_size",) if dim in ds.dims})
     problem, hyper = problem_of(point)
     if family == "sign_gd":
-        share = vote_laws.sign_batch_share(problem, batch, steps)
+        share = theory.sign_batch_share(problem, batch, steps)
     else:
-        share = vote_laws.adam_batch_share(problem, batch)
-    return float(vote_laws.shared_test_error(problem, hyper.mu, hyper.sigma_p, share))
+        share = theory.adam_batch_share(problem, batch)
+    return float(theory.shared_test_error(problem, hyper.mu, hyper.sigma_p, share))
 
 
 def _law_closed(ds: Any, family: str, batch: int) -> float:

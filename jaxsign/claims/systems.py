@@ -4,6 +4,7 @@ from typing import Any
 
 from jaxsign.claims import (
     adam,
+    architecture,
     bridge,
     data_quality,
     kernel_attention,
@@ -22,6 +23,7 @@ SYSTEMS: dict[str, Any] = {
     "residual_attention": residual,
     "two_layer_curvature": bridge,
     "two_layer_updates": adam,
+    "deep_transformer": architecture,
 }
 #: Experiments on the paper's system that have claims of their own.
 EXPERIMENTS = (restore, data_quality)

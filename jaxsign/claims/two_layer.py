@@ -43,9 +43,9 @@ def problem_of(ds: Any) -> tuple[Problem, Hyper]:
 def setting_of(ds: Any) -> str:
     """The preset a Dataset was run with, "custom" if it is none; n_test is free.
 
-    Another n, kernel, residual path or choice of trained weights is said: "theory, n=21", "gaussian kernel with
-    residual 1, theory", "w_v alone trained, paper_like"; so are the axes of a sweep that leaves the preset:
-    "paper_like over n, snr".
+    Another n, kernel, residual path, number of heads, context or choice of trained weights is said: "theory, n=21",
+    "gaussian kernel with residual 1, theory", "context 4, theory" (with d in proportion to the noise patches), "w_v
+    alone trained, paper_like"; so are the axes of a sweep that leaves the preset: "paper_like over n, snr".
     """
     trained = manifest(ds)["definition"].get("trainable")  # without a manifest the Dataset is refused, not "custom"
     swept = _swept(ds)
@@ -58,12 +58,17 @@ def setting_of(ds: Any) -> str:
         preset, numbers = getattr(presets, name)()
         problem, hyper = _with(problem, preset, apart), _with(hyper, numbers, apart)
         free: dict[str, Any] = {"n": problem.n, "n_test": problem.n_test, "kernel": problem.kernel}
+        free |= {"heads": problem.heads}
+        if problem.context > 2 and problem.d == preset.d * problem.patches:
+            free |= {"context": problem.context, "d": problem.d}
         if name == "paper_like":
             free["supports"] = problem.supports
         numbers = dataclasses.replace(numbers, residual=hyper.residual)
         if numbers == hyper and _is_legal(preset, free) and dataclasses.replace(preset, **free) == problem:
             model = [f"{problem.kernel} kernel"] if problem.kernel != preset.kernel else []
             model += [f"residual {hyper.residual:g}"] if hyper.residual else []
+            model += [f"heads {problem.heads}"] if problem.heads != preset.heads else []
+            model += [f"context {problem.context}"] if problem.context != preset.context else []
             model += [f"{' and '.join(trained)} alone trained"] if trained else []
             varied = [f"n={problem.n}"] if problem.n != preset.n else []
             varied += [f"{problem.supports} supports"] if problem.supports != preset.supports else []
@@ -186,6 +191,24 @@ LINEAR = {
     "key, of either sign, are what memorises the noise"
     for path in ("", " with residual 1")
 }
+#: And what longer contexts do: settings of sweeps/architecture.py.
+_LONG = ("context 4", "context 8", "context 16")
+OTHER_KEYS = dict.fromkeys(
+    _LONG,
+    "all noise queries of an example come to attend to one of its noise patches, that of the largest ||xi||_1, and "
+    "agree with that patch's key instead of their own (sweeps/architecture.py, entry targets; figure, panel g)",
+)
+ONE_VOTE = dict.fromkeys(
+    _LONG,
+    "an example has one vote, that of the noise patch that all its queries attend to: at context 4 the keys of the "
+    "patches of largest ||xi||_1 alone are followed by 1.00 [1.00, 1.00] of the rows (theory), all keys by .95",
+)
+UNEQUAL_VOTES = dict.fromkeys(
+    ("heads 4", "heads 8"),
+    "with h heads logits are h times as large, and the votes' weights p_i become unequal before the query signals have "
+    "turned: at t=70 by a factor of 3.5 with two heads, 14 with four and 204 with eight (theory, beside claim H1)",
+)
+ONE_SHARE = dict.fromkeys(_LONG, "attention starts at 1/context, not at 1/2; in units of 1/context it is claim H4")
 LATE = {
     **{name: f"{why}; the loss is 0 in 32-bit floats before t = 1100" for name, why in LINEAR.items()},
     **{
@@ -218,7 +241,7 @@ CLAIMS: tuple[Claim, ...] = (
             Part("sign agreement at t=0", _measured("sign_agreement_0"), (0.4, 0.6), _HALF),
             Part("sign agreement at t=20", _measured("sign_agreement_20"), (0.95, 1.0), _ONE),
         ),
-        explanations=GAUSSIAN | LINEAR,
+        explanations=GAUSSIAN | LINEAR | OTHER_KEYS,
     ),
     Claim(
         "S3",
@@ -252,6 +275,8 @@ CLAIMS: tuple[Claim, ...] = (
         explanations={
             **GAUSSIAN,
             **LINEAR,
+            **UNEQUAL_VOTES,
+            **ONE_VOTE,
             "paper_like": "only rows whose vote was won by one or two samples do not follow it: the law weighs votes "
             "by p_i A_i g_i |k_i|, and where patches share coordinates the weights differ enough to turn a narrow vote",
         },
@@ -267,7 +292,7 @@ CLAIMS: tuple[Claim, ...] = (
             Part("mean s_11 at t=150", _measured("s11_150"), (0.4, 0.6), _HALF),
             Part("exponent a of -ln s_21 ~ t^a on [50,300]", _measured("s21_exponent"), (1.0, INF)),
         ),
-        explanations=GAUSSIAN | LINEAR,
+        explanations=GAUSSIAN | LINEAR | ONE_SHARE,
     ),
     Claim(
         "S5",
@@ -324,7 +349,13 @@ CLAIMS: tuple[Claim, ...] = (
             Part("mean s_21 at t=150", _measured("s21_150"), (0.0, 0.01), _NONE),
             Part("mean s_11 at t=150", _measured("s11_150"), (0.4, 0.6), _HALF),
         ),
-        explanations=GAUSSIAN | LINEAR,
+        explanations=GAUSSIAN
+        | LINEAR
+        | ONE_SHARE
+        | {
+            "heads 4": "signs align and s_11 stays near 1/2, but by t=150 s_21 has only come down to .010, not to .002 "
+            "as with one head: the loss falls faster and Adam's steps shrink sooner"
+        },
     ),
     Claim(
         "A2",

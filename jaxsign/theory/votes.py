@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxsign.problem import Problem
-from jaxsign.theory import overlap_share
+from jaxsign.theory.errors import overlap_share
 from jaxsign.validation import positive_int, real
 
 

@@ -1,0 +1,150 @@
+"""What one step of SignGD does to every feature, exactly, where supports are disjoint; tracers are accepted.
+
+Notation as in `jaxsign.theory`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def value_noise_step(eta: Any, noise_l1: Array) -> Array:
+    """One SignGD step of the mean value noise:  y_i <v, xi_i>  +=  2 eta ||xi_i||_1.
+
+    Args:
+      eta: learning rate.
+      noise_l1: (n,) l1 norms of the noise patches.
+
+    Returns:
+      (n,) increments.
+
+    Examples:
+      >>> value_noise_step(0.5, jnp.array([2.0])).tolist()
+      [2.0]
+
+    References:
+      Exact one-step law, derived here from the model of arXiv 2410.04870.
+    """
+    return 2 * eta * noise_l1
+
+
+def value_signal_step(eta: Any, mu: Any, p: Array, s: Array, c: Array) -> Array:
+    """One SignGD step of the mean value signal:  <v, mu>  +=  2 eta ||mu||_1 sgn(sum_i p_i S_i c_i).
+
+    Args:
+      eta: learning rate.
+      mu: norm of the signal patch.
+      p: (n,) loss weights p_i.
+      s: (n,) S_i summed over heads.
+      c: (n,) signs c_i.
+
+    Returns:
+      () increment.
+
+    References:
+      Exact one-step law, derived here from the model of arXiv 2410.04870.
+    """
+    return 2 * eta * mu * jnp.sign(jnp.sum(p * s * c))
+
+
+def query_noise_step(eta: Any, noise_l1: Array, g: Array, c: Array, key_noise: Array, key_signal: Array) -> Array:
+    """One SignGD step of the query noise:  q_i  +=  eta ||xi_i||_1 sgn(g_i) sgn(k_i - c_i k_mu).
+
+    Args:
+      eta: learning rate.
+      noise_l1: (n,).
+      g: (n,).
+      c: (n,).
+      key_noise: (row, n).
+      key_signal: (row,).
+
+    Returns:
+      (row, n) increments.
+
+    References:
+      Exact one-step law, derived here from the model of arXiv 2410.04870.
+    """
+    return eta * (noise_l1 * jnp.sign(g))[None] * jnp.sign(key_noise - c[None] * key_signal[:, None])
+
+
+def key_noise_step(
+    eta: Any, noise_l1: Array, g: Array, c: Array, a: Array, b: Array, query_noise: Array, query_signal: Array
+) -> Array:
+    """One SignGD step of the key noise:  k_i  +=  eta ||xi_i||_1 sgn(g_i) sgn(A_i c_i q_mu + B_i q_i).
+
+    Args:
+      eta: learning rate.
+      noise_l1: (n,).
+      g: (n,).
+      c: (n,).
+      a: (n,) A_i of the head.
+      b: (n,) B_i of the head.
+      query_noise: (row, n) of the head.
+      query_signal: (row,) of the head.
+
+    Returns:
+      (row, n) increments.
+
+    References:
+      Exact one-step law, derived here from the model of arXiv 2410.04870.
+    """
+    return (
+        eta * (noise_l1 * jnp.sign(g))[None] * jnp.sign((a * c)[None] * query_signal[:, None] + b[None] * query_noise)
+    )
+
+
+def query_signal_step(
+    eta: Any, mu: Any, p: Array, g: Array, c: Array, a: Array, key_noise: Array, key_signal: Array
+) -> Array:
+    """One SignGD step of the query signal, a majority vote of the key noise.
+
+        q_mu  +=  eta ||mu||_1 sgn( sum_i c_i p_i A_i g_i (k_i - c_i k_mu) )
+
+    Args:
+      eta: learning rate.
+      mu: norm of the signal patch.
+      p: (n,).
+      g: (n,).
+      c: (n,).
+      a: (n,) A_i of the head.
+      key_noise: (row, n) of the head.
+      key_signal: (row,) of the head.
+
+    Returns:
+      (row,) increments.
+
+    References:
+      Exact one-step law, derived here from the model of arXiv 2410.04870.
+    """
+    return eta * mu * jnp.sign(jnp.sum((c * p * a * g)[None] * (key_noise - c[None] * key_signal[:, None]), -1))
+
+
+def key_signal_step(
+    eta: Any, mu: Any, p: Array, g: Array, c: Array, a: Array, b: Array, query_noise: Array, query_signal: Array
+) -> Array:
+    """One SignGD step of the key signal, minus the majority vote of the query noise.
+
+        k_mu  -=  eta ||mu||_1 sgn( sum_i c_i p_i g_i (A_i c_i q_mu + B_i q_i) )
+
+    Args:
+      eta: learning rate.
+      mu: norm of the signal patch.
+      p: (n,).
+      g: (n,).
+      c: (n,).
+      a: (n,) A_i of the head.
+      b: (n,) B_i of the head.
+      query_noise: (row, n) of the head.
+      query_signal: (row,) of the head.
+
+    Returns:
+      (row,) increments.
+
+    References:
+      Exact one-step law, derived here from the model of arXiv 2410.04870.
+    """
+    votes = (c * p * g)[None] * ((a * c)[None] * query_signal[:, None] + b[None] * query_noise)
+    return -eta * mu * jnp.sign(jnp.sum(votes, -1))

@@ -118,7 +118,7 @@ def main():
         )  # fmt: skip
         for letter, ax, title in zip("abcdefghi", axes.flat, titles):
             ax.set_title(f"({letter}) {title}", fontsize=6.5)
-        axes[1, 1].legend(fontsize=5.5, handlelength=2.2, loc="center right", borderaxespad=0)
+        axes[1, 0].legend(fontsize=5.5, handlelength=2.2, loc="center right", borderaxespad=0)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         for name, _, _, line in KINDS.values():
             handles.append(plt.Line2D([], [], color="0.3", ls=line))

@@ -7,6 +7,7 @@ from jaxsign import presets as presets
 from jaxsign import theory as theory
 from jaxsign.claims.claim import Claim as Claim
 from jaxsign.claims.claim import Part as Part
+from jaxsign.data.digits import load_digits as load_digits
 from jaxsign.data.signal_noise import Dataset as Dataset
 from jaxsign.engines import two_layer as two_layer
 from jaxsign.experiment import sweep_cli as sweep_cli
@@ -24,6 +25,8 @@ from jaxsign.playback import replay as replay
 from jaxsign.probes import degree as degree
 from jaxsign.problem import Hyper as Hyper
 from jaxsign.problem import Problem as Problem
+from jaxsign.problems.digits import DigitsHyper as DigitsHyper
+from jaxsign.problems.digits import DigitsProblem as DigitsProblem
 from jaxsign.problems.kernel_attention import KernelHyper as KernelHyper
 from jaxsign.problems.kernel_attention import KernelProblem as KernelProblem
 from jaxsign.problems.linear_attention import RegressionHyper as RegressionHyper
@@ -38,6 +41,7 @@ from jaxsign.store.results import open_results as open_results
 from jaxsign.sweep.grid import Sweep as Sweep
 from jaxsign.sweep.runner import run_sweep as run_sweep
 from jaxsign.task import Task as Task
+from jaxsign.tasks.digits import noisy_digits as noisy_digits
 from jaxsign.tasks.kernel_attention import kernel_attention as kernel_attention
 from jaxsign.tasks.linear_attention import linear_attention as linear_attention
 from jaxsign.tasks.residual import residual_attention as residual_attention

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxsign.claims import bridge, kernel_attention, linear_attention, residual, two_layer
+from jaxsign.claims import bridge, digits, kernel_attention, linear_attention, residual, two_layer
 from jaxsign.claims.claim import Claim, system_of
 
 #: {system: its claims and `Dataset -> setting`}; a Dataset of any other system is read as one of the paper's.
@@ -12,6 +12,7 @@ SYSTEMS: dict[str, Any] = {
     "kernel_attention": kernel_attention,
     "residual_attention": residual,
     "two_layer_curvature": bridge,
+    "noisy_digits": digits,
 }
 CLAIMS: tuple[Claim, ...] = tuple(claim for system in SYSTEMS.values() for claim in system.CLAIMS)
 

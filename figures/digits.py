@@ -5,6 +5,7 @@ Command: python figures/digits.py --results results --out results/figures
 """
 
 import argparse
+import itertools
 import textwrap
 from pathlib import Path
 
@@ -74,9 +75,8 @@ def each_rate(ax, ds):
     for i, shade in enumerate(np.linspace(0.25, 0.9, own.size)):
         rate = float(ds["learning_rate"].isel(optimizer=own[i]))
         values = runs.isel(optimizer=i).transpose("seed", "scale")
-        plot.band(
-            ax, runs["scale"], values, f"{rate:.1g}", color=plt.get_cmap("viridis")(shade), marker="o", ms=2, lw=0.9
-        )
+        look = {"color": plt.get_cmap("viridis")(shade), "marker": "o", "ms": 2, "lw": 0.9}
+        plot.band(ax, runs["scale"], values, f"{rate:.1g}", **look)
     chosen = tuned(ds, "sign_gd", "end")["test_loss"].sel(scale=slice(0.24, 2.01))
     ax.plot(chosen["scale"], chosen.median("seed"), color="k", lw=0.7, ls=":", label="tuned")
     ax.axvspan(*DISPUTED, color="0.93", zorder=0)
@@ -102,7 +102,7 @@ def rises(ax, ds, family):
             label=NAMES[name],
         )  # fmt: skip
     ax.axhline(0, color="0.6", lw=0.5)
-    places = [f"{a:g}-\n{b:g}".replace("0.", ".") for a, b in zip(scales[:-1], scales[1:])]
+    places = [f"{a:g}-\n{b:g}".replace("0.", ".") for a, b in itertools.pairwise(scales)]
     ax.set_xticks(range(len(places)), places)
     ax.tick_params(labelsize=5.5)
 
@@ -111,12 +111,18 @@ def foot(fig, runs, width):
     """Seeds, sizes and rates below a figure."""
     one = next(iter(runs.values()))
     p = manifest(one)["definition"]["problem"]
+    train = p["n_train"], int(one["step"][-1])
+    last = list(runs.values())[-1]
+    ten = manifest(last)["definition"]["problem"]
+    more = f"; ten classes {ten['n_train']} and {int(last['step'][-1])}" if len(ten["classes"]) == 10 else ""
     text = (
-        f"{one.sizes['seed']} seeds, median and 5-95 % · MNIST digits, {p['n_train']} training, {p['n_val']} validation, "
-        f"{p['n_test']} test images a run, noise N(0, 1) in a border of width 5, {int(one['step'][-1])} full-batch steps, "
-        f"patches of {p['patch']} x {p['patch']}, width {p['width']}, {p['heads']} heads · learning rate of each optimizer "
-        "and scale: the best of four by the mean validation loss at the point shown · calibrated: one temperature fitted "
-        'on the validation images · all reconstructed; "scale" is a factor of the image and no ratio of norms'
+        f"{one.sizes['seed']} seeds, median and 5-95 % · MNIST digits, noise N(0, 1) in a border of width 5; two "
+        f"classes {train[0]} training images and {train[1]} full-batch steps, {p['n_val']} validation and "
+        f"{p['n_test']} test images a run, patches of {p['patch']} x {p['patch']}, width {p['width']}, {p['heads']} "
+        f"heads{more} · each optimizer and scale at the learning rate of four with the best mean validation loss where "
+        "shown · "
+        "calibrated: one temperature fitted on the validation images · all reconstructed; the scale is a factor of the "
+        "image and no ratio of norms"
     )
     fig.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize=5, color="0.35")
 

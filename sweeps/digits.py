@@ -46,7 +46,7 @@ def rates(first, tiny):
 
 
 def optimizers(model, tiny, momentum):
-    """SignGD, Adam, GD and, where asked for, momentum, each with its rates."""
+    """SignGD, Adam (not in tiny mode), GD and, where asked for, momentum, each with its rates."""
     grids = {name: rates(first, tiny) for name, first in RATES[model].items()}
     found = {
         "sign_gd": js.grid(js.sign_gd, learning_rate=grids["sign_gd"]),
@@ -55,7 +55,7 @@ def optimizers(model, tiny, momentum):
     }
     if momentum:
         found["momentum"] = js.grid(optax.sgd, learning_rate=grids["momentum"], momentum=0.9)
-    return found
+    return {name: grid for name, grid in found.items() if not tiny or name != "adam"}
 
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
@@ -72,10 +72,11 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
             steps = args.steps or (7 if args.tiny else 300 if digits == "ten" else 150)
             record = RECORD[steps >= RECORD]
             first = digits == "3_7" and not control
+            families = optimizers(model, args.tiny, first and not args.tiny)
             scales = [0.5, 1.0] if args.tiny else SCALES if first else FEW_SCALES
             sweeps[f"{model}_{digits}{control}"] = js.Sweep(
                 system=js.noisy_digits, problem=problem, hyper=js.DigitsHyper(),
-                shared=js.load_digits(args.data_dir, problem), optimizers=optimizers(model, args.tiny, first),
+                shared=js.load_digits(args.data_dir, problem), optimizers=families,
                 axes={"scale": scales, "seed": args.seeds or (2 if args.tiny else 10)}, steps=steps, record=record,
                 test_every=record, trainable=FROZEN[model] if control else None,
             )  # fmt: skip

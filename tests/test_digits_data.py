@@ -52,12 +52,12 @@ def test_idx_files_are_read_plain_and_gzipped(folder, zipped):
     [
         ("images-idx3", lambda content: None, "is missing, plain and as train-images-idx3-ubyte.gz"),
         ("labels-idx1", lambda content: None, "is missing, plain and as train-labels-idx1-ubyte.gz"),
-        ("images-idx3", lambda content: b"\x00\x00\x0d\x03" + content[4:], r"must begin with 0 0 8 .* got \[0, 0, 13, 3\]"),
+        ("images-idx3", lambda content: b"\x00\x00\x0d\x03" + content[4:], r"with 0 0 8 .* got \[0, 0, 13, 3\]"),
         ("images-idx3", lambda content: b"", r"must begin with 0 0 8 .* got \[\]"),
         ("images-idx3", lambda content: content[:9], "is truncated: 9 bytes, and its header alone has 16"),
         ("images-idx3", lambda content: content[:-1], r"is truncated: 47055 bytes instead of 47056"),
         ("labels-idx1", lambda content: content + b"\x00", "is too long: 69 bytes instead of 68"),
-        ("images-idx3", lambda content: encode(np.zeros((60, 14, 14))), r"images of 28 x 28 pixels, got .*\(60, 14, 14\)"),
+        ("images-idx3", lambda content: encode(np.zeros((60, 14, 14))), r"of 28 x 28 pixels, got .*\(60, 14, 14\)"),
         ("images-idx3", lambda content: encode(np.zeros(60)), r"images of 28 x 28 pixels, got the shape \(60,\)"),
         ("labels-idx1", lambda content: encode(np.zeros(59)), r"one label for each of the 60 images .* \(59,\)"),
         ("labels-idx1", lambda content: encode(np.full(60, 11)), r"labels in \[0, 9\], got 11"),
@@ -219,7 +219,7 @@ def test_bad_problems_are_refused(fields, message):
 def test_bad_numbers_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         js.noisy_digits(PROBLEM).validate(js.DigitsHyper(**fields))
-    with pytest.raises(ValueError, match="hyper must be a js.DigitsHyper"):
+    with pytest.raises(ValueError, match=r"hyper must be a js\.DigitsHyper"):
         js.noisy_digits(PROBLEM).validate(js.RegressionHyper())
-    with pytest.raises(ValueError, match="problem must be a js.DigitsProblem"):
+    with pytest.raises(ValueError, match=r"problem must be a js\.DigitsProblem"):
         js.noisy_digits(js.RegressionProblem())

@@ -1,4 +1,4 @@
-"""A vision transformer of one layer, in Flax: patch embedding, positions, attention and MLP with residuals, mean pool."""
+"""A vision transformer of one layer, in Flax: patch embedding, positions, attention and MLP with residuals, mean."""
 
 import functools
 from typing import Any

@@ -111,13 +111,13 @@ def foot(fig, runs, width):
     """Seeds, sizes and rates below a figure."""
     one = next(iter(runs.values()))
     p = manifest(one)["definition"]["problem"]
-    train = p["n_train"], int(one["step"][-1])
+    sizes = p["n_train"], int(one["step"][-1])
     last = list(runs.values())[-1]
     ten = manifest(last)["definition"]["problem"]
     more = f"; ten classes {ten['n_train']} and {int(last['step'][-1])}" if len(ten["classes"]) == 10 else ""
     text = (
         f"{one.sizes['seed']} seeds, median and 5-95 % · MNIST digits, noise N(0, 1) in a border of width 5; two "
-        f"classes {train[0]} training images and {train[1]} full-batch steps, {p['n_val']} validation and "
+        f"classes {sizes[0]} training images and {sizes[1]} full-batch steps, {p['n_val']} validation and "
         f"{p['n_test']} test images a run, patches of {p['patch']} x {p['patch']}, width {p['width']}, {p['heads']} "
         f"heads{more} · each optimizer and scale at the learning rate of four with the best mean validation loss where "
         "shown · "

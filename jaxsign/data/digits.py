@@ -152,7 +152,7 @@ def choose(key: Array, labels: Array, problem: DigitsProblem) -> Array:
     return jax.lax.top_k(own, problem.per_class)[1]
 
 
-def sample(key: Array, problem: DigitsProblem, hyper: DigitsHyper, shared: DigitImages) -> Draw:
+def sample(key: Array, problem: DigitsProblem, hyper: DigitsHyper, shared: DigitImages | None) -> Draw:
     """Draws three balanced disjoint splits of the image set and the training images' noise.
 
         image = scale * pixels / 255,   noise ~ N(0, noise^2) in the border of width 5

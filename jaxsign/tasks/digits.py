@@ -83,7 +83,7 @@ def noisy_digits(problem: DigitsProblem) -> Task:
         del data
         return (vision if problem.model == "vit" else patch_attention).init(key, problem, hyper)
 
-    def prepare(data: Draw, test: Array, params: Any, hyper: Any, degree: Any) -> tuple[Patches, Held, Any]:
+    def prepare(data: Draw, test: Any, params: Any, hyper: Any, degree: Any) -> tuple[Patches, Held, Any]:
         del hyper, degree
         return (*data_of.splits(data, test, problem), params)
 

@@ -6,12 +6,12 @@ queries and keys stay as they began, attention almost uniform over the patches; 
 Axes: SignGD, Adam, GD and, for 3 vs 7, momentum, with four learning rates each over one and a half decades, of which
 the figure and the claims take the one with the best validation loss; image scale .25 to 4, nine values for 3 vs 7, of
 which six are in [.5, 1], five for the others; 10 seeds. 100 validation and 300 test images a run; 50 training images
-and 150 full-batch steps for two classes, 100 and 300 for ten.
+and 150 full-batch steps for two classes, 100 and 200 for ten.
 Command: python sweeps/digits.py --out results/digits [--data-dir DIR], DIR the MNIST files, plain or gzipped; without
 it the 10,000 digits of the package.
-Cost: sized by arithmetic for 25 minutes of one core. With 50 images a step takes .3 ms (two_layer) and 1 ms (vit), a
+Cost: sized by arithmetic for 22 minutes of one core. With 50 images a step takes .3 ms (two_layer) and 1 ms (vit), a
 record 1.3 and 3.5 ms, so that a run of 150 steps takes .07 and .2 s: 9 x 160 + 2 x 5 x 120 runs of each model are 12
-minutes. Ten classes take .25 and .62 s a run: 5 x 120 runs of each are 9. Compiling 26 programs takes the rest.
+minutes. Ten classes take .17 and .43 s a run: 5 x 120 runs of each are 6. Compiling 26 programs takes 4.
 Expected: `jaxsign claims results/digits/*`, claims F2d-1 to F2d-4.
 Learning rates and steps were set by looking at training losses alone. All sizes, rates and scales are reconstructed.
 """
@@ -27,7 +27,7 @@ import jaxsign as js
 CLASSES = {"3_7": (3, 7), "0_1": (0, 1), "ten": tuple(range(10))}
 SCALES = [0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 4.0]
 FEW_SCALES = [0.25, 0.5, 0.7, 1.0, 4.0]
-RECORD = np.array([0, 2, 4, 7, 11, 16, 23, 32, 43, 57, 74, 95, 120, 150, 190, 240, 300])
+RECORD = np.array([0, 2, 4, 7, 11, 16, 23, 32, 43, 57, 74, 95, 120, 150, 200])
 #: First of the learning rates, the same number over the same span for every optimizer.
 RATES = {
     "two_layer": {"sign_gd": 1e-3, "adam": 1e-3, "gd": 3e-2, "momentum": 1e-2},
@@ -69,7 +69,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
             if args.tiny:
                 sizes = {"n_train": 10, "n_val": 10, "n_test": 20, "width": 4, "hidden": 4}
             problem = js.DigitsProblem(classes=classes, model=model, **sizes)
-            steps = args.steps or (7 if args.tiny else 300 if digits == "ten" else 150)
+            steps = args.steps or (7 if args.tiny else 200 if digits == "ten" else 150)
             record = RECORD[steps >= RECORD]
             first = digits == "3_7" and not control
             families = optimizers(model, args.tiny, first and not args.tiny)

@@ -86,10 +86,17 @@ def test_two_layer_logits_are_those_by_hand_and_of_the_papers_model(eps, classes
     given = jnp.asarray(x, jnp.zeros(()).dtype)
     found = np.asarray(jax.jit(patch_attention.logits, static_argnums=2)(params, given, 2))
     weights = [np.asarray(w, float) for w in params]
-    wanted = np.stack([two_layer_by_hand(*weights, one, 2) for one in x])
+    count, d = x.shape[1:]
+    weights = [w.reshape(*w.shape[:-2], count * d) for w in weights]
+    placed = np.zeros((len(x), count, count, d))  # every patch in its place, the other pixels 0
+    placed[:, np.arange(count), np.arange(count)] = x
+    placed = placed.reshape(len(x), count, count * d)
+    wanted = np.stack([two_layer_by_hand(*weights, one, 2) for one in placed])
     np.testing.assert_allclose(found, wanted, rtol=1e4 * eps, atol=1e3 * eps)
     if len(classes) == 2:
-        paper = js.Params(params.w_q, params.w_k, params.w_v, heads=2)
+        dtype = given.dtype
+        paper = js.Params(*(jnp.asarray(w, dtype) for w in weights), heads=2)
+        given = jnp.asarray(placed, dtype)
         np.testing.assert_allclose(found[:, 0] - found[:, 1], [js.apply(paper, one) for one in given], rtol=1e5 * eps)
 
 

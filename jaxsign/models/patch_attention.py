@@ -1,4 +1,4 @@
-"""The paper's two-layer attention model on the patches of an image, one value matrix per class."""
+"""The paper's two-layer attention model on the patches of an image, each in its place; one value matrix per class."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class PatchParams(NamedTuple):
-    """Weights, all trained.
+    """Weights, all trained, on the pixels of an image, patch by patch.
 
     Args:
-      w_q: (width, patch^2) queries, all heads.
-      w_k: (width, patch^2) keys.
-      w_v: (classes, width, patch^2) values.
+      w_q: (width, tokens, patch^2) queries, all heads.
+      w_k: (width, tokens, patch^2) keys.
+      w_v: (classes, width, tokens, patch^2) values.
     """
 
     w_q: Array
@@ -38,9 +38,10 @@ def init(key: Array, problem: DigitsProblem, hyper: DigitsHyper) -> PatchParams:
 
     Examples:
       >>> init(jax.random.key(0), DigitsProblem(), DigitsHyper()).w_v.shape
-      (2, 16, 49)
+      (2, 16, 16, 49)
     """
-    shapes = [(problem.width, problem.patch**2)] * 2 + [(len(problem.classes), problem.width, problem.patch**2)]
+    one = (problem.width, problem.tokens, problem.patch**2)
+    shapes = [one, one, (len(problem.classes), *one)]
     return PatchParams(*(hyper.sigma_0 * jax.random.normal(k, s) for k, s in zip(jax.random.split(key, 3), shapes)))
 
 
@@ -49,7 +50,9 @@ def logits(params: PatchParams, x: Array, heads: int) -> Array:
 
         F_j = (1/m_v) sum_h sum_l 1^T W_{V,j} X softmax(X^T W_K^T W_Q x^(l))
 
-    over the heads h and the query patches l. The softmax of two logits has the logistic loss of F = F_1 - F_{-1}: with
+    over the heads h and the query patches l. Token x^(l) is the image with all pixels but those of patch l set to 0, so
+    that weights know where a patch is, and patches share no coordinate; with uniform attention F is linear in the
+    pixels. The softmax of two logits has the logistic loss of F = F_1 - F_{-1}: with
     two classes this is the paper's model.
 
     Args:
@@ -64,12 +67,12 @@ def logits(params: PatchParams, x: Array, heads: int) -> Array:
       arXiv 2410.04870, model definition; more than two classes are an extension.
     """
     n, tokens, d = x.shape
-    flat = x.reshape(-1, d)
 
     def split(weights: Array) -> Array:
-        return jnp.matmul(flat, weights.T, precision=HIGHEST).reshape(n, tokens, heads, -1)
+        return jnp.einsum("nld,wld->lnw", x, weights, precision=HIGHEST).reshape(tokens, n, heads, -1)
 
-    scores = jnp.einsum("nqhr,nkhr->nhqk", split(params.w_q), split(params.w_k), precision=HIGHEST)
+    scores = jnp.einsum("qnhr,knhr->nhqk", split(params.w_q), split(params.w_k), precision=HIGHEST)
     received = jnp.sum(jax.nn.softmax(scores), axis=(1, 2))  # (n, tokens): what a patch gets from all queries
-    pooled = jnp.einsum("nk,nkd->nd", received, x, precision=HIGHEST)
-    return jnp.matmul(pooled, jnp.mean(params.w_v, axis=1).T, precision=HIGHEST)
+    seen = (received[:, :, None] * x).reshape(n, tokens * d)
+    value = jnp.mean(params.w_v, axis=1).reshape(-1, tokens * d)
+    return jnp.matmul(seen, value.T, precision=HIGHEST)

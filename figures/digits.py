@@ -18,6 +18,7 @@ from jaxsign import plot
 from jaxsign.claims.claim import NotThere
 from jaxsign.claims.digits import DISPUTED, LEVEL, MODELS, compared, setting_of, tuned
 from jaxsign.data import digits as data_of
+from jaxsign.models.class_means import one_step_margins
 from jaxsign.stages import manifest
 
 FAMILIES = {
@@ -43,6 +44,18 @@ def examples(axes, ds):
                  for part in (np.asarray(draw.images), np.asarray(draw.noise))]  # fmt: skip
         ax.set_title(f"scale {scale:g}, ratio {norms[0] / norms[1]:.2g}", fontsize=6, loc="center")
         ax.set_axis_off()
+
+
+def crossing(ds):
+    """The scale above which a first step of GD errs less than one of SignGD, median over the seeds; two classes."""
+    fields = manifest(ds)["definition"]["problem"]
+    problem = js.DigitsProblem(**{**fields, "classes": tuple(fields["classes"])})
+    images, found = js.load_digits(), []
+    for seed in ds["seed"].values.tolist():
+        draw = data_of.sample(js.stream(jax.random.key(seed), "data"), problem, js.DigitsHyper(), images)
+        sign, gd = one_step_margins(draw.images[: problem.n_train], draw.labels[: problem.n_train], draw.noise)
+        found.append(float(sign / gd))
+    return float(np.median(found))
 
 
 def against_scale(ax, ds, name, point, labels=False, reference=False):
@@ -120,7 +133,7 @@ def foot(fig, runs, width):
         f"classes {sizes[0]} training images and {sizes[1]} full-batch steps, {p['n_val']} validation and "
         f"{p['n_test']} test images a run, patches of {p['patch']} x {p['patch']}, width {p['width']}, {p['heads']} "
         f"heads{more} · each optimizer and scale at the learning rate of four with the best mean validation loss where "
-        "shown · "
+        "shown · dotted: where the laws of a first step of SignGD and of GD on equal images cross · "
         "calibrated: one temperature fitted on the validation images · all reconstructed; the scale is a factor of the "
         "image and no ratio of norms"
     )
@@ -133,11 +146,14 @@ def main_figure(runs):
     strip, grid, last = fig.subfigures(3, 1, height_ratios=[1.15, 4.6, 2.1])
     examples(strip.subplots(1, len(SHOWN)), next(iter(runs.values())))
     axes = grid.subplots(3, 6)
+    crossings = {model: crossing(ds) for model, ds in runs.items()}
     for block, (model, ds) in enumerate(runs.items()):
         for row, (point, words) in enumerate(POINTS.items()):
             for column, name in enumerate(NAMES):
                 ax = axes[row, 3 * block + column]
                 against_scale(ax, ds, name, point, labels=row + column + block == 0, reference=name == "test_error")
+                if name == "test_error":
+                    ax.axvline(crossings[model], color="0.2", lw=0.6, ls=":")
                 letter = "abc"[row] + str(3 * block + column + 1)
                 ax.set_title(f"({letter}) {MODELS[model]}, {NAMES[name]}", fontsize=5.5)
                 if row == 2:

@@ -17,7 +17,7 @@ from jaxsign.claims import digits as claims
 from jaxsign.claims.claim import NotThere
 from jaxsign.claims.systems import known_system
 from jaxsign.data.digits import Held, Patches
-from jaxsign.models import calibration, patch_attention, vision
+from jaxsign.models import calibration, class_means, patch_attention, vision
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"n_train": 6, "n_val": 6, "n_test": 6, "patch": 14, "width": 4, "heads": 2, "hidden": 5}
@@ -188,6 +188,30 @@ def test_observables_of_a_run_are_those_of_its_logits():
     assert float(seen["calibrated_loss"]) == pytest.approx(np.mean(np.logaddexp(0, -scaled)), rel=1e-5)
     names = jax.eval_shape(lambda params: task.observe(params, parts[0], None, js.DigitsHyper()), params)
     assert set(names) == {"train_loss", "train_error"}
+
+
+def test_margins_of_a_first_step_are_those_of_equal_images_in_noise():
+    from scipy.stats import norm
+
+    rng = np.random.default_rng(0)
+    n, mask = 40, np.zeros((28, 28), bool)
+    mask[:12] = True
+    mu = np.where(mask, 0, rng.standard_normal((28, 28))) * 0.15
+    labels = np.repeat([0, 1], n // 2)
+    y = 1 - 2 * labels
+    images = y[:, None, None] * mu + rng.uniform(0, 1, (28, 28)) * ~mask
+    errors = []
+    for _ in range(30):
+        noise = 2.0 * rng.standard_normal((n, 28, 28)) * mask
+        total = np.tensordot(y, images + noise, 1)
+        fresh = 2.0 * rng.standard_normal((200, 28, 28)) * mask
+        errors.append([np.mean(np.tensordot(mu + fresh, w, 2) <= 0) for w in (np.sign(total), total)])
+    given = (jnp.asarray(images, jnp.float32), jnp.asarray(labels), jnp.asarray(noise, jnp.float32))
+    margins = class_means.one_step_margins(*given)
+    np.testing.assert_allclose(np.mean(errors, 0), norm.cdf(-np.array(margins)), atol=0.02)
+    assert (np.mean(errors, 0) > 0.02).all()
+    double = class_means.one_step_margins(2 * given[0], *given[1:])
+    np.testing.assert_allclose(double, np.array(margins) * [2, 4], rtol=1e-5)
 
 
 SCALES = np.array([0.25, 0.5, 0.7, 1.0, 2.0])

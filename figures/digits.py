@@ -46,6 +46,16 @@ def examples(axes, ds):
         ax.set_axis_off()
 
 
+def plain_log(ax):
+    """A logarithmic y axis with a few plain numbers instead of powers."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ticks = [m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    ticks = ticks if len(ticks) <= 6 else [tick for tick in ticks if f"{tick:e}"[0] == "1"]
+    ax.set_yticks(ticks, [f"{tick:g}".replace("0.", ".") for tick in ticks])
+    ax.minorticks_off()
+
+
 def crossing(ds):
     """The scale above which a first step of GD errs less than one of SignGD, median over the seeds; two classes."""
     fields = manifest(ds)["definition"]["problem"]
@@ -74,9 +84,10 @@ def against_scale(ax, ds, name, point, labels=False, reference=False):
         ax.plot(ds["scale"], mean.median("seed"), color="0.45", lw=0.7, ls="--", label=label)
     ax.set_xscale("log")
     ax.set_xticks([0.25, 0.5, 1, 2, 4], [".25", ".5", "1", "2", "4"])
+    ax.set_xlim(0.21, 4.8)
     ax.minorticks_off()
     if name != "test_error":
-        ax.set_yscale("log")
+        plain_log(ax)
     ax.tick_params(labelsize=5.5)
 
 
@@ -93,9 +104,10 @@ def each_rate(ax, ds):
     chosen = tuned(ds, "sign_gd", "end")["test_loss"].sel(scale=slice(0.24, 2.01))
     ax.plot(chosen["scale"], chosen.median("seed"), color="k", lw=0.7, ls=":", label="tuned")
     ax.axvspan(*DISPUTED, color="0.93", zorder=0)
-    ax.set(xscale="log", yscale="log", xlabel="image scale")
+    ax.set_xscale("log")
+    ax.set_xlabel("image scale", fontsize=6)
     ax.set_xticks([0.25, 0.5, 1, 2], [".25", ".5", "1", "2"])
-    ax.minorticks_off()
+    plain_log(ax)
     ax.tick_params(labelsize=5.5)
 
 
@@ -145,31 +157,32 @@ def main_figure(runs):
     fig = plt.figure(figsize=(7.0, 8.2))
     strip, grid, last = fig.subfigures(3, 1, height_ratios=[1.15, 4.6, 2.1])
     examples(strip.subplots(1, len(SHOWN)), next(iter(runs.values())))
-    axes = grid.subplots(3, 6)
+    blocks = grid.subfigures(1, len(runs), squeeze=False)[0]
     crossings = {model: crossing(ds) for model, ds in runs.items()}
     for block, (model, ds) in enumerate(runs.items()):
+        axes = blocks[block].subplots(3, 3)
+        blocks[block].suptitle(f"{MODELS[model]}, 3 vs 7", fontsize=7.5)
         for row, (point, words) in enumerate(POINTS.items()):
             for column, name in enumerate(NAMES):
-                ax = axes[row, 3 * block + column]
-                against_scale(ax, ds, name, point, labels=row + column + block == 0, reference=name == "test_error")
+                ax = axes[row, column]
+                against_scale(ax, ds, name, point, labels=row + column == 0, reference=name == "test_error")
                 if name == "test_error":
                     ax.axvline(crossings[model], color="0.2", lw=0.6, ls=":")
-                letter = "abc"[row] + str(3 * block + column + 1)
-                ax.set_title(f"({letter}) {MODELS[model]}, {NAMES[name]}", fontsize=5.5)
+                ax.set_title(f"({'abc'[row]}{3 * block + column + 1}) {NAMES[name]}", fontsize=6)
                 if row == 2:
                     ax.set_xlabel("image scale", fontsize=6)
             axes[row, 0].set_ylabel(words, fontsize=6.5)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=6)
-    below = last.subplots(1, 4)
+    below = last.subplots(1, 2 * len(runs))
     for block, (model, ds) in enumerate(runs.items()):
         each_rate(below[block], ds)
-        below[block].set_title(f"(d{block + 1}) {MODELS[model]}: SignGD's rates, end", fontsize=6)
-        rises(below[2 + block], ds, "sign_gd")
-        below[2 + block].set_title(f"(d{block + 3}) {MODELS[model]}: SignGD, change", fontsize=6)
-        below[2 + block].set_xlabel("from scale to scale", fontsize=6)
-    below[0].set_ylabel("test loss", fontsize=6.5)
+        below[block].set_title(f"(d{block + 1}) {MODELS[model]}: SignGD's rates", fontsize=6)
+        rises(below[len(runs) + block], ds, "sign_gd")
+        below[len(runs) + block].set_title(f"(d{len(runs) + block + 1}) {MODELS[model]}: SignGD tuned", fontsize=6)
+        below[len(runs) + block].set_xlabel("change from scale to scale", fontsize=6)
+    below[0].set_ylabel("test loss at the end", fontsize=6.5)
     below[0].legend(fontsize=4.5, handlelength=1.2, ncols=2)
-    below[2].legend(fontsize=4.5, handlelength=1.0)
+    below[len(runs)].legend(fontsize=4.5, handlelength=1.0)
     foot(fig, runs, 160)
     return fig
 

@@ -160,8 +160,8 @@ _GAPS = {
     "two-layer 0 vs 1 over scale": _CROSSING.format(".56", ".47"),
 }
 _MONOTONE = {
-    "two-layer 3 vs 7 over scale": "it falls at every scale up to 2 at the tuned rate; it rises from 2 to 4, and from 1 "
-    "on at a rate of 3e-4, by calibration: margins grow, error and calibrated loss do not (figure, lowest row)",
+    "two-layer 3 vs 7 over scale": "it falls at every scale up to 2 at the tuned rate; it rises from 2 to 4, and from "
+    "1 on at a rate of 3e-4, by calibration: margins grow, error and calibrated loss do not (figure, lowest row)",
     "two-layer 3 vs 7": "with attention frozen it falls at every scale at the tuned rates",
     "two-layer 0 vs 1 over scale": "it falls at every scale up to 1, and rises from 1 to 4 by calibration: error and "
     "calibrated loss fall",

@@ -8,6 +8,7 @@ from jaxsign import report as report
 from jaxsign import theory as theory
 from jaxsign.claims.claim import Claim as Claim
 from jaxsign.claims.claim import Part as Part
+from jaxsign.data.digits import load_digits as load_digits
 from jaxsign.data.signal_noise import Dataset as Dataset
 from jaxsign.engines import two_layer as two_layer
 from jaxsign.experiment import sweep_cli as sweep_cli
@@ -26,6 +27,8 @@ from jaxsign.probes import degree as degree
 from jaxsign.problem import Hyper as Hyper
 from jaxsign.problem import Problem as Problem
 from jaxsign.problems.deep import DeepProblem as DeepProblem
+from jaxsign.problems.digits import DigitsHyper as DigitsHyper
+from jaxsign.problems.digits import DigitsProblem as DigitsProblem
 from jaxsign.problems.kernel_attention import KernelHyper as KernelHyper
 from jaxsign.problems.kernel_attention import KernelProblem as KernelProblem
 from jaxsign.problems.linear_attention import RegressionHyper as RegressionHyper
@@ -41,6 +44,7 @@ from jaxsign.sweep.grid import Sweep as Sweep
 from jaxsign.sweep.runner import run_sweep as run_sweep
 from jaxsign.task import Task as Task
 from jaxsign.tasks.deep import deep_transformer as deep_transformer
+from jaxsign.tasks.digits import noisy_digits as noisy_digits
 from jaxsign.tasks.kernel_attention import kernel_attention as kernel_attention
 from jaxsign.tasks.linear_attention import linear_attention as linear_attention
 from jaxsign.tasks.residual import residual_attention as residual_attention

@@ -22,7 +22,7 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
     Bad input ends in one line on stderr and exit status 2. `--help` lists every axis.
 
     Args:
-      build: `args -> {key: Sweep}`; args has seeds, steps, engine (None: the experiment's own), tiny and x64.
+      build: `args -> {key: Sweep}`; args has seeds, steps, engine (None: the experiment's own), data_dir, tiny and x64.
       description: shown by `--help`; give the module's docstring.
 
     Returns:
@@ -97,6 +97,7 @@ def build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=count, help="number of seeds, 0..N-1")
     parser.add_argument("--steps", type=count, help="optimizer steps")
     parser.add_argument("--engine", help="engine of the two-layer system")
+    parser.add_argument("--data-dir", metavar="DIR", help="the MNIST files; default the 10,000 digits of the package")
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes: a smoke test, no science")
     parser.add_argument("--x64", action="store_true", help="64-bit floats")
 

@@ -7,6 +7,7 @@ from jaxsign.claims import (
     architecture,
     bridge,
     data_quality,
+    digits,
     kernel_attention,
     linear_attention,
     residual,
@@ -24,6 +25,7 @@ SYSTEMS: dict[str, Any] = {
     "two_layer_curvature": bridge,
     "two_layer_updates": adam,
     "deep_transformer": architecture,
+    "noisy_digits": digits,
 }
 #: Experiments on the paper's system that have claims of their own.
 EXPERIMENTS = (restore, data_quality)

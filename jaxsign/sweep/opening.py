@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -49,15 +50,31 @@ class Limits:
         stats = device.memory_stats() if device.platform != "cpu" else None
         return stats["bytes_limit"] // 2 * len(jax.local_devices()) if stats else plan.BLOCK_BYTES
 
+    def there(self) -> int:
+        """Bytes of the memory that one run must fit into: the device's, a CPU's being the machine's."""
+        device = jax.local_devices()[0]
+        stats = device.memory_stats() if device.platform != "cpu" else None
+        return int(stats["bytes_limit"]) if stats else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
 
 def begin_layout(
     sweep: Sweep, groups: Sequence[Group], limits: Limits, measured: bool = True
 ) -> tuple[Layout, list[int]]:
-    """(layout of a new directory, lane width of every group): the cache's, or a timed one if `measured` and it pays."""
+    """(layout of a new directory, lane width of every group): the cache's, or a timed one if `measured` and it pays.
+
+    Raises:
+      ValueError: if one run does not fit into the memory.
+    """
     costs = [
         plan.run_cost(g, sweep.hyper_at(first_index(sweep, g)), sweep)._replace(tape=recorder.tape_bytes(sweep, g))
         for g in groups
     ]
+    for group, cost in zip(groups, costs):
+        if cost.state > limits.there():
+            raise ValueError(
+                f"problem is too large for the memory: one run of {group.fit.task.name} has {cost.state:,} bytes of "
+                f"data and parameters, this machine has {limits.there():,}"
+            )
     devices = jax.local_devices()
     widths = []
     for group, cost in zip(groups, costs):

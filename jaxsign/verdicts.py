@@ -232,7 +232,8 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
     """Decides claims on one Dataset or several.
 
     Args:
-      ds: a Dataset, or a list of them; each answers the claims of its system that it can.
+      ds: a Dataset, or a list of them; each answers the claims of its system that it can, the one with the most
+        seeds where several in one setting can.
       claims: Claim objects or ids; default all.
 
     Returns:
@@ -257,6 +258,8 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
     answering: dict[tuple[str, str], list[Any]] = {}
     for place, one in zip(places, datasets):
         answering.setdefault(place, []).append(one)
+    for own in answering.values():  # of several sweeps in one setting, the one with the most seeds decides a claim
+        own.sort(key=lambda one: one.sizes.get("seed", 0), reverse=True)
     answering = {place: [*own, *_joined(own)] for place, own in answering.items()}
     rows: list[Row] = []
     missing: list[tuple[str, str, str]] = []
@@ -364,4 +367,6 @@ def _interval(interval: tuple[float, float] | None) -> str:
     low, high = interval
     if high == math.inf:
         return "> 0" if 0 < low < 1e-300 else f">= {low:g}"
+    if 0 < low < 1e-300:
+        return f"(0, {high:g}]"
     return f"<= {high:g}" if low == -math.inf else f"[{low:g}, {high:g}]"

@@ -237,6 +237,12 @@ def test_the_first_dataset_of_a_setting_that_can_answer_does():
     assert reason == "ds must hold the observables ['number'], got a Dataset without ['number']"  # said once
 
 
+def test_of_several_datasets_of_a_setting_the_one_with_the_most_seeds_answers():
+    asked = js.Claim("X", "", "ours", "sign_gd", (0,), (js.Part("number", measure, (0.0, 1.0)),))
+    few, many = runs([2.0] * 12), runs([0.5] * 64)
+    assert [(row.seeds, row.verdict) for row in js.check([few, many], [asked]).rows] == [(64, "HOLDS")]
+
+
 def test_a_variation_of_a_preset_answers_what_it_can():
     varied = runs([0.5] * 64, n=21)
     table = js.check([varied], [claim("X1"), claim("X2", steps=(7,))])

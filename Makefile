@@ -55,6 +55,7 @@ paper: reproduce  ## the whole paper at full size: reproduce, then its other fig
 
 paper-figures: $(STAMP)  ## redraw the figures of `make paper` and print their claims
 	$(call redraw,$(PAPER))
+	$(BIN)/python figures/depth.py --results $(OUT) --out $(FIGURES)
 
 COMPANIONS = linear_attention kernels residual bridge
 companions: $(STAMP)  ## the three companion systems and the bridge: sweeps, figures, claims (resumable)

@@ -10,8 +10,8 @@ with w_v alone trained, _frozen. Adam in adam_heads_4, adam_context_4 (theory) a
 which noise patch the noise queries of longer contexts attend to, theory, 12 seeds.
 Command: python sweeps/architecture.py --out results/architecture
 Cost: 18 minutes of CPU time (each entry started on its own) on 2 cores of an AMD EPYC that seven other jobs used too.
-Expected: `figures/gallery/claims_architecture.csv`; with residual connections layer 1 keeps the paper's numbers at every
-depth (D1), without them only a transformer with layer norm is erratic in layer 1 (D4, D5).
+Expected: `figures/gallery/claims_architecture.csv`; with residual connections layer 1 keeps the paper's numbers at
+every depth (D1), without them only a transformer with layer norm is erratic in layer 1 (D4, D5).
 All settings are reconstructed.
 """
 

@@ -214,7 +214,8 @@ def main():
     args = parser.parse_args()
     root = Path(args.results) / "digits"
     names = [f"{m}_{rest}" for rest in ("3_7", "3_7_frozen", "0_1", "ten") for m in MODELS]
-    runs = {name: js.open_results(root / name).load() for name in names if (root / name).is_dir()}
+    found = {name: js.open_results(root / name).load() for name in names if (root / name).is_dir()}
+    runs = {name: ds for name, ds in found.items() if "val_loss" in ds}  # not of an entry that has only begun
     main_runs = {name.removesuffix("_3_7"): ds for name, ds in runs.items() if name.endswith("_3_7")}
     rest = {name: ds for name, ds in runs.items() if not name.endswith("_3_7")}
     with plot.style():

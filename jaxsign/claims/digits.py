@@ -77,7 +77,7 @@ def tuned(ds: Any, family: str, point: str, each: bool = True) -> Any:
     if "scale" not in ds.dims:
         raise NotThere("needs a sweep over the image scale")
     own = np.flatnonzero(ds["family"].values == family)
-    if not own.size:
+    if not own.size or not bool((ds["status"].isel(optimizer=own) == 0).any()):
         raise NotThere(f"needs runs of {family}")
     runs = compared(ds.isel(optimizer=own), point)
     judged = runs["val_loss"].mean("seed", skipna=False)

@@ -51,6 +51,8 @@ def plain_log(ax):
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     ticks = [m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    if len(ticks) < 2:
+        ticks = [m * 10.0**e for e in range(-4, 3) for m in (1, 1.5, 2, 3, 4, 6, 8) if low <= m * 10.0**e <= high]
     ticks = ticks if len(ticks) <= 6 else [tick for tick in ticks if f"{tick:e}"[0] == "1"]
     ax.set_yticks(ticks, [f"{tick:g}".replace("0.", ".") for tick in ticks])
     ax.minorticks_off()
@@ -129,6 +131,7 @@ def rises(ax, ds, family):
     ax.axhline(0, color="0.6", lw=0.5)
     places = [f"{a:g}\n{b:g}".replace("0.", ".") for a, b in itertools.pairwise(scales)]
     ax.set_xticks(range(len(places)), places)
+    ax.set_xlim(-0.6, len(places) - 0.4)
     ax.tick_params(labelsize=5.5)
 
 
@@ -181,7 +184,8 @@ def main_figure(runs):
         below[len(runs) + block].set_title(f"(d{len(runs) + block + 1}) {MODELS[model]}: SignGD tuned", fontsize=6)
         below[len(runs) + block].set_xlabel("change from scale to scale", fontsize=6)
     below[0].set_ylabel("test loss at the end", fontsize=6.5)
-    below[0].legend(fontsize=4.5, handlelength=1.2, ncols=2)
+    below[0].set_ylim(top=20)
+    below[0].legend(fontsize=4.5, handlelength=1.2, ncols=3, loc="upper right", borderpad=0)
     below[len(runs)].legend(fontsize=4.5, handlelength=1.0)
     foot(fig, runs, 160)
     return fig
@@ -198,7 +202,10 @@ def variants_figure(runs):
             first = row + column == 0
             against_scale(ax, ds, name, point, labels=first, reference=name == "test_error")
             where = f"loss {LEVEL:g}" if point == "loss" else "end"
-            ax.set_title(f"({'abcdefghij'[row]}{column + 1}) {NAMES[name]}, {where}", fontsize=5.5)
+            ax.set_title(
+                f"({'abcdefghij'[row]}{column + 1}) {NAMES[name].replace('calibrated loss', 'calibrated')}, {where}",
+                fontsize=5.5,
+            )
             if row == len(runs) - 1:
                 ax.set_xlabel("image scale", fontsize=6)
         axes[row, 0].set_ylabel(setting.replace(", ", ",\n"), fontsize=5.5)
@@ -215,7 +222,7 @@ def main():
     root = Path(args.results) / "digits"
     names = [f"{m}_{rest}" for rest in ("3_7", "3_7_frozen", "0_1", "ten") for m in MODELS]
     found = {name: js.open_results(root / name).load() for name in names if (root / name).is_dir()}
-    runs = {name: ds for name, ds in found.items() if "val_loss" in ds}  # not of an entry that has only begun
+    runs = {name: ds for name, ds in found.items() if bool((ds["status"] == 0).any())}  # others have only begun
     main_runs = {name.removesuffix("_3_7"): ds for name, ds in runs.items() if name.endswith("_3_7")}
     rest = {name: ds for name, ds in runs.items() if not name.endswith("_3_7")}
     with plot.style():

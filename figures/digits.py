@@ -51,6 +51,8 @@ def plain_log(ax):
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     ticks = [m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    if len(ticks) < 2:
+        ticks = [m * 10.0**e for e in range(-4, 3) for m in (1, 1.5, 2, 3, 4, 6, 8) if low <= m * 10.0**e <= high]
     ticks = ticks if len(ticks) <= 6 else [tick for tick in ticks if f"{tick:e}"[0] == "1"]
     ax.set_yticks(ticks, [f"{tick:g}".replace("0.", ".") for tick in ticks])
     ax.minorticks_off()
@@ -129,10 +131,11 @@ def rises(ax, ds, family):
     ax.axhline(0, color="0.6", lw=0.5)
     places = [f"{a:g}\n{b:g}".replace("0.", ".") for a, b in itertools.pairwise(scales)]
     ax.set_xticks(range(len(places)), places)
+    ax.set_xlim(-0.6, len(places) - 0.4)
     ax.tick_params(labelsize=5.5)
 
 
-def foot(fig, runs, width):
+def foot(fig, runs, width, dotted=""):
     """Seeds, sizes and rates below a figure."""
     one = next(iter(runs.values()))
     p = manifest(one)["definition"]["problem"]
@@ -145,7 +148,7 @@ def foot(fig, runs, width):
         f"classes {sizes[0]} training images and {sizes[1]} full-batch steps, {p['n_val']} validation and "
         f"{p['n_test']} test images a run, patches of {p['patch']} x {p['patch']}, width {p['width']}, {p['heads']} "
         f"heads{more} · each optimizer and scale at the learning rate of four with the best mean validation loss where "
-        "shown · dotted: where the laws of a first step of SignGD and of GD on equal images cross · "
+        f"shown{dotted} · "
         "calibrated: one temperature fitted on the validation images · all reconstructed; the scale is a factor of the "
         "image and no ratio of norms"
     )
@@ -158,7 +161,7 @@ def main_figure(runs):
     strip, grid, last = fig.subfigures(3, 1, height_ratios=[1.15, 4.6, 2.1])
     examples(strip.subplots(1, len(SHOWN)), next(iter(runs.values())))
     blocks = grid.subfigures(1, len(runs), squeeze=False)[0]
-    crossings = {model: crossing(ds) for model, ds in runs.items()}
+    crossings = {model: crossing(ds) for model, ds in runs.items() if model == "two_layer"}
     for block, (model, ds) in enumerate(runs.items()):
         axes = blocks[block].subplots(3, 3)
         blocks[block].suptitle(f"{MODELS[model]}, 3 vs 7", fontsize=7.5)
@@ -166,7 +169,7 @@ def main_figure(runs):
             for column, name in enumerate(NAMES):
                 ax = axes[row, column]
                 against_scale(ax, ds, name, point, labels=row + column == 0, reference=name == "test_error")
-                if name == "test_error":
+                if name == "test_error" and model == "two_layer":
                     ax.axvline(crossings[model], color="0.2", lw=0.6, ls=":")
                 ax.set_title(f"({'abc'[row]}{3 * block + column + 1}) {NAMES[name]}", fontsize=6)
                 if row == 2:
@@ -181,9 +184,11 @@ def main_figure(runs):
         below[len(runs) + block].set_title(f"(d{len(runs) + block + 1}) {MODELS[model]}: SignGD tuned", fontsize=6)
         below[len(runs) + block].set_xlabel("change from scale to scale", fontsize=6)
     below[0].set_ylabel("test loss at the end", fontsize=6.5)
-    below[0].legend(fontsize=4.5, handlelength=1.2, ncols=2)
+    for ax in below[: len(runs)]:
+        ax.set_ylim(top=5 * ax.get_ylim()[1])
+        ax.legend(fontsize=4.5, handlelength=1.2, ncols=3, loc="upper right", borderpad=0)
     below[len(runs)].legend(fontsize=4.5, handlelength=1.0)
-    foot(fig, runs, 160)
+    foot(fig, runs, 160, " · dotted: where the laws of a first step of SignGD and of GD on equal images cross")
     return fig
 
 
@@ -198,7 +203,10 @@ def variants_figure(runs):
             first = row + column == 0
             against_scale(ax, ds, name, point, labels=first, reference=name == "test_error")
             where = f"loss {LEVEL:g}" if point == "loss" else "end"
-            ax.set_title(f"({'abcdefghij'[row]}{column + 1}) {NAMES[name]}, {where}", fontsize=5.5)
+            ax.set_title(
+                f"({'abcdefghij'[row]}{column + 1}) {NAMES[name].replace('calibrated loss', 'calibrated')}, {where}",
+                fontsize=5.5,
+            )
             if row == len(runs) - 1:
                 ax.set_xlabel("image scale", fontsize=6)
         axes[row, 0].set_ylabel(setting.replace(", ", ",\n"), fontsize=5.5)
@@ -214,7 +222,8 @@ def main():
     args = parser.parse_args()
     root = Path(args.results) / "digits"
     names = [f"{m}_{rest}" for rest in ("3_7", "3_7_frozen", "0_1", "ten") for m in MODELS]
-    runs = {name: js.open_results(root / name).load() for name in names if (root / name).is_dir()}
+    found = {name: js.open_results(root / name).load() for name in names if (root / name).is_dir()}
+    runs = {name: ds for name, ds in found.items() if bool((ds["status"] == 0).any())}  # others have only begun
     main_runs = {name.removesuffix("_3_7"): ds for name, ds in runs.items() if name.endswith("_3_7")}
     rest = {name: ds for name, ds in runs.items() if not name.endswith("_3_7")}
     with plot.style():

@@ -303,6 +303,8 @@ def test_rates_are_chosen_on_validation_images_alone():
     np.testing.assert_allclose(found, usual + 10)
     with pytest.raises(NotThere, match="needs runs of momentum"):
         claims.tuned(ds, "momentum", "end")
+    with pytest.raises(NotThere, match="needs runs of gd"):
+        claims.tuned(ds.assign(status=ds["status"].where(ds["family"] != "gd", -1)), "gd", "end")
     with pytest.raises(NotThere, match="needs a sweep over the image scale"):
         claims.tuned(ds.isel(scale=0), "gd", "end")
 

@@ -77,7 +77,7 @@ def tuned(ds: Any, family: str, point: str, each: bool = True) -> Any:
     if "scale" not in ds.dims:
         raise NotThere("needs a sweep over the image scale")
     own = np.flatnonzero(ds["family"].values == family)
-    if not own.size:
+    if not own.size or not bool((ds["status"].isel(optimizer=own) == 0).any()):
         raise NotThere(f"needs runs of {family}")
     runs = compared(ds.isel(optimizer=own), point)
     judged = runs["val_loss"].mean("seed", skipna=False)
@@ -154,10 +154,19 @@ _CROSSING = (
     "interpolated, the errors cross at {}"
 )
 _FIRST_STEP = _CROSSING.format(".80", ".83 (.85 with attention frozen)")
+_SMALL = (
+    "at training loss .1 the optimizers are .03 nat and .015 in error apart or less; at the end SignGD's test loss is "
+    ".9 to 1.5 nat above GD's by calibration, errors .015 apart or less (figure, second row)"
+)
 _GAPS = {
     "two-layer 3 vs 7 over scale": _FIRST_STEP,
     "two-layer 3 vs 7": _FIRST_STEP,
     "two-layer 0 vs 1 over scale": _CROSSING.format(".56", ".47"),
+    "ViT 3 vs 7 over scale": _SMALL,
+    "ViT 3 vs 7": _SMALL,
+    "ViT 0 vs 1 over scale": _SMALL,
+    "two-layer ten classes over scale": "the noise is dense and shared by all images as with two classes, where first "
+    "steps of SignGD err less at low scale; the errors cross between 1 and 4",
 }
 _MONOTONE = {
     "two-layer 3 vs 7 over scale": "it falls at every scale up to 2 at the tuned rate; it rises from 2 to 4, and from "
@@ -165,6 +174,12 @@ _MONOTONE = {
     "two-layer 3 vs 7": "with attention frozen it falls at every scale at the tuned rates",
     "two-layer 0 vs 1 over scale": "it falls at every scale up to 1, and rises from 1 to 4 by calibration: error and "
     "calibrated loss fall",
+    "two-layer ten classes over scale": "it falls at every scale up to 1, and rises from 1 to 4 by calibration: error "
+    "and calibrated loss fall",
+    "ViT 3 vs 7 over scale": "at the tuned rate, the smallest of the four, no rise stands out from the seeds; at a "
+    "rate of .01, at temperatures near 50, the loss rises by 1.7 +- 1.3 and the calibrated loss by .02 +- .03",
+    "ViT 3 vs 7": "with attention frozen the test loss falls on average; the tuned rate changes between .5 and .7",
+    "ViT 0 vs 1 over scale": "at the tuned rate, the smallest of the four, no rise stands out from the seeds",
 }
 
 _NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD", "momentum": "momentum"}

@@ -328,7 +328,7 @@ def test_the_tiny_sweep_runs_and_its_figures_are_drawn(results, tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["x", "--results", str(results), "--out", str(tmp_path)])
     load("figures", "digits").main()
     assert {path.name for path in tmp_path.iterdir()} == {
-        f"{name}.{suffix}" for name in ("digits", "digits_variants") for suffix in ("png", "pdf", "csv")
+        f"{name}.{suffix}" for name in ("digits", "digits_variants") for suffix in ("png", "pdf", "svg", "csv")
     }
     assert len((tmp_path / "digits.csv").read_text().splitlines()) > 50
 

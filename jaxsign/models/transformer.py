@@ -97,7 +97,7 @@ def module(problem: DeepProblem, columns: int) -> Any:
         @nn.compact
         def __call__(self, project: Project, residual: Array) -> tuple[Array, list[Layer]]:
             def norm(h: Array) -> Array:
-                plain = nn.LayerNorm(epsilon=EPSILON, use_bias=False, use_scale=False)
+                plain = nn.LayerNorm(epsilon=EPSILON, use_bias=False, use_scale=False, force_float32_reductions=False)
                 return plain(h) if problem.layer_norm else h
 
             mixed, layer = Attention(columns, name="attention_1")(project)

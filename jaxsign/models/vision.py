@@ -38,7 +38,7 @@ def network(classes: int, width: int, heads: int, hidden: int, dtype: Any) -> An
     from flax import linen as nn
 
     dense = functools.partial(nn.Dense, param_dtype=dtype, dtype=dtype, precision=jax.lax.Precision.HIGHEST)
-    norm = functools.partial(nn.LayerNorm, param_dtype=dtype, dtype=dtype)
+    norm = functools.partial(nn.LayerNorm, param_dtype=dtype, dtype=dtype, force_float32_reductions=False)
 
     class VisionTransformer(nn.Module):
         """One pre-norm transformer layer on patches."""

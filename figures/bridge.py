@@ -53,6 +53,8 @@ def errors(ax, runs, preset):
         at = js.at_train_loss(ds, 0.1)
         for shift, name in zip((-0.24, -0.08, 0.08, 0.24), FAMILIES):
             values = family(at, name)["test_error"].isel(optimizer=0).transpose("seed")
+            if not bool(values.notnull().any()):  # no run gets to that loss
+                continue
             low, middle, high = np.nanquantile(values, [0.05, 0.5, 0.95])
             ax.errorbar(
                 place + shift, middle, ([middle - low], [high - middle]), fmt=plot.MARKERS[name], ms=2.5, lw=0.8,

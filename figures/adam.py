@@ -5,7 +5,6 @@ Reads DIR/adam (sweeps/adam.py). Command: python figures/adam.py --results resul
 
 import argparse
 import itertools
-import textwrap
 import warnings
 from pathlib import Path
 
@@ -238,7 +237,7 @@ def main():
             "runs diverge; i: first step with under half of SignGD's local rate. Lines: c: b2=.9 solid, .999 dotted; "
             "j: .999 solid, .9 dotted"
         )  # fmt: skip
-        fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
+        plot.small_print(fig, text, 130)
         for path in plot.save(fig, args.out, "adam"):
             print(path)
 

@@ -5,7 +5,6 @@ Command: python figures/architecture.py --results results --out results/figures
 """
 
 import argparse
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -177,7 +176,7 @@ def main():
             "theory; dots in g: agreement with the key of the noise patch that is attended to most, 12 seeds · d, h: "
             "paper-like, first test step with a loss below .1, laws dashed, crosses: only w_v trained"
         )
-        fig.supxlabel("\n".join(textwrap.wrap(text, 150)), fontsize=5, color="0.35")
+        plot.small_print(fig, text, 150)
         for path in plot.save(fig, args.out, "architecture"):
             print(path)
 

@@ -4,7 +4,6 @@ Reads DIR/bridge (sweeps/bridge.py). Command: python figures/bridge.py --results
 """
 
 import argparse
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -129,7 +128,7 @@ def main():
             f"{runs['regression'].sizes['seed']} seeds, linear attention, best of three learning rates · h, i: "
             f"{runs['residual'].sizes['seed']} seeds, best of five · median and 5-95 %, reconstructed"
         )  # fmt: skip
-        fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
+        plot.small_print(fig, text, 130)
         for path in plot.save(fig, args.out, "bridge"):
             print(path)
 

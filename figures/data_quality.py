@@ -5,7 +5,6 @@ results/figures
 """
 
 import argparse
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -197,7 +196,7 @@ def main():
             f"hollow: attention frozen at 1/2 · left out, as they never reach the loss: {lost.pop('label_noise')} runs "
             f"with label noise, {sum(lost.values())} others"
         )  # fmt: skip
-        fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
+        plot.small_print(fig, text, 130)
         for path in plot.save(fig, args.out, "data_quality"):
             print(path)
 

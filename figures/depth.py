@@ -5,7 +5,6 @@ Command: python figures/depth.py --results results --out results/figures
 """
 
 import argparse
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -135,7 +134,7 @@ def main():
             "variation of s_21 less |end - start| · h: sign changes a row after t=100, both of the layer where "
             "they are largest · i: recorded every 10 steps · norm: layer norm"
         )
-        fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
+        plot.small_print(fig, text, 130)
         for path in plot.save(fig, args.out, "depth"):
             print(path)
 

@@ -6,7 +6,6 @@ Command: python figures/digits.py --results results --out results/figures
 
 import argparse
 import itertools
-import textwrap
 from pathlib import Path
 
 import jax
@@ -152,7 +151,7 @@ def foot(fig, runs, width, dotted=""):
         "calibrated: one temperature fitted on the validation images · all reconstructed; the scale is a factor of the "
         "image and no ratio of norms"
     )
-    fig.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize=5, color="0.35")
+    plot.small_print(fig, text, width)
 
 
 def main_figure(runs):

@@ -5,7 +5,6 @@ Reads DIR/kernels (sweeps/kernels.py). Command: python figures/kernels.py --resu
 
 import argparse
 import csv
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -162,7 +161,7 @@ def main():
             f"steps, then W_Q; two random orthonormal directions of W_Q, seed 0; numbers: medians of "
             f"{stages.sizes['seed']} seeds · retrieval: n={r['tokens']} D={r['embed']} d={r['d']}"
         )
-        fig.supxlabel("\n".join(textwrap.wrap(text, 170)), fontsize=5, color="0.35")
+        plot.small_print(fig, text, 170)
         paths = plot.save(fig, args.out, "kernels")
     with open(paths[2], "a", newline="", encoding="utf-8") as file:  # what is drawn as colour, line by line
         writer = csv.writer(file)

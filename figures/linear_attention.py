@@ -5,7 +5,6 @@ Command: python figures/linear_attention.py --results results --out results/figu
 """
 
 import argparse
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -168,7 +167,7 @@ def main():
             f"reconstructed: losses on {one['n_eval']} and Hessians on {one['n_hessian']} fixed prompts, the grid of "
             f"rates, depth and attention at lr .005 and .02"
         )
-        fig.supxlabel("\n".join(textwrap.wrap(text, 165)), fontsize=5, color="0.35")
+        plot.small_print(fig, text, 165)
         for path in plot.save(fig, args.out, "linear_attention"):
             print(path)
 

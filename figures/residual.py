@@ -4,7 +4,6 @@ Reads DIR/residual (sweeps/residual.py). Command: python figures/residual.py --r
 """
 
 import argparse
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -98,7 +97,7 @@ def footer(fig, one, bound, width):
         f"depth 1 where not said · {definition['dtype']} · GD, {int(one.step[-1])} steps, each seed's best "
         f"learning rate of {rates}; b: 1e-5"
     )
-    fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
+    plot.small_print(fig, text, 130)
 
 
 def main():

@@ -4,7 +4,6 @@ Reads DIR/restore (sweeps/restore.py). Command: python figures/restore.py --resu
 """
 
 import argparse
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -173,7 +172,7 @@ def main():
             + " ".join(f"{name}={follow[name]:g}" for name in ("n", "d", "s", "sigma_p", "alpha"))
             + ", Adam with decay 1e-5 · median and 5-95 %, reconstructed"
         )
-        fig.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=5, color="0.35")
+        plot.small_print(fig, text, 130)
         for path in plot.save(fig, args.out, "restore"):
             print(path)
 

@@ -7,7 +7,6 @@ Command: python figures/throughput.py --results results --out results/figures
 import argparse
 import csv
 import json
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -54,7 +53,7 @@ def footer(fig, rows, machine):
         f"float32, supports disjoint: n={first['n']:g} d={first['d']:g} s={first['s']:g} m_k={first['m_k']:g}, SignGD, "
         "the loss at every step, four scalars every 50, no test metrics; compilation and drawing outside the clock"
     )
-    fig.supxlabel("\n".join(textwrap.wrap(text, int(25 * fig.get_size_inches()[0]))), fontsize=5, color="0.35")
+    plot.small_print(fig, text, int(25 * fig.get_size_inches()[0]))
 
 
 def main():

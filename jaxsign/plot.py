@@ -322,7 +322,12 @@ def footer(fig: Any, ds: Any, preset: str = "") -> None:
         f"{problem['supports']}, test overlap {problem['overlap']} · {definition['dtype']} · engine "
         f"{definition['engine']} · eta: {shown}"
     )
-    fig.supxlabel("\n".join(textwrap.wrap(text, int(25 * fig.get_size_inches()[0]))), fontsize=5, color="0.35")
+    small_print(fig, text, int(25 * fig.get_size_inches()[0]))
+
+
+def small_print(fig: Any, text: str, width: int) -> None:
+    """Writes seeds, settings and whatever else a reader must know below a figure, in lines of `width` characters."""
+    fig.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize=5, color="0.35")
 
 
 def svg(fig: Any) -> str:

@@ -11,7 +11,7 @@ from jaxsign.validation import real
 
 #: The training loss may fall by this factor between two records that a reading is interpolated from; any factor between
 #: two consecutive steps, which nothing lies between.
-FACTOR = 1.25
+FACTOR = 1.1
 
 
 def at_train_loss(ds: Any, level: float) -> Any:
@@ -21,7 +21,7 @@ def at_train_loss(ds: Any, level: float) -> Any:
 
     Where the runs captured this level (`levels=` of `js.Sweep` and `js.train`), 1 is the first step with L at or below
     the level and 0 the step before it. Elsewhere 0 and 1 are the records around the crossing at which the variable is
-    known, and a reading is given only if they are consecutive steps or L_0 <= 1.25 L_1.
+    known, and a reading is given only if they are consecutive steps or L_0 <= 1.1 L_1.
 
     Args:
       ds: Dataset with train_loss and a step dimension, or with captured levels.
@@ -40,8 +40,8 @@ def at_train_loss(ds: Any, level: float) -> Any:
 
     Examples:
       >>> import numpy as np, xarray as xr
-      >>> ds = xr.Dataset({"train_loss": ("step", [1.0, 0.9, 0.81])}, {"step": [0, 10, 20]})
-      >>> round(float(at_train_loss(ds, 0.9 ** 1.5)["step"]), 6)
+      >>> ds = xr.Dataset({"train_loss": ("step", [0.95, 0.9025])}, {"step": [10, 20]})
+      >>> round(float(at_train_loss(ds, 0.95 ** 1.5)["step"]), 6)
       15.0
     """
     import xarray as xr
@@ -146,7 +146,7 @@ class _Records(NamedTuple):
         """From a Dataset with train_loss."""
         loss = ds["train_loss"].transpose(..., "step").values.astype(float)
         loss = np.where(np.isfinite(loss), loss, np.inf)
-        first, reached = np.argmax(loss <= level, -1), (loss <= level).any(-1)
+        first, reached = np.argmax(loss <= level, -1), np.any(loss <= level, -1)
         runs = ds["train_loss"].isel(step=0, drop=True)
         return cls(runs, ds["step"].values, loss, level, first, reached, reached & (first == 0))
 

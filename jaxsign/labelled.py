@@ -51,8 +51,7 @@ def run_dataset(run: Any, family: str, keywords: Mapping[str, float]) -> Any:
     for name, value in {**run.constants, **run.summary, **run.watch}.items():
         variables[name] = lift(name, value, ())
     for name, value in run.captured.items():
-        dims, array, attrs = lift(observable(name), value, DIMS)
-        variables[name] = dims, array, attrs
+        variables[name] = lift(observable(name), value, DIMS)
     for name, (dtype, _, attrs) in RUN_VARIABLES.items():
         variables[name] = (("optimizer", "seed"), np.full((1, 1), getattr(run, name), dtype), dict(attrs))
     coords: dict[str, Any] = {"optimizer": [family], "seed": [run.seed], "step": run.steps, **level_coords(run.levels)}

@@ -31,7 +31,7 @@ def check_levels(levels: Any) -> tuple[float, ...]:
       >>> check_levels([0.1, 0.5])
       (0.5, 0.1)
     """
-    if isinstance(levels, (str, Mapping)) or not isinstance(levels, Iterable) or np.ndim(levels) != 1:
+    if isinstance(levels, (str, Mapping)) or np.ndim(levels) != 1:
         raise ValueError(f"levels must be a list of training losses > 0, got levels={levels!r}")
     smallest = float(np.finfo(jax.dtypes.canonicalize_dtype(float)).tiny)
     out = sorted((real("levels", level, smallest) for level in levels), reverse=True)
@@ -81,7 +81,7 @@ class Crossings(NamedTuple):
           look: context -> observables at step t-1 and at step t. It is evaluated where the run crosses a level only, in
             a lane of mapped runs for one run after the other: few runs of a lane cross at the same step.
           context: all arrays that `look` reads.
-          now: () bool, whether step t counts.
+          now: () bool, whether step t is seen; False changes nothing.
         """
         crossing = (self.step[:, 1] < 0) & (loss <= jnp.asarray(levels, loss.dtype)) & now
 
@@ -97,7 +97,7 @@ class Crossings(NamedTuple):
             return Crossings(old.loss, steps, values)
 
         captured = _where_any(take)(crossing, self, t, loss, context)
-        return captured._replace(loss=loss)
+        return captured._replace(loss=jnp.where(now, loss, self.loss))
 
     @property
     def waiting(self) -> Array:
@@ -122,7 +122,8 @@ def _where_any(take: Callable[..., Crossings]) -> Callable[..., Crossings]:
 
     @one.def_vmap
     def _(size: int, mapped: Sequence[PyTree], *arguments: PyTree) -> tuple[Crossings, PyTree]:
-        leaves, structure = jax.tree.flatten(arguments)
+        leaves = jax.tree.leaves(arguments)
+        structure: Any = jax.tree.structure(arguments)
         each: list[bool] = jax.tree.leaves(list(mapped))
         wanted, old = (
             jax.tree.map(lambda x, own: x if own else jnp.broadcast_to(x, (size, *x.shape)), argument, own)

@@ -1,6 +1,7 @@
 """Reads results at equal training loss, which is how optimizers are compared. No training."""
 
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,29 +15,31 @@ from jaxsign.validation import real
 FACTOR = 1.1
 
 
-def at_train_loss(ds: Any, level: float) -> Any:
+def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] | None = None) -> Any:
     """Every variable where the training loss L first falls to a level: how optimizers are compared.
 
         value = (1-w) value_0 + w value_1,   w = log(L_0/level) / log(L_0/L_1)
 
     Where the runs captured this level (`levels=` of `js.Sweep` and `js.train`), 1 is the first step with L at or below
-    the level and 0 the step before it. Elsewhere 0 and 1 are the records around the crossing at which the variable is
-    known, and a reading is given only if they are consecutive steps or L_0 <= 1.1 L_1.
+    the level and 0 the step before it; what is observed of a step is that of the step from 0 to 1. Elsewhere 0 and 1
+    are the records around the crossing at which the variable is known, and a reading is given only if they are
+    consecutive steps or L_0 <= 1.1 L_1.
 
     Args:
       ds: Dataset with train_loss and a step dimension, or with captured levels.
-      level: training loss in nat, > 0.
+      level: training loss in nat, > 0, or a list of them, which becomes a last dimension `level`.
+      names: variables to read; default all that have a step dimension.
 
     Returns:
       Dataset without the step dimension (which becomes the variable `step`). NaN where a run never falls to the level,
       where it is there from the start, and where records are too far apart; the attributes `not_reached`,
-      `below_at_start` and `too_coarse` count these runs.
+      `below_at_start` and `too_coarse` count these runs (of several levels: all together).
 
     Warns:
-      UserWarning: once, if runs are at the level from the start or records are too far apart.
+      UserWarning: once, if runs are at a level from the start or records are too far apart.
 
     Raises:
-      ValueError: for an illegal level or a Dataset without training loss.
+      ValueError: for an illegal level or a Dataset without training loss or one of the names.
 
     Examples:
       >>> import numpy as np, xarray as xr
@@ -46,41 +49,85 @@ def at_train_loss(ds: Any, level: float) -> Any:
     """
     import xarray as xr
 
-    level = real("level", level, low=0.0, open_low=True)
-    if f"train_loss{SUFFIX}" in ds and level in ds["level"].values.tolist():
-        values, reached, below = _captured(ds, level)
-        records = _Records.around(ds, level) if "train_loss" in ds else None
-    else:
-        need(ds, "train_loss")
-        records = _Records.around(ds, level)
-        values, reached, below = {}, records.reached, records.below
-    coarse: dict[str, tuple[np.ndarray, int]] = {}
-    if records is not None:
-        for name, variable in {"step": ds["step"].astype(float), **ds.data_vars}.items():
-            if "step" in variable.dims and name not in values:
-                values[name], apart, spacing = records.read(variable)
-                coarse |= {name: (apart, spacing)} if apart.any() else {}
-    too_coarse = int(np.logical_or.reduce([apart for apart, _ in coarse.values()]).sum()) if coarse else 0
-    _warn(level, int(below.sum()), too_coarse, reached.size, coarse)
-    rest = {n: v for n, v in ds.data_vars.items() if "step" not in v.dims and not n.endswith(SUFFIX)}
-    counts = {"not_reached": int((~reached).sum()), "below_at_start": int(below.sum()), "too_coarse": too_coarse}
-    return xr.Dataset(values | rest, attrs={**ds.attrs, "train_loss_level": level, **counts})
+    several = np.ndim(level) == 1
+    asked: list[Any] = [*level] if isinstance(level, Iterable) and several else [level]
+    levels = [real("level", one, low=0.0, open_low=True) for one in asked]
+    if not levels:
+        raise ValueError(f"level must be a training loss > 0 or a list of at least one, got level={level!r}")
+    if names is not None:
+        need(ds, *names)
+    read = [_Reading.of(ds, one, names) for one in levels]
+    notes = [note for note in (one.note() for one in read) if note]
+    if notes:
+        warnings.warn("; ".join(notes), UserWarning, stacklevel=2)
+    values = [xr.Dataset(one.values) for one in read]
+    found = xr.concat(values, xr.IndexVariable("level", levels)) if several else values[0]
+    found = found.transpose(..., "level") if several else found
+    rest = {} if names is not None else ds.data_vars
+    kept = {name: v for name, v in rest.items() if "step" not in v.dims and not name.endswith(SUFFIX)}
+    counts = {"not_reached": lambda one: ~one.reached, "below_at_start": lambda one: one.below}
+    attrs: dict[str, Any] = {name: sum(int(count(one).sum()) for one in read) for name, count in counts.items()}
+    attrs |= {"train_loss_level": levels if several else levels[0], "too_coarse": sum(one.apart() for one in read)}
+    return found.assign(kept).assign_attrs({**ds.attrs, **attrs})
 
 
-def _warn(level: float, below: int, apart: int, runs: int, coarse: dict[str, tuple[np.ndarray, int]]) -> None:
-    """One warning about all readings that are NaN although the runs cross the level."""
-    reasons = []
-    if below:
-        reasons.append(f"{below} of {runs} runs are at or below it from their first record on")
-    if apart:
-        spacing = max(spacing for _, spacing in coarse.values())
-        names = ", ".join(name for name in coarse if name != "step")
-        reasons.append(
-            f"in {apart} of {runs} runs the records of {names} around the crossing lie up to {spacing} steps apart "
-            f"and the loss falls by more than a factor of {FACTOR} between them: run with levels=({level:g},)"
-        )
-    if reasons:
-        warnings.warn(f"NaN at training loss {level:g}: {'; '.join(reasons)}", UserWarning, stacklevel=3)
+class _Reading(NamedTuple):
+    """What is read at one level.
+
+    Args:
+      level: the level.
+      values: {variable: DataArray over the runs and its own dimensions}.
+      reached: (runs) bool, whether a run falls to the level.
+      below: (runs) bool, whether it is there from the start.
+      coarse: {variable: (which runs cross between records too far apart, the largest spacing of these)}.
+    """
+
+    level: float
+    values: dict[str, Any]
+    reached: np.ndarray
+    below: np.ndarray
+    coarse: dict[str, tuple[np.ndarray, int]]
+
+    @classmethod
+    def of(cls, ds: Any, level: float, names: Sequence[str] | None) -> "_Reading":
+        """From what was captured, else from records."""
+        if f"train_loss{SUFFIX}" in ds and level in ds["level"].values.tolist():
+            values, reached, below = _captured(ds, level, names)
+            records = _Records.around(ds, level) if "train_loss" in ds else None
+        else:
+            need(ds, "train_loss")
+            records = _Records.around(ds, level)
+            values, reached, below = {}, records.reached, records.below
+        coarse: dict[str, tuple[np.ndarray, int]] = {}
+        if records is not None:
+            for name, variable in {"step": ds["step"].astype(float), **ds.data_vars}.items():
+                wanted = names is None or name in ("step", *names)
+                if "step" in variable.dims and name not in values and wanted:
+                    values[name], apart, spacing = records.read(variable)
+                    if name == "train_loss":  # the level itself, also between records
+                        values[name] = values[name].where(values[name].isnull(), level)
+                    coarse |= {name: (apart, spacing)} if apart.any() else {}
+        return cls(level, values, reached, below, coarse)
+
+    def apart(self) -> int:
+        """Runs that cross the level between records too far apart."""
+        runs = [apart for apart, _ in self.coarse.values()]
+        return int(np.logical_or.reduce(runs).sum()) if runs else 0
+
+    def note(self) -> str:
+        """Why readings are NaN although the runs cross the level; "" if none is."""
+        reasons, below, runs = [], int(self.below.sum()), self.reached.size
+        if below:
+            reasons.append(f"{below} of {runs} runs are at or below it from their first record on")
+        if self.coarse:
+            spacing = max(spacing for _, spacing in self.coarse.values())
+            names = ", ".join([name for name in self.coarse if name != "step"] or ["train_loss"])
+            reasons.append(
+                f"in {self.apart()} of {runs} runs the records of {names} around the crossing lie up to {spacing} "
+                f"steps apart and the loss falls by more than a factor of {FACTOR} between them: run with "
+                f"levels=({self.level:g},)"
+            )
+        return f"NaN at training loss {self.level:g}: {'; '.join(reasons)}" if reasons else ""
 
 
 def _weight(before: np.ndarray, here: np.ndarray, level: float) -> np.ndarray:
@@ -95,11 +142,13 @@ def _between(before: Any, here: Any, weight: Any) -> Any:
     return np.where(weight == 1.0, here, np.where(weight == 0.0, before, (1 - weight) * before + weight * here))
 
 
-def _captured(ds: Any, level: float) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+def _captured(ds: Any, level: float, wanted: Sequence[str] | None) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """({variable: its readings}, which runs reach the level, which are there from the start), from captured levels."""
     import xarray as xr
 
     names = [name for name in ds.data_vars if name.endswith(SUFFIX)]
+    if wanted is not None:
+        names = [name for name in names if name.removesuffix(SUFFIX) in ("step", "train_loss", *wanted)]
     at = ds[names].isel(level=ds["level"].values.tolist().index(level), drop=True)
     first = at[f"step{SUFFIX}"].isel(crossing=1, drop=True)
     reached, below = first.values >= 0, first.values == 0

@@ -186,17 +186,10 @@ def make_loop(
         crossings = None
         if levels:
             shapes = observers(task, start, hyper, observables, scalars)[0]
-            crossings = Crossings.none(levels, captured(shapes, start, hyper))
+            floats = jax.eval_shape(lambda: {n: _floating(jnp.zeros(x.shape, x.dtype)) for n, x in shapes.items()})
+            crossings = Crossings.none(levels, floats)
         before = trained if keeps_before else None
         return State(trained, state, never, dict.fromkeys(task.watch, never), before, crossings)
-
-    def captured(shapes: Mapping[str, Any], start: Start, hyper: Any) -> dict[str, Any]:
-        """{observable: abstract array} of what is captured at levels: all but what is observed of steps."""
-        steps: Mapping[str, Any] = {}
-        if task.observe_step:
-            steps = jax.eval_shape(task.observe_step, start.params, start.params, start.data, hyper)
-        floats = jax.eval_shape(lambda: {name: _floating(jnp.zeros(x.shape, x.dtype)) for name, x in shapes.items()})
-        return {name: x for name, x in floats.items() if name not in steps}
 
     def merged(start: Start, trained: PyTree) -> PyTree:
         return merge_params(trained, parts(start)[2])
@@ -242,9 +235,11 @@ def make_loop(
 
             def around(context: tuple[Start, Any, PyTree, PyTree]) -> tuple[dict[str, Array], dict[str, Array]]:
                 start, hyper, *both = context
-                rows = [look(start, hyper, params, None, t, jnp.ones((), bool)) for params in both]
-                before, here = ({name: row[name] for name in names} for row in rows)
-                return before, here
+                steps = None, both[0]  # what is observed of the step across the level stands on both sides of it
+                before, here = (
+                    look(start, hyper, params, step, t, jnp.ones((), bool)) for params, step in zip(both, steps)
+                )
+                return {name: before.get(name, here[name]) for name in names}, {name: here[name] for name in names}
 
             loss = level_loss(merge_params(state.trained, fixed), loss)
             context = (start, hyper, state.before, state.trained)

@@ -17,7 +17,7 @@ from jaxsign.decoding import after_every_step, after_steps, at, bits_of, code_by
 from jaxsign.engines import two_layer
 from jaxsign.loop import Loop, make_loop
 from jaxsign.problem import Hyper, Problem
-from jaxsign.rng import seed_words
+from jaxsign.rng import seed_key, seed_words
 from jaxsign.start import Start, abstract_start
 from jaxsign.store import checkpoints, results, trajectory
 from jaxsign.store.manifest import UnusableData, read_manifest
@@ -357,7 +357,7 @@ class RunTrajectory:
         assert project is not None
 
         def seen(start: Start) -> PyTree:
-            return project(loop.merged(start, loop.init(start, {}).trained), start.data)
+            return project(loop.merged(start, loop.init(seed_key(0), start, {}).trained), start.data)
 
         return jax.eval_shape(seen, abstract_start(task, hyper, self.whole.sweep.shared))
 
@@ -365,7 +365,7 @@ class RunTrajectory:
 @functools.lru_cache(maxsize=32)
 def initially(loop: Loop) -> Callable[[Start], PyTree]:
     """The jitted `start -> what is trained` at step 0."""
-    return jax.jit(lambda start: loop.init(start, {}).trained)
+    return jax.jit(lambda start: loop.init(seed_key(0), start, {}).trained)
 
 
 @functools.lru_cache(maxsize=32)

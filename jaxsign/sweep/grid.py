@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from jaxsign.optim import Grid, as_grid, point_label, shown
+from jaxsign.optim import PER_RUN, Grid, as_grid, point_label, shown
 from jaxsign.rng import seed_key
 from jaxsign.schedule import Schedule
 from jaxsign.task import Task
@@ -178,7 +178,7 @@ class Sweep:
 
     def _optimizer_numbers(self) -> set[str]:
         """Names that belong to optimizers: their factories' keywords and the usual ones of built transforms."""
-        own = (inspect.signature(grid.factory).parameters for grid in self.grids.values())
+        own = ({*inspect.signature(grid.factory).parameters} - {*PER_RUN} for grid in self.grids.values())
         return {*OPTIMIZER_NUMBERS, *itertools.chain(*own)}
 
     @functools.cached_property

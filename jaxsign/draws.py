@@ -74,7 +74,7 @@ def _drawn(factory: Factory, static: Static, floats: tuple[str, ...], structure:
         with jax.numpy_dtype_promotion("standard"):  # as where it is used
             transform = build(factory, {**static.keywords, **numbers}, key)
             state = transform.init(params)
-            out = [_from_keys(state)]
+            out: list[Any] = [_from_keys(state)]
             for _ in range(UPDATES):
                 asked = {"value": zero, "grad": params, "value_fn": lambda params: zero}
                 updates, state = transform.update(params, state, params, **asked)

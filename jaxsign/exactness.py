@@ -122,9 +122,9 @@ def _draws(
     for point, one in zip(points, found):
         if one.reason:
             raise ValueError(
-                f"{describe_point(factory, [point], label)} must draw from the key of each run: {one.reason} (read off its "
-                "program); give js.grid a factory that draws with jax.random from its keyword key (or seed), and leave "
-                "that keyword out of the grid: every run passes its own key"
+                f"{describe_point(factory, [point], label)} must draw from the key of each run: {one.reason} (read off "
+                "its program); give js.grid a factory that draws with jax.random from its keyword key (or seed), and "
+                "leave that keyword out of the grid: every run passes a key of its seed"
             )
     return any(one.drawn for one in found)
 

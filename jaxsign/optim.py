@@ -219,12 +219,13 @@ def per_run(factory: Callable[..., Any], given: Iterable[str] = ()) -> str | Non
         inner = inner.func
     if bound & set(PER_RUN):
         return None
-    for name, parameter in inspect.signature(factory).parameters.items():
+    parameters = inspect.signature(factory).parameters
+    for parameter in (parameters[name] for name in PER_RUN if name in parameters):
         by_name = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         default = None if parameter.default is parameter.empty else parameter.default
         number = isinstance(default, (int, np.ndarray, jax.Array)) and not isinstance(default, bool)
-        if name in PER_RUN and by_name and (default is None or number):
-            return name
+        if by_name and (default is None or number):
+            return parameter.name
     return None
 
 
@@ -353,7 +354,7 @@ def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> 
         if any(_is_key(value, words=name == "key") for value in _listed(lists.get(name))):
             raise ValueError(
                 f"{label}({name}) must be left out of js.grid, got a random key, which all seeds would share: each run "
-                "passes a key of its stream \"optimizer\""
+                'passes a key of its stream "optimizer"'
             )
     for name, parameter in parameters.items():
         if name == per_run(factory, lists):
@@ -393,8 +394,8 @@ def _check_traceable(label: str, made: Grid) -> None:
             reason = (str(failure).splitlines() or [""])[0].rstrip(".")
             raise ValueError(
                 f"{label} cannot be built with what every run passes as its keyword {made.per_run!r}, a traced "
-                f"{'key' if made.per_run == 'key' else 'integer'} ({type(failure).__name__}: {reason}): draw from it with "
-                f"jax.random, or bind it for all runs, js.grid(functools.partial({label}, {made.per_run}=0), ...)"
+                f"{'key' if made.per_run == 'key' else 'integer'} ({type(failure).__name__}: {reason}): draw from it "
+                f"with jax.random, or bind it for all runs, js.grid(functools.partial({label}, {made.per_run}=0), ...)"
             )
         if not _concretizes(made.factory, point, (*made.floats, *drawn)) or _concretizes(made.factory, point, drawn):
             continue
@@ -530,6 +531,6 @@ def _short(value: Any) -> str:
 
 def describe_point(factory: Callable[..., Any], points: Iterable[Mapping[str, Any]], label: str | None = None) -> str:
     """A factory (or the label given for it) and its keywords for a message, such as "adamw(learning_rate=0.1)"."""
-    name = label or str(getattr(factory, "__name__", "the given transform"))
+    name = label or str(getattr(getattr(factory, "func", factory), "__name__", "the given transform"))
     shown = ["(" + ", ".join(f"{k}={_short(v)}" for k, v in point.items()) + ")" if point else "" for point in points]
     return name + " or ".join(dict.fromkeys(shown))

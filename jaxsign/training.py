@@ -219,7 +219,9 @@ def train(
     if not isinstance(task, Task):
         raise ValueError(f"task must be a js.Task, got {type(task).__name__}")
     if not isinstance(optimizer, (optax.GradientTransformation, Grid)):
-        raise ValueError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}, or a js.grid of one point")
+        raise ValueError(
+            f"optimizer must be an optax.GradientTransformation, got {optimizer!r}, or a js.grid of one point"
+        )
     grid = as_grid(optimizer)
     if len(grid.points) != 1:
         raise ValueError(f"optimizer must be a js.grid of one point, got {shown(grid)} with {len(grid.points)} points")

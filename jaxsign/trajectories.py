@@ -214,7 +214,7 @@ class RunTrajectory:
                 f"{unit.folder}: the data and initial parameters of run {self.index} that are drawn here are not those "
                 "of its training to the bit: open it with the versions and the device that its manifest names"
             )
-        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[0]), drawn)
+        return jax.tree.map(_first, drawn)
 
     @functools.cached_property
     def _place(self) -> tuple[Unit, int]:
@@ -360,6 +360,13 @@ class RunTrajectory:
             return project(loop.merged(start, loop.init(seed_key(0), start, {}).trained), start.data)
 
         return jax.eval_shape(seen, abstract_start(task, hyper, self.whole.sweep.shared))
+
+
+def _first(x: jax.Array) -> jax.Array:
+    """The first run of a block's array, by way of the host; typed keys stay keys."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(np.asarray(jax.random.key_data(x))[0], impl=jax.random.key_impl(x))
+    return jnp.asarray(np.asarray(x)[0])
 
 
 @functools.lru_cache(maxsize=32)

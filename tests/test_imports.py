@@ -43,7 +43,9 @@ SYSTEMS = frozenset({"tasks", "engines", "models", "data", "observables", "theor
 TRAINING = frozenset({"training", "loop", "sweep", "tasks", "engines", "models"})
 #: Whatever the layers allow.
 NEVER = {
-    **dict.fromkeys(["training", "loop", "start", "exactness", "probes", "draws", "sweep", "store", "optim", "task"], SYSTEMS),
+    **dict.fromkeys(
+        ["training", "loop", "start", "exactness", "probes", "draws", "sweep", "store", "optim", "task"], SYSTEMS
+    ),
     **dict.fromkeys(["measures", "stages", "claims", "verdicts", "plot", "report"], TRAINING),
     **dict.fromkeys(["data", "models", "observables", "theory"], frozenset({"task", "optim", "schedule"})),
 }

@@ -51,7 +51,8 @@ class Sweep:
       system: `(problem, engine=...) -> Task`, such as `js.two_layer`; called without engine if `engine` is None.
       problem: what fixes the shapes (a frozen dataclass), or None for a system without one.
       hyper: the system's numbers (a dataclass or dict of floats), or None.
-      optimizers: {family: js.grid(...), an Optax transform, or a factory without required keywords}.
+      optimizers: {family: js.grid(...), an Optax transform, or a factory without required keywords}. A factory that
+        takes a keyword `key` or `seed` gets one per run; an optimizer that draws the same for every seed is refused.
       axes: {name: values}. Names are fields of hyper or derived ones such as "snr" (mapped, never recompiled), fields
         of problem or "engine" (static), or "seed" (an int N for 0..N-1, or a list of ints). A tuple of names with a
         list of tuples is zipped into one dimension named by its first member. Full product. The axis

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.extend import core
 
-from jaxsign.optim import Static, build
+from jaxsign.factories import Static, build
 
 Factory = Callable[..., optax.GradientTransformation]
 #: Primitives that turn a key, or a generator's state, into random numbers.

@@ -7,7 +7,8 @@ import jax
 import optax
 
 from jaxsign.draws import draws
-from jaxsign.optim import build, describe_point
+from jaxsign.factories import build
+from jaxsign.optim import describe_point
 from jaxsign.probes import Homogeneity, decay, homogeneity, reads_gradients_coordinatewise
 from jaxsign.rng import seed_key
 from jaxsign.start import abstract_start, draw, split_params, trained_fields

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsign.optim import build
+from jaxsign.factories import build
 from jaxsign.rng import stream
 from jaxsign.rows import put
 from jaxsign.start import Start, merge_params, split_params, trained_fields

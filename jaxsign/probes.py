@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxsign.draws import draws
-from jaxsign.optim import Static, build
+from jaxsign.factories import Static, build
 
 Factory = Callable[..., optax.GradientTransformation]
 #: Steps of a history, and the scales its gradients are driven at. The problem's own run from 1e-4 down to 1e-12.

@@ -12,8 +12,9 @@ import optax
 
 from jaxsign.compilation import compiler_options
 from jaxsign.exactness import fit
+from jaxsign.factories import Static
 from jaxsign.loop import make_loop, whole_run
-from jaxsign.optim import Grid, Static, as_grid, shown
+from jaxsign.optim import Grid, as_grid, shown
 from jaxsign.schedule import Schedule
 from jaxsign.start import Start, begin
 from jaxsign.task import Task

@@ -47,11 +47,11 @@ def noisy(**keywords):
     return js.grid(optax.noisy_sgd, learning_rate=RATE, **keywords)
 
 
-def by_hand(seed, key=None, eta=0.01, gamma=0.55, rate=RATE):
+def by_hand(seed, key=None, eta=0.01, gamma=0.55, rate=RATE, steps=STEPS):
     """{name: (steps + 1, ...)} of noisy_sgd on `constant`: one normal draw a leaf and step, leaves in order of name."""
     key = js.stream(jax.random.key(seed), "optimizer") if key is None else key
     out = {"b": [np.zeros(2)], "w": [np.zeros(4)]}
-    for t in range(STEPS):
+    for t in range(steps):
         key, now = jax.random.split(key)
         for one, name in zip(jax.random.split(now, 2), out):
             noise = np.asarray(jax.random.normal(one, out[name][0].shape), float)
@@ -122,6 +122,9 @@ def test_noise_goes_on_where_a_run_was_cut_off(tmp_path, monkeypatch):
     assert resumed
     assert 0 < resumed[0] < 40  # it went on in the middle, with the key of its state
     np.testing.assert_array_equal(again["w"], js.run_sweep(long(), lane_width=2)["w"])
+    for seed in range(4):
+        wanted = by_hand(seed, steps=40)["w"]
+        np.testing.assert_allclose(again["w"].isel(optimizer=0, seed=seed), wanted, rtol=1e-5, atol=1e-5)
 
 
 def needs_key(learning_rate, key):

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import optax
 
-from jaxsign.optim import PER_RUN, Grid, as_grid, point_label, shown
+from jaxsign.factories import PER_RUN
+from jaxsign.optim import Grid, as_grid, point_label, shown
 from jaxsign.rng import seed_key
 from jaxsign.schedule import Schedule
 from jaxsign.task import Task

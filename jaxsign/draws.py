@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.extend import core
 
-from jaxsign.factories import Static, build
+from jaxsign.factories import Static, build, hashable
 
 Factory = Callable[..., optax.GradientTransformation]
 #: Primitives that turn a key, or a generator's state, into random numbers.
@@ -59,7 +59,7 @@ def draws(factory: Factory, points: Iterable[Mapping[str, Any]], like: Any) -> l
     out = []
     for point in points:
         floats = tuple(name for name, value in point.items() if isinstance(value, float))
-        out.append(_drawn(factory, Static(point, floats), floats, structure, shapes))
+        out.append(_drawn(hashable(factory), Static(point, floats), floats, structure, shapes))
     return out
 
 

@@ -87,3 +87,33 @@ class Static:
 
     def __hash__(self) -> int:
         return hash(self.text)
+
+
+class _Same:
+    """An unhashable factory as a key of a cache: equal to itself only."""
+
+    def __init__(self, factory: Callable[..., Any]):
+        self.factory, self.__signature__ = factory, inspect.signature(factory)
+
+    def __call__(self, **keywords: Any) -> Any:
+        return self.factory(**keywords)
+
+
+def hashable(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """The factory itself, or a stand-in where it has no hash, as a mutable dataclass has none.
+
+    Examples:
+      >>> import dataclasses, optax
+      >>> @dataclasses.dataclass
+      ... class Descent:
+      ...     learning_rate: float
+      ...     def __call__(self):
+      ...         return optax.sgd(self.learning_rate)
+      >>> hashable(optax.sgd) is optax.sgd, isinstance(hash(hashable(Descent(0.1))), int)
+      (True, True)
+    """
+    try:
+        hash(factory)
+    except TypeError:
+        return _Same(factory)
+    return factory

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxsign.draws import draws
-from jaxsign.factories import Static, build
+from jaxsign.factories import Static, build, hashable
 
 Factory = Callable[..., optax.GradientTransformation]
 #: Steps of a history, and the scales its gradients are driven at. The problem's own run from 1e-4 down to 1e-12.
@@ -99,7 +99,7 @@ def _programs(
     """
     for point in points:
         floats = {name: value for name, value in point.items() if isinstance(value, float)}
-        yield point, functools.partial(_histories(factory, Static(point, floats), structure), floats)
+        yield point, functools.partial(_histories(hashable(factory), Static(point, floats), structure), floats)
 
 
 @functools.lru_cache(maxsize=64)

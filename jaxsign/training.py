@@ -12,7 +12,7 @@ import optax
 
 from jaxsign.compilation import compiler_options
 from jaxsign.exactness import fit
-from jaxsign.factories import Static
+from jaxsign.factories import Static, hashable
 from jaxsign.loop import make_loop, whole_run
 from jaxsign.optim import Grid, as_grid, shown
 from jaxsign.schedule import Schedule
@@ -242,7 +242,7 @@ def train(
     task = found.task
     start = _begin(task)(key, hyper, shared, *(jnp.asarray(one.p, jnp.zeros(()).dtype) for one in found.degrees))
     static, how = Static(grid.points[0], grid.floats), (found.compact, found.decays, found.signs)
-    out = _compiled(task, grid.factory, static, settings, *how)(key, start, hyper, floats)
+    out = _compiled(task, hashable(grid.factory), static, settings, *how)(key, start, hyper, floats)
     high, low = (int(word) for word in np.asarray(jax.random.key_data(key)).ravel()[-2:])
     return Run(
         trace=out["trace"],

@@ -13,7 +13,7 @@ import pytest
 import jaxsign as js
 from jaxsign.draws import draws
 from jaxsign.exactness import fit
-from jaxsign.optim import Grid
+from jaxsign.optim import Grid, as_grid
 from jaxsign.store import checkpoints
 from jaxsign.sweep import blocks
 from jaxsign.sweep.definition import definition
@@ -65,6 +65,7 @@ def four():
     return js.run_sweep(sweep({"noisy": js.grid(optax.noisy_sgd, learning_rate=[RATE, 2 * RATE], eta=0.04)}))
 
 
+@pytest.mark.x64
 def test_a_sweep_s_noise_is_the_one_drawn_by_hand_from_each_seed_s_stream(four):
     for seed in range(4):
         for place, rate in enumerate((RATE, 2 * RATE)):  # paired: both rates see the same draws
@@ -99,6 +100,7 @@ def test_noise_does_not_depend_on_place_width_extension_or_neighbours(four, tmp_
     np.testing.assert_array_equal(run.trace["w"], four["w"].isel(optimizer=0, seed=3))
 
 
+@pytest.mark.x64
 def test_noise_goes_on_where_a_run_was_cut_off(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "FIRST_STEPS", 5)
     long = functools.partial(sweep, {"noisy": noisy()}, steps=40)
@@ -150,6 +152,16 @@ class Noisy(optax.GradientTransformation):
         return super().__new__(cls, *optax.noisy_sgd(learning_rate, key=key))
 
 
+@dataclasses.dataclass
+class Unhashable:
+    """A factory that has no hash."""
+
+    learning_rate: float
+
+    def __call__(self, key):
+        return optax.noisy_sgd(self.learning_rate, key=key)
+
+
 def words(learning_rate, key):
     """Keeps a key of the old kind, two words."""
 
@@ -179,14 +191,18 @@ def integer(seed):
         (js.grid(both, learning_rate=RATE), None),
         (js.grid(Noisy, learning_rate=RATE), None),
         (js.grid(words, learning_rate=RATE), None),
+        (js.grid(Unhashable(RATE)), None),
     ],
-    ids=["required", "partial", "partial grid", "by name", "seed", "key before seed", "class", "two words"],
+    ids=["required", "partial", "partial grid", "by name", "seed", "key before seed", "class", "two words", "no hash"],
 )
 def test_factories_of_every_form_get_the_run_s_key_or_an_integer_drawn_from_it(entry, key):
     ds = js.run_sweep(sweep({"x": entry}, seeds=2))
     for seed in range(2):
         for name, wanted in by_hand(seed, key and key(seed)).items():
             np.testing.assert_allclose(ds[name].isel(optimizer=0, seed=seed), wanted, rtol=1e-6, atol=1e-6)
+    grid = as_grid(entry)
+    run = js.train(jax.random.key(1), constant(None), HYPER, grid, steps=STEPS, record=1, observables=["w", "b"])
+    np.testing.assert_array_equal(run.trace["w"], ds["w"].isel(optimizer=0, seed=1))
 
 
 def stateless(update):
@@ -520,6 +536,7 @@ def dropout_by_hand(seed, steps, rate):
     return w, *(np.mean((w @ a.T - 1.0) ** 2, axis=1) for a in (x, test)), alarm
 
 
+@pytest.mark.x64
 @pytest.mark.parametrize("system", [dropout, with_gradient])
 def test_dropout_is_drawn_from_the_key_of_seed_and_step_alone(system, tmp_path):
     asked = {

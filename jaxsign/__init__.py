@@ -11,6 +11,7 @@ from jaxsign.claims.claim import Part as Part
 from jaxsign.data.digits import load_digits as load_digits
 from jaxsign.data.signal_noise import Dataset as Dataset
 from jaxsign.engines import two_layer as two_layer
+from jaxsign.equal_loss import at_train_loss as at_train_loss
 from jaxsign.experiment import sweep_cli as sweep_cli
 from jaxsign.measures import claim_numbers as claim_numbers
 from jaxsign.models.two_layer import Params as Params
@@ -37,7 +38,6 @@ from jaxsign.problems.residual import ResidualHyper as ResidualHyper
 from jaxsign.problems.residual import ResidualProblem as ResidualProblem
 from jaxsign.rng import stream as stream
 from jaxsign.schedule import log_steps as log_steps
-from jaxsign.stages import at_train_loss as at_train_loss
 from jaxsign.stages import find_stages as find_stages
 from jaxsign.store.results import open_results as open_results
 from jaxsign.sweep.grid import Sweep as Sweep

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxsign.levels import DIMS, observable
+from jaxsign.levels import coordinates as level_coords
 from jaxsign.problem import field_names
 
 #: Variables that every run has.
@@ -48,9 +50,12 @@ def run_dataset(run: Any, family: str, keywords: Mapping[str, float]) -> Any:
     variables = {name: lift(name, value, ("step",)) for name, value in run.trace.items()}
     for name, value in {**run.constants, **run.summary, **run.watch}.items():
         variables[name] = lift(name, value, ())
+    for name, value in run.captured.items():
+        dims, array, attrs = lift(observable(name), value, DIMS)
+        variables[name] = dims, array, attrs
     for name, (dtype, _, attrs) in RUN_VARIABLES.items():
         variables[name] = (("optimizer", "seed"), np.full((1, 1), getattr(run, name), dtype), dict(attrs))
-    coords: dict[str, Any] = {"optimizer": [family], "seed": [run.seed], "step": run.steps}
+    coords: dict[str, Any] = {"optimizer": [family], "seed": [run.seed], "step": run.steps, **level_coords(run.levels)}
     coords["family"] = ("optimizer", np.array([family], object))
     coords |= {name: ("optimizer", np.array([float(value)])) for name, value in keywords.items()}
     records = {"problem": run.problem, "hyper": run.hyper}
@@ -89,6 +94,7 @@ def coordinates(sweep: Any) -> dict[str, tuple[tuple[str, ...], Any, dict[str, s
         name = f"optimizer_{keyword}" if keyword in taken else keyword
         out[name] = (("optimizer",), _column(values), {"long_name": f"optimizer keyword {keyword}"})
     out["seed"] = (("seed",), np.array(sweep.seeds, np.int64), {"long_name": "seed"})
+    out |= level_coords(sweep.crossed)
     out["step"] = (("step",), sweep.schedule.record.astype(np.int64), {"long_name": "optimizer step", "units": "step"})
     return out
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from jaxsign.factories import build
+from jaxsign.levels import Crossings
 from jaxsign.rng import stream
 from jaxsign.rows import put
 from jaxsign.start import Start, merge_params, split_params, trained_fields
@@ -83,7 +84,9 @@ class State(NamedTuple):
       optimizer: the optimizer's state.
       bad: () int32, first step with a non-finite loss or (at a record) parameter; -1 if none.
       rang: {alarm: () int32, first step at which it rang, -1 if never}.
-      before: the trained parameters one step earlier, for tasks that observe steps; otherwise None.
+      before: the trained parameters one step earlier, for tasks that observe steps and where levels are captured;
+        otherwise None.
+      crossings: what was captured where the training loss fell to a level; None without levels.
     """
 
     trained: PyTree
@@ -91,6 +94,7 @@ class State(NamedTuple):
     bad: Array
     rang: dict[str, Array]
     before: PyTree
+    crossings: Crossings | None = None
 
 
 class Tape(NamedTuple):
@@ -110,7 +114,7 @@ class Loop(NamedTuple):
     """The pure functions of one run's training; batch and compile them outside.
 
     Args:
-      init: `(key, start, keywords) -> State` at step 0; key is the run's.
+      init: `(key, start, hyper, keywords) -> State` at step 0; key is the run's.
       advance: `(key, start, hyper, keywords, state, stops) -> (State, rows, taped)`: trains through all stops; rows is
         {observable: (K, ...)}, NaN where nothing is recorded and from the first bad step on; taped is the tape's.
       merged: `(start, trained) -> params` in the form that is trained.
@@ -133,6 +137,7 @@ def make_loop(
     compact: bool = False,
     decays: bool = False,
     signs: bool = False,
+    levels: tuple[float, ...] = (),
     tape: Tape | None = None,
 ) -> Loop:
     """Builds the training loop of one run; static things go in here, swept things into its functions' arguments.
@@ -152,14 +157,17 @@ def make_loop(
       compact: train the task's compact parametrisation; exact only where `fit` says so.
       decays: whether updates hold decoupled weight decay, which a homogeneous task must not scale.
       signs: whether the optimizer reads nothing but the signs of gradients, for tasks with a closed-form gradient.
+      levels: training losses at whose crossings the observables are captured.
       tape: keeps something of every step.
 
     Returns:
       Loop.
 
     Raises:
-      ValueError: for an unknown observable or parameter name (when traced).
+      ValueError: for an unknown observable or parameter name, or levels of a task whose training loss is not known at
+        every step (when traced).
     """
+    keeps_before = task.observe_step is not None or bool(levels)
 
     def parts(start: Start) -> tuple[tuple[str, ...], PyTree, PyTree]:
         """(names of the trained fields, their initial values, the fixed ones)."""
@@ -172,12 +180,25 @@ def make_loop(
     def transform_of(key: Array, keywords: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
         return build(factory, keywords, stream(key, "optimizer"))
 
-    def init(key: Array, start: Start, keywords: Mapping[str, Any]) -> State:
+    def init(key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any]) -> State:
         trained = parts(start)[1]
         with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote
             state = transform_of(key, keywords).init(trained)
         never = jnp.full((), -1, jnp.int32)
-        return State(trained, state, never, dict.fromkeys(task.watch, never), trained if task.observe_step else None)
+        crossings = None
+        if levels:
+            shapes = observers(task, start, hyper, observables, scalars)[0]
+            crossings = Crossings.none(levels, captured(shapes, start, hyper))
+        before = trained if keeps_before else None
+        return State(trained, state, never, dict.fromkeys(task.watch, never), before, crossings)
+
+    def captured(shapes: Mapping[str, Any], start: Start, hyper: Any) -> dict[str, Any]:
+        """{observable: abstract array} of what is captured at levels: all but what is observed of steps."""
+        steps: Mapping[str, Any] = {}
+        if task.observe_step:
+            steps = jax.eval_shape(task.observe_step, start.params, start.params, start.data, hyper)
+        floats = jax.eval_shape(lambda: {name: _floating(jnp.zeros(x.shape, x.dtype)) for name, x in shapes.items()})
+        return {name: x for name, x in floats.items() if name not in steps}
 
     def merged(start: Start, trained: PyTree) -> PyTree:
         return merge_params(trained, parts(start)[2])
@@ -190,7 +211,7 @@ def make_loop(
         key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any], state: State, stops: Stops
     ) -> tuple[State, dict[str, Array], PyTree]:
         shapes, need_test, functions = observers(task, start, hyper, observables, scalars)
-        data, test = start.data, start.test
+        data = start.data
         names, _, fixed = parts(start)
         train_key = stream(key, "train")
         scale = split_params(task.scale(data, hyper), names)[0] if task.scale else None
@@ -203,14 +224,44 @@ def make_loop(
         def loss_of(trained: PyTree, t: Array) -> Array:
             return task.loss(merge_params(trained, fixed), batch_at(t), hyper)
 
+        def level_loss(full: PyTree, loss: Array) -> Array:
+            """The training loss, which a batch's own loss is not."""
+            if task.batch is None:
+                return loss
+            whole = task.observe(full, data, None, hyper)
+            if "train_loss" not in whole:
+                raise ValueError(
+                    f"levels={levels!r} need the training loss at every step: {task.name} trains on batches, so it "
+                    f"must observe 'train_loss', got {list(whole)}"
+                )
+            return _floating(whole["train_loss"])
+
+        def capture(state: State, t: Array, loss: Array, now: Array | bool = True) -> Crossings | None:
+            """What levels have captured when step t has been seen."""
+            if state.crossings is None:
+                return None
+            names = [name for name in state.crossings.values if name in shapes]
+
+            def around(context: tuple[Start, Any, PyTree, PyTree]) -> tuple[dict[str, Array], dict[str, Array]]:
+                start, hyper, *both = context
+                rows = [look(start, hyper, params, None, t, jnp.ones((), bool)) for params in both]
+                before, here = ({name: row[name] for name in names} for row in rows)
+                return before, here
+
+            loss = level_loss(merge_params(state.trained, fixed), loss)
+            context = (start, hyper, state.before, state.trained)
+            return state.crossings.after(levels, t, loss, around, context, now)
+
         def step(t: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
-            (trained, state, bad, rang, _), taped = carry
+            current, taped = carry
+            trained, state, bad, rang = current[:4]
             full = merge_params(trained, fixed)
             if task.gradient is None:
                 loss, gradient = jax.value_and_grad(loss_of)(trained, t)
             else:
                 loss, everything = task.gradient(full, batch_at(t), hyper, signs)
                 gradient = split_params(everything, names)[0]
+            crossings = capture(current, t, loss)
             seen = None if task.gradient and signs else gradient
             bad = jnp.where((bad < 0) & ~jnp.isfinite(loss), t, bad)
             rang = {
@@ -228,12 +279,23 @@ def make_loop(
                 moved = optax.apply_updates(trained, updates)
             if tape is not None:
                 taped = tape.write(taped, t - stops.start[0], full, data, updates)
-            return State(moved, after, bad, rang, trained if task.observe_step else None), taped
+            before = trained if task.observe_step is not None else None
+            if crossings is not None and before is None:
+                # Needed until all levels are crossed. That this reads `crossings` has a second use: XLA knows then that
+                # the old `before` has been read, and writes over it where it lies (else two copies more, a tenth of a
+                # step's time).
+                keep = crossings.waiting
+                before = jax.tree.map(lambda new, old: jnp.where(keep, new, old), trained, current.before)
+            return State(moved, after, bad, rang, before, crossings), taped
 
-        def look(trained: PyTree, before: PyTree, t: Array, test_now: Array) -> dict[str, Array]:
+        def look(
+            start: Start, hyper: Any, trained: PyTree, before: PyTree, t: Array, test_now: Array
+        ) -> dict[str, Array]:
+            """The observables; with `before` None, without those of the step that led here."""
+            data, test, fixed = start.data, start.test, parts(start)[2]
             full = merge_params(trained, fixed)
             plain = task.observe(full, data, None, hyper)
-            if task.observe_step:
+            if task.observe_step and before is not None:
                 steps = task.observe_step(full, merge_params(before, fixed), data, hyper)
                 plain |= {name: jnp.where(t > 0, _floating(value), jnp.nan) for name, value in steps.items()}
             found = {name: plain[name] for name in shapes if name in plain and name not in functions}
@@ -250,9 +312,11 @@ def make_loop(
                     return {name: jnp.full(shapes[name].shape, jnp.nan) for name in need_test}
 
                 found |= jax.lax.cond(test_now, fresh, nothing)
-            return {name: _floating(found[name]) for name in shapes}
+            return {name: _floating(found[name]) for name in shapes if name in found}
 
-        unseen = jax.eval_shape(look, state.trained, state.before, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+        unseen = jax.eval_shape(
+            look, start, hyper, state.trained, state.before, jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        )
 
         def stretch(i: Array, carry: tuple[State, PyTree, dict[str, Array]]) -> tuple[State, PyTree, dict[str, Array]]:
             state, taped, rows = carry
@@ -263,7 +327,7 @@ def make_loop(
             state = state._replace(bad=jnp.where(broken, stop.end, state.bad))
             row = jax.lax.cond(
                 stop.record,
-                lambda: look(state.trained, state.before, stop.end, stop.test),
+                lambda: look(start, hyper, state.trained, state.before, stop.end, stop.test),
                 lambda: jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), unseen),
             )
             return state, taped, jax.tree.map(lambda rows, row: put(rows, i, row), rows, row)
@@ -277,7 +341,9 @@ def make_loop(
         state, taped, rows = jax.lax.fori_loop(0, turns, stretch, (state, taped, rows))
         # The loss at the last step, which the next stretch would look at: what is recorded there may have to go.
         last = stops.end[-1]
-        bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss_of(state.trained, last)), last, state.bad)
+        loss = loss_of(state.trained, last)
+        state = state._replace(crossings=capture(state, last, loss, now=jnp.any(stops.last)))
+        bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss), last, state.bad)
         gone = (bad >= 0) & (stops.end >= bad)
         rows = {name: _blank(value, gone) for name, value in rows.items()}
         return state._replace(bad=bad), rows, taped

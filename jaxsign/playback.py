@@ -87,7 +87,7 @@ def _look(task: Task, compact: bool, trainable: Any, chosen: tuple | None) -> Ca
 
     def look(start: Start, hyper: Any, trained: PyTree) -> dict[str, jax.Array]:
         key = jax.random.key(0)  # nothing is drawn
-        state = loop.init(key, start, {})._replace(trained=trained)
+        state = loop.init(key, start, hyper, {})._replace(trained=trained)
         rows = loop.advance(key, start, hyper, {}, state, stops)[1]
         return {name: value[0] for name, value in rows.items()}
 

@@ -17,8 +17,9 @@ import numpy as np
 from jaxsign import theory
 from jaxsign.claims.claim import one_point
 from jaxsign.claims.two_layer import problem_of, setting_of
+from jaxsign.equal_loss import at_train_loss
 from jaxsign.measures import GROUPING_STEP
-from jaxsign.stages import BOUNDARIES, at_train_loss, find_stages, manifest, need
+from jaxsign.stages import BOUNDARIES, find_stages, manifest, need
 from jaxsign.validation import known
 
 #: Column and text width of a paper, in inches.

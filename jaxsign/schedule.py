@@ -9,7 +9,9 @@ from jaxsign.validation import positive_int
 
 
 def log_steps(steps: int, per_decade: int = 20) -> np.ndarray:
-    """Recorded steps 0, 1, ... that are even on a log axis.
+    """Steps 0, 1, ... that are even on a log axis, powers of ten among them.
+
+        0, round(10^(k/per_decade)) for k = 0, 1, ..., steps
 
     Args:
       steps: last step, int >= 1.
@@ -26,9 +28,8 @@ def log_steps(steps: int, per_decade: int = 20) -> np.ndarray:
       [0, 1, 3, 10, 32, 100]
     """
     steps, per_decade = positive_int("steps", steps), positive_int("per_decade", per_decade)
-    count = int(np.ceil(np.log10(steps) * per_decade)) + 1
-    points = np.rint(np.logspace(0, np.log10(steps), max(count, 2))).astype(int)
-    return np.unique(np.concatenate([[0], points]))
+    points = np.rint(10.0 ** (np.arange(np.ceil(np.log10(steps) * per_decade)) / per_decade)).astype(int)
+    return np.unique([0, *points[points < steps], steps])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,20 +47,21 @@ class Schedule:
     test: np.ndarray
 
     @classmethod
-    def build(cls, steps: Any, record: Any = 10, test_every: Any = 50) -> "Schedule":
+    def build(cls, steps: Any, record: Any = None, test_every: Any = None) -> "Schedule":
         """Checks and expands `record` (an int k: steps 0, k, 2k, ...; or an array of steps) and `test_every`.
 
         An int m for `test_every` evaluates the test set at the first recorded step at or after every multiple of m;
-        an array must be made of recorded steps.
+        an array must be made of recorded steps. None records `log_steps(steps)`, most of which lie where training
+        begins, and evaluates the test set at the first recorded step at or after each of these.
 
         Raises:
           ValueError: naming field, value and legal range.
         """
         steps = positive_int("steps", steps)
-        recorded = _steps_array("record", record, steps)
+        recorded = log_steps(steps) if record is None else _steps_array("record", record, steps)
         if np.ndim(test_every) == 0:
-            every = positive_int("test_every", test_every)
-            place = np.searchsorted(recorded, np.arange(0, steps + 1, every))
+            at = log_steps(steps) if test_every is None else _steps_array("test_every", test_every, steps)
+            place = np.searchsorted(recorded, at)
             test = np.isin(np.arange(recorded.size), place)
         else:
             wanted = _steps_array("test_every", test_every, steps)

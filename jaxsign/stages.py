@@ -1,4 +1,4 @@
-"""Reads stage boundaries and equal-loss comparisons off a Dataset of runs. No training."""
+"""Reads stage boundaries off a Dataset of runs. No training."""
 
 import json
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from jaxsign.measures import GROUPING_STEP
-from jaxsign.validation import real
 
 BOUNDARIES = ("t_I", "t_II", "t_III", "t_IV", "t_V")
 
@@ -123,80 +122,3 @@ def find_stages(ds: Any) -> Any:
         out[name].attrs = {"units": "step", "long_name": f"end of stage {meaning}"}
     out["in_order"].attrs = {"long_name": "t_I < t_II < t_III and t_II < t_IV < t_V"}
     return out
-
-
-def at_train_loss(ds: Any, level: float) -> Any:
-    """Every variable where the training loss first falls below a level: how optimizers are compared.
-
-    Values are interpolated linearly in log(training loss) between the two recorded steps that enclose the crossing;
-    a test quantity between the two test steps that do.
-
-    Args:
-      ds: Dataset with train_loss and a step dimension.
-      level: training loss in nat, > 0.
-
-    Returns:
-      Dataset without the step dimension (which becomes the variable `step`); NaN where a run never gets there, and
-      the attribute `not_reached` counts those runs.
-
-    Raises:
-      ValueError: for an illegal level or a Dataset without training loss.
-
-    Examples:
-      >>> import numpy as np, xarray as xr
-      >>> ds = xr.Dataset({"train_loss": ("step", [1.0, 0.1, 0.01])}, {"step": [0, 10, 20]})
-      >>> round(float(at_train_loss(ds, 0.1 ** 1.5)["step"]), 6)
-      15.0
-    """
-    import xarray as xr
-
-    level = real("level", level, low=0.0, open_low=True)
-    need(ds, "train_loss")
-    loss = ds["train_loss"].transpose(..., "step").values
-    runs = ds["train_loss"].isel(step=0, drop=True)
-    finite = np.where(np.isfinite(loss), np.maximum(loss, np.finfo(float).tiny), np.inf)
-    log_loss = np.log(finite)
-    below = log_loss <= np.log(level)
-    reached = below.any(-1)
-    first = np.argmax(below, -1)
-    crossing = _crossing(log_loss, first, np.log(level))
-    out = xr.Dataset(coords=runs.coords)
-    table = {"step": ds["step"].astype(float), **{n: v for n, v in ds.data_vars.items() if "step" in v.dims}}
-    for name, variable in table.items():
-        own = [dim for dim in variable.dims if dim not in (*runs.dims, "step")]
-        spread = variable.broadcast_like(ds["train_loss"]).transpose(*runs.dims, "step", *own)
-        values = np.moveaxis(spread.values, len(runs.dims), -1)
-        extra = (1,) * len(own)
-        # A test quantity is known at some steps only: interpolate between the known ones around the crossing.
-        seen = np.isfinite(values).reshape(*first.shape, -1, values.shape[-1]).any(axis=tuple(range(first.ndim + 1)))
-        known = np.flatnonzero(seen)
-        if known.size == 0:
-            continue
-        picked, at_known = values[..., known], log_loss[..., known]
-        right = np.clip(np.searchsorted(known, np.ravel(first)), 0, known.size - 1).reshape(first.shape)
-        left = np.maximum(right - 1, 0)
-        low, high = (np.take_along_axis(at_known, i[..., None], -1)[..., 0] for i in (left, right))
-        with np.errstate(invalid="ignore"):  # inf - inf of runs that have no loss at all
-            span = np.where((left == right) | ~np.isfinite(low - high) | (low == high), 1.0, low - high)
-            weight = np.where(left == right, 1.0, np.clip((low - crossing) / span, 0.0, 1.0))
-        shape = first.shape + extra
-        a = np.take_along_axis(picked, left.reshape((*shape, 1)), -1)[..., 0]
-        b = np.take_along_axis(picked, right.reshape((*shape, 1)), -1)[..., 0]
-        w = weight.reshape(shape)
-        value = np.where(w == 1.0, b, np.where(w == 0.0, a, (1 - w) * a + w * b))
-        if name == "train_loss":
-            value = np.exp(crossing)  # the level itself, also between records
-        seen_later = reached & (known[-1] >= first)  # nothing is read beyond the last test step
-        value = np.where(seen_later.reshape(shape), value, np.nan)
-        out[name] = xr.DataArray(value, dims=(*runs.dims, *own), attrs=variable.attrs)
-    for name, variable in ds.data_vars.items():
-        if "step" not in variable.dims:
-            out[name] = variable
-    out.attrs = {**ds.attrs, "train_loss_level": level, "not_reached": int((~reached).sum())}
-    return out
-
-
-def _crossing(log_loss: np.ndarray, first: np.ndarray, level: float) -> np.ndarray:
-    """The log loss at which variables are read: the level, or the first record's loss if that lies below already."""
-    start = log_loss[..., 0]
-    return np.where(first == 0, start, level)

@@ -13,6 +13,7 @@ import optax
 from jaxsign.compilation import compiler_options
 from jaxsign.exactness import fit
 from jaxsign.factories import Static, hashable
+from jaxsign.levels import check_levels
 from jaxsign.loop import make_loop, whole_run
 from jaxsign.optim import Grid, as_grid, shown
 from jaxsign.schedule import Schedule
@@ -36,6 +37,7 @@ def make_train(
     compact: bool = False,
     decays: bool = False,
     signs: bool = False,
+    levels: tuple[float, ...] = (),
     summary: Callable[[dict[str, Any]], dict[str, Array]] | None = None,
     keep_trace: bool = True,
 ) -> Callable[..., dict[str, Any]]:
@@ -53,26 +55,27 @@ def make_train(
       compact: train the task's compact parametrisation; exact only where `fit` says so.
       decays: whether updates hold decoupled weight decay, which a homogeneous task must not scale.
       signs: whether the optimizer reads nothing but the signs of gradients, for tasks with a closed-form gradient.
+      levels: training losses at whose crossings the observables are captured.
       summary: pure function of the trace ({name: (R, ...)}, the run's constants and the recorded steps as "step",
         known when it is traced) to {name: scalar}.
       keep_trace: whether the trace itself is returned.
 
     Returns:
-      `train(key, start, hyper, keywords) -> {"trace", "summary", "params", "status", "first_bad_step", "watch"}` with
-      start from `begin`. From first_bad_step on the trace is NaN.
+      `train(key, start, hyper, keywords) -> {"trace", "summary", "params", "status", "first_bad_step", "watch",
+      "captured"}` with start from `begin`. From first_bad_step on the trace is NaN.
 
     Raises:
       ValueError: for an unknown observable or parameter name (when traced).
     """
     loop = make_loop(
         task, factory, observables=observables, scalars=scalars, trainable=trainable, compact=compact, decays=decays,
-        signs=signs,
+        signs=signs, levels=levels,
     )  # fmt: skip
     stops = whole_run(schedule.steps, schedule.record, schedule.test)
     recorded = jnp.asarray(schedule.record, jnp.int32)  # concrete also when traced: summaries may look steps up
 
     def train(key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        state, rows, _ = loop.advance(key, start, hyper, keywords, loop.init(key, start, keywords), stops)
+        state, rows, _ = loop.advance(key, start, hyper, keywords, loop.init(key, start, hyper, keywords), stops)
         trace = {name: value[: recorded.size] for name, value in rows.items()}
         return {
             "trace": trace if keep_trace else {},
@@ -81,6 +84,7 @@ def make_train(
             "status": jnp.where(state.bad >= 0, 1, 0).astype(jnp.int8),
             "first_bad_step": state.bad,
             "watch": state.rang,
+            "captured": state.crossings.results() if state.crossings else {},
         }
 
     return train
@@ -97,6 +101,9 @@ class Run:
       status: 0 finished, 1 diverged.
       first_bad_step: first step with a non-finite loss or (at a record) parameter; -1 if none.
       watch: {alarm: first step at which it rang, -1 if never}.
+      levels: training losses whose crossings were captured, highest first.
+      captured: {NAME_at_level: (level, 2, ...)}, an observable at the step before the training loss first fell to each
+        level and at that step; `step_at_level` are these steps, -1 where there is none.
       constants: constants of the run, such as its noise norms.
       summary: what `summary=` returned.
       dims: {observable: names of its dimensions}.
@@ -112,6 +119,8 @@ class Run:
     status: int
     first_bad_step: int
     watch: dict[str, int]
+    levels: tuple[float, ...]
+    captured: dict[str, Array]
     constants: dict[str, Array]
     summary: dict[str, Array]
     dims: Mapping[str, tuple[str, ...]]
@@ -156,12 +165,12 @@ def _begin(task: Task) -> Callable[..., Start]:
 
 @functools.lru_cache(maxsize=64)
 def _compiled(task: Task, factory: Any, static: Static, settings: tuple, *how: bool) -> Callable[..., dict[str, Any]]:
-    steps, record, test, observables, trainable, summary, keep_trace = settings
+    steps, record, test, observables, trainable, levels, summary, keep_trace = settings
     schedule = Schedule(steps, np.asarray(record), np.asarray(test))
     compact, decays, signs = how
     train = make_train(
         task, factory, schedule, observables=observables, trainable=trainable, compact=compact, decays=decays,
-        signs=signs, summary=summary, keep_trace=keep_trace,
+        signs=signs, levels=levels, summary=summary, keep_trace=keep_trace,
     )  # fmt: skip
 
     def run(key: Array, start: Start, hyper: Any, floats: Mapping[str, Array]) -> dict[str, Any]:
@@ -177,8 +186,9 @@ def train(
     optimizer: optax.GradientTransformation | Grid,
     *,
     steps: int,
-    record: Any = 10,
-    test_every: Any = 50,
+    record: Any = None,
+    test_every: Any = None,
+    levels: Sequence[float] = (),
     observables: Sequence[str | Callable] | None = None,
     trainable: Sequence[str] | None = None,
     summary: Callable[[dict[str, Array]], dict[str, Array]] | None = None,
@@ -196,8 +206,11 @@ def train(
       optimizer: an `optax.GradientTransformation`, or a `js.grid` of one point, whose factory gets the run's own key if
         it takes one.
       steps: optimizer steps, int >= 1; params are those after `steps`.
-      record: int k for steps 0, k, 2k, ..., or an increasing array of steps.
-      test_every: int or an array of recorded steps; test quantities are NaN between.
+      record: int k for steps 0, k, 2k, ..., or an increasing array of steps; default `js.log_steps(steps)`.
+      test_every: int or an array of recorded steps; test quantities are NaN between; default the recorded steps nearest
+        after `js.log_steps(steps)`.
+      levels: training losses in nat, > 0. All observables, test quantities included, are captured at the first step
+        whose training loss is at or below each level and at the step before it, for `js.at_train_loss`.
       observables: names, or functions `(params, data, test, hyper) -> array`; default everything.
       trainable: names of the parameters to train, the rest is frozen; default all.
       summary: pure function of the trace to {name: scalar}, applied on the device.
@@ -214,8 +227,8 @@ def train(
       >>> import jax, jaxsign as js
       >>> task = js.two_layer(js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10))
       >>> run = js.train(jax.random.key(0), task, js.Hyper(sigma_p=2.0), js.sign_gd(1e-3), steps=20)
-      >>> run.trace["train_loss"].shape
-      (3,)
+      >>> run.trace["train_loss"].shape == run.steps.shape
+      True
     """
     if not isinstance(task, Task):
         raise ValueError(f"task must be a js.Task, got {type(task).__name__}")
@@ -235,9 +248,10 @@ def train(
         raise ValueError(f"key must be ONE typed key, jax.random.key(seed), got {key!r}")
     numbers, hyper = hyper, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), hyper)
     floats = {name: jnp.asarray(grid.points[0][name], jnp.zeros(()).dtype) for name in grid.floats}
+    crossed = check_levels(levels)
     chosen, names = name_tuple("observables", observables), name_tuple("trainable", trainable)
     record_key, test_key = tuple(schedule.record.tolist()), tuple(schedule.test.tolist())
-    settings = (schedule.steps, record_key, test_key, chosen, names, summary, keep_trace)
+    settings = (schedule.steps, record_key, test_key, chosen, names, crossed, summary, keep_trace)
     found = fit(task, grid.factory, grid.points, hyper, shared, names, any(map(callable, chosen or ())))
     task = found.task
     start = _begin(task)(key, hyper, shared, *(jnp.asarray(one.p, jnp.zeros(()).dtype) for one in found.degrees))
@@ -251,6 +265,8 @@ def train(
         status=int(out["status"]),
         first_bad_step=int(out["first_bad_step"]),
         watch={name: int(step) for name, step in out["watch"].items()},
+        levels=crossed,
+        captured=out["captured"],
         constants=start.constants,
         summary=out["summary"],
         dims=task.dims,

@@ -357,7 +357,7 @@ class RunTrajectory:
         assert project is not None
 
         def seen(start: Start) -> PyTree:
-            return project(loop.merged(start, loop.init(seed_key(0), start, {}).trained), start.data)
+            return project(loop.merged(start, loop.init(seed_key(0), start, None, {}).trained), start.data)
 
         return jax.eval_shape(seen, abstract_start(task, hyper, self.whole.sweep.shared))
 
@@ -372,7 +372,7 @@ def _first(x: jax.Array) -> jax.Array:
 @functools.lru_cache(maxsize=32)
 def initially(loop: Loop) -> Callable[[Start], PyTree]:
     """The jitted `start -> what is trained` at step 0."""
-    return jax.jit(lambda start: loop.init(seed_key(0), start, {}).trained)
+    return jax.jit(lambda start: loop.init(seed_key(0), start, None, {}).trained)
 
 
 @functools.lru_cache(maxsize=32)

@@ -169,7 +169,7 @@ def test_what_is_missing_is_named():
 def losses(*rows, steps=None, **variables):
     """Runs of one optimizer: each row is the training loss of one seed."""
     loss = np.array(rows, float)
-    steps = np.arange(loss.shape[1]) * 10 if steps is None else steps
+    steps = np.arange(loss.shape[1]) if steps is None else steps
     ds = xr.Dataset({"train_loss": (("seed", "step"), loss)}, {"seed": np.arange(len(loss)), "step": steps})
     return ds.assign(variables)
 
@@ -180,8 +180,8 @@ def test_quantities_are_read_off_at_the_crossing_in_log_loss():
     ds["features"] = ("seed", "step", "row"), np.arange(16.0).reshape(2, 4, 2)
     ds["size"] = "seed", [7.0, 8.0]
     at = js.at_train_loss(ds, 0.05)
-    # ln(.1/.05)/ln(10) = .30103 of the way from step 10 to 20, and ln(.2/.05)/ln(10) = .60206 of the way from 20 to 30
-    np.testing.assert_allclose(at["step"], [10 + 3.0103, 20 + 6.0206], atol=1e-4)
+    # ln(.1/.05)/ln(10) = .30103 of the way from step 1 to 2, and ln(.2/.05)/ln(10) = .60206 of the way from 2 to 3
+    np.testing.assert_allclose(at["step"], [1.30103, 2.60206], atol=1e-5)
     np.testing.assert_allclose(at["test_error"], [0.4 - 0.2 * 0.30103, 0.3 + 0.1 * 0.60206], atol=1e-6)
     np.testing.assert_allclose(at["features"], [[2.60206, 3.60206], [13.20412, 14.20412]], atol=1e-5)
     assert at["size"].values.tolist() == [7.0, 8.0]
@@ -200,52 +200,74 @@ def test_a_run_that_never_gets_there_is_nan_and_counted():
         assert at[name].isnull().values.tolist() == [False, True, True]
 
 
-def test_a_level_met_exactly_or_from_the_start_is_that_record():
+def test_a_level_met_exactly_is_that_record_and_one_met_from_the_start_is_not_read():
     ds = losses([1.0, 0.5, 0.25], [0.4, 0.3, 0.2], [0.5, 0.3, 0.2])
     ds["test_loss"] = ("seed", "step"), [[9.0, 8.0, 7.0], [6.0, 5.0, 4.0], [3.0, 2.0, 1.0]]
-    at = js.at_train_loss(ds, 0.5)
-    np.testing.assert_allclose(at["step"], [10.0, 0.0, 0.0], atol=1e-12)  # seeds 1 and 2 start below or at the level
-    np.testing.assert_allclose(at["test_loss"], [8.0, 6.0, 3.0], atol=1e-12)
-    assert at.attrs["not_reached"] == 0
+    with pytest.warns(UserWarning, match="NaN at training loss 0.5: 2 of 3 runs are at or below it from their first"):
+        at = js.at_train_loss(ds, 0.5)
+    np.testing.assert_allclose(at["step"], [1.0, np.nan, np.nan], atol=1e-12)  # seeds 1 and 2 start below or at it
+    np.testing.assert_allclose(at["test_loss"], [8.0, np.nan, np.nan], atol=1e-12)
+    assert (at.attrs["not_reached"], at.attrs["below_at_start"], at.attrs["too_coarse"]) == (0, 2, 0)
 
 
 def test_the_first_crossing_counts_where_the_loss_is_not_monotone():
     ds = losses([1.0, 0.1, 0.9, 0.01], [1.0, 2.0, 0.5, 0.05])
     at = js.at_train_loss(ds, 0.2)
-    np.testing.assert_allclose(at["step"], [10 * np.log(5) / np.log(10), 20 + 10 * np.log(2.5) / np.log(10)], atol=1e-9)
+    np.testing.assert_allclose(at["step"], [np.log(5) / np.log(10), 2 + np.log(2.5) / np.log(10)], atol=1e-9)
 
 
 def test_a_loss_of_zero_is_below_every_level():
-    assert 10 <= float(js.at_train_loss(losses([1.0, 0.5, 0.0]), 1e-9)["step"][0]) <= 20
+    assert 1 <= float(js.at_train_loss(losses([1.0, 0.5, 0.0]), 1e-9)["step"][0]) <= 2
 
 
 def test_test_quantities_are_interpolated_between_the_test_steps_around_the_crossing():
     steps = np.arange(0, 70, 10)
-    loss = np.exp(-steps / 10.0)
+    loss = np.exp(-steps / 150.0)  # falls by a factor of 1.22 between two test steps
     nan = np.nan
     error = [0.8, nan, nan, 0.5, nan, nan, 0.2]  # test steps 0, 30, 60
     ds = losses(loss, loss, steps=steps)
     ds["test_error"] = ("seed", "step"), [error, error]
     for where in (5.0, 12.0, 29.0, 30.0, 31.0, 45.0, 60.0):
-        at = js.at_train_loss(ds, float(np.exp(-where / 10)) * (1 + 1e-12))
+        at = js.at_train_loss(ds, float(np.exp(-where / 150)) * (1 + 1e-12))
         np.testing.assert_allclose(at["step"], where, rtol=1e-6)
         np.testing.assert_allclose(at["test_error"], 0.8 - 0.3 * where / 30, rtol=1e-6)  # log loss is linear in t
 
 
+def test_a_reading_between_records_that_lie_too_far_apart_is_nan_with_a_warning():
+    steps = np.array([0, 10, 11, 20])
+    ds = losses([1.0, 0.9, 0.3, 0.29], [1.0, 0.9, 0.8, 0.2], steps=steps)
+    ds["test_loss"] = ("seed", "step"), [[4.0, 3.0, 2.0, 1.0]] * 2
+    ds["test_error"] = ("seed", "step"), [[0.4, np.nan, np.nan, 0.1]] * 2
+    with pytest.warns(UserWarning, match="NaN at training loss 0.5") as caught:
+        at = js.at_train_loss(ds, 0.5)
+    assert [str(one.message) for one in caught] == [
+        "NaN at training loss 0.5: in 2 of 2 runs the records of train_loss, test_loss, test_error around the crossing "
+        "lie up to 20 steps apart and the loss falls by more than a factor of 1.25 between them: run with levels=(0.5,)"
+    ]
+    # Seed 0 falls by a factor of 3 from step 10 to step 11, with no step between them: that is as near as records get.
+    w = np.log(0.9 / 0.5) / np.log(3)
+    np.testing.assert_allclose(at["step"], [10 + w, np.nan])
+    np.testing.assert_allclose(at["test_loss"], [3 - w, np.nan])
+    assert at["test_error"].isnull().all()
+    assert at.attrs["too_coarse"] == 2
+
+
+def test_a_crossing_after_the_last_test_step_is_too_coarse():
+    ds = losses([1.0, 0.9, 0.8, 0.7])
+    ds["test_error"] = ("seed", "step"), [[0.4, 0.3, np.nan, np.nan]]
+    with pytest.warns(UserWarning, match="1 of 1 runs the records of test_error around the crossing lie up to 2 steps"):
+        at = js.at_train_loss(ds, 0.75)
+    assert at["test_error"].isnull().all()
+    assert at["step"].notnull().all()
+
+
 def test_interpolation_agrees_with_numpy_on_random_runs():
     rng = np.random.default_rng(1)
-    steps = np.sort(rng.choice(np.arange(1, 400), 30, replace=False))
-    tested = np.sort(rng.choice(np.arange(1, 30), 9, replace=False))
-    tested[0], tested[-1] = 0, 29
+    steps = np.arange(30)
     loss = np.exp(-np.cumsum(rng.random((3, 5, 30)), -1))  # decreasing, so log loss can be the abscissa
-    value, test = rng.standard_normal((2, 3, 5, 30))
-    sparse = np.full(test.shape, np.nan)
-    sparse[..., tested] = test[..., tested]
+    value = rng.standard_normal((3, 5, 30))
     ds = xr.Dataset(
-        {
-            name: (("optimizer", "seed", "step"), v)
-            for name, v in (("train_loss", loss), ("value", value), ("test", sparse))
-        },
+        {name: (("optimizer", "seed", "step"), v) for name, v in (("train_loss", loss), ("value", value))},
         {"optimizer": list("abc"), "seed": np.arange(5), "step": steps},
     )
     for level in (0.3, 0.05, 1e-4):
@@ -253,15 +275,10 @@ def test_interpolation_agrees_with_numpy_on_random_runs():
         for i in range(3):
             for j in range(5):
                 x = -np.log(loss[i, j])
-                expect = [
-                    np.interp(-np.log(level), x[k], y[k])
-                    for k, y in ((slice(None), value[i, j]), (tested, test[i, j]), (slice(None), steps))
-                ]
+                expect = [np.interp(-np.log(level), x, y) for y in (value[i, j], steps)]
                 if x[-1] < -np.log(level):
-                    expect = [np.nan] * 3
-                elif x[0] >= -np.log(level):
-                    expect = [value[i, j, 0], test[i, j, 0], steps[0]]
-                found = [float(at[name][i, j]) for name in ("value", "test", "step")]
+                    expect = [np.nan] * 2
+                found = [float(at[name][i, j]) for name in ("value", "step")]
                 np.testing.assert_allclose(found, expect, rtol=1e-9)
         assert at.attrs["not_reached"] == (-np.log(loss[..., -1]) < -np.log(level)).sum()
 

@@ -10,7 +10,8 @@ from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, above, one_f
 from jaxsign.claims.residual import ablated
 from jaxsign.claims.two_layer import GAUSSIAN
 from jaxsign.claims.two_layer import setting_of as setting_of
-from jaxsign.stages import at_train_loss, need
+from jaxsign.equal_loss import at_train_loss
+from jaxsign.stages import need
 
 INF = math.inf
 _POSITIVE = above(0.0)

@@ -14,7 +14,8 @@ import numpy as np
 from jaxsign import theory
 from jaxsign.claims.claim import NotThere, Part, WholeClaim, above
 from jaxsign.claims.two_layer import problem_of
-from jaxsign.stages import at_train_loss, need
+from jaxsign.equal_loss import at_train_loss
+from jaxsign.stages import need
 
 #: Training loss, in nat, at which optimizers are compared, and the test error that marks the boundary.
 LOSS, ERROR = 0.1, 0.1

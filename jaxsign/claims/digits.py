@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, above
-from jaxsign.stages import at_train_loss, manifest, need
+from jaxsign.equal_loss import at_train_loss
+from jaxsign.stages import manifest, need
 from jaxsign.validation import known
 
 SYSTEM = "noisy_digits"

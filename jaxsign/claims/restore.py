@@ -13,7 +13,8 @@ import numpy as np
 from jaxsign import theory
 from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, above
 from jaxsign.claims.two_layer import problem_of
-from jaxsign.stages import at_train_loss, manifest, need
+from jaxsign.equal_loss import at_train_loss
+from jaxsign.stages import manifest, need
 
 INF = math.inf
 #: Training loss, in nat, at which runs are compared; half-way up for the laws, which hold while all p_i are alike.

@@ -10,9 +10,10 @@ import numpy as np
 
 from jaxsign import presets, theory
 from jaxsign.claims.claim import Claim, NotThere, Part, above, one_family
+from jaxsign.equal_loss import at_train_loss
 from jaxsign.measures import MEASURES
 from jaxsign.problem import Hyper, Problem, field_names
-from jaxsign.stages import at_train_loss, manifest, need
+from jaxsign.stages import manifest, need
 
 INF = math.inf
 #: Training losses, in nat, at which optimizers are compared.

@@ -83,7 +83,8 @@ class Work:
 
     def finish(self, state: State, constants: Mapping[str, Any]) -> int:
         """Stores the numbers of finished runs, the status last; returns how many of them diverged."""
-        values = {**state.rang, **constants, "first_bad_step": state.bad}
+        captured = state.crossings.results() if state.crossings else {}
+        values = {**state.rang, **captured, **constants, "first_bad_step": state.bad}
         if self.compiled.summarise is not None:
             padded = {name: _padded(x, self.compiled.size) for name, x in self.rows.items()}
             values |= self.compiled.summarise.result()(constants, padded)
@@ -191,7 +192,7 @@ class Blocks:
         self.progress.doing(work.group.family)
         seeds, hyper, floats, degrees = program.arguments(work.unit.members, compiled.size)
         start = begin(seeds, hyper, degrees, work.sweep.shared)
-        initial = init(seeds, start, floats)
+        initial = init(seeds, start, hyper, floats)
         recorder = None
         if self.path is not None and work.sweep.trajectory is not None:
             recorder = Recorder(work.sweep, work.unit, self.path, start, initial.trained)

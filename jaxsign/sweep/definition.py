@@ -40,6 +40,7 @@ def definition(sweep: Sweep) -> dict[str, Any]:
         "steps": sweep.schedule.steps,
         "record": sweep.schedule.record.tolist(),
         "test": sweep.schedule.record[sweep.schedule.test].tolist(),
+        **({"levels": list(sweep.crossed)} if sweep.crossed else {}),
         "observables": None if sweep.observables is None else [plain("observables", o) for o in sweep.observables],
         "trainable": None if sweep.trainable is None else list(sweep.trainable),
         "summary": None if sweep.summary is None else describe("summary", sweep.summary),

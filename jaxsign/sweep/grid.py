@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxsign.factories import PER_RUN
+from jaxsign.levels import check_levels
 from jaxsign.optim import Grid, as_grid, point_label, shown
 from jaxsign.rng import seed_key
 from jaxsign.schedule import Schedule
@@ -59,8 +60,12 @@ class Sweep:
         list of tuples is zipped into one dimension named by its first member. Full product. The axis
         snr = mu / (sigma_p sqrt(s)) sets sigma_p = mu / (snr sqrt(s)), with each run's own mu and s.
       steps: optimizer steps, int >= 1, the same for all runs.
-      record: int k for steps 0, k, 2k, ..., or an increasing array of steps; default 10.
-      test_every: int or array of recorded steps; test quantities are NaN between; default 50.
+      record: int k for steps 0, k, 2k, ..., or an increasing array of steps; default `js.log_steps(steps)`.
+      test_every: int or array of recorded steps; test quantities are NaN between; default the recorded steps nearest
+        after `js.log_steps(steps)`.
+      levels: training losses in nat, > 0. All observables, test quantities included, are captured at the first step
+        whose training loss is at or below each level and at the step before it, whatever record and test_every are;
+        `js.at_train_loss` reads them.
       observables: names or functions; default the scalar observables.
       engine: passed to `system`, or None.
       trainable: names of trained parameters; default all.
@@ -91,8 +96,9 @@ class Sweep:
     optimizers: Mapping[str, Any]
     steps: int
     axes: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
-    record: Any = 10
-    test_every: Any = 50
+    record: Any = None
+    test_every: Any = None
+    levels: Sequence[float] = ()
     observables: Sequence[str | Callable] | None = None
     engine: str | None = None
     trainable: Sequence[str] | None = None
@@ -106,7 +112,7 @@ class Sweep:
             raise ValueError(f"axes must be a dict of name: values, got axes={self.axes!r}")
         _check_trajectory(self.trajectory, positive_int("steps", self.steps))
         name_tuple("observables", self.observables), name_tuple("trainable", self.trainable)
-        _ = self.schedule, self.seeds, self.optimizer_points
+        _ = self.schedule, self.crossed, self.seeds, self.optimizer_points
         if not self.keep_trace and self.summary is None:
             raise ValueError("keep_trace=False needs summary=, got summary=None: nothing would be kept")
         for combination in self.combinations():
@@ -118,6 +124,11 @@ class Sweep:
     def schedule(self) -> Schedule:
         """Recorded steps and test steps."""
         return Schedule.build(self.steps, self.record, self.test_every)
+
+    @functools.cached_property
+    def crossed(self) -> tuple[float, ...]:
+        """The levels of the training loss that are captured, highest first."""
+        return check_levels(self.levels)
 
     @functools.cached_property
     def seeds(self) -> tuple[int, ...]:

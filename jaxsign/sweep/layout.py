@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxsign.labelled import RUN_VARIABLES, coordinates, own_dims
+from jaxsign.levels import DIMS, captured_names, observable
 from jaxsign.loop import observers
 from jaxsign.store.results import Slices, Variable, blocks
 from jaxsign.sweep.grid import Sweep
@@ -141,6 +142,7 @@ def variables(
     hyper = sweep.hyper_at(first_index(sweep, groups[0]))
     traces = observers(task, groups[0].start, groups[0].fit.case(hyper), sweep.observables, scalars=True)[0]
     stepped = set(traces) if sweep.keep_trace else set()
+    captured = captured_names(traces) if sweep.crossed else set()
     out, notes = {}, {}
     for name in names:
         found = [s[name] for s in shapes if name in s]
@@ -148,12 +150,13 @@ def variables(
         if len({len(shape) for shape in own}) > 1:
             raise ValueError(f"observable {name!r} changes its rank along a static axis")
         longest = tuple(map(max, zip(*own))) if own != {()} else ()
-        dims: tuple[str, ...] = ("step",) if name in stepped else ()
-        chunk = (min(layout.records, longest[0]), *longest[1:]) if dims else longest
-        dims = (*sweep.dims, *dims, *own_dims(name, len(longest) - len(dims), task.dims))
+        dims: tuple[str, ...] = ("step",) if name in stepped else DIMS if name in captured else ()
+        chunk = (min(layout.records, longest[0]), *longest[1:]) if name in stepped else longest
+        base = observable(name) if name in captured else name
+        dims = (*sweep.dims, *dims, *own_dims(base, len(longest) - len(dims), task.dims))
         dtype = np.dtype(found[0].dtype)
         fill = RUN_VARIABLES[name][1] if name in RUN_VARIABLES else (np.nan if dtype.kind == "f" else -1)
-        attrs = dict(RUN_VARIABLES[name][2] if name in RUN_VARIABLES else task.attrs.get(name, {"long_name": name}))
+        attrs = dict(RUN_VARIABLES[name][2] if name in RUN_VARIABLES else task.attrs.get(base, {"long_name": base}))
         if len(own) > 1:
             notes[name] = attrs["padded"] = "padded with NaN to the longest value of a static axis"
         shape, chunks = (*layout.shape, *longest), (*layout.extents, *chunk)

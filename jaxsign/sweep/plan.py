@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxsign.exactness import Fit, fit
+from jaxsign.levels import observable
 from jaxsign.loop import observers
 from jaxsign.start import Start, abstract_start
 from jaxsign.sweep.grid import Sweep
@@ -63,7 +64,8 @@ class Group:
 
     def kept(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
         """The index that cuts the padding of a larger program off an observable's array, its own dimensions last."""
-        padding, own = self.fit.task.padding if self.fit.padded else None, self.fit.task.dims.get(name, ())
+        padding, dims = self.fit.task.padding if self.fit.padded else None, self.fit.task.dims
+        own = dims.get(name, dims.get(observable(name), ()))
         if padding is None or len(own) > len(shape):
             return tuple(map(slice, shape))
         return (*map(slice, shape[: len(shape) - len(own)]), *padding.kept(own))
@@ -179,7 +181,10 @@ def run_cost(group: Group, hyper: Any, sweep: Sweep) -> Cost:
     shapes, _, _ = observers(task, start, group.fit.case(hyper), sweep.observables, scalars=True)
     compact = task.compact if group.fit.compact else None
     params = start.params if compact is None else jax.eval_shape(compact, start.params, start.data)
-    return Cost(sum(map(_bytes, shapes.values())), sum(map(_bytes, jax.tree.leaves((start.data, params)))))
+    state = sum(map(_bytes, jax.tree.leaves((start.data, params))))
+    if sweep.crossed:  # the parameters one step earlier, and what is captured
+        state += sum(map(_bytes, jax.tree.leaves(params))) + 2 * len(sweep.crossed) * sum(map(_bytes, shapes.values()))
+    return Cost(sum(map(_bytes, shapes.values())), state)
 
 
 def room(costs: Sequence[Cost], sweep: Sweep, lanes: int, budget: int, firm: bool = True) -> tuple[int, int]:

@@ -61,12 +61,13 @@ class Program:
         fit = group.fit
         loop = make_loop(
             group.task, group.factory, observables=sweep.observables, scalars=True, trainable=sweep.trainable,
-            compact=fit.compact, decays=fit.decays, signs=fit.signs, tape=tape,
+            compact=fit.compact, decays=fit.decays, signs=fit.signs, levels=sweep.crossed,
+            tape=tape,
         )  # fmt: skip
         static, recorded = dict(group.static), jnp.asarray(sweep.schedule.record, jnp.int32)
 
-        def init(seed: jax.Array, start: Start, floats: dict[str, jax.Array]) -> State:
-            return loop.init(_key(seed), start, {**static, **floats})
+        def init(seed: jax.Array, start: Start, hyper: Any, floats: dict[str, jax.Array]) -> State:
+            return loop.init(_key(seed), start, hyper, {**static, **floats})
 
         def advance(seeds: Any, start: Start, hyper: Any, floats: Any, state: State, stops: Stops) -> Any:
             def one(seed: Any, start: Start, hyper: Any, floats: Any, state: State) -> Any:
@@ -97,7 +98,7 @@ class Program:
 
         self.begin = drawing(group.task, mesh)
         self.seen = compiled(jax.vmap(seen), RUNS, RUNS, on=(0, 1))
-        self.init = compiled(jax.vmap(init), *[RUNS] * 3, on=(1,))
+        self.init = compiled(jax.vmap(init), *[RUNS] * 4, on=(1,))
         self.advance = compiled(advance, *[RUNS] * 5, ALL, on=(1, 4), donate=(4,))
         self.summarise = compiled(jax.vmap(summarise), RUNS, RUNS)
 
@@ -174,7 +175,7 @@ class Compiler:
         start, beginning = self.starts[group.task, size]
         key = (group.program_key, program.width, program.slots, size)
         if key not in self.rest:
-            initial = program.init.lower(seeds, start, floats)
+            initial = program.init.lower(seeds, start, hyper, floats)
             state = initial.out_info
             advance = program.advance.lower(seeds, start, hyper, floats, state, no_stops(program.slots))
             futures: list[Any] = [self.threads.submit(advance.compile), self.threads.submit(initial.compile)]
@@ -185,9 +186,11 @@ class Compiler:
             }
             summary = program.summarise.lower(start.constants, rows) if sweep.summary else None
             last = {"status": jax.ShapeDtypeStruct((size,), np.int8), "first_bad_step": state.bad}
+            captured = state.crossings.results() if state.crossings else {}
             found = disjoint(
-                rows if sweep.keep_trace else {}, summary.out_info if summary else {}, state.rang, start.constants, last
-            )
+                rows if sweep.keep_trace else {}, summary.out_info if summary else {}, state.rang, captured,
+                start.constants, last,
+            )  # fmt: skip
             futures.append(self.threads.submit(summary.compile) if summary else None)
             self.rest[key] = (*futures, state, rows, found)
         advancing, starting, summarising, state, traced, found = self.rest[key]

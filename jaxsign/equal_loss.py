@@ -1,0 +1,179 @@
+"""Reads results at equal training loss, which is how optimizers are compared. No training."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxsign.levels import SUFFIX
+from jaxsign.stages import need
+from jaxsign.validation import real
+
+#: The training loss may fall by this factor between two records that a reading is interpolated from; any factor between
+#: two consecutive steps, which nothing lies between.
+FACTOR = 1.25
+
+
+def at_train_loss(ds: Any, level: float) -> Any:
+    """Every variable where the training loss L first falls to a level: how optimizers are compared.
+
+        value = (1-w) value_0 + w value_1,   w = log(L_0/level) / log(L_0/L_1)
+
+    Where the runs captured this level (`levels=` of `js.Sweep` and `js.train`), 1 is the first step with L at or below
+    the level and 0 the step before it. Elsewhere 0 and 1 are the records around the crossing at which the variable is
+    known, and a reading is given only if they are consecutive steps or L_0 <= 1.25 L_1.
+
+    Args:
+      ds: Dataset with train_loss and a step dimension, or with captured levels.
+      level: training loss in nat, > 0.
+
+    Returns:
+      Dataset without the step dimension (which becomes the variable `step`). NaN where a run never falls to the level,
+      where it is there from the start, and where records are too far apart; the attributes `not_reached`,
+      `below_at_start` and `too_coarse` count these runs.
+
+    Warns:
+      UserWarning: once, if runs are at the level from the start or records are too far apart.
+
+    Raises:
+      ValueError: for an illegal level or a Dataset without training loss.
+
+    Examples:
+      >>> import numpy as np, xarray as xr
+      >>> ds = xr.Dataset({"train_loss": ("step", [1.0, 0.9, 0.81])}, {"step": [0, 10, 20]})
+      >>> round(float(at_train_loss(ds, 0.9 ** 1.5)["step"]), 6)
+      15.0
+    """
+    import xarray as xr
+
+    level = real("level", level, low=0.0, open_low=True)
+    if f"train_loss{SUFFIX}" in ds and level in ds["level"].values.tolist():
+        values, reached, below = _captured(ds, level)
+        records = _Records.around(ds, level) if "train_loss" in ds else None
+    else:
+        need(ds, "train_loss")
+        records = _Records.around(ds, level)
+        values, reached, below = {}, records.reached, records.below
+    coarse: dict[str, tuple[np.ndarray, int]] = {}
+    if records is not None:
+        for name, variable in {"step": ds["step"].astype(float), **ds.data_vars}.items():
+            if "step" in variable.dims and name not in values:
+                values[name], apart, spacing = records.read(variable)
+                coarse |= {name: (apart, spacing)} if apart.any() else {}
+    too_coarse = int(np.logical_or.reduce([apart for apart, _ in coarse.values()]).sum()) if coarse else 0
+    _warn(level, int(below.sum()), too_coarse, reached.size, coarse)
+    rest = {n: v for n, v in ds.data_vars.items() if "step" not in v.dims and not n.endswith(SUFFIX)}
+    counts = {"not_reached": int((~reached).sum()), "below_at_start": int(below.sum()), "too_coarse": too_coarse}
+    return xr.Dataset(values | rest, attrs={**ds.attrs, "train_loss_level": level, **counts})
+
+
+def _warn(level: float, below: int, apart: int, runs: int, coarse: dict[str, tuple[np.ndarray, int]]) -> None:
+    """One warning about all readings that are NaN although the runs cross the level."""
+    reasons = []
+    if below:
+        reasons.append(f"{below} of {runs} runs are at or below it from their first record on")
+    if apart:
+        spacing = max(spacing for _, spacing in coarse.values())
+        names = ", ".join(name for name in coarse if name != "step")
+        reasons.append(
+            f"in {apart} of {runs} runs the records of {names} around the crossing lie up to {spacing} steps apart "
+            f"and the loss falls by more than a factor of {FACTOR} between them: run with levels=({level:g},)"
+        )
+    if reasons:
+        warnings.warn(f"NaN at training loss {level:g}: {'; '.join(reasons)}", UserWarning, stacklevel=3)
+
+
+def _weight(before: np.ndarray, here: np.ndarray, level: float) -> np.ndarray:
+    """W of `at_train_loss`, in [0, 1]; a loss of 0 counts as the smallest positive number."""
+    low, high = (np.log(np.maximum(loss, np.finfo(float).tiny)) for loss in (before, here))
+    with np.errstate(invalid="ignore"):  # of runs that never get there
+        return np.clip((low - np.log(level)) / np.where(low == high, 1.0, low - high), 0.0, 1.0)
+
+
+def _between(before: Any, here: Any, weight: Any) -> Any:
+    """The interpolated value; at either end it is that end's own, whatever the other one is."""
+    return np.where(weight == 1.0, here, np.where(weight == 0.0, before, (1 - weight) * before + weight * here))
+
+
+def _captured(ds: Any, level: float) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """({variable: its readings}, which runs reach the level, which are there from the start), from captured levels."""
+    import xarray as xr
+
+    names = [name for name in ds.data_vars if name.endswith(SUFFIX)]
+    at = ds[names].isel(level=ds["level"].values.tolist().index(level), drop=True)
+    first = at[f"step{SUFFIX}"].isel(crossing=1, drop=True)
+    reached, below = first.values >= 0, first.values == 0
+    loss = at[f"train_loss{SUFFIX}"].transpose(*first.dims, "crossing").values.astype(float)
+    weight = _weight(loss[..., 0], loss[..., 1], level)
+    out = {}
+    for name in names:
+        pair = at[name].transpose(*first.dims, "crossing", ...)
+        own = tuple(dim for dim in pair.dims if dim not in (*first.dims, "crossing"))
+        values = np.moveaxis(pair.values, first.ndim, 0)
+
+        def wide(array: np.ndarray, own: tuple[str, ...] = own) -> np.ndarray:
+            return array.reshape(*array.shape, *(1,) * len(own))
+
+        value = np.where(wide(reached & ~below), _between(values[0], values[1], wide(weight)), np.nan)
+        out[name.removesuffix(SUFFIX)] = xr.DataArray(value, first.coords, (*first.dims, *own), attrs=pair.attrs)
+    out["train_loss"] = out["train_loss"].where(out["train_loss"].isnull(), level)
+    return out, reached, below
+
+
+class _Records(NamedTuple):
+    """Where runs cross a level, as far as the recorded steps say.
+
+    Args:
+      runs: DataArray over the runs, for their dimensions and coordinates.
+      steps: (R,) recorded steps.
+      loss: (runs, R) training loss; infinite where it is not known.
+      level: the level.
+      first: (runs) index of the first record at or below the level; 0 where there is none.
+      reached: (runs) bool, whether there is one.
+      below: (runs) bool, whether it is the first record.
+    """
+
+    runs: Any
+    steps: np.ndarray
+    loss: np.ndarray
+    level: float
+    first: np.ndarray
+    reached: np.ndarray
+    below: np.ndarray
+
+    @classmethod
+    def around(cls, ds: Any, level: float) -> "_Records":
+        """From a Dataset with train_loss."""
+        loss = ds["train_loss"].transpose(..., "step").values.astype(float)
+        loss = np.where(np.isfinite(loss), loss, np.inf)
+        first, reached = np.argmax(loss <= level, -1), (loss <= level).any(-1)
+        runs = ds["train_loss"].isel(step=0, drop=True)
+        return cls(runs, ds["step"].values, loss, level, first, reached, reached & (first == 0))
+
+    def read(self, variable: Any) -> tuple[Any, np.ndarray, int]:
+        """(readings of a variable, which runs cross the level between records too far apart, their largest spacing)."""
+        import xarray as xr
+
+        dims, shape = self.runs.dims, self.first.shape
+        own = tuple(dim for dim in variable.dims if dim not in (*dims, "step"))
+        spread = variable.broadcast_like(self.runs).transpose(*dims, *own, "step").values
+        # A test quantity is known at some steps only: read it between the known ones around the crossing.
+        known = np.flatnonzero(np.isfinite(spread).reshape(-1, spread.shape[-1]).any(axis=0))
+        after = np.searchsorted(known, self.first.ravel()).reshape(shape)
+        inside = (after > 0) & (after < known.size) & self.reached & ~self.below
+        places = known if known.size else np.zeros(1, int)
+        right = places[np.where(inside, after, 0)]
+        left = places[np.where(inside, after - 1, 0)]
+
+        def pick(values: np.ndarray, place: np.ndarray) -> np.ndarray:
+            place = place.reshape(*shape, *(1,) * (values.ndim - len(shape)))
+            return np.take_along_axis(values, place, -1)[..., 0]
+
+        before, here = pick(self.loss, left), pick(self.loss, right)
+        close = inside & ((self.steps[right] - self.steps[left] == 1) | (before <= FACTOR * here))
+        weight = _weight(before, here, self.level).reshape(*shape, *(1,) * len(own))
+        value = _between(pick(spread, left), pick(spread, right), weight)
+        value = np.where(close.reshape(weight.shape), value, np.nan)
+        apart = self.reached & ~self.below & ~close & (known.size > 0)
+        ends = np.where(inside, self.steps[right] - self.steps[left], self.steps[-1] - self.steps[places[-1]])
+        return xr.DataArray(value, dims=(*dims, *own), attrs=variable.attrs), apart, int(ends[apart].max(initial=0))

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from jaxsign.draws import draws
+from jaxsign.factories import build
 from jaxsign.optim import describe_point
 from jaxsign.probes import Homogeneity, decay, homogeneity, reads_gradients_coordinatewise
 from jaxsign.rng import seed_key
@@ -15,6 +17,10 @@ from jaxsign.task import Task
 PyTree = Any
 Factory = Callable[..., optax.GradientTransformation]
 Points = Sequence[Mapping[str, Any]]
+
+
+#: Why a smaller parametrisation is not exact for an optimizer that draws.
+NOISE = "it draws random numbers, and a smaller set of parameters would get others"
 
 
 class Fit(NamedTuple):
@@ -82,9 +88,11 @@ def fit(
       Fit.
 
     Raises:
-      ValueError: if no choice is exact, with what was measured.
+      ValueError: if no choice is exact, with what was measured, or if the optimizer draws random numbers that are not
+        the run's own.
     """
     choices = task.choices or (task,)
+    noisy = _draws(choices[-1], factory, points, hyper, shared, trainable, label)
     reasons: list[str] = []
     for i, choice in enumerate(choices):
         if functions and choice.homogeneous and len(choices) > 1:
@@ -98,8 +106,28 @@ def fit(
                 raise
             reasons.append(f"{choice.name}: {refusal}")
             continue
-        return Fit(choice, compact, degrees, "; ".join(reasons), pad and choice.padding is not None)
+        return Fit(choice, compact, degrees, "; ".join(reasons), pad and choice.padding is not None and not noisy)
     raise AssertionError("the last choice either fits or raises")
+
+
+def _draws(
+    task: Task, factory: Factory, points: Points, hyper: Any, shared: Any, trainable: Sequence[str] | None, label: Any
+) -> bool:
+    """Whether some point draws random numbers, which a larger task's program must not run: it would draw others.
+
+    Raises:
+      ValueError: for draws that are not each run's own.
+    """
+    params = abstract_start(task, hyper, shared).params
+    found = draws(factory, points, split_params(params, trained_fields(task, params, trainable))[0])
+    for point, one in zip(points, found):
+        if one.reason:
+            raise ValueError(
+                f"{describe_point(factory, [point], label)} must draw from the key of each run: {one.reason} (read off "
+                "its program); give js.grid a factory that draws with jax.random from its keyword key (or seed), and "
+                "leave that keyword out of the grid: every run passes a key of its seed"
+            )
+    return any(one.drawn for one in found)
 
 
 def _compact(
@@ -120,6 +148,8 @@ def _compact(
     full, small = trained(start.params), jax.eval_shape(lambda s: trained(compact(s.params, s.data)), start)
     if not _fits(factory, points[0], small):
         reason = "it does not take the smaller tree of parameters"
+    elif any(found.drawn for found in draws(factory, points, full)):
+        reason = NOISE
     elif reads_gradients_coordinatewise(factory, points, full):
         return True
     elif task.compact_decays and reads_gradients_coordinatewise(factory, points, full, parameters=True):
@@ -150,11 +180,9 @@ def _degrees(
     drawn = jax.eval_shape(lambda key, h: draw(task, key, h, shared), seed_key(0), hyper).params
     full = split_params(drawn, trained_fields(task, drawn, trainable))[0]
     found = homogeneity(factory, points)
-    reasons = [one.reason for one in found]
+    reasons = [NOISE if noise.drawn else one.reason for one, noise in zip(found, draws(factory, points, full))]
     if not any(reasons) and not reads_gradients_coordinatewise(factory, points, full, parameters=True):
-        reasons = [
-            "it moves a coordinate by more than that coordinate's own gradients (a norm over a tensor, or noise)"
-        ]
+        reasons = ["it moves a coordinate by more than that coordinate's own gradients, such as a norm over a tensor"]
     for point, reason in zip(points, reasons):
         if reason:
             raise ValueError(
@@ -167,7 +195,7 @@ def _degrees(
 def _fits(factory: Factory, point: Mapping[str, Any], params: PyTree) -> bool:
     """Whether a transform takes the compact tree: a mask written for the full tree, say, does not."""
     try:
-        jax.eval_shape(lambda p: factory(**point).init(p), params)
+        jax.eval_shape(lambda p: build(factory, point, seed_key(0)).init(p), params)
     except (TypeError, ValueError):
         return False
     return True

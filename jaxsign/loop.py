@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxsign.factories import build
 from jaxsign.levels import Crossings
 from jaxsign.rng import stream
 from jaxsign.rows import put
@@ -113,7 +114,7 @@ class Loop(NamedTuple):
     """The pure functions of one run's training; batch and compile them outside.
 
     Args:
-      init: `(start, hyper, keywords) -> State` at step 0.
+      init: `(key, start, hyper, keywords) -> State` at step 0; key is the run's.
       advance: `(key, start, hyper, keywords, state, stops) -> (State, rows, taped)`: trains through all stops; rows is
         {observable: (K, ...)}, NaN where nothing is recorded and from the first bad step on; taped is the tape's.
       merged: `(start, trained) -> params` in the form that is trained.
@@ -148,7 +149,8 @@ def make_loop(
 
     Args:
       task: the system.
-      factory: `(**keywords) -> optax.GradientTransformation`, called inside the mapped function.
+      factory: `(**keywords) -> optax.GradientTransformation`, called inside the mapped function, with the key of the
+        run's stream "optimizer" where it takes one.
       observables: names and functions `(params, data, test, hyper) -> array`; None: the default.
       scalars: whether the default is the scalar observables only.
       trainable: names of trained parameters; None: all that the task does not freeze.
@@ -175,13 +177,13 @@ def make_loop(
         names = trained_fields(task, params, trainable)
         return (names, *split_params(params, names))
 
-    def transform_of(keywords: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
-        return optax.with_extra_args_support(factory(**keywords))
+    def transform_of(key: Array, keywords: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
+        return build(factory, keywords, stream(key, "optimizer"))
 
-    def init(start: Start, hyper: Any, keywords: Mapping[str, Any]) -> State:
+    def init(key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any]) -> State:
         trained = parts(start)[1]
         with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote
-            state = transform_of(keywords).init(trained)
+            state = transform_of(key, keywords).init(trained)
         never = jnp.full((), -1, jnp.int32)
         crossings = None
         if levels:
@@ -207,7 +209,7 @@ def make_loop(
         train_key = stream(key, "train")
         scale = split_params(task.scale(data, hyper), names)[0] if task.scale else None
         with jax.numpy_dtype_promotion("standard"):
-            transform = transform_of(keywords)
+            transform = transform_of(key, keywords)
 
         def batch_at(t: Array) -> PyTree:
             return task.batch(jax.random.fold_in(train_key, t), data, hyper) if task.batch else data

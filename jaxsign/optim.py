@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxsign.factories import PER_RUN, build, per_run
 from jaxsign.validation import known, real
 
 Array = jax.Array
@@ -226,6 +227,11 @@ class Grid:
         """Names of all keywords given."""
         return tuple(self.points[0])
 
+    @property
+    def per_run(self) -> str | None:
+        """The keyword by which every run hands in its own random numbers, or None."""
+        return per_run(self.factory, self.keywords)
+
     def static(self, index: int) -> dict[str, Any]:
         """The static keywords of one point."""
         return {name: value for name, value in self.points[index].items() if name not in self.floats}
@@ -238,16 +244,20 @@ def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> 
     are static and compile once per value. A list that mixes floats and ints is a list of floats. A list with any other
     value in it, such as a schedule or None, is static as a whole: its floats, too, compile once per value.
 
+    A factory with a keyword `key` (or `seed`) that is left out here gets one per run: the typed key
+    `js.stream(run_key, "optimizer")`, or an integer drawn from it, () uint32. Both are traced.
+
     Args:
       factory: any function that returns an `optax.GradientTransformation`.
-      **lists: values of each keyword; a single value is a list of one.
+      **lists: values of each keyword; a single value is a list of one. Leave `key` and `seed` out.
 
     Returns:
       A Grid.
 
     Raises:
       ValueError: for an unknown keyword (with the nearest valid name), a missing required keyword, an empty list, a
-        duplicate or a non-finite value, or a float that the factory branches on in Python.
+        duplicate or a non-finite value, a key among the values, or a float or a run's seed that the factory needs in
+        Python.
 
     Examples:
       >>> import optax
@@ -263,7 +273,15 @@ def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> 
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for name in lists:
             known(f"keyword of {label}", name, parameters)
+    for name in PER_RUN:
+        if any(_is_key(value, words=name == "key") for value in _listed(lists.get(name))):
+            raise ValueError(
+                f"{label}({name}) must be left out of js.grid, got a random key, which all seeds would share: each run "
+                'passes a key of its stream "optimizer"'
+            )
     for name, parameter in parameters.items():
+        if name == per_run(factory, lists):
+            continue
         required = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_KEYWORD,
             parameter.VAR_POSITIONAL,
@@ -284,19 +302,30 @@ def _check_traceable(label: str, made: Grid) -> None:
     Raises:
       ValueError: naming the factory and the keywords.
     """
-    if not made.floats:
+    drawn = () if made.per_run is None else (made.per_run,)
+    if not made.floats and not drawn:
         return
     first: dict[str, Mapping[str, Any]] = {}  # point of each combination of static keywords: one program each
     for i, point in enumerate(made.points):
         first.setdefault(repr(made.static(i)), point)
     for point in first.values():
         # A transform that fails without traced keywords fails for a reason of its own: it shows where it is used.
-        if not _concretizes(made.factory, point, made.floats) or _concretizes(made.factory, point, ()):
+        for steps in (False, True):  # made-up parameters may be none that the transform takes
+            failure = _failure(made.factory, point, drawn, steps)
+            if failure is None or _failure(made.factory, point, (), steps) is not None:
+                continue
+            reason = (str(failure).splitlines() or [""])[0].rstrip(".")
+            raise ValueError(
+                f"{label} cannot be built with what every run passes as its keyword {made.per_run!r}, a traced "
+                f"{'key' if made.per_run == 'key' else 'integer'} ({type(failure).__name__}: {reason}): draw from it "
+                f"with jax.random, or bind it for all runs, js.grid(functools.partial({label}, {made.per_run}=0), ...)"
+            )
+        if not _concretizes(made.factory, point, (*made.floats, *drawn)) or _concretizes(made.factory, point, drawn):
             continue
-        blamed = [name for name in made.floats if _concretizes(made.factory, point, (name,))] or made.floats
-        names, bound = ", ".join(map(repr, blamed)), ", ".join(f"{name}={_short(point[name])}" for name in blamed)
+        blamed = [name for name in made.floats if _concretizes(made.factory, point, (name, *drawn))] or made.floats
+        blame, bound = ", ".join(map(repr, blamed)), ", ".join(f"{name}={_short(point[name])}" for name in blamed)
         raise ValueError(
-            f"{label} needs the value of its keyword {names} in Python (a branch, float() or NumPy), but floats are "
+            f"{label} needs the value of its keyword {blame} in Python (a branch, float() or NumPy), but floats are "
             f"traced: use jnp.where and jnp, or bind it, js.grid(functools.partial({label}, {bound}), ...)"
         )
 
@@ -312,22 +341,31 @@ _CONCRETIZATION = (
 
 def _concretizes(factory: Callable[..., Any], point: Mapping[str, Any], traced: Iterable[str]) -> bool:
     """Whether building a transform and one update of it ask for the value of a traced keyword."""
+    return isinstance(_failure(factory, point, traced), _CONCRETIZATION)
+
+
+def _failure(
+    factory: Callable[..., Any], point: Mapping[str, Any], traced: Iterable[str], steps: bool = True
+) -> Exception | None:
+    """What building a transform and, with `steps`, one update raise; a run's key or seed that is not traced is 0."""
+    drawn = per_run(factory, point)
+    held = {drawn: 0} if drawn is not None and drawn not in traced else {}
 
     def update(floats: Mapping[str, Array]) -> Any:
         params = {"w": jnp.ones((2, 2))}
         with jax.numpy_dtype_promotion("standard"):  # as where it is used
-            transform = optax.with_extra_args_support(factory(**{**point, **floats}))
+            transform = build(factory, {**point, **held, **floats}, jax.random.key(0, impl="threefry2x32"))
+            if not steps:
+                return None
             asked = {"value": jnp.zeros(()), "grad": params, "value_fn": lambda p: jnp.sum(p["w"])}
             return transform.update(params, transform.init(params), params, **asked)
 
     dtype = jax.dtypes.canonicalize_dtype(float)  # an array to ask would start JAX before `configure` has set devices
     try:
-        jax.eval_shape(update, {name: jax.ShapeDtypeStruct((), dtype) for name in traced})
-    except _CONCRETIZATION:
-        return True
-    except Exception:  # anything else shows where the transform is used
-        return False
-    return False
+        jax.eval_shape(update, {name: jax.ShapeDtypeStruct((), dtype) for name in traced if name != drawn})
+    except Exception as error:  # what is no fault of a traced keyword shows where the transform is used
+        return error
+    return None
 
 
 def _keyword_values(field: str, given: Any) -> list[Any]:
@@ -343,6 +381,19 @@ def _keyword_values(field: str, given: Any) -> list[Any]:
     if len(set(map(repr, values))) != len(values):
         raise ValueError(f"{field} has a duplicate value, got {shown(values)}")
     return values
+
+
+def _is_key(value: Any, words: bool) -> bool:
+    """Whether a value holds random keys, typed or, where `words` count, the two words of one."""
+    if not isinstance(value, (jax.Array, np.ndarray)):
+        return False
+    typed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return typed or (words and value.dtype == np.uint32 and value.shape[-1:] == (2,))
+
+
+def _listed(given: Any) -> list[Any]:
+    """The values of a keyword before they are checked; an array is one value."""
+    return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def shown(value: Any) -> str:
@@ -403,6 +454,6 @@ def _short(value: Any) -> str:
 
 def describe_point(factory: Callable[..., Any], points: Iterable[Mapping[str, Any]], label: str | None = None) -> str:
     """A factory (or the label given for it) and its keywords for a message, such as "adamw(learning_rate=0.1)"."""
-    name = label or str(getattr(factory, "__name__", "the given transform"))
+    name = label or str(getattr(getattr(factory, "func", factory), "__name__", "the given transform"))
     shown = ["(" + ", ".join(f"{k}={_short(v)}" for k, v in point.items()) + ")" if point else "" for point in points]
     return name + " or ".join(dict.fromkeys(shown))

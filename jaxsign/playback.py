@@ -86,8 +86,9 @@ def _look(task: Task, compact: bool, trainable: Any, chosen: tuple | None) -> Ca
     stops = Stops(none, none, first, first, ~first & False)
 
     def look(start: Start, hyper: Any, trained: PyTree) -> dict[str, jax.Array]:
-        state = loop.init(start, hyper, {})._replace(trained=trained)
-        rows = loop.advance(jax.random.key(0), start, hyper, {}, state, stops)[1]
+        key = jax.random.key(0)  # nothing is drawn
+        state = loop.init(key, start, hyper, {})._replace(trained=trained)
+        rows = loop.advance(key, start, hyper, {}, state, stops)[1]
         return {name: value[0] for name, value in rows.items()}
 
     return jax.jit(look)

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxsign.draws import draws
+from jaxsign.factories import Static, build, hashable
+
 Factory = Callable[..., optax.GradientTransformation]
 #: Steps of a history, and the scales its gradients are driven at. The problem's own run from 1e-4 down to 1e-12.
 STEPS, SCALES = 200, (1.0, 1e-6, 1e-12)
@@ -30,8 +33,8 @@ def reads_gradients_coordinatewise(
 
     Four runs of 8 steps: (a) random gradients; (b) other parameters, and other, much larger gradients on half of the
     coordinates: the updates of the untouched half must not change; (c) one common history for all coordinates of an
-    array: their updates must be equal; (d) no gradient at all: no update. Weight decay, clipping by a norm, muon,
-    adafactor's factors and injected noise each fail one of them.
+    array: their updates must be equal; (d) no gradient at all: no update. Weight decay, clipping by a norm, muon and
+    adafactor's factors each fail one of them. A transform that draws random numbers is none, however small they are.
 
     Args:
       factory: `(**keywords) -> transform`.
@@ -50,6 +53,9 @@ def reads_gradients_coordinatewise(
       >>> reads_gradients_coordinatewise(optax.adamw, [{"learning_rate": 0.1}], like)
       False
     """
+    points = list(points)
+    if any(found.drawn for found in draws(factory, points, like)):
+        return False
     rng = np.random.default_rng(0)
     steps = 8
     leaves = jax.tree.leaves(like)
@@ -93,25 +99,11 @@ def _programs(
     """
     for point in points:
         floats = {name: value for name, value in point.items() if isinstance(value, float)}
-        yield point, functools.partial(_histories(factory, _Static(point, floats), structure), floats)
-
-
-class _Static:
-    """The static keywords of a point, as a key: equal if they are written alike."""
-
-    def __init__(self, point: Mapping[str, Any], floats: Mapping[str, float]):
-        self.keywords = {name: value for name, value in point.items() if name not in floats}
-        self.text = repr(self.keywords), tuple(floats)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and other.text == self.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
+        yield point, functools.partial(_histories(hashable(factory), Static(point, floats), structure), floats)
 
 
 @functools.lru_cache(maxsize=64)
-def _histories(factory: Factory, static: _Static, structure: Any) -> Callable[..., Any]:
+def _histories(factory: Factory, static: Static, structure: Any) -> Callable[..., Any]:
     """The jitted `(floats, parameter leaves, gradient leaves of every step) -> update leaves of every step`.
 
     Kept, since the same optimizer is asked about by one sweep after the other. The loss that a transform may ask for is
@@ -120,7 +112,8 @@ def _histories(factory: Factory, static: _Static, structure: Any) -> Callable[..
 
     @jax.jit
     def program(floats: Mapping[str, Any], params: Any, gradients: Any) -> Any:
-        transform, zero = optax.with_extra_args_support(factory(**static.keywords, **floats)), jnp.zeros(())
+        key, zero = jax.random.key(0, impl="threefry2x32"), jnp.zeros(())
+        transform = build(factory, {**static.keywords, **floats}, key)
 
         def step(state: Any, leaves: Any) -> Any:
             here, gradient = map(structure.unflatten, leaves)

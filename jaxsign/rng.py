@@ -5,7 +5,7 @@ import numpy as np
 
 from jaxsign.validation import known, positive_int
 
-STREAMS = {"data": 0, "init": 1, "train": 2, "test": 3}
+STREAMS = {"data": 0, "init": 1, "train": 2, "test": 3, "optimizer": 4}
 
 
 def seed_key(seed: int) -> jax.Array:
@@ -55,14 +55,15 @@ def _checked(seed: int) -> int:
 
 
 def stream(key: jax.Array, name: str) -> jax.Array:
-    """The key of one named stream of a run: `fold_in(key, k)`, k = 0 data, 1 init, 2 train, 3 test.
+    """The key of one named stream of a run: `fold_in(key, k)`, k = 0 data, 1 init, 2 train, 3 test,
+    4 optimizer.
 
     The identity of a run is its seed alone: every other axis of a sweep sees the same standard draws,
     so that comparisons between SNRs or optimizers are paired.
 
     Args:
       key: run key, shape ().
-      name: "data", "init", "train" or "test".
+      name: "data", "init", "train", "test" or "optimizer".
 
     Returns:
       A typed key, shape (); the key of step t of a stream is `fold_in(stream(key, name), t)`.

@@ -33,7 +33,10 @@ class Task:
       gradient: `(params, batch, hyper, signs) -> (loss, tree like params)`, the loss and its gradient in closed form;
         with `signs` (the optimizer reads nothing else of a gradient) each entry may be off by a positive factor, which
         is how underflow is avoided. None: automatic differentiation of `loss`.
-      batch: `(key, data, hyper) -> batch`, every step with the step's own key; None: the data themselves.
+      batch: `(key, data, hyper) -> batch`, every step with the step's own key; None: the data themselves. Within a
+        step, whatever reads a batch (`loss`, `gradient`, `watch`, an optimizer that evaluates the loss) sees the same
+        one. A loss that draws, such as dropout, takes the key from here: return `(data, key)`. The key of step t is
+        `fold_in(js.stream(key, "train"), t)`: it depends on the seed and the step alone.
       scale: `(data, hyper) -> tree like params` that multiplies the optimizer's updates, decoupled weight decay aside
         where the system is homogeneous; None: 1.
       describe: `(data, test, hyper) -> {name: array}`, constants of a run such as its noise norms, stored once; sees
@@ -58,14 +61,22 @@ class Task:
       problem: what fixed the shapes, for manifests.
       name: the system's name in messages and manifests.
 
+    `observe` is given no key, so what it returns, test quantities included, is without the noise of a step. A key for
+    the whole run may be kept in the data: `sample` can return one.
+
     Examples:
-      >>> import jax, jax.numpy as jnp
+      >>> import dataclasses, jax, jax.numpy as jnp
       >>> least_squares = Task(
       ...     sample=lambda key, hyper, shared: jax.random.normal(key, (8, 3)),
       ...     init=lambda key, data, hyper: {"w": jnp.ones(3)},
       ...     loss=lambda params, x, hyper: jnp.mean((x @ params["w"]) ** 2),
       ...     observe=lambda params, data, test, hyper: {"norm": jnp.linalg.norm(params["w"])},
       ... )
+      >>> def dropped(params, batch, hyper):
+      ...     x, key = batch
+      ...     kept = jax.random.bernoulli(key, 0.9, x.shape)
+      ...     return least_squares.loss(params, jnp.where(kept, x / 0.9, 0.0), hyper)
+      >>> dropout = dataclasses.replace(least_squares, batch=lambda key, data, hyper: (data, key), loss=dropped)
     """
 
     sample: Callable[[Array, Any, Any], PyTree]

@@ -12,9 +12,10 @@ import optax
 
 from jaxsign.compilation import compiler_options
 from jaxsign.exactness import fit
+from jaxsign.factories import Static, hashable
 from jaxsign.levels import check_levels
 from jaxsign.loop import make_loop, whole_run
-from jaxsign.optim import as_grid
+from jaxsign.optim import Grid, as_grid, shown
 from jaxsign.schedule import Schedule
 from jaxsign.start import Start, begin
 from jaxsign.task import Task
@@ -74,7 +75,7 @@ def make_train(
     recorded = jnp.asarray(schedule.record, jnp.int32)  # concrete also when traced: summaries may look steps up
 
     def train(key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        state, rows, _ = loop.advance(key, start, hyper, keywords, loop.init(start, hyper, keywords), stops)
+        state, rows, _ = loop.advance(key, start, hyper, keywords, loop.init(key, start, hyper, keywords), stops)
         trace = {name: value[: recorded.size] for name, value in rows.items()}
         return {
             "trace": trace if keep_trace else {},
@@ -163,7 +164,7 @@ def _begin(task: Task) -> Callable[..., Start]:
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(task: Task, factory: Any, settings: tuple, *how: bool) -> Callable[..., dict[str, Any]]:
+def _compiled(task: Task, factory: Any, static: Static, settings: tuple, *how: bool) -> Callable[..., dict[str, Any]]:
     steps, record, test, observables, trainable, levels, summary, keep_trace = settings
     schedule = Schedule(steps, np.asarray(record), np.asarray(test))
     compact, decays, signs = how
@@ -171,14 +172,18 @@ def _compiled(task: Task, factory: Any, settings: tuple, *how: bool) -> Callable
         task, factory, schedule, observables=observables, trainable=trainable, compact=compact, decays=decays,
         signs=signs, levels=levels, summary=summary, keep_trace=keep_trace,
     )  # fmt: skip
-    return jax.jit(train, compiler_options=compiler_options(jax.default_backend()))
+
+    def run(key: Array, start: Start, hyper: Any, floats: Mapping[str, Array]) -> dict[str, Any]:
+        return train(key, start, hyper, {**static.keywords, **floats})
+
+    return jax.jit(run, compiler_options=compiler_options(jax.default_backend()))
 
 
 def train(
     key: Array,
     task: Task,
     hyper: Any,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | Grid,
     *,
     steps: int,
     record: Any = None,
@@ -198,7 +203,8 @@ def train(
       key: run key, shape (); the seed alone is a run's identity.
       task: a Task.
       hyper: the system's numbers.
-      optimizer: an `optax.GradientTransformation`.
+      optimizer: an `optax.GradientTransformation`, or a `js.grid` of one point, whose factory gets the run's own key if
+        it takes one.
       steps: optimizer steps, int >= 1; params are those after `steps`.
       record: int k for steps 0, k, 2k, ..., or an increasing array of steps; default `js.log_steps(steps)`.
       test_every: int or an array of recorded steps; test quantities are NaN between; default the recorded steps nearest
@@ -226,8 +232,13 @@ def train(
     """
     if not isinstance(task, Task):
         raise ValueError(f"task must be a js.Task, got {type(task).__name__}")
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise ValueError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
+    if not isinstance(optimizer, (optax.GradientTransformation, Grid)):
+        raise ValueError(
+            f"optimizer must be an optax.GradientTransformation, got {optimizer!r}, or a js.grid of one point"
+        )
+    grid = as_grid(optimizer)
+    if len(grid.points) != 1:
+        raise ValueError(f"optimizer must be a js.grid of one point, got {shown(grid)} with {len(grid.points)} points")
     schedule = Schedule.build(steps, record, test_every)
     if task.validate is not None:
         task.validate(hyper)
@@ -236,15 +247,16 @@ def train(
     if jnp.shape(key) != () or not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
         raise ValueError(f"key must be ONE typed key, jax.random.key(seed), got {key!r}")
     numbers, hyper = hyper, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), hyper)
-    factory = as_grid(optimizer).factory
+    floats = {name: jnp.asarray(grid.points[0][name], jnp.zeros(()).dtype) for name in grid.floats}
     crossed = check_levels(levels)
     chosen, names = name_tuple("observables", observables), name_tuple("trainable", trainable)
     record_key, test_key = tuple(schedule.record.tolist()), tuple(schedule.test.tolist())
     settings = (schedule.steps, record_key, test_key, chosen, names, crossed, summary, keep_trace)
-    found = fit(task, factory, [{}], hyper, shared, names, any(map(callable, chosen or ())))
+    found = fit(task, grid.factory, grid.points, hyper, shared, names, any(map(callable, chosen or ())))
     task = found.task
     start = _begin(task)(key, hyper, shared, *(jnp.asarray(one.p, jnp.zeros(()).dtype) for one in found.degrees))
-    out = _compiled(task, factory, settings, found.compact, found.decays, found.signs)(key, start, hyper, {})
+    static, how = Static(grid.points[0], grid.floats), (found.compact, found.decays, found.signs)
+    out = _compiled(task, hashable(grid.factory), static, settings, *how)(key, start, hyper, floats)
     high, low = (int(word) for word in np.asarray(jax.random.key_data(key)).ravel()[-2:])
     return Run(
         trace=out["trace"],

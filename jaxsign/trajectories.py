@@ -17,7 +17,7 @@ from jaxsign.decoding import after_every_step, after_steps, at, bits_of, code_by
 from jaxsign.engines import two_layer
 from jaxsign.loop import Loop, make_loop
 from jaxsign.problem import Hyper, Problem
-from jaxsign.rng import seed_words
+from jaxsign.rng import seed_key, seed_words
 from jaxsign.start import Start, abstract_start
 from jaxsign.store import checkpoints, results, trajectory
 from jaxsign.store.manifest import UnusableData, read_manifest
@@ -214,7 +214,7 @@ class RunTrajectory:
                 f"{unit.folder}: the data and initial parameters of run {self.index} that are drawn here are not those "
                 "of its training to the bit: open it with the versions and the device that its manifest names"
             )
-        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[0]), drawn)
+        return jax.tree.map(_first, drawn)
 
     @functools.cached_property
     def _place(self) -> tuple[Unit, int]:
@@ -357,15 +357,22 @@ class RunTrajectory:
         assert project is not None
 
         def seen(start: Start) -> PyTree:
-            return project(loop.merged(start, loop.init(start, None, {}).trained), start.data)
+            return project(loop.merged(start, loop.init(seed_key(0), start, None, {}).trained), start.data)
 
         return jax.eval_shape(seen, abstract_start(task, hyper, self.whole.sweep.shared))
+
+
+def _first(x: jax.Array) -> jax.Array:
+    """The first run of a block's array, by way of the host; typed keys stay keys."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(np.asarray(jax.random.key_data(x))[0], impl=jax.random.key_impl(x))
+    return jnp.asarray(np.asarray(x)[0])
 
 
 @functools.lru_cache(maxsize=32)
 def initially(loop: Loop) -> Callable[[Start], PyTree]:
     """The jitted `start -> what is trained` at step 0."""
-    return jax.jit(lambda start: loop.init(start, None, {}).trained)
+    return jax.jit(lambda start: loop.init(seed_key(0), start, None, {}).trained)
 
 
 @functools.lru_cache(maxsize=32)

@@ -108,7 +108,7 @@ class Bare:
         for unit in self.todo:
             seeds, hyper, floats, degrees = self.program.arguments(unit.members, self.compiled.size)
             start = begin(seeds, hyper, degrees, None)
-            state, place = init(start, floats), Place()
+            state, place = init(seeds, start, hyper, floats), Place()
             while not place.done(self.made.schedule):
                 steps = self.made.schedule.steps
                 part = stretch(self.made.schedule, place, self.program.slots, steps, self.records)

@@ -14,9 +14,10 @@ PACKAGE = Path(jaxsign.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: From the ground up. A room imports from rooms of lower layers, and from itself if it is a folder.
 LAYERS = [
-    {"validation", "compilation", "rows"},
-    {"rng", "problem", "task", "optim", "probes", "schedule"},
-    {"problems"},
+    {"validation", "compilation", "rows", "factories"},
+    {"rng", "problem", "task", "optim", "schedule"},
+    {"problems", "draws"},
+    {"probes"},
     {"data", "presets", "labelled", "curvature", "landscape", "start"},
     {"models", "exactness", "loop"},
     {"observables", "theory"},
@@ -42,7 +43,9 @@ SYSTEMS = frozenset({"tasks", "engines", "models", "data", "observables", "theor
 TRAINING = frozenset({"training", "loop", "sweep", "tasks", "engines", "models"})
 #: Whatever the layers allow.
 NEVER = {
-    **dict.fromkeys(["training", "loop", "start", "exactness", "probes", "sweep", "store", "optim", "task"], SYSTEMS),
+    **dict.fromkeys(
+        ["training", "loop", "start", "exactness", "probes", "draws", "sweep", "store", "optim", "task"], SYSTEMS
+    ),
     **dict.fromkeys(["measures", "stages", "claims", "verdicts", "plot", "report"], TRAINING),
     **dict.fromkeys(["data", "models", "observables", "theory"], frozenset({"task", "optim", "schedule"})),
 }

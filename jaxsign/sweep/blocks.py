@@ -192,7 +192,7 @@ class Blocks:
         self.progress.doing(work.group.family)
         seeds, hyper, floats, degrees = program.arguments(work.unit.members, compiled.size)
         start = begin(seeds, hyper, degrees, work.sweep.shared)
-        initial = init(start, hyper, floats)
+        initial = init(seeds, start, hyper, floats)
         recorder = None
         if self.path is not None and work.sweep.trajectory is not None:
             recorder = Recorder(work.sweep, work.unit, self.path, start, initial.trained)

@@ -58,7 +58,7 @@ def measure(compiled: Compiled) -> Speed:
     begun = time.perf_counter()
     start = jax.block_until_ready(begin(seeds, hyper, degrees, sweep.shared))
     drawing = time.perf_counter() - begun
-    state = init(start, hyper, floats)
+    state = init(seeds, start, hyper, floats)
 
     def call(stops: Stops) -> float:
         nonlocal state

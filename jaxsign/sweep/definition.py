@@ -140,8 +140,11 @@ def _brief(value: Any) -> str:
 def _optimizer(family: str, entry: Any) -> dict[str, Any]:
     grid: Grid = as_grid(entry)
     factory = entry if isinstance(entry, optax.GradientTransformation) else grid.factory
+    described = describe(f"optimizer {family!r}", factory)
+    if grid.per_run is not None:  # before runs had keys of their own, such a factory drew the same for every seed
+        described["per_run"] = grid.per_run
     return {
-        "factory": describe(f"optimizer {family!r}", factory),
+        "factory": described,
         "points": [{k: plain(family, v) for k, v in point.items()} for point in grid.points],
     }
 

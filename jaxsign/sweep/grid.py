@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import optax
 
+from jaxsign.factories import PER_RUN
 from jaxsign.levels import check_levels
 from jaxsign.optim import Grid, as_grid, point_label, shown
 from jaxsign.rng import seed_key
@@ -52,7 +53,8 @@ class Sweep:
       system: `(problem, engine=...) -> Task`, such as `js.two_layer`; called without engine if `engine` is None.
       problem: what fixes the shapes (a frozen dataclass), or None for a system without one.
       hyper: the system's numbers (a dataclass or dict of floats), or None.
-      optimizers: {family: js.grid(...), an Optax transform, or a factory without required keywords}.
+      optimizers: {family: js.grid(...), an Optax transform, or a factory without required keywords}. A factory that
+        takes a keyword `key` or `seed` gets one per run; an optimizer that draws the same for every seed is refused.
       axes: {name: values}. Names are fields of hyper or derived ones such as "snr" (mapped, never recompiled), fields
         of problem or "engine" (static), or "seed" (an int N for 0..N-1, or a list of ints). A tuple of names with a
         list of tuples is zipped into one dimension named by its first member. Full product. The axis
@@ -189,7 +191,7 @@ class Sweep:
 
     def _optimizer_numbers(self) -> set[str]:
         """Names that belong to optimizers: their factories' keywords and the usual ones of built transforms."""
-        own = (inspect.signature(grid.factory).parameters for grid in self.grids.values())
+        own = ({*inspect.signature(grid.factory).parameters} - {*PER_RUN} for grid in self.grids.values())
         return {*OPTIMIZER_NUMBERS, *itertools.chain(*own)}
 
     @functools.cached_property

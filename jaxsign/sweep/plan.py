@@ -215,7 +215,7 @@ def room(costs: Sequence[Cost], sweep: Sweep, lanes: int, budget: int, firm: boo
 
 
 def _bytes(shape: Any) -> int:
-    return math.prod(shape.shape) * np.dtype(shape.dtype).itemsize
+    return math.prod(shape.shape) * shape.dtype.itemsize  # of a typed key, too
 
 
 def lane_width(state_bytes: int, backend: str) -> int:

@@ -66,8 +66,8 @@ class Program:
         )  # fmt: skip
         static, recorded = dict(group.static), jnp.asarray(sweep.schedule.record, jnp.int32)
 
-        def init(start: Start, hyper: Any, floats: dict[str, jax.Array]) -> State:
-            return loop.init(start, hyper, {**static, **floats})
+        def init(seed: jax.Array, start: Start, hyper: Any, floats: dict[str, jax.Array]) -> State:
+            return loop.init(_key(seed), start, hyper, {**static, **floats})
 
         def advance(seeds: Any, start: Start, hyper: Any, floats: Any, state: State, stops: Stops) -> Any:
             def one(seed: Any, start: Start, hyper: Any, floats: Any, state: State) -> Any:
@@ -98,7 +98,7 @@ class Program:
 
         self.begin = drawing(group.task, mesh)
         self.seen = compiled(jax.vmap(seen), RUNS, RUNS, on=(0, 1))
-        self.init = compiled(jax.vmap(init), RUNS, RUNS, RUNS, on=(0,))
+        self.init = compiled(jax.vmap(init), *[RUNS] * 4, on=(1,))
         self.advance = compiled(advance, *[RUNS] * 5, ALL, on=(1, 4), donate=(4,))
         self.summarise = compiled(jax.vmap(summarise), RUNS, RUNS)
 
@@ -175,7 +175,7 @@ class Compiler:
         start, beginning = self.starts[group.task, size]
         key = (group.program_key, program.width, program.slots, size)
         if key not in self.rest:
-            initial = program.init.lower(start, hyper, floats)
+            initial = program.init.lower(seeds, start, hyper, floats)
             state = initial.out_info
             advance = program.advance.lower(seeds, start, hyper, floats, state, no_stops(program.slots))
             futures: list[Any] = [self.threads.submit(advance.compile), self.threads.submit(initial.compile)]

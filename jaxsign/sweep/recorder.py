@@ -256,7 +256,8 @@ def start_crcs(start: Start, count: int) -> list[int]:
     """A CRC of the data and initial parameters of every run, which are drawn again when they are wanted."""
     crcs = [0] * count
     for leaf in jax.tree.leaves((start.data, start.params)):
-        own = np.ascontiguousarray(np.asarray(leaf)[:count])
+        words = jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        own = np.ascontiguousarray(np.asarray(words)[:count])
         crcs = [zlib.crc32(x.tobytes(), crc) for x, crc in zip(own, crcs)]
     return crcs
 

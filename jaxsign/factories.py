@@ -1,0 +1,119 @@
+"""How one run's transform is built: its factory, the keywords of a point, and the run's random numbers."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Array = jax.Array
+
+#: Keywords by which a factory takes a run's random numbers; a factory that has both is given the first.
+PER_RUN = ("key", "seed")
+
+
+def per_run(factory: Callable[..., Any], given: Iterable[str] = ()) -> str | None:
+    """The keyword by which a factory takes random numbers that differ from run to run: "key", "seed" or None.
+
+    Args:
+      factory: any optimizer factory.
+      given: names of the keywords that the user gave.
+
+    Returns:
+      None as well if the user gave one of the two, in `given` or through `functools.partial`, or if its default is
+      neither missing, None, an int nor an array: it has another meaning there.
+
+    Examples:
+      >>> import optax
+      >>> per_run(optax.noisy_sgd), per_run(optax.noisy_sgd, ["seed"]), per_run(optax.adam)
+      ('key', None, None)
+    """
+    bound, inner = set(given), factory
+    while isinstance(inner, functools.partial):
+        bound |= {*inspect.signature(inner.func).bind_partial(*inner.args).arguments, *inner.keywords}
+        inner = inner.func
+    if bound & set(PER_RUN):
+        return None
+    parameters = inspect.signature(factory).parameters
+    for parameter in (parameters[name] for name in PER_RUN if name in parameters):
+        by_name = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        default = None if parameter.default is parameter.empty else parameter.default
+        number = isinstance(default, (int, np.ndarray, jax.Array)) and not isinstance(default, bool)
+        if by_name and (default is None or number):
+            return parameter.name
+    return None
+
+
+def build(
+    factory: Callable[..., optax.GradientTransformation], keywords: Mapping[str, Any], key: Array
+) -> optax.GradientTransformationExtraArgs:
+    """The transform of one run: the factory with its keywords and, where it takes one, the run's key or seed.
+
+    Args:
+      factory: `(**keywords) -> transform`.
+      keywords: one point of its grid; floats may be traced.
+      key: key of the run's stream "optimizer", shape (); handed on as the keyword `key`, or as `seed`: an integer drawn
+        from it, () uint32.
+
+    Returns:
+      A transform whose update takes extra arguments.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> transform = build(optax.noisy_sgd, {"learning_rate": 0.1}, jax.random.key(3))
+      >>> bool(jnp.all(transform.init(jnp.zeros(2))[0].rng_key == jax.random.key(3)))
+      True
+    """
+    name = per_run(factory, keywords)
+    drawn: dict[str, Array] = {}
+    if name is not None:
+        drawn[name] = key if name == "key" else jax.random.bits(key, dtype=jnp.uint32)
+    return optax.with_extra_args_support(factory(**keywords, **drawn))
+
+
+class Static:
+    """The static keywords of a point, as a key of a cache: equal if they are written alike."""
+
+    def __init__(self, point: Mapping[str, Any], floats: Iterable[str]):
+        self.keywords = {name: value for name, value in point.items() if name not in floats}
+        self.text = repr(self.keywords), tuple(floats)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+class _Same:
+    """An unhashable factory as a key of a cache: equal to itself only."""
+
+    def __init__(self, factory: Callable[..., Any]):
+        self.factory, self.__signature__ = factory, inspect.signature(factory)
+
+    def __call__(self, **keywords: Any) -> Any:
+        return self.factory(**keywords)
+
+
+def hashable(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """The factory itself, or a stand-in where it has no hash, as a mutable dataclass has none.
+
+    Examples:
+      >>> import dataclasses, optax
+      >>> @dataclasses.dataclass
+      ... class Descent:
+      ...     learning_rate: float
+      ...     def __call__(self):
+      ...         return optax.sgd(self.learning_rate)
+      >>> hashable(optax.sgd) is optax.sgd, isinstance(hash(hashable(Descent(0.1))), int)
+      (True, True)
+    """
+    try:
+        hash(factory)
+    except TypeError:
+        return _Same(factory)
+    return factory

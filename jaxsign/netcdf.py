@@ -1,11 +1,13 @@
 """Results as one netCDF 3 file."""
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxsign import names
 from jaxsign.store.results import ARRAYS
 from jaxsign.tools import counted, size_words, undamaged
 
@@ -18,8 +20,9 @@ MADE_BY = "jaxsign export"
 def export_netcdf(path: Path, file: Path) -> str:
     """Writes results as a netCDF 3 file (64-bit offsets), in one move.
 
-    Integers beyond 32 bits become floats where these hold them exactly, 16-bit floats become 32-bit ones. xarray and
-    SciPy hold about three times the file in memory while they write it.
+    Integers beyond 32 bits become floats where these hold them exactly, 16-bit floats become 32-bit ones. Names beyond
+    ASCII are UTF-8, as netCDF says; SciPy reads them as Latin-1, so that each such variable also has its name as the
+    attribute `name`. xarray and SciPy hold about three times the file in memory while they write it.
 
     Args:
       path: results directory.
@@ -40,7 +43,7 @@ def export_netcdf(path: Path, file: Path) -> str:
     # In the order of their names: zarr lists arrays in any order.
     held = {str(name): _held(name, variable) for name, variable in sorted(ds.drop_encoding().variables.items())}
     coords = {name: held.pop(name) for name in sorted(map(str, ds.coords))}
-    ds = xr.Dataset(held, coords, {**ds.attrs, "made_by": MADE_BY})
+    ds = _spelled(xr.Dataset(held, coords, {**ds.attrs, "made_by": MADE_BY}))
     temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         unfilled = {name: {"_FillValue": None} for name in ds.variables}  # a NaN stays the NaN that it is
@@ -52,6 +55,29 @@ def export_netcdf(path: Path, file: Path) -> str:
         temporary.unlink(missing_ok=True)
     partly = f"; {found.not_run} of {counted(found.runs, 'run')} not run: status -1" if found.not_run else ""
     return f"{file}: {size_words(file.stat().st_size)}, {counted(found.runs, 'run')}{partly}"
+
+
+def _spelled(ds: Any) -> Any:
+    """A Dataset whose names SciPy writes as netCDF wants them: in UTF-8, of which SciPy is given the single bytes.
+
+    Raises:
+      ValueError: naming the first name that netCDF 3 cannot hold.
+    """
+    for name, variable in ds.variables.items():
+        names.result_name("variable", name)
+        for key in variable.attrs:
+            names.result_name(f"attribute of {name!r}", key)
+    strange = [str(name) for name in ds.variables if not str(name).isascii()]
+    ds = ds.assign({name: ds[name].assign_attrs(name=name) for name in strange if name not in ds.coords})
+    ds = ds.assign_coords({name: ds[name].assign_attrs(name=name) for name in strange if name in ds.coords})
+    for variable in ds.variables.values():
+        variable.attrs = {_bytes_of(key): value for key, value in variable.attrs.items()}
+    return ds.rename({name: _bytes_of(name) for name in strange})
+
+
+def _bytes_of(name: str) -> str:
+    """The bytes of a name in UTF-8, one character each. Names are composed: netCDF takes no others."""
+    return unicodedata.normalize("NFC", name).encode().decode("latin-1")
 
 
 def _exported(file: Path) -> bool:

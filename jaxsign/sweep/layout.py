@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsign.labelled import RUN_VARIABLES, coordinates, own_dims
+from jaxsign.labelled import RUN_VARIABLES, coordinates, own_dims, stored_as
 from jaxsign.loop import observers
 from jaxsign.store.results import Slices, Variable, blocks
 from jaxsign.sweep.grid import Sweep
@@ -151,9 +151,9 @@ def variables(
         dims: tuple[str, ...] = ("step",) if name in stepped else ()
         chunk = (min(layout.records, longest[0]), *longest[1:]) if dims else longest
         dims = (*sweep.dims, *dims, *own_dims(name, len(longest) - len(dims), task.dims))
-        dtype = np.dtype(found[0].dtype)
-        fill = RUN_VARIABLES[name][1] if name in RUN_VARIABLES else (np.nan if dtype.kind == "f" else -1)
+        dtype, fill, note = stored_as(found[0].dtype)
         attrs = dict(RUN_VARIABLES[name][2] if name in RUN_VARIABLES else task.attrs.get(name, {"long_name": name}))
+        attrs |= note
         if len(own) > 1:
             notes[name] = attrs["padded"] = "padded with NaN to the longest value of a static axis"
         shape, chunks = (*layout.shape, *longest), (*layout.extents, *chunk)

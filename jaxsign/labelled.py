@@ -105,8 +105,8 @@ def check_results(
                 before, length = sizes.setdefault(dim, (name, size))
                 if length != size:
                     raise ValueError(
-                        f"dimension {dim!r} has the size {length} in {before!r} and {size} in the {kind} {name!r}: give "
-                        "it two names"
+                        f"dimension {dim!r} has the size {length} in {before!r} and {size} in the {kind} {name!r}: "
+                        "give it two names"
                     )
     names.different([("dimension", dim) for dim in sizes])
 
@@ -255,7 +255,7 @@ def _column(values: list[Any]) -> np.ndarray:
     if all(isinstance(v, int) for v in numbers) and len(numbers) == len(values):
         return np.array(values, np.int64)
     exact = all(float(v) == v for v in numbers if isinstance(v, int))  # 64-bit floats hold integers up to 2^53
-    if numbers and exact and all(v is None or isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+    if numbers and exact and len(numbers) + values.count(None) == len(values):
         return np.array([np.nan if v is None else v for v in values], np.float64)
     return np.array(["" if v is None else getattr(v, "__name__", str(v)) for v in values], object)
 
@@ -281,7 +281,8 @@ def base_coordinates(sweep: Any) -> dict[str, float]:
     used = {name for axis in sweep.grid_axes for name in axis.members}
     used |= {field for name, field in getattr(type(hyper), "derived", {}).items() if name in used}
     values = hyper if isinstance(hyper, Mapping) else {name: getattr(hyper, name) for name in names}
-    return {name: float(values[name]) for name in names if name not in used and np.ndim(values[name]) == 0}
+    numbers = {name: plain_number(name, values[name]) for name in names if name not in used}
+    return {name: float(value) for name, value in numbers.items() if isinstance(value, (int, float))}
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:

@@ -33,7 +33,6 @@ def observers(task: Task, start: Start, hyper: Any, chosen: Sequence[str | Calla
     Raises:
       ValueError: for an unknown name, with the nearest valid one.
     """
-
     named = functions_by_name(chosen)
 
     def everything(start: Start, hyper: Any) -> tuple[dict, dict, dict]:

@@ -6,12 +6,8 @@ from typing import Any
 
 #: Bytes of a name in UTF-8: file systems take 255, and a dimension's name may be made of a variable's.
 BYTES = 200
-#: Words that netCDF keeps for its types.
-TYPES = (
-    "byte", "char", "short", "ushort", "int", "uint", "int64", "uint64", "float", "real", "double", "bool", "string",
-)  # fmt: skip
 #: What netCDF 3 and file systems allow after the first character, beside letters and digits.
-MARKS = " _.@+-!\"#$%&()*,:;<=>?[]^`{|}~"
+MARKS = ' _.@+-!"#$%&()*,:;<=>?[]^`{|}~'
 #: Attributes with a meaning of their own, by which readers would change the numbers or lose the attribute.
 ATTRIBUTES = (
     "_FillValue", "missing_value", "scale_factor", "add_offset", "dtype", "calendar", "coordinates", "grid_mapping",
@@ -21,7 +17,7 @@ ATTRIBUTES = (
 
 
 def result_name(kind: str, name: Any) -> str:
-    """Returns a name of results if memory, disk, exports and reports all hold it.
+    r"""Returns a name of results if memory, disk, exports and reports all hold it.
 
     A name is a folder of results.zarr and a variable of netCDF 3: a letter, digit or underscore, then also spaces and
     marks, but no slash, backslash or apostrophe. Letters may be of any script.
@@ -39,7 +35,7 @@ def result_name(kind: str, name: Any) -> str:
     Examples:
       >>> result_name("summary", "val loss")
       'val loss'
-      >>> result_name("observable", "\\u03b7")
+      >>> result_name("observable", "\u03b7")
       'η'
     """
     if reason := _wrong(name):
@@ -61,8 +57,6 @@ def _wrong(name: Any) -> str:
         return "it must begin with a letter, a digit or '_'"
     if unicodedata.category(name[0]).startswith("M"):
         return "it begins with a combining mark"
-    if name in TYPES:
-        return "netCDF keeps it for a type"
     return "it is a file of zarr's" if name.lower() == "zarr.json" else ""
 
 
@@ -139,8 +133,8 @@ def different(names: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:
         if taken == name:
             raise ValueError(f"{kind} {name!r} has a name that the {other} {taken!r} has already: rename one of them")
         raise ValueError(
-            f"{kind} {name!r} and the {other} {taken!r} differ by case or by the coding of accents only, which some file "
-            "systems do not tell apart: rename one of them"
+            f"{kind} {name!r} and the {other} {taken!r} differ by case or by the coding of accents only, which some "
+            "file systems do not tell apart: rename one of them"
         )
     return seen
 

@@ -13,6 +13,10 @@ from jaxsign.tools import counted, size_words, undamaged
 
 #: Bytes of one variable of a netCDF 3 file: SciPy writes its size as a signed 32-bit number, padded to four.
 NETCDF_BYTES = 2**31 - 4
+#: Words that netCDF keeps for its types.
+TYPES = (
+    "byte", "char", "short", "ushort", "int", "uint", "int64", "uint64", "float", "real", "double", "bool", "string",
+)  # fmt: skip
 #: The global attribute by which a file is known to be an export, and may be replaced by a newer one.
 MADE_BY = "jaxsign export"
 
@@ -21,8 +25,9 @@ def export_netcdf(path: Path, file: Path) -> str:
     """Writes results as a netCDF 3 file (64-bit offsets), in one move.
 
     Integers beyond 32 bits become floats where these hold them exactly, 16-bit floats become 32-bit ones. Names beyond
-    ASCII are UTF-8, as netCDF says; SciPy reads them as Latin-1, so that each such variable also has its name as the
-    attribute `name`. xarray and SciPy hold about three times the file in memory while they write it.
+    ASCII are UTF-8, as netCDF says, which SciPy reads as Latin-1; a name that netCDF keeps for a type, such as
+    "double", gets a "_". Each such variable has its own name as the attribute `name`. xarray and SciPy hold about three
+    times the file in memory while they write it.
 
     Args:
       path: results directory.
@@ -67,17 +72,16 @@ def _spelled(ds: Any) -> Any:
         names.result_name("variable", name)
         for key in variable.attrs:
             names.result_name(f"attribute of {name!r}", key)
-    strange = [str(name) for name in ds.variables if not str(name).isascii()]
-    ds = ds.assign({name: ds[name].assign_attrs(name=name) for name in strange if name not in ds.coords})
-    ds = ds.assign_coords({name: ds[name].assign_attrs(name=name) for name in strange if name in ds.coords})
-    for variable in ds.variables.values():
-        variable.attrs = {_bytes_of(key): value for key, value in variable.attrs.items()}
-    return ds.rename({name: _bytes_of(name) for name in strange})
+    new = {str(name): _spelling(str(name)) for name in ds.variables}
+    for name, variable in ds.variables.items():
+        known = {} if new[str(name)] == name else {"name": str(name)}
+        variable.attrs = {_spelling(key): value for key, value in {**variable.attrs, **known}.items()}
+    return ds.rename({name: spelled for name, spelled in new.items() if spelled != name})
 
 
-def _bytes_of(name: str) -> str:
-    """The bytes of a name in UTF-8, one character each. Names are composed: netCDF takes no others."""
-    return unicodedata.normalize("NFC", name).encode().decode("latin-1")
+def _spelling(name: str) -> str:
+    """The bytes of a name in UTF-8, one character each; composed, and with "_" after it if it is a type of netCDF's."""
+    return unicodedata.normalize("NFC", name).encode().decode("latin-1") + ("_" if name in TYPES else "")
 
 
 def _exported(file: Path) -> bool:

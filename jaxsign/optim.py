@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import itertools
 import math
-import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -350,7 +349,7 @@ def _keyword_values(field: str, given: Any, number: bool) -> list[Any]:
     if isinstance(given, (Mapping, set, frozenset)):
         raise ValueError(f"{field} must be a value or a list of values, got {shown(given)}; a dict is given as [dict]")
     words = isinstance(given, (str, bytes)) or given is None
-    scalar = words or not isinstance(given, Iterable) or (hasattr(given, "dtype") and np.ndim(given) == 0)
+    scalar = words or not isinstance(given, Iterable) or getattr(given, "shape", None) == ()  # a 0-d array
     values = [given] if scalar else list(given)
     if not values:
         raise ValueError(f"{field} must have at least one value, got {given!r}")
@@ -358,7 +357,7 @@ def _keyword_values(field: str, given: Any, number: bool) -> list[Any]:
     for v in values:
         text_value(field, v)
         wrong = isinstance(v, (bool, str, bytes)) if number else False
-        if wrong or isinstance(v, complex) or isinstance(v, (np.ndarray, jax.Array)):
+        if wrong or isinstance(v, (complex, np.ndarray, jax.Array)):
             raise ValueError(f"{field} must be a number, got {shown(v)}")
         if type(v) is int and abs(v) >= 2**63:
             raise ValueError(f"{field} must be an integer of 64 bits at most, got {v!r}")

@@ -45,7 +45,7 @@ def output(kind: str, name: str, value: Any) -> Array:
         raise ValueError(f"{kind} {name!r} must be an array of numbers, got a key: give jax.random.key_data of it")
     if jax.dtypes.issubdtype(dtype, np.complexfloating):
         raise ValueError(
-            f"{kind} {name!r} must be an array of real numbers, got {dtype}: give its real and imaginary parts two names"
+            f"{kind} {name!r} must be an array of real numbers, got {dtype}: give its real and imaginary part"
         )
     if not any(jax.dtypes.issubdtype(dtype, legal) for legal in (np.bool_, np.integer, np.floating)):
         raise ValueError(f"{kind} {name!r} must be an array of numbers, got dtype {dtype}")

@@ -89,7 +89,7 @@ def plain_number(field: str, value: Any) -> Any:
       >>> plain_number("snr", Fraction(1, 4)), plain_number("n", np.array(4)), plain_number("engine", "dense")
       (0.25, 4, 'dense')
     """
-    if hasattr(value, "dtype") and hasattr(value, "item") and np.ndim(value) == 0:
+    if isinstance(getattr(value, "dtype", None), np.dtype) and hasattr(value, "item") and np.ndim(value) == 0:
         value = value.item()
     if isinstance(value, (bool, int, float, complex, str)):
         return value
@@ -106,19 +106,29 @@ def plain_number(field: str, value: Any) -> Any:
 def plain_record(record: Any) -> Any:
     """A dataclass or dict whose numbers are Python's own (see `plain_number`); the same object if they are already.
 
+    Integers beyond 64 bits become floats, as all numbers of a system do where it is trained.
+
     Examples:
       >>> plain_record({"slope": np.float32(0.5), "on": True})
       {'slope': 0.5, 'on': True}
     """
     if isinstance(record, Mapping):
-        plain = {name: plain_record(value) for name, value in record.items()}
+        plain = {
+            name: plain_record(value) if isinstance(value, Mapping) else _leaf(str(name), value)
+            for name, value in record.items()
+        }
         return plain if any(plain[name] is not record[name] for name in plain) else record
     if not dataclasses.is_dataclass(record) or isinstance(record, type):
-        return plain_number("hyper", record)
+        return record
     own = {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.init}
-    plain = {name: plain_number(name, value) for name, value in own.items()}
+    plain = {name: _leaf(name, value) for name, value in own.items()}
     changed = {name: value for name, value in plain.items() if value is not own[name]}
     return dataclasses.replace(record, **changed) if changed else record
+
+
+def _leaf(name: str, value: Any) -> Any:
+    value = plain_number(name, value)
+    return real(name, value) if type(value) is int and abs(value) >= 2**63 else value
 
 
 def floats_of(field: str, value: Any) -> Iterator[tuple[str, float]]:

@@ -42,7 +42,7 @@ class Variable(NamedTuple):
     attrs: Mapping[str, str]
 
     def stored_like(self, other: "Variable") -> "Variable":
-        """This variable with the dtype, fill and marks that the numbers of another one are stored with."""
+        """The variable with the dtype, fill and marks that the numbers of another one are stored with."""
         if self.dtype == other.dtype:
             return self
         marks = stored_as(bool)[2]
@@ -426,9 +426,8 @@ def open_results(out: str | os.PathLike) -> Any:
     if broken:
         raise UnusableData(f"{broken[0]}; the sweep's own command mends it")
     with _zarr_warnings():
-        # Numbers are as they were returned, whatever their attributes would mean elsewhere, such as units of time.
-        plain = {"decode_times": False, "mask_and_scale": False}
-        ds = xr.open_zarr(path / ARRAYS, consolidated=False, chunks=None, **plain)
+        # A number of seconds stays a number, as it is in memory.
+        ds = xr.open_zarr(path / ARRAYS, consolidated=False, chunks=None, decode_times=False)
     strings = {name: c.astype(object) for name, c in ds.coords.items() if c.dtype.kind not in "biuf"}
     ds = ds.assign_coords(strings)  # NumPy's new string dtype does not compare with plain strings everywhere yet
     ds = ds.isel(places(ds["status"].dims, manifest["order"]))

@@ -111,9 +111,12 @@ class Sweep:
         }.items():  # fmt: skip
             object.__setattr__(self, field, value)
         _check_trajectory(self.trajectory, positive_int("steps", self.steps))
-        for record in (self.hyper, self.problem):
-            for name in _names(record):
-                word("field of hyper or problem", name)
+        for name in (*_names(self.problem), *_names(self.hyper)):
+            word("field of problem or hyper", name)
+        for name in _names(self.hyper):
+            value = self.hyper[name] if isinstance(self.hyper, Mapping) else getattr(self.hyper, name)
+            if value is None or isinstance(value, (str, bytes, complex)) or type(value) is int:
+                real(name, value)
         _ = self.schedule, self.seeds, self.optimizer_points
         if not self.keep_trace and self.summary is None:
             raise ValueError("keep_trace=False needs summary=, got summary=None: nothing would be kept")
@@ -203,7 +206,7 @@ class Sweep:
         if number:
             own = self.hyper.get(name) if isinstance(self.hyper, Mapping) else getattr(self.hyper, name, None)
             flag = isinstance(value, bool) and not isinstance(own, bool)
-            if flag or not isinstance(value, (int, float)) or value != value:
+            if flag or not isinstance(value, (int, float)):
                 raise ValueError(f"axis {name!r} must be a list of numbers, got {value!r} in it")
             if isinstance(value, int) and abs(value) >= 2**63:
                 value = real(f"axis {name!r}: {name}", value)
@@ -220,7 +223,9 @@ class Sweep:
         for family in self.optimizers:
             same = unicodedata.normalize("NFC", word("optimizers: the key", family))
             if same in spelled:
-                raise ValueError(f"optimizers has two keys that look the same, {spelled[same]!r} and {family!r}: rename one")
+                raise ValueError(
+                    f"optimizers has two keys that look the same, {spelled[same]!r} and {family!r}: rename one"
+                )
             spelled[same] = family
         return {family: _family_grid(family, entry) for family, entry in self.optimizers.items()}
 
@@ -236,7 +241,6 @@ class Sweep:
         for family, grid in self.grids.items():
             varying = [k for k in grid.keywords if len({repr(point[k]) for point in grid.points}) > 1]
             points += [(point_label(family, point, varying), family, dict(point)) for point in grid.points]
-        labels = [label for label, _, _ in points]
         seen: dict[str, str] = {}
         for label, family, _ in points:
             if label in seen:

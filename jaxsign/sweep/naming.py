@@ -1,5 +1,6 @@
 """Every name and number of a sweep, checked before anything is compiled or written."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -51,21 +52,23 @@ def check_numbers(sweep: Any) -> None:
         for field, value in _bound(grid.factory):
             representable(f"optimizers[{family!r}]: {field}", value, dtype)
         for name in grid.keywords:
-            values = list(dict.fromkeys(p[name] for p in grid.points if isinstance(p[name], (int, float))))
-            for value in values:
-                if isinstance(value, float):
-                    representable(f"optimizers[{family!r}]: {name}", value, dtype)
-            distinct(f"optimizers[{family!r}]: {name}", values, dtype)
+            numbers = list(dict.fromkeys(p[name] for p in grid.points if isinstance(p[name], float)))
+            for value in numbers:
+                representable(f"optimizers[{family!r}]: {name}", value, dtype)
+            distinct(f"optimizers[{family!r}]: {name}", numbers, dtype)
     for axis in sweep.grid_axes:
         for member, values in zip(axis.members, zip(*axis.values)):
             for field, value in floats_of(f"axis {member!r}: {member}", list(values)):
+                if math.isnan(value):
+                    raise ValueError(f"axis {member!r} must be a list of numbers, got nan in it")
                 representable(field, value, dtype)
         mapped = [_as_floats(point) if not axis.static else point for point in axis.values]
         distinct(f"axis {axis.name!r}", mapped if len(axis.members) > 1 else [point[0] for point in mapped], dtype)
     seen = set()
     for index in sweep.combinations():
         where = ", ".join(f"{name}={value!r}" for name, value in sweep.setting(index).items())
-        for field, value in (*floats_of("problem", sweep.problem_at(index)), *floats_of("hyper", sweep.hyper_at(index))):
+        problem, hyper = sweep.problem_at(index), sweep.hyper_at(index)
+        for field, value in (*floats_of("problem", problem), *floats_of("hyper", hyper)):
             if (field, value) not in seen:
                 seen.add((field, value))
                 representable(f"{field} at {where}: {field}" if where else field, value, dtype)
@@ -118,7 +121,7 @@ def check_outputs(sweep: Any, groups: Sequence[Any]) -> None:
                 if len(info.shape) != len(shape):
                     raise ValueError(f"{kind} {name!r} changes its rank along a static axis")
                 held = longest.setdefault(kind, {}).get(name)
-                most = shape if held is None else tuple(map(max, held.shape, shape))
+                most: tuple[int, ...] = shape if held is None else tuple(map(max, held.shape, shape))
                 longest[kind][name] = jax.ShapeDtypeStruct(most, value.dtype)
         here = {name for found in parts.values() for name in found}
         every = every or here

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from jaxsign.names import result_name, text_value
-from jaxsign.validation import known, plain_number, real
+from jaxsign.validation import known, one_line, plain_number, real
 
 #: Keywords of optimizers that are numbers wherever they occur.
 NUMBERS = ("learning_rate", "b1", "b2", "eps", "momentum", "weight_decay", "beta")
@@ -382,7 +382,7 @@ def shown(value: Any) -> str:
         return f"a js.grid of {getattr(value.factory, '__name__', 'a factory')}"
     if type(value) in (list, tuple):
         return ("[{}]" if isinstance(value, list) else "({})").format(", ".join(map(shown, value)))
-    return repr(value)
+    return one_line(value)
 
 
 def as_grid(entry: Any) -> Grid:

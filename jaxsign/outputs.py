@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsign import names
+from jaxsign.validation import one_line
 
 Array = jax.Array
 
@@ -65,5 +66,5 @@ def output(kind: str, name: str, value: Any) -> Array:
 
 
 def _words(value: Any) -> str:
-    text = " ".join(repr(value).split())
+    text = one_line(value)
     return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"

@@ -30,7 +30,7 @@ def positive_int(field: str, value: Any, minimum: int = 1) -> int:
       >>> positive_int("n", 20)
       20
     """
-    legal = f"{field} must be an int >= {minimum}, got {field}={value!r}"
+    legal = f"{field} must be an int >= {minimum}, got {field}={one_line(value)}"
     if isinstance(value, bool):
         raise ValueError(legal)
     try:
@@ -62,7 +62,7 @@ def real(
     """
     left = "(" if open_low or low == -math.inf else "["
     right = ")" if open_high or high == math.inf else "]"
-    legal = f"{field} must be a finite number in {left}{low:g}, {high:g}{right}, got {field}={value!r}"
+    legal = f"{field} must be a finite number in {left}{low:g}, {high:g}{right}, got {field}={one_line(value)}"
     value = plain_number(field, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(legal)
@@ -74,6 +74,16 @@ def real(
     if not math.isfinite(number) or number < low or number > high or at_open_end:
         raise ValueError(legal)
     return number
+
+
+def one_line(value: Any) -> str:
+    """A value for a message: arrays and tables are written over several lines otherwise.
+
+    Examples:
+      >>> one_line(np.eye(2))
+      'array([[1., 0.], [0., 1.]])'
+    """
+    return " ".join(repr(value).split())
 
 
 def plain_number(field: str, value: Any) -> Any:

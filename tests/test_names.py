@@ -73,8 +73,8 @@ def refusal(call):
 
 # --- names that nothing can hold
 HOSTILE = [
-    "", " ", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a\0b", "a\nb", "a\tb", "__a", "zarr.json", "ZARR.JSON", " a", "a ",
-    "\ud800", "\u202ea", LONG, "漢" * 80, "a'", "-a", "(a)", "\u0301a", "\u00a0",
+    "", " ", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a\0b", "a\nb", "a\tb", "__a", "zarr.json", "ZARR.JSON", " a",
+    "a ", "\ud800", "\u202ea", LONG, "漢" * 80, "a'", "-a", "(a)", "\u0301a", "\u00a0",
 ]  # fmt: skip
 NO_STRINGS = [1, 1.5, None, ("a", 1), b"a", frozenset()]
 
@@ -217,15 +217,18 @@ def test_an_export_holds_every_name(kept):
         assert set(map(str, memory.data_vars)) - {NFD} <= set(own)
         for name in memory.data_vars:
             np.testing.assert_array_equal(own[name], memory[name])
-        assert "double_" in found and found["double_"].attrs["name"] == "double"
+        assert "double_" in found
+        assert found["double_"].attrs["name"] == "double"
         raw = (path.parent / "x.nc").read_bytes()
-        assert "漢字".encode() in raw and "η".encode() in raw  # UTF-8 in the file, as netCDF wants it
+        assert "漢字".encode() in raw
+        assert "η".encode() in raw
 
 
 def test_a_report_holds_every_name(kept):
     page = html.unescape(js.report.render({"kept": kept[0]}))
     assert [name for name in KEPT if name not in page] == []
-    assert "$a_b^$ η" in page and "_x(y=1)" in page
+    assert "$a_b^$ η" in page
+    assert "_x(y=1)" in page
 
 
 def test_a_legend_shows_an_optimizers_name_letter_by_letter(kept, tmp_path):
@@ -236,14 +239,17 @@ def test_a_legend_shows_an_optimizers_name_letter_by_letter(kept, tmp_path):
     axes = js.plot.loss(ds, fig.subplots())
     assert [t.get_text().strip() for t in axes.get_legend().get_texts()] == [r"\$a_b^\$ η", "_x(y=1)"]
     written = js.plot.save(fig, tmp_path, "loss")[-1].read_text(encoding="utf-8")
-    assert "$a_b^$ η" in written and "_x(y=1)" in written and "\\$" not in written
+    assert "$a_b^$ η" in written
+    assert "_x(y=1)" in written
+    assert "\\$" not in written
 
 
 def test_a_checkpoint_holds_every_name(tmp_path):
     rows = {"rows": {name: np.ones((2, 3), np.float32) for name in KEPT}}
     checkpoints.save(tmp_path / "block", 3, rows, {"a": 1})
     step, found = checkpoints.load(tmp_path / "block", rows, {"a": 1})
-    assert step == 3 and set(found["rows"]) == set(KEPT)
+    assert step == 3
+    assert set(found["rows"]) == set(KEPT)
 
 
 # --- names that collide
@@ -267,7 +273,7 @@ def test_a_result_with_the_name_of_something_else_is_refused(kind, name):
     assert f"{kind} {name!r}" in line
     other = {"slope": "hyper field", "tilt": "axis", "learning_rate": "keyword of an optimizer", "family": "coordinate"}
     expected = other.get(
-        name.lower(), "variable" if "st" == name[-2:] or "_" in name or name == "status" else "dimension"
+        name.lower(), "variable" if name[-2:] == "st" or "_" in name or name == "status" else "dimension"
     )
     assert expected in line, line
 
@@ -293,9 +299,13 @@ def test_two_results_of_one_name_are_refused_wherever_they_come_from(first, seco
         made["observable"] = sweep(both)
     for kind, one in made.items():
         line = refusal(lambda one=one: js.run_sweep(one))
-        assert word in line and kind in line and repr(first) in line and repr(second) in line
+        assert word in line
+        assert kind in line
+        assert repr(first) in line
+        assert repr(second) in line
     line = refusal(lambda: js.train(jax.random.key(0), two, {"slope": 1.0}, optax.sgd(0.1), steps=2))
-    assert word in line and repr(second) in line
+    assert word in line
+    assert repr(second) in line
 
 
 def test_a_summary_cannot_hide_a_constant_or_an_observable_in_a_single_run():
@@ -305,7 +315,8 @@ def test_a_summary_cannot_hide_a_constant_or_an_observable_in_a_single_run():
     line = refusal(
         lambda: js.train(jax.random.key(0), task(), {"slope": 1.0}, optax.sgd(0.1), steps=2, summary=summary)
     )
-    assert "summary 'train_loss'" in line and "observable" in line
+    assert "summary 'train_loss'" in line
+    assert "observable" in line
 
 
 @pytest.mark.parametrize("kind", ["function", "attribute"])
@@ -357,15 +368,18 @@ def test_dimensions_that_one_dataset_cannot_hold_are_refused(case):
 @pytest.mark.parametrize("key", [1, ("a", 1), None, "", " ", "a\nb", "\ud800", b"a", 1.5, True], ids=ascii)
 def test_an_optimizers_key_that_is_no_name_is_refused_when_the_sweep_is_built(key):
     line = refusal(lambda: sweep(optimizers={key: optax.sgd(0.1)}))
-    assert "optimizers" in line and repr(key) in line
+    assert "optimizers" in line
+    assert repr(key) in line
 
 
 def test_optimizers_that_look_the_same_are_refused():
     line = refusal(lambda: sweep(optimizers={NFC: optax.sgd(0.1), NFD: optax.sgd(0.2)}))
-    assert "look the same" in line and repr(NFC) in line
+    assert "look the same" in line
+    assert repr(NFC) in line
     grid = js.grid(optax.sgd, learning_rate=[0.1, 0.2])
     line = refusal(lambda: sweep(optimizers={"a": grid, "a(learning_rate=0.1)": optax.sgd(0.3)}))
-    assert "'a(learning_rate=0.1)'" in line and "optimizers['a']" in line
+    assert "'a(learning_rate=0.1)'" in line
+    assert "optimizers['a']" in line
     both = sweep(optimizers={"a": grid, "a(b=1, c)": optax.sgd(0.3), LONG: optax.sgd(0.4), "A": optax.sgd(0.5)})
     assert [label for label, _, _ in both.optimizer_points][2:] == ["a(b=1, c)", LONG, "A"]
 
@@ -378,7 +392,8 @@ def test_keywords_that_end_up_under_one_name_are_refused():
     assert "keyword of an optimizer 'optimizer_slope'" in line
     assert "'LR'" in refusal(lambda: sweep(optimizers={"a": js.grid(any_of, lr=[1.0], LR=[2.0])}))
     ds = js.run_sweep(sweep(optimizers={"a": js.grid(any_of, status=[1.0], step=[2.0])}))
-    assert float(ds["optimizer_status"][0]) == 1.0 and float(ds["optimizer_step"][0]) == 2.0
+    assert float(ds["optimizer_status"][0]) == 1.0
+    assert float(ds["optimizer_step"][0]) == 2.0
 
 
 def test_a_word_among_values_that_no_file_can_hold_is_refused():
@@ -446,7 +461,8 @@ def test_a_summary_of_any_dtype_is_kept_and_says_what_has_not_run(dtypes, name):
 def test_numbers_of_the_host_are_a_summary_too(dtypes):
     for ds in dtypes[0], dtypes[2]:
         assert [ds[name].dtype.kind for name in ("an int", "a float", "a flag", "numpy", "array")] == list("ifbfi")
-        assert ds["an int"].values.ravel().tolist() == [3, 3] and not ds["a flag"].values.any()
+        assert ds["an int"].values.ravel().tolist() == [3, 3]
+        assert not ds["a flag"].values.any()
         assert ds["array"].dims == ("optimizer", "seed", "array_dim0")
 
 
@@ -460,7 +476,8 @@ def test_dtypes_survive_the_export_and_a_single_run(dtypes):
     run = js.train(jax.random.key(0), task(), {"slope": 1.0}, optax.sgd(0.1), steps=4, record=2, summary=of_every_dtype)
     ds = run.to_xarray()
     for name, (value, dtype) in VALUES.items():
-        assert ds[name].dtype == dtype and (ds[name].values == np.asarray(value, dtype)).all()
+        assert ds[name].dtype == dtype
+        assert (ds[name].values == np.asarray(value, dtype)).all()
 
 
 def test_bools_of_earlier_versions_stay_readable_and_extendable(tmp_path, monkeypatch):
@@ -477,10 +494,13 @@ def test_bools_of_earlier_versions_stay_readable_and_extendable(tmp_path, monkey
         patch.setattr(layout, "stored_as", earlier)
         js.run_sweep(sweep(optimizers=two, **made), tmp_path / "out", shard=(0, 2))
     half = js.open_results(tmp_path / "out")["below"].values
-    assert np.isnan(half[1]).all() and not half[0].any()
+    assert np.isnan(half[1]).all()
+    assert not half[0].any()
     js.run_sweep(sweep(optimizers=two, **made), tmp_path / "out")
     whole = js.run_sweep(sweep(optimizers=two, **made | {"axes": {"seed": 3}}), tmp_path / "out")["below"]
-    assert whole.dtype == bool and whole.shape == (2, 3) and not whole.values.any()
+    assert whole.dtype == bool
+    assert whole.shape == (2, 3)
+    assert not whole.values.any()
 
 
 NO_NUMBERS = {
@@ -488,7 +508,8 @@ NO_NUMBERS = {
     "a string": (lambda x: "high", "'high'"), "None": (lambda x: None, "None"), "a dict": (lambda x: {"a": x}, "dict"),
     "a list": (lambda x: [x, x], "list"), "empty": (lambda x: jnp.zeros((0, 2)), "(0, 2)"),
     "int4": (lambda x: x.astype("int4"), "int4"), "a large int": (lambda x: 2**40, str(2**40)),
-    "a large NumPy int": (lambda x: np.int64(2**40), str(2**40)), "a large float": (lambda x: np.float64(1e300), "1e+300"),
+    "a large NumPy int": (lambda x: np.int64(2**40), str(2**40)),
+    "a large float": (lambda x: np.float64(1e300), "1e+300"),
     "text": (lambda x: np.array(["a"]), "<U1"),
 }  # fmt: skip
 
@@ -497,14 +518,18 @@ NO_NUMBERS = {
 def test_a_value_that_is_no_number_is_refused_by_name(case):
     make, word = NO_NUMBERS[case]
     line = refusal(lambda: js.run_sweep(sweep(summary=lambda trace: {"x": make(trace["train_loss"][-1])})))
-    assert "summary 'x'" in line and word in line
+    assert "summary 'x'" in line
+    assert word in line
     line = refusal(lambda: js.run_sweep(sweep(task(observe=lambda p, data, test, hyper: {"x": make(p["w"][0])}))))
-    assert "observable 'x'" in line and word in line
+    assert "observable 'x'" in line
+    assert word in line
     line = refusal(lambda: js.run_sweep(sweep(task(describe=lambda data, test, hyper: {"x": make(data[0])}))))
-    assert "constant 'x'" in line and word in line
+    assert "constant 'x'" in line
+    assert word in line
     single = functools.partial(js.train, jax.random.key(0), task(), {"slope": 1.0}, optax.sgd(0.1), steps=2)
     line = refusal(lambda: single(summary=lambda trace: {"x": make(trace["train_loss"][-1])}))
-    assert "summary 'x'" in line and word in line
+    assert "summary 'x'" in line
+    assert word in line
 
 
 @pytest.mark.parametrize("returned", [None, 1.0, [("a", 1.0)]])
@@ -564,4 +589,5 @@ def test_an_export_refuses_a_name_of_earlier_versions_before_it_writes(tmp_path,
         ds = js.run_sweep(sweep(system=storable(task_of_module()), summary=summary), tmp_path / "out")
     assert "it's" in ds
     line = refusal(lambda: export_netcdf(tmp_path / "out", tmp_path / "x.nc"))
-    assert repr("it's") in line and not list(tmp_path.glob("x.nc*"))
+    assert repr("it's") in line
+    assert not list(tmp_path.glob("x.nc*"))

@@ -39,7 +39,8 @@ def refusal(call):
 # --- numbers of any kind
 SNRS = {
     "list": [0.25, 1.0], "tuple": (0.25, 1), "NumPy": np.array([0.25, 1.0]), "float16": np.array([0.25, 1], np.float16),
-    "JAX": jnp.array([0.25, 1.0]), "0-d NumPy": [np.array(0.25), np.array(1)], "0-d JAX": [jnp.array(0.25), jnp.array(1)],
+    "JAX": jnp.array([0.25, 1.0]), "0-d NumPy": [np.array(0.25), np.array(1)],
+    "0-d JAX": [jnp.array(0.25), jnp.array(1)],
     "scalars": [np.float32(0.25), np.int64(1)], "bfloat16": jnp.array([0.25, 1.0], jnp.bfloat16),
     "fractions": [Fraction(1, 4), Fraction(1)], "decimals": [Decimal("0.25"), Decimal(1)],
     "longdouble": [np.longdouble(0.25), np.longdouble(1)], "mixed": [Fraction(1, 4), np.uint8(1)],
@@ -55,7 +56,8 @@ def test_values_of_an_axis_become_plain_numbers(kind):
     assert [point[0] for point in made.grid_axes[0].values] == [0.25, 1.0]
     assert all(type(point[0]) in (int, float) for point in made.grid_axes[0].values)
     _, column, _ = coordinates(made)["snr"]
-    assert column.dtype == np.float64 and column.tolist() == [0.25, 1.0]
+    assert column.dtype == np.float64
+    assert column.tolist() == [0.25, 1.0]
     assert [made.hyper_at((i,)).sigma_p for i in range(2)] == [2.0, 0.5]
     assert js.Sweep(**{**vars_of(made), "steps": 30}).shape == made.shape  # a copy goes through the values again
 
@@ -86,7 +88,8 @@ NO_VALUES = {
     "None": ({"mu": [None]}, ["'mu'", "None"]), "a bool": ({"mu": [True]}, ["'mu'", "True"]),
     "a NumPy bool": ({"mu": [np.bool_(True)]}, ["'mu'", "True"]), "inf": ({"mu": [np.inf]}, ["mu", "inf"]),
     "NaN": ({"mu": [jnp.nan]}, ["mu", "nan"]), "a NaN Decimal": ({"mu": [Decimal("nan")]}, ["mu", "nan"]),
-    "two dimensions": ({"mu": np.ones((2, 2))}, ["'mu'", "array([1., 1.])"]), "a list": ({"mu": [[1.0]]}, ["'mu'", "[1.0]"]),
+    "two dimensions": ({"mu": np.ones((2, 2))}, ["'mu'", "array([1., 1.])"]),
+    "a list": ({"mu": [[1.0]]}, ["'mu'", "[1.0]"]),
     "a set": ({"mu": {1.0, 2.0}}, ["'mu'", "set", "order"]), "a dict": ({"mu": {1.0: 2.0}}, ["'mu'", "{1.0: 2.0}"]),
     "bytes": ({"mu": b"12"}, ["'mu'", "b'12'"]), "a key": ({"mu": [jax.random.key(0)]}, ["'mu'"]),
     "a large int": ({"mu": [10**400]}, ["'mu'", "1000"]), "a large fraction": ({"mu": [Fraction(10**400)]}, ["'mu'"]),
@@ -123,7 +126,8 @@ def test_a_systems_own_numbers_may_be_of_any_kind():
 
 def test_a_problems_integers_may_be_of_any_kind_but_stay_integers():
     made = js.Problem(n=np.int64(4), d=jnp.array(60), s=np.array(4), m_k=2, m_v=2)
-    assert (made.n, made.d, made.s) == (4, 60, 4) and {type(made.n), type(made.d), type(made.s)} == {int}
+    assert (made.n, made.d, made.s) == (4, 60, 4)
+    assert {type(made.n), type(made.d), type(made.s)} == {int}
     for wrong in (20.0, np.float64(20), Fraction(20), "20", True, np.bool_(True), np.array([20])):
         assert "n must be an int" in refusal(lambda wrong=wrong: js.Problem(n=wrong, d=60, s=4, m_k=2, m_v=2))
 
@@ -138,7 +142,8 @@ GRIDS = {
 @pytest.mark.parametrize("kind", GRIDS)
 def test_values_of_a_grid_become_plain_floats(kind):
     made = js.grid(optax.sgd, learning_rate=GRIDS[kind])
-    assert made.points == ({"learning_rate": 0.25}, {"learning_rate": 0.5}) and made.floats == ("learning_rate",)
+    assert made.points == ({"learning_rate": 0.25}, {"learning_rate": 0.5})
+    assert made.floats == ("learning_rate",)
     assert all(type(point["learning_rate"]) is float for point in made.points)
 
 
@@ -153,14 +158,15 @@ def test_one_value_of_a_grid_needs_no_list(given):
     ("given", "word"),
     [
         ("0.1", "'0.1'"), (["0.1"], "'0.1'"), (b"1", "b'1'"), ([1j], "1j"), ([True], "True"), (np.bool_(True), "True"),
-        (np.ones((2, 2)), "array"), (np.ones((2, 1)), "array"), ({0.1: 1}, "{0.1: 1}"), ({0.1, 0.2}, "0.1"), ([2**64], "64 bits"),
-        ([10**400, 0.5], "64 bits"), ([Fraction(10**400)], "range of floats"),
+        (np.ones((2, 2)), "array"), (np.ones((2, 1)), "array"), ({0.1: 1}, "{0.1: 1}"), ({0.1, 0.2}, "0.1"),
+        ([2**64], "64 bits"), ([10**400, 0.5], "64 bits"), ([Fraction(10**400)], "range of floats"),
     ],
     ids=ascii,
 )  # fmt: skip
 def test_values_of_a_grid_that_are_no_numbers_are_refused(given, word):
     line = refusal(lambda: js.grid(optax.sgd, learning_rate=given))
-    assert "sgd(learning_rate)" in line and word in line
+    assert "sgd(learning_rate)" in line
+    assert word in line
 
 
 def test_a_number_of_32_bits_has_a_short_label_and_its_own_value():
@@ -184,7 +190,8 @@ def test_a_number_of_32_bits_has_a_short_label_and_its_own_value():
 )  # fmt: skip
 def test_seeds_of_any_kind(given, seeds):
     made = sweep(axes={"seed": given})
-    assert made.seeds == seeds and all(type(seed) is int for seed in made.seeds)
+    assert made.seeds == seeds
+    assert all(type(seed) is int for seed in made.seeds)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +227,9 @@ def test_a_keyword_that_becomes_another_number_is_refused_unless_floats_are_wide
     for given in ([value], [0.5, value], value, [value, None] if keyword != "learning_rate" else [value]):
         made = js.grid(optax.adam, **{"learning_rate": [1e-3], keyword: given})
         line = refusal(lambda made=made: sweep(optimizers={"adam": made}))
-        assert "optimizers['adam']" in line and f"{keyword}={value!r} {words} in float32" in line and "--x64" in line
+        assert "optimizers['adam']" in line
+        assert f"{keyword}={value!r} {words} in float32" in line
+        assert "--x64" in line
     bound = functools.partial(optax.adam, **{"learning_rate": 1e-3, keyword: value})
     assert f"{keyword}={value!r} {words}" in refusal(lambda: sweep(optimizers={"adam": bound}))
     with jax.enable_x64(True):
@@ -239,14 +248,18 @@ def test_a_keyword_that_becomes_another_number_is_refused_unless_floats_are_wide
 )  # fmt: skip
 def test_a_number_of_the_system_that_becomes_another_one_is_refused_unless_floats_are_wide(field, value, words):
     line = refusal(lambda: sweep(axes={field: [value, 0.5], "seed": 1}))
-    assert f"axis {field!r}" in line and words in line and "float32" in line
+    assert f"axis {field!r}" in line
+    assert words in line
+    assert "float32" in line
     if field != "snr":
         own = {"sigma_p": 2.0, field: value}
         line = refusal(lambda: sweep(hyper=js.Hyper(**own)))
-        assert f"{field}=" in line and words in line
+        assert f"{field}=" in line
+        assert words in line
         task = js.two_layer(PROBLEM)
         line = refusal(lambda: js.train(jax.random.key(0), task, js.Hyper(**own), js.sign_gd(1e-3), steps=2))
-        assert f"{field}=" in line and words in line
+        assert f"{field}=" in line
+        assert words in line
         with jax.enable_x64(True):
             sweep(hyper=js.Hyper(**own))
     with jax.enable_x64(True):
@@ -256,7 +269,9 @@ def test_a_number_of_the_system_that_becomes_another_one_is_refused_unless_float
 @ALL_32
 def test_a_derived_number_is_checked_where_its_axis_is_not():
     line = refusal(lambda: sweep(hyper=js.Hyper(sigma_p=1.0, mu=1e-20), axes={"snr": [1e20], "seed": 1}))
-    assert "sigma_p" in line and "snr=1e+20" in line and "becomes 0 in float32" in line
+    assert "sigma_p" in line
+    assert "snr=1e+20" in line
+    assert "becomes 0 in float32" in line
 
 
 @ALL_32
@@ -273,7 +288,8 @@ def test_a_derived_number_is_checked_where_its_axis_is_not():
 )
 def test_values_that_become_one_number_are_refused_unless_floats_are_wide(changes):
     line = refusal(lambda: sweep(**changes))
-    assert "one number in float32" in line and ("0.1" in line or "0.9" in line or "16777217" in line or "0.3" in line)
+    assert "one number in float32" in line
+    assert "0.1" in line or "0.9" in line or "16777217" in line or "0.3" in line
     with jax.enable_x64(True):
         sweep(**changes)
 

@@ -18,7 +18,7 @@ from jaxsign.rng import seed_words
 from jaxsign.schedule import Schedule
 from jaxsign.sweep.naming import check_names, check_numbers
 from jaxsign.task import Task
-from jaxsign.validation import hashed, known, name_tuple, plain_number, plain_record, positive_int, real
+from jaxsign.validation import hashed, known, name_tuple, one_line, plain_number, plain_record, positive_int, real
 
 #: Kinds of trajectories that have a name.
 TRAJECTORIES = ("signs", "features", "log2")
@@ -169,14 +169,14 @@ class Sweep:
                 if name == "seed":
                     raise ValueError('"seed" is an axis of its own and cannot be zipped')
             if isinstance(values, (str, bytes, Mapping)) or not np.iterable(values):
-                raise ValueError(f"axis {key!r} must be a list of values, got {values!r}")
+                raise ValueError(f"axis {key!r} must be a list of values, got {one_line(values)}")
             if isinstance(values, (set, frozenset)):
                 raise ValueError(f"axis {key!r} must be in an order, got the set {values!r}")
             points = list(np.asarray(values) if isinstance(values, jax.Array) else values)
             if isinstance(key, tuple):
                 for point in points:
                     if isinstance(point, (str, bytes)) or not np.iterable(point) or len(tuple(point)) != len(members):
-                        raise ValueError(f"axis {key!r} needs {len(members)} values a point, got {point!r}")
+                        raise ValueError(f"axis {key!r} needs {len(members)} values a point, got {one_line(point)}")
             points = [tuple(point) if isinstance(key, tuple) else (point,) for point in points]
             points = [
                 tuple(self._axis_value(name, v, name in hyper_names) for name, v in zip(members, point))
@@ -200,14 +200,14 @@ class Sweep:
             integers beyond 64 bits.
         """
         if np.ndim(value) if hasattr(value, "dtype") else False:
-            raise ValueError(f"axis {name!r} must be a list of single values, got {value!r} in it")
+            raise ValueError(f"axis {name!r} must be a list of single values, got {one_line(value)} in it")
         value = plain_number(f"axis {name!r}: {name}", value)
         text_value(f"axis {name!r}", value)
         if number:
             own = self.hyper.get(name) if isinstance(self.hyper, Mapping) else getattr(self.hyper, name, None)
             flag = isinstance(value, bool) and not isinstance(own, bool)
             if flag or not isinstance(value, (int, float)):
-                raise ValueError(f"axis {name!r} must be a list of numbers, got {value!r} in it")
+                raise ValueError(f"axis {name!r} must be a list of numbers, got {one_line(value)} in it")
             if isinstance(value, int) and abs(value) >= 2**63:
                 value = real(f"axis {name!r}: {name}", value)
         elif isinstance(value, int) and abs(value) >= 2**63:

@@ -14,8 +14,8 @@ PACKAGE = Path(jaxsign.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: From the ground up. A room imports from rooms of lower layers, and from itself if it is a folder.
 LAYERS = [
-    {"validation", "compilation", "rows"},
-    {"rng", "problem", "task", "optim", "probes", "schedule"},
+    {"validation", "compilation", "names", "rows"},
+    {"rng", "problem", "task", "optim", "outputs", "probes", "schedule"},
     {"problems"},
     {"data", "presets", "labelled", "curvature", "landscape", "start"},
     {"models", "exactness", "loop"},

@@ -141,7 +141,8 @@ def test_a_name_that_results_cannot_hold_is_refused_with_its_kind(name):
         kinds |= {"keyword": named_keyword, "observable ": named_function}
     for kind, named in kinds.items():
         line = refusal(named(name))
-        assert kind.strip() in line and repr(name) in line, line
+        assert kind.strip() in line, line
+        assert repr(name) in line, line
 
 
 def test_mixed_keys_that_cannot_be_sorted_are_refused_by_name():

@@ -10,6 +10,8 @@ import optax
 
 from jaxsign.factories import build
 from jaxsign.levels import Crossings
+from jaxsign.names import result_name
+from jaxsign.outputs import output, outputs
 from jaxsign.rng import stream
 from jaxsign.rows import put
 from jaxsign.start import Start, merge_params, split_params, trained_fields
@@ -33,12 +35,16 @@ def observers(task: Task, start: Start, hyper: Any, chosen: Sequence[str | Calla
     Raises:
       ValueError: for an unknown name, with the nearest valid one.
     """
+    named = functions_by_name(chosen)
 
     def everything(start: Start, hyper: Any) -> tuple[dict, dict, dict]:
         data, test, params, _ = start
-        users = {c.__name__: c(params, data, test, hyper) for c in chosen or () if callable(c)}
-        steps = task.observe_step(params, params, data, hyper) if task.observe_step else {}
-        return task.observe(params, data, test, hyper) | steps, task.observe(params, data, None, hyper) | steps, users
+        users = {name: output("observable", name, c(params, data, test, hyper)) for name, c in named.items()}
+        steps = outputs("observable", task.observe_step(params, params, data, hyper)) if task.observe_step else {}
+        seen = [outputs("observable", task.observe(params, data, given, hyper)) for given in (test, None)]
+        if both := set(steps) & set(seen[0]):
+            raise ValueError(f"observable {min(both)!r} is returned by both observe and observe_step: rename one")
+        return seen[0] | steps, seen[1] | steps, users
 
     with_test, without, users = jax.eval_shape(everything, start, hyper)
     if chosen is None:
@@ -47,15 +53,35 @@ def observers(task: Task, start: Start, hyper: Any, chosen: Sequence[str | Calla
         if not chosen:
             raise ValueError(f"observables must name at least one of {list(with_test)}, got {chosen!r}")
         names = [known("observable", c, with_test) if not callable(c) else c.__name__ for c in chosen]
-    functions = {c.__name__: c for c in chosen or () if callable(c)}
-    if len(functions) != sum(map(callable, chosen or ())):
-        raise ValueError("observables must be functions of different names; two have the same (lambdas do)")
-    for name in functions:
-        if name in with_test or name in ("step", "status", "first_bad_step", "seed", "optimizer"):
+    for name in named:
+        if name in with_test:
             raise ValueError(f"observables has a function named {name!r}, which is taken: rename it")
     shapes = {name: users.get(name, with_test.get(name)) for name in dict.fromkeys(names)}
-    need_test = [name for name in shapes if name not in without and name not in functions]
-    return shapes, need_test, functions
+    need_test = [name for name in shapes if name not in without and name not in named]
+    return shapes, need_test, named
+
+
+def functions_by_name(chosen: Sequence[str | Callable] | None) -> dict[str, Callable]:
+    """{name: function} of the functions among observables.
+
+    Raises:
+      ValueError: for one without a name, with one that results cannot have, or two of one name.
+    """
+    named: dict[str, Callable] = {}
+    for c in chosen or ():
+        if not callable(c):
+            continue
+        name = getattr(c, "__name__", None)
+        if name is None:
+            raise ValueError(f"observables has a function without a name, {type(c).__name__}: give it one with def")
+        if name != "<lambda>":  # kept in memory only: `out=` refuses lambdas
+            result_name("observable", name)
+        if name in named:
+            raise ValueError("observables must be functions of different names; two have the same (lambdas do)")
+        if name in ("step", "status", "first_bad_step", "seed", "optimizer"):
+            raise ValueError(f"observables has a function named {name!r}, which is taken: rename it")
+        named[name] = c
+    return named
 
 
 class Stops(NamedTuple):
@@ -355,8 +381,9 @@ def whole_run(steps: int, record: np.ndarray, test: np.ndarray) -> Stops:
     return Stops(starts, ends, recorded, np.append(test, extra).astype(bool), ends == steps)
 
 
-def _floating(x: Array) -> Array:
-    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.zeros(()).dtype)
+def _floating(x: Any) -> Array:
+    """As the default float, which holds NaN where there is no number, and every narrower float exactly."""
+    return jnp.asarray(x).astype(jnp.zeros(()).dtype)
 
 
 def _finite(tree: PyTree) -> Array:

@@ -1,16 +1,22 @@
 """Results as one netCDF 3 file."""
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxsign import names
 from jaxsign.store.results import ARRAYS
 from jaxsign.tools import counted, size_words, undamaged
 
 #: Bytes of one variable of a netCDF 3 file: SciPy writes its size as a signed 32-bit number, padded to four.
 NETCDF_BYTES = 2**31 - 4
+#: Words that netCDF keeps for its types.
+TYPES = (
+    "byte", "char", "short", "ushort", "int", "uint", "int64", "uint64", "float", "real", "double", "bool", "string",
+)  # fmt: skip
 #: The global attribute by which a file is known to be an export, and may be replaced by a newer one.
 MADE_BY = "jaxsign export"
 
@@ -18,8 +24,10 @@ MADE_BY = "jaxsign export"
 def export_netcdf(path: Path, file: Path) -> str:
     """Writes results as a netCDF 3 file (64-bit offsets), in one move.
 
-    Integers beyond 32 bits become floats where these hold them exactly, 16-bit floats become 32-bit ones. xarray and
-    SciPy hold about three times the file in memory while they write it.
+    Integers beyond 32 bits become floats where these hold them exactly, 16-bit floats become 32-bit ones. Names beyond
+    ASCII are UTF-8, as netCDF says, which SciPy reads as Latin-1; a name that netCDF keeps for a type, such as
+    "double", gets a "_". Each such variable has its own name as the attribute `name`. xarray and SciPy hold about three
+    times the file in memory while they write it.
 
     Args:
       path: results directory.
@@ -40,7 +48,7 @@ def export_netcdf(path: Path, file: Path) -> str:
     # In the order of their names: zarr lists arrays in any order.
     held = {str(name): _held(name, variable) for name, variable in sorted(ds.drop_encoding().variables.items())}
     coords = {name: held.pop(name) for name in sorted(map(str, ds.coords))}
-    ds = xr.Dataset(held, coords, {**ds.attrs, "made_by": MADE_BY})
+    ds = _spelled(xr.Dataset(held, coords, {**ds.attrs, "made_by": MADE_BY}))
     temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         unfilled = {name: {"_FillValue": None} for name in ds.variables}  # a NaN stays the NaN that it is
@@ -52,6 +60,28 @@ def export_netcdf(path: Path, file: Path) -> str:
         temporary.unlink(missing_ok=True)
     partly = f"; {found.not_run} of {counted(found.runs, 'run')} not run: status -1" if found.not_run else ""
     return f"{file}: {size_words(file.stat().st_size)}, {counted(found.runs, 'run')}{partly}"
+
+
+def _spelled(ds: Any) -> Any:
+    """A Dataset whose names SciPy writes as netCDF wants them: in UTF-8, of which SciPy is given the single bytes.
+
+    Raises:
+      ValueError: naming the first name that netCDF 3 cannot hold.
+    """
+    for name, variable in ds.variables.items():
+        names.result_name("variable", name)
+        for key in variable.attrs:
+            names.result_name(f"attribute of {name!r}", key)
+    new = {str(name): _spelling(str(name)) for name in ds.variables}
+    for name, variable in ds.variables.items():
+        known = {} if new[str(name)] == name else {"name": str(name)}
+        variable.attrs = {_spelling(key): value for key, value in {**variable.attrs, **known}.items()}
+    return ds.rename({name: spelled for name, spelled in new.items() if spelled != name})
+
+
+def _spelling(name: str) -> str:
+    """The bytes of a name in UTF-8, one character each; composed, and with "_" after it if it is a type of netCDF's."""
+    return unicodedata.normalize("NFC", name).encode().decode("latin-1") + ("_" if name in TYPES else "")
 
 
 def _exported(file: Path) -> bool:

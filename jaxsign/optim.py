@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import itertools
 import math
-import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +13,11 @@ import numpy as np
 import optax
 
 from jaxsign.factories import PER_RUN, build, per_run
-from jaxsign.validation import known, real
+from jaxsign.names import result_name, text_value
+from jaxsign.validation import known, one_line, plain_number, real
+
+#: Keywords of optimizers that are numbers wherever they occur.
+NUMBERS = ("learning_rate", "b1", "b2", "eps", "momentum", "weight_decay", "beta")
 
 Array = jax.Array
 Numeric = float | Array
@@ -288,7 +291,12 @@ def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> 
         )
         if required and name not in lists:
             raise ValueError(f"{label} needs a value for {name!r}: js.grid({label}, {name}=[...])")
-    values = {name: _keyword_values(f"{label}({name})", given) for name, given in lists.items()}
+    for name in lists:
+        result_name(f"keyword of {label}", name)
+    values = {
+        name: _keyword_values(f"{label}({name})", given, _takes_numbers(name, parameters.get(name)))
+        for name, given in lists.items()
+    }
     floats = tuple(name for name, given in values.items() if all(isinstance(v, float) for v in given))
     points = tuple(dict(zip(values, point)) for point in itertools.product(*values.values()))
     made = Grid(factory, points, floats)
@@ -368,14 +376,30 @@ def _failure(
     return None
 
 
-def _keyword_values(field: str, given: Any) -> list[Any]:
+def _takes_numbers(name: str, parameter: inspect.Parameter | None) -> bool:
+    """Whether a keyword is a number: neither a word nor a flag."""
+    default = parameter.default if parameter is not None else None
+    return name in NUMBERS or isinstance(default, float)
+
+
+def _keyword_values(field: str, given: Any, number: bool) -> list[Any]:
     """The values of one keyword as a checked list; a list with a float in it becomes floats."""
-    scalar = isinstance(given, str) or given is None or not isinstance(given, Iterable)
+    if isinstance(given, (Mapping, set, frozenset)):
+        raise ValueError(f"{field} must be a value or a list of values, got {shown(given)}; a dict is given as [dict]")
+    words = isinstance(given, (str, bytes)) or given is None
+    scalar = words or not isinstance(given, Iterable) or getattr(given, "shape", None) == ()  # a 0-d array
     values = [given] if scalar else list(given)
     if not values:
         raise ValueError(f"{field} must have at least one value, got {given!r}")
-    values = [v.item() if isinstance(v, (np.generic, np.ndarray, jax.Array)) else v for v in values]
-    plain = [v for v in values if isinstance(v, numbers.Real) and not isinstance(v, bool)]
+    values = [plain_number(field, v) for v in values]
+    for v in values:
+        text_value(field, v)
+        wrong = isinstance(v, (bool, str, bytes)) if number else False
+        if wrong or isinstance(v, (complex, np.ndarray, jax.Array)):
+            raise ValueError(f"{field} must be a number, got {shown(v)}")
+        if type(v) is int and abs(v) >= 2**63:
+            raise ValueError(f"{field} must be an integer of 64 bits at most, got {v!r}")
+    plain = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
     if any(isinstance(v, float) for v in plain) and len(plain) == len(values):
         values = [real(field, v) for v in values]
     if len(set(map(repr, values))) != len(values):
@@ -409,7 +433,7 @@ def shown(value: Any) -> str:
         return f"a js.grid of {getattr(value.factory, '__name__', 'a factory')}"
     if type(value) in (list, tuple):
         return ("[{}]" if isinstance(value, list) else "({})").format(", ".join(map(shown, value)))
-    return repr(value)
+    return one_line(value)
 
 
 def as_grid(entry: Any) -> Grid:
@@ -447,8 +471,12 @@ def point_label(family: str, point: Mapping[str, Any], varying: Iterable[str]) -
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, float) and math.isfinite(value) and float(f"{value:g}") == value:
-        return f"{value:g}"
+    if isinstance(value, float) and math.isfinite(value):
+        if float(f"{value:g}") == value:
+            return f"{value:g}"
+        narrow = np.float32(value) if abs(value) <= np.finfo(np.float32).max else np.float32(0)
+        if float(narrow) == value and float(np.float32(f"{narrow:g}")) == value:  # a 32-bit 0.1 is shown as 0.1
+            return f"{narrow:g}"
     return getattr(value, "__name__", repr(value))
 
 

@@ -8,6 +8,7 @@ import csv
 import io
 import math
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,22 @@ def _look(family: str) -> dict[str, Any]:
     return {}
 
 
+def legend_name(family: Any) -> str:
+    """An optimizer's name as matplotlib shows it letter by letter: a `$` begins no formula, a "_" hides no line.
+
+    Examples:
+      >>> legend_name("sign_gd"), legend_name("_mine")
+      ('SignGD', ' _mine')
+    """
+    words = literal(NAMES.get(str(family), str(family)))
+    return f" {words}" if words.startswith("_") else words
+
+
+def literal(name: str) -> str:
+    """A name without a formula in it, for labels."""
+    return name.replace("$", r"\$")
+
+
 def _over_runs(values: Any) -> np.ndarray:
     """Median, 5 % and 95 % quantile over seeds, (3, x); NaN where every seed is NaN."""
     table = np.asarray(values.transpose("seed", ...).values, float)
@@ -140,7 +157,7 @@ def dynamics(ds: Any, name: str = "query_noise", ax: Any = None, until: int | No
         ax.set_ylabel(f"{name.replace('_', ' ')} · sgn(query signal)")
     else:
         band(ax, ds["step"], values.mean(own).transpose("seed", "step"), color=NEUTRAL)
-        ax.set_ylabel(name.replace("_", " "))
+        ax.set_ylabel(literal(name.replace("_", " ")))
     ax.set_xlabel("step t")
     return ax
 
@@ -171,7 +188,7 @@ def loss(ds: Any, ax: Any = None, name: str = "train_loss") -> Any:
     ds, ax = one_point(ds), _axes(ax)
     for i, family in enumerate(ds["family"].values):
         values = ds[name].isel(optimizer=i).transpose("seed", "step")
-        band(ax, ds["step"], values, NAMES.get(str(family), str(family)), **_look(str(family)))
+        band(ax, ds["step"], values, legend_name(family), **_look(str(family)))
         if family == "sign_gd" and name == "train_loss" and "noise_l1" in ds and int(ds["step"][-1]) >= 1000:
             rate = float(theory.late_loss_rate(float(ds["learning_rate"][i]), ds["noise_l1"].isel(optimizer=i)).mean())
             start = float(values.sel(step=1000, method="nearest").median())
@@ -204,7 +221,7 @@ def error_at_loss(ds: Any, ax: Any = None, levels: Sequence[float] | None = None
     levels = list(levels if levels is not None else np.geomspace(0.6, 1e-4, 24))
     errors = xr.concat([at_train_loss(ds, level)["test_error"] for level in levels], "level")
     for i, family in enumerate(ds["family"].values):
-        label = NAMES.get(str(family), str(family))
+        label = legend_name(family)
         band(ax, levels, errors.isel(optimizer=i).transpose("seed", "level"), label, **_look(str(family)))
     problem, hyper = problem_of(ds)
     for law, family in ((theory.sign_test_error, "sign_gd"), (theory.gd_test_error, "gd")):
@@ -240,7 +257,7 @@ def snr(ds: Any, ax: Any = None, level: float = 0.1, name: str = "test_error") -
         rates = values.isel(optimizer=np.flatnonzero(ds["family"].values == family))
         runs = rates.stack(run=("optimizer", "seed")).reset_index("run", drop=True).rename(run="seed")
         look = {**_look(family), "marker": MARKERS.get(family, "o"), "ms": 3}
-        band(ax, ds["snr"], runs.transpose("seed", "snr"), NAMES.get(family, family), **look)
+        band(ax, ds["snr"], runs.transpose("seed", "snr"), legend_name(family), **look)
     if name == "test_error":
         problem, hyper = problem_of(ds.isel(snr=0))
         grid = np.geomspace(float(ds["snr"].min()), float(ds["snr"].max()), 100)
@@ -315,7 +332,7 @@ def footer(fig: Any, ds: Any, preset: str = "") -> None:
     problem, hyper = definition["problem"], definition["hyper"]
     rates: dict[str, list[str]] = {}
     for family, rate in zip(np.atleast_1d(ds["family"].values), np.atleast_1d(ds["learning_rate"].values)):
-        rates.setdefault(NAMES.get(str(family), str(family)), []).append(f"{float(rate):g}")
+        rates.setdefault(legend_name(family).strip(), []).append(f"{float(rate):g}")
     shown = "; ".join(f"{name} {', '.join(values)}" for name, values in rates.items())
     text = (
         f"{ds.sizes['seed']} seeds · {preset or setting_of(ds)} (reconstructed): n={problem['n']} d={problem['d']} "
@@ -346,7 +363,9 @@ def svg(fig: Any) -> str:
       True
     """
     file = io.StringIO()
-    with style():
+    with style(), warnings.catch_warnings():
+        # Text stays text, which whoever shows it draws with fonts of his own.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         fig.savefig(file, format="svg", metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]))
     return file.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
 
@@ -379,6 +398,7 @@ def save(fig: Any, directory: str | Path, name: str) -> list[Path]:
                 x, y = (np.asarray(v, float) for v in line.get_data())
                 low, high = getattr(line, "band", (np.full_like(y, np.nan),) * 2)
                 label = line.get_label() if not line.get_label().startswith("_") else f"line {index}"
+                label = label.strip().replace(r"\$", "$")
                 for row in zip(x, y, low, high):
                     writer.writerow([panel, label, *("" if math.isnan(v) else f"{v:.6g}" for v in row)])
     plt.close(fig)

@@ -58,6 +58,8 @@ class Schedule:
           ValueError: naming field, value and legal range.
         """
         steps = positive_int("steps", steps)
+        if steps >= 2**31:  # the loop counts in 32 bits
+            raise ValueError(f"steps must be an int in [1, 2^31), got steps={steps}")
         recorded = log_steps(steps) if record is None else _steps_array("record", record, steps)
         if np.ndim(test_every) == 0:
             at = log_steps(steps) if test_every is None else _steps_array("test_every", test_every, steps)

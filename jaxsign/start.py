@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsign.outputs import outputs
 from jaxsign.rng import seed_key, stream
 from jaxsign.task import Task
 from jaxsign.validation import known
@@ -65,7 +66,8 @@ def draw(task: Task, key: Array, hyper: Any, shared: Any = None) -> Start:
     data = task.sample(stream(key, "data"), hyper, shared)
     test = task.sample_test(stream(key, "test"), hyper, shared) if task.sample_test else None
     params = task.init(stream(key, "init"), data, hyper)
-    return Start(data, test, params, task.describe(data, test, hyper) if task.describe else {})
+    constants = outputs("constant", task.describe(data, test, hyper)) if task.describe else {}
+    return Start(data, test, params, constants)
 
 
 def begin(task: Task, key: Array, hyper: Any, shared: Any = None, degree: Any = None) -> Start:

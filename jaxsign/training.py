@@ -13,13 +13,15 @@ import optax
 from jaxsign.compilation import compiler_options
 from jaxsign.exactness import fit
 from jaxsign.factories import Static, hashable
+from jaxsign.labelled import check_results, check_task
 from jaxsign.levels import check_levels
 from jaxsign.loop import make_loop, whole_run
 from jaxsign.optim import Grid, as_grid, shown
+from jaxsign.outputs import outputs
 from jaxsign.schedule import Schedule
 from jaxsign.start import Start, begin
 from jaxsign.task import Task
-from jaxsign.validation import name_tuple
+from jaxsign.validation import floats_of, name_tuple, plain_record, representable
 
 Array = jax.Array
 PyTree = Any
@@ -77,9 +79,12 @@ def make_train(
     def train(key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
         state, rows, _ = loop.advance(key, start, hyper, keywords, loop.init(key, start, hyper, keywords), stops)
         trace = {name: value[: recorded.size] for name, value in rows.items()}
+        last = outputs("summary", summary({**start.constants, **trace, "step": recorded})) if summary else {}
+        rest = {"summary": last, "constant": start.constants, "alarm": dict.fromkeys(task.watch, state.bad)}
+        check_results({"observable": {name: value[0] for name, value in trace.items()}, **rest}, task.dims)
         return {
             "trace": trace if keep_trace else {},
-            "summary": summary({**start.constants, **trace, "step": recorded}) if summary else {},
+            "summary": last,
             "params": loop.params(start, state.trained),
             "status": jnp.where(state.bad >= 0, 1, 0).astype(jnp.int8),
             "first_bad_step": state.bad,
@@ -240,8 +245,12 @@ def train(
     if len(grid.points) != 1:
         raise ValueError(f"optimizer must be a js.grid of one point, got {shown(grid)} with {len(grid.points)} points")
     schedule = Schedule.build(steps, record, test_every)
+    check_task(task)
+    hyper = plain_record(hyper)
     if task.validate is not None:
         task.validate(hyper)
+    for field, value in (*floats_of("hyper", hyper), *floats_of("problem", task.problem)):
+        representable(field, value, jnp.zeros(()).dtype)
     if not keep_trace and summary is None:
         raise ValueError("keep_trace=False needs summary=, got summary=None: nothing would be kept")
     if jnp.shape(key) != () or not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):

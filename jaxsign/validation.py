@@ -1,10 +1,15 @@
 """Bad input ends here: one clear line that names the field, the value and its legal range."""
 
+import dataclasses
 import difflib
 import math
+import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
 from typing import Any
+
+import numpy as np
 
 
 def positive_int(field: str, value: Any, minimum: int = 1) -> int:
@@ -25,7 +30,7 @@ def positive_int(field: str, value: Any, minimum: int = 1) -> int:
       >>> positive_int("n", 20)
       20
     """
-    legal = f"{field} must be an int >= {minimum}, got {field}={value!r}"
+    legal = f"{field} must be an int >= {minimum}, got {field}={one_line(value)}"
     if isinstance(value, bool):
         raise ValueError(legal)
     try:
@@ -57,17 +62,182 @@ def real(
     """
     left = "(" if open_low or low == -math.inf else "["
     right = ")" if open_high or high == math.inf else "]"
-    legal = f"{field} must be a finite number in {left}{low:g}, {high:g}{right}, got {field}={value!r}"
-    if isinstance(value, (bool, str)) or value is None:
+    legal = f"{field} must be a finite number in {left}{low:g}, {high:g}{right}, got {field}={one_line(value)}"
+    value = plain_number(field, value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(legal)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except OverflowError:  # an int beyond the largest float
         raise ValueError(legal) from None
     at_open_end = (open_low and number == low) or (open_high and number == high)
     if not math.isfinite(number) or number < low or number > high or at_open_end:
         raise ValueError(legal)
     return number
+
+
+def one_line(value: Any) -> str:
+    """A value for a message: arrays and tables are written over several lines otherwise.
+
+    Examples:
+      >>> one_line(np.eye(2))
+      'array([[1., 0.], [0., 1.]])'
+    """
+    return " ".join(repr(value).split())
+
+
+def plain_number(field: str, value: Any) -> Any:
+    """A number of any kind as Python's own int, float, bool or complex; anything else, such as a string, as it is.
+
+    Numbers are scalars and 0-d arrays of NumPy, JAX or xarray, fractions and decimals.
+
+    Raises:
+      ValueError: naming field and value, for a fraction beyond the largest float.
+
+    Examples:
+      >>> from fractions import Fraction
+      >>> plain_number("snr", Fraction(1, 4)), plain_number("n", np.array(4)), plain_number("engine", "dense")
+      (0.25, 4, 'dense')
+    """
+    if isinstance(getattr(value, "dtype", None), np.dtype) and hasattr(value, "item") and np.ndim(value) == 0:
+        value = value.item()
+    if isinstance(value, (bool, int, float, complex, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, (numbers.Real, Decimal)):
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{field} must be within the range of floats, got {field}={value!r}") from None
+    return value
+
+
+def plain_record(record: Any) -> Any:
+    """A dataclass or dict whose numbers are Python's own (see `plain_number`); the same object if they are already.
+
+    Integers beyond 64 bits become floats, as all numbers of a system do where it is trained.
+
+    Examples:
+      >>> plain_record({"slope": np.float32(0.5), "on": True})
+      {'slope': 0.5, 'on': True}
+    """
+    if isinstance(record, Mapping):
+        plain = {
+            name: plain_record(value) if isinstance(value, Mapping) else _leaf(str(name), value)
+            for name, value in record.items()
+        }
+        return plain if any(plain[name] is not record[name] for name in plain) else record
+    if not dataclasses.is_dataclass(record) or isinstance(record, type):
+        return record
+    own = {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.init}
+    plain = {name: _leaf(name, value) for name, value in own.items()}
+    changed = {name: value for name, value in plain.items() if value is not own[name]}
+    return dataclasses.replace(record, **changed) if changed else record
+
+
+def _leaf(name: str, value: Any) -> Any:
+    value = plain_number(name, value)
+    return real(name, value) if type(value) is int and abs(value) >= 2**63 else value
+
+
+def floats_of(field: str, value: Any) -> Iterator[tuple[str, float]]:
+    """(field, float) of everything in a number, array, dict or dataclass that is a float; ints and words are not.
+
+    Examples:
+      >>> list(floats_of("hyper", {"slope": 0.5, "n": 4}))
+      [('slope', 0.5)]
+    """
+    if isinstance(value, Mapping):
+        for name, own in value.items():
+            yield from floats_of(str(name), own)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for own in dataclasses.fields(value):
+            yield from floats_of(own.name, getattr(value, own.name))
+    elif isinstance(value, (list, tuple)):
+        for own in value:
+            yield from floats_of(field, own)
+    elif isinstance(value, float):
+        yield field, value
+    elif hasattr(value, "dtype") and np.issubdtype(value.dtype, np.floating):
+        yield from ((field, float(own)) for own in np.ravel(np.asarray(value)))
+
+
+def representable(field: str, value: float, dtype: Any) -> None:
+    """Checks that a float dtype does not turn a number into another one that means something else: 0, 1 or inf.
+
+    Rounding is no such change, and a number within 64-bit rounding of 1 is 1. A subnormal counts as 0: XLA flushes it.
+
+    Args:
+      field: name shown in the message.
+      value: a number as Python has it.
+      dtype: the float dtype that it is going to have.
+
+    Raises:
+      ValueError: naming field and value, what the value becomes, and the remedy.
+
+    Examples:
+      >>> representable("eps", 1e-18, np.float32)
+      >>> representable("eps", 1e-50, np.float64)
+    """
+    with np.errstate(all="ignore"):
+        rounded = float(np.asarray(value, dtype))
+    becomes = None
+    if value != 0 and abs(rounded) < np.finfo(dtype).tiny:
+        becomes = "0"
+    elif math.isinf(rounded) and math.isfinite(value):
+        becomes = "inf" if rounded > 0 else "-inf"
+    elif abs(rounded) == 1 and abs(abs(value) - 1) > 1e-14:
+        becomes = f"{rounded:g}"
+    if becomes is not None:
+        raise ValueError(f"{field}={value!r} becomes {becomes} in {np.dtype(dtype).name}: {_remedy(dtype)}")
+
+
+def distinct(field: str, values: Iterable[Any], dtype: Any) -> None:
+    """Checks that values which differ still differ in a float dtype.
+
+    Args:
+      field: name shown in the message.
+      values: numbers, other values, or tuples of them.
+      dtype: the float dtype that floats are going to have.
+
+    Raises:
+      ValueError: naming field, two values and the remedy.
+
+    Examples:
+      >>> distinct("snr", [0.1, 0.2, None], np.float32)
+    """
+    seen: dict[Any, Any] = {}
+    for value in values:
+        parts = value if isinstance(value, tuple) else (value,)
+        with np.errstate(all="ignore"):
+            rounded = tuple(float(np.asarray(part, dtype)) if isinstance(part, float) else part for part in parts)
+        key = hashed(rounded)
+        if key in seen:
+            raise ValueError(
+                f"{field} has two values that are one number in {np.dtype(dtype).name}, {seen[key]!r} and {value!r}: "
+                f"{_remedy(dtype)}"
+            )
+        seen[key] = value
+
+
+def _remedy(dtype: Any) -> str:
+    wide = np.dtype(dtype).itemsize >= 8
+    return "choose another" if wide else "take 64-bit floats (--x64, or jax_enable_x64) or choose another"
+
+
+def hashed(value: Any) -> Any:
+    """A value as a key: itself, or its text where it has no hash.
+
+    Examples:
+      >>> hashed((1, [2]))
+      '(1, [2])'
+    """
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return value
 
 
 def known(kind: str, name: Any, names: Iterable[str]) -> str:
@@ -83,7 +253,7 @@ def known(kind: str, name: Any, names: Iterable[str]) -> str:
     names = list(names)
     if isinstance(name, str) and name in names:
         return name
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(name), [str(one) for one in names], n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown {kind} {name!r}{hint} (legal: {', '.join(map(repr, names))})")
 
@@ -100,4 +270,6 @@ def name_tuple(field: str, value: Any) -> tuple[Any, ...] | None:
     """
     if isinstance(value, str):
         raise ValueError(f"{field} must be a tuple of names such as ({value!r},), got the string {field}={value!r}")
+    if value is not None and not isinstance(value, Iterable):
+        raise ValueError(f"{field} must be a tuple of names, got {field}={value!r}")
     return None if value is None else tuple(value)

@@ -14,8 +14,8 @@ PACKAGE = Path(jaxsign.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: From the ground up. A room imports from rooms of lower layers, and from itself if it is a folder.
 LAYERS = [
-    {"validation", "compilation", "rows", "factories"},
-    {"rng", "problem", "task", "optim", "schedule"},
+    {"validation", "compilation", "names", "rows", "factories"},
+    {"rng", "problem", "task", "optim", "outputs", "schedule", "levels"},
     {"problems", "draws"},
     {"probes"},
     {"data", "presets", "labelled", "curvature", "landscape", "start"},
@@ -30,6 +30,7 @@ LAYERS = [
     {"playback"},
     {"measures"},
     {"stages"},
+    {"equal_loss"},
     {"claims"},
     {"verdicts"},
     {"plot"},
@@ -46,7 +47,7 @@ NEVER = {
     **dict.fromkeys(
         ["training", "loop", "start", "exactness", "probes", "draws", "sweep", "store", "optim", "task"], SYSTEMS
     ),
-    **dict.fromkeys(["measures", "stages", "claims", "verdicts", "plot", "report"], TRAINING),
+    **dict.fromkeys(["measures", "stages", "equal_loss", "claims", "verdicts", "plot", "report"], TRAINING),
     **dict.fromkeys(["data", "models", "observables", "theory"], frozenset({"task", "optim", "schedule"})),
 }
 LATE = {"flax", "jinja2", "xarray", "zarr", "orbax", "matplotlib", "tqdm", "scipy", "pandas"}

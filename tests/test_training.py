@@ -33,7 +33,9 @@ def trained(problem, hyper):
     def run(name):
         start = jax.jit(functools.partial(begin, task))(jax.random.key(3), hyper)
         seen = None if name == "sign_gd" else ["train_loss"]
-        return js.train(jax.random.key(3), task, hyper, OPTIMIZERS[name], steps=STEPS, record=10, test_every=50, observables=seen), start
+        return js.train(
+            jax.random.key(3), task, hyper, OPTIMIZERS[name], steps=STEPS, record=10, test_every=50, observables=seen
+        ), start
 
     return run
 

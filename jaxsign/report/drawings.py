@@ -190,10 +190,10 @@ def _scalar(held: Any, name: str, ax: Any) -> None:
     """A scalar over steps, one line per optimizer, on a log scale if it is positive and spans a decade."""
     for i, family in enumerate(held["family"].values.tolist()):
         values = held[name].isel(optimizer=i).transpose("seed", "step")
-        plot.band(ax, held["step"], values, plot.NAMES.get(family, family), **_look(family))
+        plot.band(ax, held["step"], values, plot.legend_name(family), **_look(family))
     if _spans(held[name].values):
         ax.set_yscale("log")
-    ax.set(xlabel="step t", ylabel=name.replace("_", " "))
+    ax.set(xlabel="step t", ylabel=plot.literal(name.replace("_", " ")))
     ax.legend()
 
 
@@ -242,12 +242,12 @@ def _ends(ends: Any, axis: str, families: np.ndarray, ax: Any) -> None:
     for family in dict.fromkeys(families.tolist()):
         own = np.flatnonzero(families == family)
         best = ends.isel(optimizer=own).isel(optimizer=medians.isel(optimizer=own).argmin("optimizer"))
-        label, marker = plot.NAMES.get(family, family), plot.MARKERS.get(family, "o")
+        label, marker = plot.legend_name(family), plot.MARKERS.get(family, "o")
         plot.band(ax, ends[axis], best.transpose("seed", axis), label, marker=marker, ms=3, **_look(family))
     for scale, values in ((ax.set_yscale, ends.values), (ax.set_xscale, ends[axis].values)):
         if _spans(values):
             scale("log")
-    ax.set(xlabel=axis, ylabel="training loss")
+    ax.set(xlabel=plot.literal(axis), ylabel="training loss")
     ax.legend()
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxsign.labelled import manifest_text
+from jaxsign.labelled import manifest_text, stored_as, with_bools
 from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest
 
 ARRAYS = "results.zarr"
@@ -40,6 +40,14 @@ class Variable(NamedTuple):
     fill: Any
     chunks: tuple[int, ...]
     attrs: Mapping[str, str]
+
+    def stored_like(self, other: "Variable") -> "Variable":
+        """The variable with the dtype, fill and marks that the numbers of another one are stored with."""
+        if self.dtype == other.dtype:
+            return self
+        marks = stored_as(bool)[2]
+        attrs = {name: value for name, value in self.attrs.items() if name not in marks}
+        return self._replace(dtype=other.dtype, fill=other.fill, attrs=attrs)
 
 
 def directory(out: str | os.PathLike) -> Path:
@@ -140,7 +148,7 @@ class Memory:
         import xarray as xr
 
         data = {name: (v.dims, self.arrays[name], dict(v.attrs)) for name, v in self.variables.items()}
-        return xr.Dataset(data, coords=dict(coords))
+        return with_bools(xr.Dataset(data, coords=dict(coords)))
 
 
 class Store(Memory):
@@ -383,7 +391,7 @@ def open_results(out: str | os.PathLike) -> Any:
     """Opens a results directory as a lazy xarray.Dataset, after checking its metadata against the manifest's CRCs.
 
     Chunk checksums guard the numbers when they are read; the CRCs guard shapes, dtypes and fill values. Runs that have
-    not run yet are NaN, with status -1.
+    not run yet have status -1; of them, floats and bools are NaN, signed integers -1, unsigned ones their largest.
 
     Args:
       out: a results directory, finished or not.
@@ -418,12 +426,17 @@ def open_results(out: str | os.PathLike) -> Any:
     if broken:
         raise UnusableData(f"{broken[0]}; the sweep's own command mends it")
     with _zarr_warnings():
-        ds = xr.open_zarr(path / ARRAYS, consolidated=False, chunks=None)
+        # A number of seconds stays a number, as it is in memory.
+        ds = xr.open_zarr(path / ARRAYS, consolidated=False, chunks=None, decode_times=False)
     strings = {name: c.astype(object) for name, c in ds.coords.items() if c.dtype.kind not in "biuf"}
     ds = ds.assign_coords(strings)  # NumPy's new string dtype does not compare with plain strings everywhere yet
     ds = ds.isel(places(ds["status"].dims, manifest["order"]))
     for name, value in manifest.get("base", {}).items():
         ds = ds.assign_coords({name: value})
+    try:
+        ds = with_bools(ds)  # which are read here
+    except Exception as error:  # whatever zarr and its codecs raise about bytes that are not what was written
+        raise UnusableData(f"{path / ARRAYS} cannot be read: {' '.join(str(error).split())}") from None
     ds.attrs["manifest"] = manifest_text(manifest)
     return ds
 

@@ -4,22 +4,23 @@ import dataclasses
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
 from jaxsign.factories import PER_RUN
 from jaxsign.levels import check_levels
-from jaxsign.optim import Grid, as_grid, point_label, shown
-from jaxsign.rng import seed_key
+from jaxsign.names import text_value, word
+from jaxsign.optim import NUMBERS, Grid, as_grid, point_label, shown
+from jaxsign.rng import seed_words
 from jaxsign.schedule import Schedule
+from jaxsign.sweep.naming import check_names, check_numbers
 from jaxsign.task import Task
-from jaxsign.validation import known, name_tuple, positive_int
-
-#: Keywords of optimizers that are looked for among the axes.
-OPTIMIZER_NUMBERS = ("learning_rate", "b1", "b2", "eps", "momentum", "weight_decay", "beta")
+from jaxsign.validation import hashed, known, name_tuple, one_line, plain_number, plain_record, positive_int, real
 
 #: Kinds of trajectories that have a name.
 TRAJECTORIES = ("signs", "features", "log2")
@@ -110,8 +111,20 @@ class Sweep:
     def __post_init__(self) -> None:
         if not isinstance(self.axes, Mapping):
             raise ValueError(f"axes must be a dict of name: values, got axes={self.axes!r}")
+        # Kept as what can be gone through twice: a sweep is copied with changes.
+        axes = {key: list(values) if isinstance(values, Iterator) else values for key, values in self.axes.items()}
+        for field, value in {
+            "axes": axes, "hyper": plain_record(self.hyper), "observables": name_tuple("observables", self.observables),
+            "trainable": name_tuple("trainable", self.trainable),
+        }.items():  # fmt: skip
+            object.__setattr__(self, field, value)
         _check_trajectory(self.trajectory, positive_int("steps", self.steps))
-        name_tuple("observables", self.observables), name_tuple("trainable", self.trainable)
+        for name in (*_names(self.problem), *_names(self.hyper)):
+            word("field of problem or hyper", name)
+        for name in _names(self.hyper):
+            value = self.hyper[name] if isinstance(self.hyper, Mapping) else getattr(self.hyper, name)
+            if value is None or isinstance(value, (str, bytes, complex)) or type(value) is int:
+                real(name, value)
         _ = self.schedule, self.crossed, self.seeds, self.optimizer_points
         if not self.keep_trace and self.summary is None:
             raise ValueError("keep_trace=False needs summary=, got summary=None: nothing would be kept")
@@ -119,6 +132,8 @@ class Sweep:
             task = self.task(combination)
             if task.validate is not None:
                 task.validate(self.hyper_at(combination))
+        check_names(self)
+        check_numbers(self)
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -134,12 +149,13 @@ class Sweep:
     def seeds(self) -> tuple[int, ...]:
         """The seeds, in order."""
         given = self.axes.get("seed", 1)
-        if np.ndim(given) == 0:
+        if not isinstance(given, (list, tuple)) and np.ndim(given) == 0:
             return tuple(range(positive_int("seed", given)))
+        given = np.asarray(given) if hasattr(given, "dtype") else given  # going through a JAX array is slow
         seeds = [positive_int("seed", seed, minimum=0) for seed in given]
         _check_values("seed", [(seed,) for seed in seeds])
         for seed in seeds:
-            seed_key(seed)
+            seed_words(seed)
         return tuple(seeds)
 
     @functools.cached_property
@@ -153,6 +169,8 @@ class Sweep:
             if key == "seed":
                 continue
             members = key if isinstance(key, tuple) else (key,)
+            if not members:
+                raise ValueError("axis () has no name")
             for name in members:
                 legal = [*hyper_names, *static_names, "seed"]
                 if name not in legal and name in self._optimizer_numbers():
@@ -163,15 +181,20 @@ class Sweep:
                 known("axis", name, legal)
                 if name == "seed":
                     raise ValueError('"seed" is an axis of its own and cannot be zipped')
-            if isinstance(values, (str, Mapping)) or not np.iterable(values):
-                raise ValueError(f"axis {key!r} must be a list of values, got {values!r}")
-            points = list(values)
+            if isinstance(values, (str, bytes, Mapping)) or not np.iterable(values):
+                raise ValueError(f"axis {key!r} must be a list of values, got {one_line(values)}")
+            if isinstance(values, (set, frozenset)):
+                raise ValueError(f"axis {key!r} must be in an order, got the set {values!r}")
+            points = list(np.asarray(values) if isinstance(values, jax.Array) else values)
             if isinstance(key, tuple):
                 for point in points:
-                    if isinstance(point, str) or not np.iterable(point) or len(tuple(point)) != len(members):
-                        raise ValueError(f"axis {key!r} needs {len(members)} values a point, got {point!r}")
+                    if isinstance(point, (str, bytes)) or not np.iterable(point) or len(tuple(point)) != len(members):
+                        raise ValueError(f"axis {key!r} needs {len(members)} values a point, got {one_line(point)}")
             points = [tuple(point) if isinstance(key, tuple) else (point,) for point in points]
-            points = [tuple(v.item() if isinstance(v, np.generic) else v for v in point) for point in points]
+            points = [
+                tuple(self._axis_value(name, v, name in hyper_names) for name, v in zip(members, point))
+                for point in points
+            ]
             _check_values(key, points)
             out.append(Axis(members, tuple(points), any(name in static_names for name in members)))
         used = [name for axis in out for name in axis.members]
@@ -182,17 +205,47 @@ class Sweep:
                 raise ValueError(f"axis {name!r} computes {derived[name]!r}: give one of them, got both")
         return tuple(out)
 
+    def _axis_value(self, name: str, value: Any, number: bool) -> Any:
+        """One value of an axis as a plain number or word.
+
+        Raises:
+          ValueError: naming axis and value: for arrays, for what is no real number on an axis of numbers, and for
+            integers beyond 64 bits.
+        """
+        if np.ndim(value) if hasattr(value, "dtype") else False:
+            raise ValueError(f"axis {name!r} must be a list of single values, got {one_line(value)} in it")
+        value = plain_number(f"axis {name!r}: {name}", value)
+        text_value(f"axis {name!r}", value)
+        if number:
+            own = self.hyper.get(name) if isinstance(self.hyper, Mapping) else getattr(self.hyper, name, None)
+            flag = isinstance(value, bool) and not isinstance(own, bool)
+            if flag or not isinstance(value, (int, float)):
+                raise ValueError(f"axis {name!r} must be a list of numbers, got {one_line(value)} in it")
+            if isinstance(value, int) and abs(value) >= 2**63:
+                value = real(f"axis {name!r}: {name}", value)
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"axis {name!r} must be a list of integers of 64 bits at most, got {value!r} in it")
+        return value
+
     @functools.cached_property
     def grids(self) -> dict[str, Grid]:
         """The optimizers as grids."""
         if not isinstance(self.optimizers, Mapping) or not self.optimizers:
             raise ValueError(f"optimizers must be a dict of at least one optimizer, got {shown(self.optimizers)}")
+        spelled: dict[str, str] = {}
+        for family in self.optimizers:
+            same = unicodedata.normalize("NFC", word("optimizers: the key", family))
+            if same in spelled:
+                raise ValueError(
+                    f"optimizers has two keys that look the same, {spelled[same]!r} and {family!r}: rename one"
+                )
+            spelled[same] = family
         return {family: _family_grid(family, entry) for family, entry in self.optimizers.items()}
 
     def _optimizer_numbers(self) -> set[str]:
         """Names that belong to optimizers: their factories' keywords and the usual ones of built transforms."""
         own = ({*inspect.signature(grid.factory).parameters} - {*PER_RUN} for grid in self.grids.values())
-        return {*OPTIMIZER_NUMBERS, *itertools.chain(*own)}
+        return {*NUMBERS, *itertools.chain(*own)}
 
     @functools.cached_property
     def optimizer_points(self) -> tuple[tuple[str, str, dict[str, Any]], ...]:
@@ -201,9 +254,14 @@ class Sweep:
         for family, grid in self.grids.items():
             varying = [k for k in grid.keywords if len({repr(point[k]) for point in grid.points}) > 1]
             points += [(point_label(family, point, varying), family, dict(point)) for point in grid.points]
-        labels = [label for label, _, _ in points]
-        if len(set(labels)) != len(labels):
-            raise ValueError(f"optimizer labels must be unique, got {labels}")
+        seen: dict[str, str] = {}
+        for label, family, _ in points:
+            if label in seen:
+                raise ValueError(
+                    f"optimizer labels must be unique, got {label!r} of optimizers[{seen[label]!r}] and of "
+                    f"optimizers[{family!r}]: rename one"
+                )
+            seen[label] = family
         return tuple(points)
 
     @property
@@ -225,19 +283,20 @@ class Sweep:
         """Index tuples of all points of the axes, in order."""
         return list(itertools.product(*(range(len(axis.values)) for axis in self.grid_axes)))
 
-    def _set(self, index: tuple[int, ...]) -> dict[str, Any]:
+    def setting(self, index: tuple[int, ...]) -> dict[str, Any]:
+        """{member of an axis: its value} at one point of the axes."""
         return {
             name: value for axis, i in zip(self.grid_axes, index) for name, value in zip(axis.members, axis.values[i])
         }
 
     def problem_at(self, index: tuple[int, ...]) -> Any:
         """The problem at one point of the axes."""
-        changes = {name: v for name, v in self._set(index).items() if name in _names(self.problem)}
+        changes = {name: v for name, v in self.setting(index).items() if name in _names(self.problem)}
         return dataclasses.replace(self.problem, **changes) if changes else self.problem
 
     def task(self, index: tuple[int, ...]) -> Task:
         """The task at one point of the axes; equal problems and engines give the identical one."""
-        engine = self._set(index).get("engine", self.engine)
+        engine = self.setting(index).get("engine", self.engine)
         problem = self.problem_at(index)
         if engine is not None and "engine" not in inspect.signature(self.system).parameters:
             raise ValueError(f"system {self.system!r} has no engines, got engine={engine!r}")
@@ -248,7 +307,7 @@ class Sweep:
 
     def hyper_at(self, index: tuple[int, ...]) -> Any:
         """The numbers at one point of the axes; plain fields are set before derived ones."""
-        problem, hyper, setting = self.problem_at(index), self.hyper, self._set(index)
+        problem, hyper, setting = self.problem_at(index), self.hyper, self.setting(index)
         fields = _names(hyper)
         derived = getattr(type(hyper), "derived", {})
         plain = {name: value for name, value in setting.items() if name in fields}
@@ -305,6 +364,8 @@ def _check_values(name: Any, points: list[tuple[Any, ...]]) -> None:
     if not points:
         raise ValueError(f"axis {name!r} must have at least one value, got an empty list")
     shown = [point if isinstance(name, tuple) else point[0] for point in points]
-    for i, point in enumerate(shown):
-        if point in shown[:i]:
+    seen = set()
+    for point in shown:
+        if hashed(point) in seen:
             raise ValueError(f"axis {name!r} has a duplicate value, got {point!r} twice")
+        seen.add(hashed(point))

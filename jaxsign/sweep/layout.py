@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsign.labelled import RUN_VARIABLES, coordinates, own_dims
+from jaxsign.labelled import RUN_VARIABLES, coordinates, own_dims, stored_as
 from jaxsign.levels import DIMS, captured_names, observable
 from jaxsign.loop import observers
 from jaxsign.store.results import Slices, Variable, blocks
@@ -154,9 +154,9 @@ def variables(
         chunk = (min(layout.records, longest[0]), *longest[1:]) if name in stepped else longest
         base = observable(name) if name in captured else name
         dims = (*sweep.dims, *dims, *own_dims(base, len(longest) - len(dims), task.dims))
-        dtype = np.dtype(found[0].dtype)
-        fill = RUN_VARIABLES[name][1] if name in RUN_VARIABLES else (np.nan if dtype.kind == "f" else -1)
+        dtype, fill, note = stored_as(found[0].dtype)
         attrs = dict(RUN_VARIABLES[name][2] if name in RUN_VARIABLES else task.attrs.get(base, {"long_name": base}))
+        attrs |= note
         if len(own) > 1:
             notes[name] = attrs["padded"] = "padded with NaN to the longest value of a static axis"
         shape, chunks = (*layout.shape, *longest), (*layout.extents, *chunk)

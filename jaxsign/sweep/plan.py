@@ -14,6 +14,7 @@ from jaxsign.levels import observable
 from jaxsign.loop import observers
 from jaxsign.start import Start, abstract_start
 from jaxsign.sweep.grid import Sweep
+from jaxsign.sweep.naming import check_numbers, check_outputs
 from jaxsign.task import Task
 
 #: Runs of one call at most, and the bytes that their records, data and parameters may take together on a CPU.
@@ -72,7 +73,12 @@ class Group:
 
 
 def groups(sweep: Sweep) -> list[Group]:
-    """The programs that a sweep needs: one per point of the static axes, family and static keywords."""
+    """The programs that a sweep needs: one per point of the static axes, family and static keywords.
+
+    Raises:
+      ValueError: for a result or number that cannot be kept as it is, see `jaxsign.sweep.naming`.
+    """
+    check_numbers(sweep)  # once more: 64-bit floats may have been turned on or off since the sweep was built
     static_axes = [i for i, axis in enumerate(sweep.grid_axes) if axis.static]
     points = itertools.product(*(range(len(sweep.grid_axes[i].values)) for i in static_axes))
     families: dict[tuple[str, str], list[int]] = {}
@@ -104,6 +110,7 @@ def groups(sweep: Sweep) -> list[Group]:
             for how, own in _alike(task, fitted, list(zip(members, keywords))):
                 start = abstract_start(how.program, how.case(hyper), sweep.shared)
                 out.append(Group(how, grid.factory, static, grid.floats, family, own, fixed, start))
+    check_outputs(sweep, out)
     return out
 
 

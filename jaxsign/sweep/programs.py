@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxsign.compilation import compiler_options
 from jaxsign.loop import State, Stops, Tape, make_loop
+from jaxsign.outputs import outputs
 from jaxsign.rng import seed_words
 from jaxsign.start import Start, begin
 from jaxsign.sweep.grid import Sweep
@@ -80,7 +81,7 @@ class Program:
 
         def summarise(constants: dict[str, jax.Array], trace: dict[str, jax.Array]) -> dict[str, jax.Array]:
             assert sweep.summary is not None
-            return sweep.summary({**constants, **trace, "step": recorded})
+            return outputs("summary", sweep.summary({**constants, **trace, "step": recorded}))
 
         options = compiler_options(mesh.devices.flat[0].platform)
 

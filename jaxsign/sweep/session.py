@@ -93,6 +93,9 @@ class Session:
         if stored:  # chunks stay as they are, also where an observable has grown longer since
             kept = {name: tuple(chunks) for name, chunks in stored["chunks"].items()}
             found = {name: v._replace(chunks=kept.get(name, v.chunks)) for name, v in found.items()}
+            if not damaged:  # earlier versions stored some dtypes in another way
+                old = results.stored_variables(path)
+                found = {name: v.stored_like(old[name]) if name in old else v for name, v in found.items()}
         results.remove_partial(path)
         coords = stored_coordinates(sweep, layout, found)
         with results.named(path), results.prepared(path, found, coords) as (folder, crcs):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxsign.optim import static_word
 from jaxsign.problem import field_names
 
 #: Variables that every run has.
@@ -110,7 +111,7 @@ def _column(values: list[Any]) -> np.ndarray:
         v is not None for v in values
     ):
         return np.array([np.nan if v is None else v for v in values], np.float64)
-    return np.array(["" if v is None else getattr(v, "__name__", str(v)) for v in values], object)
+    return np.array(["" if v is None else v if isinstance(v, str) else static_word(v) for v in values], object)
 
 
 def _dependent(sweep: Any, field: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:

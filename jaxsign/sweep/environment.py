@@ -26,6 +26,7 @@ def environment() -> dict[str, Any]:
     }
     versions["jaxsign"] = _own_version()
     flags = os.environ.get("XLA_FLAGS", "")
+    partitionable = bool(jax.config.jax_threefry_partitionable)
     exact = device.platform == "cpu" or "xla_gpu_deterministic_ops=true" in flags
     return {
         "versions": {"python": platform.python_version(), **versions, "commit": _commit()},
@@ -34,7 +35,11 @@ def environment() -> dict[str, Any]:
         "command": _command(),
         "dtype": np.dtype(jnp.zeros(()).dtype).name,
         "matmul_precision": "highest",
-        "flags": {"XLA_FLAGS": flags, "x64": jnp.zeros(()).dtype == jnp.float64},
+        "flags": {
+            "XLA_FLAGS": flags,
+            "x64": jnp.zeros(()).dtype == jnp.float64,
+            "threefry_partitionable": partitionable,
+        },
         "compiler_options": compiler_options(device.platform),
         "resume": "bit-identical" if exact else "statistically equal",
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

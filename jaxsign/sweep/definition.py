@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from jaxsign.optim import Grid, as_grid
+from jaxsign.sweep.environment import partitionable
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.sources import Reached, module_of, packaged
 
@@ -62,7 +63,7 @@ def definition(sweep: Sweep, texts: bool = False) -> dict[str, Any]:
         ],
         "seeds": list(sweep.seeds),
         "dtype": np.dtype(jax.dtypes.canonicalize_dtype(float)).name,
-        "threefry_partitionable": bool(jax.config.jax_threefry_partitionable),
+        "threefry_partitionable": partitionable(),
     }
     derived = getattr(type(sweep.hyper), "derived", {})
     if any(name in derived for axis in sweep.grid_axes for name in axis.members) and not texts:

@@ -24,6 +24,7 @@ from jaxsign.sweep.definition import (
     short_name,
     skeleton,
 )
+from jaxsign.sweep.environment import package_versions
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.sources import Reached
 from jaxsign.sweep.tracing import programs
@@ -38,7 +39,7 @@ class Match(NamedTuple):
     """How a sweep that is asked for relates to a stored one.
 
     Args:
-      order: for every dimension of (axes, optimizer, seed), the sweep's index at every stored place, -1 if there is none.
+      order: for every dimension of (axes, optimizer, seed), the sweep's index at every stored place, or -1.
       part: whether it is a part of what is stored.
       changed: a line for every change of code, all of them accepted.
       definition: the definition to store.
@@ -77,9 +78,12 @@ def compare(path: str, stored: Mapping[str, Any], sweep: Sweep, accept: str | No
     fresh = "computation" not in stored  # stored by version 0.1: nothing but names, numbers and hashes of texts
     compared = definition(sweep, texts=True) if fresh else described
     order = extension(path, stored, compared)
-    computation, lines, notes = fingerprints(sweep, described), [], []
+    computation, notes = fingerprints(sweep, described), []
+    lines: list[str] = []
+    versions = package_versions()
+    same_packages = all(stored["versions"].get(name) == versions[name] for name in ("jax", "jaxlib", "optax"))
     if fresh:
-        lines = _text_differences(code(stored["definition"]), code(compared))
+        lines = _text_differences(code(stored["definition"]), code(compared), same_packages)
         if any(map(opaque, code(compared).values())):
             notes.append(
                 "it was stored by version 0.1, so only the text of your functions was compared, not what it calls"
@@ -93,6 +97,7 @@ def compare(path: str, stored: Mapping[str, Any], sweep: Sweep, accept: str | No
             found, note = _entry_differences(
                 entry, old.get(entry), new.get(entry), stored["computation"]["entries"].get(entry, {}),
                 computation["entries"].get(entry, {}), stored["computation"]["engine"] == computation["engine"],
+                same_packages,
             )  # fmt: skip
             lines += found
             notes += [note] if note and note not in notes else []
@@ -161,7 +166,13 @@ def engine() -> str:
 
 
 def _entry_differences(
-    entry: str, old: Any, new: Any, before: Mapping[str, Any], after: Mapping[str, Any], same_engine: bool
+    entry: str,
+    old: Any,
+    new: Any,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    same_engine: bool,
+    same_packages: bool,
 ) -> tuple[list[str], str]:
     """(lines for what differs in one entry of code, a note if versions kept its programs from being compared)."""
     if old is None or new is None:
@@ -175,7 +186,7 @@ def _entry_differences(
     points = [point for point in programs_after if point in programs_before]
     same_versions = before.get("with") == after.get("with") and same_engine
     if points:
-        changed = {}
+        changed: dict[str, None] = {}
         for point in points:
             one, two = programs_before[point], programs_after[point]
             names = one.keys() & two.keys() if entry.startswith("optimizers.") else one.keys() | two.keys()
@@ -188,6 +199,8 @@ def _entry_differences(
     if plain_old == plain_new:
         note = "its programs differ with these versions; the sources of your functions are the same"
         return [], note if points else ""
+    if not (same_engine and same_packages) and _numbers_agree(plain_old, plain_new):
+        return [], "what packages made is named otherwise in these versions; its numbers are the same"
     lines = _reasons(entry, before.get("sources", {}), after.get("sources", {}), [])
     return lines or differences(plain_old, plain_new, entry), ""
 
@@ -200,6 +213,11 @@ def _numbers_agree(old: Any, new: Any) -> bool:
             return [leaf for k, v in value.items() if k not in ("name", "type") for leaf in leaves(v)]
         return [leaf for v in value for leaf in leaves(v)] if isinstance(value, list) else [value]
 
+    def called(value: Any) -> Any:
+        return (value.get("factory") or value).get("name") if isinstance(value, Mapping) else None
+
+    if called(old) != called(new):
+        return False
     one, two = (collections.Counter(json.dumps(x) for x in leaves(v) if x is not None) for v in (old, new))
     return not one - two or not two - one
 
@@ -224,7 +242,7 @@ def _reasons(entry: str, before: Mapping[str, Any], after: Mapping[str, Any], ch
     return lines
 
 
-def _text_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def _text_differences(old: Mapping[str, Any], new: Mapping[str, Any], same_packages: bool) -> list[str]:
     """Lines for what differs from a definition of version 0.1, which knows the text of functions."""
     lines = []
     for entry in old.keys() & new.keys():
@@ -234,7 +252,8 @@ def _text_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
             one, two = ({**d, "points": {k: d["points"][k] for k in common}} for d in (one, two))
         else:
             one, two = ({k: v for k, v in d.items() if k != "points"} for d in (one, two))
-        lines += differences(one, two, entry)
+        if same_packages or not _numbers_agree(one, two):
+            lines += differences(one, two, entry)
     return sorted(lines)
 
 
@@ -270,7 +289,9 @@ def _merged_computation(stored: Mapping[str, Any], new: Mapping[str, Any]) -> di
     for name, entry in new["entries"].items():
         was = entries.get(name, {})
         kept = was.get("programs", {}) if was.get("with") == entry["with"] and stored["engine"] == new["engine"] else {}
-        joined = {point: {**kept.get(point, {}), **found} for point, found in entry["programs"].items()}
+        # An optimizer may come with some of its points; what any other entry computes is all there.
+        some = kept if name.startswith("optimizers.") else {}
+        joined = {point: {**some.get(point, {}), **found} for point, found in entry["programs"].items()}
         entries[name] = {**entry, "programs": {**kept, **joined}}
     return {"engine": new["engine"], "entries": entries}
 

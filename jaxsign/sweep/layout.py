@@ -45,7 +45,7 @@ class Layout:
 
     def asked(self) -> np.ndarray:
         """Which stored runs the definition has, in stored order."""
-        return np.stack(np.meshgrid(*(np.array(own) >= 0 for own in self.order), indexing="ij")).all(0)
+        return np.all(np.meshgrid(*(np.array(own) >= 0 for own in self.order), indexing="ij"), axis=0)
 
     def members(self, box: Slices, mine: np.ndarray) -> list[Index]:
         """The definition's indices of those runs of a block that `mine` selects, in C order."""

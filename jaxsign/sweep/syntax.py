@@ -16,7 +16,7 @@ def node_of(code: types.CodeType) -> ast.AST | None:
     if tree is None:
         return None
     spots = [(line, column) for line, _, column, _ in code.co_positions() if line and column is not None]
-    found = []
+    found: list[ast.AST] = []
     for node in ast.walk(tree):
         if code.co_name == "<lambda>":
             if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno:

@@ -75,7 +75,9 @@ class _Walk:
         values |= dict(zip(jaxpr.constvars, held))
 
         def of(atom: Any) -> str:
-            return _array(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else values[atom]
+            if isinstance(atom, core.Literal):
+                return _array(atom.val, getattr(atom.aval, "dtype", None))
+            return values[atom]
 
         for equation in jaxpr.eqns:
             operands, inner = [of(atom) for atom in equation.invars], _inner(equation)
@@ -147,7 +149,8 @@ class Tracer:
         leaves, structure = jax.tree.flatten(arguments)
         key = function, structure, tuple((x.shape, x.dtype) for x in leaves)
         if key not in self.known:
-            program, out = jax.make_jaxpr(function, return_shape=True)(*arguments)
+            # JAX keeps what it has traced of a function; a global that it reads may have changed since.
+            program, out = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(*arguments)
             self.known[key] = digest(program), out
         return self.known[key]
 
@@ -220,7 +223,7 @@ def _drawn(trace: Tracer, task: Task, hyper: Any, shared: Any) -> tuple[Digests,
     if task.prepare is not None:
         degree = jax.ShapeDtypeStruct((), jnp.zeros(()).dtype)
         out["prepare"], found = trace(task.prepare, data, test, params, hyper, degree)
-        start = Start(*found, constants)
+        start = start._replace(data=found[0], test=found[1], params=found[2])
     return out, start
 
 
@@ -272,7 +275,8 @@ def _differentiated(task: Task) -> Callable:
     def program(params: Any, batch: Any, hyper: Any) -> Any:
         names = trained_fields(task, params, None)
         trained, fixed = split_params(params, names)
-        leaves, structure = jax.tree.flatten(trained)
+        leaves, tree = jax.tree.flatten(trained)
+        structure: Any = tree
         floating = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
 
         def loss(varied: list[Any]) -> Any:

@@ -220,6 +220,8 @@ def test_a_change_of_what_is_computed_is_refused_and_named(load, out, change, li
     assert files(out) == before
 
 
+CLIPPED = 'def clipped(g):\n    return jnp.clip(g, -RATES["fast"], RATES["fast"])\n'
+INIT = 'def init(key, data, hyper):\n        return {"w": jnp.full(3, Settings.start)}'
 SAME = {
     "another file and module name": [],
     "a comment": [("    total = ", "    # the mean\n        total = ")],
@@ -232,8 +234,7 @@ SAME = {
     "a renamed summary": [("def last(", "def final("), ("summary=last", "summary=final")],
     "annotations": [("def square(x):", "def square(x: object) -> object:")],
     "another order of functions": [
-        ("def clipped(g):\n    return jnp.clip(g, -RATES[\"fast\"], RATES[\"fast\"])\n", ""),
-        ("def points(key", 'def clipped(g):\n    return jnp.clip(g, -RATES["fast"], RATES["fast"])\n\n\ndef points(key'),
+        (CLIPPED, ""), ("def points(key", f"{CLIPPED}\n\ndef points(key"),
     ],
     "a constant that nothing reads": [("TABLE =", "UNUSED = 3.0\nTABLE =")],
     "an attribute that nothing reads": [("offset = 0.0", "offset = 1.0")],
@@ -243,8 +244,8 @@ SAME = {
         ("return SLOPE * total ** power", "return raised(total, power)"),
     ],
     "a lambda made a function": [
-        ("    return js.Task(", "    def init(key, data, hyper):\n        return {\"w\": jnp.full(3, Settings.start)}\n\n"
-         "    return js.Task("), ('init=lambda key, data, hyper: {"w": jnp.full(3, Settings.start)}', "init=init"),
+        ("    return js.Task(", f"    {INIT}\n\n    return js.Task("),
+        ('init=lambda key, data, hyper: {"w": jnp.full(3, Settings.start)}', "init=init"),
     ],
 }  # fmt: skip
 
@@ -341,7 +342,7 @@ def test_another_optax_is_warned_about_once_where_something_is_run(load, out, mo
     tools_write(out, manifest)
     module = load()
     js.run_sweep(module.build(), out)
-    assert "optax" not in capsys.readouterr().err  # nothing is run
+    assert "optax 0.2.5" not in capsys.readouterr().err  # nothing is run
     js.run_sweep(module.build(2), out)
     assert capsys.readouterr().err.count("optax 0.2.5 -> ") == 1
 
@@ -622,18 +623,19 @@ def test_results_of_version_0_1_are_extended(before, tmp_path, name, capsys):
 
 
 def test_a_part_of_results_of_version_0_1_is_loaded(before, tmp_path):
-    path = stored_before("two_layer", tmp_path)
-    ds = js.run_sweep(before.two_layer([1], [1.0], ["decayed"]), path)
-    whole = js.open_results(path).isel(seed=[1], snr=[1], optimizer=[3])
+    path = stored_before("own", tmp_path)
+    ds = js.run_sweep(before.own([1], [2.0], ["decayed"]), path)
+    whole = js.open_results(path).isel(seed=[1], scale=[1], optimizer=[3])
     assert ds["train_loss"].values.tobytes() == whole["train_loss"].values.tobytes()
 
 
-def test_a_changed_text_of_version_0_1_needs_a_reason(before, tmp_path, monkeypatch):
+def test_a_changed_text_of_version_0_1_needs_a_reason(before, tmp_path):
     path = stored_before("own", tmp_path)
 
     def last(trace):
         return {"last": trace["train_loss"][0]}
 
+    assert "computation" not in read_manifest(path)
     changed = dataclasses.replace(before.own(), summary=last)
     with pytest.raises(ValueError, match=r"summary\.source: .*accept="):
         js.run_sweep(changed, path)
@@ -653,3 +655,53 @@ def test_accept_is_an_option_of_every_experiment(load, out, capsys):
     assert main(["--out", str(out), "--accept", "a better slope"]) == 0
     assert read_manifest(out)["accepted"][0]["reason"] == "a better slope"
     assert main(["--out", str(out), "--accept", " "]) == 2
+
+
+def test_numbers_of_transforms_that_version_0_1_stored_are_compared(before, tmp_path):
+    path = stored_before("own", tmp_path)
+    held = files(path)
+    for name, other in (
+        ("mine", before.scaled(0.2)),
+        ("adam", optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))),
+    ):
+        changed = dataclasses.replace(before.own(), optimizers={**before.own().optimizers, name: other})
+        with pytest.raises(ValueError, match=rf"optimizers\.{name}"):
+            js.run_sweep(changed, path)
+    assert files(path) == held
+
+
+def test_packages_that_name_their_parts_otherwise_lock_nobody_out(before, tmp_path, capsys):
+    path = stored_before("own", tmp_path)
+    manifest = read_manifest(path)
+    manifest["versions"]["optax"] = "0.2.5"
+    text = json.dumps(manifest).replace(
+        "optax.transforms._combining.chain.<locals>", "optax._src.combine.chained.<locals>"
+    )
+    tools_write(path, json.loads(text))
+    ds = js.run_sweep(before.own(3), path)
+    assert (ds["status"] == 0).all()
+    assert "optax 0.2.5 -> " in capsys.readouterr().err
+    changed = {**before.own().optimizers, "adam": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))}
+    tools_write(path, json.loads(text))
+    with pytest.raises(ValueError, match=r"optimizers\.adam"):
+        js.run_sweep(dataclasses.replace(before.own(), optimizers=changed), path)
+
+
+def test_static_points_are_compared_each_and_may_grow(load, tmp_path):
+    text = "def build("
+    sized = (text, "@dataclasses.dataclass(frozen=True)\nclass Sizes:\n    n: int = 3\n\n\ndef build(")
+    used = ("jnp.full(3, Settings.start)", "jnp.full(3, Settings.start * BONUS.get(problem.n, 1.0))")
+    bonus = ("SLOPE = 1.0", "SLOPE = 1.0\nBONUS = {4: 2.0}")
+
+    def build(module, *n):
+        made = module.build(optimizers=["gd"])
+        return dataclasses.replace(made, problem=module.Sizes(), axes={"n": list(n), "seed": 1}, summary=None)
+
+    module, path = load(sized, used, bonus), tmp_path / "out"
+    js.run_sweep(build(module, 3), path)
+    other = load(sized, used, (bonus[0], "SLOPE = 1.0\nBONUS = {4: 3.0}"))
+    js.run_sweep(build(other, 3), path)  # nothing that is stored would change
+    js.run_sweep(build(other, 3, 4), path)
+    with pytest.raises(ValueError, match=r"BONUS\[4\] 3\.0 -> 2\.0"):
+        js.run_sweep(build(module, 3, 4), path)
+    js.run_sweep(build(module, 3), path)

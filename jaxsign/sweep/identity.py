@@ -59,7 +59,9 @@ class Match(NamedTuple):
         return not self.part and self.order != stored["order"]
 
 
-def compare(path: str, stored: Mapping[str, Any], sweep: Sweep, accept: str | None = None) -> Match:
+def compare(
+    path: str, stored: Mapping[str, Any], sweep: Sweep, accept: str | None = None, computation: Any = None
+) -> Match:
     """Compares a sweep with a stored one.
 
     Values are compared as they are. Code is compared by the programs that it traces to; where another version of JAX,
@@ -70,6 +72,7 @@ def compare(path: str, stored: Mapping[str, Any], sweep: Sweep, accept: str | No
       stored: its manifest.
       sweep: what is asked for.
       accept: reason for which changes of code are accepted, or None.
+      computation: the sweep's `fingerprints`, if they are known.
 
     Raises:
       ValueError: for another definition, with the differences.
@@ -78,8 +81,9 @@ def compare(path: str, stored: Mapping[str, Any], sweep: Sweep, accept: str | No
     fresh = "computation" not in stored  # stored by version 0.1: nothing but names, numbers and hashes of texts
     compared = definition(sweep, texts=True) if fresh else described
     order = extension(path, stored, compared)
-    computation, notes = fingerprints(sweep, described), []
+    computation = computation or fingerprints(sweep, described)
     lines: list[str] = []
+    notes: list[str] = []
     versions = package_versions()
     same_packages = all(stored["versions"].get(name) == versions[name] for name in ("jax", "jaxlib", "optax"))
     if fresh:

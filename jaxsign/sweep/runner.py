@@ -20,7 +20,7 @@ from jaxsign.sweep.blocks import Blocks
 from jaxsign.sweep.definition import content_hash, definition
 from jaxsign.sweep.environment import environment
 from jaxsign.sweep.grid import Sweep
-from jaxsign.sweep.identity import Match, compare, other_versions
+from jaxsign.sweep.identity import Match, compare, fingerprints, other_versions
 from jaxsign.sweep.layout import Layout, stored_coordinates, variables
 from jaxsign.sweep.opening import (
     Limits,
@@ -109,7 +109,8 @@ def run_sweep(
         raise ValueError(f"scheduler={scheduler!r} shares the blocks out itself: leave shard={shard!r} away")
     stored = read_manifest(path) if path.exists() else None
     # Refused before anything is written, loaded without a lock where nothing is left to do.
-    match = compare(str(path), stored, sweep, accept) if stored else None
+    computation = fingerprints(sweep, definition(sweep))
+    match = compare(str(path), stored, sweep, accept, computation) if stored else None
     if accept and not (match and match.changed):
         print(f"{path}: accept={accept!r} is not kept: no code differs from what is stored", file=sys.stderr)
     if stored and match and not match.changed and not match.grown(stored):
@@ -117,7 +118,6 @@ def run_sweep(
         if not left(path, stored, asked):
             print(f"{path}: finished before, {_loaded(sweep, match, stored)}", file=sys.stderr)
             return _opened(path, sweep, match)
-    definition(sweep)  # refused here if it cannot be stored
     results.writable(path)
     if stored and match:
         _say_versions(path, stored, match)
@@ -126,7 +126,7 @@ def run_sweep(
         with results.named(path):
             path.mkdir(parents=True, exist_ok=True)
         with cluster.connected(scheduler) as client, results.named(path):
-            _run_shard(sweep, path, own, limits, client, accept)
+            _run_shard(sweep, path, own, limits, client, accept, computation)
     except BaseException:
         for folder in missing:  # innermost first; one that holds something stays
             if folder.is_dir() and not any(folder.iterdir()):
@@ -222,13 +222,15 @@ def _distributed() -> Shard:
     return jax.process_index(), jax.process_count()
 
 
-def _run_shard(sweep: Sweep, path: Path, shard: Shard, limits: Limits, client: Any, accept: str | None) -> None:
+def _run_shard(
+    sweep: Sweep, path: Path, shard: Shard, limits: Limits, client: Any, accept: Any, computation: Any
+) -> None:
     """Runs one shard's missing blocks of a results directory, which is made or extended if need be."""
     started = time.time()
     with locks.shard_lock(path, shard) as gone, listening() as stop:
         if gone:
             print(gone, file=sys.stderr)
-        session = Session(sweep, path, shard, limits, accept)
+        session = Session(sweep, path, shard, limits, accept, computation)
         try:
             missing = session.missing()
             count = sum(int(runs.sum()) for runs in missing.values())

@@ -46,13 +46,17 @@ class Session:
       shard: (index, count).
       limits: what it may use.
       accept: reason for which changes of code are accepted, or None.
+      computation: the sweep's `fingerprints`, if they are known.
 
     Raises:
       ValueError: if the directory belongs to another definition, or cannot be written.
     """
 
-    def __init__(self, sweep: Sweep, path: Path, shard: Shard, limits: Limits, accept: str | None = None):
+    def __init__(
+        self, sweep: Sweep, path: Path, shard: Shard, limits: Limits, accept: str | None = None, computation: Any = None
+    ):
         self.sweep, self.path, self.shard, self.limits, self.accept = sweep, path, shard, limits, accept
+        self.computation = computation or fingerprints(sweep, definition(sweep))
         self.groups = plan.groups(sweep)
         recorder.check(sweep, self.groups)
         self.compiler = Compiler()
@@ -71,10 +75,9 @@ class Session:
         stored, grown = read_manifest(path), False
         if stored is None:
             layout, widths = begin_layout(sweep, groups, self.limits)
-            described = definition(sweep)
-            identity = {"definition": described, "computation": fingerprints(sweep, described)}
+            identity = {"definition": definition(sweep), "computation": self.computation}
         else:
-            match = compare(str(path), stored, sweep, self.accept)
+            match = compare(str(path), stored, sweep, self.accept, self.computation)
             layout, widths = stored_layout(sweep, groups, stored, match.order, self.limits)
             grown = match.grown(stored)
             if (grown or match.changed) and (busy := locks.others(path, self.shard)):

@@ -11,18 +11,13 @@ import jaxsign as js
 SLOPE = 2.0
 
 
-def two_layer(seeds=2, snr=(0.1, 1.0), optimizers=("gd", "adam", "decayed")):
-    """A system of the package: a mapped axis, three optimizers."""
-    own = {
-        "gd": js.grid(optax.sgd, learning_rate=[0.1, 0.3]),
-        "adam": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)),
-        "decayed": js.grid(optax.sgd, learning_rate=[optax.cosine_decay_schedule(0.1, 20)]),
-    }
+def two_layer(seeds=2, snr=(0.1, 1.0)):
+    """A system of the package with a mapped axis."""
     return js.Sweep(
         system=js.two_layer,
         problem=js.Problem(n=6, d=60, s=5, m_k=4, m_v=3, n_test=16),
         hyper=js.Hyper(sigma_p=2.0),
-        optimizers={name: own[name] for name in optimizers},
+        optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-3, 1e-2])},
         axes={"snr": list(snr), "seed": seeds},
         steps=20,
         record=10,
@@ -65,14 +60,23 @@ def last(trace):
 def scaled(factor):
     """A transform of the user's own, with a number in its closure."""
 
+    def init(params):
+        return optax.EmptyState()
+
     def update(updates, state, params=None):
         return jax.tree.map(lambda g: -factor * g, updates), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformation(init, update)
 
 
-def own(seeds=2, scale=(1.0, 2.0)):
-    """A system of one's own, in a module."""
+def own(seeds=2, scale=(1.0, 2.0), optimizers=("gd", "adam", "decayed", "mine")):
+    """A system of one's own in a module, with optimizers of several kinds."""
+    every = {
+        "gd": js.grid(optax.sgd, learning_rate=[0.1, 0.3]),
+        "adam": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)),
+        "decayed": js.grid(optax.sgd, learning_rate=[optax.cosine_decay_schedule(0.1, 20)]),
+        "mine": scaled(0.1),
+    }
     return js.Sweep(
         system=line,
         problem=None,
@@ -81,7 +85,7 @@ def own(seeds=2, scale=(1.0, 2.0)):
         steps=20,
         record=10,
         test_every=10,
-        optimizers={"gd": js.grid(optax.sgd, learning_rate=[0.1])},
+        optimizers={name: every[name] for name in optimizers},
         summary=last,
     )
 

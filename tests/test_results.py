@@ -473,7 +473,7 @@ def test_damaged_coordinates_are_unusable_and_mended_by_the_same_call(copy, stor
 
 
 def test_an_observed_lambda_is_refused_on_disk_and_welcome_in_memory(tmp_path):
-    made = small(observables=["train_loss", lambda params, data, test, hyper: params["w"][0]])
+    made = small(observables=["train_loss", lambda params, data, test, hyper: params["w"]])
     with pytest.raises(ValueError, match=r"observables is a lambda.*def"):
         js.run_sweep(made, out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,14 +198,15 @@ def _entry_differences(
         if not changed:
             return [], ""
         if same_versions:
-            return _reasons(entry, before["sources"], after["sources"], list(changed)), ""
+            said = [line for line in differences(neutral(old), neutral(new), entry) if ".source:" not in line]
+            return _reasons(entry, before["sources"], after["sources"]) or said or [_unexplained(entry, changed)], ""
     plain_old, plain_new = neutral(old), neutral(new)
     if plain_old == plain_new:
         note = "its programs differ with these versions; the sources of your functions are the same"
         return [], note if points else ""
     if not (same_engine and same_packages) and _numbers_agree(plain_old, plain_new):
         return [], "what packages made is named otherwise in these versions; its numbers are the same"
-    lines = _reasons(entry, before.get("sources", {}), after.get("sources", {}), [])
+    lines = _reasons(entry, before.get("sources", {}), after.get("sources", {}))
     return lines or differences(plain_old, plain_new, entry), ""
 
 
@@ -226,8 +227,8 @@ def _numbers_agree(old: Any, new: Any) -> bool:
     return not one - two or not two - one
 
 
-def _reasons(entry: str, before: Mapping[str, Any], after: Mapping[str, Any], changed: Sequence[str]) -> list[str]:
-    """Lines for what changed in one entry: its functions and constants, or what its programs read besides."""
+def _reasons(entry: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Lines for the functions and constants of one entry that changed."""
     lines = []
     for name in dict.fromkeys([*before, *after]):
         old, new = before.get(name), after.get(name)
@@ -240,10 +241,14 @@ def _reasons(entry: str, before: Mapping[str, Any], after: Mapping[str, Any], ch
             lines.append(f"{entry}: {name} has changed")
         else:
             lines.append(f"{entry}: {name} {json.dumps(old)} -> {json.dumps(new)}")
-    if changed and not lines:
-        words = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
-        lines = [f"{entry}: the program of {words} has changed, by data that it reads or by a setting of JAX"]
     return lines
+
+
+def _unexplained(entry: str, changed: Iterable[str]) -> str:
+    """A line for programs that changed while the code is as it was."""
+    names = list(changed)
+    words = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"{entry}: the program of {words} has changed, by data that it reads or by a setting of JAX"
 
 
 def _text_differences(old: Mapping[str, Any], new: Mapping[str, Any], same_packages: bool) -> list[str]:

@@ -237,7 +237,11 @@ class Reached:
         kind = type(value)
         wrapped = getattr(value, "__wrapped__", None)
         if wrapped is not None and packaged(kind.__module__):
-            return self._visit(wrapped, name, own, depth + 1)
+            rules = [
+                v for k, v in (getattr(value, "__dict__", None) or {}).items() if k != "__wrapped__" and callable(v)
+            ]
+            found = [self._visit(one, "", own, depth + 1) for one in (wrapped, *rules) if one is not None]
+            return _hash("wrapped", *found) if any(found) else ""
         mine = not packaged(kind.__module__)
         if depth > DEPTH:
             return kind.__qualname__ if own else ""

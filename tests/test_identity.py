@@ -21,17 +21,46 @@ from jaxsign.sweep import environment
 DATA = Path(__file__).parent / "data"
 
 HELPERS = """
+import functools
+
+import jax
 import jax.numpy as jnp
 
 WEIGHT = 2.0
 
 
+def times(factor):
+    def decorate(function):
+        @functools.wraps(function)
+        def inner(*arguments):
+            return factor * function(*arguments)
+        return inner
+    return decorate
+
+
+@times(1.0)
 def residual(params, data):
     return WEIGHT * (data[0] @ params["w"] - data[1])
 
 
 def square(x):
+    return smooth(x)
+
+
+@jax.custom_vjp
+def smooth(x):
     return x ** 2
+
+
+def square_pushed(x):
+    return x ** 2, x
+
+
+def square_pulled(x, g):
+    return (2.0 * x * g,)
+
+
+smooth.defvjp(square_pushed, square_pulled)
 """
 
 MODULE = """
@@ -193,8 +222,8 @@ def values(ds):
 CHANGED = {
     "a module constant": (("SLOPE = 1.0", "SLOPE = 1.5"), "system: SLOPE 1.0 -> 1.5"),
     "a constant of another module": (("WEIGHT = 2.0", "WEIGHT = 3.0"), "system: WEIGHT 2.0 -> 3.0"),
-    "the body of a helper": (("return x ** 2", "return x ** 2 + 1e-3 * x"), "system: square has changed"),
-    "a number in a helper": (("jnp.sin(", "jnp.cos("), "system: points has changed"),
+    "the body of a helper": (("return x ** 2", "return x ** 2 + 1e-3 * x"), "system: smooth has changed"),
+    "a function of a helper": (("jnp.sin(", "jnp.cos("), "system: points has changed"),
     "a closed-over number": (("make(1.0)", "make(2.0)"), "system: system has changed"),
     "a class attribute": (("start = 0.1", "start = 0.2"), "system: Settings.start 0.1 -> 0.2"),
     "a captured array": (("[1.0, -2.0, 0.5]", "[1.0, -2.0, 0.25]"), "system: TABLE has changed"),
@@ -204,6 +233,8 @@ CHANGED = {
     "an observable": (('helpers.square(params["w"])', 'params["w"]'), "observables.norm: norm has changed"),
     "the summary": (('["train_loss"][-1]', '["train_loss"][0]'), "summary: last has changed"),
     "the numbers of an axis": (("scale=2.0 * value", "scale=3.0 * value"), "hyper_code: "),
+    "a rule of a derivative": (("return (2.0 * x * g,)", "return (3.0 * x * g,)"), "system: square_pulled has changed"),
+    "a decorator's number": (("@times(1.0)", "@times(2.0)"), "system: residual.factor 1.0 -> 2.0"),
     "the loss itself": (("return SLOPE * total", "return SLOPE * 3.0 * total"), "system: make has changed"),
 }  # fmt: skip
 
@@ -229,7 +260,7 @@ SAME = {
     "documentation": [("def system(problem):", 'def system(problem):\n    """The system."""')],
     "layout": [("return SLOPE * total ** power", "return (\n            SLOPE\n            * total**power\n        )")],
     "a renamed local": [("total", "mean_square")],
-    "a renamed helper": [("square", "quadrat")],
+    "a renamed helper": [("square(", "quadrat(")],
     "a renamed function of the system": [("def sample(", "def draw("), ("sample=sample", "sample=draw")],
     "a renamed summary": [("def last(", "def final("), ("summary=last", "summary=final")],
     "annotations": [("def square(x):", "def square(x: object) -> object:")],
@@ -238,7 +269,7 @@ SAME = {
     ],
     "a constant that nothing reads": [("TABLE =", "UNUSED = 3.0\nTABLE =")],
     "an attribute that nothing reads": [("offset = 0.0", "offset = 1.0")],
-    "a helper that is jitted": [("def square(x)", "import jax\n@jax.jit\ndef square(x)")],
+    "a helper that is jitted": [("def square(x)", "@jax.jit\ndef square(x)")],
     "a part of a line made a function": [
         ("def make(power):", "def raised(x, power):\n    return SLOPE * x ** power\n\n\ndef make(power):"),
         ("return SLOPE * total ** power", "return raised(total, power)"),
@@ -265,7 +296,7 @@ def test_a_global_that_is_set_while_the_process_lives_is_a_change(load, tmp_path
     with pytest.raises(ValueError, match=r"system: SLOPE 1\.0 -> 4\.0"):
         js.run_sweep(module.build(2), out)
     module.SLOPE = 1.0
-    module.make.__globals__["helpers"].residual.__globals__["WEIGHT"] = 5.0
+    module.make.__globals__["helpers"].times.__globals__["WEIGHT"] = 5.0
     with pytest.raises(ValueError, match=r"system: WEIGHT 2\.0 -> 5\.0"):
         js.run_sweep(module.build(2), out)
 
@@ -392,7 +423,7 @@ def test_what_was_stored_before_an_accepted_change_stays_and_what_is_run_has_the
 
 def test_a_change_of_a_finished_sweep_can_be_accepted(load, out):
     before = values(js.open_results(out))
-    changed = load(("return x ** 2", "return x * x * 1.0000001"))
+    changed = load(("return x ** 2\n", "return x * x * 1.0000001\n"))
     js.run_sweep(changed.build(), out, accept="the same to rounding")
     assert read_manifest(out)["accepted"][0]["reason"] == "the same to rounding"
     after = values(js.run_sweep(changed.build(), out))
@@ -459,7 +490,7 @@ def test_a_part_of_other_code_is_refused(load, out):
     js.run_sweep(changed.build(optimizers=["gd"]), out)
 
 
-def test_only_what_is_asked_for_is_run(load, tmp_path, capsys):
+def test_only_what_is_asked_for_is_run(load, tmp_path):
     module, path = load(), tmp_path / "out"
     js.run_sweep(module.build(3), path, shard=(0, 3), lane_width=2)
     begun = js.open_results(path)["status"].values >= 0
@@ -526,7 +557,7 @@ def odd_optimizers():
     }  # fmt: skip
 
 
-def test_no_manifest_holds_a_memory_address_and_lanes_are_found_again(load, tmp_path, capsys):
+def test_no_manifest_holds_a_memory_address_and_lanes_are_found_again(load, tmp_path):
     module = load()
 
     def build(seeds):
@@ -540,7 +571,6 @@ def test_no_manifest_holds_a_memory_address_and_lanes_are_found_again(load, tmp_
     assert "0x" not in text
     stored = [str(label) for label in js.open_results(tmp_path / "out")["optimizer"].values]
     assert not [label for label in stored if "0x" in label]
-    capsys.readouterr()
     js.run_sweep(build(2), tmp_path / "out")
     groups = read_manifest(tmp_path / "out")["plan"]["groups"]
     assert {group["lane_width"] for group in groups} == {1}

@@ -109,12 +109,13 @@ def extension(path: str, stored: Mapping[str, Any], new: Mapping[str, Any]) -> l
         raise ValueError(f"out={path!r} belongs to another definition: {'; '.join(changed)}")
     out, gone, added = [], [], False
     names = [*(",".join(members) for members in before), "optimizers", "seed"]
-    for name, was, now, place in zip(names, _points(old), _points(new), order):
+    raw = [*(axis["values"] for axis in old["axes"]), None, old["seeds"]]
+    for name, was, now, place, values in zip(names, _points(old), _points(new), order, raw):
         number, held = {text: i for i, text in enumerate(numbered(now))}, numbered(was)
         first = [number.get(held[i], -1) for i in place]
         known = set(first)
         rest = [i for i in range(len(now)) if i not in known]
-        lost = [was[i] for i, found in zip(place, first) if found < 0]
+        lost = [(values or was)[i] for i, found in zip(place, first) if found < 0]
         if lost:
             family, point = lost[0] if name == "optimizers" else ("", lost[0])
             gone.append(f"{name}{'.' * bool(family)}{family} {_brief(point)} is stored and not asked for")

@@ -58,7 +58,7 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
                 print(f"{key}: {sweep.size} runs of {sweep.schedule.steps} steps -> {out}", flush=True)
                 run_sweep(
                     sweep, out, shard=shard, scheduler=args.scheduler, memory=args.memory, lane_width=args.lane_width,
-                    checkpoint_every=args.checkpoint_every,
+                    checkpoint_every=args.checkpoint_every, accept=args.accept,
                 )  # fmt: skip
             return DONE
 
@@ -112,6 +112,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scheduler", metavar="ADDRESS", help="run blocks as tasks of this Dask scheduler")
     parser.add_argument("--memory", type=count, metavar="BYTES", help="memory of one call; kept once a sweep is begun")
     parser.add_argument("--lane-width", type=count, metavar="W", help="runs of a vmap; kept once a sweep is begun")
+    parser.add_argument("--accept", metavar="REASON", help="take a change of code; the manifest keeps the reason")
     parser.add_argument(
         "--checkpoint-every", type=positive, default=60.0, metavar="SECONDS", help="between checkpoints, default 60"
     )

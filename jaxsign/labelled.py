@@ -10,6 +10,7 @@ import numpy as np
 from jaxsign import names
 from jaxsign.levels import DIMS, observable
 from jaxsign.levels import coordinates as level_coords
+from jaxsign.optim import static_word
 from jaxsign.problem import field_names
 from jaxsign.validation import plain_number
 
@@ -263,7 +264,7 @@ def _column(values: list[Any]) -> np.ndarray:
     exact = all(float(v) == v for v in numbers if isinstance(v, int))  # 64-bit floats hold integers up to 2^53
     if numbers and exact and len(numbers) + values.count(None) == len(values):
         return np.array([np.nan if v is None else v for v in values], np.float64)
-    return np.array(["" if v is None else getattr(v, "__name__", str(v)) for v in values], object)
+    return np.array(["" if v is None else v if isinstance(v, str) else static_word(v) for v in values], object)
 
 
 def _dependent(sweep: Any, field: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:

@@ -1,6 +1,7 @@
 """SignGD and its relatives as Optax transforms, grids of optimizers, and the probe of what a transform depends on."""
 
 import dataclasses
+import functools
 import inspect
 import itertools
 import math
@@ -477,7 +478,23 @@ def _short(value: Any) -> str:
         narrow = np.float32(value) if abs(value) <= np.finfo(np.float32).max else np.float32(0)
         if float(narrow) == value and float(np.float32(f"{narrow:g}")) == value:  # a 32-bit 0.1 is shown as 0.1
             return f"{narrow:g}"
-    return getattr(value, "__name__", repr(value))
+    return static_word(value)
+
+
+def static_word(value: Any) -> str:
+    """Short text of a keyword, the same in every process: never with a memory address.
+
+    Examples:
+      >>> static_word(sign_gd), static_word(True), static_word(functools.partial(sign_gd, 0.1))
+      ('sign_gd', 'True', 'sign_gd(0.1)')
+    """
+    if isinstance(value, functools.partial):
+        bound = [*map(static_word, value.args), *(f"{k}={static_word(v)}" for k, v in value.keywords.items())]
+        return f"{static_word(value.func)}({', '.join(bound)})"
+    if hasattr(value, "__name__"):
+        return str(value.__name__)
+    text = repr(value)
+    return type(value).__name__ if " at 0x" in text else text
 
 
 def describe_point(factory: Callable[..., Any], points: Iterable[Mapping[str, Any]], label: str | None = None) -> str:

@@ -9,9 +9,7 @@ from jaxsign.validation import positive_int
 
 
 def log_steps(steps: int, per_decade: int = 20) -> np.ndarray:
-    """Steps 0, 1, ... that are even on a log axis, powers of ten among them.
-
-        0, round(10^(k/per_decade)) for k = 0, 1, ..., steps
+    """Recorded steps 0, 1, ... that are even on a log axis.
 
     Args:
       steps: last step, int >= 1.
@@ -28,8 +26,20 @@ def log_steps(steps: int, per_decade: int = 20) -> np.ndarray:
       [0, 1, 3, 10, 32, 100]
     """
     steps, per_decade = positive_int("steps", steps), positive_int("per_decade", per_decade)
-    points = np.rint(10.0 ** (np.arange(np.ceil(np.log10(steps) * per_decade)) / per_decade)).astype(int)
-    return np.unique([0, *points[points < steps], steps])
+    count = int(np.ceil(np.log10(steps) * per_decade)) + 1
+    points = np.rint(np.logspace(0, np.log10(steps), max(count, 2))).astype(int)
+    return np.unique(np.concatenate([[0], points]))
+
+
+def usual_steps(steps: int) -> np.ndarray:
+    """The steps that are recorded unless others are asked for: `log_steps`, and powers of ten for claims to look up.
+
+    Examples:
+      >>> usual_steps(2000)[-3:].tolist(), 100 in usual_steps(2000), len(usual_steps(2000))
+      ([1594, 1786, 2000], True, 60)
+    """
+    tens = 10 ** np.arange(1 + int(np.log10(steps)))
+    return np.union1d(log_steps(steps), tens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Schedule:
         """Checks and expands `record` (an int k: steps 0, k, 2k, ...; or an array of steps) and `test_every`.
 
         An int m for `test_every` evaluates the test set at the first recorded step at or after every multiple of m;
-        an array must be made of recorded steps. None records `log_steps(steps)`, most of which lie where training
+        an array must be made of recorded steps. None records `usual_steps(steps)`, most of which lie where training
         begins, and evaluates the test set at the first recorded step at or after each of these.
 
         Raises:
@@ -60,9 +70,9 @@ class Schedule:
         steps = positive_int("steps", steps)
         if steps >= 2**31:  # the loop counts in 32 bits
             raise ValueError(f"steps must be an int in [1, 2^31), got steps={steps}")
-        recorded = log_steps(steps) if record is None else _steps_array("record", record, steps)
+        recorded = usual_steps(steps) if record is None else _steps_array("record", record, steps)
         if np.ndim(test_every) == 0:
-            at = log_steps(steps) if test_every is None else _steps_array("test_every", test_every, steps)
+            at = usual_steps(steps) if test_every is None else _steps_array("test_every", test_every, steps)
             place = np.searchsorted(recorded, at)
             test = np.isin(np.arange(recorded.size), place)
         else:

@@ -240,6 +240,7 @@ def _status_lines(path: Path) -> tuple[list[list[str]], bool]:
     sessions = counted(len(manifest["sessions"]), "session")
     worked = f"{time_words(manifest['wall_seconds'])} in {sessions}" if manifest["sessions"] else "no session has ended"
     lines.append(["worked", worked])
+    lines += [["accepted", words] for words in accepted_words(manifest)]
     lines += people
     for folder in sorted((path / checkpoints.FOLDER).glob("block-*")):
         steps = [int(record.stem) for record in folder.glob("*.json") if record.stem.isdigit()]
@@ -249,6 +250,14 @@ def _status_lines(path: Path) -> tuple[list[list[str]], bool]:
     todo = "wait for what is running" if running else "run the sweep's own command again: it goes on from here"
     lines.append(["next", todo if left else "finished"])
     return lines, True
+
+
+def accepted_words(manifest: Mapping[str, Any]) -> list[str]:
+    """A line for every change of code that was accepted: date, reason and difference."""
+    return [
+        f"{note['date'][:10]}: {note['reason']} ({'; '.join(note['differences'])})"
+        for note in manifest.get("accepted", ())
+    ]
 
 
 @dataclasses.dataclass
@@ -263,6 +272,7 @@ class Checked:
       chunks, size: chunks that were read, and their bytes on disk.
       checkpoints: checkpoints that were read.
       trajectories: runs whose trajectory is whole.
+      accepted: a line for every change of code that was accepted while the sweep was run.
     """
 
     damage: list[str] = dataclasses.field(default_factory=list)
@@ -273,6 +283,7 @@ class Checked:
     size: int = 0
     checkpoints: int = 0
     trajectories: int = 0
+    accepted: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -290,6 +301,7 @@ def check_directory(path: Path) -> Checked:
             found.damage.append(f"{path / MANIFEST} is missing")
         else:
             found.runs = math.prod(map(len, manifest["order"]))
+            found.accepted = accepted_words(manifest)
     except UnusableData as error:
         found.damage.append(str(error))
     if (path / ARRAYS).is_dir():
@@ -388,6 +400,8 @@ def print_verify(directory: str) -> bool:
             print(f"  {line}")
         if found.not_run:
             print(f"  incomplete: {found.not_run} of {counted(found.runs, 'run')} not run")
+        for line in found.accepted:
+            print(f"  accepted {line}")
         for line in found.mend:
             print(f"  -> {line}", flush=True)
     good = sum(found.verdict == "good" for found in checked)

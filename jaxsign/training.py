@@ -211,9 +211,10 @@ def train(
       optimizer: an `optax.GradientTransformation`, or a `js.grid` of one point, whose factory gets the run's own key if
         it takes one.
       steps: optimizer steps, int >= 1; params are those after `steps`.
-      record: int k for steps 0, k, 2k, ..., or an increasing array of steps; default `js.log_steps(steps)`.
+      record: int k for steps 0, k, 2k, ..., or an increasing array of steps; default `js.log_steps(steps)`
+        and powers of ten.
       test_every: int or an array of recorded steps; test quantities are NaN between; default the recorded steps nearest
-        after `js.log_steps(steps)`.
+        after these.
       levels: training losses in nat, > 0. All observables, test quantities included, are captured at the first step
         whose training loss is at or below each level and at the step before it, for `js.at_train_loss`.
       observables: names, or functions `(params, data, test, hyper) -> array`; default everything.

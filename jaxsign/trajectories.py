@@ -22,8 +22,9 @@ from jaxsign.start import Start, abstract_start
 from jaxsign.store import checkpoints, results, trajectory
 from jaxsign.store.manifest import UnusableData, read_manifest
 from jaxsign.store.trajectory import Unit
-from jaxsign.sweep.definition import definition, extension
+from jaxsign.sweep.definition import short_name
 from jaxsign.sweep.grid import Sweep
+from jaxsign.sweep.identity import compare
 from jaxsign.sweep.programs import drawing, local_mesh
 from jaxsign.sweep.recorder import start_crcs
 from jaxsign.task import Task
@@ -32,7 +33,7 @@ from jaxsign.validation import positive_int
 PyTree = Any
 Index = tuple[int, ...]
 #: Systems that are built from a manifest; a name that is not here is never looked up. Others are given as sweep=.
-SYSTEMS = {"jaxsign.engines.two_layer": (two_layer, Problem, Hyper)}
+SYSTEMS = {"jaxsign.two_layer": (two_layer, Problem, Hyper)}
 
 #: Steps of a segment from which on all of it is decoded at once, and steps whose parameters are made together.
 FEW, TOGETHER = 8, 16
@@ -422,7 +423,10 @@ def open_trajectory(out: str | os.PathLike, sweep: Sweep | None = None) -> Traje
     if sweep is None:
         sweep = _rebuilt(path, stored)
     else:
-        extension(str(path), manifest, definition(sweep))
+        sweep = sweep.at_cadence_of(stored)
+        asked = compare(str(path), manifest, sweep)
+        if asked.part or asked.grown(manifest):
+            raise ValueError(f"out={str(path)!r}: sweep= must be the stored sweep, not a part or an extension of it")
     units: dict[tuple[int, ...], list[tuple[Unit, int]]] = {}
     for unit in trajectory.units(path):
         if isinstance(unit, Unit):
@@ -435,7 +439,7 @@ def open_trajectory(out: str | os.PathLike, sweep: Sweep | None = None) -> Traje
 
 def _rebuilt(path: Path, stored: Mapping[str, Any]) -> Sweep:
     """The system and the axes of a stored definition of one of SYSTEMS; its optimizers are not needed."""
-    name = stored["system"]["name"]
+    name = short_name(stored["system"]["name"])
     if name not in SYSTEMS or stored["shared"] is not None:
         what = f"the system {name!r}" if name not in SYSTEMS else "shared="
         raise ValueError(f"out={str(path)!r} has {what}: give the sweep that made it as sweep=")

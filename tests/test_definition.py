@@ -179,18 +179,21 @@ def test_transforms_are_known_by_the_numbers_they_closed_over():
 
 
 @pytest.mark.parametrize(
-    ("changes", "field"),
+    ("one", "two"),
     [
-        ({"summary": lambda trace: {"last": trace["norm"][-1]}}, "summary"),
-        ({"observables": [lambda params, data, test, hyper: params["w"]]}, "observables"),
-        ({"summary": functools.partial(lambda power, trace: {"last": trace["norm"][-1]}, 2)}, "summary"),
-        ({"optimizers": {"mine": optax.sgd(lambda step: 0.1)}}, "mine"),
-        ({"system": lambda sizes: system(sizes)}, "system"),
+        ({"summary": lambda trace: {"last": trace["norm"][-1]}}, {"summary": lambda trace: {"last": trace["norm"][0]}}),
+        ({"optimizers": {"mine": optax.sgd(lambda step: 0.1)}}, {"optimizers": {"mine": optax.sgd(lambda step: 0.2)}}),
+        ({"system": lambda sizes: system(sizes)}, {"system": lambda sizes: system(sizes, "b")}),
     ],
 )
-def test_a_lambda_cannot_be_recognised_again(changes, field):
-    with pytest.raises(ValueError, match=rf"{field}.*is a lambda.*name with def"):
-        definition(sweep(**changes))
+def test_lambdas_are_told_apart_by_their_code(one, two):
+    assert name_of(**one) == name_of(**one)
+    assert name_of(**one) != name_of(**two)
+
+
+def test_an_observed_lambda_has_no_name_for_its_results():
+    with pytest.raises(ValueError, match=r"observables is a lambda.*name with def"):
+        definition(sweep(observables=[lambda params, data, test, hyper: params["w"]]))
 
 
 def test_something_without_a_plain_description_is_refused():

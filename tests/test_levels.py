@@ -313,6 +313,19 @@ def test_on_disk_in_calls_of_few_steps_and_extended(tmp_path, monkeypatch):
         js.run_sweep(one(levels=LEVELS[:2]), tmp_path)
 
 
+def test_a_directory_keeps_its_cadence_where_none_is_asked_for(tmp_path):
+    """What is recorded by default was steps 0, 10, 20, ... with a test every 50 in the first version."""
+    base = functools.partial(
+        js.Sweep, system=decay, problem=None, hyper=None, optimizers={"s": js.sign_gd(0.1)}, steps=60
+    )
+    js.run_sweep(base(axes={"seed": 1}, record=10, test_every=50), tmp_path)
+    ds = js.run_sweep(base(axes={"seed": 2}), tmp_path)
+    assert ds["step"].values.tolist() == [0, 10, 20, 30, 40, 50, 60]
+    assert ds["seen"].notnull().values[0].tolist() == [[True, False, False, False, False, True, False]] * 2
+    with pytest.raises(ValueError, match="record"):
+        js.run_sweep(base(axes={"seed": 2}, record=20), tmp_path)
+
+
 def test_without_levels_nothing_is_captured_and_the_definition_is_as_before():
     from jaxsign.sweep.definition import definition
 

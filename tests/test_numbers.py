@@ -186,7 +186,7 @@ def test_a_number_of_32_bits_has_a_short_label_and_its_own_value():
         (xr.DataArray([4, 2], dims="x"), (4, 2)), (iter([4, 2]), (4, 2)), ([np.uint8(4), jnp.array(2)], (4, 2)),
         ([2**32 - 1], (2**32 - 1,)),
     ],
-    ids=ascii,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_seeds_of_any_kind(given, seeds):
     made = sweep(axes={"seed": given})

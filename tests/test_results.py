@@ -223,7 +223,7 @@ def test_a_finished_sweep_is_loaded_and_says_so(copy, stored, capsys, monkeypatc
         ({"steps": 8}, "steps: 6 -> 8"),
         ({"hyper": {"slope": 1.0, "tilt": 0.25}}, "hyper.tilt: 0.5 -> 0.25"),
         ({"observables": ["train_loss"]}, 'observables: ["train_loss", "residual"] -> ["train_loss"]'),
-        ({"optimizers": {"gd": js.grid(optax.sgd, learning_rate=0.1)}}, "optimizers.mine"),
+        ({"optimizers": {"gd": js.grid(optax.sgd, learning_rate=0.1)}}, 'optimizers.gd {"learning_rate": 0.01}'),
     ],
 )
 def test_another_definition_is_refused_with_the_difference(copy, changes, line):
@@ -472,14 +472,20 @@ def test_damaged_coordinates_are_unusable_and_mended_by_the_same_call(copy, stor
     assert names == []
 
 
-def test_a_lambda_is_refused_on_disk_and_welcome_in_memory(tmp_path):
-    made = small(summary=lambda trace: {"last": trace["train_loss"][-1]})
-    with pytest.raises(ValueError, match=r"summary is a lambda.*def"):
+def test_an_observed_lambda_is_refused_on_disk_and_welcome_in_memory(tmp_path):
+    made = small(observables=["train_loss", lambda params, data, test, hyper: params["w"]])
+    with pytest.raises(ValueError, match=r"observables is a lambda.*def"):
         js.run_sweep(made, out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     ds = js.run_sweep(made)
+    assert (ds["status"] == 0).all()
+    assert "observables is a lambda" in json.loads(ds.attrs["manifest"])["definition"]["not_storable"]
+
+
+def test_a_lambda_without_a_name_of_its_own_in_the_results_is_stored(tmp_path):
+    made = small(summary=lambda trace: {"last": trace["train_loss"][-1]})
+    ds = js.run_sweep(made, out=tmp_path / "out")
     np.testing.assert_array_equal(ds["last"], ds["train_loss"].isel(step=-1))
-    assert "summary is a lambda" in json.loads(ds.attrs["manifest"])["definition"]["not_storable"]
 
 
 def test_open_results_wants_a_results_directory(tmp_path, copy):

@@ -197,9 +197,15 @@ def _facts(ds: Any, made: Mapping[str, Any], runs: Mapping[str, int]) -> list[tu
         "dtype": made.get("dtype"), "matmul precision": made.get("matmul_precision"),
         "device": _fields(made.get("device")), "devices": (made.get("plan") or {}).get("devices"),
         "versions": _fields(made.get("versions")), "flags": _fields(made.get("flags")),
+        "accepted changes": "; ".join(map(_accepted, made.get("accepted", ()))),
         "re-run": made.get("resume"), "wall time": _time(made), "content hash": made.get("hash"),
     }  # fmt: skip
     return [(label, str(text)) for label, text in words.items() if text not in (None, "")]
+
+
+def _accepted(note: Mapping[str, Any]) -> str:
+    """One change of code that was accepted, in words."""
+    return f"{note['date'][:10]}: {note['reason']} ({', '.join(note['differences'])})"
 
 
 def _fields(record: Mapping[str, Any] | None) -> str:

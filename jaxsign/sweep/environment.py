@@ -21,24 +21,37 @@ from jaxsign.compilation import compiler_options
 def environment() -> dict[str, Any]:
     """What the manifest says of this process."""
     device = jax.local_devices()[0]
-    versions: dict[str, str | None] = {
-        name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "orbax-checkpoint")
-    }
-    versions["jaxsign"] = _own_version()
     flags = os.environ.get("XLA_FLAGS", "")
     exact = device.platform == "cpu" or "xla_gpu_deterministic_ops=true" in flags
     return {
-        "versions": {"python": platform.python_version(), **versions, "commit": _commit()},
+        "versions": {"python": platform.python_version(), **package_versions(), "commit": _commit()},
         "device": {"platform": device.platform, "kind": device.device_kind},
         "host": socket.gethostname(),
         "command": _command(),
         "dtype": np.dtype(jnp.zeros(()).dtype).name,
         "matmul_precision": "highest",
-        "flags": {"XLA_FLAGS": flags, "x64": jnp.zeros(()).dtype == jnp.float64},
+        "flags": {
+            "XLA_FLAGS": flags,
+            "x64": jnp.zeros(()).dtype == jnp.float64,
+            "threefry_partitionable": partitionable(),
+        },
         "compiler_options": compiler_options(device.platform),
         "resume": "bit-identical" if exact else "statistically equal",
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of the packages that decide numbers."""
+    versions: dict[str, str | None] = {
+        name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "orbax-checkpoint")
+    }
+    return {**versions, "jaxsign": _own_version()}
+
+
+def partitionable() -> bool:
+    """JAX's flag that decides what keys draw."""
+    return bool(jax.config.values.get("jax_threefry_partitionable", True))
 
 
 def _command() -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxsign.optim import static_word
 from jaxsign.store import checkpoints
 from jaxsign.sweep import plan, recorder
 from jaxsign.sweep.calibrate import estimate
@@ -165,7 +166,7 @@ def _setting(sweep: Sweep, group: plan.Group) -> dict[str, str]:
     for axis, place in group.fixed.items():
         members = zip(sweep.grid_axes[axis].members, sweep.grid_axes[axis].values[place])
         fixed |= {name: str(value) for name, value in members}
-    return fixed | {name: getattr(value, "__name__", str(value)) for name, value in group.static.items()}
+    return fixed | {name: static_word(value) for name, value in group.static.items()}
 
 
 def _cost(sweep: Sweep, group: plan.Group) -> plan.Cost:

@@ -61,9 +61,10 @@ class Sweep:
         list of tuples is zipped into one dimension named by its first member. Full product. The axis
         snr = mu / (sigma_p sqrt(s)) sets sigma_p = mu / (snr sqrt(s)), with each run's own mu and s.
       steps: optimizer steps, int >= 1, the same for all runs.
-      record: int k for steps 0, k, 2k, ..., or an increasing array of steps; default `js.log_steps(steps)`.
+      record: int k for steps 0, k, 2k, ..., or an increasing array of steps; default `js.log_steps(steps)`
+        and powers of ten.
       test_every: int or array of recorded steps; test quantities are NaN between; default the recorded steps nearest
-        after `js.log_steps(steps)`.
+        after these.
       levels: training losses in nat, > 0. All observables, test quantities included, are captured at the first step
         whose training loss is at or below each level and at the step before it, whatever record and test_every are;
         `js.at_train_loss` reads them.
@@ -139,6 +140,19 @@ class Sweep:
     def schedule(self) -> Schedule:
         """Recorded steps and test steps."""
         return Schedule.build(self.steps, self.record, self.test_every)
+
+    def at_cadence_of(self, stored: Mapping[str, Any]) -> "Sweep":
+        """The sweep with the recorded steps and test steps of a stored definition where none were given.
+
+        What is recorded by default has changed since the first version, and may change again.
+        """
+        changes: dict[str, Any] = {}
+        if stored.get("steps") == self.steps:
+            if self.record is None:
+                changes["record"] = stored["record"]
+            if self.test_every is None and {*stored["test"]} <= {*changes.get("record", self.schedule.record.tolist())}:
+                changes["test_every"] = stored["test"]
+        return dataclasses.replace(self, **changes) if changes else self
 
     @functools.cached_property
     def crossed(self) -> tuple[float, ...]:

@@ -23,7 +23,8 @@ class Layout:
     """How a sweep's runs lie in the store. A sweep that was extended holds its new points after the old ones.
 
     Args:
-      order: for every dimension of (axes, optimizer, seed), the definition's index at every stored place.
+      order: for every dimension of (axes, optimizer, seed), the definition's index at every stored place; -1 where the
+        definition is a part of what is stored and does not have it.
       extents: runs of a block along every dimension; a block is a chunk of the store.
       records: recorded steps of a chunk.
       runs: runs of one call at most.
@@ -42,6 +43,10 @@ class Layout:
     def blocks(self) -> list[Slices]:
         """All blocks, in the order of their numbers."""
         return blocks(self.shape, self.extents)
+
+    def asked(self) -> np.ndarray:
+        """Which stored runs the definition has, in stored order."""
+        return np.all(np.meshgrid(*(np.array(own) >= 0 for own in self.order), indexing="ij"), axis=0)
 
     def members(self, box: Slices, mine: np.ndarray) -> list[Index]:
         """The definition's indices of those runs of a block that `mine` selects, in C order."""
@@ -75,8 +80,9 @@ def owners(sweep: Sweep, groups: Sequence[Group], layout: Layout) -> list[int]:
         for number, group in enumerate(groups)
         for optimizer in group.optimizers
     }
-    first = [[layout.order[i][s.start] for i, s in enumerate(box)] for box in layout.blocks()]
-    return [table[(*(index[i] for i in static), index[-2])] for index in first]
+    # All runs of a block are of one group; -1 if none of them is asked for.
+    first = [[max(layout.order[i][s]) for i, s in enumerate(box)] for box in layout.blocks()]
+    return [table.get((*(index[i] for i in static), index[-2]), -1) for index in first]
 
 
 def units(sweep: Sweep, groups: Sequence[Group], layout: Layout, missing: Mapping[int, np.ndarray]) -> list[Unit]:

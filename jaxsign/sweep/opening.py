@@ -1,6 +1,7 @@
 """How a sweep is run on this machine: limits, lane widths, blocks and programs, new or as a manifest has them."""
 
 import dataclasses
+import json
 import math
 import os
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 
 from jaxsign.sweep import plan, recorder
 from jaxsign.sweep.calibrate import lane_widths
-from jaxsign.sweep.definition import plain
+from jaxsign.sweep.definition import plain_point, skeleton
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.layout import Layout, Unit, first_index, units
 from jaxsign.sweep.plan import Group
@@ -100,17 +101,26 @@ def stored_layout(
     """(layout, lane widths) of a directory that was begun before; only a new group's width is chosen now."""
     record = stored["plan"]
     layout = Layout(tuple(map(tuple, order)), tuple(record["block"]), record["records"], record["runs"])
-    known = {_text(entry): entry["lane_width"] for entry in record["groups"]}
+    known = {text: entry["lane_width"] for entry in record["groups"] for text in _texts(entry, entry["points"])}
     asked, begun = limits.lane_width, sorted(set(known.values()))
     if asked is not None and begun != [asked]:
         print(f"lane_width={asked} is for new groups only: this sweep was begun with lanes of {begun}", file=sys.stderr)
-    names = [_text(plan.identity(sweep, group)) for group in groups]
-    fresh = begin_layout(sweep, groups, limits)[1] if set(names) - set(known) else [0] * len(groups)
-    return layout, [known.get(name, width) for name, width in zip(names, fresh)]
+    kept = []
+    for group in groups:
+        texts = _texts(plan.identity(sweep, group), _group_points(sweep, group))
+        kept.append(next((known[text] for text in texts if text in known), 0))
+    fresh = kept if all(kept) else begin_layout(sweep, groups, limits)[1]
+    return layout, [width or new for width, new in zip(kept, fresh)]
 
 
-def _text(entry: Mapping[str, Any]) -> str:
-    return repr([entry[name] for name in ("family", "static", "fixed", "how")])
+def _texts(entry: Mapping[str, Any], points: Sequence[Any]) -> list[str]:
+    """What the points of a group are recognised by in a manifest."""
+    own = [entry[name] for name in ("family", "fixed", "how")]
+    return [json.dumps([*own, skeleton(point)], sort_keys=True) for point in points]
+
+
+def _group_points(sweep: Sweep, group: Group) -> list[dict[str, Any]]:
+    return [plain_point(group.family, sweep.optimizer_points[i][2]) for i in group.optimizers]
 
 
 def plan_record(
@@ -123,7 +133,7 @@ def plan_record(
         "groups": [
             {
                 **plan.identity(sweep, group), **plan.summary(group), "lane_width": width,
-                "points": [plain(group.family, dict(sweep.optimizer_points[i][2])) for i in group.optimizers],
+                "points": _group_points(sweep, group),
             }
             for group, width in zip(groups, widths)
         ],

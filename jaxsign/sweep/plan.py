@@ -12,6 +12,7 @@ import numpy as np
 from jaxsign.exactness import Fit, fit
 from jaxsign.levels import observable
 from jaxsign.loop import observers
+from jaxsign.optim import static_word
 from jaxsign.start import Start, abstract_start
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.naming import check_numbers, check_outputs
@@ -241,7 +242,8 @@ def identity(sweep: Sweep, group: Group) -> dict[str, Any]:
     """What names a group whatever the order of axes' values: family, static keywords and points, how it is trained."""
     fixed = {sweep.grid_axes[i].name: [str(v) for v in sweep.grid_axes[i].values[k]] for i, k in group.fixed.items()}
     how = [group.fit.task.name, group.fit.compact, group.fit.decays, group.fit.signs]
-    return {"family": group.family, "static": {k: str(v) for k, v in group.static.items()}, "fixed": fixed, "how": how}
+    static = {k: static_word(v) if callable(v) else str(v) for k, v in group.static.items()}
+    return {"family": group.family, "static": static, "fixed": fixed, "how": how}
 
 
 def summary(group: Group) -> dict[str, Any]:

@@ -1,24 +1,27 @@
 """run_sweep: check, load what is finished, run the rest here, in shards, or on a cluster."""
 
 import dataclasses
+import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxsign.labelled import base_coordinates, manifest_text
+from jaxsign.labelled import base_coordinates, coordinates, manifest_text
 from jaxsign.store import locks, results
 from jaxsign.store.manifest import read_manifest
 from jaxsign.store.results import Memory
 from jaxsign.sweep import cluster, plan
 from jaxsign.sweep.blocks import Blocks
-from jaxsign.sweep.definition import definition, extension
+from jaxsign.sweep.definition import content_hash, definition
 from jaxsign.sweep.environment import environment
 from jaxsign.sweep.grid import Sweep
-from jaxsign.sweep.layout import stored_coordinates, variables
+from jaxsign.sweep.identity import Match, compare, fingerprints, other_versions
+from jaxsign.sweep.layout import Layout, stored_coordinates, variables
 from jaxsign.sweep.opening import (
     Limits,
     begin_layout,
@@ -43,13 +46,16 @@ def run_sweep(
     memory: int | None = None,
     lane_width: int | None = None,
     checkpoint_every: float = 60.0,
+    accept: str | None = None,
 ) -> Any:
     """Runs every run of a sweep that is not stored yet and returns one labelled Dataset.
 
     Static axes and optimizer families are grouped and compiled once per value; everything else is mapped. Runs go in
     blocks over all local devices, so memory is bounded by the block and not by the grid. With `out`, the same call
     continues what was cut off and does nothing where all is there; more values on an axis, more seeds or another
-    optimizer are filled in; any other change is refused. SIGINT and SIGTERM end it after the steps under way.
+    optimizer are filled in; fewer load that part; any other change is refused. Functions are compared by what they
+    compute: comments, layout, names and the files that they are in do not matter. SIGINT and SIGTERM end it after the
+    steps under way.
 
     Args:
       sweep: a Sweep.
@@ -64,6 +70,8 @@ def run_sweep(
       lane_width: runs that one vmap holds, int >= 1; default by what fits a core's cache, measured where the sweep is
         long. Stored when the directory is begun, and kept: another width rounds differently.
       checkpoint_every: seconds between checkpoints of the runs under way, > 0.
+      accept: reason for which a change of code is accepted, in words: what is stored stays, what is missing is run with
+        the code as it is now. The manifest keeps the reason, the difference and the date. Values cannot be accepted.
 
     Returns:
       xarray.Dataset with dims (axes in order, optimizer, seed, step, the observable's own), lazy when `out` is given.
@@ -92,30 +100,97 @@ def run_sweep(
             raise ValueError(f"trajectory={sweep.trajectory!r} needs out=: trajectories are kept on disk")
         if shard is not None or scheduler is not None:
             raise ValueError(f"shard={shard!r} and scheduler={scheduler!r} need out=: processes share results on disk")
+        if accept is not None:
+            raise ValueError(f"accept={accept!r} needs out=: it is about results that are stored")
         return _in_memory(sweep, limits)
+    accept = _reason(accept)
     path, own = results.directory(out), check_shard(shard)
     if scheduler is not None and own != (0, 1):
         raise ValueError(f"scheduler={scheduler!r} shares the blocks out itself: leave shard={shard!r} away")
-    described = definition(sweep)
     stored = read_manifest(path) if path.exists() else None
+    sweep = sweep.at_cadence_of(stored["definition"]) if stored else sweep
     # Refused before anything is written, loaded without a lock where nothing is left to do.
-    order = extension(str(path), stored, described) if stored else None
-    if stored and order == stored["order"] and not left(path, stored):
-        print(f"{path}: finished before, loaded", file=sys.stderr)
-        return results.open_results(path)
+    computation = fingerprints(sweep, definition(sweep))
+    match = compare(str(path), stored, sweep, accept, computation) if stored else None
+    if accept and not (match and match.changed):
+        print(f"{path}: accept={accept!r} is not kept: no code differs from what is stored", file=sys.stderr)
+    if stored and match and not match.changed and not match.grown(stored):
+        asked = dataclasses.replace(_EVERYWHERE, order=tuple(map(tuple, match.order))).asked() if match.part else None
+        if not left(path, stored, asked):
+            print(f"{path}: finished before, {_loaded(sweep, match, stored)}", file=sys.stderr)
+            return _opened(path, sweep, match)
     results.writable(path)
+    if stored and match:
+        _say_versions(path, stored, match)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         with results.named(path):
             path.mkdir(parents=True, exist_ok=True)
         with cluster.connected(scheduler) as client, results.named(path):
-            _run_shard(sweep, path, own, limits, client)
+            _run_shard(sweep, path, own, limits, client, accept, computation)
     except BaseException:
         for folder in missing:  # innermost first; one that holds something stays
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
-    return results.open_results(path)
+    return _opened(path, sweep, match)
+
+
+#: A layout of which only the order counts.
+_EVERYWHERE = Layout((), (), 1, 1)
+
+
+def _reason(accept: Any) -> str | None:
+    """A reason in words, on one line.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    if accept is None:
+        return None
+    if not isinstance(accept, str) or not accept.strip():
+        raise ValueError(f"accept must be the reason for a change in words, got accept={accept!r}")
+    return " ".join(accept.split())
+
+
+def _loaded(sweep: Sweep, match: Match, stored: Mapping[str, Any]) -> str:
+    """Words for what is loaded of a finished directory."""
+    if not match.part:
+        return "loaded"
+    total = math.prod(map(len, stored["order"]))
+    return f"loaded in part: {sweep.size} of {total} runs"
+
+
+def _say_versions(path: Path, stored: Mapping[str, Any], match: Match) -> None:
+    """One line on stderr where results of other versions are gone on with."""
+    here = environment()
+    others = other_versions(stored, here["versions"], here["flags"])
+    if others or match.notes:
+        words = f"stored with other versions, gone on with: {', '.join(others)}" if others else ""
+        print(f"{path}: {'; '.join([words] * bool(words) + match.notes)}", file=sys.stderr)
+
+
+def _opened(path: Path, sweep: Sweep, match: Match | None) -> Any:
+    """The results of a directory: all, or those that the sweep asks for in its order, lazily."""
+    ds = results.open_results(path)
+    if match is None or not match.part:
+        return ds
+    where, stored = {}, read_manifest(path)
+    assert stored is not None
+    for dim, asked, own in zip(sweep.dims, match.order, stored["order"]):
+        index = {i: own[place] for place, i in enumerate(asked) if i >= 0}
+        where[dim] = [index[i] for i in range(len(index))]
+    ds = ds.isel(where)
+    ds = ds.drop_vars([name for name, c in ds.coords.items() if set(c.dims) & set(sweep.dims)])
+    for name, (dims, values, attrs) in coordinates(sweep).items():
+        ds = ds.assign_coords({name: (dims, values, attrs)})
+    described = definition(sweep)
+    manifest = {
+        **stored, "definition": described, "hash": content_hash(described), "part_of": stored["hash"],
+        "runs": tell(ds["status"].values),
+    }  # fmt: skip
+    ds.attrs["manifest"] = manifest_text(manifest)
+    return ds
 
 
 def check_shard(shard: Any) -> Shard:
@@ -148,13 +223,15 @@ def _distributed() -> Shard:
     return jax.process_index(), jax.process_count()
 
 
-def _run_shard(sweep: Sweep, path: Path, shard: Shard, limits: Limits, client: Any) -> None:
+def _run_shard(
+    sweep: Sweep, path: Path, shard: Shard, limits: Limits, client: Any, accept: Any, computation: Any
+) -> None:
     """Runs one shard's missing blocks of a results directory, which is made or extended if need be."""
     started = time.time()
     with locks.shard_lock(path, shard) as gone, listening() as stop:
         if gone:
             print(gone, file=sys.stderr)
-        session = Session(sweep, path, shard, limits)
+        session = Session(sweep, path, shard, limits, accept, computation)
         try:
             missing = session.missing()
             count = sum(int(runs.sum()) for runs in missing.values())

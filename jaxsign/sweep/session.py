@@ -15,9 +15,10 @@ from jaxsign.store.manifest import read_manifest, write_manifest
 from jaxsign.store.results import Store, Variable
 from jaxsign.sweep import plan, recorder
 from jaxsign.sweep.blocks import Blocks
-from jaxsign.sweep.definition import content_hash, definition, extension
+from jaxsign.sweep.definition import content_hash, definition
 from jaxsign.sweep.environment import environment
 from jaxsign.sweep.grid import Sweep
+from jaxsign.sweep.identity import Match, accepted, checkpoint_base, compare, fingerprints
 from jaxsign.sweep.layout import Layout, stored_coordinates, units, variables
 from jaxsign.sweep.opening import (
     Limits,
@@ -44,14 +45,18 @@ class Session:
       path: results directory; it must exist, and the caller holds the shard's lock or works for one who does.
       shard: (index, count).
       limits: what it may use.
+      accept: reason for which changes of code are accepted, or None.
+      computation: the sweep's `fingerprints`, if they are known.
 
     Raises:
       ValueError: if the directory belongs to another definition, or cannot be written.
     """
 
-    def __init__(self, sweep: Sweep, path: Path, shard: Shard, limits: Limits):
-        self.sweep, self.path, self.shard, self.limits = sweep, path, shard, limits
-        self.described = definition(sweep)
+    def __init__(
+        self, sweep: Sweep, path: Path, shard: Shard, limits: Limits, accept: str | None = None, computation: Any = None
+    ):
+        self.sweep, self.path, self.shard, self.limits, self.accept = sweep, path, shard, limits, accept
+        self.computation = computation or fingerprints(sweep, definition(sweep))
         self.groups = plan.groups(sweep)
         recorder.check(sweep, self.groups)
         self.compiler = Compiler()
@@ -62,9 +67,7 @@ class Session:
             self.compiler.close()
             raise
         self.store = Store(path, found)
-        # Hash of what all runs have in common, for checkpoints.
-        rest = {k: v for k, v in self.described.items() if k not in ("axes", "optimizers", "seeds")}
-        self.base = content_hash(rest)
+        self.base = checkpoint_base(self._manifest())
 
     def _open(self) -> tuple[Layout, list[Program], dict[str, Variable]]:
         """The layout, programs and variables of the store."""
@@ -72,24 +75,38 @@ class Session:
         stored, grown = read_manifest(path), False
         if stored is None:
             layout, widths = begin_layout(sweep, groups, self.limits)
+            identity = {"definition": definition(sweep), "computation": self.computation}
         else:
-            order = extension(str(path), stored, self.described)
-            layout, widths = stored_layout(sweep, groups, stored, order, self.limits)
-            grown = order != stored["order"]
-            if grown and (busy := locks.others(path, self.shard)):
-                raise ValueError(f"out={str(path)!r} cannot be extended while others run it: {'; '.join(busy)}")
+            match = compare(str(path), stored, sweep, self.accept, self.computation)
+            layout, widths = stored_layout(sweep, groups, stored, match.order, self.limits)
+            grown = match.grown(stored)
+            if (grown or match.changed) and (busy := locks.others(path, self.shard)):
+                what = "extended" if grown else "changed"
+                raise ValueError(f"out={str(path)!r} cannot be {what} while others run it: {'; '.join(busy)}")
             damaged = results.damaged_metadata(path, stored["crc32"])
-            if grown and damaged:
-                raise results.UnusableData(
-                    f"{damaged[0]}; run the stored definition, which mends it, before you extend it"
-                )
+            if damaged and (grown or match.part or match.changed):
+                raise results.UnusableData(f"{damaged[0]}; run the stored definition first, which mends it")
+            identity = {"definition": match.definition, "computation": match.computation}
+            if match.changed:
+                identity |= self._accepted(stored, match)
             if not grown and not damaged:
-                return layout, make_programs(sweep, groups, layout, widths), results.stored_variables(path)
+                programs, found = make_programs(sweep, groups, layout, widths), results.stored_variables(path)
+                if match.changed:
+                    self._check_variables(layout, programs, found)
+                if match.changed or ("computation" not in stored and not match.part):
+                    record = {**stored, **identity, "hash": content_hash(match.definition)}
+                    if not match.part:  # points are written as in the definition
+                        kept = {"memory": stored["plan"]["memory"]}
+                        record["plan"] = {**plan_record(sweep, groups, layout, widths, self.limits), **kept}
+                    write_manifest(path, {**record, "base_hash": identity.get("base_hash", checkpoint_base(stored))})
+                return layout, programs, found
         programs = make_programs(sweep, groups, layout, widths)
         # What this process will run is compiled on the way: tracing it tells what the results look like.
         mine = {number: runs for number, runs in everything(layout).items() if self._owns(number)}
         _, compiled = compile_units(sweep, programs, layout, mine, self.compiler)
         found, notes = variables(sweep, groups, [compiled[g].results for g in range(len(groups))], layout)
+        if stored and match.changed:
+            self._same_variables(found, results.stored_variables(path))
         if stored:  # chunks stay as they are, also where an observable has grown longer since
             kept = {name: tuple(chunks) for name, chunks in stored["chunks"].items()}
             found = {name: v._replace(chunks=kept.get(name, v.chunks)) for name, v in found.items()}
@@ -101,7 +118,8 @@ class Session:
         with results.named(path), results.prepared(path, found, coords) as (folder, crcs):
             manifest = {
                 "runs": {}, "wall_seconds": 0.0, "sessions": [], **(stored or {}), **environment(),
-                "definition": self.described, "hash": content_hash(self.described),
+                **identity, "hash": content_hash(identity["definition"]),
+                "base_hash": identity.get("base_hash", checkpoint_base(stored or identity)),
                 "order": [list(own) for own in layout.order],
                 "plan": plan_record(sweep, groups, layout, widths, self.limits), "padded": notes,
                 "base": base_coordinates(sweep), "crc32": crcs,
@@ -114,22 +132,59 @@ class Session:
             results.put_in_place(path, folder)
         return layout, programs, found
 
+    def _accepted(self, stored: Mapping[str, Any], match: Match) -> dict[str, Any]:
+        """What an accepted change adds to the manifest; checkpoints of the code before it are passed over."""
+        assert self.accept is not None
+        notes = [*stored.get("accepted", ()), accepted(self.accept, match.changed, environment()["versions"])]
+        base = content_hash({"before": checkpoint_base(stored), "accepted": notes})
+        return {"accepted": notes, "base_hash": base}
+
+    def _check_variables(self, layout: Layout, programs: list[Program], found: Mapping[str, Variable]) -> None:
+        """Traces what would be stored now, and compares it with what is.
+
+        Raises:
+          ValueError: if the code that is to be accepted gives other variables.
+        """
+        asked = layout.asked()
+        everything_asked = {n: asked[box] for n, box in enumerate(layout.blocks()) if asked[box].any()}
+        _, compiled = compile_units(self.sweep, programs, layout, everything_asked, self.compiler)
+        new, _ = variables(self.sweep, self.groups, [compiled[g].results for g in range(len(self.groups))], layout)
+        self._same_variables(new, found)
+
+    def _same_variables(self, new: Mapping[str, Variable], old: Mapping[str, Variable]) -> None:
+        runs = len(self.sweep.dims)
+
+        def shown(variables: Mapping[str, Variable], name: str) -> str:
+            if name not in variables:
+                return "nothing"
+            variable = variables[name]
+            longer = [max(a, b) for a, b in zip(variable.shape[runs:], old[name].shape[runs:])] if name in old else []
+            return f"{variable.dtype}{longer or list(variable.shape[runs:])} over {variable.dims}"
+
+        for name in dict.fromkeys([*old, *new]):
+            was, now = shown(old, name), shown(new, name)
+            if was != now:
+                raise ValueError(f"out={str(self.path)!r}: accept= cannot change what is stored: {name} {was} -> {now}")
+
     def _owns(self, number: int) -> bool:
         return number % self.shard[1] == self.shard[0]
 
     def missing(self) -> dict[int, np.ndarray]:
         """{number: which runs are missing} of this shard's blocks; damaged blocks are reported and run again."""
         unkept = _unkept(self.path, self.layout.shape, self.sweep.trajectory)
-        out = {}
+        out, asked = {}, self.layout.asked()
         for number, box in enumerate(self.layout.blocks()):
-            if not self._owns(number):
+            if not self._owns(number) or not asked[box].any():
                 continue
             missing = self.store.missing(box)
             if not missing.all():
                 lines = self.store.damage(box)
+                if lines and not asked[box].all():
+                    raise results.UnusableData(f"{lines[0]}; run the stored definition first, which mends it")
                 for line in lines:
                     print(f"{line}: its block is run again", file=sys.stderr)
                 missing = np.ones_like(missing) if lines else missing | unkept[box]
+            missing = missing & asked[box]
             if missing.any():
                 out[number] = missing
         return out
@@ -200,7 +255,7 @@ class Session:
             })  # fmt: skip
             if counts["not_run"]:
                 print(
-                    f"{self.path}: {counts['not_run']} of {self.sweep.size} runs are still to be run", file=sys.stderr
+                    f"{self.path}: {counts['not_run']} of {counts['total']} runs are still to be run", file=sys.stderr
                 )
             elif not locks.others(self.path, self.shard):
                 trajectory.remove_leftovers(self.path)
@@ -208,8 +263,8 @@ class Session:
         self.compiler.close()
 
 
-def left(path: Path, stored: Mapping[str, Any]) -> bool:
-    """Whether a directory of this very definition has runs to do, damage to mend or something to put away."""
+def left(path: Path, stored: Mapping[str, Any], asked: np.ndarray | None = None) -> bool:
+    """Whether a directory has runs to do, damage to mend or something to put away; `asked`: among these runs."""
     if not results.is_results(path) or results.damaged_metadata(path, stored["crc32"]):
         return True
     found = results.stored_variables(path)
@@ -217,14 +272,16 @@ def left(path: Path, stored: Mapping[str, Any]) -> bool:
         status = results.read_status(path)
     except results.UnusableData:
         return True
-    if (status < 0).any() or _unkept(path, status.shape, stored["definition"]["trajectory"]).any():
+    due = (status < 0) | _unkept(path, status.shape, stored["definition"]["trajectory"])
+    if (due if asked is None else due & asked).any():
         return True
     # A process that was killed after its last run has not put its things away, nor counted what is there.
     untidy = stored["runs"].get("not_run", 1) or (path / checkpoints.FOLDER).exists()
-    if untidy and os.access(path, os.W_OK):
+    if untidy and asked is None and os.access(path, os.W_OK):
         return True
     store = Store(path, found, mode="r")
-    return any(store.damage(box) for box in results.blocks(status.shape, found["status"].chunks))
+    boxes = results.blocks(status.shape, found["status"].chunks)
+    return any(store.damage(box) for box in boxes if asked is None or asked[box].any())
 
 
 def _unkept(path: Path, shape: Sequence[int], kind: Any) -> np.ndarray:

@@ -1,17 +1,16 @@
 """From claims and Datasets to a table of verdicts, in plain text, Markdown, LaTeX, HTML or a DataFrame."""
 
-import csv
 import dataclasses
 import html
 import math
-import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxsign.claims.claim import Claim
+from jaxsign import tables
+from jaxsign.claims.claim import Claim, real_numbers
 from jaxsign.claims.systems import CLAIMS, known_system, setting_of
 from jaxsign.reading import CannotDecide, reading
 from jaxsign.stages import manifest
@@ -133,10 +132,12 @@ class ClaimTable:
       rows: decided claims.
       missing: (claim id, setting, reason) of claims that no Dataset of that setting could answer; where no claim is
         decided at all, of every setting.
+      asked: ids of the claims that were asked for; None: all that there are.
     """
 
     rows: tuple[Row, ...]
     missing: tuple[tuple[str, str, str], ...] = ()
+    asked: tuple[str, ...] | None = None
 
     def lines(self) -> list[tuple[str, ...]]:
         """Cells under HEADER, one line per part; a claim's first line carries its verdict."""
@@ -207,28 +208,41 @@ class ClaimTable:
         ]  # fmt: skip
 
     def to_csv(self, path: Path) -> None:
-        """Writes `records` as CSV, numbers with 6 significant digits so that rounding leaves no trace."""
-        records = self.records()
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(records[0]) if records else ["claim", "setting", "verdict"])
-            writer.writeheader()
-            for record in records:
-                writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()})
+        """Writes `records` as CSV in one move, numbers with 6 significant digits so that rounding leaves no trace.
+
+        Args:
+          path: new, or an earlier claims table, which is replaced.
+
+        Raises:
+          ValueError: if it is anything else, or cannot be written.
+        """
+        tables.write(Path(path), self.records())
 
     def changes(self, reference: Path) -> list[str]:
         """Sentences for verdicts that differ from a table written by `to_csv`.
 
+        Args:
+          reference: the file; of its claims, those that were asked for count.
+
+        Returns:
+          One sentence for every verdict that changed, is new, or is no longer decided.
+
         Raises:
           ValueError: if the file is not such a table.
         """
-        with open(reference, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        if rows and not {"claim", "setting", "verdict"} <= rows[0].keys():
-            raise ValueError(f"{reference} must be a claims table with columns claim, setting, verdict")
-        before = {(row["claim"], row["setting"]): row["verdict"] for row in rows}
+        return self.differences(tables.read(Path(reference)))
+
+    def differences(self, before: Mapping[tuple[str, str], str]) -> list[str]:
+        """As `changes`, against {(claim, setting): verdict}."""
+        before = self.within(before)
         now = {(row.claim.id, row.setting): row.verdict for row in self.rows}
         changed = [f"{c} {s}: {before[c, s]} -> {v}" for (c, s), v in now.items() if before.get((c, s), v) != v]
-        return changed + [f"{c} {s}: new, {v}" for (c, s), v in now.items() if before and (c, s) not in before]
+        new = [f"{c} {s}: new, {v}" for (c, s), v in now.items() if (c, s) not in before]
+        return [*changed, *new, *(f"{c} {s}: {v} -> not decided" for (c, s), v in before.items() if (c, s) not in now)]
+
+    def within(self, verdicts: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+        """Those of {(claim, setting): verdict} whose claim was asked for."""
+        return {key: word for key, word in verdicts.items() if self.asked is None or key[0] in self.asked}
 
 
 def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
@@ -289,7 +303,8 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
                     or (setting == "custom" and len({s for o, s in places if o == system}) > 1)
                 )
                 (beside if single else missing).append((claim.id, setting, "; ".join(dict.fromkeys(reasons))))
-    return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside))
+    asked = None if claims is None else tuple(claim.id for claim in chosen)
+    return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside), asked)
 
 
 def _place(ds: Any) -> tuple[str, str]:
@@ -391,7 +406,7 @@ def _per_seed(found: Any, runs: Any) -> np.ndarray:
         raise TypeError(f"must return one number for each of {seeds} seeds, got the dimensions {dict(found.sizes)}")
     if "seed" in found.coords and "seed" in runs.coords and not (found["seed"].values == runs["seed"].values).all():
         raise TypeError("must return the seeds in their order")
-    return _real(found.values)
+    return real_numbers(found.values)
 
 
 def _scalar(found: Any) -> float:
@@ -399,23 +414,7 @@ def _scalar(found: Any) -> float:
     values = np.asarray(found)
     if values.size != 1:
         raise TypeError(f"must return one number, got the shape {values.shape}")
-    return float(_real(values).item())
-
-
-def _real(values: Any) -> np.ndarray:
-    """Real numbers as floats: `np.asarray(..., float)` would take None for NaN and drop imaginary parts.
-
-    Raises:
-      TypeError: for anything else.
-    """
-    values = np.asarray(values)
-    if values.dtype == object:
-        plain = all(isinstance(value, (numbers.Real, np.bool_)) for value in values.ravel())
-    else:
-        plain = np.can_cast(values.dtype, float)
-    if not plain:
-        raise TypeError(f"must return real numbers, got the type {values.dtype}: {values.ravel()[:3]!r}")
-    return values.astype(float)
+    return float(real_numbers(values).item())
 
 
 def _quantiles(values: np.ndarray) -> tuple[float, float, float]:

@@ -27,7 +27,7 @@ LAYERS = [
     {"decoding"},
     {"trajectories"},
     {"playback"},
-    {"measures", "reading"},
+    {"measures", "reading", "tables"},
     {"stages"},
     {"claims"},
     {"verdicts"},
@@ -43,7 +43,7 @@ TRAINING = frozenset({"training", "loop", "sweep", "tasks", "engines", "models"}
 #: Whatever the layers allow.
 NEVER = {
     **dict.fromkeys(["training", "loop", "start", "exactness", "probes", "sweep", "store", "optim", "task"], SYSTEMS),
-    **dict.fromkeys(["measures", "reading", "stages", "claims", "verdicts", "plot", "report"], TRAINING),
+    **dict.fromkeys(["measures", "reading", "tables", "stages", "claims", "verdicts", "plot", "report"], TRAINING),
     **dict.fromkeys(["data", "models", "observables", "theory"], frozenset({"task", "optim", "schedule"})),
 }
 LATE = {"flax", "jinja2", "xarray", "zarr", "orbax", "matplotlib", "tqdm", "scipy", "pandas"}

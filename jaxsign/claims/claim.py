@@ -7,6 +7,7 @@ words, committed before the first run. Optimizers are compared on the same seeds
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -176,6 +177,22 @@ def _float(value: Any) -> float:
         return float(value)
     except ValueError:  # the name of a schedule, or ""
         return math.nan
+
+
+def real_numbers(values: Any) -> np.ndarray:
+    """Real numbers as floats: `np.asarray(..., float)` would take None for NaN and drop imaginary parts.
+
+    Raises:
+      TypeError: for anything else.
+    """
+    values = np.asarray(values)
+    if values.dtype == object:
+        plain = all(isinstance(value, (numbers.Real, np.bool_)) for value in values.ravel())
+    else:
+        plain = np.can_cast(values.dtype, float)
+    if not plain:
+        raise TypeError(f"must return real numbers, got the type {values.dtype}: {values.ravel()[:3]!r}")
+    return values.astype(float)
 
 
 def one_point(ds: Any, *kept: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxsign import presets, theory
-from jaxsign.claims.claim import Claim, Part, above, at_level, numbers_of, one_family
+from jaxsign.claims.claim import Claim, Part, above, at_level, numbers_of, one_family, real_numbers
 from jaxsign.measures import MEASURES
 from jaxsign.problem import Hyper, Problem, field_names
 from jaxsign.reading import CannotDecide
@@ -129,7 +129,7 @@ def _measured(name: str) -> Callable[[Any], Any]:
         seeds = range(ds.sizes["seed"])
         with np.errstate(divide="ignore", invalid="ignore"):  # what diverged is NaN
             found = [asked.number({"step": steps, **{n: v[i] for n, v in values.items()}}) for i in seeds]
-        return xr.DataArray(np.array(found, float), dims="seed", coords={"seed": ds["seed"]}).where(finished)
+        return xr.DataArray(real_numbers(found), dims="seed", coords={"seed": ds["seed"]}).where(finished)
 
     return measure
 

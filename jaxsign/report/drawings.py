@@ -79,9 +79,7 @@ def drawings(ds: Any, prefix: str) -> list[Drawing]:
       ['training loss', 'test loss', 'test error against training loss']
     """
     out: list[Drawing] = []
-    with reading("choosing what is drawn"):
-        panels = list(_panels(ds))
-    for panel in panels:
+    for panel in _panels(ds):
         svg = ""
         with contextlib.suppress(CannotDecide), reading(f"the drawing {panel.title!r} in {panel.group!r}"):
             svg = _drawn(panel.draw)

@@ -166,6 +166,8 @@ def check_file(path: Path) -> None:
 
 
 def _is_report(path: Path) -> bool:
+    if not path.is_file():  # a pipe would wait for its writer
+        return False
     with path.open("rb") as file:
         return MADE_BY.encode() in file.read(2000)
 

@@ -30,13 +30,13 @@ def manifest(ds: Any) -> dict[str, Any]:
     return json.loads(ds.attrs["manifest"])
 
 
-def need(ds: Any, *names: str) -> None:
-    """Raises CannotDecide naming the observables that `ds` lacks, or holds as one number a run instead of a trace."""
+def need(ds: Any, *names: str, steps: bool = True) -> None:
+    """Raises CannotDecide naming the observables that `ds` lacks, or holds without steps unless `steps` is False."""
     missing = [name for name in names if name not in ds]
     if missing:
         raise CannotDecide(f"ds must hold the observables {list(names)}, got a Dataset without {missing}")
     flat = [name for name in names if name not in CONSTANTS and "step" not in ds[name].dims]
-    if flat and "step" in ds.dims:  # it has none where one step was chosen
+    if flat and steps:
         raise CannotDecide(f"ds must hold the observables {list(names)} over steps, got one number a run of {flat}")
 
 

@@ -85,7 +85,7 @@ def four_in_order(runs: Any) -> Any:
 
 def head_agreement(runs: Any) -> Any:
     """Sign agreement of query and key noise in every head, dims (..., head), averaged over its rows and patches."""
-    need(runs, "query_noise", "key_noise", "s21")
+    need(runs, "query_noise", "key_noise", "s21", steps=False)
     same = np.sign(runs["query_noise"]) == np.sign(runs["key_noise"])
     heads = runs.sizes["head"]
     same = same.assign_coords(row=np.repeat(np.arange(heads), same.sizes["row"] // heads))

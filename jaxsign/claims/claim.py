@@ -86,7 +86,7 @@ class Claim:
 
     def need_steps(self, ds: Any) -> None:
         """Raises CannotDecide if a step that the claim needs is not recorded."""
-        recorded = set(np.ravel(ds["step"].values).tolist()) if "step" in ds.coords else set()
+        recorded = set(ds["step"].values.tolist()) if "step" in ds.dims else set()
         absent = [step for step in self.steps if step not in recorded]
         if absent:
             raise CannotDecide(f"step {absent[0]} is not recorded")

@@ -168,7 +168,7 @@ def _rate_ratio(family: str) -> Callable[[Any], Any]:
 
 def _error_gap(ds: Any, level: float) -> Any:
     """Smallest test error of SignGD minus GD over all pairs of learning rates, at one training loss."""
-    need(ds, "train_loss", "test_error")
+    need(ds, "test_error")
     sign, gd = (np.flatnonzero(ds["family"].values == family) for family in ("sign_gd", "gd"))
     if min(sign.size, gd.size) < 5:
         raise CannotDecide(f"needs five learning rates each of sign_gd and gd, got {sign.size} and {gd.size}")

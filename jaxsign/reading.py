@@ -15,12 +15,10 @@ class CannotDecide(ValueError):
     `js.plot` keeps its meaning.
 
     Examples:
-      >>> import numpy as np, xarray as xr, jaxsign as js
-      >>> try:
-      ...     js.find_stages(xr.Dataset({"train_loss": ("step", np.ones(2))}))
-      ... except js.CannotDecide as reason:
-      ...     print(str(reason)[-60:])
-      value_noise', 'sign_agreement', 'query_signal', 's21', 'query_noise']
+      >>> import xarray as xr, jaxsign as js
+      >>> js.at_train_loss(xr.Dataset(), 0.1)
+      Traceback (most recent call last):
+      jaxsign.reading.CannotDecide: ds must hold the observables ['train_loss'], got a Dataset without ['train_loss']
     """
 
 

@@ -37,7 +37,7 @@ def _claims(args: argparse.Namespace) -> int:
     for reason in [] if table.rows else table.reasons():
         print(f"no claim can be decided from {args.dir}: {reason}")
     if args.csv is not None:
-        table.to_csv(Path(args.csv))
+        table.to_csv(tables.check_file(Path(args.csv)))  # again: another program may have written it in the meantime
     changed = [] if before is None else table.differences(before)
     for line in changed:
         print(f"differs from {args.against}: {line}")

@@ -1,4 +1,4 @@
-"""A claims table as a CSV file: written in one move, never over anything else, read back to compare with."""
+"""A claims table as a CSV file: written in one move, known again, and read back to compare with."""
 
 import csv
 import os
@@ -16,27 +16,45 @@ VERDICTS = ("HOLDS", "FAILS", "UNDECIDED")
 
 
 def check_file(path: Path) -> Path:
-    """The file that a table is written to, links followed, before minutes are spent on deciding claims.
+    """The file that the command writes a table to, before minutes are spent on deciding claims.
 
     Args:
       path: new, or an earlier claims table.
 
+    Returns:
+      The file itself, links followed.
+
     Raises:
-      ValueError: if it is a directory or anything else than a claims table, or its folder is missing.
+      ValueError: if it is anything else than a claims table, or cannot be written.
+    """
+    file = _writable(path)
+    try:
+        ours = not file.exists() or _is_table(file)
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {_reason(error)}") from None
+    if not ours:
+        raise ValueError(f"{str(path)!r} is not a claims table of jaxsign: move it away or choose another file")
+    return file
+
+
+def _writable(path: Path) -> Path:
+    """A file's path with its links followed.
+
+    Raises:
+      ValueError: if it is a directory, a pipe or a device, or its folder is missing or cannot be written.
     """
     try:
         file = path.resolve()
         if file.is_dir():
             raise ValueError(f"a claims table must be a file, got the directory {str(path)!r}")
+        if file.exists() and not file.is_file():
+            raise ValueError(f"a claims table must be a file, got the pipe or device {str(path)!r}")
         if not file.parent.is_dir():
             raise ValueError(f"a claims table must be in a folder that exists, got {str(path)!r}")
         if not os.access(file.parent, os.W_OK | os.X_OK):
             raise ValueError(f"a claims table must be in a folder that can be written, got {str(path)!r}")
-        ours = not file.exists() or (file.is_file() and _is_table(file))
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         raise ValueError(f"{str(path)!r} cannot be written: {_reason(error)}") from None
-    if not ours:
-        raise ValueError(f"{str(path)!r} is not a claims table of jaxsign: move it away or choose another file")
     return file
 
 
@@ -50,10 +68,14 @@ def same_file(one: Path, other: Path) -> bool:
 def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Writes records of COLUMNS in one move, numbers with 6 significant digits so that rounding leaves no trace.
 
+    Args:
+      path: new, or a file that is replaced.
+      records: one a line.
+
     Raises:
-      ValueError: as in `check_file`, or if the system refuses.
+      ValueError: if it is no file, or the system refuses.
     """
-    file = check_file(path)
+    file = _writable(path)
     temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         with open(temporary, "w", newline="", encoding="utf-8") as stream:

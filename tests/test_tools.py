@@ -527,4 +527,5 @@ def test_files_that_are_written_are_never_pipes_or_empty_files_of_others(decided
     (tmp_path / "empty").write_text("")
     option = "--csv" if argv[0] == "claims" else "--out"
     for name in ("pipe", "empty"):
-        refused(capsys, "move it away", argv[0], decided / "runs", *argv[1:], option, tmp_path / name)
+        refused(capsys, f"{name}'", argv[0], decided / "runs", *argv[1:], option, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "pipe"]

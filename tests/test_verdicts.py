@@ -337,18 +337,19 @@ def test_a_reference_may_come_from_another_program(table, tmp_path):
     assert table.changes(file) == []
 
 
-def test_a_table_replaces_tables_and_nothing_else(table, tmp_path):
+def test_a_table_is_known_again_and_replaced_in_one_move(table, tmp_path):
     mine = tmp_path / "claims.csv"
     for _ in range(2):
         table.to_csv(mine)
     content = mine.read_bytes()
     mine.write_bytes(b"\xef\xbb\xbf" + content.replace(b"\r\n", b"\n"))  # saved by a spreadsheet: still a table
+    assert tables.check_file(mine) == mine.resolve()
     (tmp_path / "link.csv").symlink_to(mine)
     table.to_csv(tmp_path / "link.csv")
     assert mine.read_bytes() == content
     assert (tmp_path / "link.csv").is_symlink()
     (tmp_path / "old.csv").write_text("claim,setting,verdict\n")
-    table.to_csv(tmp_path / "old.csv")
+    assert tables.check_file(tmp_path / "old.csv") == (tmp_path / "old.csv").resolve()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     foreign = {
@@ -359,8 +360,11 @@ def test_a_table_replaces_tables_and_nothing_else(table, tmp_path):
         (tmp_path / name).write_bytes(text)
     for name in (*foreign, "pipe", "circle", ".", "nowhere/x.csv", "notes.txt/x.csv", "x" * 300):
         with pytest.raises(ValueError, match=r"claims table|cannot be written") as caught:
-            table.to_csv(tmp_path / name)
+            tables.check_file(tmp_path / name)
         assert "\n" not in str(caught.value)
+        if name not in foreign:
+            with pytest.raises(ValueError, match=r"claims table|cannot be written"):
+                table.to_csv(tmp_path / name)
     assert {name: (tmp_path / name).read_bytes() for name in foreign} == foreign
     assert not list(tmp_path.glob("*.partial"))
 

@@ -99,11 +99,6 @@ def best(ds: Any) -> Any:
     need(ds, "train_loss")
     if "learning_rate" not in ds.coords or ds.sizes["optimizer"] < 5:
         raise CannotDecide("needs a grid of at least five learning rates")
-    axes = [dim for dim in ds["train_loss"].dims if dim not in ("optimizer", "seed", "step")]
-    long = [dim for dim in axes if ds.sizes[dim] > 1]
-    if long:
-        raise CannotDecide(f"needs one point of every other axis, got several on {long}")
-    ds = ds.isel(dict.fromkeys(axes, 0), drop=True)
     final = ds["train_loss"].isel(step=-1, drop=True)
     place = final.fillna(INF).argmin("optimizer")
     drop = [name for name in ds.coords if name != "learning_rate" and "optimizer" in ds[name].dims]
@@ -142,6 +137,9 @@ def _rates(ds: Any, number: Callable[[np.ndarray, np.ndarray, np.ndarray], float
 
     runs = best(ds)
     need(runs, "feature_sigma_min")
+    runs = runs.squeeze(
+        [dim for dim in runs["train_loss"].dims if dim not in ("seed", "step") and runs.sizes[dim] == 1]
+    )
     loss = runs["train_loss"].transpose("seed", "step").values.astype(float)
     sigma = runs["feature_sigma_min"].transpose("seed", "step").values.astype(float)
     eta, steps = runs["learning_rate"].transpose("seed").values, runs["step"].values

@@ -39,7 +39,7 @@ def _claims(args: argparse.Namespace) -> int:
     if args.csv is not None:
         table.to_csv(tables.check_file(Path(args.csv)))  # again: another program may have written it in the meantime
     changed = [] if before is None else table.differences(before)
-    for line in changed:
+    for line in changed if table.rows else []:  # where nothing is decided, the lines above have said so
         print(f"differs from {args.against}: {line}")
     if before is not None and not table.within(before):
         print(f"{args.against} holds no verdict on {'these claims' if args.claim else 'any claim'}")

@@ -498,6 +498,12 @@ def test_claims_say_what_the_reference_had_and_they_have_not(decided, tmp_path, 
     _, out, _ = run(capsys, "claims", decided / "runs", "--against", decided / "claims.csv", "--claim", "S1")
     assert "holds no verdict on these claims" in out
     assert "all verdicts" not in out
+    reference.write_text(text.replace("S2,custom", "S1,custom"))  # nothing is decided: that is no agreement either
+    status, out, _ = run(capsys, *command, "--claim", "S1")
+    assert status == 0
+    assert "no claim can be decided from" in out
+    assert "all verdicts" not in out
+    assert run(capsys, *command, "--claim", "S1", "--strict")[0] == 1
     reference.write_text(text.splitlines()[0] + "\n")
     _, out, _ = run(capsys, *command, "--claim", "S2")
     assert "S2 custom: new, " in out

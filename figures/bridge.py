@@ -8,12 +8,12 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import xarray as xr
 
 import jaxsign as js
 from jaxsign import plot
 from jaxsign.claims.bridge import noise_share
 from jaxsign.claims.residual import ablated
+from jaxsign.equal_loss import levels_of
 from jaxsign.stages import manifest
 
 KERNELS = {"softmax": "#0072B2", "gaussian": "#D55E00", "linear": "#009E73"}
@@ -49,7 +49,7 @@ def errors(ax, runs, preset):
     places = []
     for place, (kernel, path, ds) in enumerate(models(runs, preset)):
         places.append(f"{SHORT[kernel]}\n{'+ res.' if path else ''}")
-        at = js.at_train_loss(ds, 0.1)
+        at = js.at_train_loss(ds, 0.1, ["test_error"])
         for shift, name in zip((-0.24, -0.08, 0.08, 0.24), FAMILIES):
             values = family(at, name)["test_error"].isel(optimizer=0).transpose("seed")
             if not bool(values.notnull().any()):  # no run gets to that loss
@@ -65,8 +65,8 @@ def errors(ax, runs, preset):
 
 def at_losses(ax, ds, name):
     """An observable of the four optimizers against the training loss, which falls from left to right."""
-    levels = np.geomspace(0.6, 1e-3, 25)
-    table = xr.concat([js.at_train_loss(ds, level)[name] for level in levels], "level")
+    levels = levels_of(ds, np.geomspace(0.6, 1e-3, 25))
+    table = js.at_train_loss(ds, levels, [name])[name]
     for one in FAMILIES:
         values = family(table, one).isel(optimizer=0).transpose("seed", "level")
         plot.band(ax, levels, values, color=plot.COLOURS[one], ls=plot.STYLES[one])

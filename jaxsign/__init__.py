@@ -36,6 +36,7 @@ from jaxsign.problems.linear_attention import RegressionHyper as RegressionHyper
 from jaxsign.problems.linear_attention import RegressionProblem as RegressionProblem
 from jaxsign.problems.residual import ResidualHyper as ResidualHyper
 from jaxsign.problems.residual import ResidualProblem as ResidualProblem
+from jaxsign.reading import CannotDecide as CannotDecide
 from jaxsign.rng import stream as stream
 from jaxsign.schedule import log_steps as log_steps
 from jaxsign.stages import find_stages as find_stages

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxsign import report, tools
+from jaxsign import report, tables, tools
 from jaxsign.console import DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
 from jaxsign.experiment import build_options, load_build
 from jaxsign.netcdf import export_netcdf
@@ -25,22 +25,27 @@ def find_results(directory: str) -> list[Path]:
 
 def _claims(args: argparse.Namespace) -> int:
     """Prints the claims table of all results below DIR."""
+    # Files first: they are refused before minutes are spent, and the reference is read before anything is written.
+    if args.csv is not None:
+        tables.check_file(Path(args.csv))
+    before = None if args.against is None else tables.read(Path(args.against))
+    if args.csv is not None and args.against is not None and tables.same_file(Path(args.csv), Path(args.against)):
+        raise ValueError(f"--csv would replace the table that --against compares with, got {args.csv!r} for both")
     table = check([tools.undamaged(path)[0] for path in find_results(args.dir)], claims=args.claim)
     if table.rows:
         print(table.to_markdown() if args.markdown else table)
     for reason in [] if table.rows else table.reasons():
         print(f"no claim can be decided from {args.dir}: {reason}")
-    if args.csv:
-        table.to_csv(Path(args.csv))
-    if args.against:
-        if not Path(args.against).is_file():
-            raise ValueError(f"--against must be a claims table written by --csv, got {args.against!r}")
-        changed = table.changes(Path(args.against))
-        for line in changed:
-            print(f"differs from {args.against}: {line}")
-        if table.rows and not changed:
-            print(f"all verdicts are those of {args.against}")
-    failed = [row for row in table.rows if row.verdict == "FAILS"]
+    if args.csv is not None:
+        table.to_csv(tables.check_file(Path(args.csv)))  # again: another program may have written it in the meantime
+    changed = [] if before is None else table.differences(before)
+    for line in changed if table.rows else []:  # where nothing is decided, the lines above have said so
+        print(f"differs from {args.against}: {line}")
+    if before is not None and not table.within(before):
+        print(f"{args.against} holds no verdict on {'these claims' if args.claim else 'any claim'}")
+    elif before is not None and not changed:
+        print(f"all verdicts are those of {args.against}")
+    failed = any(row.verdict == "FAILS" for row in table.rows) or changed
     return FAILED if args.strict and failed else DONE
 
 
@@ -101,10 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     claims = command("claims", _claims, "predicted, measured and verdict of every claim that DIR can decide")
     claims.add_argument("--claim", action="append", metavar="ID", help="only this claim; may be repeated")
-    claims.add_argument("--strict", action="store_true", help="exit with 1 if a claim FAILS")
+    claims.add_argument("--strict", action="store_true", help="exit with 1 if a claim FAILS or differs from --against")
     claims.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    claims.add_argument("--csv", metavar="FILE", help="also write the table as CSV")
-    claims.add_argument("--against", metavar="FILE", help="point out verdicts that differ from this CSV")
+    claims.add_argument("--csv", metavar="FILE", help="also write the table as CSV; an earlier table is replaced")
+    claims.add_argument(
+        "--against", metavar="FILE", help="point out verdicts that differ from this CSV, or are no longer decided"
+    )
     page = command(
         "report", _report, "one HTML page: every figure, claim, verdict and manifest; no network", results=False
     )

@@ -28,7 +28,7 @@ def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] 
     Args:
       ds: Dataset with train_loss and a step dimension, or with captured levels.
       level: training loss in nat, > 0, or a list of them, which becomes a last dimension `level`.
-      names: variables to read; default all that have a step dimension.
+      names: variables with a step dimension to read; default all. Others are kept as they are.
 
     Returns:
       Dataset without the step dimension (which becomes the variable `step`). NaN where a run never falls to the level,
@@ -63,12 +63,16 @@ def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] 
     values = [xr.Dataset(one.values) for one in read]
     found = xr.concat(values, xr.IndexVariable("level", levels)) if several else values[0]
     found = found.transpose(..., "level") if several else found
-    rest = {} if names is not None else ds.data_vars
-    kept = {name: v for name, v in rest.items() if "step" not in v.dims and not name.endswith(SUFFIX)}
+    kept = {name: v for name, v in ds.data_vars.items() if "step" not in v.dims and not name.endswith(SUFFIX)}
     counts = {"not_reached": lambda one: ~one.reached, "below_at_start": lambda one: one.below}
     attrs: dict[str, Any] = {name: sum(int(count(one).sum()) for one in read) for name, count in counts.items()}
     attrs |= {"train_loss_level": levels if several else levels[0], "too_coarse": sum(one.apart() for one in read)}
     return found.assign(kept).assign_attrs({**ds.attrs, **attrs})
+
+
+def levels_of(ds: Any, otherwise: Sequence[float]) -> list[float]:
+    """The levels that a Dataset's runs captured, highest first; `otherwise` if they captured none."""
+    return [float(level) for level in (ds["level"].values if f"step{SUFFIX}" in ds else otherwise)]
 
 
 class _Reading(NamedTuple):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxsign.draws import draws
@@ -21,6 +22,10 @@ Points = Sequence[Mapping[str, Any]]
 
 #: Why a smaller parametrisation is not exact for an optimizer that draws.
 NOISE = "it draws random numbers, and a smaller set of parameters would get others"
+
+
+class NotExact(ValueError):
+    """A task is not exact for an optimizer; the message says what was measured."""
 
 
 class Fit(NamedTuple):
@@ -88,12 +93,17 @@ def fit(
       Fit.
 
     Raises:
-      ValueError: if no choice is exact, with what was measured, or if the optimizer draws random numbers that are not
-        the run's own.
+      NotExact: if no choice is exact, with what was measured; a ValueError. What the task or the optimizer itself
+        raises comes through.
+      ValueError: if the optimizer draws random numbers that are not the run's own.
     """
     choices = task.choices or (task,)
     noisy = _draws(choices[-1], factory, points, hyper, shared, trainable, label)
     reasons: list[str] = []
+    if any(choice.homogeneous or choice.compact is not None for choice in choices):
+        whole = _trained(choices[-1], abstract_start(choices[-1], hyper, shared).params, trainable)
+        for point in _programs_of(points):
+            _run(factory, point, whole)  # fails here, in its own words, if it fails anywhere
     for i, choice in enumerate(choices):
         if functions and choice.homogeneous and len(choices) > 1:
             reasons.append(f"{choice.name}: functions of the weights are observed")
@@ -101,7 +111,7 @@ def fit(
         try:
             degrees = _degrees(choice, factory, points, hyper, shared, trainable, label)
             compact = _compact(choice, factory, points, hyper, shared, trainable, label)
-        except ValueError as refusal:
+        except NotExact as refusal:
             if i == len(choices) - 1:
                 raise
             reasons.append(f"{choice.name}: {refusal}")
@@ -136,18 +146,15 @@ def _compact(
     """Whether the task's compact parametrisation is exact for every point.
 
     Raises:
-      ValueError: if it is not, and the task has nothing but its compact form.
+      NotExact: if it is not, and the task has nothing but its compact form.
     """
     if task.compact is None:
         return False
-
-    def trained(params: PyTree) -> PyTree:
-        return split_params(params, trained_fields(task, params, trainable))[0]
-
     start, compact = abstract_start(task, hyper, shared), task.compact
-    full, small = trained(start.params), jax.eval_shape(lambda s: trained(compact(s.params, s.data)), start)
-    if not _fits(factory, points[0], small):
-        reason = "it does not take the smaller tree of parameters"
+    full = _trained(task, start.params, trainable)
+    small = jax.eval_shape(lambda s: _trained(task, compact(s.params, s.data), trainable), start)
+    if refusal := _refusal(factory, points, small):
+        reason = f"it does not take the smaller tree of parameters ({refusal})"
     elif any(found.drawn for found in draws(factory, points, full)):
         reason = NOISE
     elif reads_gradients_coordinatewise(factory, points, full):
@@ -159,7 +166,7 @@ def _compact(
     else:
         reason = "it moves a coordinate by more than that"
     if task.compact_only:
-        raise ValueError(
+        raise NotExact(
             f"{task.name} needs an optimizer that moves each coordinate by its own gradients and by decoupled weight "
             f"decay only, got {describe_point(factory, points, label)}: {reason} (found by running it); "
             'use engine="dense"'
@@ -173,29 +180,60 @@ def _degrees(
     """The degree of every point, for tasks that need one.
 
     Raises:
-      ValueError: for an optimizer that is not coordinate-wise, odd and homogeneous, with what was measured.
+      NotExact: for an optimizer that is not coordinate-wise, odd and homogeneous, with what was measured.
     """
     if not task.homogeneous:
         return ()
     drawn = jax.eval_shape(lambda key, h: draw(task, key, h, shared), seed_key(0), hyper).params
-    full = split_params(drawn, trained_fields(task, drawn, trainable))[0]
+    full = _trained(task, drawn, trainable)
+    features = _trained(task, abstract_start(task, hyper, shared).params, trainable)
+    if refusal := _refusal(factory, points, features) or _refusal(factory, points, jnp.zeros(())):
+        raise NotExact(
+            f"{task.name} cannot run {describe_point(factory, points, label)}: it treats parameters by their names or "
+            f'shapes and does not take those of this engine ({refusal}); use engine="support" or "dense"'
+        )
     found = homogeneity(factory, points)
     reasons = [NOISE if noise.drawn else one.reason for one, noise in zip(found, draws(factory, points, full))]
     if not any(reasons) and not reads_gradients_coordinatewise(factory, points, full, parameters=True):
         reasons = ["it moves a coordinate by more than that coordinate's own gradients, such as a norm over a tensor"]
     for point, reason in zip(points, reasons):
         if reason:
-            raise ValueError(
+            raise NotExact(
                 f"{task.name} cannot run {describe_point(factory, [point], label)}: {reason} (found by running it); "
                 'use engine="support" or "dense"'
             )
     return tuple(found)
 
 
-def _fits(factory: Factory, point: Mapping[str, Any], params: PyTree) -> bool:
-    """Whether a transform takes the compact tree: a mask written for the full tree, say, does not."""
-    try:
-        jax.eval_shape(lambda p: build(factory, point, seed_key(0)).init(p), params)
-    except (TypeError, ValueError):
-        return False
-    return True
+def _trained(task: Task, params: PyTree, trainable: Sequence[str] | None) -> PyTree:
+    return split_params(params, trained_fields(task, params, trainable))[0]
+
+
+def _programs_of(points: Points) -> list[Mapping[str, Any]]:
+    """One point of every program: those that differ in floats only share one."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for point in points:
+        first.setdefault(repr([(k, v if not isinstance(v, float) else float) for k, v in point.items()]), point)
+    return list(first.values())
+
+
+def _run(factory: Factory, point: Mapping[str, Any], params: PyTree) -> None:
+    """Builds a transform, its state and one update for a tree of parameters; nothing is computed."""
+
+    def update(params: PyTree) -> PyTree:
+        transform, zero = build(factory, point, seed_key(0)), jnp.zeros(())
+        asked = {"value": zero, "grad": params, "value_fn": lambda params: zero}
+        return transform.update(params, transform.init(params), params, **asked)
+
+    with jax.numpy_dtype_promotion("standard"):  # as where it is used
+        jax.eval_shape(update, params)
+
+
+def _refusal(factory: Factory, points: Points, params: PyTree) -> str:
+    """Why an optimizer, which runs on the parameters asked for, does not on another tree: a mask for those, say; ""."""
+    for point in _programs_of(points):
+        try:
+            _run(factory, point, params)
+        except Exception as error:  # its own, whatever it is: the same optimizer has just run on another tree
+            return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return ""

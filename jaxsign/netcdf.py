@@ -88,6 +88,8 @@ def _exported(file: Path) -> bool:
     """Whether a file was made by `export_netcdf`."""
     from scipy.io import netcdf_file
 
+    if not file.is_file():  # a pipe would wait for its writer
+        return False
     try:
         with netcdf_file(file, "r", mmap=True) as stream:
             return bool(getattr(stream, "made_by", b"") == MADE_BY.encode())

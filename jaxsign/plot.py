@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from jaxsign import theory
-from jaxsign.claims.claim import one_point
+from jaxsign.claims.claim import numbers_of, one_point
 from jaxsign.claims.two_layer import problem_of, setting_of
-from jaxsign.equal_loss import at_train_loss
+from jaxsign.equal_loss import at_train_loss, levels_of
 from jaxsign.measures import GROUPING_STEP
 from jaxsign.stages import BOUNDARIES, find_stages, manifest, need
 from jaxsign.validation import known
@@ -189,12 +189,13 @@ def loss(ds: Any, ax: Any = None, name: str = "train_loss") -> Any:
     for i, family in enumerate(ds["family"].values):
         values = ds[name].isel(optimizer=i).transpose("seed", "step")
         band(ax, ds["step"], values, legend_name(family), **_look(str(family)))
-        if family == "sign_gd" and name == "train_loss" and "noise_l1" in ds and int(ds["step"][-1]) >= 1000:
-            rate = float(theory.late_loss_rate(float(ds["learning_rate"][i]), ds["noise_l1"].isel(optimizer=i)).mean())
+        law = family == "sign_gd" and name == "train_loss" and {"noise_l1", "learning_rate"} <= set(ds.variables)
+        if law and int(ds["step"][-1]) >= 1000 and math.isfinite(eta := numbers_of(ds, "learning_rate")[i]):
+            rate = float(theory.late_loss_rate(float(eta), ds["noise_l1"].isel(optimizer=i)).mean())
             start = float(values.sel(step=1000, method="nearest").median())
             t = ds["step"].values[ds["step"].values >= 1000]
-            law = start * np.exp(-rate * (t - 1000))
-            ax.plot(t, law, color="0.25", lw=0.7, ls="--", label=r"$4\eta\,\min\|\xi\|_1$")
+            late = start * np.exp(-rate * (t - 1000))
+            ax.plot(t, late, color="0.25", lw=0.7, ls="--", label=r"$4\eta\,\min\|\xi\|_1$")
     ax.set(yscale="log", xlabel="step t", ylabel=ds[name].attrs.get("long_name", name))
     ax.legend()
     return ax
@@ -206,7 +207,7 @@ def error_at_loss(ds: Any, ax: Any = None, levels: Sequence[float] | None = None
     Args:
       ds: Dataset at one point of every axis, with train_loss and test_error.
       ax: Axes, or None.
-      levels: training losses in nat at which runs are compared, default .6 ... 1e-4.
+      levels: training losses in nat at which runs are compared; default those that were captured, else .6 ... 1e-4.
 
     Returns:
       The Axes; time runs from left to right, so the x axis is inverted.
@@ -214,12 +215,10 @@ def error_at_loss(ds: Any, ax: Any = None, levels: Sequence[float] | None = None
     Raises:
       ValueError: if an observable is not there.
     """
-    import xarray as xr
-
     need(ds, "train_loss", "test_error")
     ds, ax = one_point(ds), _axes(ax)
-    levels = list(levels if levels is not None else np.geomspace(0.6, 1e-4, 24))
-    errors = xr.concat([at_train_loss(ds, level)["test_error"] for level in levels], "level")
+    levels = list(levels if levels is not None else levels_of(ds, np.geomspace(0.6, 1e-4, 24)))
+    errors = at_train_loss(ds, levels, ["test_error"])["test_error"]
     for i, family in enumerate(ds["family"].values):
         label = legend_name(family)
         band(ax, levels, errors.isel(optimizer=i).transpose("seed", "level"), label, **_look(str(family)))
@@ -252,7 +251,7 @@ def snr(ds: Any, ax: Any = None, level: float = 0.1, name: str = "test_error") -
     if "snr" not in ds.dims:
         raise ValueError(f"ds must have an axis snr, got the dimensions {list(ds.dims)}")
     ax = _axes(ax)
-    values = at_train_loss(ds, level)[name]
+    values = at_train_loss(ds, level, [name])[name]
     for family in dict.fromkeys(ds["family"].values.tolist()):
         rates = values.isel(optimizer=np.flatnonzero(ds["family"].values == family))
         runs = rates.stack(run=("optimizer", "seed")).reset_index("run", drop=True).rename(run="seed")

@@ -6,8 +6,16 @@ from typing import Any
 import numpy as np
 
 from jaxsign.measures import GROUPING_STEP
+from jaxsign.reading import CannotDecide
 
 BOUNDARIES = ("t_I", "t_II", "t_III", "t_IV", "t_V")
+#: Variables that are no traces.
+CONSTANTS = ("status", "noise_l1")
+#: Dimensions that stage boundaries are read along.
+OWN_DIMS = {
+    "value_noise": ("step",), "sign_agreement": ("step",), "query_signal": ("step", "row"), "s21": ("step",),
+    "query_noise": ("step", "row"),
+}  # fmt: skip
 
 
 def manifest(ds: Any) -> dict[str, Any]:
@@ -21,11 +29,14 @@ def manifest(ds: Any) -> dict[str, Any]:
     return json.loads(ds.attrs["manifest"])
 
 
-def need(ds: Any, *names: str) -> None:
-    """Raises ValueError naming the observables that `ds` lacks."""
+def need(ds: Any, *names: str, steps: bool = True) -> None:
+    """Raises CannotDecide naming the observables that `ds` lacks, or holds without steps unless `steps` is False."""
     missing = [name for name in names if name not in ds]
     if missing:
-        raise ValueError(f"ds must hold the observables {list(names)}, got a Dataset without {missing}")
+        raise CannotDecide(f"ds must hold the observables {list(names)}, got a Dataset without {missing}")
+    flat = [name for name in names if name not in CONSTANTS and "step" not in ds[name].dims]
+    if flat and steps:
+        raise CannotDecide(f"ds must hold the observables {list(names)} over steps, got one number a run of {flat}")
 
 
 def flipped(ds: Any, name: str, step: int | None = None) -> Any:
@@ -42,14 +53,17 @@ def flipped(ds: Any, name: str, step: int | None = None) -> Any:
       DataArray over the runs (and step); NaN where no pair is opposed.
 
     Raises:
-      ValueError: if an observable or the grouping step is not there.
+      CannotDecide: if an observable, the grouping step or `step` is missing.
 
     References:
       arXiv 2410.04870, stages III and IV.
     """
     need(ds, name, "query_signal")
     if GROUPING_STEP not in ds.step:
-        raise ValueError(f"step {GROUPING_STEP} must be recorded to group noise by sign, got steps {ds.step.values}")
+        steps = ds["step"].values
+        raise CannotDecide(f"step {GROUPING_STEP} must be recorded to group noise by sign, got steps {steps}")
+    if step is not None and step not in ds.step:
+        raise CannotDecide(f"step {step} is not recorded")
     at = ds.sel(step=GROUPING_STEP)
     opposed = np.sign(at[name]) != np.sign(at["query_signal"])
     later = ds if step is None else ds.sel(step=step)
@@ -82,7 +96,7 @@ def find_stages(ds: Any) -> Any:
       never reached; `in_order` is true where t_I < t_II < t_III and t_II < t_IV < t_V.
 
     Raises:
-      ValueError: if an observable is missing.
+      CannotDecide: if an observable or step 100 is missing, or an observable has other dimensions; a ValueError.
 
     Examples:
       >>> import jax, jaxsign as js
@@ -97,6 +111,11 @@ def find_stages(ds: Any) -> Any:
     import xarray as xr
 
     need(ds, "value_noise", "sign_agreement", "query_signal", "s21", "query_noise")
+    need(ds, "status")  # apart: it is no observable
+    for name, own in OWN_DIMS.items():
+        lost = [dim for dim in own if dim not in ds[name].dims]
+        if lost:
+            raise CannotDecide(f"{name} must have the dimensions {list(own)}, got {list(ds[name].dims)}")
     noise_dims = [dim for dim in ("sample", "patch") if dim in ds["value_noise"].dims]
     t_1 = _first(ds, (ds["value_noise"] > 0).all(noise_dims))
     t_2 = _first(ds, ds["sign_agreement"] >= 0.99)

@@ -1,17 +1,19 @@
 """From claims and Datasets to a table of verdicts, in plain text, Markdown, LaTeX, HTML or a DataFrame."""
 
-import csv
 import dataclasses
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxsign.claims.claim import Claim, NotThere
+from jaxsign import tables
+from jaxsign.claims.claim import Claim, real_numbers
 from jaxsign.claims.systems import CLAIMS, known_system, setting_of
+from jaxsign.reading import CannotDecide, reading
+from jaxsign.stages import manifest
 from jaxsign.validation import known
 
 #: Share of seeds that must lie inside for a claim to hold.
@@ -130,10 +132,12 @@ class ClaimTable:
       rows: decided claims.
       missing: (claim id, setting, reason) of claims that no Dataset of that setting could answer; where no claim is
         decided at all, of every setting.
+      asked: ids of the claims that were asked for; None: all that there are.
     """
 
     rows: tuple[Row, ...]
     missing: tuple[tuple[str, str, str], ...] = ()
+    asked: tuple[str, ...] | None = None
 
     def lines(self) -> list[tuple[str, ...]]:
         """Cells under HEADER, one line per part; a claim's first line carries its verdict."""
@@ -204,28 +208,41 @@ class ClaimTable:
         ]  # fmt: skip
 
     def to_csv(self, path: Path) -> None:
-        """Writes `records` as CSV, numbers with 6 significant digits so that rounding leaves no trace."""
-        records = self.records()
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(records[0]) if records else ["claim", "setting", "verdict"])
-            writer.writeheader()
-            for record in records:
-                writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()})
+        """Writes `records` as CSV in one move, numbers with 6 significant digits so that rounding leaves no trace.
+
+        Args:
+          path: new, or a file that is replaced; its folder exists.
+
+        Raises:
+          ValueError: if it is a directory, a pipe or a device, or cannot be written.
+        """
+        tables.write(Path(path), self.records())
 
     def changes(self, reference: Path) -> list[str]:
         """Sentences for verdicts that differ from a table written by `to_csv`.
 
+        Args:
+          reference: the file; of its claims, those that were asked for count.
+
+        Returns:
+          One sentence for every verdict that changed, is new, or is no longer decided.
+
         Raises:
           ValueError: if the file is not such a table.
         """
-        with open(reference, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        if rows and not {"claim", "setting", "verdict"} <= rows[0].keys():
-            raise ValueError(f"{reference} must be a claims table with columns claim, setting, verdict")
-        before = {(row["claim"], row["setting"]): row["verdict"] for row in rows}
+        return self.differences(tables.read(Path(reference)))
+
+    def differences(self, before: Mapping[tuple[str, str], str]) -> list[str]:
+        """As `changes`, against {(claim, setting): verdict}."""
+        before = self.within(before)
         now = {(row.claim.id, row.setting): row.verdict for row in self.rows}
         changed = [f"{c} {s}: {before[c, s]} -> {v}" for (c, s), v in now.items() if before.get((c, s), v) != v]
-        return changed + [f"{c} {s}: new, {v}" for (c, s), v in now.items() if before and (c, s) not in before]
+        new = [f"{c} {s}: new, {v}" for (c, s), v in now.items() if (c, s) not in before]
+        return [*changed, *new, *(f"{c} {s}: {v} -> not decided" for (c, s), v in before.items() if (c, s) not in now)]
+
+    def within(self, verdicts: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+        """Those of {(claim, setting): verdict} whose claim was asked for."""
+        return {key: word for key, word in verdicts.items() if self.asked is None or key[0] in self.asked}
 
 
 def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
@@ -240,7 +257,9 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
       A ClaimTable, claims in order, the settings of a claim below each other.
 
     Raises:
-      ValueError: for an unknown claim id or an empty list.
+      ValueError: for an unknown claim id, an empty list, or a Dataset without a manifest.
+      RuntimeError: if the code of a claim fails in another way than by `js.CannotDecide`; it names the claim, the
+        setting and the part, and comes from the exception that was raised.
 
     Examples:
       >>> check([], claims=["S1"]).rows
@@ -254,13 +273,14 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
     if claims is not None and not len(claims):
         raise ValueError(f"claims must name at least one of {list(by_id)}, got {claims!r}")
     chosen = [c if isinstance(c, Claim) else by_id[known("claim", c, by_id)] for c in (claims or CLAIMS)]
-    places = [(known_system(one), setting_of(one)) for one in datasets]
+    places = [_place(one) for one in datasets]
     answering: dict[tuple[str, str], list[Any]] = {}
     for place, one in zip(places, datasets):
         answering.setdefault(place, []).append(one)
     for own in answering.values():  # of several sweeps in one setting, the one with the most seeds decides a claim
         own.sort(key=lambda one: one.sizes.get("seed", 0), reverse=True)
-    answering = {place: [*own, *_joined(own)] for place, own in answering.items()}
+    with reading("bringing sweeps of one setting together"):
+        answering = {place: [*own, *_joined(own)] for place, own in answering.items()}
     rows: list[Row] = []
     missing: list[tuple[str, str, str]] = []
     beside: list[tuple[str, str, str]] = []
@@ -273,7 +293,7 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
                 try:
                     rows.append(_decide(claim, setting, one))
                     break
-                except NotThere as reason:
+                except CannotDecide as reason:
                     reasons.append(str(reason))
             else:
                 # Variations of a preset and other sweeps beside it are there for single claims, not for all.
@@ -283,7 +303,20 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
                     or (setting == "custom" and len({s for o, s in places if o == system}) > 1)
                 )
                 (beside if single else missing).append((claim.id, setting, "; ".join(dict.fromkeys(reasons))))
-    return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside))
+    asked = None if claims is None else tuple(claim.id for claim in chosen)
+    return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside), asked)
+
+
+def _place(ds: Any) -> tuple[str, str]:
+    """(system, setting) of a Dataset.
+
+    Raises:
+      ValueError: for one without a manifest.
+    """
+    manifest(ds)
+    system = known_system(ds)
+    with reading(f"naming the setting of a Dataset of {system}"):
+        return system, setting_of(ds)
 
 
 def _joined(datasets: list[Any]) -> list[Any]:
@@ -294,54 +327,94 @@ def _joined(datasets: list[Any]) -> list[Any]:
     """
     import xarray as xr
 
-    def numbers(ds: Any) -> Any:
+    def scalars(ds: Any) -> Any:
         names = [name for name, v in ds.data_vars.items() if v.dims == ("optimizer", "seed")]
         extra = [name for name in ds.coords if name not in ("optimizer", "seed", "step", "family", "learning_rate")]
         return ds[names].drop_vars(extra, errors="ignore")
 
-    if len(datasets) < 2 or any("status" not in ds or ds["status"].dims != ("optimizer", "seed") for ds in datasets):
+    whole = all(
+        "status" in ds and ds["status"].dims == ("optimizer", "seed") and {"step", "family"} <= set(ds.coords)
+        for ds in datasets
+    )
+    if len(datasets) < 2 or not whole:
         return []
     first = datasets[0]
     labels = [label for ds in datasets for label in ds["optimizer"].values.tolist()]
     same = all(ds.sizes["seed"] == first.sizes["seed"] and (ds["seed"] == first["seed"]).all() for ds in datasets)
     if not same or len(set(labels)) < len(labels) or any("learning_rate" not in ds.coords for ds in datasets):
         return []
-    parts = [numbers(ds) for ds in datasets]
+    parts = [scalars(ds) for ds in datasets]
     shared = set.intersection(*(set(part.data_vars) for part in parts))
     steps = sorted(set.intersection(*(set(ds["step"].values.tolist()) for ds in datasets)))
-    whole = xr.concat([part[sorted(shared)].drop_vars("step", errors="ignore") for part in parts], "optimizer")
-    return [whole.assign_coords(step=steps).assign_attrs(first.attrs)]
+    side_by_side = xr.concat([part[sorted(shared)].drop_vars("step", errors="ignore") for part in parts], "optimizer")
+    return [side_by_side.assign_coords(step=steps).assign_attrs(first.attrs)]
 
 
 def _decide(claim: Claim, setting: str, ds: Any) -> Row:
     """The verdict on one claim from one Dataset.
 
     Raises:
-      NotThere: saying what the Dataset lacks.
+      CannotDecide: saying what the Dataset lacks.
+      Defect: if its code fails, naming the claim, the setting and the part.
     """
-    runs = claim.select(ds)
-    try:
-        numbers = [np.asarray(part.measure(runs).transpose("seed").values, float) for part in claim.parts]
-        predicted = [None if part.predict is None else float(part.predict(runs)) for part in claim.parts]
-    except ValueError as lacking:
-        raise NotThere(str(lacking)) from None
-    inside = np.ones(numbers[0].shape, bool)
-    for part, values in zip(claim.parts, numbers):
+    here = f"claim {claim.id} in the setting {setting}"
+    found: list[np.ndarray] = []
+    predicted: list[float | None] = []
+    with reading(here):
+        runs = claim.select(ds)
+        for part in claim.parts:
+            with reading(f"{here}, the measure of {part.label!r}"):
+                found.append(_per_seed(part.measure(runs), runs))
+            with reading(f"{here}, the prediction of {part.label!r}"):
+                predicted.append(None if part.predict is None else _scalar(part.predict(runs)))
+        return _row(claim, setting, found, predicted)
+
+
+def _row(claim: Claim, setting: str, found: Sequence[np.ndarray], predicted: Sequence[float | None]) -> Row:
+    """The verdict on a claim from one number a seed of each of its parts."""
+    inside = np.ones(found[0].shape, bool)
+    for part, values in zip(claim.parts, found):
         if part.interval is not None:
             inside &= (values >= part.interval[0]) & (values <= part.interval[1])  # NaN is outside
     count, seeds = int(inside.sum()), inside.size
     word, low, high = verdict(count, seeds)
     if claim.judge == "mean":
-        judged = [(values, part.interval) for part, values in zip(claim.parts, numbers) if part.interval is not None]
-        found = [mean_verdict(*one) for one in judged]
-        words = [one[0] for one in found]
+        judged = [(values, part.interval) for part, values in zip(claim.parts, found) if part.interval is not None]
+        judgements = [mean_verdict(*one) for one in judged]
+        words = [one[0] for one in judgements]
         word = next((w for w in ("FAILS", "UNDECIDED") if w in words), "HOLDS")
-        low, high = found[words.index(word)][1:]
+        low, high = judgements[words.index(word)][1:]
     measured = tuple(
         Measured(part.label, *_quantiles(values), part.interval, guess)
-        for part, values, guess in zip(claim.parts, numbers, predicted)
+        for part, values, guess in zip(claim.parts, found, predicted)
     )
     return Row(claim, setting, measured, count, seeds, (low, high), word)
+
+
+def _per_seed(found: Any, runs: Any) -> np.ndarray:
+    """What a measure returned, as one float a seed; axes of one point are no axes.
+
+    Raises:
+      TypeError: if it is no DataArray of real numbers over the seeds of the runs.
+    """
+    dims = getattr(found, "dims", None)
+    if dims is None or "seed" not in dims:
+        raise TypeError(f"must return a DataArray over seed, got {type(found).__name__}{'' if dims is None else dims}")
+    seeds, axes = runs.sizes["seed"], set(runs["status"].dims) - {"seed"}
+    found = found.squeeze([dim for dim in dims if dim in axes and found.sizes[dim] == 1], drop=True)
+    if found.dims != ("seed",) or found.size != seeds:
+        raise TypeError(f"must return one number for each of {seeds} seeds, got the dimensions {dict(found.sizes)}")
+    if "seed" in found.coords and "seed" in runs.coords and not (found["seed"].values == runs["seed"].values).all():
+        raise TypeError("must return the seeds in their order")
+    return real_numbers(found.values)
+
+
+def _scalar(found: Any) -> float:
+    """What a prediction returned, as a float."""
+    values = np.asarray(found)
+    if values.size != 1:
+        raise TypeError(f"must return one number, got the shape {values.shape}")
+    return float(real_numbers(values).item())
 
 
 def _quantiles(values: np.ndarray) -> tuple[float, float, float]:

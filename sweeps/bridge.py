@@ -34,6 +34,8 @@ TRACES = [
     "train_loss", "test_loss", "test_error", "value_noise", "query_noise", "key_noise", "query_signal", "key_signal",
     "s11", "s21", "log_s21", "s22", "sign_agreement",
 ]  # fmt: skip
+#: Training losses at which curvature is compared.
+LEVELS = (0.6, 0.5, 0.3, 0.2, 0.1, 0.03, 0.01, 0.003, 0.001)
 CURVED = [
     "train_loss", "test_error", "directional_smoothness", "gradient_before", "robust_condition",
     "robust_condition_eigen",
@@ -78,14 +80,14 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
                     system=js.two_layer, problem=dataclasses.replace(problem, kernel=kernel), engine=engine,
                     hyper=dataclasses.replace(hyper, residual=path), optimizers=TWO_LAYER, steps=steps,
                     record=RECORD[steps >= RECORD], test_every=[t for t in TEST if t <= steps], observables=TRACES,
+                    levels=(0.1,),
                     axes={"seed": seeds(36)},
                 )  # fmt: skip
     problem, hyper = js.presets.paper_like()
-    record = np.unique([*range(0, 101, 10), *range(100, 301, 20), *range(300, 1501, 100)])
-    record = record[record <= steps]
+    record = np.unique([0, min(100, steps), steps])
     sweeps["curvature"] = js.Sweep(
         system=js.two_layer_curvature, problem=dataclasses.replace(problem, **small) if tiny else problem, hyper=hyper,
-        optimizers=TWO_LAYER, steps=steps, record=record, test_every=record, observables=CURVED,
+        optimizers=TWO_LAYER, steps=steps, record=record, test_every=record, levels=LEVELS, observables=CURVED,
         axes={"seed": seeds(12)},
     )  # fmt: skip
     sizes = {"d": 2, "depth": 2, "batch_size": 16, "n_eval": 16} if tiny else {}

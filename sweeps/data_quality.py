@@ -47,14 +47,12 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     norm = 2.0 * math.sqrt(problem.s)  # of the noise, as in the preset
     steps = args.steps or 320
     record = js.log_steps(steps, per_decade=12)
-    tested = record[::-3][::-1]
-    tested = tested[tested >= min(10, steps)]  # none is at the loss before
 
     def sweep(axes, seeds, n_test, frozen):
         return js.Sweep(
             system=js.two_layer, engine=args.engine or "support", optimizers=OPTIMIZERS, hyper=hyper, steps=steps,
             problem=dataclasses.replace(problem, n_test=n_test), axes={**axes, "seed": args.seeds or seeds},
-            record=record, test_every=tested, observables=SCALARS,
+            record=record, test_every=record[[0, -1]], levels=(0.1, 0.01), observables=SCALARS,
             trainable=("w_v",) if frozen else None,
         )  # fmt: skip
 

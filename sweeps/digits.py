@@ -79,7 +79,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
                 system=js.noisy_digits, problem=problem, hyper=js.DigitsHyper(),
                 shared=js.load_digits(args.data_dir, problem), optimizers=families,
                 axes={"scale": scales, "seed": args.seeds or (2 if args.tiny else 10)}, steps=steps, record=record,
-                test_every=record, trainable=FROZEN[model] if control else None,
+                test_every=record, levels=(0.1,), trainable=FROZEN[model] if control else None,
             )  # fmt: skip
     return sweeps
 

@@ -27,6 +27,8 @@ OPTIMIZERS = {
 RECORD = np.concatenate([np.arange(21), np.arange(25, 101, 5), np.arange(110, 301, 10), np.arange(320, 2001, 20)])
 RECORD = np.unique(np.concatenate([RECORD, [50, 150, 250, 350, 850, 950, 1100, 1500]]))
 TEST = [0, 5, 10, 20, 50, 75, 100, 150, 200, 250, 300, 400, 500, 600, 700, 800, 900, 1000, 1200, 1500, 1740, 2000]
+#: Training losses at which the optimizers' test errors are compared.
+LEVELS = (0.6, 0.5, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 1e-4)
 TRACES = [
     "train_loss", "test_loss", "test_error", "value_signal", "value_noise", "query_noise", "key_noise", "query_signal",
     "key_signal", "s11", "s21", "log_s21", "s22", "sign_agreement", "majority_agreement",
@@ -49,7 +51,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
             problem = dataclasses.replace(problem, n=4, d=120, s=6, m_k=4, m_v=4, n_test=20)
         sweeps[name] = js.Sweep(
             problem=problem, hyper=hyper, optimizers=OPTIMIZERS, steps=steps, record=record,
-            test_every=[step for step in TEST if step <= steps], observables=TRACES, **common,
+            test_every=[step for step in TEST if step <= steps], levels=LEVELS, observables=TRACES, **common,
         )  # fmt: skip
         if not args.tiny:
             sweeps[f"{name}_n21"] = js.Sweep(

@@ -32,6 +32,8 @@ FOLLOW_ETA = 1e-3
 ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-15}
 #: Decoupled decay acts within 1/(eta lambda) steps; coupled decay where lambda |w| reaches |g|.
 DECOUPLED, COUPLED = [1.0, 10.0, 30.0, 100.0], [1e-4, 1e-3, 1e-2, 3e-2]
+#: Training losses at which errors are compared, close to each other where decay settles.
+LEVELS = (0.65, 0.6, 0.5, 0.4, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.017, 0.012, 0.01, 0.003, 0.001)
 #: Value gradients start at about 1e-3 on noise and .025 on the signal.
 TEMPERATURES = [1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 
@@ -98,7 +100,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
             system=js.two_layer, engine=args.engine or "auto", problem=problem, hyper=hyper, optimizers=optimizers,
             axes={**axes, "seed": args.seeds or (2 if tiny else seeds)}, steps=steps, record=schedule,
             test_every=schedule, observables=["train_loss", "test_loss", "test_error", "s21", validation_error],
-            trainable=trainable,
+            levels=LEVELS, trainable=trainable,
         )  # fmt: skip
 
     batches = {"batch_size": [4, 2] if tiny else [20, 5, 2, 1]}

@@ -26,6 +26,8 @@ SNR = [0.02, 0.04, 0.0790569415042095, 0.12, 0.18, 0.27, 0.4, 0.6]
 #: Disjoint supports close the dynamics on inner products; coordinates that patches share do not.
 ENGINES = {"snr": "support", "paper_like": "support", "theory": "feature_space"}
 SCALARS = ["train_loss", "test_loss", "test_error"]
+#: Training losses at which the optimizers are compared; those of claim G1 are among them.
+LEVELS = (0.6, 0.5, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
@@ -42,8 +44,8 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         axes = {"snr": SNR[1:4:2] if args.tiny else SNR} if name == "snr" else {}
         sweeps[name] = js.Sweep(
             system=js.two_layer, engine=args.engine or ENGINES[name], problem=problem, hyper=hyper,
-            optimizers=OPTIMIZERS, axes={**axes, "seed": seeds}, steps=steps, record=schedule, test_every=schedule,
-            observables=SCALARS,
+            optimizers=OPTIMIZERS, axes={**axes, "seed": seeds}, steps=steps, record=schedule, test_every=schedule[[0, -1]],
+            levels=LEVELS, observables=SCALARS,
         )  # fmt: skip
     return sweeps
 

@@ -14,7 +14,6 @@ import xarray as xr
 
 import jaxsign as js
 from jaxsign.claims import digits as claims
-from jaxsign.claims.claim import NotThere
 from jaxsign.claims.systems import known_system
 from jaxsign.data.digits import Held, Patches
 from jaxsign.models import calibration, class_means, patch_attention, vision
@@ -279,7 +278,7 @@ def test_the_rise_is_seen_by_other_seeds():
     bump = flat + 3 * xr.DataArray([0, 0, 1, 1, 0, 0], dims="scale")
     assert float(claims.rise(bump).mean()) == pytest.approx(3, abs=0.2)
     assert float(claims.rise(bump, -bump).mean()) == pytest.approx(-3, abs=0.2)
-    with pytest.raises(NotThere, match="two scales or more"):
+    with pytest.raises(js.CannotDecide, match="two scales or more"):
         claims.rise(flat.isel(scale=[0]))
 
 
@@ -301,11 +300,11 @@ def test_rates_are_chosen_on_validation_images_alone():
     early = ds.assign(val_loss=ds["val_loss"] + 1.0 * (ds["step"] != 10), test_loss=ds["test_loss"] + ds["step"])
     found, usual = (claims.tuned(one, "gd", "best")["test_loss"] for one in (early, ds))
     np.testing.assert_allclose(found, usual + 10)
-    with pytest.raises(NotThere, match="needs runs of momentum"):
+    with pytest.raises(js.CannotDecide, match="needs runs of momentum"):
         claims.tuned(ds, "momentum", "end")
-    with pytest.raises(NotThere, match="needs runs of gd"):
+    with pytest.raises(js.CannotDecide, match="needs runs of gd"):
         claims.tuned(ds.assign(status=ds["status"].where(ds["family"] != "gd", -1)), "gd", "end")
-    with pytest.raises(NotThere, match="needs a sweep over the image scale"):
+    with pytest.raises(js.CannotDecide, match="needs a sweep over the image scale"):
         claims.tuned(ds.isel(scale=0), "gd", "end")
 
 

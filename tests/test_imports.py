@@ -28,7 +28,7 @@ LAYERS = [
     {"decoding"},
     {"trajectories"},
     {"playback"},
-    {"measures"},
+    {"measures", "reading", "tables"},
     {"stages"},
     {"equal_loss"},
     {"claims"},
@@ -47,7 +47,9 @@ NEVER = {
     **dict.fromkeys(
         ["training", "loop", "start", "exactness", "probes", "draws", "sweep", "store", "optim", "task"], SYSTEMS
     ),
-    **dict.fromkeys(["measures", "stages", "equal_loss", "claims", "verdicts", "plot", "report"], TRAINING),
+    **dict.fromkeys(
+        ["measures", "reading", "tables", "stages", "equal_loss", "claims", "verdicts", "plot", "report"], TRAINING
+    ),
     **dict.fromkeys(["data", "models", "observables", "theory"], frozenset({"task", "optim", "schedule"})),
 }
 LATE = {"flax", "jinja2", "xarray", "zarr", "orbax", "matplotlib", "tqdm", "scipy", "pandas"}

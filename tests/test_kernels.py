@@ -17,7 +17,6 @@ import xarray as xr
 import jaxsign as js
 from jaxsign import landscape, verdicts
 from jaxsign.claims import kernel_attention as claims
-from jaxsign.claims.claim import NotThere
 from jaxsign.data import kernel_attention as source
 from jaxsign.models import kernel_attention as model
 from jaxsign.models.kernels import attention, default_constant, kernel
@@ -393,11 +392,11 @@ def test_claims_compare_each_kernel_at_its_best_rate_and_leave_diverged_runs_out
 
 def test_claims_say_what_a_dataset_lacks():
     ds = query_runs(lambda init_scale, d: 0.5)
-    with pytest.raises(NotThere, match="needs runs at init_scale=2"):
+    with pytest.raises(js.CannotDecide, match="needs runs at init_scale=2"):
         claims.at(ds, init_scale=2)
-    with pytest.raises(NotThere, match="several on"):
+    with pytest.raises(js.CannotDecide, match="several on"):
         claims.at(ds, init_scale=0.5)
-    with pytest.raises(NotThere, match="step 1500 is not recorded"):
+    with pytest.raises(js.CannotDecide, match="step 1500 is not recorded"):
         claims.CLAIMS[0].select(ds.isel(step=[0, 1]))
 
 

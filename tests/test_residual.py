@@ -296,9 +296,9 @@ def test_claims_read_the_points_they_compare(results):
     np.testing.assert_allclose(part.measure(ds), picked / other)
     assert both["train_loss"].dims == none["train_loss"].dims == ("optimizer", "seed", "step")
     assert claims.setting_of(ds) == "custom"  # the tiny sizes
-    with pytest.raises(claims.NotThere, match="residuals"):
+    with pytest.raises(js.CannotDecide, match="residuals"):
         claims.ablated(ds, 2, 0)
-    with pytest.raises(claims.NotThere, match="64-bit"):
+    with pytest.raises(js.CannotDecide, match="64-bit"):
         claims._margin(1e-3)(js.open_results(results / "residual" / "bound"))
 
 

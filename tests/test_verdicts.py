@@ -1,9 +1,11 @@
 """Verdicts from the exact interval, and tables that come back from Markdown, LaTeX, HTML, CSV and pandas."""
 
 import csv
+import dataclasses
 import html.parser
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import xarray as xr
 from scipy.stats import beta
 
 import jaxsign as js
+from jaxsign import tables
 from jaxsign.verdicts import HEADER, verdict
 
 
@@ -269,3 +272,116 @@ def test_bad_requests_are_refused_by_name():
         js.check(ds.drop_attrs(), ["S1"])
     assert js.check([], ["S1"]).rows == ()
     assert len(js.check([]).missing) == 0
+
+
+def test_what_is_no_longer_decided_is_a_difference(table, tmp_path):
+    before = tmp_path / "claims.csv"
+    table.to_csv(before)
+    now = js.check([runs([0.5] * 64)], [claim("X1"), claim("X2", steps=(7,))])
+    assert now.changes(before) == [
+        "X1 theory: HOLDS -> not decided", "X2 paper_like: FAILS -> not decided", "X2 theory: FAILS -> not decided",
+    ]  # fmt: skip
+    everything = dataclasses.replace(now, asked=None)  # as where no claim is named: those that are gone count
+    before.write_text(before.read_text().replace("X2,theory", "GONE,theory"))
+    assert "GONE theory: FAILS -> not decided" in everything.changes(before)
+    assert not [line for line in now.changes(before) if "GONE" in line]
+    js.check([], ["S1"]).to_csv(before)  # no verdict at all
+    assert now.changes(before) == ["X1 paper_like: new, HOLDS"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "first line ''"),
+        (b"a,b\n1,2\n", "first line 'a,b'"),
+        (b"claim;setting;verdict\nX1;here;HOLDS\n", "first line 'claim;setting;verdict'"),
+        (
+            b"claim,setting,verdict\nX1,here,holds\n",
+            "line 2 .* one of the verdicts HOLDS, FAILS, UNDECIDED, got 'holds'",
+        ),
+        (b"claim,setting,verdict\nX1,here\n", "got None"),
+        (b"claim,setting,verdict\n,here,HOLDS\n", "line 2 .* must name a claim and a setting"),
+        (
+            b"claim,setting,verdict\nX1,here,HOLDS\nX1,here,FAILS\n",
+            "line 3 .* gives X1 here the verdict FAILS, an earlier",
+        ),
+        (b"\x00\xff\x13binary", "no such text"),
+        ("claim,setting,verdict\nX1,here,HOLDS\n".encode("utf-16"), "no such text"),
+        (b'claim,setting,verdict\n"X1,here,HOLDS\n', "no such text"),
+    ],
+)
+def test_a_reference_that_is_no_claims_table_is_refused(content, words, table, tmp_path):
+    file = tmp_path / "reference.csv"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=words) as caught:
+        table.changes(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reference_may_come_from_another_program(table, tmp_path):
+    file = tmp_path / "claims.csv"
+    table.to_csv(file)
+    rows = file.read_bytes()
+    for changed in (
+        b"\xef\xbb\xbf" + rows,
+        rows.replace(b"\r\n", b"\n"),
+        rows + rows.split(b"\r\n")[1],
+        rows + b"\r\n\r\n",
+    ):
+        file.write_bytes(changed)
+        assert table.changes(file) == []
+    names = ("claim", "setting", "verdict")
+    few = [",".join(names), *(",".join(str(record[name]) for name in names) for record in table.records())]
+    file.write_text("\n".join(few))
+    assert table.changes(file) == []
+
+
+def test_a_table_is_known_again_and_replaced_in_one_move(table, tmp_path):
+    mine = tmp_path / "claims.csv"
+    for _ in range(2):
+        table.to_csv(mine)
+    content = mine.read_bytes()
+    mine.write_bytes(b"\xef\xbb\xbf" + content.replace(b"\r\n", b"\n"))  # saved by a spreadsheet: still a table
+    assert tables.check_file(mine) == mine.resolve()
+    (tmp_path / "link.csv").symlink_to(mine)
+    table.to_csv(tmp_path / "link.csv")
+    assert mine.read_bytes() == content
+    assert (tmp_path / "link.csv").is_symlink()
+    (tmp_path / "old.csv").write_text("claim,setting,verdict\n")
+    assert tables.check_file(tmp_path / "old.csv") == (tmp_path / "old.csv").resolve()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    foreign = {
+        "notes.txt": b"mine\n", "empty": b"", "data.csv": b"claim,setting,price\n1,2,3\n", "binary": b"\x00\xff" * 5000,
+        "more.csv": b"claim,setting,verdict,mine\n", "claim": b"claim",
+    }  # fmt: skip
+    for name, text in foreign.items():
+        (tmp_path / name).write_bytes(text)
+    for name in (*foreign, "pipe", "circle", ".", "nowhere/x.csv", "notes.txt/x.csv", "x" * 300):
+        with pytest.raises(ValueError, match=r"claims table|cannot be written") as caught:
+            tables.check_file(tmp_path / name)
+        assert "\n" not in str(caught.value)
+        if name not in foreign:
+            with pytest.raises(ValueError, match=r"claims table|cannot be written"):
+                table.to_csv(tmp_path / name)
+    assert {name: (tmp_path / name).read_bytes() for name in foreign} == foreign
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_full_disk_leaves_the_earlier_table(table, tmp_path, monkeypatch):
+    table.to_csv(tmp_path / "claims.csv")
+    before = (tmp_path / "claims.csv").read_bytes()
+
+    def full(*paths):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ValueError, match="cannot be written: No space left on device"):
+        js.check([], ["S1"]).to_csv(tmp_path / "claims.csv")
+    assert [file.name for file in tmp_path.iterdir()] == ["claims.csv"]
+    assert (tmp_path / "claims.csv").read_bytes() == before
+
+
+def test_columns_are_those_of_the_records(table):
+    assert all(tuple(record) == tables.COLUMNS for record in table.records())

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from jaxsign import theory
-from jaxsign.claims.claim import NotThere, Part, WholeClaim, one_point
+from jaxsign.claims.claim import Part, WholeClaim, numbers_of, one_point
 from jaxsign.claims.two_layer import problem_of
 from jaxsign.claims.two_layer import setting_of as setting_of
+from jaxsign.reading import CannotDecide
 from jaxsign.stages import flipped, need
 
 INF = math.inf
@@ -38,15 +39,16 @@ def point(ds: Any, family: str, **numbers: float) -> Any:
       **numbers: keywords of the optimizer, such as b2=0.9.
 
     Raises:
-      NotThere: if there is not exactly one such optimizer.
+      CannotDecide: if there is not exactly one such optimizer.
     """
     chosen = ds["family"].values == family
     for name, number in numbers.items():
-        chosen = chosen & (np.isclose(ds[name].values, number, rtol=1e-9, atol=0) if name in ds.coords else False)
+        chosen = chosen & (np.isclose(numbers_of(ds, name), number, rtol=1e-9, atol=0) if name in ds.coords else False)
     places = np.flatnonzero(chosen)
     if places.size != 1:
         shown = ", ".join(f"{name}={number:g}" for name, number in numbers.items())
-        raise NotThere(f"needs exactly one {family} optimizer{' with ' + shown if shown else ''}, got {places.size}")
+        which = f"{family} optimizer with {shown}" if shown else f"{family} optimizer"
+        raise CannotDecide(f"needs exactly one {which}, got {places.size}")
     runs = one_point(ds).isel(optimizer=int(places[0]))
     return runs.drop_vars([name for name in runs.coords if name not in runs.dims])
 
@@ -80,8 +82,8 @@ def late_law(runs: Any, b1: float = 0.0, b2: float = 0.0) -> Any:
 
 
 def _eta(ds: Any) -> None:
-    if "learning_rate" not in ds.coords or not np.allclose(ds["learning_rate"], 1e-4, rtol=1e-9):
-        raise NotThere("needs the learning rate 1e-4 for every optimizer")
+    if "learning_rate" not in ds.coords or not np.allclose(numbers_of(ds, "learning_rate"), 1e-4, rtol=1e-9):
+        raise CannotDecide("needs the learning rate 1e-4 for every optimizer")
 
 
 def _worst(numbers: list[Any]) -> Any:

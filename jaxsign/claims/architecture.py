@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, above, one_family
+from jaxsign.claims.claim import Claim, Part, WholeClaim, above, one_family
 from jaxsign.presets import paper_like
+from jaxsign.problem import field_names
 from jaxsign.problems.deep import DeepProblem
+from jaxsign.reading import CannotDecide
 from jaxsign.stages import find_stages, manifest, need
 
 INF = math.inf
@@ -29,11 +31,10 @@ def setting_of(ds: Any) -> str:
     Such as "depth 4 with mlp"; anything of other sizes or numbers is "custom", residual connections are free.
     """
     definition = manifest(ds)["definition"]
-    try:
-        problem = DeepProblem(**dict(definition.get("problem") or {}))
-        hyper = dict(definition.get("hyper") or {})
-    except (TypeError, ValueError):
+    fields, hyper = (dict(definition.get(name) or {}) for name in ("problem", "hyper"))
+    if not set(fields) <= set(field_names(DeepProblem)):  # of a later version
         return "custom"
+    problem = DeepProblem(**fields)
     free = {name: getattr(problem, name) for name in ("depth", "mlp", "layer_norm", "n_test")}
     numbers = dataclasses.asdict(paper_like()[1])
     same = {name: hyper.get(name) for name in numbers if name != "residual"}
@@ -63,13 +64,13 @@ def connected(ds: Any, residual: float, family: str = "sign_gd") -> Any:
     """The runs of one optimizer with residual connections of this weight, dims (seed, step, ...).
 
     Raises:
-      NotThere: if there are none.
+      CannotDecide: if there are none.
     """
     if "residual" not in ds.dims:
-        raise NotThere("needs an axis residual")
+        raise CannotDecide("needs an axis residual")
     place = np.flatnonzero(ds["residual"].values == residual)
     if not place.size:
-        raise NotThere(f"needs runs with residual {residual:g}")
+        raise CannotDecide(f"needs runs with residual {residual:g}")
     return one_family(ds.isel(residual=int(place[0])), family)
 
 
@@ -84,7 +85,7 @@ def four_in_order(runs: Any) -> Any:
 
 def head_agreement(runs: Any) -> Any:
     """Sign agreement of query and key noise in every head, dims (..., head), averaged over its rows and patches."""
-    need(runs, "query_noise", "key_noise", "s21")
+    need(runs, "query_noise", "key_noise", "s21", steps=False)
     same = np.sign(runs["query_noise"]) == np.sign(runs["key_noise"])
     heads = runs.sizes["head"]
     same = same.assign_coords(row=np.repeat(np.arange(heads), same.sizes["row"] // heads))

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, above, one_family, one_point
+from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level, one_family, one_point
 from jaxsign.claims.residual import ablated
 from jaxsign.claims.two_layer import GAUSSIAN
 from jaxsign.claims.two_layer import setting_of as setting_of
-from jaxsign.equal_loss import at_train_loss
+from jaxsign.reading import CannotDecide
 from jaxsign.stages import need
 
 INF = math.inf
@@ -49,8 +49,8 @@ def _noise_share_at(step: int, runs: Any) -> Any:
 
 def _error_gap(runs: Any) -> Any:
     """Test error of SignGD minus GD at training loss .1."""
-    need(runs, "test_error")
-    sign, gd = (_alone(at_train_loss(runs, 0.1), family)["test_error"] for family in ("sign_gd", "gd"))
+    at = at_level(runs, 0.1, "test_error")
+    sign, gd = (_alone(at, family)["test_error"] for family in ("sign_gd", "gd"))
     return sign - gd
 
 
@@ -63,20 +63,17 @@ def _less_curved(runs: Any, family: str) -> Any:
     """Share of the levels of training loss at which a family's step meets less curvature than GD's."""
     import xarray as xr
 
-    need(runs, "directional_smoothness")
-
     def lower(level: float) -> Any:
-        at = at_train_loss(runs, level)
+        at = at_level(runs, level, "directional_smoothness")
         mine, gd = (_alone(at, name)["directional_smoothness"] for name in (family, "gd"))
-        return (mine < gd).where(mine.notnull() & gd.notnull())
+        return (mine < gd).astype(float).where(mine.notnull() & gd.notnull())
 
     return xr.concat([lower(level) for level in LEVELS], "level").mean("level")
 
 
 def _condition_ratio(runs: Any, family: str, name: str = "robust_condition") -> Any:
     """R_med(GD) / R_med(family) at training loss .1."""
-    need(runs, name)
-    at = at_train_loss(runs, 0.1)
+    at = at_level(runs, 0.1, name)
     return _alone(at, "gd")[name] / _alone(at, family)[name]
 
 
@@ -85,17 +82,20 @@ def _late(ds: Any, family: str) -> Any:
     need(ds, "train_loss")
     chosen = one_point(ds).isel(optimizer=np.flatnonzero(ds["family"].values == family))
     if not chosen.sizes["optimizer"]:
-        raise NotThere(f"needs runs of {family}")
+        raise CannotDecide(f"needs runs of {family}")
     late = chosen["step"] >= 0.9 * float(chosen["step"].max())
     return np.log(chosen["train_loss"]).where(late, drop=True).mean("step", skipna=False).min("optimizer")
 
 
 def _steps_ratio(ds: Any, residual: float) -> Any:
     """ln(steps GD needs to a hundredth of its loss / steps SignGD needs), each at its best learning rate."""
+    need(ds, "train_loss")
     runs = ablated(ds, residual, residual)
 
     def steps(family: str) -> Any:
         chosen = runs["train_loss"].isel(optimizer=np.flatnonzero(runs["family"].values == family))
+        if not chosen.sizes["optimizer"]:
+            raise CannotDecide(f"needs runs of {family}")
         reached = chosen <= 0.01 * chosen.isel(step=0)
         first = runs["step"].where(reached).min("step").fillna(float(runs["step"][-1]) + 1)  # never: after the end
         return first.min("optimizer")

@@ -7,12 +7,16 @@ words, committed before the first run. Optimizers are compared on the same seeds
 
 import dataclasses
 import math
+import numbers
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jaxsign.stages import manifest
+from jaxsign.equal_loss import at_train_loss
+from jaxsign.reading import CannotDecide
+from jaxsign.stages import manifest, need
 from jaxsign.validation import known
 
 JUDGES = ("seeds", "mean")
@@ -27,10 +31,6 @@ def above(number: float) -> tuple[float, float]:
       (True, inf)
     """
     return math.nextafter(number, math.inf), math.inf
-
-
-class NotThere(Exception):
-    """A Dataset cannot answer a claim; the message says what it lacks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,29 +83,32 @@ class Claim:
 
     def __post_init__(self) -> None:
         known("judge", self.judge, JUDGES)
+        if all(part.interval is None for part in self.parts):
+            raise ValueError(f"parts of claim {self.id!r} must hold at least one with an interval, got {self.parts!r}")
 
     def need_steps(self, ds: Any) -> None:
-        """Raises NotThere if a step that the claim needs is not recorded."""
-        recorded = set(ds["step"].values.tolist())
+        """Raises CannotDecide if a step that the claim needs is not recorded."""
+        recorded = set(ds["step"].values.tolist()) if "step" in ds.dims else set()
         absent = [step for step in self.steps if step not in recorded]
         if absent:
-            raise NotThere(f"step {absent[0]} is not recorded")
+            raise CannotDecide(f"step {absent[0]} is not recorded")
 
     def select(self, ds: Any) -> Any:
         """The runs that the parts measure.
 
         Raises:
-          NotThere: saying what the Dataset lacks.
+          CannotDecide: saying what the Dataset lacks.
         """
+        _need_runs(ds)
         self.need_steps(ds)
         runs = one_family(ds, self.family) if self.family else one_point(ds)
         if self.trusted_until is not None:
             if "first_frozen_step" not in runs:
-                raise NotThere("the Dataset does not say when query-noise gradients underflow")
+                raise CannotDecide("the Dataset does not say when query-noise gradients underflow")
             frozen = runs["first_frozen_step"]
             early = frozen.where((frozen >= 0) & (frozen <= self.trusted_until))
             if bool(early.notnull().any()):
-                raise NotThere(
+                raise CannotDecide(
                     f"query-noise gradients underflow from step {int(early.min())} on, before the horizon "
                     f"{self.trusted_until}; run it with --x64"
                 )
@@ -119,24 +122,102 @@ class WholeClaim(Claim):
         """All runs.
 
         Raises:
-          NotThere: saying what the Dataset lacks.
+          CannotDecide: saying what the Dataset lacks.
         """
+        _need_runs(ds)
         self.need_steps(ds)
         return ds
 
 
-def one_point(ds: Any) -> Any:
-    """The runs at the one point of every axis, dims (optimizer, seed, step, ...).
+def _need_runs(ds: Any) -> None:
+    """Raises CannotDecide unless a Dataset has what every Dataset of runs has: `ds.isel(seed=0)` loses a dimension."""
+    if "status" not in ds:
+        raise CannotDecide("the Dataset has no status")
+    lost = [dim for dim in ("optimizer", "seed") if dim not in ds["status"].dims]
+    if lost:
+        raise CannotDecide(f"needs the dimensions optimizer and seed, got a Dataset without {lost}")
+    if not ds.sizes["seed"]:
+        raise CannotDecide("the Dataset has no seeds")
+    if "family" not in ds.coords:
+        raise CannotDecide("needs the coordinate family, which names each optimizer's family")
+
+
+def at_level(ds: Any, level: float, *names: str) -> Any:
+    """`js.at_train_loss` of these observables, for claims: a number that is not known is no number outside an interval.
+
+    Args:
+      ds: Dataset with train_loss.
+      level: training loss in nat, > 0.
+      *names: observables that are read.
 
     Raises:
-      NotThere: if an axis has several points.
+      CannotDecide: if one is missing, is NaN at every recorded step of every run, or lies between records that are too
+        far apart to be read; if runs start below the level.
     """
-    if "status" not in ds:
-        raise NotThere("the Dataset has no status")
-    axes = [dim for dim in ds["status"].dims if dim not in ("optimizer", "seed")]
+    need(ds, "train_loss", *names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # said by the exception
+        at = at_train_loss(ds, level, names)
+    if at.attrs["too_coarse"]:
+        raise CannotDecide(
+            f"{' and '.join(names)} at training loss {level:g} lies between records too far apart in "
+            f"{at.attrs['too_coarse']} runs: run with levels=({level:g},)"
+        )
+    if at.attrs["below_at_start"]:
+        raise CannotDecide(f"{at.attrs['below_at_start']} runs start at or below training loss {level:g}")
+    unknown = [name for name in names if not bool(at[name].notnull().any())]
+    if unknown and at.attrs["not_reached"] < at["step"].size:
+        raise CannotDecide(f"{unknown[0]} is NaN at every recorded step of every run")
+    return at
+
+
+def numbers_of(ds: Any, name: str) -> np.ndarray:
+    """An optimizer's keyword, such as learning_rate, as floats over the optimizers; NaN where it is no number.
+
+    One schedule among the values makes all of them texts, numbers included.
+
+    Raises:
+      CannotDecide: if the keyword is no coordinate.
+    """
+    if name not in ds.coords:
+        raise CannotDecide(f"needs the coordinate {name}: give the optimizer as js.grid(..., {name}=...)")
+    return np.vectorize(_float, otypes=[float])(ds[name].values)
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except ValueError:  # the name of a schedule, or ""
+        return math.nan
+
+
+def real_numbers(values: Any) -> np.ndarray:
+    """Real numbers as floats: `np.asarray(..., float)` would take None for NaN and drop imaginary parts.
+
+    Raises:
+      TypeError: for anything else.
+    """
+    values = np.asarray(values)
+    if values.dtype == object:
+        plain = all(isinstance(value, (numbers.Real, np.bool_)) for value in values.ravel())
+    else:
+        plain = np.can_cast(values.dtype, float)
+    if not plain:
+        raise TypeError(f"must return real numbers, got the type {values.dtype}: {values.ravel()[:3]!r}")
+    return values.astype(float)
+
+
+def one_point(ds: Any, *kept: str) -> Any:
+    """The runs at the one point of every axis but the kept ones, dims (*kept, optimizer, seed, step, ...).
+
+    Raises:
+      CannotDecide: if another axis has several points.
+    """
+    _need_runs(ds)
+    axes = [dim for dim in ds["status"].dims if dim not in ("optimizer", "seed", *kept)]
     long = [dim for dim in axes if ds.sizes[dim] > 1]
     if long:
-        raise NotThere(f"needs one point of every axis, got several on {long}")
+        raise CannotDecide(f"needs one point of every{' other' if kept else ''} axis, got several on {long}")
     return ds.isel(dict.fromkeys(axes, 0))
 
 
@@ -144,11 +225,11 @@ def one_family(ds: Any, family: str) -> Any:
     """The runs of one optimizer family that has one grid point, dims (seed, step, ...).
 
     Raises:
-      NotThere: if there is not exactly one such optimizer.
+      CannotDecide: if there is not exactly one such optimizer.
     """
     chosen = np.flatnonzero(ds["family"].values == family)
     if chosen.size != 1:
-        raise NotThere(f"needs exactly one {family} optimizer, got {chosen.size}")
+        raise CannotDecide(f"needs exactly one {family} optimizer, got {chosen.size}")
     return one_point(ds).isel(optimizer=int(chosen[0]))
 
 

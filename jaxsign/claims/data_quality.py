@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from jaxsign import theory
-from jaxsign.claims.claim import NotThere, Part, WholeClaim, above
+from jaxsign.claims.claim import Part, WholeClaim, above, at_level, one_point
 from jaxsign.claims.two_layer import problem_of
-from jaxsign.equal_loss import at_train_loss
+from jaxsign.reading import CannotDecide
 from jaxsign.stages import need
 
 #: Training loss, in nat, at which optimizers are compared, and the test error that marks the boundary.
@@ -44,14 +44,13 @@ def error_of(ds: Any, family: str, loss: float = LOSS) -> Any:
       DataArray over the axes and `seed`; NaN where a run never gets there.
 
     Raises:
-      NotThere: if the family is not there once.
+      CannotDecide: if the family is not there once.
     """
     need(ds, "train_loss", "test_error")
     chosen = np.flatnonzero(ds["family"].values == family)
     if chosen.size != 1:
-        raise NotThere(f"needs exactly one {family} optimizer, got {chosen.size}")
-    runs = ds[["train_loss", "test_error"]].isel(optimizer=int(chosen[0]))
-    error = at_train_loss(runs, loss)["test_error"]
+        raise CannotDecide(f"needs exactly one {family} optimizer, got {chosen.size}")
+    error = at_level(ds.isel(optimizer=int(chosen[0])), loss, "test_error")["test_error"]
     return error.drop_vars([name for name in error.coords if name not in error.dims])
 
 
@@ -83,8 +82,8 @@ def crossing(snr: Any, error: Any, level: float = ERROR) -> np.ndarray:
 def _curves(ds: Any, family: str, loss: float) -> Any:
     """Errors over (n, seed, snr)."""
     if not {"n", "snr"} <= set(ds.dims):
-        raise NotThere(f"needs the axes n and snr, got the dimensions {list(ds.dims)}")
-    return error_of(ds, family, loss).sortby("snr").transpose("n", "seed", "snr")
+        raise CannotDecide(f"needs the axes n and snr, got the dimensions {list(ds.dims)}")
+    return error_of(one_point(ds, "n", "snr"), family, loss).sortby("snr").transpose("n", "seed", "snr")
 
 
 def boundary(ds: Any, family: str, loss: float = LOSS) -> Any:
@@ -99,7 +98,7 @@ def boundary(ds: Any, family: str, loss: float = LOSS) -> Any:
       DataArray over (n, seed); NaN where the seed's curve does not cross .1 inside the axis.
 
     Raises:
-      NotThere: if an axis or the family is not there.
+      CannotDecide: if an axis or the family is not there.
     """
     import xarray as xr
 
@@ -110,9 +109,10 @@ def boundary(ds: Any, family: str, loss: float = LOSS) -> Any:
 
 def at_least(ds: Any, family: str, loss: float = LOSS) -> Any:
     """`boundary`, and the last SNR of the axis for seeds whose error is not below .1 even there."""
+    found = boundary(ds, family, loss)
     last = float(ds["snr"].max())
-    beyond = error_of(ds, family, loss).sel(snr=last, drop=True) >= ERROR
-    return boundary(ds, family, loss).where(~beyond, last)
+    beyond = error_of(one_point(ds, "n", "snr"), family, loss).sel(snr=last, drop=True) >= ERROR
+    return found.where(~beyond, last)
 
 
 def mean_boundary(ds: Any, family: str, loss: float = LOSS, resamples: int = 1000) -> np.ndarray:
@@ -128,7 +128,7 @@ def mean_boundary(ds: Any, family: str, loss: float = LOSS, resamples: int = 100
       (3, n): SNR* and both ends; NaN where a mean curve does not cross .1 inside the axis.
 
     Raises:
-      NotThere: if an axis or the family is not there.
+      CannotDecide: if an axis or the family is not there.
     """
     curves = _curves(ds, family, loss)
     errors, seeds = curves.values, curves.sizes["seed"]
@@ -160,14 +160,14 @@ def _to_law(ds: Any, family: str, n: int) -> Any:
     """SNR* of a family over the law's at one n."""
     found = boundary(ds, family) / law_boundary(ds, family)[:, None]
     if n not in ds["n"]:
-        raise NotThere(f"needs n = {n}")
+        raise CannotDecide(f"needs n = {n}")
     return found.sel(n=n, drop=True)
 
 
 def _exponent(ds: Any, family: str) -> Any:
     """Slope over n of ln SNR* on the logarithm of the law's collapse variable: 1 where SNR* is proportional to it."""
     if ds.sizes.get("n", 1) < 2:
-        raise NotThere("needs several n")
+        raise CannotDecide("needs several n")
     found = np.log(boundary(ds, family))
     problems = [problem_of(ds.isel(n=i, snr=0))[0] for i in range(ds.sizes["n"])]
     if family == "gd":
@@ -182,12 +182,12 @@ def _at(values: Any, **point: Any) -> Any:
     """Values at one point of the axes, the first one along axes that are not named; only `seed` is left."""
     for name, value in point.items():
         if name not in values.dims:
-            raise NotThere(f"needs the axis {name}")
+            raise CannotDecide(f"needs the axis {name}")
         same = [
             bool(one == value or (not isinstance(value, str) and np.isclose(one, value))) for one in values[name].values
         ]
         if not any(same):
-            raise NotThere(f"needs {name} = {value}")
+            raise CannotDecide(f"needs {name} = {value}")
         values = values.isel({name: same.index(True)}, drop=True)
     return values.isel({dim: 0 for dim in values.dims if dim != "seed"}, drop=True)
 
@@ -204,11 +204,11 @@ def _error_at(ds: Any, family: str, **point: Any) -> Any:
 def _dense_change(ds: Any, family: str, mu: int) -> Any:
     """Test error with noise on every coordinate, minus that with the fewest, at the first or last mu."""
     if not {"s", "mu"} <= set(ds.dims):
-        raise NotThere("needs the axes s and mu")
-    error = error_of(ds, family).isel(mu=mu, drop=True)
+        raise CannotDecide("needs the axes s and mu")
+    error = error_of(one_point(ds, "s", "mu"), family).isel(mu=mu, drop=True)
     few, most = _ends(ds)
     if int(ds["s"][most]) != problem_of(ds.isel(s=0, mu=0))[0].d - 1:
-        raise NotThere("needs s = d - 1")
+        raise CannotDecide("needs s = d - 1")
     return error.isel(s=most, drop=True) - error.isel(s=few, drop=True)
 
 

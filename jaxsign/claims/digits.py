@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, above
-from jaxsign.equal_loss import at_train_loss
+from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level, one_point
+from jaxsign.reading import CannotDecide
 from jaxsign.stages import manifest, need
 from jaxsign.validation import known
 
@@ -44,13 +44,14 @@ def compared(ds: Any, point: str) -> Any:
       Dataset (scale, optimizer, seed) of losses, errors and margins, NaN where a run never gets there.
 
     Raises:
-      ValueError: for an unknown point, or a Dataset without what is needed.
+      ValueError: for an unknown point.
+      CannotDecide: if the Dataset lacks what is needed.
     """
     known("point", point, POINTS)
     need(ds, "train_loss", *_VARIABLES)
-    runs = ds[["train_loss", *_VARIABLES]].where(ds["status"] == 0)
     if point == "loss":
-        return at_train_loss(runs, LEVEL)[list(_VARIABLES)]
+        return at_level(ds, LEVEL, *_VARIABLES)[list(_VARIABLES)].where(ds["status"] == 0)
+    runs = ds[["train_loss", *_VARIABLES]].where(ds["status"] == 0)
     if point == "end":
         return runs.isel(step=-1)
     place = runs["val_loss"].fillna(np.inf).argmin("step")
@@ -73,13 +74,14 @@ def tuned(ds: Any, family: str, point: str, each: bool = True) -> Any:
       Dataset (scale, seed) with the chosen learning_rate as a coordinate; NaN at scales where no rate counts.
 
     Raises:
-      NotThere: if there are no runs of the family, or no axis scale.
+      CannotDecide: if there are no runs of the family, or no axis scale.
     """
     if "scale" not in ds.dims:
-        raise NotThere("needs a sweep over the image scale")
+        raise CannotDecide("needs a sweep over the image scale")
+    ds = one_point(ds, "scale")
     own = np.flatnonzero(ds["family"].values == family)
     if not own.size or not bool((ds["status"].isel(optimizer=own) == 0).any()):
-        raise NotThere(f"needs runs of {family}")
+        raise CannotDecide(f"needs runs of {family}")
     runs = compared(ds.isel(optimizer=own), point)
     judged = runs["val_loss"].mean("seed", skipna=False)
     if not each:
@@ -94,7 +96,7 @@ def _at(runs: Any, name: str, scale: float | None = None) -> Any:
     values = runs[name]
     if scale is not None:
         if not np.isclose(values["scale"], scale).any():
-            raise NotThere(f"the image scale {scale:g} is not among the runs")
+            raise CannotDecide(f"the image scale {scale:g} is not among the runs")
         values = values.sel(scale=scale, method="nearest")
     return values.drop_vars([c for c in values.coords if c not in values.dims])
 
@@ -129,7 +131,7 @@ def rise(loss: Any, of: Any | None = None) -> Any:
       DataArray (seed).
 
     Raises:
-      NotThere: if there are fewer than two scales or two seeds, or a number is missing.
+      CannotDecide: if there are fewer than two scales or two seeds, or a number is missing.
     """
     import xarray as xr
 
@@ -137,7 +139,7 @@ def rise(loss: Any, of: Any | None = None) -> Any:
     loss, of = (one.isel(scale=inside.values).sortby("scale") for one in (loss, loss if of is None else of))
     steps, shown = (np.diff(one.transpose("scale", "seed").values, axis=0) for one in (loss, of))
     if not steps.size or steps.shape[1] < 2 or not np.isfinite(steps).all():
-        raise NotThere(f"needs the test loss of two seeds or more at two scales or more in {list(DISPUTED)}")
+        raise CannotDecide(f"needs the test loss of two seeds or more at two scales or more in {list(DISPUTED)}")
     found = np.empty(steps.shape[1])
     for half in (0, 1):
         found[half::2] = shown[steps[:, 1 - half :: 2].mean(1).argmax(), half::2]

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim
+from jaxsign.claims.claim import Claim, Part, WholeClaim, one_point
+from jaxsign.reading import CannotDecide
 from jaxsign.stages import manifest, need
 
 INF = math.inf
@@ -34,18 +35,15 @@ def at(ds: Any, **labels: Any) -> Any:
     """The runs at labelled points of the axes, dims (optimizer, seed, step, ...).
 
     Raises:
-      NotThere: if a label is no coordinate, or an axis that is not named has several points.
+      CannotDecide: if a label is no coordinate, or an axis that is not named has several points.
     """
     for name, label in labels.items():
         there = name in ds.coords and ds[name].ndim == 1
         place = np.flatnonzero(ds[name].values == label) if there else np.zeros(0, int)
         if not place.size:
-            raise NotThere(f"needs runs at {name}={label}")
+            raise CannotDecide(f"needs runs at {name}={label}")
         ds = ds.isel({ds[name].dims[0]: place})
-    left = [dim for dim in ds["status"].dims if dim not in ("optimizer", "seed") and ds.sizes[dim] > 1]
-    if left:
-        raise NotThere(f"needs one point of every other axis, got several on {left}")
-    return ds.isel({dim: 0 for dim in ds["status"].dims if dim not in ("optimizer", "seed")})
+    return one_point(ds)
 
 
 def best_rate(ds: Any, name: str, by: str = "train_ratio", family: str = "") -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, above, one_family
+from jaxsign.claims.claim import Claim, Part, WholeClaim, above, one_family, one_point
+from jaxsign.reading import CannotDecide
 from jaxsign.stages import manifest, need
 
 SYSTEM = "linear_attention"
@@ -80,6 +81,8 @@ def _noise(number: Callable[[np.ndarray], float], heavy: str, light: str | None 
         import xarray as xr
 
         need(ds, "gradient_noise")
+        if 0 not in ds["step"]:
+            raise CannotDecide("step 0 is not recorded")
         places = ds["inputs"].values.tolist()
         there = ds["n_context"].values if "n_context" in ds.coords else problem_fields(ds)["n_context"]
         contexts = np.broadcast_to(there, len(places)).tolist()
@@ -87,8 +90,8 @@ def _noise(number: Callable[[np.ndarray], float], heavy: str, light: str | None 
         def at(name: str) -> Any:
             found = [i for i, inputs in enumerate(places) if inputs == name and contexts[i] == 20]
             if not found:
-                raise NotThere(f"the inputs {name!r} with n_context=20 are not among the runs")
-            norms = ds["gradient_noise"].isel(inputs=found[0], optimizer=0).sel(step=0)
+                raise CannotDecide(f"the inputs {name!r} with n_context=20 are not among the runs")
+            norms = one_point(ds, "inputs")["gradient_noise"].isel(inputs=found[0], optimizer=0).sel(step=0)
             return xr.apply_ufunc(number, norms, input_core_dims=[["draw"]], vectorize=True)
 
         values = at(heavy) if light is None else at(heavy) / at(light)
@@ -107,22 +110,31 @@ def _tail(norms: np.ndarray, share: float = 0.05) -> float:
     return float(1 / np.log(top[:-1] / top[-1]).mean())
 
 
-def _best(ds: Any, family: str, **point: Any) -> Any:
+def _best(ds: Any, axis: str, family: str, **point: Any) -> Any:
     """The smallest last loss over the learning rates of a family, dims (axis, seed)."""
     need(ds, "train_loss")
+    ds = one_point(ds, axis)
     chosen = np.flatnonzero(ds["family"].values == family)
+    if not chosen.size:
+        raise CannotDecide(f"needs runs of {family}")
+    for name, value in point.items():
+        if value not in ds[name].values:
+            raise CannotDecide(f"needs {name} = {value}")
     return ds["train_loss"].isel(optimizer=chosen, step=-1).sel(**point, drop=True).min("optimizer").drop_vars("step")
 
 
 def _depth_slope(ds: Any) -> Any:
     """Least-squares slope over the depth of ln(loss of SGD / loss of Adam), each at its best learning rate."""
-    gap = np.log(_best(ds, "sgd")) - np.log(_best(ds, "adam"))
+    if ds.sizes["depth"] < 2:
+        raise CannotDecide("needs several depths")
+    gap = np.log(_best(ds, "depth", "sgd")) - np.log(_best(ds, "depth", "adam"))
     return gap.polyfit("depth", 1)["polyfit_coefficients"].sel(degree=1, drop=True)
 
 
 def _softmax_ratio(ds: Any) -> Any:
     """Last loss of softmax over that of linear attention, each with Adam at its best learning rate."""
-    return _best(ds, "adam", attention="softmax") / _best(ds, "adam", attention="linear")
+    softmax, linear = (_best(ds, "attention", "adam", attention=name) for name in ("softmax", "linear"))
+    return softmax / linear
 
 
 _SETTINGS = ("normal, n=20", "normal, n=5", "gamma, n=20", "spherical, n=20")

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, above
+from jaxsign.claims.claim import Claim, Part, WholeClaim, above, numbers_of
 from jaxsign.measures import slope
 from jaxsign.problems.residual import ResidualHyper, ResidualProblem
+from jaxsign.reading import CannotDecide
 from jaxsign.stages import manifest, need
 
 INF = math.inf
@@ -37,12 +38,11 @@ def setting_of(ds: Any) -> str:
     Anything of other sizes is "custom"; the residuals are free.
     """
     definition = manifest(ds)["definition"]
-    try:
-        fields = dict(definition.get("problem") or {}) | dict(definition.get("hyper") or {})
-        standard = {**dataclasses.asdict(ResidualProblem()), **dataclasses.asdict(ResidualHyper())}
-        values = {name: np.unique(ds[name].values) if name in ds.coords else [fields[name]] for name in standard}
-    except KeyError:
+    fields = dict(definition.get("problem") or {}) | dict(definition.get("hyper") or {})
+    standard = {**dataclasses.asdict(ResidualProblem()), **dataclasses.asdict(ResidualHyper())}
+    if any(name not in ds.coords and name not in fields for name in standard):  # of an earlier version
         return "custom"
+    values = {name: np.unique(ds[name].values) if name in ds.coords else [fields[name]] for name in standard}
     depths = [str(int(depth)) for depth in values["depth"]]
     words = [f"depth{'s' if len(depths) > 1 else ''} {', '.join(depths)}"]
     for name in standard:
@@ -67,20 +67,20 @@ def ablated(ds: Any, attention: float, ffn: float) -> Any:
       Dataset without these axes.
 
     Raises:
-      NotThere: if there is no such point.
+      CannotDecide: if there is no such point.
     """
     if "attention_residual" not in ds.dims:
-        raise NotThere("needs an axis attention_residual")
+        raise CannotDecide("needs an axis attention_residual")
     if "ffn_residual" in ds.dims:
         ds = ds.isel(ffn_residual=np.flatnonzero(ds["ffn_residual"].values == ffn))
         chosen = ds["attention_residual"].values == attention
     elif "ffn_residual" in ds.coords:
         chosen = (ds["attention_residual"].values == attention) & (ds["ffn_residual"].values == ffn)
     else:
-        raise NotThere("needs an axis ffn_residual")
+        raise CannotDecide("needs an axis ffn_residual")
     ds = ds.isel(attention_residual=np.flatnonzero(chosen))
     if not ds.sizes["attention_residual"] or not ds.sizes.get("ffn_residual", 1):
-        raise NotThere(f"needs the residuals ({attention:g}, {ffn:g})")
+        raise CannotDecide(f"needs the residuals ({attention:g}, {ffn:g})")
     return ds.isel({dim: 0 for dim in ("attention_residual", "ffn_residual") if dim in ds.dims})
 
 
@@ -94,11 +94,11 @@ def best(ds: Any) -> Any:
       Dataset without the dimension `optimizer`, with a variable learning_rate.
 
     Raises:
-      NotThere: without a grid of learning rates.
+      CannotDecide: without a grid of learning rates.
     """
     need(ds, "train_loss")
     if "learning_rate" not in ds.coords or ds.sizes["optimizer"] < 5:
-        raise NotThere("needs a grid of at least five learning rates")
+        raise CannotDecide("needs a grid of at least five learning rates")
     final = ds["train_loss"].isel(step=-1, drop=True)
     place = final.fillna(INF).argmin("optimizer")
     drop = [name for name in ds.coords if name != "learning_rate" and "optimizer" in ds[name].dims]
@@ -137,6 +137,9 @@ def _rates(ds: Any, number: Callable[[np.ndarray, np.ndarray, np.ndarray], float
 
     runs = best(ds)
     need(runs, "feature_sigma_min")
+    runs = runs.squeeze(
+        [dim for dim in runs["train_loss"].dims if dim not in ("seed", "step") and runs.sizes[dim] == 1]
+    )
     loss = runs["train_loss"].transpose("seed", "step").values.astype(float)
     sigma = runs["feature_sigma_min"].transpose("seed", "step").values.astype(float)
     eta, steps = runs["learning_rate"].transpose("seed").values, runs["step"].values
@@ -187,23 +190,26 @@ def _between(name: str, over: tuple[float, float], under: tuple[float, float]) -
     return lambda ds: _at_start(name, *over)(ds) / _at_start(name, *under)(ds)
 
 
-def _temperatures(ds: Any) -> Any:
-    """Runs without residuals at the start, over the temperatures."""
+def _temperatures(ds: Any, *points: float) -> Any:
+    """Runs without residuals at the start, over the temperatures, which must hold these points."""
     if "temperature" not in ds.dims:
-        raise NotThere("needs an axis temperature")
+        raise CannotDecide("needs an axis temperature")
     need(ds, "attention_condition", "value_condition")
+    lost = [point for point in points if point not in ds["temperature"].values]
+    if lost:
+        raise CannotDecide(f"needs the temperature {lost[0]:g}")
     return ablated(ds.isel(optimizer=0), 0, 0).sel(step=0).isel(layer=0)
 
 
 def _made_worse(ds: Any) -> Any:
     """kappa(S X W_V) / kappa(X W_V) at temperature 1."""
-    runs = _temperatures(ds).sel(temperature=1.0)
+    runs = _temperatures(ds, 1.0).sel(temperature=1.0)
     return runs["attention_condition"] / runs["value_condition"]
 
 
 def _per_temperature(ds: Any) -> Any:
     """The exponent a of kappa ~ temperature^a between 1 and 10."""
-    condition = _temperatures(ds)["attention_condition"]
+    condition = _temperatures(ds, 1.0, 10.0)["attention_condition"]
     return np.log10(condition.sel(temperature=10.0) / condition.sel(temperature=1.0))
 
 
@@ -211,16 +217,16 @@ def _steps(ds: Any, eta: float) -> Any:
     """The runs of one learning rate, every step from the first one on.
 
     Raises:
-      NotThere: saying what the Dataset lacks.
+      CannotDecide: saying what the Dataset lacks.
     """
     need(ds, "contraction", "sigma_before", "step_curvature")
     if manifest(ds)["definition"]["dtype"] != "float64":
-        raise NotThere("needs 64-bit floats: run it with --x64")
-    if "learning_rate" not in ds.coords or eta not in ds["learning_rate"].values:
-        raise NotThere(f"needs the learning rate {eta:g}")
+        raise CannotDecide("needs 64-bit floats: run it with --x64")
+    if "learning_rate" not in ds.coords or eta not in (rates := numbers_of(ds, "learning_rate")):
+        raise CannotDecide(f"needs the learning rate {eta:g}")
     if (np.diff(ds["step"].values) != 1).any():
-        raise NotThere("needs every step recorded")
-    return ds.isel(optimizer=int(np.flatnonzero(ds["learning_rate"].values == eta)[0]), step=slice(1, None))
+        raise CannotDecide("needs every step recorded")
+    return ds.isel(optimizer=int(np.flatnonzero(rates == eta)[0]), step=slice(1, None))
 
 
 def _margin(eta: float, depth: int | None = None) -> Callable[[Any], Any]:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from jaxsign import theory
-from jaxsign.claims.claim import Claim, NotThere, Part, WholeClaim, above
+from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level, numbers_of, one_point
 from jaxsign.claims.two_layer import problem_of
-from jaxsign.equal_loss import at_train_loss
+from jaxsign.reading import CannotDecide
 from jaxsign.stages import manifest, need
 
 INF = math.inf
@@ -30,15 +30,13 @@ def runs_of(ds: Any, family: str, **numbers: float) -> Any:
     """The runs of a family, dims (optimizer, ...) with one optimizer for every number that is not given.
 
     Raises:
-      NotThere: if there are none.
+      CannotDecide: if there are none.
     """
     chosen = ds["family"].values == family
     for name, value in numbers.items():
-        if name not in ds.coords:
-            raise NotThere(f"needs the coordinate {name}")
-        chosen = chosen & np.isclose(ds[name].values, value)
+        chosen = chosen & np.isclose(numbers_of(ds, name), value)
     if not chosen.any():
-        raise NotThere(f"needs runs of {family}{numbers or ''}")
+        raise CannotDecide(f"needs runs of {family}{numbers or ''}")
     return ds.isel(optimizer=np.flatnonzero(chosen))
 
 
@@ -46,13 +44,13 @@ def _one(ds: Any, family: str, batch: int | None = None, **numbers: float) -> An
     """One optimizer's runs over the seeds, at one batch size; coordinates that would not match are left out."""
     found = runs_of(ds, family, **numbers)
     if found.sizes["optimizer"] != 1:
-        raise NotThere(f"needs exactly one {family} optimizer, got {found.sizes['optimizer']}")
+        raise CannotDecide(f"needs exactly one {family} optimizer, got {found.sizes['optimizer']}")
     found = found.isel(optimizer=0)
     if batch is not None:
         if "batch_size" not in found.dims:
-            raise NotThere("needs an axis batch_size")
+            raise CannotDecide("needs an axis batch_size")
         if batch not in found["batch_size"].values:
-            raise NotThere(f"needs batch_size={batch}")
+            raise CannotDecide(f"needs batch_size={batch}")
         found = found.sel(batch_size=batch)
     return found.drop_vars([name for name in found.coords if name not in found.dims])
 
@@ -75,13 +73,13 @@ def frozen(ds: Any) -> bool:
 def _trained(ds: Any, wanted: bool = True) -> None:
     need(ds, "train_loss", "test_error")
     if frozen(ds) == wanted:
-        raise NotThere(f"needs runs whose attention is {'trained' if wanted else 'frozen'}")
+        raise CannotDecide(f"needs runs whose attention is {'trained' if wanted else 'frozen'}")
 
 
 def _ends(ds: Any, level: float = LEVEL) -> tuple[Any, Any, Any]:
     """(Dataset at a training loss, error of SignGD with all examples there, error of GD there)."""
     _trained(ds)
-    at, whole = at_train_loss(ds, level), whole_batch(ds)
+    at, whole = at_level(ds, level, "test_error"), whole_batch(ds)
     return at, _one(at, "sign_gd", whole)["test_error"], _one(at, "gd", whole)["test_error"]
 
 
@@ -112,10 +110,10 @@ def _law_closed(ds: Any, family: str, batch: int) -> float:
 def _off_law(ds: Any, family: str, batch: int) -> Any:
     """Test error minus law where the training loss falls below .3, attention frozen."""
     _trained(ds, wanted=False)
-    at = _one(at_train_loss(ds, LAW_LEVEL), family, batch)
+    at = _one(at_level(ds, LAW_LEVEL, "test_error"), family, batch)
     steps = float(at["step"].mean())
     if not math.isfinite(steps):
-        raise NotThere(f"no run with batch_size={batch} gets to a training loss of {LAW_LEVEL:g}")
+        raise CannotDecide(f"no run with batch_size={batch} gets to a training loss of {LAW_LEVEL:g}")
     return at["test_error"] - batch_law(ds, family, batch, max(1, round(steps)))
 
 
@@ -123,12 +121,12 @@ def best_decay(ds: Any, family: str, level: float = LEVEL) -> Any:
     """The runs of the strength of decay with the smallest mean test error at a training loss that all its seeds reach.
 
     Raises:
-      NotThere: if no strength gets all seeds there.
+      CannotDecide: if no strength gets all seeds there.
     """
-    at = runs_of(at_train_loss(ds, level), family)
+    at = runs_of(at_level(ds, level, "test_error"), family)
     mean = at["test_error"].mean("seed", skipna=False)
     if not bool(mean.notnull().any()):
-        raise NotThere(f"no strength of {family} gets all seeds to a training loss of {level:g}")
+        raise CannotDecide(f"no strength of {family} gets all seeds to a training loss of {level:g}")
     found = at.isel(optimizer=int(mean.argmin("optimizer")))
     return found.drop_vars([name for name in found.coords if name != "seed"])
 
@@ -145,23 +143,28 @@ def settled(ds: Any, family: str) -> tuple[Any, float]:
     Only strengths that end at a training loss of .1 or less count: more decay does not fit the data.
 
     Raises:
-      NotThere: if there are none.
+      CannotDecide: if there are none.
     """
     ends = runs_of(ds, family).isel(step=-1, drop=True)
     loss = ends["train_loss"].mean("seed", skipna=False)
     error = ends["test_error"].mean("seed", skipna=False).where(loss <= LEVEL)
     if not bool(error.notnull().any()):
-        raise NotThere(f"no strength of {family} ends at a training loss of {LEVEL:g} or less")
+        raise CannotDecide(f"no strength of {family} ends at a training loss of {LEVEL:g} or less")
     best = int(error.argmin("optimizer"))
     found = ends.isel(optimizer=best)
     return found.drop_vars([name for name in found.coords if name != "seed"]), float(loss[best])
 
 
 def _by_settled_decay(ds: Any, family: str, kind: str) -> Any:
-    """Share of the gap that is closed at the last step; the others are read at that training loss, .01 at least."""
+    """Share of the gap that is closed at the last step; the others are read at that training loss, .01 at least.
+
+    Where levels of the training loss were captured, that is the nearest one at or above.
+    """
     _trained(ds)
     end, loss = settled(ds, f"{family}_{kind}")
-    at = at_train_loss(ds, max(loss, LAST_LEVEL))
+    loss = max(loss, LAST_LEVEL)
+    above = [level for level in ds["level"].values.tolist() if level >= loss] if "level" in ds.coords else []
+    at = at_level(ds, min(above, default=loss), "test_error")
     return closed(_one(at, family)["test_error"], end["test_error"], _one(at, "gd")["test_error"])
 
 
@@ -169,7 +172,7 @@ def smooth(ds: Any, level: float = LEVEL) -> Any:
     """Share of the gap that each temperature closes, dims (temperature, seed)."""
     at, before, goal = _ends(ds, level)
     found = runs_of(at, "smooth_sign_gd")
-    errors = found["test_error"].assign_coords(optimizer=found["temperature"].values)
+    errors = found["test_error"].assign_coords(optimizer=numbers_of(found, "temperature"))
     errors = errors.drop_vars([name for name in errors.coords if name not in errors.dims])
     return closed(before, errors.rename(optimizer="temperature").sortby("temperature"), goal)
 
@@ -179,7 +182,10 @@ def _largest_step_back(ds: Any) -> Any:
 
     The pair of temperatures is the one whose mean falls most.
     """
-    steps = smooth(ds).diff("temperature")
+    shares = smooth(ds)
+    if shares.sizes["temperature"] < 2:
+        raise CannotDecide("needs several temperatures")
+    steps = shares.diff("temperature")
     return steps.isel(temperature=int(steps.mean("seed").argmin("temperature")))
 
 
@@ -201,7 +207,7 @@ def _by_stopping(ds: Any, family: str) -> Any:
     _trained(ds)
     need(ds, "validation_error")
     whole = whole_batch(ds)
-    at = _one(at_train_loss(ds, LEVEL), family, whole)
+    at = _one(at_level(ds, LEVEL, "test_error", "validation_error"), family, whole)
     before = 2 * at["test_error"] - at["validation_error"]
     return closed(before, stopped(_one(ds, family, whole)), stopped(_one(ds, "gd", whole)))
 
@@ -210,9 +216,10 @@ def _with_feature_noise(ds: Any, batch: int) -> Any:
     """Adam's test error at training loss .1 on the follow-up's data."""
     definition = manifest(ds)["definition"]
     if (definition.get("hyper") or {}).get("alpha") != 0.2 or (definition.get("problem") or {}).get("n") != 200:
-        raise NotThere("needs the data with alpha=.2 and n=200")
+        raise CannotDecide("needs the data with alpha=.2 and n=200")
     _trained(ds)
-    return _one(at_train_loss(ds, LEVEL), "adam", batch)["test_error"]
+    ds = one_point(ds, "batch_size")
+    return _one(at_level(ds, LEVEL, "test_error"), "adam", batch)["test_error"]
 
 
 def _claim(

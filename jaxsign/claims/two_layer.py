@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from jaxsign import presets, theory
-from jaxsign.claims.claim import Claim, NotThere, Part, above, one_family
-from jaxsign.equal_loss import at_train_loss
+from jaxsign.claims.claim import Claim, Part, above, at_level, numbers_of, one_family, real_numbers
 from jaxsign.measures import MEASURES
 from jaxsign.problem import Hyper, Problem, field_names
+from jaxsign.reading import CannotDecide
 from jaxsign.stages import manifest, need
 
 INF = math.inf
@@ -24,21 +24,25 @@ def problem_of(ds: Any) -> tuple[Problem, Hyper]:
     """The Problem and Hyper of the runs in a Dataset of the two-layer system, at its one point of every axis.
 
     Raises:
-      NotThere: if an axis has several points, or the Dataset is of another system.
+      CannotDecide: if an axis has several points, or the Dataset is of another system.
     """
     definition = manifest(ds)["definition"]
     fields = {"problem": dict(definition.get("problem") or {}), "hyper": dict(definition.get("hyper") or {})}
     for record, cls in zip(fields.values(), (Problem, Hyper)):
-        for name in field_names(cls):
+        names = field_names(cls)
+        required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+        if not set(record) <= set(names) or not required <= {*record, *map(str, ds.coords)}:
+            raise CannotDecide("needs runs of the two-layer system")
+        for name in names:
             if name in ds.coords:
                 if ds[name].size != 1:
-                    raise NotThere(f"needs one point of every axis, got several on {name}")
+                    raise CannotDecide(f"needs one point of every axis, got several on {name}")
                 stored, value = record.get(name), ds[name].item()
                 record[name] = value if stored is None else type(stored)(value)
     try:
         return Problem(**fields["problem"]), Hyper(**fields["hyper"])
-    except TypeError:
-        raise NotThere("needs runs of the two-layer system") from None
+    except ValueError as refusal:  # fields of the same names in a reader's own system, with other legal values
+        raise CannotDecide(f"needs runs of the two-layer system: {refusal}") from None
 
 
 def setting_of(ds: Any) -> str:
@@ -53,7 +57,7 @@ def setting_of(ds: Any) -> str:
     apart = {one for names in swept.values() for one in names}
     try:
         problem, hyper = problem_of(ds.isel(dict.fromkeys(swept, 0)))
-    except (NotThere, ValueError):
+    except CannotDecide:
         return "custom"
     for name in ("paper_like", "theory"):
         preset, numbers = getattr(presets, name)()
@@ -99,9 +103,10 @@ def _swept(ds: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _eta(ds: Any) -> float:
-    if "learning_rate" not in ds.coords:
-        raise NotThere("needs the coordinate learning_rate: give the optimizer as js.grid(..., learning_rate=...)")
-    return float(ds["learning_rate"])
+    rate = float(numbers_of(ds, "learning_rate"))
+    if not math.isfinite(rate):
+        raise CannotDecide(f"needs a number as the learning rate, got {ds['learning_rate'].item()!r}")
+    return rate
 
 
 def _measured(name: str) -> Callable[[Any], Any]:
@@ -119,12 +124,12 @@ def _measured(name: str) -> Callable[[Any], Any]:
         steps = ds["step"].values
         arrays = {n: ds[n].transpose("seed", *(("step",) if "step" in ds[n].dims else ()), ...) for n in asked.needs}
         if set(asked.steps) - set(steps.tolist()):
-            raise NotThere(f"step {min(set(asked.steps) - set(steps.tolist()))} is not recorded")
+            raise CannotDecide(f"step {min(set(asked.steps) - set(steps.tolist()))} is not recorded")
         values = {n: np.asarray(array.values) for n, array in arrays.items()}
         seeds = range(ds.sizes["seed"])
         with np.errstate(divide="ignore", invalid="ignore"):  # what diverged is NaN
             found = [asked.number({"step": steps, **{n: v[i] for n, v in values.items()}}) for i in seeds]
-        return xr.DataArray(np.array(found, float), dims="seed", coords={"seed": ds["seed"]}).where(finished)
+        return xr.DataArray(real_numbers(found), dims="seed", coords={"seed": ds["seed"]}).where(finished)
 
     return measure
 
@@ -166,8 +171,8 @@ def _error_gap(ds: Any, level: float) -> Any:
     need(ds, "test_error")
     sign, gd = (np.flatnonzero(ds["family"].values == family) for family in ("sign_gd", "gd"))
     if min(sign.size, gd.size) < 5:
-        raise NotThere(f"needs five learning rates each of sign_gd and gd, got {sign.size} and {gd.size}")
-    error = at_train_loss(ds, level)["test_error"]
+        raise CannotDecide(f"needs five learning rates each of sign_gd and gd, got {sign.size} and {gd.size}")
+    error = at_level(ds, level, "test_error")["test_error"]
     return error.isel(optimizer=sign).min("optimizer") - error.isel(optimizer=gd).max("optimizer")
 
 

@@ -1,5 +1,6 @@
 """Every picture that `jaxsign.plot` can draw of one Dataset, a panel each, as SVG that shares a page with others."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
@@ -10,9 +11,10 @@ from xml.etree import ElementTree
 import numpy as np
 
 from jaxsign import plot
-from jaxsign.claims.claim import NotThere, system_of
+from jaxsign.claims.claim import system_of
 from jaxsign.claims.two_layer import problem_of
 from jaxsign.measures import GROUPING_STEP
+from jaxsign.reading import CannotDecide, reading
 from jaxsign.stages import BOUNDARIES, find_stages
 
 #: Points of the axes that are drawn one by one; of more, these many are chosen evenly.
@@ -63,7 +65,11 @@ def drawings(ds: Any, prefix: str) -> list[Drawing]:
       prefix: what ids begin with, unique on the page.
 
     Returns:
-      The drawings; none where no run has finished or no trace is kept.
+      The drawings; none where no run has finished or no trace is kept. A picture for which the Dataset lacks something
+      is left out.
+
+    Raises:
+      Defect: if drawing fails, naming the picture.
 
     Examples:
       >>> import jax, jaxsign as js
@@ -74,11 +80,9 @@ def drawings(ds: Any, prefix: str) -> list[Drawing]:
     """
     out: list[Drawing] = []
     for panel in _panels(ds):
-        # What a Dataset lacks for a picture, `jaxsign.plot` and the laws say in these two ways.
-        try:
+        svg = ""
+        with contextlib.suppress(CannotDecide), reading(f"the drawing {panel.title!r} in {panel.group!r}"):
             svg = _drawn(panel.draw)
-        except (ValueError, NotThere):
-            continue
         if svg:
             out.append(Drawing(panel.group, panel.title, panel.caption, _inline(svg, f"{prefix}-{len(out)}-")))
     return out
@@ -168,7 +172,7 @@ def _late_law(point: Any) -> bool:
     """
     try:
         problem, hyper = problem_of(point)
-    except NotThere:
+    except CannotDecide:
         return False
     if problem.kernel != "softmax" or hyper.residual or not {"train_loss", "learning_rate"} <= set(point.variables):
         return False
@@ -267,7 +271,7 @@ def _of_traces(one: Any, words: str) -> Iterator[_Panel]:
         ends = [float(stages[name].median()) for name in BOUNDARIES]
         reached = [end for end in ends if np.isfinite(end)]
         until = min(until, max(GROUPING_STEP, round(1.25 * max(reached)))) if reached else until
-    except ValueError:
+    except CannotDecide:
         group = f"Traces of {family}"
     else:
         yield _Panel(group, _titled("stage boundaries", words), f"{caption}; a dot a seed", partial(_boundaries, held))

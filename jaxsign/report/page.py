@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxsign.claims.claim import system_of
 from jaxsign.claims.systems import setting_of
+from jaxsign.reading import reading
 from jaxsign.report.drawings import Drawing, drawings
 from jaxsign.stages import manifest
 from jaxsign.verdicts import HEADER, check
@@ -83,6 +84,7 @@ def render(runs: Mapping[str, Any], figures: str | os.PathLike | None = None) ->
 
     Raises:
       ValueError: for no Dataset, one without a manifest, or a folder without pictures.
+      RuntimeError: if a claim or a drawing fails in another way than by `js.CannotDecide`, from what it raised.
 
     Examples:
       >>> import jax, jaxsign as js
@@ -98,7 +100,10 @@ def render(runs: Mapping[str, Any], figures: str | os.PathLike | None = None) ->
         raise ValueError("runs must hold at least one Dataset, got none")
     pictures = _pictures(Path(figures)) if figures is not None else []
     table = check(list(runs.values()))
-    sections = [_section(name, f"run-{i + 1}", ds) for i, (name, ds) in enumerate(runs.items())]
+    sections = []
+    for i, (name, ds) in enumerate(runs.items()):
+        with reading(f"the section of {name!r}"):
+            sections.append(_section(name, f"run-{i + 1}", ds))
     script = _asset("page.js")
     words = [row.verdict for row in table.rows]
     environment = jinja2.Environment(
@@ -161,6 +166,8 @@ def check_file(path: Path) -> None:
 
 
 def _is_report(path: Path) -> bool:
+    if not path.is_file():  # a pipe would wait for its writer
+        return False
     with path.open("rb") as file:
         return MADE_BY.encode() in file.read(2000)
 

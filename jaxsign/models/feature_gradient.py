@@ -87,7 +87,7 @@ def value_and_gradient(
         plus, minus, side = _value_votes(one, two, over_a, over_b, larger, sign, shift, residual)
         largest = _largest(exponent_p[0] + jnp.maximum(plus, minus))
         p_v = jnp.exp(exponent_p[0] + plus - largest) - jnp.exp(exponent_p[0] + minus - largest)
-        p_v = p_v * rest_p
+        d_v_mu = jnp.sum(slope * p_v * rest_p)
         d_q = jnp.sign(e)[:, None] * key_gap
         # Where one of the two queries is 0 the other one decides, however small its weight.
         d_k = -jnp.sign(e)[:, None] * jnp.where(q == 0, sign_[:, None] * q_mu, jnp.where(q_mu == 0, q, pull))
@@ -95,13 +95,12 @@ def value_and_gradient(
     else:
         p, p_ab = jnp.exp(exponent_p[0]) * rest_p, jnp.exp(exponent_p + larger) * rest_p[None]
         p_a = p_ab * (sign_ * a - shift_ * b)
-        p_v = p * (sign * on_signal - shift * on_noise)
+        d_v_mu = jnp.sum(slope * p * (sign * on_signal - shift * on_noise))
         d_q = (jnp.exp(exponent_p + exponent_b) * rest_p[None] * rest_b * e)[:, None] * key_gap
         d_k = -(p_ab * e)[:, None] * pull
         d_v = slope * (p * on_noise)
     d_q_mu = jnp.sum((p_a * e)[:, None] * key_gap, 2)
     d_k_mu = jnp.sum((p_ab * (sign_ + shift_) * e)[:, None] * pull, 2)
-    d_v_mu = jnp.sum(slope * p_v)
     still = jnp.zeros_like(params.w_q.kept)
     gradient = FeatureParams(
         Inner(d_q_mu.reshape(-1), d_q.reshape(-1, n, 1), still),

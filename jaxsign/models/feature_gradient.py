@@ -40,29 +40,16 @@ def value_and_gradient(
     References:
       Derived here from the model of arXiv 2410.04870; the signs are the one-step laws of `jaxsign.theory`.
     """
-    heads = params.heads
-    n = data.weight.size
-    # Axes: (head, row, example), (head, example), (example,).
-    sign, shift, weight = data.y_clean * data.mu, data.alpha * data.mu * data.y_clean, data.weight
-    sign_, shift_ = sign[None], shift[None]
-    q_mu, k_mu = (inner.signal.reshape(heads, -1, 1) for inner in (params.w_q, params.w_k))
-    q = params.w_q.noise[..., 0].reshape(heads, -1, n) - q_mu * shift[None, None]
-    k = params.w_k.noise[..., 0].reshape(heads, -1, n) - k_mu * shift[None, None]
-    v_mu = params.w_v.signal
-    v = params.w_v.noise[:, 0] - v_mu * shift
-    # Attention of the signal's query (1) and of the noise's (2): logistic functions of one difference of scores each.
-    one = _logistic(sign_ * (sign_ * jnp.sum(q_mu * k_mu, 1) - jnp.sum(q_mu * k, 1)))
-    two = _logistic(sign_ * jnp.sum(q * k_mu, 1) - jnp.sum(q * k, 1))
+    heads, n, weight = params.heads, data.weight.size, data.weight
+    f = _forward(params, data, residual)
+    sign, shift, q_mu, k_mu, q, k = f.sign, f.shift, f.q_mu, f.k_mu, f.q, f.k
+    sign_, shift_, one, two = sign[None], shift[None], f.one, f.two
     exponent_a, exponent_b, rest_a, rest_b = one.exponent, two.exponent, one.large * one.large, two.large * two.large
-    on_signal, on_noise = jnp.sum(one.s + two.s, 0) + residual, jnp.sum(one.t + two.t, 0) + residual
-    value = sign * v_mu
-    margin = data.y * (on_signal * value + on_noise * v)
-    small = jnp.exp(-jnp.abs(margin))
-    loss = jnp.sum(weight * (jnp.maximum(-margin, 0) + jnp.log1p(small)))
-    rest_p = 1 / (1 + small)  # p = exp(exponent_p) rest_p
-    exponent_p = jnp.where(weight > 0, -jnp.maximum(margin, 0), -jnp.inf)[None]
+    loss = jnp.sum(weight * (jnp.maximum(-f.margin, 0) + jnp.log1p(f.small)))
+    rest_p = 1 / (1 + f.small)  # p = exp(exponent_p) rest_p
+    exponent_p = jnp.where(weight > 0, -jnp.maximum(f.margin, 0), -jnp.inf)[None]
 
-    e = (-weight * data.y * (value - v))[None]
+    e = (-weight * data.y * (f.value - f.v))[None]
     key_gap = sign[None, None] * k_mu - k
     # A and B over the larger of their exponential parts.
     smaller = jnp.exp(-jnp.abs(exponent_a - exponent_b))
@@ -84,7 +71,7 @@ def value_and_gradient(
         p_ab = votes(larger)
         # Without feature noise B has no part in the votes for q_mu, and must not be what they are divided by.
         p_a = jnp.where(shift_ == 0, votes(exponent_a) * sign_ * rest_a, p_ab * (sign_ * a - shift_ * b))
-        plus, minus, side = _value_votes(one, two, over_a, over_b, larger, sign, shift, residual)
+        plus, minus, side = _value_votes(f, over_a, over_b, larger, residual)
         largest = _largest(exponent_p[0] + jnp.maximum(plus, minus))
         p_v = jnp.exp(exponent_p[0] + plus - largest) - jnp.exp(exponent_p[0] + minus - largest)
         d_v_mu = jnp.sum(slope * p_v * rest_p)
@@ -95,10 +82,10 @@ def value_and_gradient(
     else:
         p, p_ab = jnp.exp(exponent_p[0]) * rest_p, jnp.exp(exponent_p + larger) * rest_p[None]
         p_a = p_ab * (sign_ * a - shift_ * b)
-        d_v_mu = jnp.sum(slope * p * (sign * on_signal - shift * on_noise))
+        d_v_mu = jnp.sum(slope * p * (sign * f.on_signal - shift * f.on_noise))
         d_q = (jnp.exp(exponent_p + exponent_b) * rest_p[None] * rest_b * e)[:, None] * key_gap
         d_k = -(p_ab * e)[:, None] * pull
-        d_v = slope * (p * on_noise)
+        d_v = slope * (p * f.on_noise)
     d_q_mu = jnp.sum((p_a * e)[:, None] * key_gap, 2)
     d_k_mu = jnp.sum((p_ab * (sign_ + shift_) * e)[:, None] * pull, 2)
     still = jnp.zeros_like(params.w_q.kept)
@@ -109,6 +96,43 @@ def value_and_gradient(
         heads=heads,
     )
     return loss, gradient
+
+
+class _Forward(NamedTuple):
+    """From features to margins; axes (head, row, example), (head, example), (example,)."""
+
+    sign: Array
+    shift: Array
+    q_mu: Array  # (head, row, 1)
+    k_mu: Array
+    q: Array
+    k: Array
+    v: Array
+    one: "_Logistic"  # attention of the signal's query
+    two: "_Logistic"  # attention of the noise's query
+    on_signal: Array  # M
+    on_noise: Array  # N
+    value: Array
+    margin: Array
+    small: Array  # exp(-|margin|)
+
+
+def _forward(params: FeatureParams, data: FeatureData, residual: Array | float) -> _Forward:
+    heads, n = params.heads, data.weight.size
+    sign, shift = data.y_clean * data.mu, data.alpha * data.mu * data.y_clean
+    sign_ = sign[None]
+    q_mu, k_mu = (inner.signal.reshape(heads, -1, 1) for inner in (params.w_q, params.w_k))
+    q = params.w_q.noise[..., 0].reshape(heads, -1, n) - q_mu * shift[None, None]
+    k = params.w_k.noise[..., 0].reshape(heads, -1, n) - k_mu * shift[None, None]
+    v = params.w_v.noise[:, 0] - params.w_v.signal * shift
+    # Logistic functions of one difference of scores each.
+    one = _logistic(sign_ * (sign_ * jnp.sum(q_mu * k_mu, 1) - jnp.sum(q_mu * k, 1)))
+    two = _logistic(sign_ * jnp.sum(q * k_mu, 1) - jnp.sum(q * k, 1))
+    on_signal, on_noise = jnp.sum(one.s + two.s, 0) + residual, jnp.sum(one.t + two.t, 0) + residual
+    value = sign * params.w_v.signal
+    margin = data.y * (on_signal * value + on_noise * v)
+    small = jnp.exp(-jnp.abs(margin))
+    return _Forward(sign, shift, q_mu, k_mu, q, k, v, one, two, on_signal, on_noise, value, margin, small)
 
 
 class _Logistic(NamedTuple):
@@ -134,35 +158,20 @@ def _largest(exponent: Array) -> Array:
     return jnp.where(jnp.isneginf(top), 0, top)
 
 
-def _value_votes(
-    one: _Logistic,
-    two: _Logistic,
-    over_a: Array,
-    over_b: Array,
-    larger: Array,
-    sign: Array,
-    shift: Array,
-    residual: Any,
-) -> tuple[Array, Array, Array]:
-    """The sign of c M - a N of every example, the logarithm of its size, and the sign of N.
+def _value_votes(f: _Forward, over_a: Array, over_b: Array, larger: Array, residual: Any) -> tuple[Array, Array, Array]:
+    """Log max(c M - a N, 0), log max(a N - c M, 0) and the sign of N of every example, each (n,).
 
     A large attention is 1 less a small one. Where the whole numbers and r cancel, all that is left of M or N is the
     small ones, which may be below what the floats hold.
 
     Args:
-      one: attention of the signal's query, (head, n).
-      two: attention of the noise's query, (head, n).
-      over_a: exp(one.exponent) over exp(larger).
-      over_b: exp(two.exponent) over exp(larger).
+      f: margins and what is before them.
+      over_a: exp(one.exponent) over exp(larger), (head, n).
+      over_b: exp(two.exponent) over exp(larger), (head, n).
       larger: the larger exponent, (head, n).
-      sign: c, (n,).
-      shift: a, (n,).
       residual: r, ().
-
-    Returns:
-      (sign, log size, sign of N), each (n,).
     """
-    on_signal, on_noise = jnp.sum(one.s + two.s, 0) + residual, jnp.sum(one.t + two.t, 0) + residual
+    one, two, sign, shift, on_signal, on_noise = f.one, f.two, f.sign, f.shift, f.on_signal, f.on_noise
     near_1, near_2 = one.s > one.t, two.s > two.t
     whole = jnp.sum(near_1.astype(larger.dtype) + near_2.astype(larger.dtype), 0)
     top = jnp.max(larger, 0)

@@ -1,0 +1,85 @@
+"""Which gradients of the two-layer system are exactly 0 only because the floats cannot hold them."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+#: What can freeze.
+QUANTITIES = ("query_noise", "key_noise", "value_noise", "query_signal", "key_signal", "value_signal")
+Find = Callable[[Any, Any, Any, Any], Mapping[str, Array]]
+
+
+class Seen(NamedTuple):
+    """One weight matrix as the alarms see it.
+
+    Args:
+      noise: (rows, columns) gradient by noise coordinates or features; None if the matrix is not trained.
+      signal: (rows,) gradient by coordinate e_1, None if it is not trained.
+      nonzero: () whether the matrix is not 0.
+    """
+
+    noise: Array | None
+    signal: Array | None
+    nonzero: Array
+
+
+def frozen(
+    query: Seen, key: Seen, value: Seen, used: Array, tie: Array, kernel: str, residual: Array | float
+) -> dict[str, Array]:
+    """Whether some gradient of each kind is exactly 0 although its law is not.
+
+        dL/dQ_l ~ p_i sum_(a<b) s_la s_lb (V_a - V_b)(K_a - K_b)        dL/dV_a = -y_i p_i w_i (r + sum_l s_la)
+        dL/dK_a ~ p_i sum_(l,b) s_la s_lb (V_a - V_b) Q_l               (softmax attention; a signal's sums over i)
+
+    p_i and the attentions are positive, and numbers that are drawn at random are never equal. So a 0 means that every
+    term is too small for the floats, except where a matrix is 0 (sigma_0 = 0), and where value votes tie. From that
+    step on sign(0) = 0 freezes the coordinate.
+
+    Args:
+      query: of W_Q; its gradients are those that the optimizer sees.
+      key: of W_K.
+      value: of the value vector.
+      used: (columns,) which noise columns are those of an example with a weight.
+      tie: () whether the value votes of the examples may cancel to the last bit.
+      kernel: of the attention.
+      residual: r, ().
+
+    Returns:
+      {quantity: () bool}; False for a matrix that is not trained.
+    """
+    queries, keys, values = query.nonzero, key.nonzero, value.nonzero
+    if kernel == "gaussian":  # moves queries and keys towards each other
+        queries = keys = queries | keys
+    attended = (queries & keys) | (residual != 0) if kernel == "linear" else jnp.ones((), bool)
+    matrices = {"query": (query, values & keys), "key": (key, values & queries), "value": (value, attended)}
+    no = jnp.zeros((), bool)
+    out = {}
+    for name, (seen, law) in matrices.items():
+        noise, signal = seen.noise, seen.signal
+        out[f"{name}_noise"] = no if noise is None else law & jnp.any(jnp.any(noise == 0, 0) & used)
+        out[f"{name}_signal"] = no if signal is None else law & jnp.any(signal == 0)
+    out["value_signal"] &= ~tie
+    return out
+
+
+def alarms(find: Find) -> dict[str, Callable[[Any, Any, Any, Any], Array]]:
+    """The `watch` of a Task: an alarm for every quantity, and `first_frozen_step` for the first of them.
+
+    Args:
+      find: `(params, batch, hyper, gradient) -> {quantity: () bool}`.
+
+    Returns:
+      {name: alarm}.
+    """
+
+    def one(name: str) -> Callable[[Any, Any, Any, Any], Array]:
+        return lambda params, batch, hyper, gradient: find(params, batch, hyper, gradient)[name]
+
+    def some(params: Any, batch: Any, hyper: Any, gradient: Any) -> Array:
+        return functools.reduce(jnp.logical_or, find(params, batch, hyper, gradient).values())
+
+    return {"first_frozen_step": some, **{f"first_frozen_{name}": one(name) for name in QUANTITIES}}

@@ -10,6 +10,14 @@ import jax.numpy as jnp
 Array = jax.Array
 #: What can freeze.
 QUANTITIES = ("query_noise", "key_noise", "value_noise", "query_signal", "key_signal", "value_signal")
+#: Of the alarms' names.
+ATTRS = {
+    name: {"long_name": f"first step at which a gradient {of} is exactly 0 by underflow (-1: never)", "units": "step"}
+    for name, of in {
+        "first_frozen_step": "of a trained query, key or value",
+        **{f"first_frozen_{name}": f"of the {name.replace('_', ' ')}" for name in QUANTITIES},
+    }.items()
+}
 Find = Callable[[Any, Any, Any, Any], Mapping[str, Array]]
 
 

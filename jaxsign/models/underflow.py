@@ -1,7 +1,7 @@
 """Which gradients of the two-layer system are exactly 0 only because the floats cannot hold them."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,9 +35,7 @@ class Seen(NamedTuple):
     nonzero: Array
 
 
-def frozen(
-    query: Seen, key: Seen, value: Seen, used: Array, tie: Array, kernel: str, residual: Array | float
-) -> dict[str, Array]:
+def frozen(matrices: Sequence[Seen], used: Array, tie: Array, kernel: str, residual: Array | float) -> dict[str, Array]:
     """Whether some gradient of each kind is exactly 0 although its law is not.
 
         dL/dQ_l ~ p_i sum_(a<b) s_la s_lb (V_a - V_b)(K_a - K_b)        dL/dV_a = -y_i p_i w_i (r + sum_l s_la)
@@ -48,9 +46,7 @@ def frozen(
     step on sign(0) = 0 freezes the coordinate.
 
     Args:
-      query: of W_Q; its gradients are those that the optimizer sees.
-      key: of W_K.
-      value: of the value vector.
+      matrices: W_Q, W_K and the value vector, with the gradients that the optimizer sees.
       used: (columns,) which noise columns are those of an example with a weight.
       tie: () whether the value votes of the examples may cancel to the last bit.
       kernel: of the attention.
@@ -59,14 +55,14 @@ def frozen(
     Returns:
       {quantity: () bool}; False for a matrix that is not trained.
     """
-    queries, keys, values = query.nonzero, key.nonzero, value.nonzero
+    queries, keys, values = (seen.nonzero for seen in matrices)
     if kernel == "gaussian":  # moves queries and keys towards each other
         queries = keys = queries | keys
     attended = (queries & keys) | (residual != 0) if kernel == "linear" else jnp.ones((), bool)
-    matrices = {"query": (query, values & keys), "key": (key, values & queries), "value": (value, attended)}
+    laws = {"query": values & keys, "key": values & queries, "value": attended}
     no = jnp.zeros((), bool)
     out = {}
-    for name, (seen, law) in matrices.items():
+    for seen, (name, law) in zip(matrices, laws.items()):
         noise, signal = seen.noise, seen.signal
         out[f"{name}_noise"] = no if noise is None else law & jnp.any(jnp.any(noise == 0, 0) & used)
         out[f"{name}_signal"] = no if signal is None else law & jnp.any(signal == 0)

@@ -44,7 +44,7 @@ ATTRS = {
     "value_signal": {"long_name": "value signal, mean_i y_i <a, W_V h_i(signal)>", "units": "1"},
     "sign_agreement": {"long_name": "share of pairs with sgn(query noise) = sgn(key noise)", "units": "1"},
     "first_frozen_step": {
-        "long_name": "first step at which a gradient of some attention layer is exactly 0 by underflow (-1: never)",
+        "long_name": "first step at which a gradient of some attention layer is exactly 0 in the floats (-1: never)",
         "units": "step",
     },
 }
@@ -115,8 +115,9 @@ def deep_transformer(problem: DeepProblem) -> Task:
     def frozen(layer: int) -> Callable[[Any, Any, Any, Any], Array]:
         """Whether some weight of a layer's attention has a gradient of exactly 0.
 
-        Weights are drawn at random, so that no gradient is 0 in law: but those of coordinates that no patch of the
-        training set uses, and all of them where sigma_0 = 0.
+        Weights are drawn at random, so that no gradient is 0 in law, apart from those of coordinates that no training
+        patch uses, and from sigma_0 = 0. What makes it 0 is underflow, or tokens that rounding has made equal, as
+        attention without residual connections does in deep layers.
         """
 
         def alarm(params: DeepParams, batch: signal_noise.Dataset, hyper: Hyper, gradient: Any) -> Array:
@@ -153,7 +154,7 @@ def deep_transformer(problem: DeepProblem) -> Task:
         dims=DIMS,
         attrs=ATTRS
         | {
-            name: {"long_name": f"first step at which {words} is exactly 0 by underflow (-1: never)", "units": "step"}
+            name: {"long_name": f"first step at which {words} is exactly 0 in the floats (-1: never)", "units": "step"}
             for name, words in ((name, f"a gradient of attention layer {name.rpartition('_')[2]}") for name in layers)
         },
         problem=problem,

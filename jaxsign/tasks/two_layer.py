@@ -65,7 +65,7 @@ def dense(problem: Problem) -> Task:
         seen = [_seen(getattr(gradient, name), w) for name, w in (("w_q", params.query()), ("w_k", params.key()))]
         seen.append(_seen(gradient.w_v, value))
         tie = jnp.max(jnp.abs(value)) < jnp.finfo(value.dtype).eps  # margins may all be 0
-        return underflow.frozen(*seen, used, tie, problem.kernel, hyper.residual)
+        return underflow.frozen(seen, used, tie, problem.kernel, hyper.residual)
 
     return Task(
         sample=sample,

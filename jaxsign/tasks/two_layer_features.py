@@ -116,7 +116,7 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
         matrices = [_seen(a, b) for a, b in zip((seen.w_q, seen.w_k, seen.w_v), (params.w_q, params.w_k, value))]
         largest = jnp.maximum(jnp.max(jnp.abs(value.noise)), jnp.abs(value.signal))
         tie = largest < jnp.finfo(largest.dtype).eps  # margins may all be 0
-        return underflow.frozen(*matrices, used, tie, shapes.kernel, hyper.residual)
+        return underflow.frozen(matrices, used, tie, shapes.kernel, hyper.residual)
 
     def sample(key: Array, hyper: Any, shared: Any = None) -> Any:
         return (in_law if law else signal_noise).sample(key, shapes, hyper, room(hyper))

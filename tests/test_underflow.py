@@ -377,7 +377,8 @@ def test_an_older_store_is_extended_without_the_alarms_that_it_lacks(tmp_path, m
 
     def sweep(seeds):
         return js.Sweep(
-            system=js.two_layer, problem=PROBLEM, hyper=HYPER, axes={"seed": seeds}, steps=4, record=2, test_every=4, observables=["train_loss"],
+            system=js.two_layer, problem=PROBLEM, hyper=HYPER, axes={"seed": seeds},
+            steps=4, record=2, test_every=4, observables=["train_loss"],
             optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-3])},
         )  # fmt: skip
 

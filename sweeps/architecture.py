@@ -8,7 +8,9 @@ them too. d = 2000 (L-1), so that n (L-1) patches of s = 40 share as many coordi
 12,000 coordinates, 8 and 4. GD beside SignGD paper-like up to context 4, and as controls of their test errors the same
 with w_v alone trained, _frozen. Adam in adam_heads_4, adam_context_4 (theory) and adam_depth_2, 12 seeds. targets:
 which noise patch the noise queries of longer contexts attend to, theory, 12 seeds.
-Gradients of deep transformers underflow 32-bit floats from t ~ 180 on, so this experiment needs --x64.
+In 32 bits gradients of transformers of depth 4 are 0 from t ~ 200 on, and those of layers 3 and 4 without residual
+connections from the start, as rounding makes their tokens equal. So this experiment needs --x64; there layer 4 alone,
+without residual connections, has a gradient of exactly 0 before t = 360.
 Command: python sweeps/architecture.py --x64 --out results/architecture
 Cost: 18 minutes of CPU time (each entry started on its own) on 2 cores of an AMD EPYC that seven other jobs used too.
 Expected: `figures/gallery/claims_architecture.csv`; with residual connections layer 1 keeps the paper's numbers at

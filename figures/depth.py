@@ -21,14 +21,27 @@ KINDS = {1.0: ("residual", "#0072B2", "o", "-"), 0.0: ("plain", "#D55E00", "s", 
 SHORT = {"mlp": "mlp", "norm": "norm", "mlp_norm": "both"}
 
 
-def over_depths(ax, runs, measure, until):
+def layer_band(ax, runs, values, layers, until, label, **look):
+    """A band over steps, pale from the median step on at which a gradient of these layers is exactly 0."""
+    values = values.sel(step=slice(0, until)).transpose("seed", "step")
+    ends = [runs[name] for name in (f"first_frozen_layer_{layer}" for layer in layers) if name in runs]
+    ends = [float(end.where(end >= 0, np.inf).median()) for end in ends]
+    end = min(ends, default=np.inf)
+    steps = values["step"]
+    plot.band(ax, steps[steps <= end], values[:, steps.values <= end], label, **look)
+    if bool((steps > end).any()):
+        late = steps.values >= steps.values[steps.values <= end][-1]
+        plot.band(ax, steps[late], values[:, late], alpha=0.3, **look)
+
+
+def over_depths(ax, runs, measure, until, layers=()):
     """A number over steps for every depth, with residual connections solid, without dotted."""
     for depth, colour in zip((1, 2, 3, 4), SHADES):
         for residual, (_, _, _, line) in KINDS.items():
             if f"depth_{depth}" in runs:
-                values = measure(connected(runs[f"depth_{depth}"], residual)).sel(step=slice(0, until))
+                one = connected(runs[f"depth_{depth}"], residual)
                 label = f"depth {depth}" if residual else None
-                plot.band(ax, values["step"], values.transpose("seed", "step"), label, color=colour, ls=line)
+                layer_band(ax, one, measure(one), layers, until, label, color=colour, ls=line)
     ax.set(xlabel="step t", xlim=(0, until))
 
 
@@ -36,12 +49,10 @@ def over_layers(ax, ds, residual, name, until):
     """An observable over steps in every layer."""
     runs = connected(ds, residual)
     for layer in range(runs.sizes["layer"]):
-        values = runs[name].isel(layer=layer).sel(step=slice(0, until))
+        values = runs[name].isel(layer=layer)
         values = values.mean([dim for dim in values.dims if dim not in ("seed", "step")])
-        plot.band(
-            ax, values["step"], values.transpose("seed", "step"), f"layer {layer + 1}", color=SHADES[layer],
-            ls=("-", "--", "-.", ":")[layer],
-        )  # fmt: skip
+        line = ("-", "--", "-.", ":")[layer]
+        layer_band(ax, runs, values, [layer + 1], until, f"layer {layer + 1}", color=SHADES[layer], ls=line)
     ax.set(xlabel="step t", xlim=(0, until))
 
 
@@ -95,9 +106,9 @@ def main():
         fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 5.6))
         over_depths(axes[0, 0], runs, lambda one: one["train_loss"], 400)
         axes[0, 0].set(yscale="log", ylim=(1e-8, 2))
-        over_depths(axes[0, 1], runs, layer_one("sign_agreement"), 60)
+        over_depths(axes[0, 1], runs, layer_one("sign_agreement"), 60, [1])
         axes[0, 1].set_ylim(0.35, 1.03)
-        over_depths(axes[0, 2], runs, layer_one("s21"), 300)
+        over_depths(axes[0, 2], runs, layer_one("s21"), 300, [1])
         over_layers(axes[1, 0], deepest, 1.0, "s21", 400)
         over_layers(axes[1, 1], deepest, 0.0, "s21", 400)
         for ax in (axes[0, 2], axes[1, 0], axes[1, 1]):
@@ -122,6 +133,8 @@ def main():
         for name, _, _, line in KINDS.values():
             handles.append(plt.Line2D([], [], color="0.3", ls=line))
             labels.append(f"{name} (a-c)")
+        handles.append(plt.Line2D([], [], color="0.3", alpha=0.3))
+        labels.append("pale: frozen, a gradient of\nthe layer is 0 in the floats (b-f)")
         for name, colour, mark, _ in KINDS.values():
             handles.append(plt.Line2D([], [], color=colour, marker=mark, ls="", ms=3))
             labels.append(f"{name} (g-i)")

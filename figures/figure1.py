@@ -1,6 +1,7 @@
 """The paper's Figure 1 with bands over seeds: the four stages of SignGD, boundaries marked, underflow hatched.
 
-Reads DIR/dynamics/paper_like (sweeps/dynamics.py).
+Reads DIR/dynamics/paper_like (sweeps/dynamics.py), and for the query noise DIR/query_noise/paper_like
+(sweeps/query_noise.py), which has 64 bits; without it panel (d) is drawn from 32 bits.
 Command: python figures/figure1.py --results results --out results/figures
 """
 
@@ -47,6 +48,8 @@ def main():
     every = js.open_results(Path(args.results) / "dynamics" / "paper_like")
     ds = every.isel(optimizer=[list(every.family.values).index("sign_gd")]).load()
     one = ds.isel(optimizer=0)
+    wide = Path(args.results) / "query_noise" / "paper_like"
+    queries = js.open_results(wide).load() if wide.is_dir() else ds
     with plot.style():
         fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 3.6))
         for ax, until in zip(axes[0], (2, 10)):
@@ -59,17 +62,20 @@ def main():
             mean = one[name].sel(step=slice(0, until)).mean(["head", "sample"])
             plot.band(axes[0, 2], mean.step, mean.transpose("seed", "step"), label, color=colour)
         axes[0, 2].set(xlabel="step t")
-        plot.dynamics(ds, "query_noise", axes[1, 0], until)
+        plot.dynamics(queries, "query_noise", axes[1, 0], until)
         plot.dynamics(ds, "key_noise", axes[1, 1], until)
         signals(axes[1, 2], one, until)
-        for ax in (axes[0, 2], *axes[1]):
+        shown = ((axes[0, 2], ds, "s11"), (axes[1, 0], queries, "query_noise"), (axes[1, 1], ds, "key_noise"),
+                 (axes[1, 2], ds, "query_signal"))  # fmt: skip
+        for ax, source, name in shown:
             plot.mark_stages(ax, ds, until)
             ax.set_xlim(0, until)
             ax.set_xticks(range(0, until + 1, 300))
+            plot.hatch_underflow(ax, source, name)
             ax.legend(fontsize=5.5, loc="center right" if ax in (axes[0, 2], axes[1, 2]) else "upper left")
             ax.set_ylabel("")
-        plot.hatch_underflow(axes[1, 0], ds)
-        titles = ("start, t ≤ 2", "start, t ≤ 10", "softmax outputs", "query noise", "key noise", "query signal")
+        bits = " (64 bit)" if wide.is_dir() else ""
+        titles = "start, t ≤ 2", "start, t ≤ 10", "softmax outputs", f"query noise{bits}", "key noise", "query signal"
         for letter, ax, title in zip("abcdef", axes.flat, titles):
             ax.set_title(f"({letter}) {title}", pad=9)
         plot.footer(fig, ds)

@@ -70,7 +70,7 @@ def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] 
     return found.assign(kept).assign_attrs({**ds.attrs, **attrs})
 
 
-def levels_of(ds: Any, otherwise: Sequence[float]) -> list[float]:
+def levels_of(ds: Any, otherwise: Iterable[float]) -> list[float]:
     """The levels that a Dataset's runs captured, highest first; `otherwise` if they captured none."""
     return [float(level) for level in (ds["level"].values if f"step{SUFFIX}" in ds else otherwise)]
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsign.models import two_layer as model
+from jaxsign.models import underflow
 from jaxsign.models.two_layer_features import FeatureParams
 
 Array = jax.Array
@@ -53,10 +54,7 @@ ATTRS: Mapping[str, Mapping[str, str]] = {
     "majority_agreement": {"long_name": "share of untied rows that follow the vote of key noise", "units": "1"},
     "noise_l1": {"long_name": "l1 norm of the noise patch, coordinate 0 left out", "units": "1"},
     "noise_l2": {"long_name": "l2 norm of the noise patch, coordinate 0 left out", "units": "1"},
-    "first_frozen_step": {
-        "long_name": "first step at which a query-noise gradient is exactly 0 by underflow (-1: never)",
-        "units": "step",
-    },
+    **underflow.ATTRS,
 }  # fmt: skip
 
 
@@ -127,35 +125,3 @@ def noise_norms(data: Any) -> dict[str, Array]:
     """
     noise = data.noise[:, 0] if data.noise.shape[1] == 1 else data.noise
     return {"noise_l1": jnp.sum(jnp.abs(noise), -1), "noise_l2": jnp.sqrt(jnp.sum(noise * noise, -1))}
-
-
-def query_gradient_underflows(
-    params: AnyParams, data: Any, gradient: Array | None = None, residual: Array | float = 0.0
-) -> Array:
-    """Whether some query-noise gradient is exactly 0 although its law is not.
-
-    The law of softmax attention (context 2): dL/dq_i ~ p_i s_21 s_22 (<v,xi_i> - <v,x_1>) (k_i - k_signal); its first
-    three factors are positive and only rounding to 0 makes them vanish. From that step on sign(0) = 0 freezes the query
-    noise.
-
-    Args:
-      params: weights in any form, or FeatureParams with their data.
-      data: training set, or the mini-batch of a step.
-      gradient: (rows, n, context-1), dL/dq as the optimizer sees it; None: computed here.
-      residual: weight of the residual path, ().
-
-    Returns:
-      () bool.
-    """
-    f = params.features(data)
-    sign_mu = data.y_clean * data.mu
-
-    def loss(q: Array) -> Array:
-        margin = data.y * model.logits(f._replace(q=q), sign_mu, params.heads, "softmax", residual)
-        return jnp.sum(data.weight * model.logistic_loss(margin))
-
-    if gradient is None:
-        gradient = jax.grad(loss)(f.q)
-    values_differ = (f.v != (sign_mu * f.v_mu)[:, None]) & (data.weight > 0)[:, None]
-    keys_differ = f.k != f.k_mu[:, None, None] * sign_mu[None, :, None]
-    return jnp.any((gradient == 0) & values_differ[None] & keys_differ)

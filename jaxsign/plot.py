@@ -33,6 +33,12 @@ NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD", "signum": "Signum"}
 STYLES = {"sign_gd": "-", "adam": (0, (5, 1)), "gd": (0, (3, 1, 1, 1)), "signum": ":"}
 MARKERS = {"sign_gd": "o", "adam": "s", "gd": "^", "signum": "D"}
 POSITIVE, NEGATIVE, NEUTRAL = "#B2182B", "#2166AC", "#4D4D4D"
+#: Of observables that are no feature themselves: the features whose products or signs they are.
+_FIRST, _SECOND = ("query_signal", "key_signal", "key_noise"), ("query_noise", "key_noise", "key_signal")
+MADE_OF = {
+    "s11": _FIRST, "s21": _SECOND, "log_s21": _SECOND, "s22": _SECOND, "sign_agreement": ("query_noise", "key_noise"),
+    "majority_agreement": ("query_signal", "key_noise"),
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -315,14 +321,45 @@ def mark_stages(ax: Any, ds: Any, until: int, stages: Any = None) -> None:
         ax.text(x, 1.0, name, transform=ax.get_xaxis_transform(), fontsize=5.5, color="0.25", va="bottom", ha="center")
 
 
-def hatch_underflow(ax: Any, ds: Any) -> None:
-    """Hatches the steps after the median first underflow of a query-noise gradient: what is drawn there is frozen."""
-    frozen = _one_optimizer(ds)["first_frozen_step"]
-    reached = frozen.where(frozen >= 0)
-    if bool(reached.notnull().any()):
-        low, high = float(reached.median()), ax.get_xlim()[1]
-        if low < high:
-            ax.axvspan(low, high, facecolor="none", edgecolor="0.6", hatch="////", lw=0)
+def alarms_of(ds: Any, name: str) -> list[str]:
+    """The alarms of a Dataset that say when an observable is no longer to be trusted.
+
+    Args:
+      ds: Dataset.
+      name: an observable; attentions and agreements are frozen as soon as something that they are made of is.
+
+    Returns:
+      Names of variables; results of a version that watched query noise alone have `first_frozen_step` for it.
+
+    Examples:
+      >>> import xarray as xr
+      >>> alarms_of(xr.Dataset({"first_frozen_key_noise": 3, "first_frozen_query_noise": 2}), "sign_agreement")
+      ['first_frozen_query_noise', 'first_frozen_key_noise']
+    """
+    made_of = MADE_OF.get(name, (name,))
+    found = [f"first_frozen_{one}" for one in made_of if f"first_frozen_{one}" in ds]
+    old = not found and "query_noise" in made_of and "first_frozen_step" in ds
+    return ["first_frozen_step"] if old else found
+
+
+def hatch_underflow(ax: Any, ds: Any, name: str = "query_noise") -> None:
+    """Hatches the steps after the median first underflow of what an observable is made of: it is frozen there.
+
+    The hatching has an entry of its own in the legend, which is drawn after it.
+
+    Args:
+      ax: Axes whose x axis is the step, with its limits.
+      ds: Dataset of one optimizer; without alarms of the observable nothing is hatched.
+      name: the observable.
+    """
+    ds, ends = _one_optimizer(ds), []
+    for alarm in alarms_of(ds, name):
+        steps = ds[alarm].where(ds[alarm] >= 0)
+        if bool(steps.notnull().any()):
+            ends.append(float(steps.median()))
+    low, high = min(ends, default=float("inf")), ax.get_xlim()[1]
+    if low < high:
+        ax.axvspan(low, high, facecolor="none", edgecolor="0.6", hatch="////", lw=0, label="frozen: underflow")
 
 
 def footer(fig: Any, ds: Any, preset: str = "") -> None:

@@ -8,7 +8,10 @@ them too. d = 2000 (L-1), so that n (L-1) patches of s = 40 share as many coordi
 12,000 coordinates, 8 and 4. GD beside SignGD paper-like up to context 4, and as controls of their test errors the same
 with w_v alone trained, _frozen. Adam in adam_heads_4, adam_context_4 (theory) and adam_depth_2, 12 seeds. targets:
 which noise patch the noise queries of longer contexts attend to, theory, 12 seeds.
-Command: python sweeps/architecture.py --out results/architecture
+In 32 bits gradients of transformers of depth 4 are 0 from t ~ 200 on, and those of layers 3 and 4 without residual
+connections from the start, as rounding makes their tokens equal. So this experiment needs --x64; there layer 4 alone,
+without residual connections, has a gradient of exactly 0 before t = 360.
+Command: python sweeps/architecture.py --x64 --out results/architecture
 Cost: 18 minutes of CPU time (each entry started on its own) on 2 cores of an AMD EPYC that seven other jobs used too.
 Expected: `figures/gallery/claims_architecture.csv`; with residual connections layer 1 keeps the paper's numbers at
 every depth (D1), without them only a transformer with layer norm is erratic in layer 1 (D4, D5).
@@ -19,6 +22,7 @@ import dataclasses
 import sys
 from argparse import Namespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -68,6 +72,8 @@ def on_heaviest(params, data, test, hyper):
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
     tiny = args.tiny
+    if not (jax.config.jax_enable_x64 or args.help or tiny):
+        raise ValueError("architecture needs 64-bit floats: give --x64")
     small = {"n": 4, "d": 60, "s": 5, "m_k": 3, "m_v": 3, "n_test": 20} if tiny else {}
 
     def sweep(system, problem, hyper, optimizers, steps, seeds=36, observables=TRACES, axes=(), **more):

@@ -44,8 +44,8 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         axes = {"snr": SNR[1:4:2] if args.tiny else SNR} if name == "snr" else {}
         sweeps[name] = js.Sweep(
             system=js.two_layer, engine=args.engine or ENGINES[name], problem=problem, hyper=hyper,
-            optimizers=OPTIMIZERS, axes={**axes, "seed": seeds}, steps=steps, record=schedule, test_every=schedule[[0, -1]],
-            levels=LEVELS, observables=SCALARS,
+            optimizers=OPTIMIZERS, axes={**axes, "seed": seeds}, steps=steps, record=schedule,
+            test_every=schedule[[0, -1]], levels=LEVELS, observables=SCALARS,
         )  # fmt: skip
     return sweeps
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxsign as js
 from jaxsign import observables
 
 pytestmark = pytest.mark.x64
@@ -80,7 +81,14 @@ def test_a_tied_vote_is_left_out_of_the_majority(problem, oracle):
 
 def test_log_attention_and_alarm_beyond_underflow(problem, oracle):
     params, data, test = oracle.draw(problem, 3, sigma_0=0.1)
-    alarm = jax.jit(observables.query_gradient_underflows)
+    task, hyper = js.two_layer(problem), js.Hyper(sigma_p=2.0)
+
+    @jax.jit
+    def alarm(params, data):
+        slope = jax.grad(task.loss)(params, data, hyper)
+        rang = {name: look(params, data, hyper, slope) for name, look in task.watch.items()}
+        return rang["first_frozen_query_noise"] & rang["first_frozen_step"]
+
     assert not alarm(params, data)
     aligned = dataclasses.replace(params, w_k=params.w_q)  # noise attends to itself, ever more sharply
     sharp = jax.tree.map(lambda w: 60 * w, aligned)

@@ -20,6 +20,8 @@ from jaxsign.stages import manifest, need
 from jaxsign.validation import known
 
 JUDGES = ("seeds", "mean")
+#: What claims with a horizon are made of.
+WATCHED = ("first_frozen_query_noise", "first_frozen_key_noise", "first_frozen_query_signal")
 
 
 def above(number: float) -> tuple[float, float]:
@@ -61,7 +63,8 @@ class Claim:
       family: the optimizer family whose runs are measured, or "" where the parts pick families themselves.
       steps: recorded steps it needs.
       parts: its numbers; a seed counts as inside if all judged parts are.
-      trusted_until: step up to which query-noise gradients must not have underflowed, or None.
+      trusted_until: step up to which no gradient of query noise, key noise or query signal may have underflowed, or
+        None. Results of a version that watched query noise alone are read by that.
       explanations: {setting: sentence} for settings where the claim is known not to hold.
       system: name of the function that makes the tasks it is about.
       judge: "seeds": it holds if more than .9 of all seeds are inside; "mean", for claims about averages: if the 95 %
@@ -103,15 +106,18 @@ class Claim:
         self.need_steps(ds)
         runs = one_family(ds, self.family) if self.family else one_point(ds)
         if self.trusted_until is not None:
-            if "first_frozen_step" not in runs:
-                raise CannotDecide("the Dataset does not say when query-noise gradients underflow")
-            frozen = runs["first_frozen_step"]
-            early = frozen.where((frozen >= 0) & (frozen <= self.trusted_until))
-            if bool(early.notnull().any()):
-                raise CannotDecide(
-                    f"query-noise gradients underflow from step {int(early.min())} on, before the horizon "
-                    f"{self.trusted_until}; run it with --x64"
-                )
+            watched = [name for name in WATCHED if name in runs] or ["first_frozen_step"]
+            for name in watched:
+                if name not in runs:
+                    raise CannotDecide("the Dataset does not say when query-noise gradients underflow")
+                frozen = runs[name]
+                early = frozen.where((frozen >= 0) & (frozen <= self.trusted_until))
+                if bool(early.notnull().any()):
+                    what = name.removeprefix("first_frozen_").replace("_", "-").replace("step", "query-noise")
+                    raise CannotDecide(
+                        f"{what} gradients underflow from step {int(early.min())} on, before the horizon "
+                        f"{self.trusted_until}; run it with --x64"
+                    )
         return runs
 
 

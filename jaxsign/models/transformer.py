@@ -177,12 +177,17 @@ def forward(
     return module(problem, columns).apply(weights, project, weight)
 
 
+def columns(params: DeepParams, basis: Array) -> Array:
+    """The columns of the patches that the weights of layer 1 multiply."""
+    if "active" not in params:
+        return basis
+    active = params["active"]
+    return jnp.take_along_axis(basis, jnp.broadcast_to(active, (basis.shape[0], active.size)), axis=1)
+
+
 def training_patches(params: DeepParams, data: Dataset) -> Project:
     """Products of weights with the training patches, signal token first: one column for all signal patches."""
-    basis = data.basis
-    if "active" in params:
-        active = params["active"]
-        basis = jnp.take_along_axis(basis, jnp.broadcast_to(active, (basis.shape[0], active.size)), axis=1)
+    basis = columns(params, data.basis)
     sign_mu = (data.y_clean * data.mu)[:, None]
 
     def project(w: Array) -> Array:

@@ -261,7 +261,8 @@ def _of_traces(one: Any, words: str) -> Iterator[_Panel]:
     family, caption = plot.NAMES.get(family, family), _caption(one)
     names = [str(n) for n, v in one.data_vars.items() if "step" in v.dims and len(v.dims) > 3]
     names = sorted(names, key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n))
-    beside = [n for n in ("query_signal", "sign_agreement", "first_frozen_step", "status") if n in one]
+    alarms = [str(n) for n in one.data_vars if str(n).startswith("first_frozen_")]
+    beside = [*(n for n in ("query_signal", "sign_agreement", "status") if n in one), *alarms]
     if not names:
         return
     held = one[list(dict.fromkeys([*names, *beside]))].load()
@@ -281,8 +282,7 @@ def _of_traces(one: Any, words: str) -> Iterator[_Panel]:
         ax.set_xlim(0, until)
         if stages is not None:
             plot.mark_stages(ax, held, until, stages)
-        if name == "query_noise" and "first_frozen_step" in held:
-            plot.hatch_underflow(ax, held)
+        plot.hatch_underflow(ax, held, name)
         if ax.get_legend_handles_labels()[0]:
             ax.legend()
 

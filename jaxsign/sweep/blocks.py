@@ -84,7 +84,9 @@ class Work:
     def finish(self, state: State, constants: Mapping[str, Any]) -> int:
         """Stores the numbers of finished runs, the status last; returns how many of them diverged."""
         captured = state.crossings.results() if state.crossings else {}
-        values = {**state.rang, **captured, **constants, "first_bad_step": state.bad}
+        # A store of an older version may lack alarms.
+        rang = {name: step for name, step in state.rang.items() if name in self.sink.variables}
+        values = {**rang, **captured, **constants, "first_bad_step": state.bad}
         if self.compiled.summarise is not None:
             padded = {name: _padded(x, self.compiled.size) for name, x in self.rows.items()}
             values |= self.compiled.summarise.result()(constants, padded)

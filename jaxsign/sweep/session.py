@@ -105,6 +105,9 @@ class Session:
         mine = {number: runs for number, runs in everything(layout).items() if self._owns(number)}
         _, compiled = compile_units(sweep, programs, layout, mine, self.compiler)
         found, notes = variables(sweep, groups, [compiled[g].results for g in range(len(groups))], layout)
+        if stored:  # an alarm that the version of the stored runs did not have: they would say -1, never
+            alarms = {name for g in range(len(groups)) for name in compiled[g].state.rang}
+            found = {name: v for name, v in found.items() if name in stored["chunks"] or name not in alarms}
         if stored and match.changed:
             self._same_variables(found, results.stored_variables(path))
         if stored:  # chunks stay as they are, also where an observable has grown longer since

@@ -1,6 +1,7 @@
 """The deep transformer on the paper's data as a Task: the stage observables of every layer and head."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,6 +43,10 @@ ATTRS = {
     "value_noise": {"long_name": "value noise y_i <a, W_V h_i(noise)>", "units": "1"},
     "value_signal": {"long_name": "value signal, mean_i y_i <a, W_V h_i(signal)>", "units": "1"},
     "sign_agreement": {"long_name": "share of pairs with sgn(query noise) = sgn(key noise)", "units": "1"},
+    "first_frozen_step": {
+        "long_name": "first step at which a gradient of some attention layer is exactly 0 in the floats (-1: never)",
+        "units": "step",
+    },
 }
 
 
@@ -107,6 +112,33 @@ def deep_transformer(problem: DeepProblem) -> Task:
         del hyper, degree
         return data, settled(data_problem, data, test), params
 
+    def frozen(layer: int) -> Callable[[Any, Any, Any, Any], Array]:
+        """Whether some weight of a layer's attention has a gradient of exactly 0.
+
+        Weights are drawn at random, so that no gradient is 0 in law, apart from those of coordinates that no training
+        patch uses, and from sigma_0 = 0. What makes it 0 is underflow, or tokens that rounding has made equal, as
+        attention without residual connections does in deep layers.
+        """
+
+        def alarm(params: DeepParams, batch: signal_noise.Dataset, hyper: Hyper, gradient: Any) -> Array:
+            del hyper
+            names = [f"attention_{layer}/{name}" for name in ("w_q", "w_k", "w_v")]
+            trained = [gradient[name] for name in names if gradient[name] is not None]
+            used = jnp.ones((), bool)
+            if layer == 1:
+                there = jnp.concatenate([jnp.ones(1, bool), batch.weight > 0])[:, None]
+                used = jnp.any((model.columns(params, batch.basis) != 0) & there, 0)
+            zero = [jnp.any(jnp.any(slope == 0, 0) & used) for slope in trained]
+            return functools.reduce(jnp.logical_or, zero, jnp.zeros((), bool)) & jnp.any(params[names[0]][:, 0] != 0)
+
+        return alarm
+
+    layers = {f"first_frozen_layer_{layer}": frozen(layer) for layer in range(1, problem.depth + 1)}
+
+    def first(params: DeepParams, batch: signal_noise.Dataset, hyper: Hyper, gradient: Any) -> Array:
+        found = [alarm(params, batch, hyper, gradient) for alarm in layers.values()]
+        return functools.reduce(jnp.logical_or, found)
+
     return Task(
         sample=lambda key, hyper, shared: signal_noise.sample(key, data_problem, hyper),
         sample_test=lambda key, hyper, shared: signal_noise.sample_test(key, data_problem, hyper),
@@ -114,12 +146,17 @@ def deep_transformer(problem: DeepProblem) -> Task:
         prepare=prepare,
         loss=loss,
         observe=observe,
+        watch={"first_frozen_step": first, **layers},
         compact=model.activate,
         expand=model.full,
         frozen=("active", *(f"start/{name}" for name in model.PATCHES)),
         validate=lambda hyper: check_hyper(hyper, data_problem),
         dims=DIMS,
-        attrs=ATTRS,
+        attrs=ATTRS
+        | {
+            name: {"long_name": f"first step at which {words} is exactly 0 in the floats (-1: never)", "units": "step"}
+            for name, words in ((name, f"a gradient of attention layer {name.rpartition('_')[2]}") for name in layers)
+        },
         problem=problem,
         name="deep_transformer",
     )

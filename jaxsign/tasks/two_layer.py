@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxsign import observables
 from jaxsign.data import signal_noise
 from jaxsign.models import two_layer as model
+from jaxsign.models import underflow
 from jaxsign.problem import Hyper, Problem
 from jaxsign.task import Task
 
@@ -57,9 +58,14 @@ def dense(problem: Problem) -> Task:
     def observe(params: observables.AnyParams, data: Any, test: Any, hyper: Hyper) -> dict[str, Array]:
         return observables.observe(params, data, test, problem.kernel, hyper.residual)
 
-    def alarm(params: observables.AnyParams, batch: Any, hyper: Hyper, gradient: Any) -> Array:
-        del gradient  # the optimizer sees gradients of weights, and the law is about features
-        return observables.query_gradient_underflows(params, batch, residual=hyper.residual)
+    def alarm(params: model.AnyWeights, batch: Any, hyper: Hyper, gradient: Any) -> dict[str, Array]:
+        there = jnp.repeat(batch.weight > 0, batch.support.shape[1])[:, None]
+        used = jnp.any((params.columns(batch.basis)[1:, 1:] != 0) & there, 0)
+        value = params.value()
+        seen = [_seen(getattr(gradient, name), w) for name, w in (("w_q", params.query()), ("w_k", params.key()))]
+        seen.append(_seen(gradient.w_v, value))
+        tie = jnp.max(jnp.abs(value)) < jnp.finfo(value.dtype).eps  # margins may all be 0
+        return underflow.frozen(seen, used, tie, problem.kernel, hyper.residual)
 
     return Task(
         sample=sample,
@@ -69,7 +75,7 @@ def dense(problem: Problem) -> Task:
         loss=loss,
         observe=observe,
         describe=lambda data, test, hyper: observables.noise_norms(data),
-        watch={"first_frozen_step": alarm} if problem.kernel == "softmax" else {},
+        watch=underflow.alarms(alarm),
         batch=mini_batches(problem.batch_size),
         compact=lambda params, data: model.tie(params),
         expand=lambda params: params.full(),
@@ -108,6 +114,15 @@ def support(problem: Problem) -> Task:
         frozen=("v_start", "active", "start"),
         name="two_layer_support",
     )
+
+
+def _seen(gradient: Any, weights: Array) -> underflow.Seen:
+    """A matrix of any form for the alarms; of W_V one row, as the others have its gradient or minus that."""
+    leaves, nonzero = jax.tree.leaves(gradient), jnp.any(weights[..., 0] != 0)
+    if not leaves:
+        return underflow.Seen(None, None, nonzero)
+    rows = leaves[0] if weights.ndim == 2 else leaves[0].reshape(-1, weights.size)[:1]
+    return underflow.Seen(rows[:, 1:], rows[:, 0], nonzero)
 
 
 def check_hyper(hyper: Any, problem: Problem) -> None:

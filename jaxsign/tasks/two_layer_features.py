@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsign import observables
 from jaxsign.data import in_law, signal_noise
-from jaxsign.models import law_features, two_layer
+from jaxsign.models import law_features, two_layer, underflow
 from jaxsign.models.feature_gradient import value_and_gradient
-from jaxsign.models.two_layer_features import FeatureData, FeatureParams, to_features
+from jaxsign.models.two_layer_features import FeatureData, FeatureParams, Inner, to_features
 from jaxsign.problem import Hyper, Problem, field_names
 from jaxsign.task import Padding, Task
 from jaxsign.tasks.two_layer import check_hyper, dense, mini_batches, settled
@@ -107,11 +106,17 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
     def gradient(params: FeatureParams, batch: FeatureData, hyper: Any, signs: bool) -> tuple[Array, FeatureParams]:
         return value_and_gradient(params, batch, signs, hyper.residual)
 
-    def alarm(params: FeatureParams, batch: FeatureData, hyper: Any, seen: FeatureParams | None) -> Array:
-        noise = seen.w_q.noise if seen is not None else None  # None also where the queries are not trained
-        if noise is None:
-            return jnp.zeros((), bool)
-        return observables.query_gradient_underflows(params, batch, noise, hyper.residual)
+    # The closed form is that of softmax and one noise patch; others differentiate, and may underflow.
+    closed = shapes.context == 2 and shapes.kernel == "softmax"
+
+    def alarm(params: FeatureParams, batch: FeatureData, hyper: Any, seen: FeatureParams | None) -> dict[str, Array]:
+        if seen is None:  # only signs are computed, from logarithms
+            return dict.fromkeys(underflow.QUANTITIES, jnp.zeros((), bool))
+        used, value = jnp.repeat(batch.weight > 0, shapes.patches), params.w_v
+        matrices = [_seen(a, b) for a, b in zip((seen.w_q, seen.w_k, seen.w_v), (params.w_q, params.w_k, value))]
+        largest = jnp.maximum(jnp.max(jnp.abs(value.noise)), jnp.abs(value.signal))
+        tie = largest < jnp.finfo(largest.dtype).eps  # margins may all be 0
+        return underflow.frozen(matrices, used, tie, shapes.kernel, hyper.residual)
 
     def sample(key: Array, hyper: Any, shared: Any = None) -> Any:
         return (in_law if law else signal_noise).sample(key, shapes, hyper, room(hyper))
@@ -125,12 +130,11 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
         sample_test=sample_test,
         init=init,
         prepare=prepare,
-        # The closed form is that of softmax and one noise patch; others differentiate, and may underflow in 32 bits.
-        gradient=gradient if shapes.context == 2 and shapes.kernel == "softmax" else None,
+        gradient=gradient if closed else None,
         batch=mini_batches(batch_size),
         scale=lambda data, hyper: data.scale(shapes.heads),
         homogeneous=True,
-        watch={"first_frozen_step": alarm} if shapes.kernel == "softmax" else {},
+        watch=underflow.alarms(alarm),
         compact=None,
         expand=None,
         project=lambda params, data: params,
@@ -139,3 +143,11 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
         problem=None,
         name=f"two_layer_{_name(law)}",
     )
+
+
+def _seen(gradient: Inner, weights: Inner) -> underflow.Seen:
+    """A matrix for the alarms."""
+    nonzero = jnp.any(weights.signal != 0)
+    if gradient.signal is None:
+        return underflow.Seen(None, None, nonzero)
+    return underflow.Seen(gradient.noise.reshape(gradient.signal.size, -1), gradient.signal, nonzero)

@@ -46,7 +46,7 @@ redraw = for name in $(1); do \
 PAPER = adam architecture digits data_quality restore
 paper: reproduce  ## the whole paper at full size: reproduce, then its other figures and claims (resumable)
 	$(BIN)/python sweeps/adam.py --x64 --out $(OUT)/adam
-	$(BIN)/python sweeps/architecture.py --out $(OUT)/architecture
+	$(BIN)/python sweeps/architecture.py --x64 --out $(OUT)/architecture
 	$(BIN)/python sweeps/digits.py --out $(OUT)/digits
 	$(BIN)/python sweeps/data_quality.py --out $(OUT)/data_quality
 	$(BIN)/python sweeps/restore.py --out $(OUT)/restore

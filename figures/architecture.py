@@ -89,20 +89,8 @@ def relative_s21(ds):
     return s21.mean([dim for dim in ("head", "sample", "patch") if dim in s21.dims]) * context_of(ds)
 
 
-def first_below(ds):
-    """Test error at the first test step with a training loss below .1; NaN if there is none.
-
-    Not `js.at_train_loss`: with many heads GD gets there before the second test step, and interpolating to the first
-    one, t = 0, would read the error of random weights.
-    """
-    tested = ds["test_error"].notnull().any("seed").values
-    seen = ds[["train_loss", "test_error"]].isel(step=np.flatnonzero(tested) if tested.any() else [0])
-    below = seen["train_loss"] < LEVEL
-    return seen["test_error"].isel(step=below.argmax("step")).where(below.any("step")).drop_vars("step")
-
-
 def errors(ax, runs, axis):
-    """Test error at a training loss below .1 of both optimizers, with attention trained and frozen, and the laws."""
+    """Test error at training loss .1 of both optimizers, with attention trained and frozen, and the laws."""
     seen = {}
     for family in ("sign_gd", "gd"):
         for suffix, look in (("", {"marker": plot.MARKERS[family]}), ("_frozen", {"marker": "x", "ls": ":"})):
@@ -110,7 +98,7 @@ def errors(ax, runs, axis):
             datasets = {number: ds for number, ds in datasets.items() if family in ds["family"].values}
             if not datasets:
                 continue
-            values = [first_below(of(ds, family)) for ds in datasets.values()]
+            values = [js.at_train_loss(of(ds, family), LEVEL, ["test_error"])["test_error"] for ds in datasets.values()]
             values = xr.concat([one.drop_vars("optimizer", errors="ignore") for one in values], "x", join="outer")
             label = plot.NAMES[family] + (", attention frozen" if suffix else "")
             look = {"ls": "-", "ms": 3.5, **look}

@@ -98,7 +98,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         # Disjoint supports close the dynamics on inner products; coordinates that patches share do not.
         engine = args.engine or ("feature_space" if preset == "theory" else "support")
         steps = 600 if context == 2 else 320
-        return sweep(js.two_layer, problem, hyper, optimizers, steps, engine=engine, **more)
+        return sweep(js.two_layer, problem, hyper, optimizers, steps, engine=engine, levels=(0.1,), **more)
 
     sweeps = {name: deep(name) for name in DEEP if name in ("depth_1", "depth_2", "depth_3", "depth_4")}
     sizes = {f"heads_{heads}": {"heads": heads} for heads in (1, 2, 4, 8)}

@@ -1,6 +1,7 @@
 """The command `jaxsign`: claims, report, plan, status, verify and export."""
 
 import argparse
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from jaxsign.console import DONE, FAILED, UNUSABLE, Parser, configure, count, gu
 from jaxsign.experiment import build_options, load_build
 from jaxsign.netcdf import export_netcdf
 from jaxsign.store.results import is_results
+from jaxsign.validation import local_path
 from jaxsign.verdicts import check
 
 
@@ -30,12 +32,13 @@ def _claims(args: argparse.Namespace) -> int:
         print(table.to_markdown() if args.markdown else table)
     for reason in [] if table.rows else table.reasons():
         print(f"no claim can be decided from {args.dir}: {reason}")
-    if args.csv:
-        table.to_csv(Path(args.csv))
-    if args.against:
-        if not Path(args.against).is_file():
+    if args.csv is not None:
+        table.to_csv(local_path("--csv", args.csv))
+    if args.against is not None:
+        reference = local_path("--against", args.against)
+        if not reference.is_file():
             raise ValueError(f"--against must be a claims table written by --csv, got {args.against!r}")
-        changed = table.changes(Path(args.against))
+        changed = table.changes(reference)
         for line in changed:
             print(f"differs from {args.against}: {line}")
         if table.rows and not changed:
@@ -46,12 +49,12 @@ def _claims(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     """Writes one page about all results below the directories."""
-    report.check_file(Path(args.out))
+    report.check_file(local_path("--out", args.out))
     found: dict[Path, str] = {}  # by their full paths, so that what is given twice comes once
     for directory in args.dirs:
-        parent = Path(directory).resolve().parent
-        for path in map(Path.resolve, find_results(directory)):
-            found.setdefault(path, str(path.relative_to(parent)))
+        parent = Path(os.path.abspath(local_path("DIR", directory))).parent
+        for path in find_results(directory):
+            found.setdefault(path.resolve(), str(Path(os.path.abspath(path)).relative_to(parent)))
     short = len(set(found.values())) == len(found)  # names from the given directory on, whole paths if two are the same
     runs = {name if short else str(path): tools.undamaged(path)[0] for path, name in found.items()}
     file = report.write(args.out, runs, args.figures)
@@ -80,10 +83,11 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     found = find_results(args.dir)
-    if args.out and len(found) > 1:
+    if args.out is not None and len(found) > 1:
         raise ValueError(f"--out FILE is for one results directory, {args.dir!r} holds {len(found)}")
+    file = local_path("--out", args.out) if args.out is not None else None
     for path in found:
-        print(export_netcdf(path, Path(args.out) if args.out else path / "results.nc"), flush=True)
+        print(export_netcdf(path, file or path / "results.nc"), flush=True)
     return DONE
 
 

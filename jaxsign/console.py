@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxsign.store.results import UnusableData
+from jaxsign.sweep.environment import cores
 from jaxsign.validation import positive_int, real
 
 DONE, FAILED, BAD_INPUT, UNUSABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -69,7 +70,7 @@ def configure(devices: int | None = None, x64: bool = False) -> None:
     if x64:
         jax.config.update("jax_enable_x64", True)
     try:
-        jax.config.update("jax_num_cpu_devices", devices or len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", devices or cores())
     except RuntimeError:
         if devices is not None:
             raise ValueError(f"devices={devices} cannot be set: JAX has already started in this process") from None

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import math
+import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from jaxsign.claims.claim import one_point
 from jaxsign.claims.two_layer import problem_of, setting_of
 from jaxsign.measures import GROUPING_STEP
 from jaxsign.stages import BOUNDARIES, at_train_loss, find_stages, manifest, need
-from jaxsign.validation import known
+from jaxsign.validation import known, local_path
 
 #: Column and text width of a paper, in inches.
 NARROW, WIDE = 3.25, 5.5
@@ -350,22 +351,33 @@ def svg(fig: Any) -> str:
     return file.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
 
 
-def save(fig: Any, directory: str | Path, name: str) -> list[Path]:
+def save(fig: Any, directory: str | os.PathLike, name: str) -> list[Path]:
     """Saves a figure as PNG, PDF and SVG, and every line and band it shows as NAME.csv.
 
     Args:
       fig: matplotlib Figure; each labelled panel's title names it in the CSV.
       directory: created if needed.
-      name: file name without suffix.
+      name: file name without folder and suffix.
 
     Returns:
       The paths written.
+
+    Raises:
+      ValueError: if `directory` or a file in it cannot be made; nothing is written then.
     """
     import matplotlib.pyplot as plt
 
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"{name}.{suffix}" for suffix in ("png", "pdf", "svg", "csv")]
+    if not isinstance(name, str) or not name or "/" in name or len(os.fsencode(name)) > 250:
+        raise ValueError(f"name must be a file name of at most 250 bytes without a folder, got {name!r}")
+    folder = local_path("directory", directory)
+    paths = [local_path("name", folder / f"{name}.{suffix}") for suffix in ("png", "pdf", "svg", "csv")]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"directory={str(folder)!r} cannot be made: {error.strerror or error}") from None
+    for path in paths:
+        if not os.access(path if path.exists() else folder, os.W_OK) or path.is_dir():
+            raise ValueError(f"{str(path)!r} cannot be written")
     fig.savefig(paths[0], metadata={"Software": None})
     fig.savefig(paths[1], metadata={"CreationDate": None, "Producer": None})
     paths[2].write_text(svg(fig), encoding="utf-8")

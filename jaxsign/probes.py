@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxsign.compilation import undisturbed
+
 Factory = Callable[..., optax.GradientTransformation]
 #: Steps of a history, and the scales its gradients are driven at. The problem's own run from 1e-4 down to 1e-12.
 STEPS, SCALES = 200, (1.0, 1e-6, 1e-12)
@@ -297,6 +299,7 @@ class Degree(NamedTuple):
     p: float
 
 
+@undisturbed()
 def degree(transform: optax.GradientTransformation) -> Degree:
     """Measures how a transform's updates scale with the whole gradient history: engine="feature_space" is built on it.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsign.compilation import compiler_options
+from jaxsign.compilation import compiler_options, undisturbed
 from jaxsign.exactness import fit
 from jaxsign.loop import make_loop, whole_run
 from jaxsign.optim import as_grid
@@ -165,6 +165,7 @@ def _compiled(task: Task, factory: Any, settings: tuple, *how: bool) -> Callable
     return jax.jit(train, compiler_options=compiler_options(jax.default_backend()))
 
 
+@undisturbed()
 def train(
     key: Array,
     task: Task,

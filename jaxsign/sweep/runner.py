@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jaxsign.compilation import undisturbed
 from jaxsign.labelled import base_coordinates, manifest_text
 from jaxsign.store import locks, results
 from jaxsign.store.manifest import read_manifest
@@ -34,6 +35,8 @@ from jaxsign.sweep.session import Session, Shard, left, tell
 from jaxsign.validation import positive_int
 
 
+@undisturbed()
+@jax.disable_jit(False)
 def run_sweep(
     sweep: Sweep,
     out: str | os.PathLike | None = None,
@@ -49,7 +52,8 @@ def run_sweep(
     Static axes and optimizer families are grouped and compiled once per value; everything else is mapped. Runs go in
     blocks over all local devices, so memory is bounded by the block and not by the grid. With `out`, the same call
     continues what was cut off and does nothing where all is there; more values on an axis, more seeds or another
-    optimizer are filled in; any other change is refused. SIGINT and SIGTERM end it after the steps under way.
+    optimizer are filled in; any other change is refused. SIGINT, SIGTERM, SIGHUP,
+    SIGUSR1 and SIGXCPU end it after the steps under way.
 
     Args:
       sweep: a Sweep.
@@ -73,7 +77,7 @@ def run_sweep(
       ValueError: if `out` is not writable, belongs to another definition or is being run by another process, or the
         scheduler does not answer; nothing is written then.
       UnusableData: if what `out` holds is damaged beyond running it again.
-      KeyboardInterrupt: after SIGINT or SIGTERM; what was finished is stored, and the same call goes on from there.
+      KeyboardInterrupt: after such a signal; what was finished is stored, and the same call goes on from there.
 
     Examples:
       >>> import jaxsign as js

@@ -391,6 +391,7 @@ def _many_params(loop: Loop) -> Callable[[Start, PyTree], PyTree]:
     return jax.jit(jax.vmap(loop.params, (None, 0)))
 
 
+@undisturbed()
 def open_trajectory(out: str | os.PathLike, sweep: Sweep | None = None) -> Trajectory:
     """Opens the trajectories of a results directory; nothing is decoded yet.
 

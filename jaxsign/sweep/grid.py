@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import optax
 
+from jaxsign.compilation import undisturbed
 from jaxsign.optim import Grid, as_grid, point_label, shown
 from jaxsign.rng import seed_key
 from jaxsign.schedule import Schedule
@@ -99,6 +100,7 @@ class Sweep:
     shared: Any = None
     trajectory: Any = None
 
+    @undisturbed()
     def __post_init__(self) -> None:
         if not isinstance(self.axes, Mapping):
             raise ValueError(f"axes must be a dict of name: values, got axes={self.axes!r}")

@@ -103,7 +103,7 @@ def run_sweep(
     described = definition(sweep)
     stored = read_manifest(path) if path.exists() else None
     # Refused before anything is written, loaded without a lock where nothing is left to do.
-    order = extension(str(path), stored, described) if stored else None
+    order = extension(os.fsdecode(out), stored, described) if stored else None
     if stored and order == stored["order"] and not left(path, stored):
         print(f"{path}: finished before, loaded", file=sys.stderr)
         return results.open_results(path)

@@ -135,7 +135,7 @@ def results_below(directory: str) -> list[Path]:
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(folder / entry.name)
-                elif entry.is_symlink() and (entry.is_dir() or not os.path.exists(entry)):
+                elif entry.is_symlink() and (os.path.isdir(entry) or not os.path.exists(entry)):
                     links.append(folder / entry.name)
         except OSError as error:
             what = f"link to {os.readlink(folder)!r}" if folder.is_symlink() else "folder"

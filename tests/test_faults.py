@@ -265,10 +265,19 @@ def test_warnings_ask_for_a_stop_however_often_they_come_and_leave_other_handler
         signal.signal(number, before)
 
 
-def test_a_closed_terminal_does_not_end_a_sweep_without_a_save(tmp_path):
-    import pty
-
-    code = """
+#: A sweep's listener on a terminal of its own, which is closed; its parent has no threads, as it has no JAX.
+TERMINAL = """
+import os, pty, sys
+child, terminal = pty.fork()
+if child == 0:
+    os.execv(sys.executable, [sys.executable, "-c", sys.argv[1], sys.argv[2]])
+said = b""
+while b"ready" not in said:
+    said += os.read(terminal, 1000)
+os.close(terminal)
+sys.exit(os.waitpid(child, 0)[1] != 0)
+"""
+LISTENER = """
 import sys, time
 from jaxsign.sweep.progress import listening
 with listening() as stop:
@@ -279,12 +288,9 @@ with listening() as stop:
         print("saved", file=stream, flush=True)
 open(sys.argv[1], "w").write(stop.asked)
 """
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execv(sys.executable, [sys.executable, "-c", code, str(tmp_path / "done")])
-    said = b""
-    while b"ready" not in said:
-        said += os.read(terminal, 1000)
-    os.close(terminal)
-    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_closed_terminal_does_not_end_a_sweep_without_a_save(tmp_path):
+    command = [sys.executable, "-c", TERMINAL, LISTENER, str(tmp_path / "done")]
+    subprocess.run(command, check=True, timeout=60, cwd=Path(js.__file__).parent.parent)
     assert (tmp_path / "done").read_text() == "SIGHUP"

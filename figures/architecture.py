@@ -5,7 +5,6 @@ Command: python figures/architecture.py --results results --out results/figures
 """
 
 import argparse
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,6 +14,7 @@ import jaxsign as js
 from jaxsign import plot, theory
 from jaxsign.claims.architecture import context_of
 from jaxsign.claims.two_layer import problem_of
+from jaxsign.validation import local_path
 
 #: Okabe and Ito's colours, dark to light, by position.
 SHADES = ("#000000", "#0072B2", "#D55E00", "#56B4E9")
@@ -117,7 +117,7 @@ def main():
     parser.add_argument("--results", default="results")
     parser.add_argument("--out", default="results/figures")
     args = parser.parse_args()
-    root = Path(args.results) / "architecture"
+    root = local_path("--results", args.results) / "architecture"
     folders = [*root.glob("theory_*"), *root.glob("paper_like_*")]
     runs = {path.name: js.open_results(path).load() for path in sorted(folders)}
     with plot.style():

@@ -5,7 +5,6 @@ Command: python figures/depth.py --results results --out results/figures
 """
 
 import argparse
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +13,7 @@ import jaxsign as js
 from jaxsign import plot
 from jaxsign.claims.architecture import connected, excess_variation, most, time_to, turns
 from jaxsign.stages import manifest
+from jaxsign.validation import local_path
 
 #: Okabe and Ito's colours, dark to light, one a depth or a layer.
 SHADES = ("#000000", "#0072B2", "#D55E00", "#56B4E9")
@@ -98,7 +98,7 @@ def main():
     parser.add_argument("--results", default="results")
     parser.add_argument("--out", default="results/figures")
     args = parser.parse_args()
-    root = Path(args.results) / "architecture"
+    root = local_path("--results", args.results) / "architecture"
     folders = sorted(root.glob("depth_*"), key=lambda path: (path.name[:7], len(path.name), path.name))
     runs = {path.name: js.open_results(path).load() for path in folders}
     deepest = runs.get("depth_4", list(runs.values())[-1])

@@ -4,7 +4,6 @@ Reads DIR/residual (sweeps/residual.py). Command: python figures/residual.py --r
 """
 
 import argparse
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +13,7 @@ import jaxsign as js
 from jaxsign import plot
 from jaxsign.claims.residual import ablated, best
 from jaxsign.stages import manifest
+from jaxsign.validation import local_path
 
 #: (attention residual, FFN residual) of every variant, its name, colour and line style.
 VARIANTS = {
@@ -105,7 +105,7 @@ def main():
     parser.add_argument("--results", default="results")
     parser.add_argument("--out", default="results/figures")
     args = parser.parse_args()
-    root = Path(args.results) / "residual"
+    root = local_path("--results", args.results) / "residual"
     depths = {int(path.name[6:]): js.open_results(path).load() for path in sorted(root.glob("depth_*"))}
     bound, temperature, width = (js.open_results(root / name).load() for name in ("bound", "temperature", "width"))
     one = depths[1]

@@ -7,12 +7,12 @@ Command: python figures/throughput.py --results results --out results/figures
 import argparse
 import csv
 import json
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from jaxsign import plot
+from jaxsign.validation import local_path
 
 #: Dark to light, each with a marker and a dash of its own for grey print; contenders that are not here get the last.
 LOOKS = {
@@ -61,7 +61,7 @@ def main():
     parser.add_argument("--results", default="results")
     parser.add_argument("--out", default="results/figures")
     args = parser.parse_args()
-    rows, machine = read(Path(args.results) / "throughput")
+    rows, machine = read(local_path("--results", args.results) / "throughput")
     cells = [row for row in rows if row["part"] == "table" and not row["test_eval"]]
     base = [row for row in rows if row["part"] == "base" and row["devices"] == machine["devices"]]
     with plot.style():

@@ -1,6 +1,7 @@
 """The command `jaxsign`: claims, report, plan, status, verify and export."""
 
 import argparse
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from jaxsign.console import DONE, FAILED, UNUSABLE, Parser, configure, count, gu
 from jaxsign.experiment import build_options, load_build
 from jaxsign.netcdf import export_netcdf
 from jaxsign.store.results import is_results
+from jaxsign.validation import local_path
 from jaxsign.verdicts import check
 
 
@@ -27,9 +29,9 @@ def _claims(args: argparse.Namespace) -> int:
     """Prints the claims table of all results below DIR."""
     # Files first: they are refused before minutes are spent, and the reference is read before anything is written.
     if args.csv is not None:
-        tables.check_file(Path(args.csv))
-    before = None if args.against is None else tables.read(Path(args.against))
-    if args.csv is not None and args.against is not None and tables.same_file(Path(args.csv), Path(args.against)):
+        tables.check_file(local_path("--csv", args.csv))
+    before = None if args.against is None else tables.read(local_path("--against", args.against))
+    if None not in (args.csv, args.against) and tables.same_file(Path(args.csv), Path(args.against)):
         raise ValueError(f"--csv would replace the table that --against compares with, got {args.csv!r} for both")
     table = check([tools.undamaged(path)[0] for path in find_results(args.dir)], claims=args.claim)
     if table.rows:
@@ -37,7 +39,9 @@ def _claims(args: argparse.Namespace) -> int:
     for reason in [] if table.rows else table.reasons():
         print(f"no claim can be decided from {args.dir}: {reason}")
     if args.csv is not None:
-        table.to_csv(tables.check_file(Path(args.csv)))  # again: another program may have written it in the meantime
+        table.to_csv(
+            tables.check_file(local_path("--csv", args.csv))
+        )  # again: another program may have written it in the meantime
     changed = [] if before is None else table.differences(before)
     for line in changed if table.rows else []:  # where nothing is decided, the lines above have said so
         print(f"differs from {args.against}: {line}")
@@ -51,12 +55,12 @@ def _claims(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     """Writes one page about all results below the directories."""
-    report.check_file(Path(args.out))
+    report.check_file(local_path("--out", args.out))
     found: dict[Path, str] = {}  # by their full paths, so that what is given twice comes once
     for directory in args.dirs:
-        parent = Path(directory).resolve().parent
-        for path in map(Path.resolve, find_results(directory)):
-            found.setdefault(path, str(path.relative_to(parent)))
+        parent = Path(os.path.abspath(local_path("DIR", directory))).parent
+        for path in find_results(directory):
+            found.setdefault(path.resolve(), str(Path(os.path.abspath(path)).relative_to(parent)))
     short = len(set(found.values())) == len(found)  # names from the given directory on, whole paths if two are the same
     runs = {name if short else str(path): tools.undamaged(path)[0] for path, name in found.items()}
     file = report.write(args.out, runs, args.figures)
@@ -85,10 +89,11 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     found = find_results(args.dir)
-    if args.out and len(found) > 1:
+    if args.out is not None and len(found) > 1:
         raise ValueError(f"--out FILE is for one results directory, {args.dir!r} holds {len(found)}")
+    file = local_path("--out", args.out) if args.out is not None else None
     for path in found:
-        print(export_netcdf(path, Path(args.out) if args.out else path / "results.nc"), flush=True)
+        print(export_netcdf(path, file or path / "results.nc"), flush=True)
     return DONE
 
 

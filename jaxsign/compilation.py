@@ -1,9 +1,61 @@
-"""Compiler options that jaxsign's programs ask XLA for."""
+"""How jaxsign's own programs are compiled and called, whatever JAX is set to elsewhere."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keeps JAX's debugging flags off the programs that run inside; `@undisturbed()` does so for a function.
+
+    NaN is a value here: what is not recorded, and a run from its first bad step on, which its status tells. So
+    jax_debug_nans and jax_debug_infs would stop healthy runs, and jax_transfer_guard every program that takes NumPy
+    arrays.
+
+    Raises:
+      ValueError: if JAX cannot start on the platform that it is told to use; it starts with its first array.
+    """
+    try:
+        with jax.debug_nans(False), jax.debug_infs(False), jax.transfer_guard("allow"):
+            yield
+    except (RuntimeError, AssertionError):
+        if refusal := no_platform():
+            raise ValueError(refusal) from None
+        raise
+
+
+def no_platform() -> str:
+    """Why JAX cannot start in this process; "" if it can, or has."""
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # jax 0.10 and 0.12 assert that some platform has started
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        reason = (str(error).splitlines() or ["no such device"])[0]
+        return f"JAX_PLATFORMS={asked or ''} cannot be used on this machine: {reason}; JAX_PLATFORMS=cpu can"
+    return ""
+
+
+def each_undisturbed(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made undisturbed; between them the flags are the caller's.
+
+    Examples:
+      >>> list(each_undisturbed(iter("ab")))
+      ['a', 'b']
+    """
+    while True:
+        with undisturbed():
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
 
 
 @functools.cache

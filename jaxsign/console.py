@@ -1,12 +1,15 @@
 """What all commands share: arguments, exit statuses, errors in one line, and the settings of JAX."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from jaxsign.compilation import no_platform
 from jaxsign.store.results import UnusableData
+from jaxsign.sweep.environment import cores
 from jaxsign.validation import positive_int, real
 
 DONE, FAILED, BAD_INPUT, UNUSABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -39,12 +42,19 @@ def positive(text: str) -> float:
 
 def guarded(prog: str, work: Callable[[], int]) -> int:
     """Runs a command; bad input, damaged data and interrupts end in one line and their exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
     try:
         return work()
     except UnusableData as error:
         status, message = UNUSABLE, str(error)
     except ValueError as error:
         status, message = BAD_INPUT, str(error)
+    except (RuntimeError, AssertionError):
+        status, message = BAD_INPUT, no_platform()
+        if not message:
+            raise
     except KeyboardInterrupt:
         status, message = INTERRUPTED, "interrupted; what is finished is kept, and the same command goes on from there"
     print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
@@ -69,7 +79,7 @@ def configure(devices: int | None = None, x64: bool = False) -> None:
     if x64:
         jax.config.update("jax_enable_x64", True)
     try:
-        jax.config.update("jax_num_cpu_devices", devices or len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", devices or cores())
     except RuntimeError:
         if devices is not None:
             raise ValueError(f"devices={devices} cannot be set: JAX has already started in this process") from None

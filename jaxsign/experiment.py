@@ -10,7 +10,7 @@ from pathlib import Path
 from jaxsign.console import DONE, Parser, configure, count, guarded, positive
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.runner import check_shard, run_sweep
-from jaxsign.validation import known
+from jaxsign.validation import known, local_path
 
 Build = Callable[[argparse.Namespace], Mapping[str, Sweep]]
 
@@ -49,12 +49,13 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
                 return DONE
             if args.out is None:
                 raise ValueError("--out DIR is needed, a new or empty directory or results of this definition")
+            folder = local_path("--out", args.out)
             chosen = args.only.split(",") if args.only else list(sweeps)
             for key in chosen:
                 known("sweep", key, sweeps)
             for key in chosen:
                 sweep = sweeps[key]
-                out = Path(args.out) / key if len(sweeps) > 1 else Path(args.out)
+                out = folder / key if len(sweeps) > 1 else folder
                 print(f"{key}: {sweep.size} runs of {sweep.schedule.steps} steps -> {out}", flush=True)
                 run_sweep(
                     sweep, out, shard=shard, scheduler=args.scheduler, memory=args.memory, lane_width=args.lane_width,
@@ -145,7 +146,7 @@ def load_build(file: str) -> Build:
     Raises:
       ValueError: if there is no such file, it cannot be loaded, or it defines no `build`.
     """
-    path = Path(file)
+    path = local_path("FILE", file)
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ValueError(f"FILE must be a Python file that exists and ends in .py, got {file!r}")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxsign import names
+from jaxsign.store.manifest import partial
 from jaxsign.store.results import ARRAYS
 from jaxsign.tools import counted, size_words, undamaged
 
@@ -42,14 +43,15 @@ def export_netcdf(path: Path, file: Path) -> str:
     """
     import xarray as xr
 
-    if file.exists() and not _exported(file):
+    shown, file = file, Path(os.path.realpath(file))  # the file that a link leads to is replaced, not the link
+    if file.exists() and not (file.is_file() and _exported(file)):
         raise ValueError(f"{str(file)!r} is not a file that jaxsign export has made: move it away or give --out FILE")
     ds, found = undamaged(path)
     # In the order of their names: zarr lists arrays in any order.
     held = {str(name): _held(name, variable) for name, variable in sorted(ds.drop_encoding().variables.items())}
     coords = {name: held.pop(name) for name in sorted(map(str, ds.coords))}
     ds = _spelled(xr.Dataset(held, coords, {**ds.attrs, "made_by": MADE_BY}))
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    temporary = partial(file)
     try:
         unfilled = {name: {"_FillValue": None} for name in ds.variables}  # a NaN stays the NaN that it is
         ds.to_netcdf(temporary, engine="scipy", format="NETCDF3_64BIT", encoding=unfilled)
@@ -59,7 +61,7 @@ def export_netcdf(path: Path, file: Path) -> str:
     finally:
         temporary.unlink(missing_ok=True)
     partly = f"; {found.not_run} of {counted(found.runs, 'run')} not run: status -1" if found.not_run else ""
-    return f"{file}: {size_words(file.stat().st_size)}, {counted(found.runs, 'run')}{partly}"
+    return f"{shown}: {size_words(file.stat().st_size)}, {counted(found.runs, 'run')}{partly}"
 
 
 def _spelled(ds: Any) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxsign.compilation import undisturbed
 from jaxsign.labelled import own_dims
 from jaxsign.loop import Stops, make_loop
 from jaxsign.schedule import Schedule
@@ -20,6 +21,7 @@ from jaxsign.validation import known
 PyTree = Any
 
 
+@undisturbed()
 def replay(
     trajectory: Trajectory | RunTrajectory, observables: Sequence[str | Callable] | None = None, record: Any = 10
 ) -> Any:

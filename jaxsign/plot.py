@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import math
+import os
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from jaxsign.claims.two_layer import problem_of, setting_of
 from jaxsign.equal_loss import at_train_loss, levels_of
 from jaxsign.measures import GROUPING_STEP
 from jaxsign.stages import BOUNDARIES, find_stages, manifest, need
-from jaxsign.validation import known
+from jaxsign.validation import known, local_path
 
 #: Column and text width of a paper, in inches.
 NARROW, WIDE = 3.25, 5.5
@@ -108,6 +109,43 @@ def _over_runs(values: Any) -> np.ndarray:
     return out
 
 
+def _drawn(ax: Any, axis: str) -> np.ndarray:
+    """The finite coordinates on one axis of what `band` has drawn."""
+    lines = [line for line in ax.lines if hasattr(line, "band")]
+    values = np.concatenate([np.empty(0), *(np.asarray(getattr(line, f"get_{axis}data")(), float) for line in lines)])
+    return values[np.isfinite(values)]
+
+
+def _log_scale(ax: Any, axis: str, empty: str, span: Sequence[float] = (0.1, 1.0)) -> None:
+    """Sets a log scale; where no band has a positive number on it, says so in the panel and shows `span`.
+
+    Args:
+      ax: Axes that `band` has drawn on.
+      axis: "x" or "y".
+      empty: why nothing can be seen, if nothing can.
+      span: the lower and upper end of the axis then, both positive.
+    """
+    if not (_drawn(ax, axis) > 0).any():
+        low, high = min(span), max(span)
+        getattr(ax, f"set_{axis}lim")(*((low, high) if 0 < low < high else (0.1, 1)))
+        _say(ax, empty)
+    getattr(ax, f"set_{axis}scale")("log")
+
+
+def _say(ax: Any, empty: str) -> None:
+    """Writes into a panel why nothing is drawn in it, once."""
+    if empty not in [text.get_text() for text in ax.texts]:
+        ax.text(0.5, 0.5, empty, transform=ax.transAxes, ha="center", va="center", color="0.5", wrap=True)
+
+
+def _why(ds: Any, what: str) -> str:
+    """Why a trace cannot be drawn: what its runs have come to."""
+    status = np.asarray(ds["status"].values if "status" in ds else [])
+    kinds = {"diverged": status == 1, "not run": status < 0}
+    words = [f"{int(which.sum())} {kind}" for kind, which in kinds.items() if which.any()]
+    return f"{what}\n({', '.join(words)}, of {status.size} runs)" if words else what
+
+
 def band(ax: Any, x: Any, values: Any, label: str | None = None, **look: Any) -> None:
     """Draws median and 5-95 % band over the dimension `seed`.
 
@@ -164,6 +202,8 @@ def dynamics(ds: Any, name: str = "query_noise", ax: Any = None, until: int | No
     else:
         band(ax, ds["step"], values.mean(own).transpose("seed", "step"), color=NEUTRAL)
         ax.set_ylabel(literal(name.replace("_", " ")))
+    if not _drawn(ax, "y").size:
+        _say(ax, _why(ds, f"no finite {name.replace('_', ' ')}"))
     ax.set_xlabel("step t")
     return ax
 
@@ -202,7 +242,8 @@ def loss(ds: Any, ax: Any = None, name: str = "train_loss") -> Any:
             t = ds["step"].values[ds["step"].values >= 1000]
             late = start * np.exp(-rate * (t - 1000))
             ax.plot(t, late, color="0.25", lw=0.7, ls="--", label=r"$4\eta\,\min\|\xi\|_1$")
-    ax.set(yscale="log", xlabel="step t", ylabel=ds[name].attrs.get("long_name", name))
+    _log_scale(ax, "y", _why(ds, f"no positive {name.replace('_', ' ')}"))
+    ax.set(xlabel="step t", ylabel=ds[name].attrs.get("long_name", name))
     ax.legend()
     return ax
 
@@ -231,8 +272,11 @@ def error_at_loss(ds: Any, ax: Any = None, levels: Sequence[float] | None = None
     problem, hyper = problem_of(ds)
     for law, family in ((theory.sign_test_error, "sign_gd"), (theory.gd_test_error, "gd")):
         ax.axhline(float(law(problem, hyper.mu, hyper.sigma_p)), color=COLOURS[family], lw=0.7, ls="--")
-    ax.set(xscale="log", xlabel="training loss", ylabel="test error", ylim=(-0.01, 0.55))
-    if bool(errors.notnull().any()):  # an empty log axis cannot be inverted
+    _log_scale(
+        ax, "x", _why(ds, f"no run has a test error at a training loss of {min(levels):g} to {max(levels):g}"), levels
+    )
+    ax.set(xlabel="training loss", ylabel="test error", ylim=(-0.01, 0.55))
+    if ax.get_xlim()[0] < ax.get_xlim()[1]:
         ax.invert_xaxis()
     ax.legend()
     return ax
@@ -269,7 +313,8 @@ def snr(ds: Any, ax: Any = None, level: float = 0.1, name: str = "test_error") -
         sigma_p = hyper.mu / (grid * math.sqrt(problem.s))
         for law, family in ((theory.sign_test_error, "sign_gd"), (theory.gd_test_error, "gd")):
             ax.plot(grid, law(problem, hyper.mu, sigma_p), color=COLOURS[family], lw=0.7, ls="--")
-    ax.set(xscale="log", xlabel=r"SNR $\|\mu\|/(\sigma_p\sqrt{s})$", ylabel=ds[name].attrs.get("long_name", name))
+    _log_scale(ax, "x", _why(ds, f"no run has a {name.replace('_', ' ')} at training loss {level:g}"), ds["snr"].values)
+    ax.set(xlabel=r"SNR $\|\mu\|/(\sigma_p\sqrt{s})$", ylabel=ds[name].attrs.get("long_name", name))
     ax.legend()
     return ax
 
@@ -296,9 +341,10 @@ def phase(ds: Any, ax: Any = None) -> Any:
         if reached.size:
             ax.plot([np.median(reached)] * 2, [row - 0.4, row + 0.4], color=NEGATIVE)
         else:
-            ax.text(1, row, "never reached", va="center", color="0.5")
+            ax.text(0.02, row, "never reached", transform=ax.get_yaxis_transform(), va="center", color="0.5")
     ax.set_yticks(range(len(BOUNDARIES)), [r"$t_\mathrm{" + name[2:] + "}$" for name in BOUNDARIES])
-    ax.set(xscale="symlog", xlabel="step t", xlim=(0, None))
+    some = any(bool(stages[name].notnull().any()) for name in BOUNDARIES)
+    ax.set(xscale="symlog", xlabel="step t", xlim=(0, None if some else max(1, int(ds["step"][-1]))))
     ax.invert_yaxis()
     return ax
 
@@ -406,22 +452,33 @@ def svg(fig: Any) -> str:
     return file.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
 
 
-def save(fig: Any, directory: str | Path, name: str) -> list[Path]:
+def save(fig: Any, directory: str | os.PathLike, name: str) -> list[Path]:
     """Saves a figure as PNG, PDF and SVG, and every line and band it shows as NAME.csv.
 
     Args:
       fig: matplotlib Figure; each labelled panel's title names it in the CSV.
       directory: created if needed.
-      name: file name without suffix.
+      name: file name without folder and suffix.
 
     Returns:
       The paths written.
+
+    Raises:
+      ValueError: if `directory` or a file in it cannot be made; nothing is written then.
     """
     import matplotlib.pyplot as plt
 
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"{name}.{suffix}" for suffix in ("png", "pdf", "svg", "csv")]
+    if not isinstance(name, str) or not name or "/" in name or len(os.fsencode(name)) > 250:
+        raise ValueError(f"name must be a file name of at most 250 bytes without a folder, got {name!r}")
+    folder = local_path("directory", directory)
+    paths = [local_path("name", folder / f"{name}.{suffix}") for suffix in ("png", "pdf", "svg", "csv")]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"directory={str(folder)!r} cannot be made: {error.strerror or error}") from None
+    for path in paths:
+        if not os.access(path if path.exists() else folder, os.W_OK) or path.is_dir():
+            raise ValueError(f"{str(path)!r} cannot be written")
     fig.savefig(paths[0], metadata={"Software": None})
     fig.savefig(paths[1], metadata={"CreationDate": None, "Producer": None})
     paths[2].write_text(svg(fig), encoding="utf-8")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxsign.compilation import undisturbed
 from jaxsign.draws import draws
 from jaxsign.factories import Static, build, hashable
 
@@ -290,6 +291,7 @@ class Degree(NamedTuple):
     p: float
 
 
+@undisturbed()
 def degree(transform: optax.GradientTransformation) -> Degree:
     """Measures how a transform's updates scale with the whole gradient history: engine="feature_space" is built on it.
 

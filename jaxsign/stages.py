@@ -127,7 +127,7 @@ def find_stages(ds: Any) -> Any:
     steps = ds["step"].values[1:]
     step_axis = change.get_axis_num("step")
     last = np.where(change.values, steps.reshape([-1 if i == step_axis else 1 for i in range(change.ndim)]), 0).max(
-        step_axis
+        step_axis, initial=0
     )
     t_3 = xr.DataArray(last.astype(float), dims=[dim for dim in change.dims if dim != "step"])
     t_3 = t_3.where(ds["status"] == 0)

@@ -22,6 +22,7 @@ from jaxsign.store.results import ARRAYS, Store
 from jaxsign.sweep.forecast import Forecast, forecast
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.progress import clock
+from jaxsign.validation import local_path
 
 
 def size_words(count: int) -> str:
@@ -110,19 +111,46 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def results_below(directory: str) -> list[Path]:
     """The results directories at and below a directory, sorted: finished, unfinished, damaged or being begun.
 
+    Links are followed, but not out to a folder that holds `directory` itself. What several names lead to comes once,
+    under a name without links if it has one. What cannot be read is named on stderr.
+
     Raises:
       ValueError: if there is none.
     """
-    found = []
-    for parent, folders, _ in os.walk(directory):
-        if _holds_results(Path(parent)):
-            found.append(Path(parent))
-            folders.clear()  # thousands of chunks, and nothing else
+    top = local_path("DIR", directory)
+    found: list[Path] = []
+    seen = {_identity(folder) for folder in top.resolve().parents}
+    folders: list[Path] = [top] if top.is_dir() else []
+    links: list[Path] = []
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)  # all folders come before the first link
+        try:
+            own = _identity(folder)
+            if own in seen:
+                continue
+            seen.add(own)
+            if _holds_results(folder):
+                found.append(folder)  # thousands of chunks below it, and no other results
+                continue
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(folder / entry.name)
+                elif entry.is_symlink() and (os.path.isdir(entry) or not os.path.exists(entry)):
+                    links.append(folder / entry.name)
+        except OSError as error:
+            what = f"link to {os.readlink(folder)!r}" if folder.is_symlink() else "folder"
+            print(f"{folder}: left out: a {what} that cannot be read: {error.strerror or error}", file=sys.stderr)
     if not found:
         raise ValueError(
             f"DIR must hold finished results or those of a sweep under way ({MANIFEST} and {ARRAYS}), got {directory!r}"
         )
     return sorted(found)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """What all names of a folder have in common."""
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
 
 
 def _holds_results(path: Path) -> bool:
@@ -382,7 +410,7 @@ def undamaged(path: Path) -> tuple[Any, Checked]:
       ValueError: if it is no results directory.
       UnusableData: if something in it is damaged.
     """
-    ds, found = results.open_results(path), Checked()
+    ds, found = results.opened(path), Checked()
     check_arrays(path, read_manifest(path), found)
     if found.damage:
         raise UnusableData(f"{found.damage[0]}; jaxsign verify lists all damage")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsign.compilation import compiler_options
+from jaxsign.compilation import compiler_options, undisturbed
 from jaxsign.exactness import fit
 from jaxsign.factories import Static, hashable
 from jaxsign.labelled import check_results, check_task
@@ -184,6 +184,7 @@ def _compiled(task: Task, factory: Any, static: Static, settings: tuple, *how: b
     return jax.jit(run, compiler_options=compiler_options(jax.default_backend()))
 
 
+@undisturbed()
 def train(
     key: Array,
     task: Task,

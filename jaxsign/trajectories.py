@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxsign.compilation import each_undisturbed, undisturbed
 from jaxsign.decoding import after_every_step, after_steps, at, bits_of, code_bytes, padded, read
 from jaxsign.engines import two_layer
 from jaxsign.loop import Loop, make_loop
@@ -28,7 +29,7 @@ from jaxsign.sweep.identity import compare
 from jaxsign.sweep.programs import drawing, local_mesh
 from jaxsign.sweep.recorder import start_crcs
 from jaxsign.task import Task
-from jaxsign.validation import positive_int
+from jaxsign.validation import local_path, positive_int
 
 PyTree = Any
 Index = tuple[int, ...]
@@ -203,6 +204,10 @@ class RunTrajectory:
         Raises:
           UnusableData: if it is not the same to the bit.
         """
+        with undisturbed(), jax.disable_jit(False):
+            return self._drawn()
+
+    def _drawn(self) -> Start:
         task, _, _, hyper, degree, seed = self.source
         mesh = local_mesh()
         count, dtype = 2 * mesh.size, jnp.zeros(()).dtype  # two turns a device: XLA inlines a loop of one
@@ -251,8 +256,9 @@ class RunTrajectory:
           UnusableData: if the bytes are damaged.
         """
         step = self._check(step)
-        trained = next(iter(self.trained([step])))[1]
-        return self._full(trained)
+        with undisturbed():
+            trained = next(iter(self.trained([step])))[1]
+            return self._full(trained)
 
     def iter(self, start: int = 0, stop: int | None = None, every: int = 1) -> Iterator[tuple[int, PyTree]]:
         """(step, parameters) of every kept step from `start` to `stop`, both included, one decoding for all.
@@ -267,11 +273,15 @@ class RunTrajectory:
         wanted = wanted[:: positive_int("every", every)]
         for step in wanted[:1] + wanted[-1:]:
             self._check(step)
-        return self._fulls(self.trained(wanted))
+        return each_undisturbed(self._fulls(self.trained(wanted)))
 
     def export(self, step: int, folder: str | os.PathLike) -> None:
-        """Saves one step's parameters with Orbax, as `orbax.checkpoint.v1.load(folder)` reads them."""
-        checkpoints.export(Path(folder), self.params(step))
+        """Saves one step's parameters with Orbax, as `orbax.checkpoint.v1.load(folder)` reads them.
+
+        Raises:
+          ValueError: if `folder` exists, cannot be made, or has a path that Orbax itself would not find again.
+        """
+        checkpoints.export(local_path("folder", folder), self.params(step))
 
     def _full(self, trained: PyTree) -> PyTree:
         if self.whole.kind == "features":
@@ -292,6 +302,9 @@ class RunTrajectory:
 
     def trained(self, wanted: Sequence[int]) -> Iterator[tuple[int, PyTree]]:
         """(step, what is trained) of steps in increasing order."""
+        return each_undisturbed(self._trained(wanted))
+
+    def _trained(self, wanted: Sequence[int]) -> Iterator[tuple[int, PyTree]]:
         unit, run = self._place
         if self.whole.kind == "features":
             yield from self._seen(unit, run, wanted)
@@ -386,6 +399,7 @@ def _many_params(loop: Loop) -> Callable[[Start, PyTree], PyTree]:
     return jax.jit(jax.vmap(loop.params, (None, 0)))
 
 
+@undisturbed()
 def open_trajectory(out: str | os.PathLike, sweep: Sweep | None = None) -> Trajectory:
     """Opens the trajectories of a results directory; nothing is decoded yet.
 
@@ -410,8 +424,8 @@ def open_trajectory(out: str | os.PathLike, sweep: Sweep | None = None) -> Traje
       ...     js.open_trajectory(out).sel(seed=1).params(7).w_q.shape
       (3, 50)
     """
-    path = Path(out)
-    dataset = results.open_results(path)
+    path = local_path("out", out).absolute()
+    dataset = results.opened(path)
     manifest = read_manifest(path)
     assert manifest is not None
     stored = manifest["definition"]

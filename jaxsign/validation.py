@@ -1,15 +1,22 @@
 """Bad input ends here: one clear line that names the field, the value and its legal range."""
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import numbers
 import operator
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+#: "s3://bucket/x", also after Path has made "s3:/bucket/x" of it, "simplecache::s3://bucket/x", "C:\\x".
+_ELSEWHERE = re.compile(r"(?:[\w+.-]+::)*[A-Za-z][A-Za-z0-9+.-]*:[/\\]")
 
 
 def positive_int(field: str, value: Any, minimum: int = 1) -> int:
@@ -273,3 +280,66 @@ def name_tuple(field: str, value: Any) -> tuple[Any, ...] | None:
     if value is not None and not isinstance(value, Iterable):
         raise ValueError(f"{field} must be a tuple of names, got {field}={value!r}")
     return None if value is None else tuple(value)
+
+
+def local_path(field: str, value: str | bytes | os.PathLike[Any]) -> Path:
+    """Returns a path of this machine's file system; what the system or a library would take for another one is refused.
+
+    "~" and "~user" are home directories. Nothing else is expanded, and a relative path stays relative. Where a link
+    comes before "..", the path is resolved: libraries drop both and end up elsewhere.
+
+    Args:
+      field: name shown in the message.
+      value: a str, bytes or `os.PathLike`.
+
+    Returns:
+      The path; whether something is there is not asked.
+
+    Raises:
+      ValueError: naming field, value and reason: a URL or Windows path, an unknown user, a name that is no text, or a
+        path that no file can have (through a file, too long, a loop of links, no permission).
+
+    Examples:
+      >>> local_path("out", "results/snr").as_posix()
+      'results/snr'
+    """
+    try:
+        text = os.fsdecode(value)
+    except TypeError:
+        raise ValueError(f"{field} must be a path as str, bytes or os.PathLike, got {field}={value!r}") from None
+
+    def refused(reason: str) -> ValueError:
+        return ValueError(f"{field} must be a path of this machine's file system, got {field}={text!r}: {reason}")
+
+    if not text:
+        raise refused('an empty path; "." is the current folder')
+    if "\0" in text or _undecodable(text):
+        raise refused("it has a zero byte, or bytes that are not UTF-8")
+    if _ELSEWHERE.match(text):
+        raise refused(f"it is a URL or a Windows path; a local name like that is written {'./' + text!r}")
+    whole = os.path.expanduser(text)
+    if whole == text and text.startswith("~"):
+        raise refused(f"that user's home directory is not known; a local name like that is written {'./' + text!r}")
+    if ".." in Path(whole).parts:
+        plain, real = os.path.normpath(whole), os.path.realpath(whole)
+        whole = plain if os.path.realpath(plain) == real else real
+    path = Path(whole)
+    try:
+        here = Path.cwd() if not path.is_absolute() else Path()
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(here / path)
+    except FileNotFoundError:
+        raise refused("it is relative, and the current folder is gone") from None
+    except OSError as error:
+        raise refused(error.strerror or str(error)) from None
+    # "./~" and "./s3:/x" are local: whole, since they would be read as something else without their "./".
+    return here / path if str(path).startswith("~") or _ELSEWHERE.match(str(path)) else path
+
+
+def _undecodable(text: str) -> bool:
+    """Whether a path has bytes that are no text; Python holds them as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 import jaxsign as js
 from jaxsign.compilation import compiler_options
 from jaxsign.models.two_layer import COLUMNS
+from jaxsign.sweep.environment import cores
 
 RUNS = PartitionSpec("run")
 
@@ -118,7 +119,7 @@ def machine(mesh: Any) -> dict[str, Any]:
     packages = ["jax", "jaxlib", "numpy", "optax", *["torch"] * (util.find_spec("torch") is not None)]
     return {
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "devices": mesh.size,
         "platform": mesh.devices.flat[0].platform,
         "load_average_before": round(os.getloadavg()[0], 2),

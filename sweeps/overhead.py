@@ -38,6 +38,7 @@ from jaxsign.sweep import blocks, plan
 from jaxsign.sweep.opening import Limits, begin_layout, compile_units, everything, make_programs
 from jaxsign.sweep.programs import Compiler
 from jaxsign.sweep.stretches import Place, stretch
+from jaxsign.validation import local_path
 
 REPEATS = 2
 
@@ -222,7 +223,7 @@ def main(argv=None):
     parser.add_argument("--part", choices=["runner", "memory", "signs"], action="append", help="only this one")
     args = parser.parse_args(argv)
     configure()
-    out = Path(args.out)
+    out = local_path("--out", args.out)
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for name, part in {"signs": signs, "runner": runner, "memory": memory}.items():

@@ -75,7 +75,7 @@ from limits import arithmetic, machine, measure_limits, median_seconds
 import jaxsign as js
 from jaxsign.console import configure
 from jaxsign.sweep.plan import lane_width
-from jaxsign.validation import positive_int
+from jaxsign.validation import local_path, positive_int
 
 RUNS = (1, 4, 16, 64, 256, 1024, 4096)
 #: For all optimizers but SignGD, which differ in the update alone.
@@ -370,6 +370,7 @@ def report(bench, limits):
 
 
 def run(args):
+    args.out = local_path("--out", args.out)
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out must be a directory, got {str(args.out)!r}, a file")
     configure(args.devices)
@@ -415,7 +416,7 @@ def run(args):
 
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("results/throughput"))
+    parser.add_argument("--out", metavar="DIR", default="results/throughput")
     parser.add_argument("--steps", type=count, help="optimizer steps, a multiple of 50; default 200")
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes: a smoke test, no measurement")
     parser.add_argument("--devices", type=count, help="CPU devices, default one per core")

@@ -1,7 +1,7 @@
 """Noisy digits: the image set, and pure samplers of balanced disjoint splits with noise in the border, key first."""
 
 import importlib.resources
-from pathlib import Path
+import os
 from typing import NamedTuple
 
 import jax
@@ -64,7 +64,7 @@ class Held(NamedTuple):
     test: Patches
 
 
-def load_digits(data_dir: str | Path | None = None, problem: DigitsProblem | None = None) -> DigitImages:
+def load_digits(data_dir: str | os.PathLike | None = None, problem: DigitsProblem | None = None) -> DigitImages:
     """The image set that `js.noisy_digits` draws from: give it as `shared=`.
 
     Args:

@@ -2,16 +2,19 @@
 
 import gzip
 import math
+import os
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from jaxsign.validation import local_path
+
 #: Third byte of an IDX file of unsigned bytes.
 UNSIGNED_BYTE = 8
 
 
-def read(path: str | Path) -> np.ndarray:
+def read(path: str | os.PathLike) -> np.ndarray:
     """One IDX file of unsigned bytes.
 
         magic 0 0 8 k, then k sizes of 4 bytes (big-endian), then the bytes themselves, the last index fastest
@@ -34,7 +37,7 @@ def read(path: str | Path) -> np.ndarray:
     References:
       LeCun, Cortes and Burges, the MNIST database, "file formats".
     """
-    path = Path(path)
+    path = local_path("path", path)
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
@@ -58,13 +61,13 @@ def read(path: str | Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=begin).reshape(sizes)
 
 
-def find(directory: str | Path, stem: str) -> Path:
+def find(directory: str | os.PathLike, stem: str) -> Path:
     """The file of this name in a directory, plain or, if there is none, gzipped.
 
     Raises:
       ValueError: if there is neither.
     """
-    plain = Path(directory) / stem
+    plain = local_path("data_dir", directory) / stem
     for path in (plain, plain.with_name(f"{stem}.gz")):
         if path.is_file():
             return path

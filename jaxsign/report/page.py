@@ -19,6 +19,8 @@ from jaxsign.claims.systems import setting_of
 from jaxsign.reading import reading
 from jaxsign.report.drawings import Drawing, drawings
 from jaxsign.stages import manifest
+from jaxsign.store.manifest import partial
+from jaxsign.validation import local_path
 from jaxsign.verdicts import HEADER, check
 
 #: By this an earlier report is known, and may be replaced.
@@ -98,7 +100,7 @@ def render(runs: Mapping[str, Any], figures: str | os.PathLike | None = None) ->
 
     if not runs:
         raise ValueError("runs must hold at least one Dataset, got none")
-    pictures = _pictures(Path(figures)) if figures is not None else []
+    pictures = _pictures(local_path("figures", figures)) if figures is not None else []
     table = check(list(runs.values()))
     sections = []
     for i, (name, ds) in enumerate(runs.items()):
@@ -135,13 +137,14 @@ def write(file: str | os.PathLike, runs: Mapping[str, Any], figures: str | os.Pa
     Raises:
       ValueError: as in `render`, or if `file` is something else or cannot be written.
     """
-    path = Path(file)
+    path = local_path("out", file)
     check_file(path)
     page = render(runs, figures)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    target = Path(os.path.realpath(path))  # the file that a link leads to is replaced, not the link
+    temporary = partial(target)
     try:
         temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be written: {error.strerror or error}") from None
     finally:
@@ -157,11 +160,12 @@ def check_file(path: Path) -> None:
     """
     if path.is_dir():
         raise ValueError(f"out must be a file, got the directory {str(path)!r}")
-    if not path.parent.is_dir():
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
         raise ValueError(f"out must be in a folder that exists, got {str(path)!r}")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"out must be in a folder that can be written, got {str(path)!r}")
-    if path.exists() and not _is_report(path):
+    if path.exists() and not (path.is_file() and _is_report(path)):
         raise ValueError(f"{str(path)!r} is not a page that jaxsign report has made: move it away or choose another")
 
 

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +21,8 @@ from jaxsign.store.manifest import checksum, write_json
 FOLDER = "checkpoints"
 #: The newest ones of a block that are kept, so that a damaged one costs a minute and not the block.
 KEPT = 2
+#: What Orbax reads as something else in a path: a pattern, another separator, a bucket, bytes that are not UTF-8.
+_MISREAD = re.compile(r"[\[\]\\\ud800-\udfff]|gs:/")
 
 
 def save(folder: Path, step: int, state: Any, about: Mapping[str, Any]) -> None:
@@ -37,8 +41,8 @@ def save(folder: Path, step: int, state: Any, about: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / f"{step}.json"
     record.unlink(missing_ok=True)
-    with _quiet(), _alone(ocp):
-        ocp.save((folder / str(step)).absolute(), kept, overwrite=True)
+    with _quiet(), _alone(ocp), _reachable(folder) as place:
+        ocp.save(place / str(step), kept, overwrite=True)
     described = [[name, list(x.shape), x.dtype.name, _crc(x)] for name, x in leaves]
     files = {str(f.relative_to(folder)): zlib.crc32(f.read_bytes()) for f in _files(folder / str(step))}
     whole = {"step": step, "about": about, "leaves": described, "files": files}
@@ -71,14 +75,19 @@ def export(folder: Path, params: Any) -> None:
     """Saves parameters as a plain Orbax checkpoint, which needs no jaxsign to be read.
 
     Raises:
-      ValueError: if `folder` exists.
+      ValueError: if `folder` exists, cannot be made, or has a path that Orbax itself would not find again.
     """
     from orbax.checkpoint import v1 as ocp
 
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ValueError(f"folder must be new, got {str(folder)!r}")
-    with _quiet(), _alone(ocp):
-        ocp.save(folder.absolute(), params)
+    if odd := _MISREAD.search(str(folder.absolute())):
+        raise ValueError(f"folder must have a path that Orbax can read, without {odd[0]!r}, got {str(folder)!r}")
+    try:
+        with _quiet(), _alone(ocp):
+            ocp.save(folder.absolute(), params)
+    except OSError as error:
+        raise ValueError(f"folder={str(folder)!r} cannot be made: {error.strerror or error}") from None
 
 
 def remove(folder: Path) -> None:
@@ -145,8 +154,8 @@ def _load(folder: Path, step: int, like: Any, about: Mapping[str, Any] | None) -
     full = {str(i): (shape, jnp.dtype(dtype)) for i, (_, shape, dtype, _) in enumerate(described) if 0 not in shape}
     try:
         abstract = {name: np.empty(*entry) for name, entry in full.items()}
-        with _quiet(), _alone(ocp):
-            loaded = ocp.load((folder / str(step)).absolute(), abstract)
+        with _quiet(), _alone(ocp), _reachable(folder) as place:
+            loaded = ocp.load(place / str(step), abstract)
         leaves = [np.asarray(loaded.get(str(i), np.empty(d[1], jnp.dtype(d[2])))) for i, d in enumerate(described)]
     except Exception as error:  # Orbax and its stores raise many kinds about bytes that are not what was written
         return None, f"it cannot be read: {' '.join(str(error).split())[:200]}"
@@ -178,6 +187,18 @@ def _typed(words: Any, like: Any) -> Any:
     if not jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
         return words
     return jax.random.wrap_key_data(words, impl=jax.random.key_impl(jnp.empty(like.shape, like.dtype)))
+
+
+@contextlib.contextmanager
+def _reachable(folder: Path) -> Iterator[Path]:
+    """A folder under a path that Orbax takes as it is."""
+    if not _MISREAD.search(str(folder.absolute())):
+        yield folder.absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxsign-") as plain:
+        link = Path(plain) / "folder"
+        link.symlink_to(folder.absolute(), target_is_directory=True)
+        yield link
 
 
 @contextlib.contextmanager

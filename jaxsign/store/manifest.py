@@ -68,6 +68,11 @@ def checksum(record: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(json.loads(json.dumps(rest)), separators=(",", ":")).encode())
 
 
+def partial(file: Path) -> Path:
+    """Where a file is prepared before it is moved to its place: beside it, under a name that is never too long."""
+    return file.with_name(f"{zlib.crc32(os.fsencode(file.name)):08x}.{os.getpid()}.partial")
+
+
 def write_json(file: Path, record: Mapping[str, Any]) -> None:
     """Writes a small JSON file: the old one or the new one is there, never half of it."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")

@@ -14,6 +14,8 @@ import numpy as np
 
 from jaxsign.labelled import manifest_text, stored_as, with_bools
 from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest
+from jaxsign.store.watched import Expected, watched
+from jaxsign.validation import local_path
 
 ARRAYS = "results.zarr"
 #: What a results directory may hold.
@@ -51,13 +53,22 @@ class Variable(NamedTuple):
 
 
 def directory(out: str | os.PathLike) -> Path:
-    """Checks that `out` can hold results: new, empty, or a results directory.
+    """Checks that `out` can hold results: new, empty, or a results directory; returns its whole path.
 
     Raises:
-      ValueError: if it is a file, is not writable, or holds something else.
+      ValueError: if it is no local path, a file, is not writable, holds something else, or lies in other results.
     """
-    path = Path(out)
+    path = local_path("out", out).absolute()
+    if len(os.fsencode(path)) > _longest():
+        raise ValueError(
+            f"out must have at most {_longest()} bytes, since files in it have longer paths, got {str(path)!r}"
+        )
     with named(path):
+        if path.is_symlink() and not path.exists():
+            raise ValueError(f"out={str(path)!r} is a link to {os.readlink(path)!r}, which does not exist")
+        for above in path.resolve().parents:
+            if is_results(above):
+                raise ValueError(f"out={str(path)!r} lies in the results directory {str(above)!r}: give one beside it")
         if path.exists() and not path.is_dir():
             raise ValueError(f"out must be a directory, got the file out={str(path)!r}")
         if path.exists() and not (path / MANIFEST).exists():
@@ -72,6 +83,11 @@ def directory(out: str | os.PathLike) -> Path:
                     "the arrays away"
                 )
     return path
+
+
+def _longest() -> int:
+    """Bytes of a results directory's path at most: checkpoints and chunks lie deeper."""
+    return os.pathconf("/", "PC_PATH_MAX") - 512
 
 
 def writable(path: Path) -> None:
@@ -244,7 +260,9 @@ def _write_template(folder: Path, variables: Mapping[str, Variable], coords: Map
         codec = ZstdCodec(level=3, checksum=True)
         encoding = {name: {"compressors": [codec]} for name in coords}
         template = xr.Dataset(coords=dict(coords))
-        template.to_zarr(folder, mode="w", consolidated=False, zarr_format=3, encoding=encoding)
+        # A store, not a path: xarray expands "~" in paths and drops "..".
+        store = zarr.storage.LocalStore(folder)
+        template.to_zarr(store, mode="w", consolidated=False, zarr_format=3, encoding=encoding)
         root = zarr.open_group(folder, mode="r+", zarr_format=3)
         for name, v in variables.items():
             root.create_array(
@@ -412,9 +430,13 @@ def open_results(out: str | os.PathLike) -> Any:
       ...     int((js.open_results(out)["status"] == 0).sum())
       2
     """
+    return opened(local_path("out", out).absolute())
+
+
+def opened(path: Path) -> Any:
+    """`open_results` of a path that is not read as a user's any more: a "~" in it is a name like any other."""
     import xarray as xr
 
-    path = Path(out)
     if not is_results(path):
         raise ValueError(f"out must be a results directory with {MANIFEST} and {ARRAYS}, got {str(path)!r}")
     manifest = read_manifest(path)
@@ -426,8 +448,11 @@ def open_results(out: str | os.PathLike) -> Any:
     if broken:
         raise UnusableData(f"{broken[0]}; the sweep's own command mends it")
     with _zarr_warnings():
+        begun = [(status[box] >= 0).any() for box in blocks(status.shape, variables["status"].chunks)]
+        counts = [-(-size // extent) for size, extent in zip(status.shape, variables["status"].chunks)]
+        expected = Expected(path / ARRAYS, manifest["crc32"], variables, np.reshape(begun, counts))
         # A number of seconds stays a number, as it is in memory.
-        ds = xr.open_zarr(path / ARRAYS, consolidated=False, chunks=None, decode_times=False)
+        ds = xr.open_zarr(watched(path / ARRAYS, expected), consolidated=False, chunks=None, decode_times=False)
     strings = {name: c.astype(object) for name, c in ds.coords.items() if c.dtype.kind not in "biuf"}
     ds = ds.assign_coords(strings)  # NumPy's new string dtype does not compare with plain strings everywhere yet
     ds = ds.isel(places(ds["status"].dims, manifest["order"]))

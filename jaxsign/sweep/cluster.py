@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsign.compilation import undisturbed
 from jaxsign.sweep.definition import content_hash, definition
+from jaxsign.sweep.environment import cores
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.opening import Limits, Missing
 from jaxsign.sweep.progress import Interrupted, Progress, Stop
@@ -126,13 +128,15 @@ _BUSY = threading.Lock()
 _OPEN: dict[tuple[str, str], Session] = {}
 
 
+@undisturbed()
+@jax.disable_jit(False)
 def work(order: Order) -> tuple[int, int]:
     """Runs one piece in a worker; returns how many runs that were, and how many of them diverged."""
     with _BUSY:
         os.environ.setdefault("XLA_FLAGS", order.flags)
         jax.config.update("jax_enable_x64", order.x64)
         with contextlib.suppress(RuntimeError):  # JAX has started: it has the devices that it has
-            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+            jax.config.update("jax_num_cpu_devices", cores())
         key = order.path, content_hash(definition(order.sweep))
         if key not in _OPEN:
             _OPEN[key] = Session(order.sweep, Path(order.path), (0, 1), order.limits)

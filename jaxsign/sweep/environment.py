@@ -18,6 +18,22 @@ import numpy as np
 from jaxsign.compilation import compiler_options
 
 
+def cores() -> int:
+    """CPU cores that this process may use; all of the machine's where the system does not say (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def physical_memory() -> int | None:
+    """Bytes of the machine's memory; None where the system does not say."""
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+    return size if size > 0 else None
+
+
 def environment() -> dict[str, Any]:
     """What the manifest says of this process."""
     device = jax.local_devices()[0]

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxsign.compilation import undisturbed
 from jaxsign.optim import static_word
 from jaxsign.store import checkpoints
 from jaxsign.sweep import plan, recorder
@@ -76,6 +77,8 @@ class Forecast:
         return sum(group.seconds for group in self.groups)
 
 
+@undisturbed()
+@jax.disable_jit(False)
 def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None, devices: int = 1) -> Forecast:
     """What a sweep will take when it is run with these devices and this memory.
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 
+from jaxsign.compilation import undisturbed
 from jaxsign.factories import PER_RUN
 from jaxsign.levels import check_levels
 from jaxsign.names import text_value, word
@@ -76,7 +77,7 @@ class Sweep:
       shared: arrays common to all runs.
       trajectory: what is kept beside the results, for `js.open_trajectory`: "signs" every parameter at every step, for
         optimizers that move by amplitude * {-1, 0, +1}; "features" what the training set sees of them at every step;
-        "log2" or a list of steps: the raw parameters at steps 0, 1, 2, 4, ..., or at these.
+        "log2" or a list or array of steps: the raw parameters at steps 0, 1, 2, 4, ..., or at these.
 
     Raises:
       ValueError: naming field, value and legal range.
@@ -107,8 +108,9 @@ class Sweep:
     summary: Callable | None = None
     keep_trace: bool = True
     shared: Any = None
-    trajectory: str | Sequence[int] | None = None
+    trajectory: Any = None
 
+    @undisturbed()
     def __post_init__(self) -> None:
         if not isinstance(self.axes, Mapping):
             raise ValueError(f"axes must be a dict of name: values, got axes={self.axes!r}")
@@ -119,7 +121,7 @@ class Sweep:
             "trainable": name_tuple("trainable", self.trainable),
         }.items():  # fmt: skip
             object.__setattr__(self, field, value)
-        _check_trajectory(self.trajectory, positive_int("steps", self.steps))
+        object.__setattr__(self, "trajectory", _trajectory(self.trajectory, positive_int("steps", self.steps)))
         for name in (*_names(self.problem), *_names(self.hyper)):
             word("field of problem or hyper", name)
         for name in _names(self.hyper):
@@ -349,18 +351,29 @@ def _family_grid(family: Any, entry: Any) -> Grid:
         raise ValueError(f"optimizers[{family!r}]: {error}") from None
 
 
-def _check_trajectory(trajectory: Any, steps: int) -> None:
-    """Raises ValueError unless `trajectory` is one of the kinds, or steps in increasing order."""
-    if trajectory is None or trajectory in TRAJECTORIES:
-        return
-    legal = f"one of {', '.join(map(repr, TRAJECTORIES))} or increasing steps in [0, {steps}]"
-    if isinstance(trajectory, str) or not np.iterable(trajectory) or not len(tuple(trajectory)):
-        raise ValueError(f"trajectory must be {legal}, got trajectory={trajectory!r}")
-    last = -1
-    for step in trajectory:
-        if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or not last < step <= steps:
-            raise ValueError(f"trajectory must be {legal}, got {step!r} in it")
-        last = int(step)
+def _trajectory(trajectory: Any, steps: int) -> str | tuple[int, ...] | None:
+    """One of the kinds, or steps in increasing order as a tuple of ints.
+
+    Raises:
+      ValueError: naming the value and what is legal.
+    """
+    if trajectory is None or (isinstance(trajectory, str) and trajectory in TRAJECTORIES):
+        return trajectory
+    legal = f"trajectory must be one of {', '.join(map(repr, TRAJECTORIES))} or increasing steps in [0, {steps}]"
+    whole = np.asarray(trajectory) if hasattr(trajectory, "dtype") else None
+    odd = isinstance(trajectory, (str, bytes, Mapping, set)) or not np.iterable(trajectory)
+    if odd or (whole is not None and (whole.ndim != 1 or not np.issubdtype(whole.dtype, np.integer))):
+        raise ValueError(f"{legal}, got trajectory={trajectory!r}")
+    found: list[int] = []
+    for step in trajectory if whole is None else whole.tolist():
+        if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or not 0 <= step <= steps:
+            raise ValueError(f"{legal}, got {step!r} in it")
+        if found and step <= found[-1]:
+            raise ValueError(f"{legal}, got {step!r} after {found[-1]}")
+        found.append(int(step))
+    if not found:
+        raise ValueError(f"{legal}, got trajectory={trajectory!r}")
+    return tuple(found)
 
 
 def _names(record: Any) -> list[str]:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from jaxsign.sweep import plan, recorder
 from jaxsign.sweep.calibrate import lane_widths
 from jaxsign.sweep.definition import plain_point, skeleton
+from jaxsign.sweep.environment import physical_memory
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.layout import Layout, Unit, first_index, units
 from jaxsign.sweep.plan import Group
@@ -55,7 +55,7 @@ class Limits:
         """Bytes of the memory that one run must fit into: the device's, a CPU's being the machine's."""
         device = jax.local_devices()[0]
         stats = device.memory_stats() if device.platform != "cpu" else None
-        return int(stats["bytes_limit"]) if stats else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return int(stats["bytes_limit"]) if stats else physical_memory() or sys.maxsize
 
 
 def begin_layout(

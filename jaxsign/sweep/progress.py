@@ -1,6 +1,8 @@
 """What a running sweep says on stderr, and how it hears that it should stop."""
 
 import contextlib
+import os
+import select
 import signal
 import sys
 import threading
@@ -91,12 +93,19 @@ def clock(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+#: SIGINT and SIGTERM; a second one stops at once.
+ASKED = ("SIGINT", "SIGTERM")
+#: The terminal was closed, the batch system says that the time is nearly over, the limit of CPU time is reached: these
+#: come more than once by themselves.
+WARNED = ("SIGHUP", "SIGUSR1", "SIGXCPU")
+
+
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM arrived; what is finished is stored, what is under way has a checkpoint."""
+    """A signal arrived; what is finished is stored, what is under way has a checkpoint."""
 
 
 class Stop:
-    """Whether SIGINT or SIGTERM has arrived."""
+    """The signal that has arrived, None if none has."""
 
     def __init__(self) -> None:
         self.asked: str | None = None
@@ -104,26 +113,50 @@ class Stop:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
-    """Turns the first SIGINT or SIGTERM into a request to stop at the next good moment; a second one stops at once.
+    """Turns signals into a request to stop at the next good moment; a second SIGINT or SIGTERM stops at once.
 
-    Signals reach Python's main thread only: elsewhere nothing is changed.
+    SIGHUP, SIGUSR1 and SIGXCPU are heard only where they would end the process: what is ignored, as by nohup, or has
+    a handler stays so. Signals reach Python's main thread only: elsewhere nothing is changed.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before: dict[Any, Any] = {}
+    heard: list[str] = []
 
     def hear(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
+        name = signal.Signals(number).name
+        if name in ASKED and any(earlier in ASKED for earlier in heard):
             raise KeyboardInterrupt
-        stop.asked = signal.Signals(number).name
-        print(f"{stop.asked}: finishing the steps under way, then saving; again to stop at once", file=sys.stderr)
+        heard.append(name)
+        _leave_closed_streams()
+        if stop.asked is None:
+            stop.asked = name
+            hint = "; again to stop at once" if name in ASKED else ""
+            with contextlib.suppress(OSError):
+                print(f"{name}: finishing the steps under way, then saving{hint}", file=sys.stderr, flush=True)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, hear)
+    for name in (*ASKED, *WARNED):
+        number = getattr(signal, name, None)
+        if number is not None and (name in ASKED or signal.getsignal(number) == signal.SIG_DFL):
+            before[number] = signal.signal(number, hear)
     try:
         yield stop
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        if heard:
+            _leave_closed_streams()
+
+
+def _leave_closed_streams() -> None:
+    """Sends nowhere what would go to a closed terminal or pipe: the error would end the sweep without a save."""
+    for stream in (1, 2):
+        poll = select.poll()
+        poll.register(stream, 0)
+        if poll.poll(0):  # asked for nothing, so an error, a hang-up or no such file
+            null = os.open(os.devnull, os.O_WRONLY)
+            if null != stream:
+                os.dup2(null, stream)
+                os.close(null)

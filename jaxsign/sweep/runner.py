@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from jaxsign.compilation import undisturbed
 from jaxsign.labelled import base_coordinates, coordinates, manifest_text
 from jaxsign.store import locks, results
 from jaxsign.store.manifest import read_manifest
@@ -37,6 +38,8 @@ from jaxsign.sweep.session import Session, Shard, left, tell
 from jaxsign.validation import positive_int
 
 
+@undisturbed()
+@jax.disable_jit(False)
 def run_sweep(
     sweep: Sweep,
     out: str | os.PathLike | None = None,
@@ -54,8 +57,8 @@ def run_sweep(
     blocks over all local devices, so memory is bounded by the block and not by the grid. With `out`, the same call
     continues what was cut off and does nothing where all is there; more values on an axis, more seeds or another
     optimizer are filled in; fewer load that part; any other change is refused. Functions are compared by what they
-    compute: comments, layout, names and the files that they are in do not matter. SIGINT and SIGTERM end it after the
-    steps under way.
+    compute: comments, layout, names and the files that they are in do not matter. SIGINT, SIGTERM, SIGHUP, SIGUSR1 and
+    SIGXCPU end it after the steps under way.
 
     Args:
       sweep: a Sweep.
@@ -81,7 +84,7 @@ def run_sweep(
       ValueError: if `out` is not writable, belongs to another definition or is being run by another process, or the
         scheduler does not answer; nothing is written then.
       UnusableData: if what `out` holds is damaged beyond running it again.
-      KeyboardInterrupt: after SIGINT or SIGTERM; what was finished is stored, and the same call goes on from there.
+      KeyboardInterrupt: after such a signal; what was finished is stored, and the same call goes on from there.
 
     Examples:
       >>> import jaxsign as js
@@ -111,7 +114,7 @@ def run_sweep(
     sweep = sweep.at_cadence_of(stored["definition"]) if stored else sweep
     # Refused before anything is written, loaded without a lock where nothing is left to do.
     computation = fingerprints(sweep, definition(sweep))
-    match = compare(str(path), stored, sweep, accept, computation) if stored else None
+    match = compare(os.fsdecode(out), stored, sweep, accept, computation) if stored else None
     if accept and not (match and match.changed):
         print(f"{path}: accept={accept!r} is not kept: no code differs from what is stored", file=sys.stderr)
     if stored and match and not match.changed and not match.grown(stored):

@@ -13,10 +13,10 @@ from jaxsign.data.signal_noise import Dataset as Dataset
 from jaxsign.engines import two_layer as two_layer
 from jaxsign.equal_loss import at_train_loss as at_train_loss
 from jaxsign.experiment import sweep_cli as sweep_cli
+from jaxsign.grids import grid as grid
 from jaxsign.measures import claim_numbers as claim_numbers
 from jaxsign.models.two_layer import Params as Params
 from jaxsign.models.two_layer import apply as apply
-from jaxsign.optim import grid as grid
 from jaxsign.optim import power_gd as power_gd
 from jaxsign.optim import scale_by_power as scale_by_power
 from jaxsign.optim import scale_by_smooth_sign as scale_by_smooth_sign

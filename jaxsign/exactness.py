@@ -9,7 +9,7 @@ import optax
 
 from jaxsign.draws import draws
 from jaxsign.factories import build
-from jaxsign.optim import describe_point
+from jaxsign.grids import describe_point
 from jaxsign.probes import Homogeneity, decay, homogeneity, reads_gradients_coordinatewise
 from jaxsign.rng import seed_key
 from jaxsign.start import abstract_start, draw, split_params, trained_fields

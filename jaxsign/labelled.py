@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from jaxsign import names
+from jaxsign.grids import static_word
 from jaxsign.levels import DIMS, observable
 from jaxsign.levels import coordinates as level_coords
-from jaxsign.optim import static_word
 from jaxsign.problem import field_names
 from jaxsign.validation import plain_number
 

@@ -13,10 +13,10 @@ import optax
 from jaxsign.compilation import compiler_options, undisturbed
 from jaxsign.exactness import fit
 from jaxsign.factories import Static, hashable
+from jaxsign.grids import Grid, as_grid, shown
 from jaxsign.labelled import check_results, check_task
 from jaxsign.levels import check_levels
 from jaxsign.loop import make_loop, whole_run
-from jaxsign.optim import Grid, as_grid, shown
 from jaxsign.outputs import outputs
 from jaxsign.schedule import Schedule
 from jaxsign.start import Start, begin

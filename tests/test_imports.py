@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: From the ground up. A room imports from rooms of lower layers, and from itself if it is a folder.
 LAYERS = [
     {"validation", "compilation", "names", "rows", "factories"},
-    {"rng", "problem", "task", "optim", "outputs", "schedule", "levels"},
+    {"rng", "problem", "task", "optim", "grids", "outputs", "schedule", "levels"},
     {"problems", "draws"},
     {"probes"},
     {"data", "presets", "labelled", "curvature", "landscape", "start"},
@@ -45,7 +45,8 @@ TRAINING = frozenset({"training", "loop", "sweep", "tasks", "engines", "models"}
 #: Whatever the layers allow.
 NEVER = {
     **dict.fromkeys(
-        ["training", "loop", "start", "exactness", "probes", "draws", "sweep", "store", "optim", "task"], SYSTEMS
+        ["training", "loop", "start", "exactness", "probes", "draws", "sweep", "store", "optim", "grids", "task"],
+        SYSTEMS,
     ),
     **dict.fromkeys(
         ["measures", "reading", "tables", "stages", "equal_loss", "claims", "verdicts", "plot", "report"], TRAINING

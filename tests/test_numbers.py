@@ -15,8 +15,8 @@ import pytest
 import xarray as xr
 
 import jaxsign as js
+from jaxsign.grids import point_label
 from jaxsign.labelled import coordinates
-from jaxsign.optim import point_label
 from jaxsign.validation import representable
 
 PROBLEM = js.Problem(n=4, d=60, s=4, m_k=2, m_v=2, n_test=10)

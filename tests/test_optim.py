@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import jaxsign as js
-from jaxsign.optim import FAMILIES, as_grid, point_label
+from jaxsign.grids import as_grid, point_label
+from jaxsign.optim import FAMILIES
 
 PARAMS = {"w": np.array([[0.5, -2.0], [1.0, 3.0]]), "b": np.array([0.1, -0.2, 0.3])}
 RNG = np.random.default_rng(0)

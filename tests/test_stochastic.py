@@ -13,7 +13,7 @@ import pytest
 import jaxsign as js
 from jaxsign.draws import draws
 from jaxsign.exactness import fit
-from jaxsign.optim import Grid, as_grid
+from jaxsign.grids import Grid, as_grid
 from jaxsign.store import checkpoints
 from jaxsign.sweep import blocks
 from jaxsign.sweep.definition import definition

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxsign.optim import Grid, as_grid
+from jaxsign.grids import Grid, as_grid
 from jaxsign.sweep.environment import partitionable
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.sources import Reached, module_of, packaged

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxsign.compilation import undisturbed
-from jaxsign.optim import static_word
+from jaxsign.grids import static_word
 from jaxsign.store import checkpoints
 from jaxsign.sweep import plan, recorder
 from jaxsign.sweep.calibrate import estimate

@@ -14,9 +14,9 @@ import optax
 
 from jaxsign.compilation import undisturbed
 from jaxsign.factories import PER_RUN
+from jaxsign.grids import NUMBERS, Grid, as_grid, point_label, shown
 from jaxsign.levels import check_levels
 from jaxsign.names import text_value, word
-from jaxsign.optim import NUMBERS, Grid, as_grid, point_label, shown
 from jaxsign.rng import seed_words
 from jaxsign.schedule import Schedule
 from jaxsign.sweep.naming import check_names, check_numbers

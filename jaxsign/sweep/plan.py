@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from jaxsign.exactness import Fit, fit
+from jaxsign.grids import static_word
 from jaxsign.levels import observable
 from jaxsign.loop import observers
-from jaxsign.optim import static_word
 from jaxsign.start import Start, abstract_start
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.naming import check_numbers, check_outputs

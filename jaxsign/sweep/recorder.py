@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxsign.grids import describe_point
 from jaxsign.loop import Tape
-from jaxsign.optim import describe_point
 from jaxsign.probes import sign_like
 from jaxsign.start import Start, field_of, split_params, trained_fields
 from jaxsign.store import trajectory

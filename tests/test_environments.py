@@ -56,7 +56,7 @@ def test_trajectories_take_arrays_of_steps_as_records_do(problem, numbers, steps
         np.array([5.0]), np.array(5), np.array([[0, 5]]), np.array([True]), np.array([], int), np.array([5, 5]),
         np.array([-1, 5]), np.array([21]), np.array(["signs"]), jnp.array([0.5]), b"signs", {5}, {5: 1}, object(),
     ],
-    ids=repr,
+    ids=lambda steps: f"{type(steps).__name__}-{steps!s:.20}" if type(steps) is not object else "object",
 )  # fmt: skip
 def test_other_trajectories_are_refused_in_one_line(problem, numbers, steps):
     with pytest.raises(ValueError, match=r"^trajectory must be one of 'signs', 'features', 'log2' or increasing steps"):

@@ -28,20 +28,20 @@ def find_results(directory: str) -> list[Path]:
 def _claims(args: argparse.Namespace) -> int:
     """Prints the claims table of all results below DIR."""
     # Files first: they are refused before minutes are spent, and the reference is read before anything is written.
-    if args.csv is not None:
-        tables.check_file(local_path("--csv", args.csv))
-    before = None if args.against is None else tables.read(local_path("--against", args.against))
-    if None not in (args.csv, args.against) and tables.same_file(Path(args.csv), Path(args.against)):
+    csv = None if args.csv is None else local_path("--csv", args.csv)
+    reference = None if args.against is None else local_path("--against", args.against)
+    if csv is not None:
+        tables.check_file(csv)
+    before = None if reference is None else tables.read(reference)
+    if csv is not None and reference is not None and tables.same_file(csv, reference):
         raise ValueError(f"--csv would replace the table that --against compares with, got {args.csv!r} for both")
     table = check([tools.undamaged(path)[0] for path in find_results(args.dir)], claims=args.claim)
     if table.rows:
         print(table.to_markdown() if args.markdown else table)
     for reason in [] if table.rows else table.reasons():
         print(f"no claim can be decided from {args.dir}: {reason}")
-    if args.csv is not None:
-        table.to_csv(
-            tables.check_file(local_path("--csv", args.csv))
-        )  # again: another program may have written it in the meantime
+    if csv is not None:
+        table.to_csv(tables.check_file(csv))  # again: another program may have written it in the meantime
     changed = [] if before is None else table.differences(before)
     for line in changed if table.rows else []:  # where nothing is decided, the lines above have said so
         print(f"differs from {args.against}: {line}")

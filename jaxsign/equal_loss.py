@@ -143,7 +143,8 @@ def _weight(before: np.ndarray, here: np.ndarray, level: float) -> np.ndarray:
 
 def _between(before: Any, here: Any, weight: Any) -> Any:
     """The interpolated value; at either end it is that end's own, whatever the other one is."""
-    return np.where(weight == 1.0, here, np.where(weight == 0.0, before, (1 - weight) * before + weight * here))
+    with np.errstate(invalid="ignore"):  # 0 * inf, of an end that does not count
+        return np.where(weight == 1.0, here, np.where(weight == 0.0, before, (1 - weight) * before + weight * here))
 
 
 def _captured(ds: Any, level: float, wanted: Sequence[str] | None) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:

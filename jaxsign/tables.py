@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxsign.store.manifest import partial
+
 #: What every line of a table says; these three are its identity and its verdict.
 IDENTITY = ("claim", "setting", "verdict")
 COLUMNS = (
@@ -76,7 +78,7 @@ def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
       ValueError: if it is no file, or the system refuses.
     """
     file = _writable(path)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    temporary = partial(file)
     try:
         with open(temporary, "w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, COLUMNS)

@@ -210,12 +210,18 @@ def test_home_is_home_for_everything(here, tmp_path, monkeypatch, finished, caps
         assert cli.main(command.split()) == 0
     from matplotlib.figure import Figure
 
+    assert cli.main(["claims", "~/r", "--csv", "~/t.csv"]) == 0
+    capsys.readouterr()
+    assert "would replace the table" in refused(
+        capsys, "claims", "~/r", "--csv", "~/t.csv", "--against", home / "t.csv"
+    )
+
     figure = Figure()
     figure.subplots().plot([1, 2])
     assert js.plot.save(figure, "~/figures", "x")[0] == home / "figures" / "x.png"
     with pytest.raises(ValueError, match=f"^{re.escape(str(home))}/nowhere/train-images"):
         js.load_digits("~/nowhere")
-    assert sorted(os.listdir(home)) == ["exported", "figures", "r", "r.html", "r.nc"]
+    assert sorted(os.listdir(home)) == ["exported", "figures", "r", "r.html", "r.nc", "t.csv"]
     assert held(here) == []
     capsys.readouterr()
 
@@ -237,6 +243,10 @@ def test_names_as_long_as_names_can_be(here, finished, capsys):
         assert cli.main([*map(str, command), "--out", name]) == 0  # an earlier one is replaced
         assert os.listdir(here) == [name]
         os.remove(name)
+    name = "x" * 251 + ".csv"
+    assert cli.main(["claims", str(finished), "--csv", name]) == 0
+    assert os.listdir(here) == [name]
+    os.remove(name)
     shutil.copytree(finished, "x" * 255)
     assert cli.main(["verify", "."]) == 0
     capsys.readouterr()

@@ -520,10 +520,10 @@ def test_claims_refuse_files_before_anything_is_read(decided, tmp_path, capsys, 
     refused(capsys, "is not a claims table of jaxsign", *command, "--csv", tmp_path / "notes.txt")
     refused(capsys, "must be in a folder that exists", *command, "--csv", tmp_path / "no" / "x.csv")
     refused(capsys, "must be a file, got the directory", *command, "--csv", tmp_path)
-    refused(capsys, "must be a file, got the directory", *command, "--csv", "")
+    refused(capsys, "--csv='': an empty path", *command, "--csv", "")
     for name in ("empty.csv", "notes.txt", "missing.csv", "", "x" * 300):
         refused(capsys, name[:20], *command, "--against", tmp_path / name)
-    refused(capsys, "the reference must be a claims table", *command, "--against", "")
+    refused(capsys, "--against='': an empty path", *command, "--against", "")
     assert files(tmp_path) == before
 
 

@@ -161,12 +161,16 @@ def test_bytes_of_a_run_are_counted_by_hand():
     made, item = sweep(), jnp.zeros(()).dtype.itemsize
     (group,), hyper = plan.groups(made), made.hyper_at(())
     # a sweep records scalars by default; the state is data (5,) and parameters (3,)
-    assert plan.run_cost(group, hyper, made) == (item, (5 + 3) * item, 0)
+    assert plan.run_cost(group, hyper, made) == (item, (5 + 3) * item, 0, 0)
     both = dataclasses.replace(made, observables=["train_loss", "w"])
-    assert plan.run_cost(group, hyper, both) == ((1 + 3) * item, (5 + 3) * item, 0)
+    assert plan.run_cost(group, hyper, both) == ((1 + 3) * item, (5 + 3) * item, 0, 0)
     # rows are kept for a summary too, though they are not stored
+    # levels keep the parameters of one step earlier, and two rows each
+    levels = dataclasses.replace(both, levels=(0.5, 0.1, 0.01))
+    assert plan.run_cost(group, hyper, levels) == ((1 + 3) * item, (5 + 3) * item, 0, (3 + 2 * 3 * 4) * item)
+    assert plan.run_cost(group, hyper, levels).call == (5 + 3 + 3 + 24) * item
     kept = dataclasses.replace(both, summary=lambda trace: {"last": trace["train_loss"][-1]}, keep_trace=False)
-    assert plan.run_cost(group, hyper, kept) == ((1 + 3) * item, (5 + 3) * item, 0)
+    assert plan.run_cost(group, hyper, kept) == ((1 + 3) * item, (5 + 3) * item, 0, 0)
 
 
 @pytest.mark.parametrize("state", [1, 1000, 30_000, 600_000, 10**6, plan.LANE_BYTES, 10**7, 10**9])

@@ -170,7 +170,7 @@ def test_plan_counts_shared_programs_once_and_every_call():
     problem = js.Problem(n=4, d=60, s=5, m_k=3, m_v=3, n_test=5, supports="disjoint")
     made = js.Sweep(
         system=js.two_layer, problem=problem, hyper=js.Hyper(sigma_p=2.0), optimizers={"sign_gd": js.sign_gd(1e-3)},
-        axes={"n": [5, 6, 7], "seed": 6}, steps=4, engine="feature_space",
+        axes={"n": [5, 6, 7], "seed": 6}, steps=4, engine="feature_space", record=10,
     )  # fmt: skip
     whole = forecast.forecast(made, speed=10.0)
     assert (len(whole.groups), whole.programs, whole.call_runs) == (3, 1, 6)

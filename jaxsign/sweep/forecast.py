@@ -182,7 +182,7 @@ def _call_bytes(compiled: Compiled, size: int, layout: Layout) -> int:
     """Bytes that the runs of one call take, as the plan counts them."""
     sweep = compiled.program.sweep
     cost = _cost(sweep, compiled.program.group)
-    return size * (cost.row * min(layout.records, sweep.schedule.record.size) + cost.state + cost.tape)
+    return size * (cost.row * min(layout.records, sweep.schedule.record.size) + cost.call)
 
 
 def _saved_bytes(compiled: Compiled, runs: int, layout: Layout) -> int:

@@ -176,11 +176,19 @@ class Cost(NamedTuple):
       row: what a recorded step keeps.
       state: its data and parameters.
       tape: what waits to be written of its trajectory.
+      levels: what capturing at levels keeps: the parameters one step earlier, and what was captured. It does not count
+        for the lane's width: narrower lanes cost more than what it takes of the cache.
     """
 
     row: int
     state: int
     tape: int = 0
+    levels: int = 0
+
+    @property
+    def call(self) -> int:
+        """Bytes of one run of a call, without its records."""
+        return self.state + self.tape + self.levels
 
 
 def run_cost(group: Group, hyper: Any, sweep: Sweep) -> Cost:
@@ -189,10 +197,10 @@ def run_cost(group: Group, hyper: Any, sweep: Sweep) -> Cost:
     shapes, _, _ = observers(task, start, group.fit.case(hyper), sweep.observables, scalars=True)
     compact = task.compact if group.fit.compact else None
     params = start.params if compact is None else jax.eval_shape(compact, start.params, start.data)
-    state = sum(map(_bytes, jax.tree.leaves((start.data, params))))
-    if sweep.crossed:  # the parameters one step earlier, and what is captured
-        state += sum(map(_bytes, jax.tree.leaves(params))) + 2 * len(sweep.crossed) * sum(map(_bytes, shapes.values()))
-    return Cost(sum(map(_bytes, shapes.values())), state)
+    row, state = sum(map(_bytes, shapes.values())), sum(map(_bytes, jax.tree.leaves((start.data, params))))
+    levels = len(sweep.crossed)
+    captured = sum(map(_bytes, jax.tree.leaves(params))) + 2 * levels * row if levels else 0
+    return Cost(row, state, levels=captured)
 
 
 def room(costs: Sequence[Cost], sweep: Sweep, lanes: int, budget: int, firm: bool = True) -> tuple[int, int]:
@@ -211,7 +219,7 @@ def room(costs: Sequence[Cost], sweep: Sweep, lanes: int, budget: int, firm: boo
     Raises:
       ValueError: if not even one run fits into a firm budget.
     """
-    row, state = max(c.row for c in costs), max(c.state + c.tape for c in costs)
+    row, state = max(c.row for c in costs), max(c.call for c in costs)
     total = sweep.schedule.record.size
     records = total
     if sweep.summary is None and lanes * (row * total + state) > budget:

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 
 import jaxsign as js
 from jaxsign import plot
+from jaxsign.equal_loss import with_captured
 
 
 def attention(ax, ds):
@@ -29,7 +30,7 @@ def main():
         fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 3.6))
         for row, preset in zip(axes, ("paper_like", "theory")):
             ds = js.open_results(Path(args.results) / "dynamics" / preset)
-            ds = ds[["train_loss", "test_error", "test_loss", "s21", "noise_l1", "status"]].load()
+            ds = ds[with_captured(ds, ["train_loss", "test_error", "test_loss", "s21", "noise_l1", "status"])].load()
             attention(row[0], ds)
             plot.loss(ds, row[1])
             plot.error_at_loss(ds, row[2])

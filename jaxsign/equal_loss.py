@@ -75,6 +75,19 @@ def levels_of(ds: Any, otherwise: Iterable[float]) -> list[float]:
     return [float(level) for level in (ds["level"].values if f"step{SUFFIX}" in ds else otherwise)]
 
 
+def with_captured(ds: Any, names: Iterable[str]) -> list[str]:
+    """Those of the names that a Dataset holds, and what its runs captured of them: what a selection must keep.
+
+    Examples:
+      >>> import xarray as xr
+      >>> with_captured(xr.Dataset({"train_loss": 1.0, "step_at_level": 1, "train_loss_at_level": 0.1}), ["train_loss"])
+      ['train_loss', 'step_at_level', 'train_loss_at_level']
+    """
+    asked = list(names)
+    captured = [f"{name}{SUFFIX}" for name in dict.fromkeys(["step", "train_loss", *asked])]
+    return [name for name in (*asked, *captured) if name in ds]
+
+
 class _Reading(NamedTuple):
     """What is read at one level.
 
@@ -224,8 +237,8 @@ class _Records(NamedTuple):
             return np.take_along_axis(values, place, -1)[..., 0]
 
         before, here = pick(self.loss, left), pick(self.loss, right)
-        close = inside & ((self.steps[right] - self.steps[left] == 1) | (before <= FACTOR * here))
-        weight = _weight(before, here, self.level).reshape(*shape, *(1,) * len(own))
+        close = inside & np.asarray((self.steps[right] - self.steps[left] == 1) | (before <= FACTOR * here))
+        weight = np.reshape(_weight(before, here, self.level), (*shape, *(1,) * len(own)))
         value = _between(pick(spread, left), pick(spread, right), weight)
         value = np.where(close.reshape(weight.shape), value, np.nan)
         apart = self.reached & ~self.below & ~close & (known.size > 0)

@@ -235,7 +235,7 @@ def shown(value: Any) -> str:
     """A value for a message, without the addresses of a transform's functions.
 
     Examples:
-      >>> shown([sign_gd(0.1), "adam"])
+      >>> shown([optax.sgd(0.1), "adam"])
       "[an Optax transform, 'adam']"
     """
     if isinstance(value, optax.GradientTransformation):
@@ -295,8 +295,8 @@ def static_word(value: Any) -> str:
     """Short text of a keyword, the same in every process: never with a memory address.
 
     Examples:
-      >>> static_word(sign_gd), static_word(True), static_word(functools.partial(sign_gd, 0.1))
-      ('sign_gd', 'True', 'sign_gd(0.1)')
+      >>> static_word(optax.sgd), static_word(True), static_word(functools.partial(optax.sgd, 0.1))
+      ('sgd', 'True', 'sgd(0.1)')
     """
     if isinstance(value, functools.partial):
         bound = [*map(static_word, value.args), *(f"{k}={static_word(v)}" for k, v in value.keywords.items())]

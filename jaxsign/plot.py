@@ -3,15 +3,10 @@
 Every function takes `ax=None` and returns the Axes. matplotlib is imported when one is called.
 """
 
-import contextlib
-import csv
-import io
 import math
-import os
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,16 +15,17 @@ from jaxsign import theory
 from jaxsign.claims.claim import numbers_of, one_point
 from jaxsign.claims.two_layer import problem_of, setting_of
 from jaxsign.equal_loss import at_train_loss, levels_of
+from jaxsign.figure_files import COLOURS as COLOURS
+from jaxsign.figure_files import OTHERS as OTHERS
+from jaxsign.figure_files import save as save
+from jaxsign.figure_files import style as style
+from jaxsign.figure_files import svg as svg
 from jaxsign.measures import GROUPING_STEP
 from jaxsign.stages import BOUNDARIES, find_stages, manifest, need
-from jaxsign.validation import known, local_path
+from jaxsign.validation import known
 
 #: Column and text width of a paper, in inches.
 NARROW, WIDE = 3.25, 5.5
-#: Okabe and Ito's colours, which colour-blind readers tell apart; ordered dark to light for grey print.
-COLOURS = {"sign_gd": "#0072B2", "adam": "#D55E00", "gd": "#009E73", "signum": "#CC79A7"}
-#: Of lines without a colour of their own, such as those of a reader's optimizers: the rest of the palette, in turn.
-OTHERS = ("#E69F00", "#56B4E9", "#000000", "#999999")
 NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD", "signum": "Signum"}
 STYLES = {"sign_gd": "-", "adam": (0, (5, 1)), "gd": (0, (3, 1, 1, 1)), "signum": ":"}
 MARKERS = {"sign_gd": "o", "adam": "s", "gd": "^", "signum": "D"}
@@ -40,32 +36,6 @@ MADE_OF = {
     "s11": _FIRST, "s21": _SECOND, "log_s21": _SECOND, "s22": _SECOND, "sign_agreement": ("query_noise", "key_noise"),
     "majority_agreement": ("query_signal", "key_noise"),
 }  # fmt: skip
-
-
-@contextlib.contextmanager
-def style() -> Iterator[None]:
-    """The paper style as a context: 8 pt, embedded TrueType fonts, thin axes, no top and right spines.
-
-    Examples:
-      >>> with style():
-      ...     pass
-    """
-    import matplotlib as mpl
-    from cycler import cycler
-
-    settings: Any = {
-        "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
-        "ytick.labelsize": 7, "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans", "pdf.fonttype": 42,
-        "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "jaxsign", "axes.linewidth": 0.6,
-        "lines.linewidth": 1.1, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-        "xtick.major.width": 0.6, "ytick.major.width": 0.6, "figure.dpi": 200, "savefig.dpi": 200,
-        "hatch.linewidth": 0.4, "axes.titlelocation": "left", "figure.constrained_layout.use": True,
-        "axes.prop_cycle": cycler(color=[*OTHERS, *COLOURS.values()]),
-    }  # fmt: skip
-    with mpl.rc_context(settings):
-        yield
-        interactive = mpl.is_interactive()  # a notebook's backend is loaded, and turns this on, with the first figure
-    mpl.interactive(interactive)
 
 
 def _axes(ax: Any, width: float = NARROW) -> Any:
@@ -265,7 +235,7 @@ def error_at_loss(ds: Any, ax: Any = None, levels: Sequence[float] | None = None
     need(ds, "train_loss", "test_error")
     ds, ax = one_point(ds), _axes(ax)
     levels = list(levels if levels is not None else levels_of(ds, np.geomspace(0.6, 1e-4, 24)))
-    errors = at_train_loss(ds, levels, ["test_error"])["test_error"]
+    errors = _at_losses(ax, ds, levels, "test_error")
     for i, family in enumerate(ds["family"].values):
         label = legend_name(family)
         band(ax, levels, errors.isel(optimizer=i).transpose("seed", "level"), label, **_look(str(family)))
@@ -280,6 +250,17 @@ def error_at_loss(ds: Any, ax: Any = None, levels: Sequence[float] | None = None
         ax.invert_xaxis()
     ax.legend()
     return ax
+
+
+def _at_losses(ax: Any, ds: Any, level: float | Sequence[float], name: str) -> Any:
+    """A quantity at one training loss or several; the panel says where records are too far apart to read it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # said in the panel
+        at = at_train_loss(ds, level, [name])
+    if at.attrs["too_coarse"]:
+        few = f"{at.attrs['too_coarse']} of {at[name].size} readings left out:\nrecords too far apart, run with levels="
+        ax.text(0.02, 0.02, few, transform=ax.transAxes, fontsize=5, color="0.4", va="bottom")
+    return at[name]
 
 
 def snr(ds: Any, ax: Any = None, level: float = 0.1, name: str = "test_error") -> Any:
@@ -301,7 +282,7 @@ def snr(ds: Any, ax: Any = None, level: float = 0.1, name: str = "test_error") -
     if "snr" not in ds.dims:
         raise ValueError(f"ds must have an axis snr, got the dimensions {list(ds.dims)}")
     ax = _axes(ax)
-    values = at_train_loss(ds, level, [name])[name]
+    values = _at_losses(ax, ds, level, name)
     for family in dict.fromkeys(ds["family"].values.tolist()):
         rates = values.isel(optimizer=np.flatnonzero(ds["family"].values == family))
         runs = rates.stack(run=("optimizer", "seed")).reset_index("run", drop=True).rename(run="seed")
@@ -428,71 +409,3 @@ def footer(fig: Any, ds: Any, preset: str = "") -> None:
 def small_print(fig: Any, text: str, width: int) -> None:
     """Writes seeds, settings and whatever else a reader must know below a figure, in lines of `width` characters."""
     fig.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize=5, color="0.35")
-
-
-def svg(fig: Any) -> str:
-    """A figure as SVG: the same bytes for the same figure, text as text, with fonts to fall back on.
-
-    Args:
-      fig: matplotlib Figure.
-
-    Returns:
-      The SVG document.
-
-    Examples:
-      >>> from matplotlib.figure import Figure
-      >>> svg(Figure()).startswith("<?xml")
-      True
-    """
-    file = io.StringIO()
-    with style(), warnings.catch_warnings():
-        # Text stays text, which whoever shows it draws with fonts of his own.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        fig.savefig(file, format="svg", metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]))
-    return file.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
-
-
-def save(fig: Any, directory: str | os.PathLike, name: str) -> list[Path]:
-    """Saves a figure as PNG, PDF and SVG, and every line and band it shows as NAME.csv.
-
-    Args:
-      fig: matplotlib Figure; each labelled panel's title names it in the CSV.
-      directory: created if needed.
-      name: file name without folder and suffix.
-
-    Returns:
-      The paths written.
-
-    Raises:
-      ValueError: if `directory` or a file in it cannot be made; nothing is written then.
-    """
-    import matplotlib.pyplot as plt
-
-    if not isinstance(name, str) or not name or "/" in name or len(os.fsencode(name)) > 250:
-        raise ValueError(f"name must be a file name of at most 250 bytes without a folder, got {name!r}")
-    folder = local_path("directory", directory)
-    paths = [local_path("name", folder / f"{name}.{suffix}") for suffix in ("png", "pdf", "svg", "csv")]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"directory={str(folder)!r} cannot be made: {error.strerror or error}") from None
-    for path in paths:
-        if not os.access(path if path.exists() else folder, os.W_OK) or path.is_dir():
-            raise ValueError(f"{str(path)!r} cannot be written")
-    fig.savefig(paths[0], metadata={"Software": None})
-    fig.savefig(paths[1], metadata={"CreationDate": None, "Producer": None})
-    paths[2].write_text(svg(fig), encoding="utf-8")
-    with open(paths[3], "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["panel", "line", "x", "y", "q05", "q95"])
-        for number, ax in enumerate(fig.axes):
-            panel = ax.get_title(loc="left") or str(number)
-            for index, line in enumerate(ax.lines):
-                x, y = (np.asarray(v, float) for v in line.get_data())
-                low, high = getattr(line, "band", (np.full_like(y, np.nan),) * 2)
-                label = line.get_label() if not line.get_label().startswith("_") else f"line {index}"
-                label = label.strip().replace(r"\$", "$")
-                for row in zip(x, y, low, high):
-                    writer.writerow([panel, label, *("" if math.isnan(v) else f"{v:.6g}" for v in row)])
-    plt.close(fig)
-    return paths

@@ -193,3 +193,38 @@ class Oracle:
 @pytest.fixture(scope="session")
 def oracle():
     return Oracle
+
+
+def with_levels(ds, levels):
+    """A made-up Dataset as runs with these levels give it: both sides of a crossing are read off between its records.
+
+    A variable is linear in log loss between the records around the crossing at which it is known.
+    """
+    loss = ds["train_loss"].transpose(..., "step")
+    runs, log_loss = loss.dims[:-1], np.log(np.maximum(loss.values.astype(float), 1e-300))
+    out = {}
+    stepped = {"step": ds["step"].astype(float), **{n: v for n, v in ds.data_vars.items() if "step" in v.dims}}
+    for name, variable in stepped.items():
+        spread = variable.broadcast_like(loss.isel(step=0, drop=True)).transpose(*runs, ..., "step")
+        own = spread.dims[len(runs) : -1]
+        table = np.full((*spread.shape[: len(runs)], len(levels), 2, *spread.shape[len(runs) : -1]), np.nan)
+        for run in np.ndindex(*spread.shape[: len(runs)]):
+            for place, level in enumerate(levels):
+                below = log_loss[run] <= np.log(level)
+                if not below.any() or below[0]:
+                    continue
+                for inner in np.ndindex(*spread.shape[len(runs) : -1]):
+                    values = spread.values[(*run, *inner)]
+                    known = np.isfinite(values)
+                    if known.any() and np.flatnonzero(known)[-1] >= np.argmax(below):
+                        x, y = -log_loss[run][known], values[known]
+                        first = np.searchsorted(np.flatnonzero(known), np.argmax(below))
+                        pair = slice(max(first - 1, 0), first + 1)
+                        table[(*run, place, slice(None), *inner)] = np.interp(-np.log(level), x[pair], y[pair])
+        if name == "step":
+            reached = np.isfinite(table)
+            table = np.where(reached, np.floor(np.nan_to_num(table)) + np.arange(2), -1).astype(np.int32)
+        if name == "train_loss":
+            table = table * 0 + np.array(levels)[:, None] * [1.001, 0.999]
+        out[f"{name}_at_level"] = ((*runs, "level", "crossing", *own), table, variable.attrs)
+    return ds.assign(out).assign_coords(level=list(levels), crossing=["before", "at"])

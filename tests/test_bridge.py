@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from conftest import with_levels
 
 import jaxsign as js
 from jaxsign.claims import bridge, linear_attention, residual, two_layer
@@ -49,7 +50,9 @@ def paper_runs(system="two_layer", kernel="softmax", path=0.0, preset="paper_lik
         for name, v in values.items()
     }
     problem, hyper = dataclasses.replace(problem, kernel=kernel), dataclasses.replace(hyper, residual=path)
-    return dataset(system, variables, FALL, dataclasses.asdict(problem), dataclasses.asdict(hyper))
+    return with_levels(
+        dataset(system, variables, FALL, dataclasses.asdict(problem), dataclasses.asdict(hyper)), bridge.LEVELS
+    )
 
 
 def other_runs(system, speed):

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
+from conftest import with_levels
 from scipy import stats
 
 import jaxsign as js
@@ -132,11 +133,12 @@ def dataset(axes, error, trainable=None):
         "system": {"name": "jaxsign.two_layer"}, "dtype": "float32", "engine": "support",
     }  # fmt: skip
     loss = np.broadcast_to([0.7, 0.3, 0.05, 0.002], error.shape)
-    return xr.Dataset(
+    ds = xr.Dataset(
         {"train_loss": (dims, loss), "test_error": (dims, error), "status": (dims[:-1], np.zeros(error.shape[:-1]))},
         {"optimizer": list(FAMILIES), "family": ("optimizer", list(FAMILIES)), "seed": np.arange(SEEDS), "step": STEPS}
         | axes, {"manifest": json.dumps({"definition": definition})},
     )  # fmt: skip
+    return with_levels(ds, (0.1, 0.01))
 
 
 def noisy(values):

@@ -235,13 +235,13 @@ def test_leftover_directory(tmp_path, changes):
 
 # --- 15 at_train_loss reads train_loss itself at another value than the level
 def test_loss_at_level():
-    ds = xr.Dataset({"train_loss": ("step", [1.0, 0.01])}, {"step": [0, 10]})
+    ds = xr.Dataset({"train_loss": ("step", [1.0, 0.01])}, {"step": [0, 1]})
     assert float(js.at_train_loss(ds, 0.1)["train_loss"]) == pytest.approx(0.1)
 
 
 # --- 16 warnings of at_train_loss
 def test_warning():
-    ds = xr.Dataset({"train_loss": (("seed", "step"), [[1.0, 0.01], [np.nan, np.nan]])}, {"step": [0, 10]})
+    ds = xr.Dataset({"train_loss": (("seed", "step"), [[1.0, 0.01], [np.nan, np.nan]])}, {"step": [0, 1]})
     js.at_train_loss(ds, 0.1)
 
 

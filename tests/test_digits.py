@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from conftest import with_levels
 
 import jaxsign as js
 from jaxsign.claims import digits as claims
@@ -245,7 +246,7 @@ def runs(loss=None, trainable=None, rates=2, **changed):
     ds = xr.Dataset(
         {name: (dims, v) for name, v in values.items()}, coords, {"manifest": json.dumps({"definition": definition})}
     )
-    return ds.assign(status=(dims[:3], np.zeros(test.shape, np.int8)))
+    return with_levels(ds.assign(status=(dims[:3], np.zeros(test.shape, np.int8))), (0.1,))
 
 
 def word(ds, claim):
@@ -292,10 +293,11 @@ def test_rates_are_chosen_on_validation_images_alone():
     same = ds.assign(test_loss=ds["test_loss"] + 9 * (ds["optimizer"] == 0))
     assert claims.tuned(same, "sign_gd", "end")["learning_rate"].values.tolist() == [0.1] * 5
     slow = ds.assign(train_loss=ds["train_loss"] + 1.0 * ((ds["optimizer"] == 0) & (ds["seed"] == 3)))
+    slow = with_levels(slow, (0.1,))
     assert (
         claims.tuned(slow, "sign_gd", "loss")["learning_rate"].values.tolist() == [0.01] * 5
     )  # one seed never gets there
-    never = ds.assign(train_loss=ds["train_loss"] + 1.0)
+    never = with_levels(ds.assign(train_loss=ds["train_loss"] + 1.0), (0.1,))
     assert claims.tuned(never, "sign_gd", "loss")["test_loss"].isnull().all()
     early = ds.assign(val_loss=ds["val_loss"] + 1.0 * (ds["step"] != 10), test_loss=ds["test_loss"] + ds["step"])
     found, usual = (claims.tuned(one, "gd", "best")["test_loss"] for one in (early, ds))

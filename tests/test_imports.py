@@ -28,7 +28,7 @@ LAYERS = [
     {"decoding"},
     {"trajectories"},
     {"playback"},
-    {"measures", "reading", "tables"},
+    {"measures", "reading", "tables", "figure_files"},
     {"stages"},
     {"equal_loss"},
     {"claims"},

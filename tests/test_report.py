@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 import xarray as xr
+from conftest import with_levels
 
 import jaxsign as js
 from jaxsign import cli, plot
@@ -92,9 +93,8 @@ def stages():
         "s21": (("head", "sample"), 0.5 * np.exp(-2 * t)[:, None, None] * np.ones((2, 3, 1, 1, 5))),
     }  # fmt: skip
     families = ("optimizer", ["sign_gd", "gd"])
-    return made_up(
-        values, steps, optimizer=families[1], family=families, learning_rate=("optimizer", [1e-4, 0.3])
-    )  # fmt: skip
+    ds = made_up(values, steps, optimizer=families[1], family=families, learning_rate=("optimizer", [1e-4, 0.3]))
+    return with_levels(ds, (0.5, 0.1))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def snr():
         optimizer=["a", "b", "c"], family=("optimizer", ["sign_gd", "sign_gd", "gd"]),
         learning_rate=("optimizer", [1e-4, 1e-3, 0.3]),
     )  # fmt: skip
-    ds = ds.expand_dims(snr=values).copy()
+    ds = with_levels(ds, (0.5, 0.1)).expand_dims(snr=values).copy()
     return ds.assign_coords(sigma_p=("snr", 1 / (values * np.sqrt(40.0))))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 import xarray as xr
+from conftest import with_levels
 
 import jaxsign as js
 from jaxsign import theory
@@ -183,6 +184,7 @@ def test_full_size_sweeps_name_their_settings(script):
 STEPS = np.array([0, 1, 10, 100, 300, 1000])
 LOSS = np.array([0.69, 0.68, 0.4, 0.2, 0.05, 0.005])
 SEEDS = 20
+LEVELS = (0.5, 0.3, 0.1, 0.01)
 
 
 def made(families, axis=None, trainable=None, problem=None, hyper=None, **coords):
@@ -206,7 +208,7 @@ def made(families, axis=None, trainable=None, problem=None, hyper=None, **coords
     coords = {"optimizer": labels, "family": ("optimizer", names), "seed": np.arange(SEEDS), "step": STEPS,
               "learning_rate": rates, **own, **({"batch_size": axis} if axis else {})}  # fmt: skip
     definition = {"problem": problem, "hyper": hyper, "system": {"name": "jaxsign.two_layer"}, "trainable": trainable}
-    return xr.Dataset(data, coords, {"manifest": json.dumps({"definition": definition})})
+    return with_levels(xr.Dataset(data, coords, {"manifest": json.dumps({"definition": definition})}), LEVELS)
 
 
 BATCHES = [20, 5, 2, 1]
@@ -301,7 +303,7 @@ def test_what_is_not_there_is_said():
     lacking = js.check(made([("sign_gd", 0.4), ("adam", 0.4)], BATCHES), ["M1"])
     assert not lacking.rows
     assert "needs runs of gd" in lacking.missing[0][2]
-    never = rules().assign(train_loss=rules()["train_loss"] * 0 + 0.6)
+    never = with_levels(rules().assign(train_loss=rules()["train_loss"] * 0 + 0.6), LEVELS)
     assert "ends at a training loss of 0.1 or less" in js.check(never, ["M6"]).missing[0][2]
     assert "gets all seeds to a training loss of 0.1" in js.check(never, ["M5"]).missing[0][2]
 

@@ -161,19 +161,20 @@ def at_level(ds: Any, level: float, *names: str) -> Any:
         far apart to be read; if runs start below the level.
     """
     need(ds, "train_loss", *names)
+    unknown = [name for name in names if not bool(ds[name].notnull().any())]
+    if unknown:
+        raise CannotDecide(f"{unknown[0]} is NaN at every recorded step of every run")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # said by the exception
         at = at_train_loss(ds, level, names)
     if at.attrs["too_coarse"]:
+        what = names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
         raise CannotDecide(
-            f"{' and '.join(names)} at training loss {level:g} lies between records too far apart in "
+            f"{what} at training loss {level:g} lies between records too far apart in "
             f"{at.attrs['too_coarse']} runs: run with levels=({level:g},)"
         )
     if at.attrs["below_at_start"]:
         raise CannotDecide(f"{at.attrs['below_at_start']} runs start at or below training loss {level:g}")
-    unknown = [name for name in names if not bool(at[name].notnull().any())]
-    if unknown and at.attrs["not_reached"] < at["step"].size:
-        raise CannotDecide(f"{unknown[0]} is NaN at every recorded step of every run")
     return at
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxsign import plot
 from jaxsign.claims.claim import system_of
 from jaxsign.claims.two_layer import problem_of
+from jaxsign.equal_loss import levels_of, with_captured
 from jaxsign.measures import GROUPING_STEP
 from jaxsign.reading import CannotDecide, reading
 from jaxsign.stages import BOUNDARIES, find_stages
@@ -74,7 +75,8 @@ def drawings(ds: Any, prefix: str) -> list[Drawing]:
     Examples:
       >>> import jax, jaxsign as js
       >>> task = js.two_layer(js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10))
-      >>> run = js.train(jax.random.key(0), task, js.Hyper(sigma_p=2.0), js.sign_gd(1e-3), steps=120, record=10)
+      >>> run = js.train(jax.random.key(0), task, js.Hyper(sigma_p=2.0), js.sign_gd(1e-3), steps=120, record=10,
+      ...     levels=[0.6, 0.5])
       >>> [drawing.title for drawing in drawings(run.to_xarray(), "a")][:3]
       ['training loss', 'test loss', 'test error against training loss']
     """
@@ -155,7 +157,7 @@ def _caption(point: Any, optimizers: str = "") -> str:
 def _of_losses(point: Any, words: str) -> Iterator[_Panel]:
     """Losses over steps, and test error at equal training loss."""
     late = ("noise_l1",) if _late_law(point) else ()
-    held = point[[name for name in (*LOSSES, "test_error", "status", *late) if name in point]].load()
+    held = point[with_captured(point, (*LOSSES, "test_error", "status", *late))].load()
     caption = _caption(point)
     for name, title in zip(LOSSES, ("training loss", "test loss")):
         if name in held:
@@ -227,11 +229,12 @@ def _over_axis(ds: Any, axis: str, place: dict[str, int]) -> Iterator[_Panel]:
     along = ds.isel(place)
     group, words = f"Against {axis}", _words(ds, along)
     if axis == "snr":
-        held = along[[name for name in (*LOSSES, "test_error") if name in along]].load()
+        held = along[with_captured(along, (*LOSSES, "test_error"))].load()
+        level = min(levels_of(along, [0.1]), key=lambda level: abs(np.log(level / 0.1)))
         for name, title in (("test_error", "test error"), ("test_loss", "test loss")):
-            title = _titled(f"{title} at training loss 0.1", words)
+            title = _titled(f"{title} at training loss {level:g}", words)
             caption = _caption(along, f"all {along.sizes['optimizer']} optimizers")
-            yield _Panel(group, title, caption, partial(plot.snr, held, name=name))
+            yield _Panel(group, title, caption, partial(plot.snr, held, level=level, name=name))
     if np.issubdtype(ds[axis].dtype, np.number) and "train_loss" in along:
         ends = along["train_loss"].isel(step=-1).load()
         title = _titled(f"training loss at step {int(ds['step'][-1])}", words)

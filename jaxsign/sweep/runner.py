@@ -91,7 +91,7 @@ def run_sweep(
       >>> ds = js.run_sweep(js.Sweep(
       ...     system=js.two_layer, problem=js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10),
       ...     hyper=js.Hyper(sigma_p=2.0), optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-4, 1e-3])},
-      ...     axes={"snr": [0.1, 1.0], "seed": 3}, steps=20))
+      ...     axes={"snr": [0.1, 1.0], "seed": 3}, steps=20, record=10))
       >>> dict(ds["train_loss"].sizes)
       {'snr': 2, 'optimizer': 2, 'seed': 3, 'step': 3}
     """

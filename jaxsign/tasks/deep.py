@@ -77,7 +77,8 @@ def deep_transformer(problem: DeepProblem) -> Task:
     Examples:
       >>> import jaxsign as js
       >>> task = deep_transformer(DeepProblem(n=4, d=50, s=5, m_k=3, m_v=3, depth=2, n_test=10))
-      >>> run = js.train(jax.random.key(0), task, js.Hyper(sigma_p=2.0, residual=1.0), js.sign_gd(1e-3), steps=20)
+      >>> hyper = js.Hyper(sigma_p=2.0, residual=1.0)
+      >>> run = js.train(jax.random.key(0), task, hyper, js.sign_gd(1e-3), steps=20, record=10)
       >>> run.trace["s21"].shape                                             # steps, layers, heads, examples
       (3, 2, 1, 4)
 

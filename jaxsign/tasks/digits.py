@@ -56,7 +56,7 @@ def noisy_digits(problem: DigitsProblem) -> Task:
       >>> problem = js.DigitsProblem(classes=(0, 1), n_train=8, n_val=8, n_test=8, model="two_layer")
       >>> run = js.train(
       ...     jax.random.key(0), noisy_digits(problem), js.DigitsHyper(scale=2.0), js.sign_gd(1e-3), steps=20,
-      ...     test_every=10, shared=js.load_digits(),
+      ...     record=10, shared=js.load_digits(),
       ... )
       >>> run.trace["calibrated_loss"].shape
       (3,)

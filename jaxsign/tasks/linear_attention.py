@@ -62,7 +62,7 @@ def linear_attention(problem: RegressionProblem) -> Task:
     Examples:
       >>> import jaxsign as js
       >>> task = js.linear_attention(js.RegressionProblem(d=2, n_context=4, depth=1, batch_size=8, n_eval=8))
-      >>> run = js.train(jax.random.key(0), task, js.RegressionHyper(), js.sign_gd(1e-2), steps=20)
+      >>> run = js.train(jax.random.key(0), task, js.RegressionHyper(), js.sign_gd(1e-2), steps=20, record=10)
       >>> run.trace["directional_smoothness"].shape
       (3,)
 

@@ -88,7 +88,7 @@ def residual_attention(problem: ResidualProblem) -> Task:
     Examples:
       >>> import optax, jaxsign as js
       >>> task = residual_attention(ResidualProblem(n=3, d=4, d_ff=5, d_out=2, depth=2))
-      >>> run = js.train(jax.random.key(0), task, ResidualHyper(), optax.sgd(1e-2), steps=20)
+      >>> run = js.train(jax.random.key(0), task, ResidualHyper(), optax.sgd(1e-2), steps=20, record=10)
       >>> run.trace["attention_condition"].shape
       (3, 2)
 

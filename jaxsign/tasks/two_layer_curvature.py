@@ -117,7 +117,7 @@ def two_layer_curvature(problem: Problem) -> Task:
     Examples:
       >>> import jaxsign as js
       >>> task = js.two_layer_curvature(Problem(n=3, d=20, s=3, m_k=2, m_v=2, n_test=4))
-      >>> run = js.train(jax.random.key(0), task, Hyper(sigma_p=2.0), js.sign_gd(1e-3), steps=20, test_every=20)
+      >>> run = js.train(jax.random.key(0), task, Hyper(sigma_p=2.0), js.sign_gd(1e-3), steps=20, record=10)
       >>> run.trace["directional_smoothness"].shape
       (3,)
 

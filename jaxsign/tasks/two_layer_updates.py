@@ -55,7 +55,7 @@ def two_layer_updates(problem: Problem, engine: str = "dense") -> Task:
     Examples:
       >>> import jaxsign as js
       >>> task = js.two_layer_updates(Problem(n=3, d=20, s=3, m_k=2, m_v=2, n_test=4))
-      >>> run = js.train(jax.random.key(0), task, js.Hyper(sigma_p=2.0), js.sign_gd(1e-3), steps=20)
+      >>> run = js.train(jax.random.key(0), task, js.Hyper(sigma_p=2.0), js.sign_gd(1e-3), steps=20, record=10)
       >>> run.trace["update_agreement_q"].tolist()
       [nan, 1.0, 1.0]
 

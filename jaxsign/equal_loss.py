@@ -10,9 +10,9 @@ from jaxsign.levels import SUFFIX
 from jaxsign.stages import need
 from jaxsign.validation import real
 
-#: The training loss may fall by this factor between two records that a reading is interpolated from; any factor between
-#: two consecutive steps, which nothing lies between.
-FACTOR = 1.1
+#: Two records that a reading is interpolated from: the training loss may fall by this factor between them, and what is
+#: read may change by this share of its range over the run. Nothing lies between consecutive steps.
+FACTOR, SHARE = 1.1, 0.04
 
 
 def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] | None = None) -> Any:
@@ -23,7 +23,8 @@ def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] 
     Where the runs captured this level (`levels=` of `js.Sweep` and `js.train`), 1 is the first step with L at or below
     the level and 0 the step before it; what is observed of a step is that of the step from 0 to 1. Elsewhere 0 and 1
     are the records around the crossing at which the variable is known, and a reading is given only if they are
-    consecutive steps or L_0 <= 1.1 L_1.
+    consecutive steps, or close: L_1 <= level < L_0 <= 1.1 L_1, and the two values differ by at most .04 of the range
+    that the variable has in that run. A run that falls to the level between records only counts as one that never does.
 
     Args:
       ds: Dataset with train_loss and a step dimension, or with captured levels.
@@ -72,7 +73,7 @@ def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] 
 
 def levels_of(ds: Any, otherwise: Iterable[float]) -> list[float]:
     """The levels that a Dataset's runs captured, highest first; `otherwise` if they captured none."""
-    return [float(level) for level in (ds["level"].values if f"step{SUFFIX}" in ds else otherwise)]
+    return [float(level) for level in (np.atleast_1d(ds["level"].values) if f"step{SUFFIX}" in ds else otherwise)]
 
 
 def with_captured(ds: Any, names: Iterable[str]) -> list[str]:
@@ -108,7 +109,7 @@ class _Reading(NamedTuple):
     @classmethod
     def of(cls, ds: Any, level: float, names: Sequence[str] | None) -> "_Reading":
         """From what was captured, else from records."""
-        if f"train_loss{SUFFIX}" in ds and level in ds["level"].values.tolist():
+        if f"train_loss{SUFFIX}" in ds and level in np.atleast_1d(ds["level"].values).tolist():
             values, reached, below = _captured(ds, level, names)
             records = _Records.around(ds, level) if "train_loss" in ds else None
         else:
@@ -120,7 +121,7 @@ class _Reading(NamedTuple):
             for name, variable in {"step": ds["step"].astype(float), **ds.data_vars}.items():
                 wanted = names is None or name in ("step", *names)
                 if "step" in variable.dims and name not in values and wanted:
-                    values[name], apart, spacing = records.read(variable)
+                    values[name], apart, spacing = records.read(variable, name not in ("step", "train_loss"))
                     if name == "train_loss":  # the level itself, also between records
                         values[name] = values[name].where(values[name].isnull(), level)
                     coarse |= {name: (apart, spacing)} if apart.any() else {}
@@ -141,8 +142,8 @@ class _Reading(NamedTuple):
             names = ", ".join([name for name in self.coarse if name != "step"] or ["train_loss"])
             reasons.append(
                 f"in {self.apart()} of {runs} runs the records of {names} around the crossing lie up to {spacing} "
-                f"steps apart and the loss falls by more than a factor of {FACTOR} between them: run with "
-                f"levels=({self.level:g},)"
+                f"steps apart and differ too much (the loss by a factor of {FACTOR}, or the variable by {SHARE} of its "
+                f"range): run with levels=({self.level:g},)"
             )
         return f"NaN at training loss {self.level:g}: {'; '.join(reasons)}" if reasons else ""
 
@@ -167,7 +168,10 @@ def _captured(ds: Any, level: float, wanted: Sequence[str] | None) -> tuple[dict
     names = [name for name in ds.data_vars if name.endswith(SUFFIX)]
     if wanted is not None:
         names = [name for name in names if name.removesuffix(SUFFIX) in ("step", "train_loss", *wanted)]
-    at = ds[names].isel(level=ds["level"].values.tolist().index(level), drop=True)
+    at = ds[names]
+    if "level" in at.dims:
+        at = at.isel(level=ds["level"].values.tolist().index(level), drop=True)
+    at = at.drop_vars("level", errors="ignore")
     first = at[f"step{SUFFIX}"].isel(crossing=1, drop=True)
     reached, below = first.values >= 0, first.values == 0
     loss = at[f"train_loss{SUFFIX}"].transpose(*first.dims, "crossing").values.astype(float)
@@ -179,7 +183,7 @@ def _captured(ds: Any, level: float, wanted: Sequence[str] | None) -> tuple[dict
         values = np.moveaxis(pair.values, first.ndim, 0)
 
         def wide(array: np.ndarray, own: tuple[str, ...] = own) -> np.ndarray:
-            return array.reshape(*array.shape, *(1,) * len(own))
+            return np.reshape(array, (*np.shape(array), *(1,) * len(own)))
 
         value = np.where(wide(reached & ~below), _between(values[0], values[1], wide(weight)), np.nan)
         out[name.removesuffix(SUFFIX)] = xr.DataArray(value, first.coords, (*first.dims, *own), attrs=pair.attrs)
@@ -217,17 +221,22 @@ class _Records(NamedTuple):
         runs = ds["train_loss"].isel(step=0, drop=True)
         return cls(runs, ds["step"].values, loss, level, first, reached, reached & (first == 0))
 
-    def read(self, variable: Any) -> tuple[Any, np.ndarray, int]:
-        """(readings of a variable, which runs cross the level between records too far apart, their largest spacing)."""
+    def read(self, variable: Any, bounded: bool = True) -> tuple[Any, np.ndarray, int]:
+        """(readings of a variable, which runs cross the level between records too far apart, their largest spacing).
+
+        `bounded`: whether the two values must be close, too; step and loss are what is interpolated along.
+        """
         import xarray as xr
 
         dims, shape = self.runs.dims, self.first.shape
         own = tuple(dim for dim in variable.dims if dim not in (*dims, "step"))
         spread = variable.broadcast_like(self.runs).transpose(*dims, *own, "step").values
         # A test quantity is known at some steps only: read it between the known ones around the crossing.
-        known = np.flatnonzero(np.isfinite(spread).reshape(-1, spread.shape[-1]).any(axis=0))
+        finite = np.isfinite(spread)
+        known = np.flatnonzero(finite.reshape(-1, spread.shape[-1]).any(axis=0))
         after = np.searchsorted(known, self.first.ravel()).reshape(shape)
-        inside = (after > 0) & (after < known.size) & self.reached & ~self.below
+        crosses = self.reached & ~self.below & (known.size > 0)
+        inside = crosses & (after > 0) & (after < known.size)
         places = known if known.size else np.zeros(1, int)
         right = places[np.where(inside, after, 0)]
         left = places[np.where(inside, after - 1, 0)]
@@ -237,10 +246,15 @@ class _Records(NamedTuple):
             return np.take_along_axis(values, place, -1)[..., 0]
 
         before, here = pick(self.loss, left), pick(self.loss, right)
-        close = inside & np.asarray((self.steps[right] - self.steps[left] == 1) | (before <= FACTOR * here))
+        low, high = pick(spread, left), pick(spread, right)
+        span = np.max(spread, -1, initial=-np.inf, where=finite) - np.min(spread, -1, initial=np.inf, where=finite)
+        with np.errstate(invalid="ignore"):  # where nothing is known
+            far = (np.abs(high - low) > SHARE * span).reshape(*shape, -1).any(-1)
+        next_to = self.steps[right] - self.steps[left] == 1
+        close = inside & (here <= self.level) & np.asarray(next_to | (~(bounded & far) & (before <= FACTOR * here)))
         weight = np.reshape(_weight(before, here, self.level), (*shape, *(1,) * len(own)))
-        value = _between(pick(spread, left), pick(spread, right), weight)
-        value = np.where(close.reshape(weight.shape), value, np.nan)
-        apart = self.reached & ~self.below & ~close & (known.size > 0)
+        value = np.where(close.reshape(weight.shape), _between(low, high, weight), np.nan)
+        apart = np.asarray(crosses & ~close)
         ends = np.where(inside, self.steps[right] - self.steps[left], self.steps[-1] - self.steps[places[-1]])
+        ends = np.where(after == 0, self.steps[self.first] - self.steps[0], ends)
         return xr.DataArray(value, dims=(*dims, *own), attrs=variable.attrs), apart, int(ends[apart].max(initial=0))

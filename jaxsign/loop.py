@@ -9,13 +9,13 @@ import numpy as np
 import optax
 
 from jaxsign.factories import build
-from jaxsign.levels import Crossings
+from jaxsign.levels import SUFFIX, Crossings
 from jaxsign.names import result_name
 from jaxsign.outputs import output, outputs
 from jaxsign.rng import stream
 from jaxsign.rows import put
 from jaxsign.start import Start, merge_params, split_params, trained_fields
-from jaxsign.task import Task
+from jaxsign.task import Task, packaged
 from jaxsign.validation import known
 
 Array = jax.Array
@@ -74,6 +74,8 @@ def functions_by_name(chosen: Sequence[str | Callable] | None) -> dict[str, Call
         name = getattr(c, "__name__", None)
         if name is None:
             raise ValueError(f"observables has a function without a name, {type(c).__name__}: give it one with def")
+        if name.endswith(SUFFIX):
+            raise ValueError(f"observable {name!r} must not end with {SUFFIX!r}, which names what levels capture")
         if name != "<lambda>":  # kept in memory only: `out=` refuses lambdas
             result_name("observable", name)
         if name in named:
@@ -244,16 +246,18 @@ def make_loop(
             return task.loss(merge_params(trained, fixed), batch_at(t), hyper)
 
         def level_loss(full: PyTree, loss: Array) -> Array:
-            """The training loss, which a batch's own loss is not."""
-            if task.batch is None:
-                return loss
+            """The training loss that is recorded: what is trained by may be a batch's, or hold a penalty besides."""
+            if task.batch is None and packaged(task.loss, task.observe):
+                return loss  # the two are one in every system of ours (a test), and it would be computed twice
             whole = task.observe(full, data, None, hyper)
-            if "train_loss" not in whole:
+            if "train_loss" in whole:
+                return _floating(whole["train_loss"])
+            if task.batch is not None:
                 raise ValueError(
                     f"levels={levels!r} need the training loss at every step: {task.name} trains on batches, so it "
                     f"must observe 'train_loss', got {list(whole)}"
                 )
-            return _floating(whole["train_loss"])
+            return loss
 
         def capture(state: State, t: Array, loss: Array, now: Array | bool = True) -> Crossings | None:
             """What levels have captured when step t has been seen."""
@@ -261,8 +265,8 @@ def make_loop(
                 return None
             names = [name for name in state.crossings.values if name in shapes]
 
-            def around(context: tuple[Start, Any, PyTree, PyTree]) -> tuple[dict[str, Array], dict[str, Array]]:
-                start, hyper, *both = context
+            def around(context: tuple[Start, Any, Array, PyTree, PyTree]) -> tuple[dict[str, Array], dict[str, Array]]:
+                start, hyper, t, *both = context
                 steps = None, both[0]  # what is observed of the step across the level stands on both sides of it
                 before, here = (
                     look(start, hyper, params, step, t, jnp.ones((), bool)) for params, step in zip(both, steps)
@@ -270,7 +274,7 @@ def make_loop(
                 return {name: before.get(name, here[name]) for name in names}, {name: here[name] for name in names}
 
             loss = level_loss(merge_params(state.trained, fixed), loss)
-            context = (start, hyper, state.before, state.trained)
+            context = (start, hyper, t, state.before, state.trained)
             return state.crossings.after(levels, t, loss, around, context, now)
 
         def step(t: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
@@ -282,9 +286,9 @@ def make_loop(
             else:
                 loss, everything = task.gradient(full, batch_at(t), hyper, signs)
                 gradient = split_params(everything, names)[0]
-            crossings = capture(current, t, loss)
             seen = None if task.gradient and signs else gradient
             bad = jnp.where((bad < 0) & ~jnp.isfinite(loss), t, bad)
+            crossings = capture(current, t, loss, bad < 0)
             rang = {
                 name: jnp.where((rang[name] < 0) & alarm(full, batch_at(t), hyper, seen), t, rang[name])
                 for name, alarm in task.watch.items()
@@ -363,8 +367,8 @@ def make_loop(
         # The loss at the last step, which the next stretch would look at: what is recorded there may have to go.
         last = stops.end[-1]
         loss = loss_of(state.trained, last)
-        state = state._replace(crossings=capture(state, last, loss, now=jnp.any(stops.last)))
         bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss), last, state.bad)
+        state = state._replace(crossings=capture(state, last, loss, jnp.any(stops.last) & (bad < 0)))
         gone = (bad >= 0) & (stops.end >= bad)
         rows = {name: _blank(value, gone) for name, value in rows.items()}
         return state._replace(bad=bad), rows, taped

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsign import names
+from jaxsign.levels import SUFFIX
 from jaxsign.validation import one_line
 
 Array = jax.Array
@@ -34,6 +35,11 @@ def outputs(kind: str, returned: Any) -> dict[str, Array]:
     """
     if not isinstance(returned, Mapping):
         raise ValueError(f"{kind} must be a dict of name: array, got {_words(returned)}")
+    for name in returned:
+        if isinstance(name, str) and name.endswith(SUFFIX):
+            raise ValueError(
+                f"{kind} {name!r} must not end with {SUFFIX!r}, which names what levels capture: rename it"
+            )
     return {names.result_name(kind, name): output(kind, name, value) for name, value in returned.items()}
 
 

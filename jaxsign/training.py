@@ -14,8 +14,9 @@ from jaxsign.compilation import compiler_options, undisturbed
 from jaxsign.exactness import fit
 from jaxsign.factories import Static, hashable
 from jaxsign.grids import Grid, as_grid, shown
-from jaxsign.labelled import check_results, check_task
+from jaxsign.labelled import BASE_NAMES, check_results, check_task
 from jaxsign.levels import check_levels
+from jaxsign.levels import coordinates as level_coords
 from jaxsign.loop import make_loop, whole_run
 from jaxsign.outputs import outputs
 from jaxsign.schedule import Schedule
@@ -81,7 +82,8 @@ def make_train(
         trace = {name: value[: recorded.size] for name, value in rows.items()}
         last = outputs("summary", summary({**start.constants, **trace, "step": recorded})) if summary else {}
         rest = {"summary": last, "constant": start.constants, "alarm": dict.fromkeys(task.watch, state.bad)}
-        check_results({"observable": {name: value[0] for name, value in trace.items()}, **rest}, task.dims)
+        taken = [*BASE_NAMES, *(("dimension of captured levels", name) for name in level_coords(levels))]
+        check_results({"observable": {name: value[0] for name, value in trace.items()}, **rest}, task.dims, taken)
         return {
             "trace": trace if keep_trace else {},
             "summary": last,

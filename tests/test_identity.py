@@ -1,17 +1,21 @@
 """A sweep is recognised by what it computes: refused and accepted changes, parts, results of version 0.1."""
 
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import json
 import shutil
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import xarray as xr
 
 import jaxsign as js
 from jaxsign import tools
@@ -735,3 +739,104 @@ def test_static_points_are_compared_each_and_may_grow(load, tmp_path):
     with pytest.raises(ValueError, match=r"BONUS\[4\] 3\.0 -> 2\.0"):
         js.run_sweep(build(module, 3, 4), path)
     js.run_sweep(build(module, 3), path)
+
+
+# --- what a stored sweep may not become without a word, in one process
+FACTOR = [1.0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """A number, and an axis that is computed into it by a helper of the class."""
+
+    rate: float = 1.0
+    derived: ClassVar = {"slowness": "rate"}
+
+    @staticmethod
+    def convert(value):
+        return 1.0 / value
+
+    def with_axis(self, problem, name, value):
+        return dataclasses.replace(self, rate=self.convert(value))
+
+
+jax.tree_util.register_dataclass(Rates, data_fields=["rate"], meta_fields=[])
+
+
+def one_weight(**changes):
+    """A system of two weights, with some functions replaced; a new Task at every call."""
+
+    def observe(params, data, test, hyper):
+        return {"train_loss": jnp.mean(data) * params["w"] ** 2, "a": params["w"], "b": params["v"]}
+
+    def system(problem):
+        task = js.Task(
+            sample=lambda key, hyper, shared: FACTOR[0] * jnp.ones(3),
+            init=lambda key, data, hyper: {"w": jnp.ones(()), "v": 2 * jnp.ones(())},
+            loss=lambda params, data, hyper: hyper.rate * jnp.mean(data) * (params["w"] ** 2 + params["v"] ** 2),
+            observe=observe,
+        )
+        return dataclasses.replace(task, **changes)
+
+    return system
+
+
+def of_one_weight(system, **changes):
+    base = {
+        "system": system, "problem": None, "hyper": Rates(), "steps": 3, "record": 1, "axes": {"seed": 2},
+        "optimizers": {"gd": js.grid(optax.sgd, learning_rate=[0.1])},
+    }  # fmt: skip
+    return js.Sweep(**(base | changes))
+
+
+def renamed(params, data, test, hyper):
+    return {"train_loss": jnp.mean(data) * params["w"] ** 2, "b": params["w"], "c": params["v"]}
+
+
+OTHERWISE = {
+    "results under other names": {"observe": renamed},
+    "frozen parameters": {"frozen": ("v",)},
+    "only homogeneous optimizers": {"homogeneous": True},
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_how_a_task_is_trained_and_what_its_results_are_called_belong_to_it(tmp_path, name):
+    js.run_sweep(of_one_weight(one_weight()), tmp_path)
+    with pytest.raises(ValueError, match="belongs to another definition"):
+        js.run_sweep(of_one_weight(one_weight(**OTHERWISE[name]), axes={"seed": 4}), tmp_path)
+
+
+def test_an_extension_with_other_results_is_refused_before_anything_is_written(tmp_path):
+    """Accepted as a change of code, it would leave stored runs without a variable."""
+
+    def other(data, test, hyper):
+        return {"k1": data.sum(), "k3": 2 * data.sum()}
+
+    first = one_weight(describe=lambda data, test, hyper: {"k1": data.sum(), "k2": 2 * data.sum()})
+    before = js.run_sweep(of_one_weight(first), tmp_path).load()
+    for accept in (None, "another name"):
+        with pytest.raises(ValueError, match=r"another definition|cannot change what is stored|cannot be extended"):
+            js.run_sweep(of_one_weight(one_weight(describe=other), axes={"seed": 4}), tmp_path, accept=accept)
+    xr.testing.assert_equal(js.open_results(tmp_path).load(), before)
+
+
+def test_draws_are_those_of_the_code_as_it_is_now(tmp_path):
+    """A task that is kept reads a number that has changed between two sweeps."""
+    system, losses = functools.cache(one_weight()), []
+    try:
+        for FACTOR[0] in (1.0, 3.0):
+            ds = js.run_sweep(of_one_weight(system), tmp_path / str(FACTOR[0]))
+            losses.append(float(ds["train_loss"][0, 0, 0]))
+    finally:
+        FACTOR[0] = 1.0
+    assert losses == [1.0, 3.0]
+
+
+def test_classes_that_compute_derived_axes_belong_to_the_definition(tmp_path, monkeypatch):
+    axes = {"slowness": [1.0, 2.0]}
+    js.run_sweep(of_one_weight(one_weight(), axes={**axes, "seed": 2}), tmp_path)
+    js.run_sweep(of_one_weight(one_weight(), axes={**axes, "seed": 2}), tmp_path)  # nothing has changed
+    monkeypatch.setattr(Rates, "convert", staticmethod(lambda value: 5.0 / value))
+    with pytest.raises(ValueError, match="belongs to another definition"):
+        js.run_sweep(of_one_weight(one_weight(), axes={**axes, "seed": 4}), tmp_path)

@@ -15,8 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: From the ground up. A room imports from rooms of lower layers, and from itself if it is a folder.
 LAYERS = [
     {"validation", "compilation", "names", "rows", "factories"},
-    {"rng", "problem", "task", "optim", "grids", "outputs", "schedule", "levels"},
-    {"problems", "draws"},
+    {"rng", "problem", "task", "optim", "grids", "schedule", "levels"},
+    {"problems", "draws", "outputs"},
     {"probes"},
     {"data", "presets", "labelled", "curvature", "landscape", "start"},
     {"models", "exactness", "loop"},

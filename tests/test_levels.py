@@ -98,7 +98,7 @@ def test_a_reading_of_a_captured_level_is_that_of_every_step(every_step):
 
 @pytest.mark.parametrize(
     ("cadence", "least"),
-    [({}, 300), ({"record": 10, "test_every": 50}, 4), ({"record": 5, "test_every": 10}, 30)],
+    [({}, 300), ({"record": 10, "test_every": 50}, 0), ({"record": 5, "test_every": 10}, 10)],
     ids=["default", "10-50", "5-10"],
 )
 def test_at_any_cadence_a_reading_is_that_of_every_step_or_nan_with_a_warning(every_step, cadence, least):
@@ -357,3 +357,90 @@ def test_levels_are_sorted_and_may_be_arrays():
     assert check_levels(np.array([0.1, 0.5])) == check_levels([0.5, 0.1]) == (0.5, 0.1)
     assert check_levels(jnp.array([0.25, 0.5])) == (0.5, 0.25)
     assert sweep(levels=()).crossed == ()
+
+
+def penalised(problem=None):
+    """Trained by a loss with a penalty; the training loss that is observed has none."""
+    return dataclasses.replace(decay(), loss=lambda params, data, hyper: jnp.exp(-params["w"]) + 3.0)
+
+
+def test_levels_are_those_of_the_training_loss_that_is_recorded():
+    run = js.train(jax.random.key(0), penalised(), None, js.sign_gd(1.0), steps=5, record=1, levels=[np.exp(-2.5)])
+    assert run.captured["step_at_level"].tolist() == [[2, 3]]
+    np.testing.assert_allclose(run.captured["train_loss_at_level"][0], np.exp([-2.0, -3.0]), rtol=1e-6)
+
+
+SYSTEMS = {
+    "two_layer": (js.two_layer(js.Problem(n=4, d=50, s=5, m_k=3, m_v=3)), js.Hyper(sigma_p=2.0)),
+    "gaussian": (js.two_layer(js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, kernel="gaussian")), js.Hyper(sigma_p=2.0)),
+    "kernel": (js.kernel_attention(js.KernelProblem()), js.KernelHyper()),
+    "residual": (js.residual_attention(js.ResidualProblem(n=4, d=8, d_ff=8, d_out=2)), js.ResidualHyper()),
+    "deep": (js.deep_transformer(js.DeepProblem(n=4, d=50, s=5, m_k=3, m_v=3, depth=2)), js.Hyper(sigma_p=2.0)),
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_of_ours_records_the_loss_that_it_is_trained_by(name):
+    """So the loop reads the loss that it has computed anyway; a user's own task is asked for what it observes."""
+    task, hyper = SYSTEMS[name]
+    from jaxsign.start import begin
+
+    start = jax.jit(functools.partial(begin, task))(jax.random.key(0), hyper)
+    assert task.batch is None
+    np.testing.assert_allclose(
+        jax.jit(task.loss)(start.params, start.data, hyper),
+        jax.jit(lambda start: task.observe(start.params, start.data, None, hyper)["train_loss"])(start), rtol=1e-5,
+    )  # fmt: skip
+
+
+def test_a_run_crosses_nothing_after_it_has_diverged():
+    def observe(params, data, test, hyper):
+        return {"train_loss": jnp.where((params["w"] > 1.5) & (params["w"] < 3.5), jnp.inf, jnp.exp(-params["w"]))}
+
+    task = dataclasses.replace(
+        decay(), observe=observe, loss=lambda params, data, hyper: observe(params, data, None, hyper)["train_loss"]
+    )
+    task = dataclasses.replace(
+        task, gradient=lambda params, batch, hyper, signs: (task.loss(params, batch, hyper), {"w": -jnp.ones(())})
+    )
+    run = js.train(
+        jax.random.key(0), task, None, js.sign_gd(1.0), steps=6, record=1, levels=[np.exp(-0.5), np.exp(-4.5)]
+    )
+    assert (run.status, run.first_bad_step) == (1, 2)
+    assert run.captured["step_at_level"].tolist() == [[0, 1], [-1, -1]]
+
+
+def test_what_is_observed_of_a_step_is_that_of_the_step_across_the_level():
+    """In sweeps, too, whose runs are mapped: the change of w in a step is the learning rate."""
+    task = dataclasses.replace(
+        decay(), observe_step=lambda params, before, data, hyper: {"moved": params["w"] - before["w"]}
+    )
+    rates = {"a": js.grid(js.sign_gd, learning_rate=[0.5, 0.25])}
+    ds = js.run_sweep(
+        js.Sweep(system=lambda problem: task, problem=None, hyper=None, optimizers=rates, axes={"seed": 3}, steps=20,
+                 record=[0, 20], levels=[0.3]), lane_width=3,
+    )  # fmt: skip
+    np.testing.assert_allclose(ds["moved_at_level"], np.broadcast_to([[[[0.5]]], [[[0.25]]]], (2, 3, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(js.at_train_loss(ds, 0.3)["moved"][:, 0], [0.5, 0.25], rtol=1e-6)
+
+
+def test_names_that_levels_need_are_refused_where_they_are_given():
+    def w_at_level(params, data, test, hyper):
+        return params["w"]
+
+    with pytest.raises(ValueError, match="observable 'w_at_level' must not end with '_at_level'"):
+        js.train(jax.random.key(0), decay(), None, js.sign_gd(1.0), steps=2, observables=["train_loss", w_at_level])
+    with pytest.raises(ValueError, match="summary 'best_at_level' must not end with '_at_level'"):
+        js.train(
+            jax.random.key(0),
+            decay(),
+            None,
+            js.sign_gd(1.0),
+            steps=2,
+            summary=lambda trace: {"best_at_level": trace["w"][-1]},
+        )
+    named = dataclasses.replace(
+        decay(), observe=lambda params, data, test, hyper: {"train_loss": params["w"], "level": params["w"]}
+    )
+    with pytest.raises(ValueError, match="'level'"):
+        js.train(jax.random.key(0), named, None, js.sign_gd(1.0), steps=2, levels=[0.5])

@@ -221,16 +221,47 @@ def test_a_loss_of_zero_is_below_every_level():
 
 
 def test_test_quantities_are_interpolated_between_the_test_steps_around_the_crossing():
-    steps = np.arange(0, 70, 10)
+    steps = np.arange(0, 910, 10)
     loss = np.exp(-steps / 330.0)  # falls by a factor of 1.095 between two test steps
-    nan = np.nan
-    error = [0.8, nan, nan, 0.5, nan, nan, 0.2]  # test steps 0, 30, 60
+    error = np.where(steps % 30 == 0, 0.8 - 0.6 * steps / 900, np.nan)  # by 1/30 of its range
     ds = losses(loss, loss, steps=steps)
     ds["test_error"] = ("seed", "step"), [error, error]
     for where in (5.0, 12.0, 29.0, 30.0, 31.0, 45.0, 60.0):
         at = js.at_train_loss(ds, float(np.exp(-where / 330)) * (1 + 1e-12))
         np.testing.assert_allclose(at["step"], where, rtol=1e-6)
-        np.testing.assert_allclose(at["test_error"], 0.8 - 0.3 * where / 30, rtol=1e-6)  # log loss is linear in t
+        np.testing.assert_allclose(at["test_error"], 0.8 - 0.6 * where / 900, rtol=1e-6)  # log loss is linear in t
+
+
+def test_a_variable_that_moves_while_the_loss_hardly_does_is_not_read_between_distant_records():
+    steps = np.arange(0, 100, 3)
+    ds = losses(0.693 * np.exp(-steps / 2000), steps=steps)  # the loss falls by .15 % between records
+    ds["test_error"] = ("seed", "step"), [np.where(steps < 30, 0.5, 0.0)]
+    ds["slow"] = ("seed", "step"), [steps / 100]
+    with pytest.warns(UserWarning, match="in 1 of 1 runs the records of test_error around the crossing lie up to 3 "):
+        at = js.at_train_loss(ds, 0.693 * np.exp(-28.5 / 2000))  # between 27, with an error of .5, and 30, with none
+    assert at["test_error"].isnull().all()
+    np.testing.assert_allclose(at["slow"], 0.285, rtol=1e-3)
+
+
+def test_the_records_around_a_crossing_must_enclose_it_where_the_loss_is_not_monotone():
+    """The loss is at the level at a step without a test set, and above it again when the test set is looked at."""
+    ds = losses([0.6, 0.49, 0.58, 0.58], steps=np.array([0, 30, 50, 60]))
+    ds["test_error"] = ("seed", "step"), [[0.5, np.nan, 0.48, 0.47]]
+    with pytest.warns(UserWarning, match="NaN at training loss 0.5"):
+        at = js.at_train_loss(ds, 0.5)
+    assert at["test_error"].isnull().all()
+
+
+def test_one_run_without_dimensions_and_a_level_already_selected():
+    ds = losses([1.0, 0.5, 0.2])
+    at = js.at_train_loss(ds.isel(seed=0), 0.3)
+    np.testing.assert_allclose(at["step"], js.at_train_loss(ds, 0.3)["step"][0])
+    captured = ds.assign(
+        step_at_level=(("seed", "level", "crossing"), [[[1, 2]]]),
+        train_loss_at_level=(("seed", "level", "crossing"), [[[0.5, 0.2]]]),
+    ).assign_coords(level=[0.3])
+    for one in (captured, captured.sel(level=0.3), captured.isel(seed=0), captured.sel(level=0.3).isel(seed=0)):
+        np.testing.assert_allclose(js.at_train_loss(one, 0.3)["step"], at["step"])
 
 
 def test_a_reading_between_records_that_lie_too_far_apart_is_nan_with_a_warning():
@@ -242,7 +273,8 @@ def test_a_reading_between_records_that_lie_too_far_apart_is_nan_with_a_warning(
         at = js.at_train_loss(ds, 0.5)
     assert [str(one.message) for one in caught] == [
         "NaN at training loss 0.5: in 2 of 2 runs the records of train_loss, test_loss, test_error around the crossing "
-        "lie up to 20 steps apart and the loss falls by more than a factor of 1.1 between them: run with levels=(0.5,)"
+        "lie up to 20 steps apart and differ too much (the loss by a factor of 1.1, or the variable by 0.04 of its "
+        "range): run with levels=(0.5,)"
     ]
     # Seed 0 falls by a factor of 3 from step 10 to step 11, with no step between them: that is as near as records get.
     w = np.log(0.9 / 0.5) / np.log(3)

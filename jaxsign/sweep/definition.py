@@ -68,10 +68,16 @@ def definition(sweep: Sweep, texts: bool = False) -> dict[str, Any]:
     }
     derived = getattr(type(sweep.hyper), "derived", {})
     if any(name in derived for axis in sweep.grid_axes for name in axis.members) and not texts:
-        code = describe("hyper", type(sweep.hyper).with_axis)
-        if "source" in code:  # runs on the host, where no program shows it
-            out["hyper_code"] = code
+        # Derived axes are computed on the host, where no program shows it: by the classes with all that they hold.
+        digests = [Reached().digest(kind) for kind in derived_by(sweep)]
+        if any(digests):
+            out["hyper_code"] = {"name": type(sweep.hyper).__qualname__, "source": "".join(digests)}
     return out
+
+
+def derived_by(sweep: Sweep) -> list[type]:
+    """The classes that compute derived axes."""
+    return [type(sweep.hyper), type(sweep.problem)]
 
 
 def content_hash(definition: Mapping[str, Any]) -> str:

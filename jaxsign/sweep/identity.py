@@ -16,6 +16,7 @@ from jaxsign.sweep.definition import (
     code,
     content_hash,
     definition,
+    derived_by,
     differences,
     extension,
     neutral,
@@ -148,7 +149,7 @@ def _reached(sweep: Sweep, entry: str) -> list[Any]:
         grid = sweep.grids[name]
         return [grid.factory, *(v for point in grid.points for v in point.values() if callable(v))]
     if kind == "hyper_code":
-        return [type(sweep.hyper).with_axis]
+        return derived_by(sweep)
     return [sweep.system if kind == "system" else sweep.summary]
 
 

@@ -18,7 +18,7 @@ from jaxsign.start import Start, begin
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.layout import Index, cut
 from jaxsign.sweep.plan import Group
-from jaxsign.task import Task
+from jaxsign.task import Task, packaged
 
 RUNS, ALL = PartitionSpec("run"), PartitionSpec()
 
@@ -220,8 +220,13 @@ def disjoint(*parts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items()}
 
 
-@functools.lru_cache(maxsize=32)
 def drawing(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+    """`_drawing`, kept for this package's own systems; a user's functions may read what has changed since."""
+    own = packaged(task.sample, task.sample_test, task.init, task.prepare, task.describe)
+    return _kept_drawing(task, mesh) if own else _drawing(task, mesh)
+
+
+def _drawing(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """The jitted `(seeds, hyper, degrees, shared) -> Start` of a block; one run after the other, since compiling draws
     under vmap takes longer than drawing.
     """
@@ -230,6 +235,9 @@ def drawing(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
         return jax.lax.map(lambda args: begin(task, _key(args[0]), args[1], shared, args[2]), (seeds, hyper, degrees))
 
     return jax.jit(jax.shard_map(block, mesh=mesh, in_specs=(RUNS, RUNS, RUNS, ALL), out_specs=RUNS, check_vma=False))
+
+
+_kept_drawing = functools.lru_cache(maxsize=32)(_drawing)
 
 
 def _key(words: jax.Array) -> jax.Array:

@@ -110,6 +110,8 @@ class Session:
             found = {name: v for name, v in found.items() if name in stored["chunks"] or name not in alarms}
         if stored and match.changed:
             self._same_variables(found, results.stored_variables(path))
+        elif stored and grown:
+            self._same_names(found, results.stored_variables(path))
         if stored:  # chunks stay as they are, also where an observable has grown longer since
             kept = {name: tuple(chunks) for name, chunks in stored["chunks"].items()}
             found = {name: v._replace(chunks=kept.get(name, v.chunks)) for name, v in found.items()}
@@ -153,6 +155,13 @@ class Session:
         _, compiled = compile_units(self.sweep, programs, layout, everything_asked, self.compiler)
         new, _ = variables(self.sweep, self.groups, [compiled[g].results for g in range(len(self.groups))], layout)
         self._same_variables(new, found)
+
+    def _same_names(self, new: Mapping[str, Variable], old: Mapping[str, Variable]) -> None:
+        for name in sorted(set(new) ^ set(old)):
+            raise ValueError(
+                f"out={str(self.path)!r} cannot be extended: its runs {'have' if name in old else 'lack'} the result "
+                f"{name!r}, which the new ones {'lack' if name in old else 'have'}"
+            )
 
     def _same_variables(self, new: Mapping[str, Variable], old: Mapping[str, Variable]) -> None:
         runs = len(self.sweep.dims)

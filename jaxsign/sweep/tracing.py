@@ -6,7 +6,6 @@ import functools
 import hashlib
 import itertools
 import json
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -102,8 +101,9 @@ class _Walk:
             return f"({','.join(map(self.plain, value))})"
         if isinstance(value, (np.ndarray, np.generic, jax.Array)):
             return _array(value)
-        if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
-            return Reached().digest(value)  # a callback; rules of derivatives are traced where they are used
+        if callable(value) and not isinstance(value, type):
+            # A callback; rules of derivatives are traced where they are used.
+            return Reached().digest(value) or type(value).__qualname__
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             rest = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
             return f"{type(value).__name__}{self.plain(rest)}"
@@ -151,8 +151,13 @@ class Tracer:
         if key not in self.known:
             # JAX keeps what it has traced of a function; a global that it reads may have changed since.
             program, out = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(*arguments)
-            self.known[key] = digest(program), out
+            self.known[key] = _hash(digest(program), _names_of(out))[:16], out
         return self.known[key]
+
+
+def _names_of(out: Any) -> str:
+    """The names under which a function returns its results, such as those of observables."""
+    return ",".join(map(str, out)) if isinstance(out, Mapping) else ""
 
 
 def static_points(sweep: Sweep) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -237,6 +242,8 @@ def _trained(trace: Tracer, task: Task, hyper: Any, start: Start) -> Digests:
         out["batch"], batch = trace(task.batch, key, data, hyper)
     if task.scale is not None:
         out["scale"] = trace(task.scale, data, hyper)[0]
+    how = (task.frozen, task.homogeneous, task.compact_only, task.compact_decays, sorted(task.watch))
+    out["how it is trained"] = _hash(repr(how))[:16]
     forms = {"": start.params}
     if task.compact is not None:
         out["compact"], forms["compact "] = trace(task.compact, start.params, data)
@@ -303,8 +310,10 @@ def _summary(sweep: Sweep, task: Task, hyper: Any, start: Start) -> str:
     }
     # As in the sweep's own program: the recorded steps are known.
     steps = np.asarray(record, np.int32)
-    program = jax.make_jaxpr(lambda constants, trace: summary({**constants, **trace, "step": jnp.asarray(steps)}))
-    return digest(program(start.constants, rows))
+    program, out = jax.make_jaxpr(
+        lambda constants, trace: summary({**constants, **trace, "step": jnp.asarray(steps)}), return_shape=True
+    )(start.constants, rows)
+    return _hash(digest(program), _names_of(out))[:16]
 
 
 def _floating(dtype: Any) -> Any:

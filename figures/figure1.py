@@ -71,6 +71,8 @@ def main():
             plot.mark_stages(ax, ds, until)
             ax.set_xlim(0, until)
             ax.set_xticks(range(0, until + 1, 300))
+            if name in ("query_noise", "key_noise"):  # room for the key above the curves
+                ax.set_ylim(top=1.45 * ax.get_ylim()[1])
             plot.hatch_underflow(ax, source, name)
             ax.legend(fontsize=5.5, loc="center right" if ax in (axes[0, 2], axes[1, 2]) else "upper left")
             ax.set_ylabel("")

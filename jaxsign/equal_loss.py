@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsign.levels import SUFFIX
 from jaxsign.stages import need
-from jaxsign.validation import real
+from jaxsign.validation import known, name_tuple, real
 
 #: Two records that a reading is interpolated from: the training loss may fall by this factor between them, and what is
 #: read may change by this share of its range over the run. Nothing lies between consecutive steps.
@@ -34,7 +34,9 @@ def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] 
     Returns:
       Dataset without the step dimension (which becomes the variable `step`). NaN where a run never falls to the level,
       where it is there from the start, and where records are too far apart; the attributes `not_reached`,
-      `below_at_start` and `too_coarse` count these runs (of several levels: all together).
+      `below_at_start` and `too_coarse` count these runs (of several levels: all together), and the variable `reading`
+      says of each: 0 read, 1 never falls to the level, 2 there from the start, 3 records too far apart. Means over runs
+      take `skipna=False`, or are of those that get there.
 
     Warns:
       UserWarning: once, if runs are at a level from the start or records are too far apart.
@@ -55,8 +57,9 @@ def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] 
     levels = [real("level", one, low=0.0, open_low=True) for one in asked]
     if not levels:
         raise ValueError(f"level must be a training loss > 0 or a list of at least one, got level={level!r}")
-    if names is not None:
-        need(ds, *names)
+    names = name_tuple("names", names)
+    for name in names or ():
+        known("variable", name, map(str, ds.data_vars))
     read = [_Reading.of(ds, one, names) for one in levels]
     notes = [note for note in (one.note() for one in read) if note]
     if notes:
@@ -64,10 +67,16 @@ def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] 
     values = [xr.Dataset(one.values) for one in read]
     found = xr.concat(values, xr.IndexVariable("level", levels)) if several else values[0]
     found = found.transpose(..., "level") if several else found
+    code = [one.code() for one in read]
+    runs = found["step"].dims[:-1] if several else found["step"].dims
+    axis = (*runs, "level") if several else runs
+    about = {"long_name": "0 read, 1 never falls to the level, 2 there from the start, 3 records too far apart"}
+    found = found.assign(reading=(axis, np.stack(code, -1) if several else code[0], about))
     kept = {name: v for name, v in ds.data_vars.items() if "step" not in v.dims and not name.endswith(SUFFIX)}
     counts = {"not_reached": lambda one: ~one.reached, "below_at_start": lambda one: one.below}
+    counts |= {"too_coarse": lambda one: one.apart}
     attrs: dict[str, Any] = {name: sum(int(count(one).sum()) for one in read) for name, count in counts.items()}
-    attrs |= {"train_loss_level": levels if several else levels[0], "too_coarse": sum(one.apart() for one in read)}
+    attrs["train_loss_level"] = levels if several else levels[0]
     return found.assign(kept).assign_attrs({**ds.attrs, **attrs})
 
 
@@ -127,10 +136,15 @@ class _Reading(NamedTuple):
                     coarse |= {name: (apart, spacing)} if apart.any() else {}
         return cls(level, values, reached, below, coarse)
 
-    def apart(self) -> int:
-        """Runs that cross the level between records too far apart."""
-        runs = [apart for apart, _ in self.coarse.values()]
-        return int(np.logical_or.reduce(runs).sum()) if runs else 0
+    @property
+    def apart(self) -> np.ndarray:
+        """(runs) bool, whether a run crosses the level between records too far apart."""
+        none = np.zeros(np.shape(self.reached), bool)
+        return np.logical_or.reduce([none, *(apart for apart, _ in self.coarse.values())])
+
+    def code(self) -> np.ndarray:
+        """(runs) int8: why a run has no reading, see `at_train_loss`."""
+        return np.select([~self.reached, self.below, self.apart], [1, 2, 3], 0).astype(np.int8)
 
     def note(self) -> str:
         """Why readings are NaN although the runs cross the level; "" if none is."""
@@ -140,10 +154,11 @@ class _Reading(NamedTuple):
         if self.coarse:
             spacing = max(spacing for _, spacing in self.coarse.values())
             names = ", ".join([name for name in self.coarse if name != "step"] or ["train_loss"])
+            apart = int(self.apart.sum())
             reasons.append(
-                f"in {self.apart()} of {runs} runs the records of {names} around the crossing lie up to {spacing} "
-                f"steps apart and differ too much (the loss by a factor of {FACTOR}, or the variable by {SHARE} of its "
-                f"range): run with levels=({self.level:g},)"
+                f"in {apart} of {runs} runs the records of {names} around the crossing lie up to {spacing} "
+                f"steps apart; allowed are a factor of {FACTOR} in loss and {SHARE} of the range of what is read: run "
+                f"with levels=({self.level:g},)"
             )
         return f"NaN at training loss {self.level:g}: {'; '.join(reasons)}" if reasons else ""
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsign.validation import real
+from jaxsign.validation import real, representable
 
 Array = jax.Array
 PyTree = Any
@@ -33,8 +33,9 @@ def check_levels(levels: Any) -> tuple[float, ...]:
     """
     if isinstance(levels, (str, Mapping)) or np.ndim(levels) != 1:
         raise ValueError(f"levels must be a list of training losses > 0, got levels={levels!r}")
-    smallest = float(np.finfo(jax.dtypes.canonicalize_dtype(float)).tiny)
-    out = sorted((real("levels", level, smallest) for level in levels), reverse=True)
+    out = sorted((real("levels", level, 0.0, open_low=True) for level in levels), reverse=True)
+    for level in out:
+        representable("levels", level, np.dtype(jax.dtypes.canonicalize_dtype(float)))
     for level in out:
         if out.count(level) > 1:
             raise ValueError(f"levels must be distinct training losses, got {level!r} twice")

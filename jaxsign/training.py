@@ -216,8 +216,8 @@ def train(
       steps: optimizer steps, int >= 1; params are those after `steps`.
       record: int k for steps 0, k, 2k, ..., or an increasing array of steps; default `js.log_steps(steps)`
         and powers of ten.
-      test_every: int or an array of recorded steps; test quantities are NaN between; default the recorded steps nearest
-        after these.
+      test_every: int or an array of recorded steps; test quantities are NaN between; default the first recorded steps
+        at or after the default ones.
       levels: training losses in nat, > 0. All observables, test quantities included, are captured at the first step
         whose training loss is at or below each level and at the step before it, for `js.at_train_loss`.
       observables: names, or functions `(params, data, test, hyper) -> array`; default everything.

@@ -195,6 +195,7 @@ def test_a_run_that_never_gets_there_is_nan_and_counted():
     ds = losses([1.0, 0.1, 0.01], [1.0, 0.9, 0.8], [1.0, np.nan, np.nan])
     ds["test_loss"] = ("seed", "step"), np.ones((3, 3))
     at = js.at_train_loss(ds, 0.05)
+    assert at["reading"].values.tolist() == [0, 1, 1]
     assert at.attrs["not_reached"] == 2
     for name in ("step", "test_loss", "train_loss"):
         assert at[name].isnull().values.tolist() == [False, True, True]
@@ -273,8 +274,8 @@ def test_a_reading_between_records_that_lie_too_far_apart_is_nan_with_a_warning(
         at = js.at_train_loss(ds, 0.5)
     assert [str(one.message) for one in caught] == [
         "NaN at training loss 0.5: in 2 of 2 runs the records of train_loss, test_loss, test_error around the crossing "
-        "lie up to 20 steps apart and differ too much (the loss by a factor of 1.1, or the variable by 0.04 of its "
-        "range): run with levels=(0.5,)"
+        "lie up to 20 steps apart; allowed are a factor of 1.1 in loss and 0.04 of the range of what is read: run with "
+        "levels=(0.5,)"
     ]
     # Seed 0 falls by a factor of 3 from step 10 to step 11, with no step between them: that is as near as records get.
     w = np.log(0.9 / 0.5) / np.log(3)
@@ -282,6 +283,7 @@ def test_a_reading_between_records_that_lie_too_far_apart_is_nan_with_a_warning(
     np.testing.assert_allclose(at["test_loss"], [3 - w, np.nan])
     assert at["test_error"].isnull().all()
     assert at.attrs["too_coarse"] == 2
+    assert at["reading"].values.tolist() == [3, 3]  # of seed 0 the test error alone
 
 
 def test_a_crossing_after_the_last_test_step_is_too_coarse():
@@ -319,3 +321,22 @@ def test_interpolation_agrees_with_numpy_on_random_runs():
 def test_the_level_must_be_a_positive_number(level):
     with pytest.raises(ValueError, match=r"level must be a finite number in \(0, inf\), got level="):
         js.at_train_loss(losses([1.0, 0.1]), level)
+
+
+def test_several_levels_and_chosen_variables():
+    ds = losses([1.0, 0.5, 0.2, 0.1], [1.0, 0.9, 0.8, 0.7])
+    ds["test_loss"], ds["other"] = (("seed", "step"), [[4.0, 3.0, 2.0, 1.0]] * 2), (("seed", "step"), np.ones((2, 4)))
+    at = js.at_train_loss(ds, [0.3, 0.15], ["test_loss"])
+    assert set(at.data_vars) == {"step", "test_loss", "reading"}
+    assert at["test_loss"].dims == ("seed", "level")
+    for i, level in enumerate((0.3, 0.15)):
+        one = js.at_train_loss(ds, level)
+        np.testing.assert_array_equal(at["test_loss"][:, i], one["test_loss"])
+        np.testing.assert_array_equal(at["reading"][:, i], one["reading"])
+    assert at.attrs["not_reached"] == 2
+    with pytest.raises(ValueError, match="unknown variable 'test_los'; did you mean 'test_loss'"):
+        js.at_train_loss(ds, 0.3, ["test_los"])
+    with pytest.raises(ValueError, match="names must be a tuple of names"):
+        js.at_train_loss(ds, 0.3, "test_loss")
+    with pytest.raises(ValueError, match="at least one, got level="):
+        js.at_train_loss(ds, [])

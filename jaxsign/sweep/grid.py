@@ -64,8 +64,8 @@ class Sweep:
       steps: optimizer steps, int >= 1, the same for all runs.
       record: int k for steps 0, k, 2k, ..., or an increasing array of steps; default `js.log_steps(steps)`
         and powers of ten.
-      test_every: int or array of recorded steps; test quantities are NaN between; default the recorded steps nearest
-        after these.
+      test_every: int or array of recorded steps; test quantities are NaN between; default the first recorded steps
+        at or after the default ones.
       levels: training losses in nat, > 0. All observables, test quantities included, are captured at the first step
         whose training loss is at or below each level and at the step before it, whatever record and test_every are;
         `js.at_train_loss` reads them.

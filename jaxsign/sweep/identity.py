@@ -330,10 +330,17 @@ def _numeric(flag: str) -> bool:
     return not flag.startswith("--xla_gpu") or jax.local_devices()[0].platform == "gpu"
 
 
-def accepted(reason: str, changed: Sequence[str], versions: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest's note of changes that were accepted."""
+def accepted(
+    reason: str, changed: Sequence[str], versions: Mapping[str, Any], stored: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The manifest's note of changes that were accepted, and of the grid whose stored runs are of the code before."""
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"reason": reason, "differences": list(changed), "date": date, "versions": dict(versions)}
+    before = {name: stored["definition"][name] for name in ("axes", "seeds")}
+    points = {name: entry["points"] for name, entry in stored["definition"]["optimizers"].items()}
+    return {
+        "reason": reason, "differences": list(changed), "date": date, "versions": dict(versions),
+        "before": {**before, "optimizers": points, "runs": stored["runs"]},
+    }  # fmt: skip
 
 
 def checkpoint_base(stored: Mapping[str, Any]) -> str:

@@ -120,7 +120,10 @@ def run_sweep(
     if stored and match and not match.changed and not match.grown(stored):
         asked = dataclasses.replace(_EVERYWHERE, order=tuple(map(tuple, match.order))).asked() if match.part else None
         if not left(path, stored, asked):
-            print(f"{path}: finished before, {_loaded(sweep, match, stored)}", file=sys.stderr)
+            mixed = [
+                f"runs before {note['date']} are of other code: {note['reason']}" for note in stored.get("accepted", ())
+            ]
+            print("; ".join([f"{path}: finished before, {_loaded(sweep, match, stored)}", *mixed]), file=sys.stderr)
             return _opened(path, sweep, match)
     results.writable(path)
     if stored and match:

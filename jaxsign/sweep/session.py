@@ -140,7 +140,7 @@ class Session:
     def _accepted(self, stored: Mapping[str, Any], match: Match) -> dict[str, Any]:
         """What an accepted change adds to the manifest; checkpoints of the code before it are passed over."""
         assert self.accept is not None
-        notes = [*stored.get("accepted", ()), accepted(self.accept, match.changed, environment()["versions"])]
+        notes = [*stored.get("accepted", ()), accepted(self.accept, match.changed, environment()["versions"], stored)]
         base = content_hash({"before": checkpoint_base(stored), "accepted": notes})
         return {"accepted": notes, "base_hash": base}
 

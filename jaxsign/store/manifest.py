@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +56,20 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     complete["checksum"] = checksum(complete)
     write_json(path / MANIFEST, complete)
     return complete
+
+
+def begun_anew(stored: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The entries that say which directory this is, and how often what it holds was defined anew.
+
+    The "id" is drawn when a directory is begun and stays: two directories of one definition differ by it. The "epoch"
+    counts what a process that has opened the directory before would not know of: an extension, an accepted change of
+    code, arrays that were mended.
+
+    Args:
+      stored: the manifest so far, None for a new directory.
+    """
+    stored = stored or {}
+    return {"id": stored.get("id") or secrets.token_hex(16), "epoch": stored.get("epoch", 0) + 1}
 
 
 def checksum(record: Mapping[str, Any]) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxsign.labelled import base_coordinates
 from jaxsign.store import checkpoints, locks, results, trajectory
-from jaxsign.store.manifest import read_manifest, write_manifest
+from jaxsign.store.manifest import begun_anew, read_manifest, write_manifest
 from jaxsign.store.results import Store, Variable
 from jaxsign.sweep import plan, recorder
 from jaxsign.sweep.blocks import Blocks
@@ -98,7 +98,8 @@ class Session:
                     if not match.part:  # points are written as in the definition
                         kept = {"memory": stored["plan"]["memory"]}
                         record["plan"] = {**plan_record(sweep, groups, layout, widths, self.limits), **kept}
-                    write_manifest(path, {**record, "base_hash": identity.get("base_hash", checkpoint_base(stored))})
+                    base = identity.get("base_hash", checkpoint_base(stored))
+                    write_manifest(path, {**record, "base_hash": base, **begun_anew(stored)})
                 return layout, programs, found
         programs = make_programs(sweep, groups, layout, widths)
         # What this process will run is compiled on the way: tracing it tells what the results look like.
@@ -123,7 +124,7 @@ class Session:
         with results.named(path), results.prepared(path, found, coords) as (folder, crcs):
             manifest = {
                 "runs": {}, "wall_seconds": 0.0, "sessions": [], **(stored or {}), **environment(),
-                **identity, "hash": content_hash(identity["definition"]),
+                **begun_anew(stored), **identity, "hash": content_hash(identity["definition"]),
                 "base_hash": identity.get("base_hash", checkpoint_base(stored or identity)),
                 "order": [list(own) for own in layout.order],
                 "plan": plan_record(sweep, groups, layout, widths, self.limits), "padded": notes,

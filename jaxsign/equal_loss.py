@@ -11,8 +11,12 @@ from jaxsign.stages import need
 from jaxsign.validation import known, name_tuple, real
 
 #: Two records that a reading is interpolated from: the training loss may fall by this factor between them, and what is
-#: read may change by this share of its range over the run. Nothing lies between consecutive steps.
+#: read may change by this share of its range over the run.
 FACTOR, SHARE = 1.1, 0.04
+#: Nothing lies between consecutive steps. But a step that takes the loss down by more than this factor, and changes
+#: what is read by more than that share, has no state near the level: its two ends are as good as unrelated.
+LEAP = 10.0
+_CODES = "0 read, 1 never falls to it, 2 there from the start, 3 records too far apart, 4 one step leaps over it"
 
 
 def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] | None = None) -> Any:
@@ -25,6 +29,7 @@ def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] 
     are the records around the crossing at which the variable is known, and a reading is given only if they are
     consecutive steps, or close: L_1 <= level < L_0 <= 1.1 L_1, and the two values differ by at most .04 of the range
     that the variable has in that run. A run that falls to the level between records only counts as one that never does.
+    A step that leaps over the level, L_0 > 10 L_1, with two values that differ by more than that, is no reading either.
 
     Args:
       ds: Dataset with train_loss and a step dimension, or with captured levels.
@@ -33,13 +38,14 @@ def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] 
 
     Returns:
       Dataset without the step dimension (which becomes the variable `step`). NaN where a run never falls to the level,
-      where it is there from the start, and where records are too far apart; the attributes `not_reached`,
-      `below_at_start` and `too_coarse` count these runs (of several levels: all together), and the variable `reading`
-      says of each: 0 read, 1 never falls to the level, 2 there from the start, 3 records too far apart. Means over runs
-      take `skipna=False`, or are of those that get there.
+      where it is there from the start, where records are too far apart, and where one step leaps over it; the
+      attributes `not_reached`, `below_at_start`, `too_coarse` and `leaps` count these runs (of several levels: all
+      together), and the variable `reading` says of each: 0 read, 1 never falls to the level, 2 there from the start, 3
+      records too far apart, 4 one step leaps over it. Means over runs take `skipna=False`, or are of those that get
+      there.
 
     Warns:
-      UserWarning: once, if runs are at a level from the start or records are too far apart.
+      UserWarning: once, if runs are at a level from the start, records are too far apart or steps leap over it.
 
     Raises:
       ValueError: for an illegal level or a Dataset without training loss or one of the names.
@@ -70,11 +76,11 @@ def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] 
     code = [one.code() for one in read]
     runs = found["step"].dims[:-1] if several else found["step"].dims
     axis = (*runs, "level") if several else runs
-    about = {"long_name": "0 read, 1 never falls to the level, 2 there from the start, 3 records too far apart"}
+    about = {"long_name": _CODES}
     found = found.assign(reading=(axis, np.stack(code, -1) if several else code[0], about))
     kept = {name: v for name, v in ds.data_vars.items() if "step" not in v.dims and not name.endswith(SUFFIX)}
     counts = {"not_reached": lambda one: ~one.reached, "below_at_start": lambda one: one.below}
-    counts |= {"too_coarse": lambda one: one.apart}
+    counts |= {"too_coarse": lambda one: one.some(one.coarse), "leaps": lambda one: one.some(one.leaps)}
     attrs: dict[str, Any] = {name: sum(int(count(one).sum()) for one in read) for name, count in counts.items()}
     attrs["train_loss_level"] = levels if several else levels[0]
     return found.assign(kept).assign_attrs({**ds.attrs, **attrs})
@@ -106,45 +112,50 @@ class _Reading(NamedTuple):
       values: {variable: DataArray over the runs and its own dimensions}.
       reached: (runs) bool, whether a run falls to the level.
       below: (runs) bool, whether it is there from the start.
-      coarse: {variable: (which runs cross between records too far apart, the largest spacing of these)}.
+      coarse: {variable: which runs cross between records too far apart}.
+      leaps: {variable: which runs leap over the level in one step}.
+      spacing: the largest distance in steps of records too far apart.
     """
 
     level: float
     values: dict[str, Any]
     reached: np.ndarray
     below: np.ndarray
-    coarse: dict[str, tuple[np.ndarray, int]]
+    coarse: dict[str, np.ndarray]
+    leaps: dict[str, np.ndarray]
+    spacing: int
 
     @classmethod
     def of(cls, ds: Any, level: float, names: Sequence[str] | None) -> "_Reading":
         """From what was captured, else from records."""
         if f"train_loss{SUFFIX}" in ds and level in np.atleast_1d(ds["level"].values).tolist():
-            values, reached, below = _captured(ds, level, names)
+            values, reached, below, leaps = _captured(ds, level, names)
             records = _Records.around(ds, level) if "train_loss" in ds else None
         else:
             need(ds, "train_loss")
             records = _Records.around(ds, level)
-            values, reached, below = {}, records.reached, records.below
-        coarse: dict[str, tuple[np.ndarray, int]] = {}
+            values, reached, below, leaps = {}, records.reached, records.below, {}
+        coarse: dict[str, np.ndarray] = {}
+        largest = 0
         if records is not None:
             for name, variable in {"step": ds["step"].astype(float), **ds.data_vars}.items():
                 wanted = names is None or name in ("step", *names)
                 if "step" in variable.dims and name not in values and wanted:
-                    values[name], apart, spacing = records.read(variable, name not in ("step", "train_loss"))
+                    values[name], apart, over, spacing = records.read(variable, name not in ("step", "train_loss"))
                     if name == "train_loss":  # the level itself, also between records
                         values[name] = values[name].where(values[name].isnull(), level)
-                    coarse |= {name: (apart, spacing)} if apart.any() else {}
-        return cls(level, values, reached, below, coarse)
+                    coarse[name], leaps[name], largest = apart, over, max(largest, spacing)
+        coarse, leaps = ({name: runs for name, runs in of.items() if runs.any()} for of in (coarse, leaps))
+        return cls(level, values, reached, below, coarse, leaps, largest)
 
-    @property
-    def apart(self) -> np.ndarray:
-        """(runs) bool, whether a run crosses the level between records too far apart."""
-        none = np.zeros(np.shape(self.reached), bool)
-        return np.logical_or.reduce([none, *(apart for apart, _ in self.coarse.values())])
+    def some(self, of: dict[str, np.ndarray]) -> np.ndarray:
+        """(runs) bool, whether a run is among those of some variable."""
+        return np.logical_or.reduce([np.zeros(np.shape(self.reached), bool), *of.values()])
 
     def code(self) -> np.ndarray:
         """(runs) int8: why a run has no reading, see `at_train_loss`."""
-        return np.select([~self.reached, self.below, self.apart], [1, 2, 3], 0).astype(np.int8)
+        reasons = [~self.reached, self.below, self.some(self.coarse), self.some(self.leaps)]
+        return np.select(reasons, [1, 2, 3, 4], 0).astype(np.int8)
 
     def note(self) -> str:
         """Why readings are NaN although the runs cross the level; "" if none is."""
@@ -152,13 +163,16 @@ class _Reading(NamedTuple):
         if below:
             reasons.append(f"{below} of {runs} runs are at or below it from their first record on")
         if self.coarse:
-            spacing = max(spacing for _, spacing in self.coarse.values())
             names = ", ".join([name for name in self.coarse if name != "step"] or ["train_loss"])
-            apart = int(self.apart.sum())
             reasons.append(
-                f"in {apart} of {runs} runs the records of {names} around the crossing lie up to {spacing} "
-                f"steps apart; allowed are a factor of {FACTOR} in loss and {SHARE} of the range of what is read: run "
-                f"with levels=({self.level:g},)"
+                f"in {self.some(self.coarse).sum()} of {runs} runs the records of {names} around the crossing lie up "
+                f"to {self.spacing} steps apart; allowed are a factor of {FACTOR} in loss and {SHARE} of the range of "
+                f"what is read: run with levels=({self.level:g},)"
+            )
+        if self.leaps:
+            reasons.append(
+                f"in {self.some(self.leaps).sum()} of {runs} runs one step leaps over it, by more than a factor of "
+                f"{LEAP:g} in loss and {SHARE} of the range of {', '.join(self.leaps)}: take a smaller learning rate"
             )
         return f"NaN at training loss {self.level:g}: {'; '.join(reasons)}" if reasons else ""
 
@@ -176,8 +190,10 @@ def _between(before: Any, here: Any, weight: Any) -> Any:
         return np.where(weight == 1.0, here, np.where(weight == 0.0, before, (1 - weight) * before + weight * here))
 
 
-def _captured(ds: Any, level: float, wanted: Sequence[str] | None) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """({variable: its readings}, which runs reach the level, which are there from the start), from captured levels."""
+def _captured(
+    ds: Any, level: float, wanted: Sequence[str] | None
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """({variable: readings}, runs that reach the level, that are there from the start, {variable: runs that leap})."""
     import xarray as xr
 
     names = [name for name in ds.data_vars if name.endswith(SUFFIX)]
@@ -191,7 +207,8 @@ def _captured(ds: Any, level: float, wanted: Sequence[str] | None) -> tuple[dict
     reached, below = first.values >= 0, first.values == 0
     loss = at[f"train_loss{SUFFIX}"].transpose(*first.dims, "crossing").values.astype(float)
     weight = _weight(loss[..., 0], loss[..., 1], level)
-    out = {}
+    fast = reached & ~below & (loss[..., 0] > LEAP * loss[..., 1])
+    out, leaps = {}, {}
     for name in names:
         pair = at[name].transpose(*first.dims, "crossing", ...)
         own = tuple(dim for dim in pair.dims if dim not in (*first.dims, "crossing"))
@@ -200,10 +217,36 @@ def _captured(ds: Any, level: float, wanted: Sequence[str] | None) -> tuple[dict
         def wide(array: np.ndarray, own: tuple[str, ...] = own) -> np.ndarray:
             return np.reshape(array, (*np.shape(array), *(1,) * len(own)))
 
-        value = np.where(wide(reached & ~below), _between(values[0], values[1], wide(weight)), np.nan)
-        out[name.removesuffix(SUFFIX)] = xr.DataArray(value, first.coords, (*first.dims, *own), attrs=pair.attrs)
+        base, over = name.removesuffix(SUFFIX), np.zeros_like(reached)
+        if base not in ("step", "train_loss") and fast.any():
+            trace = None
+            if base in ds and "step" in ds[base].dims:
+                trace = ds[base].broadcast_like(first).transpose(*first.dims, *own, "step").values
+            over = fast & _differ(values[0], values[1], trace, first.ndim)
+        value = _between(values[0], values[1], wide(weight))
+        value = np.where(wide(reached & ~below & ~over), value, np.nan)
+        out[base] = xr.DataArray(value, first.coords, (*first.dims, *own), attrs=pair.attrs)
+        leaps[base] = over
     out["train_loss"] = out["train_loss"].where(out["train_loss"].isnull(), level)
-    return out, reached, below
+    return out, reached, below, leaps
+
+
+def _differ(low: np.ndarray, high: np.ndarray, trace: np.ndarray | None, runs: int) -> np.ndarray:
+    """(runs) bool, whether two values of a run differ by more than SHARE of the range that its trace has.
+
+    Args:
+      low: (runs, ...) the one.
+      high: (runs, ...) the other.
+      trace: (runs, ..., steps) what was recorded, NaN where it was not; None: of the range from 0 to the larger value.
+      runs: number of the runs' dimensions.
+    """
+    low, high = low.astype(float), high.astype(float)
+    rest = np.zeros((*low.shape, 1)) if trace is None else trace.astype(float)
+    whole = np.concatenate([low[..., None], high[..., None], rest], -1)
+    finite = np.isfinite(whole)
+    top, bottom = np.max(whole, -1, initial=-np.inf, where=finite), np.min(whole, -1, initial=np.inf, where=finite)
+    with np.errstate(invalid="ignore"):  # where nothing is known
+        return (np.abs(high - low) > SHARE * (top - bottom)).reshape(*low.shape[:runs], -1).any(-1)
 
 
 class _Records(NamedTuple):
@@ -236,8 +279,8 @@ class _Records(NamedTuple):
         runs = ds["train_loss"].isel(step=0, drop=True)
         return cls(runs, ds["step"].values, loss, level, first, reached, reached & (first == 0))
 
-    def read(self, variable: Any, bounded: bool = True) -> tuple[Any, np.ndarray, int]:
-        """(readings of a variable, which runs cross the level between records too far apart, their largest spacing).
+    def read(self, variable: Any, bounded: bool = True) -> tuple[Any, np.ndarray, np.ndarray, int]:
+        """(readings, runs that cross between records too far apart, that leap over the level, the largest spacing).
 
         `bounded`: whether the two values must be close, too; step and loss are what is interpolated along.
         """
@@ -262,14 +305,18 @@ class _Records(NamedTuple):
 
         before, here = pick(self.loss, left), pick(self.loss, right)
         low, high = pick(spread, left), pick(spread, right)
-        span = np.max(spread, -1, initial=-np.inf, where=finite) - np.min(spread, -1, initial=np.inf, where=finite)
-        with np.errstate(invalid="ignore"):  # where nothing is known
-            far = (np.abs(high - low) > SHARE * span).reshape(*shape, -1).any(-1)
-        next_to = self.steps[right] - self.steps[left] == 1
-        close = inside & (here <= self.level) & np.asarray(next_to | (~(bounded & far) & (before <= FACTOR * here)))
+        far = _differ(low, high, spread, len(shape)) & bounded
+        next_to, crossed = self.steps[right] - self.steps[left] == 1, inside & (here <= self.level)
+        leaps = np.asarray(crossed & next_to & far & (before > LEAP * here))
+        close = crossed & ~leaps & np.asarray(next_to | (~far & (before <= FACTOR * here)))
         weight = np.reshape(_weight(before, here, self.level), (*shape, *(1,) * len(own)))
         value = np.where(close.reshape(weight.shape), _between(low, high, weight), np.nan)
-        apart = np.asarray(crosses & ~close)
+        apart = np.asarray(crosses & ~close & ~leaps)
         ends = np.where(inside, self.steps[right] - self.steps[left], self.steps[-1] - self.steps[places[-1]])
         ends = np.where(after == 0, self.steps[self.first] - self.steps[0], ends)
-        return xr.DataArray(value, dims=(*dims, *own), attrs=variable.attrs), apart, int(ends[apart].max(initial=0))
+        return (
+            xr.DataArray(value, dims=(*dims, *own), attrs=variable.attrs),
+            apart,
+            leaps,
+            int(ends[apart].max(initial=0)),
+        )

@@ -228,7 +228,7 @@ def test_what_is_lacking_is_said():
         "n = 5": lambda: quality._to_law(ds.isel(n=[1, 2]), "gd", 5),
         "axis alpha": lambda: quality._at(quality.error_of(ds, "gd"), alpha=1.0),
         "snr = 7": lambda: quality._at(quality.error_of(ds, "gd"), snr=7.0),
-        "exactly one gd": lambda: quality.error_of(ds.isel(optimizer=[0]), "gd"),
+        "the optimizer gd": lambda: quality.error_of(ds.isel(optimizer=[0]), "gd"),
         "axes n and snr": lambda: quality.boundary(ds.isel(n=0), "gd"),
         "axes s and mu": lambda: quality._dense_change(ds, "gd", 0),
     }

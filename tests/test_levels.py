@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import xarray as xr
 
 import jaxsign as js
 from jaxsign.levels import check_levels
@@ -55,6 +56,14 @@ def plain(ds):
     return ds.drop_vars([name for name in ds.data_vars if name.endswith("_at_level")])
 
 
+def read_quietly(ds, level):
+    """(the reading, what it warned of)."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read = js.at_train_loss(ds, level)
+    return read, [str(one.message) for one in caught]
+
+
 def crossing(ds, level):
     """First step at or below a level of every run, -1 if there is none, in NumPy."""
     below = ds["train_loss"].transpose(..., "step").values <= np.float32(level)
@@ -87,7 +96,10 @@ def test_captured_values_are_those_of_the_step_before_the_crossing_and_of_its_ow
 
 def test_a_reading_of_a_captured_level_is_that_of_every_step(every_step):
     for level in LEVELS:
-        captured, expect = js.at_train_loss(every_step, level), js.at_train_loss(plain(every_step), level)
+        (captured, said), (expect, again) = read_quietly(every_step, level), read_quietly(plain(every_step), level)
+        assert said == again
+        assert bool(said) == bool(captured.attrs["leaps"])
+        assert captured.attrs["leaps"] == expect.attrs["leaps"] < 14
         assert set(captured.data_vars) == set(expect.data_vars)
         for name in ("step", *NAMES):
             np.testing.assert_allclose(captured[name], expect[name], rtol=1e-4, atol=1e-5)
@@ -105,13 +117,10 @@ def test_at_any_cadence_a_reading_is_that_of_every_step_or_nan_with_a_warning(ev
     ds = js.run_sweep(sweep(**cadence))
     given, refused = 0, 0
     for level in LEVELS:
-        expect = js.at_train_loss(plain(every_step), level)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            read = js.at_train_loss(ds, level)
+        (expect, _), (read, said) = read_quietly(plain(every_step), level), read_quietly(ds, level)
         lost = read["test_error"].isnull() & expect["test_error"].notnull()
-        assert len(caught) == bool(lost.any())
-        assert all(f"run with levels=({level:g},)" in str(one.message) for one in caught)
+        assert len(said) == bool(read.attrs["too_coarse"] or read.attrs["leaps"])
+        assert all((f"run with levels=({level:g},)" in one) == bool(read.attrs["too_coarse"]) for one in said)
         assert read.attrs["too_coarse"] >= int(lost.sum())
         for name in ("test_error", "test_loss"):
             assert not (abs(read[name] - expect[name]) >= 0.02).any()
@@ -160,9 +169,48 @@ def test_one_run_captures_what_its_sweep_does(every_step, hyper):
         np.testing.assert_allclose(run.captured[f"{name}_at_level"], there[f"{name}_at_level"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
         js.at_train_loss(ds, 0.1)["test_error"][0, 0],
-        js.at_train_loss(every_step, 0.1)["test_error"].sel(snr=0.3, seed=1)[1],
+        read_quietly(every_step, 0.1)[0]["test_error"].sel(snr=0.3, seed=1)[1],
         atol=1e-5,
     )
+
+
+def leaping(loss, error):
+    """A run of which every step is recorded, plain and with the level .1 captured."""
+    ds = xr.Dataset({"train_loss": ("step", loss), "test_error": ("step", error)}, {"step": np.arange(len(loss))})
+    at = int(np.argmax(np.array(loss) <= 0.1))
+    pairs = {"step": [at - 1, at], "train_loss": loss[at - 1 : at + 1], "test_error": error[at - 1 : at + 1]}
+    captured = {f"{name}_at_level": (("level", "crossing"), [pair]) for name, pair in pairs.items()}
+    return [
+        ds,
+        ds.assign(captured).assign_coords(level=[0.1]),
+        ds.assign(captured).assign_coords(level=[0.1])[["step_at_level", "train_loss_at_level", "test_error_at_level"]],
+    ]
+
+
+@pytest.mark.parametrize("form", [0, 1, 2], ids=["records", "captured", "captured, without a trace"])
+@pytest.mark.parametrize(
+    ("loss", "error", "expect"),
+    [
+        ([0.7, 0.5, 1e-6], [0.5, 0.5, 0.0], None),  # one step from chance to nothing left: .44 would be a guess
+        ([0.7, 0.5, 0.0], [0.5, 0.5, 0.0], None),
+        ([0.7, 0.5, 1e-6], [0.5, 0.01, 0.01], 0.01),  # what is read stays: no guess
+        ([0.7, 0.4, 0.05], [0.5, 0.4, 0.2], 0.4 - 0.2 * np.log(4) / np.log(8)),  # a step like others
+    ],
+)
+def test_a_step_that_leaps_over_the_level_gives_no_reading(form, loss, error, expect):
+    read, said = read_quietly(leaping(loss, error)[form], 0.1)
+    if expect is not None:
+        np.testing.assert_allclose(read["test_error"], expect, rtol=1e-12)
+        assert (said, read.attrs["leaps"], int(read["reading"])) == ([], 0, 0)
+        return
+    assert np.isnan(read["test_error"])
+    assert read.attrs["leaps"] == 1
+    assert read.attrs["too_coarse"] == 0
+    assert int(read["reading"]) == 4
+    assert len(said) == 1
+    assert "one step leaps over it" in said[0]
+    assert "smaller learning rate" in said[0]
+    assert 1 < read["step"] < 2  # where it leaps is known
 
 
 @functools.cache

@@ -148,17 +148,18 @@ def _need_runs(ds: Any) -> None:
         raise CannotDecide("needs the coordinate family, which names each optimizer's family")
 
 
-def at_level(ds: Any, level: float, *names: str) -> Any:
+def at_level(ds: Any, level: float, *names: str, leaps: bool = False) -> Any:
     """`js.at_train_loss` of these observables, for claims: a number that is not known is no number outside an interval.
 
     Args:
       ds: Dataset with train_loss.
       level: training loss in nat, > 0.
       *names: observables that are read.
+      leaps: whether runs of which one step leaps over the level are NaN, and no reason to refuse.
 
     Raises:
       CannotDecide: if one is missing, is NaN at every recorded step of every run, or lies between records that are too
-        far apart to be read; if runs start below the level.
+        far apart to be read; if runs start below the level, or leap over it in one step.
     """
     need(ds, "train_loss", *names)
     unknown = [name for name in names if not bool(ds[name].notnull().any())]
@@ -172,6 +173,10 @@ def at_level(ds: Any, level: float, *names: str) -> Any:
         raise CannotDecide(
             f"{what} at training loss {level:g} lies between records too far apart in "
             f"{at.attrs['too_coarse']} runs: run with levels=({level:g},)"
+        )
+    if at.attrs["leaps"] and not leaps:
+        raise CannotDecide(
+            f"one step leaps over training loss {level:g} in {at.attrs['leaps']} runs: take a smaller learning rate"
         )
     if at.attrs["below_at_start"]:
         raise CannotDecide(f"{at.attrs['below_at_start']} runs start at or below training loss {level:g}")

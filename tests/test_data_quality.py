@@ -237,6 +237,20 @@ def test_what_is_lacking_is_said():
             ask()
 
 
+def test_of_two_learning_rates_a_run_is_read_at_the_smallest_that_gets_to_the_loss():
+    """The fast one leaps over the level in the first run, the slow one never gets there in the second."""
+    loss = np.array([[[0.7, 1e-6, 1e-6], [0.7, 0.4, 0.05]], [[0.7, 0.2, 0.05], [0.7, 0.6, 0.5]]])
+    error = np.array([[[0.5, 0.0, 0.0], [0.5, 0.4, 0.4]], [[0.5, 0.1, 0.1], [0.5, 0.5, 0.5]]])
+    ds = xr.Dataset(
+        {"train_loss": (("optimizer", "seed", "step"), loss), "test_error": (("optimizer", "seed", "step"), error)},
+        {"step": [0, 1, 2], "family": ("optimizer", ["gd", "gd"]), "learning_rate": ("optimizer", [0.3, 0.01])},
+    )
+    np.testing.assert_allclose(quality.error_of(ds, "gd"), [0.1, 0.4], atol=1e-12)
+    assert np.isnan(quality.error_of(ds.isel(optimizer=[0]), "gd")[0])
+    with pytest.raises(js.CannotDecide, match="learning rates of 2"):
+        quality.error_of(ds.drop_vars("learning_rate"), "gd")
+
+
 def test_the_mean_boundary_lies_inside_its_interval():
     middle, low, high = quality.mean_boundary(over_grid(), "sign_gd", resamples=50)
     assert np.all((low <= middle) & (middle <= high))

@@ -53,7 +53,10 @@ def error_of(ds: Any, family: str, loss: float = LOSS) -> Any:
     chosen = np.flatnonzero(ds["family"].values == family)
     if not chosen.size:
         raise CannotDecide(f"needs the optimizer {family}")
-    chosen = chosen[np.argsort(ds["learning_rate"].values[chosen])]
+    if chosen.size > 1:
+        if "learning_rate" not in ds.coords:
+            raise CannotDecide(f"needs the learning rates of {chosen.size} optimizers {family}")
+        chosen = chosen[np.argsort(ds["learning_rate"].values[chosen])]
     error = at_level(ds.isel(optimizer=chosen), loss, "test_error", leaps=True)["test_error"]
     error = error.drop_vars([name for name in error.coords if name not in error.dims])
     return functools.reduce(

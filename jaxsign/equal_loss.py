@@ -13,9 +13,9 @@ from jaxsign.validation import known, name_tuple, real
 #: Two records that a reading is interpolated from: the training loss may fall by this factor between them, and what is
 #: read may change by this share of its range over the run.
 FACTOR, SHARE = 1.1, 0.04
-#: Nothing lies between consecutive steps. But a step that takes the loss down by more than this factor, and changes
-#: what is read by more than that share, has no state near the level: its two ends are as good as unrelated.
-LEAP = 10.0
+#: Nothing lies between consecutive steps. But where one step changes what is read by more than this share of its
+#: largest size in the run, as GD's first step does at a large learning rate, no state of the run is near the level.
+LEAP = 0.25
 _CODES = "0 read, 1 never falls to it, 2 there from the start, 3 records too far apart, 4 one step leaps over it"
 
 
@@ -29,7 +29,8 @@ def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] 
     are the records around the crossing at which the variable is known, and a reading is given only if they are
     consecutive steps, or close: L_1 <= level < L_0 <= 1.1 L_1, and the two values differ by at most .04 of the range
     that the variable has in that run. A run that falls to the level between records only counts as one that never does.
-    A step that leaps over the level, L_0 > 10 L_1, with two values that differ by more than that, is no reading either.
+    Where one step leaps over the level, from a value to another one that differs by more than a quarter of the
+    variable's largest size in that run, there is no reading either: no state of the run is near the level.
 
     Args:
       ds: Dataset with train_loss and a step dimension, or with captured levels.
@@ -171,8 +172,8 @@ class _Reading(NamedTuple):
             )
         if self.leaps:
             reasons.append(
-                f"in {self.some(self.leaps).sum()} of {runs} runs one step leaps over it, by more than a factor of "
-                f"{LEAP:g} in loss and {SHARE} of the range of {', '.join(self.leaps)}: take a smaller learning rate"
+                f"in {self.some(self.leaps).sum()} of {runs} runs one step leaps over it, by more than {LEAP} of the "
+                f"largest {', '.join(self.leaps)}: take a smaller learning rate"
             )
         return f"NaN at training loss {self.level:g}: {'; '.join(reasons)}" if reasons else ""
 
@@ -207,7 +208,7 @@ def _captured(
     reached, below = first.values >= 0, first.values == 0
     loss = at[f"train_loss{SUFFIX}"].transpose(*first.dims, "crossing").values.astype(float)
     weight = _weight(loss[..., 0], loss[..., 1], level)
-    fast = reached & ~below & (loss[..., 0] > LEAP * loss[..., 1])
+    crosses = reached & ~below
     out, leaps = {}, {}
     for name in names:
         pair = at[name].transpose(*first.dims, "crossing", ...)
@@ -218,35 +219,33 @@ def _captured(
             return np.reshape(array, (*np.shape(array), *(1,) * len(own)))
 
         base, over = name.removesuffix(SUFFIX), np.zeros_like(reached)
-        if base not in ("step", "train_loss") and fast.any():
+        if base not in ("step", "train_loss"):
             trace = None
             if base in ds and "step" in ds[base].dims:
                 trace = ds[base].broadcast_like(first).transpose(*first.dims, *own, "step").values
-            over = fast & _differ(values[0], values[1], trace, first.ndim)
+            over = crosses & _leaps(values[0], values[1], trace, first.ndim)
         value = _between(values[0], values[1], wide(weight))
-        value = np.where(wide(reached & ~below & ~over), value, np.nan)
+        value = np.where(wide(crosses & ~over), value, np.nan)
         out[base] = xr.DataArray(value, first.coords, (*first.dims, *own), attrs=pair.attrs)
         leaps[base] = over
     out["train_loss"] = out["train_loss"].where(out["train_loss"].isnull(), level)
     return out, reached, below, leaps
 
 
-def _differ(low: np.ndarray, high: np.ndarray, trace: np.ndarray | None, runs: int) -> np.ndarray:
-    """(runs) bool, whether two values of a run differ by more than SHARE of the range that its trace has.
+def _leaps(low: np.ndarray, high: np.ndarray, trace: np.ndarray | None, runs: int) -> np.ndarray:
+    """(runs) bool, whether one step changes a variable by more than LEAP of its largest size in the run.
 
     Args:
-      low: (runs, ...) the one.
-      high: (runs, ...) the other.
-      trace: (runs, ..., steps) what was recorded, NaN where it was not; None: of the range from 0 to the larger value.
+      low: (runs, ...) its value before the step.
+      high: (runs, ...) that after it.
+      trace: (runs, ..., steps) what was recorded, NaN where it was not; None if nothing was.
       runs: number of the runs' dimensions.
     """
-    low, high = low.astype(float), high.astype(float)
-    rest = np.zeros((*low.shape, 1)) if trace is None else trace.astype(float)
-    whole = np.concatenate([low[..., None], high[..., None], rest], -1)
-    finite = np.isfinite(whole)
-    top, bottom = np.max(whole, -1, initial=-np.inf, where=finite), np.min(whole, -1, initial=np.inf, where=finite)
+    largest = np.fmax(np.abs(low), np.abs(high)).astype(float)
+    if trace is not None:
+        largest = np.fmax(largest, np.max(np.abs(trace), -1, initial=0.0, where=np.isfinite(trace)))
     with np.errstate(invalid="ignore"):  # where nothing is known
-        return (np.abs(high - low) > SHARE * (top - bottom)).reshape(*low.shape[:runs], -1).any(-1)
+        return (np.abs(high.astype(float) - low) > LEAP * largest).reshape(*low.shape[:runs], -1).any(-1)
 
 
 class _Records(NamedTuple):
@@ -305,10 +304,12 @@ class _Records(NamedTuple):
 
         before, here = pick(self.loss, left), pick(self.loss, right)
         low, high = pick(spread, left), pick(spread, right)
-        far = _differ(low, high, spread, len(shape)) & bounded
+        span = np.max(spread, -1, initial=-np.inf, where=finite) - np.min(spread, -1, initial=np.inf, where=finite)
+        with np.errstate(invalid="ignore"):  # where nothing is known
+            far = (np.abs(high - low) > SHARE * span).reshape(*shape, -1).any(-1)
         next_to, crossed = self.steps[right] - self.steps[left] == 1, inside & (here <= self.level)
-        leaps = np.asarray(crossed & next_to & far & (before > LEAP * here))
-        close = crossed & ~leaps & np.asarray(next_to | (~far & (before <= FACTOR * here)))
+        leaps = np.asarray(crossed & next_to & bounded & _leaps(low, high, spread, len(shape)))
+        close = crossed & ~leaps & np.asarray(next_to | (~(bounded & far) & (before <= FACTOR * here)))
         weight = np.reshape(_weight(before, here, self.level), (*shape, *(1,) * len(own)))
         value = np.where(close.reshape(weight.shape), _between(low, high, weight), np.nan)
         apart = np.asarray(crosses & ~close & ~leaps)

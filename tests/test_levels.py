@@ -99,7 +99,7 @@ def test_a_reading_of_a_captured_level_is_that_of_every_step(every_step):
         (captured, said), (expect, again) = read_quietly(every_step, level), read_quietly(plain(every_step), level)
         assert said == again
         assert bool(said) == bool(captured.attrs["leaps"])
-        assert captured.attrs["leaps"] == expect.attrs["leaps"] < 14
+        assert captured.attrs["leaps"] == expect.attrs["leaps"] < 36  # of 72, at rates up to 10
         assert set(captured.data_vars) == set(expect.data_vars)
         for name in ("step", *NAMES):
             np.testing.assert_allclose(captured[name], expect[name], rtol=1e-4, atol=1e-5)
@@ -193,8 +193,10 @@ def leaping(loss, error):
     [
         ([0.7, 0.5, 1e-6], [0.5, 0.5, 0.0], None),  # one step from chance to nothing left: .44 would be a guess
         ([0.7, 0.5, 0.0], [0.5, 0.5, 0.0], None),
+        ([0.7, 0.12, 0.09], [0.5, 0.5, 0.0], None),  # GD's first step may change the loss by little
         ([0.7, 0.5, 1e-6], [0.5, 0.01, 0.01], 0.01),  # what is read stays: no guess
-        ([0.7, 0.4, 0.05], [0.5, 0.4, 0.2], 0.4 - 0.2 * np.log(4) / np.log(8)),  # a step like others
+        ([0.7, 0.4, 0.05], [0.5, 0.4, 0.32], 0.4 - 0.08 * np.log(4) / np.log(8)),  # a step like others
+        ([0.7, 0.4, 0.05], [0.49, 0.50, 0.48], 0.5 - 0.02 * np.log(4) / np.log(8)),  # nothing but noise
     ],
 )
 def test_a_step_that_leaps_over_the_level_gives_no_reading(form, loss, error, expect):

@@ -253,13 +253,15 @@ def error_at_loss(ds: Any, ax: Any = None, levels: Sequence[float] | None = None
 
 
 def _at_losses(ax: Any, ds: Any, level: float | Sequence[float], name: str) -> Any:
-    """A quantity at one training loss or several; the panel says where records are too far apart to read it."""
+    """A quantity at one training loss or several; the panel says which readings are left out, and why."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # said in the panel
         at = at_train_loss(ds, level, [name])
-    if at.attrs["too_coarse"]:
-        few = f"{at.attrs['too_coarse']} of {at[name].size} readings left out:\nrecords too far apart, run with levels="
-        ax.text(0.02, 0.02, few, transform=ax.transAxes, fontsize=5, color="0.4", va="bottom")
+    why = {"too_coarse": "with records too far apart,\nrun with levels=", "leaps": "leap over the loss"}
+    counts = {reason: at.attrs[key] for key, reason in why.items() if at.attrs[key]}
+    if counts:
+        few = "\n".join(f"left out: {count} of {at[name].size} {reason}" for reason, count in counts.items())
+        ax.text(0.98, 0.99, few, transform=ax.transAxes, fontsize=5, color="0.4", va="top", ha="right")
     return at[name]
 
 

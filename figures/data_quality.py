@@ -193,7 +193,7 @@ def main():
             + f", SNR set through mu at sigma_p={definition['hyper']['sigma_p']:g}; median and 5-95 % over seeds, "
             "arrows: beyond the axis for some, e: mean with 95 % bootstrap interval, shaded: a factor of 1.2 · f, g, "
             f"i: SNR {snrs[0]:.2g} · dashed: laws before attention moves; Adam is held against SignGD's · dotted, "
-            f"hollow: attention frozen at 1/2 · left out, as they never reach the loss: {lost.pop('label_noise')} runs "
+            f"hollow: attention frozen at 1/2 · left out, without a reading there: {lost.pop('label_noise')} runs "
             f"with label noise, {sum(lost.values())} others"
         )  # fmt: skip
         plot.small_print(fig, text, 130)

@@ -60,7 +60,7 @@ def error_of(ds: Any, family: str, loss: float = LOSS) -> Any:
     error = at_level(ds.isel(optimizer=chosen), loss, "test_error", leaps=True)["test_error"]
     error = error.drop_vars([name for name in error.coords if name not in error.dims])
     return functools.reduce(
-        lambda found, next: found.fillna(next), [error.isel(optimizer=i) for i in range(len(chosen))]
+        lambda found, next: found.fillna(next), [error.isel(optimizer=i, drop=True) for i in range(len(chosen))]
     )
 
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import itertools
+import math
 import os
 import shutil
 import sys
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +15,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxsign.labelled import manifest_text, stored_as, with_bools
-from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest
-from jaxsign.store.watched import Expected, watched
+from jaxsign.store.binding import binding
+from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest, to_disk
+from jaxsign.store.watched import MENDED, Expected, watched
 from jaxsign.validation import local_path
 
 ARRAYS = "results.zarr"
 #: What a results directory may hold.
 OWN = (ARRAYS, MANIFEST, "locks", "checkpoints", "trajectories")
+
+#: Seconds for which finished blocks may wait for their status: what it speaks of goes to the disk for all at once.
+HELD = 1.0
 
 Slices = tuple[slice, ...]
 
@@ -159,6 +165,12 @@ class Memory:
         block[mine] = part
         array[whole] = block
 
+    def flush(self) -> None:
+        """Nothing is to be done for memory."""
+
+    def commit(self) -> None:
+        """As above."""
+
     def dataset(self, coords: Mapping[str, tuple]) -> Any:
         """The variables as an xarray.Dataset."""
         import xarray as xr
@@ -170,8 +182,8 @@ class Memory:
 class Store(Memory):
     """Variables in results.zarr, one chunk a block and range of recorded steps; status is a block's last word.
 
-    A run is in the store if its status says so, and that is written after everything else of its block. Every write
-    replaces one chunk file in one move, with a checksum inside, so it may be repeated or cut off at any time.
+    A run is in the store if its status says so, and that is written once everything else of its block is on the disk.
+    Every write replaces one chunk file in one move, with a seal behind it, so it may be repeated or cut off any time.
 
     Args:
       path: results directory.
@@ -183,26 +195,64 @@ class Store(Memory):
         import zarr
 
         self.path, self.variables = path, variables
-        root: Any = zarr.open_group(path / ARRAYS, mode=mode, zarr_format=3)
+        try:
+            manifest = read_manifest(path)
+        except UnusableData:
+            if mode != "r":
+                raise
+            manifest = None  # `verify` reads what there is
+        self.expected = _expected(path, variables, manifest)
+        store = watched(path / ARRAYS, self.expected, read_only=mode == "r")
+        root: Any = zarr.open_group(store, mode=mode, zarr_format=3)
         self.arrays = {name: root[name].with_config({"write_empty_chunks": True}) for name in variables}
+        self.held: list[tuple[Slices, np.ndarray, np.ndarray]] = []
+        self.committed = -math.inf
 
     def write(self, name: str, box: Slices, values: np.ndarray, mine: np.ndarray, records: slice | None = None) -> None:
-        """As in memory.
+        """As in memory; a status waits for `commit`, which comes of itself unless the last one was a moment ago.
+
+        Raises:
+          ValueError: if the system refuses, naming the directory and the reason.
+        """
+        if name == "status":
+            self.held.append((box, values, mine))
+            if time.monotonic() - self.committed >= HELD:
+                self.commit()
+            return
+        with named(self.path):
+            super().write(name, box, values, mine, records)
+
+    def commit(self) -> None:
+        """Puts all that was written on the disk, and then says by their status that the runs are there.
 
         Raises:
           ValueError: if the system refuses, naming the directory and the reason.
         """
         with named(self.path):
-            super().write(name, box, values, mine, records)
+            self.flush()
+            for box, values, mine in self.held:
+                super().write("status", box, values, mine)
+            self.held.clear()
+            self.committed = time.monotonic()
+
+    def flush(self) -> None:
+        """Waits until every chunk that was written is on the disk."""
+        to_disk(self.expected.written, self.path)
+        self.expected.written.clear()
 
     def missing(self, box: Slices) -> np.ndarray:
-        """Which runs of a block are not in the store, as a bool array; all of them if its status cannot be read."""
-        try:
-            return np.asarray(self.arrays["status"][box]) < 0
-        except Exception as error:  # whatever zarr and its codecs raise about bytes that are not what was written
-            file, _ = next(chunk_files(self.path / ARRAYS / "status", self.variables["status"], box))
-            print(f"{file} is damaged: {' '.join(str(error).split())}: its block is run again", file=sys.stderr)
+        """Which runs of a block are not in the store, as a bool array; all of them if its status is lost or damaged.
+
+        Raises:
+          UnusableData: if the system refuses to read it.
+        """
+        if self.held:
+            self.commit()
+        line = self._line("status", *next(chunk_files(self.path / ARRAYS / "status", self.variables["status"], box)))
+        if line:
+            print(f"{line}: its block is run again", file=sys.stderr)
             return np.ones([s.stop - s.start for s in box], bool)
+        return np.asarray(self.arrays["status"][box]) < 0
 
     def damage(self, box: Slices, upto: int | None = None) -> list[str]:
         """What is wrong with a block that should be there: a line for every chunk file that is gone or damaged.
@@ -210,22 +260,95 @@ class Store(Memory):
         Args:
           box: the block.
           upto: look only at variables with steps, and only at chunks of recorded steps before this one.
+
+        Raises:
+          UnusableData: if the system refuses to read one.
         """
-        lines = []
+        return [line for line, *_ in self._damaged(box, upto)]
+
+    def _damaged(self, box: Slices, upto: int | None = None) -> Iterator[tuple[str, str, Slices]]:
+        """(what is wrong, variable, index) of every such chunk."""
         for name, variable in self.variables.items():
             stepped = "step" in variable.dims
             if upto is not None and not stepped:
                 continue
             last = None if upto is None else {variable.dims.index("step"): upto}
             for file, index in chunk_files(self.path / ARRAYS / name, variable, box, last):
-                if not file.is_file():
-                    lines.append(f"{file} is missing")
-                    continue
-                try:
-                    self.arrays[name][index]
-                except Exception as error:  # as above
-                    lines.append(f"{file} is damaged: {' '.join(str(error).split())}")
-        return lines
+                if line := self._line(name, file, index) or ("" if file.is_file() else f"{file} is missing"):
+                    yield line, name, index
+
+    def _line(self, name: str, file: Path, index: Slices) -> str:
+        key = str(file.relative_to(self.path / ARRAYS))
+        return self.expected.fault(key, self.expected.content(key))
+
+    def forget(self, box: Slices) -> None:
+        """Takes a damaged block back, so that a cut while it is run again leaves nothing that counts as stored.
+
+        The status goes first; chunks that are lost or damaged then hold the fill value, and may be filled in parts.
+
+        Raises:
+          ValueError: if the system refuses, naming the directory and the reason.
+        """
+        with named(self.path):
+            self.arrays["status"][box] = self.variables["status"].fill
+            self.flush()
+            for _, name, index in list(self._damaged(box)):
+                self.arrays[name][index] = self.variables[name].fill
+
+
+def _expected(
+    path: Path, variables: Mapping[str, Variable], manifest: Mapping[str, Any] | None, status: np.ndarray | None = None
+) -> Expected:
+    """What the files of a store must be, by the manifest and, if it was read before, by the status."""
+    shape, extents = variables["status"].shape, variables["status"].chunks
+    begun = stored_blocks(path, manifest, shape, extents)
+    if status is not None:
+        begun |= _begun(status, extents)
+    files = manifest["crc32"] if manifest else {}
+    return Expected(path / ARRAYS, files, _sizes(variables), begun, binding(manifest))
+
+
+def _sizes(variables: Mapping[str, Variable]) -> dict[str, int]:
+    """Bytes of the numbers of a chunk."""
+    return {name: math.prod(v.chunks) * v.dtype.itemsize for name, v in variables.items()}
+
+
+def _begun(status: np.ndarray, extents: Sequence[int]) -> np.ndarray:
+    """Of every block, whether some run of it is stored."""
+    counts = [-(-size // extent) for size, extent in zip(status.shape, extents)]
+    return np.reshape([(status[box] >= 0).any() for box in blocks(status.shape, extents)], counts)
+
+
+def stored_blocks(
+    path: Path, manifest: Mapping[str, Any] | None, shape: Sequence[int], extents: Sequence[int]
+) -> np.ndarray:
+    """Of every block of the grid, whether the manifest knows that runs of it are stored.
+
+    Raises:
+      UnusableData: if its entry does not fit the grid.
+    """
+    counts = [-(-size // extent) for size, extent in zip(shape, extents)]
+    out = np.zeros(counts, bool)
+    entry = (manifest or {}).get("stored_blocks")
+    if entry is None:
+        return out
+    try:
+        grid = [int(size) for size in entry["grid"]]
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(entry["bits"]), np.uint8), count=math.prod(grid))
+        out[tuple(slice(0, size) for size in grid)] = bits.reshape(grid)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnusableData(f"{path / MANIFEST} has stored_blocks that do not fit its grid: {error}") from None
+    return out
+
+
+def stored_blocks_entry(path: Path, manifest: Mapping[str, Any], status: np.ndarray) -> dict[str, Any]:
+    """The manifest's entry of which blocks have stored runs: those that it knew of, and what the status says.
+
+    A status that is lost later is then not taken for runs that have not been run.
+    """
+    extents = manifest["chunks"]["status"]
+    begun = _begun(status, extents) | stored_blocks(path, manifest, status.shape, extents)
+    return {"grid": list(begun.shape), "bits": np.packbits(begun).tobytes().hex()}
 
 
 def chunk_files(
@@ -295,14 +418,19 @@ def remove_partial(path: Path) -> None:
 
 def put_in_place(path: Path, folder: Path) -> None:
     """Moves prepared metadata and coordinates to their place, file by file; chunks of variables stay."""
+    moved = []
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             target = path / ARRAYS / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
+            moved.append(target)
+    to_disk(moved, path)
 
 
-def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable]) -> None:
+def fill_new_chunks(
+    path: Path, folder: Path, variables: Mapping[str, Variable], manifest: Mapping[str, Any]
+) -> None:
     """Prepares the chunks that stored runs have beyond their own sizes, after an extension made an observable longer.
 
     They hold nothing but the fill value; written, they are told apart from lost ones.
@@ -311,15 +439,22 @@ def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable])
       path: results directory with the arrays as they were.
       folder: the prepared store.
       variables: its variables.
+      manifest: of the extended directory.
     """
     import zarr
 
     old = stored_variables(path)
-    status = read_status(path)
-    begun = [box for box in blocks(status.shape, old["status"].chunks) if (status[box] >= 0).any()]
-    root: Any = zarr.open_group(folder, mode="r+", zarr_format=3)
+    before, status = Store(path, old, mode="r"), old["status"]
+    begun = []
+    for box in blocks(status.shape, status.chunks):
+        with contextlib.suppress(UnusableData):  # a block whose status is damaged is run again as a whole
+            if (np.asarray(before.arrays["status"][box]) >= 0).any():
+                begun.append(box)
+    none = np.zeros([1] * len(status.shape), bool)
+    expected = Expected(folder, {}, _sizes(variables), none, binding(manifest))
+    root: Any = zarr.open_group(watched(folder, expected, read_only=False), mode="r+", zarr_format=3)
     for name, variable in variables.items():
-        if name not in old or old[name].shape[status.ndim :] == variable.shape[status.ndim :]:
+        if name not in old or old[name].shape[len(status.shape) :] == variable.shape[len(status.shape) :]:
             continue
         array = root[name].with_config({"write_empty_chunks": True})
         for box in begun:
@@ -353,7 +488,12 @@ def damaged_metadata(path: Path, crcs: Mapping[str, int]) -> list[str]:
     lines = []
     for name, crc in crcs.items():
         file = path / ARRAYS / name
-        if not file.exists() or _crc(file) != crc:
+        try:
+            good = file.exists() and _crc(file) == crc
+        except OSError as error:
+            lines.append(f"{file} cannot be read: {error.strerror or error}")
+            continue
+        if not good:
             lines.append(f"{file} is damaged or missing: its CRC is not the manifest's")
     return lines
 
@@ -446,11 +586,9 @@ def opened(path: Path) -> Any:
         variables, status = stored_variables(path), read_status(path)
         broken = lost_chunks(path, variables, status)
     if broken:
-        raise UnusableData(f"{broken[0]}; the sweep's own command mends it")
+        raise UnusableData(f"{broken[0]}; {MENDED}")
     with _zarr_warnings():
-        begun = [(status[box] >= 0).any() for box in blocks(status.shape, variables["status"].chunks)]
-        counts = [-(-size // extent) for size, extent in zip(status.shape, variables["status"].chunks)]
-        expected = Expected(path / ARRAYS, manifest["crc32"], variables, np.reshape(begun, counts))
+        expected = _expected(path, variables, manifest, status)
         # A number of seconds stays a number, as it is in memory.
         ds = xr.open_zarr(watched(path / ARRAYS, expected), consolidated=False, chunks=None, decode_times=False)
     strings = {name: c.astype(object) for name, c in ds.coords.items() if c.dtype.kind not in "biuf"}
@@ -458,10 +596,7 @@ def opened(path: Path) -> Any:
     ds = ds.isel(places(ds["status"].dims, manifest["order"]))
     for name, value in manifest.get("base", {}).items():
         ds = ds.assign_coords({name: value})
-    try:
-        ds = with_bools(ds)  # which are read here
-    except Exception as error:  # whatever zarr and its codecs raise about bytes that are not what was written
-        raise UnusableData(f"{path / ARRAYS} cannot be read: {' '.join(str(error).split())}") from None
+    ds = with_bools(ds)  # which are read here
     ds.attrs["manifest"] = manifest_text(manifest)
     return ds
 
@@ -485,6 +620,9 @@ def read_status(path: Path) -> np.ndarray:
     import zarr
 
     try:
-        return np.asarray(zarr.open_array(path / ARRAYS / "status", mode="r", zarr_format=3)[...])
-    except Exception as error:  # whatever zarr and its codecs raise about bytes that are not what was written
+        found: Any = zarr.open_array(path / ARRAYS / "status", mode="r", zarr_format=3)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnusableData(f"{path / ARRAYS / 'status'} cannot be read: {' '.join(str(error).split())}") from None
+    variable = Variable((), found.shape, found.dtype, found.fill_value, found.chunks, {})
+    store = watched(path / ARRAYS, _expected(path, {"status": variable}, read_manifest(path)))
+    return np.asarray(zarr.open_array(store, path="status", mode="r", zarr_format=3)[...])

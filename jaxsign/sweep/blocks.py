@@ -179,11 +179,14 @@ class Blocks:
         Raises:
           Interrupted: after a signal, with a checkpoint of what was under way.
         """
-        for unit in units:
-            self._run(Work(unit, compiled[unit.group], self.layout, self.sink))
-            if self.stop.asked:
-                break
-        self._drain()
+        try:
+            for unit in units:
+                self._run(Work(unit, compiled[unit.group], self.layout, self.sink))
+                if self.stop.asked:
+                    break
+            self._drain()
+        finally:
+            self.sink.commit()
         if self.stop.asked:
             raise Interrupted(self.stop.asked)
 
@@ -212,6 +215,7 @@ class Blocks:
             due = self.stop.asked or time.monotonic() - self.last_save >= self.every
             if self.path is not None and due and not place.done(schedule):
                 self._drain()
+                self.sink.flush()  # the chunks that the checkpoint goes on from
                 checkpoints.save(self._folder(work), place.step, work.saved(place, state), work.about(self.base))
                 self.last_save = time.monotonic()
             if self.stop.asked and not place.done(schedule):
@@ -261,7 +265,8 @@ class Blocks:
             with named(self.path or Path()):
                 recorder.finish(state.trained, seen)
         diverged = work.finish(state, constants)
-        if self.path is not None:
+        if self.path is not None and self._folder(work).is_dir():
+            self.sink.commit()  # what the checkpoints are for is on the disk before they go
             checkpoints.remove(self._folder(work))
         self.progress.finished(work.count, diverged)
 

@@ -76,8 +76,10 @@ class Binding(NamedTuple):
         return ""
 
     def foreign(self, record: Mapping[str, Any]) -> bool:
-        """Whether a JSON record names another results directory."""
-        return self.sealed is not None and record.get("directory", self.identity) != self.identity
+        """Whether a JSON record is of another results directory, or does not name this one where it must."""
+        if self.sealed is None:
+            return False
+        return record.get("directory", None if self.sealed else self.identity) != self.identity
 
 
 def binding(manifest: Mapping[str, Any] | None) -> Binding:

@@ -428,9 +428,7 @@ def put_in_place(path: Path, folder: Path) -> None:
     to_disk(moved, path)
 
 
-def fill_new_chunks(
-    path: Path, folder: Path, variables: Mapping[str, Variable], manifest: Mapping[str, Any]
-) -> None:
+def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable], manifest: Mapping[str, Any]) -> None:
     """Prepares the chunks that stored runs have beyond their own sizes, after an extension made an observable longer.
 
     They hold nothing but the fill value; written, they are told apart from lost ones.

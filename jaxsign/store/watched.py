@@ -1,4 +1,4 @@
-"""results.zarr as a store of zarr: chunks are sealed when written, checked when read, and never read as fill if lost."""
+"""results.zarr as a store of zarr: chunks are sealed when written, checked when read, and an error where lost."""
 
 import asyncio
 import functools

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxsign.loop import State
 from jaxsign.store import checkpoints
+from jaxsign.store.binding import Binding
 from jaxsign.store.results import Memory, Store, named
 from jaxsign.sweep.layout import Layout, Unit
 from jaxsign.sweep.programs import Compiled
@@ -127,8 +128,10 @@ class Work:
         self.rows = {name: np.array(value) for name, value in saved["rows"].items()}
         return place, jax.tree.map(lambda x: _padded(x, self.compiled.size), saved["state"])
 
-    def about(self, base: str) -> dict[str, Any]:
-        """What a checkpoint belongs to: these runs of this sweep; neither devices nor the size of a call matter."""
+    def about(self, base: str, binding: Binding) -> dict[str, Any]:
+        """What a checkpoint belongs to: these runs of this sweep, in this directory; neither devices nor the size of a
+        call matter.
+        """
         sweep, runs = self.sweep, []
         for member in self.unit.members:
             _, family, keywords = sweep.optimizer_points[member[-2]]
@@ -136,7 +139,7 @@ class Work:
             runs.append([points, family, sorted(keywords.items()), sweep.seeds[member[-1]]])
         digest = hashlib.sha256(json.dumps(runs, default=str).encode()).hexdigest()
         width = self.compiled.program.width
-        return {"sweep": base, "runs": digest, "lane_width": width, "records": self.records}
+        return {"sweep": base, "runs": digest, "lane_width": width, "records": self.records, **binding.words()}
 
 
 def _host(x: Any) -> Any:
@@ -172,6 +175,7 @@ class Blocks:
         self.stop, self.progress, self.every = stop, progress, every
         self.pace, self.last_save = Pace(), time.monotonic()
         self.pending: deque[Callable[[], None]] = deque()
+        self.binding = sink.expected.binding if isinstance(sink, Store) else Binding(None, None)
 
     def run(self, units: Sequence[Unit], compiled: Mapping[int, Compiled]) -> None:
         """Trains units and stores their results.
@@ -200,7 +204,7 @@ class Blocks:
         initial = init(seeds, start, hyper, floats)
         recorder = None
         if self.path is not None and work.sweep.trajectory is not None:
-            recorder = Recorder(work.sweep, work.unit, self.path, start, initial.trained)
+            recorder = Recorder(work.sweep, work.unit, self.path, self.binding, start, initial.trained)
         place, state = self._restored(work, recorder) or (Place(), initial)
         while not place.done(schedule):
             steps, before = self.pace.allowed(work.unit.group), None
@@ -215,8 +219,9 @@ class Blocks:
             due = self.stop.asked or time.monotonic() - self.last_save >= self.every
             if self.path is not None and due and not place.done(schedule):
                 self._drain()
-                self.sink.flush()  # the chunks that the checkpoint goes on from
-                checkpoints.save(self._folder(work), place.step, work.saved(place, state), work.about(self.base))
+                self._flush(recorder)
+                about = work.about(self.base, self.binding)
+                checkpoints.save(self._folder(work), place.step, work.saved(place, state), about)
                 self.last_save = time.monotonic()
             if self.stop.asked and not place.done(schedule):
                 return
@@ -226,7 +231,7 @@ class Blocks:
     def _restored(self, work: Work, recorder: Recorder | None) -> tuple[Place, State] | None:
         found = None
         if self.path is not None and self._folder(work).is_dir():
-            found = checkpoints.load(self._folder(work), work.abstract(), work.about(self.base))
+            found = checkpoints.load(self._folder(work), work.abstract(), work.about(self.base, self.binding))
         going = work.restore(found[1]) if found else None
         if recorder is not None and not recorder.going_on(going[0].step if going else 0):
             print(f"{recorder.folder}: its segments are not whole: its runs begin again", file=sys.stderr)
@@ -235,6 +240,13 @@ class Blocks:
         if going:
             self.progress.trained(work.count, going[0].step, before=True)
         return going
+
+    def _flush(self, recorder: Recorder | None) -> None:
+        """Waits until what a checkpoint goes on from is on the disk."""
+        with named(self.path or Path()):
+            self.sink.flush()
+            if recorder is not None:
+                recorder.flush()
 
     def _later(self, fetch: Callable[[], None]) -> None:
         self.pending.append(fetch)

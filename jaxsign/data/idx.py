@@ -1,11 +1,11 @@
 """IDX files, the format of the MNIST database, plain or gzipped: read with every length checked, nothing executed."""
 
 import gzip
+import io
 import math
 import os
 import zlib
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def read(path: str | os.PathLike) -> np.ndarray:
         raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from None
 
 
-def _read(path: Path, file: IO[bytes]) -> np.ndarray:
+def _read(path: Path, file: io.BufferedIOBase) -> np.ndarray:
     """What an open file holds; no more of it is read than its header says."""
     magic = file.read(4)
     if len(magic) < 4 or magic[:3] != bytes([0, 0, UNSIGNED_BYTE]) or magic[3] == 0:
@@ -63,15 +63,22 @@ def _read(path: Path, file: IO[bytes]) -> np.ndarray:
     sizes = tuple(int.from_bytes(header[4 * i : 4 * i + 4], "big") for i in range(dimensions))
     length = math.prod(sizes)
     expected = f"instead of {begin + length} for the shape {sizes}"
-    possible = path.stat().st_size * (DEFLATED if path.suffix == ".gz" else 1)
-    if begin + length > possible:  # before memory is taken for it
-        raise ValueError(f"{path} is truncated: {possible} bytes at most {expected}")
-    content = file.read(length + 1)
-    if len(content) != length:
-        word, count = (
-            ("too long", "more bytes") if len(content) > length else ("truncated", f"{begin + len(content)} bytes")
+    stored, zipped = path.stat().st_size, path.suffix == ".gz"
+    # Before memory is taken for it.
+    if not zipped and stored != begin + length:
+        raise ValueError(
+            f"{path} is {'truncated' if stored < begin + length else 'too long'}: {stored} bytes {expected}"
         )
-        raise ValueError(f"{path} is {word}: {count} {expected}")
+    if zipped and begin + length > DEFLATED * stored:
+        raise ValueError(f"{path} is truncated: {stored} bytes hold {DEFLATED * stored} at most, {expected}")
+    try:
+        content = file.read(length + 1)
+    except MemoryError:
+        raise ValueError(f"{path} says that it holds {length} bytes, for which there is no memory") from None
+    if len(content) > length:
+        raise ValueError(f"{path} is too long: more bytes {expected}")
+    if len(content) < length:
+        raise ValueError(f"{path} is truncated: {begin + len(content)} bytes {expected}")
     return np.frombuffer(content, np.uint8).reshape(sizes)
 
 

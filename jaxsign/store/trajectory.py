@@ -335,7 +335,7 @@ def _fault(about: Mapping[str, Any], segments: Sequence[Segment]) -> str:
 
 
 def whole(unit: Unit, run: int) -> str:
-    """ "" if every record of one run is whole, else what is wrong."""
+    """What is wrong with the records of one run, "" if all are whole."""
     try:
         for segment in unit.segments:
             read_record(segment, run)

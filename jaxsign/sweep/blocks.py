@@ -191,6 +191,7 @@ class Blocks:
             self._drain()
         finally:
             self.sink.commit()
+            self.sink.flush()  # the manifest may count it now
         if self.stop.asked:
             raise Interrupted(self.stop.asked)
 

@@ -183,7 +183,7 @@ class Session:
         return number % self.shard[1] == self.shard[0]
 
     def missing(self) -> dict[int, np.ndarray]:
-        """{number: which runs are missing} of this shard's blocks; damaged ones are reported, and run again as a whole."""
+        """{number: which runs are missing} of this shard; damaged blocks are reported and run again as a whole."""
         unkept = _unkept(self.path, self.layout.shape, self.sweep.trajectory)
         out, asked = {}, self.layout.asked()
         for number, box in enumerate(self.layout.blocks()):

@@ -83,7 +83,12 @@ def to_disk(files: Iterable[Path], below: Path) -> None:
       files: what has been written.
       below: a folder above all of them that was there before.
     """
-    asked = {path for file in files for path in (file, *file.parents) if below in path.parents or path == below}
+    asked = {below}
+    for file in files:
+        path = file
+        while path not in asked:
+            asked.add(path)
+            path = path.parent
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(_synced, asked))
 

@@ -386,7 +386,7 @@ def check_arrays(path: Path, manifest: Mapping[str, Any] | None, found: Checked)
                     found.chunks += 1
     found.not_run = found.runs - stored
     # In a manifest of a version that did not note the blocks, lost status looks like runs that have never been run.
-    counts = manifest["runs"] if manifest else {}
+    counts = manifest["runs"] if manifest and "stored_blocks" not in manifest else {}
     lost = counts.get("finished", 0) + counts.get("diverged", 0) - stored
     if lost > 0:
         found.damage.append(f"{path / ARRAYS / 'status'} has lost {counted(lost, 'run')} that the manifest counts")

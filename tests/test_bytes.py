@@ -262,7 +262,7 @@ def test_memory_that_runs_out_is_not_damage(copy, monkeypatch):
             use()
 
 
-def test_a_cut_while_a_damaged_block_is_run_again_leaves_nothing_that_counts_as_stored(copy, made, monkeypatch):
+def test_a_cut_while_a_damaged_block_is_run_again_leaves_nothing_that_counts_as_stored(copy, made, monkeypatch, capsys):
     tr.damage(chunk(copy, "residual", 1))
     with monkeypatch.context() as patch:
         patch.setattr(Blocks, "run", lambda *rest: builtins.exec("raise KeyboardInterrupt"))
@@ -270,6 +270,7 @@ def test_a_cut_while_a_damaged_block_is_run_again_leaves_nothing_that_counts_as_
             js.run_sweep(tr.small(), out=copy)
     ds = js.open_results(copy).load()
     assert ds["status"].values.tolist() == [[[0, 0]], [[-1, -1]], [[0, 0]]]
+    assert f"{copy}: incomplete: " in verdict(capsys, copy)[1]  # beside the sweep, too: nothing is damaged any more
     assert ds["residual"].isel(slope=1).isnull().all()
     # It may be filled in parts: what is lost or damaged is no longer read for the other runs' sake.
     store = results.Store(copy, results.stored_variables(copy))

@@ -1,7 +1,6 @@
 """results.zarr: pre-allocated, written block by block, checked when it is read."""
 
 import contextlib
-import itertools
 import math
 import os
 import shutil
@@ -10,52 +9,33 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
-from jaxsign.labelled import manifest_text, stored_as, with_bools
+from jaxsign.labelled import manifest_text, with_bools
 from jaxsign.store.binding import binding
 from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest, to_disk
-from jaxsign.store.watched import MENDED, Expected, watched
+from jaxsign.store.watched import (
+    ARRAYS,
+    MENDED,
+    Expected,
+    Slices,
+    Variable,
+    blocks,
+    chunk_files,
+    chunk_sizes,
+    expected,
+    lost_chunks,
+    watched,
+)  # fmt: skip
 from jaxsign.validation import local_path
 
-ARRAYS = "results.zarr"
 #: What a results directory may hold.
 OWN = (ARRAYS, MANIFEST, "locks", "checkpoints", "trajectories")
 
 #: Seconds for which finished blocks may wait for their status: what it speaks of goes to the disk for all at once.
 HELD = 1.0
-
-Slices = tuple[slice, ...]
-
-
-class Variable(NamedTuple):
-    """One variable of a store.
-
-    Args:
-      dims: names of its dimensions: the runs' first, then the step, then its own.
-      shape: their sizes.
-      dtype: of its numbers.
-      fill: what a run that has not run reads as.
-      chunks: the chunk's extents.
-      attrs: units, long_name.
-    """
-
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    fill: Any
-    chunks: tuple[int, ...]
-    attrs: Mapping[str, str]
-
-    def stored_like(self, other: "Variable") -> "Variable":
-        """The variable with the dtype, fill and marks that the numbers of another one are stored with."""
-        if self.dtype == other.dtype:
-            return self
-        marks = stored_as(bool)[2]
-        attrs = {name: value for name, value in self.attrs.items() if name not in marks}
-        return self._replace(dtype=other.dtype, fill=other.fill, attrs=attrs)
 
 
 def directory(out: str | os.PathLike) -> Path:
@@ -201,7 +181,7 @@ class Store(Memory):
             if mode != "r":
                 raise
             manifest = None  # `verify` reads what there is
-        self.expected = _expected(path, variables, manifest)
+        self.expected = expected(path, variables, manifest)
         store = watched(path / ARRAYS, self.expected, read_only=mode == "r")
         root: Any = zarr.open_group(store, mode=mode, zarr_format=3)
         self.arrays = {name: root[name].with_config({"write_empty_chunks": True}) for name in variables}
@@ -296,83 +276,6 @@ class Store(Memory):
                 self.arrays[name][index] = self.variables[name].fill
 
 
-def _expected(
-    path: Path, variables: Mapping[str, Variable], manifest: Mapping[str, Any] | None, status: np.ndarray | None = None
-) -> Expected:
-    """What the files of a store must be, by the manifest and, if it was read before, by the status."""
-    shape, extents = variables["status"].shape, variables["status"].chunks
-    begun = stored_blocks(path, manifest, shape, extents)
-    if status is not None:
-        begun |= _begun(status, extents)
-    files = manifest["crc32"] if manifest else {}
-    return Expected(path / ARRAYS, files, _sizes(variables), begun, binding(manifest))
-
-
-def _sizes(variables: Mapping[str, Variable]) -> dict[str, int]:
-    """Bytes of the numbers of a chunk."""
-    return {name: math.prod(v.chunks) * v.dtype.itemsize for name, v in variables.items()}
-
-
-def _begun(status: np.ndarray, extents: Sequence[int]) -> np.ndarray:
-    """Of every block, whether some run of it is stored."""
-    counts = [-(-size // extent) for size, extent in zip(status.shape, extents)]
-    return np.reshape([(status[box] >= 0).any() for box in blocks(status.shape, extents)], counts)
-
-
-def stored_blocks(
-    path: Path, manifest: Mapping[str, Any] | None, shape: Sequence[int], extents: Sequence[int]
-) -> np.ndarray:
-    """Of every block of the grid, whether the manifest knows that runs of it are stored.
-
-    Raises:
-      UnusableData: if its entry does not fit the grid.
-    """
-    counts = [-(-size // extent) for size, extent in zip(shape, extents)]
-    out = np.zeros(counts, bool)
-    entry = (manifest or {}).get("stored_blocks")
-    if entry is None:
-        return out
-    try:
-        grid = [int(size) for size in entry["grid"]]
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(entry["bits"]), np.uint8), count=math.prod(grid))
-        out[tuple(slice(0, size) for size in grid)] = bits.reshape(grid)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UnusableData(f"{path / MANIFEST} has stored_blocks that do not fit its grid: {error}") from None
-    return out
-
-
-def stored_blocks_entry(path: Path, manifest: Mapping[str, Any], status: np.ndarray) -> dict[str, Any]:
-    """The manifest's entry of which blocks have stored runs: those that it knew of, and what the status says.
-
-    A status that is lost later is then not taken for runs that have not been run.
-    """
-    extents = manifest["chunks"]["status"]
-    begun = _begun(status, extents) | stored_blocks(path, manifest, status.shape, extents)
-    return {"grid": list(begun.shape), "bits": np.packbits(begun).tobytes().hex()}
-
-
-def chunk_files(
-    folder: Path, variable: Variable, box: Slices, last: Mapping[int, int] | None = None
-) -> Iterator[tuple[Path, Slices]]:
-    """(file, index) of every chunk of one block of a variable.
-
-    Args:
-      folder: the array's folder.
-      variable: its shape and chunks.
-      box: the block.
-      last: {dimension: size} to stop before.
-    """
-    places = [[s.start // c] for s, c in zip(box, variable.chunks)]
-    for i in range(len(box), len(variable.shape)):
-        size = (last or {}).get(i, variable.shape[i])
-        places.append(list(range(-(-size // variable.chunks[i]))))
-    for place in itertools.product(*places):
-        index = tuple(
-            slice(k * c, min((k + 1) * c, size)) for k, c, size in zip(place, variable.chunks, variable.shape)
-        )
-        yield folder.joinpath("c", *map(str, place)), (*box, *index[len(box) :])
-
-
 def _write_template(folder: Path, variables: Mapping[str, Variable], coords: Mapping[str, tuple]) -> dict[str, int]:
     """Writes a store without any chunk of its variables; returns the CRC-32 of every file."""
     import xarray as xr
@@ -449,8 +352,8 @@ def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable],
             if (np.asarray(before.arrays["status"][box]) >= 0).any():
                 begun.append(box)
     none = np.zeros([1] * len(status.shape), bool)
-    expected = Expected(folder, {}, _sizes(variables), none, binding(manifest))
-    root: Any = zarr.open_group(watched(folder, expected, read_only=False), mode="r+", zarr_format=3)
+    needed = Expected(folder, {}, chunk_sizes(variables), none, binding(manifest))
+    root: Any = zarr.open_group(watched(folder, needed, read_only=False), mode="r+", zarr_format=3)
     for name, variable in variables.items():
         if name not in old or old[name].shape[len(status.shape) :] == variable.shape[len(status.shape) :]:
             continue
@@ -511,38 +414,6 @@ def stored_variables(path: Path) -> dict[str, Variable]:
     return out
 
 
-def blocks(shape: Sequence[int], extents: Sequence[int]) -> list[Slices]:
-    """The blocks of a store, in C order.
-
-    Examples:
-      >>> [tuple((s.start, s.stop) for s in box) for box in blocks((2, 3), (1, 2))]
-      [((0, 1), (0, 2)), ((0, 1), (2, 3)), ((1, 2), (0, 2)), ((1, 2), (2, 3))]
-    """
-    ranges = [[slice(a, min(a + e, size)) for a in range(0, size, e)] for size, e in zip(shape, extents)]
-    return list(itertools.product(*ranges))
-
-
-def lost_chunks(path: Path, variables: Mapping[str, Variable], status: np.ndarray) -> list[str]:
-    """A line for every array that lacks chunk files of runs that are in the store."""
-    extents = variables["status"].chunks
-    begun = [box for box in blocks(status.shape, extents) if (status[box] >= 0).any()]
-    lines = []
-    for name, variable in variables.items():
-        folder = path / ARRAYS / name
-        there = {f for f, _, _ in _walk(folder / "c")}
-        expected = [str(file) for box in begun for file, _ in chunk_files(folder, variable, box)]
-        lost = sum(file not in there for file in expected)
-        if lost:
-            lines.append(f"{folder} has {len(expected) - lost} of its {len(expected)} chunks")
-    return lines
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, str, str]]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            yield os.path.join(parent, name), parent, name
-
-
 def open_results(out: str | os.PathLike) -> Any:
     """Opens a results directory as a lazy xarray.Dataset, after checking its metadata against the manifest's CRCs.
 
@@ -586,9 +457,9 @@ def opened(path: Path) -> Any:
     if broken:
         raise UnusableData(f"{broken[0]}; {MENDED}")
     with _zarr_warnings():
-        expected = _expected(path, variables, manifest, status)
+        needed = expected(path, variables, manifest, status)
         # A number of seconds stays a number, as it is in memory.
-        ds = xr.open_zarr(watched(path / ARRAYS, expected), consolidated=False, chunks=None, decode_times=False)
+        ds = xr.open_zarr(watched(path / ARRAYS, needed), consolidated=False, chunks=None, decode_times=False)
     strings = {name: c.astype(object) for name, c in ds.coords.items() if c.dtype.kind not in "biuf"}
     ds = ds.assign_coords(strings)  # NumPy's new string dtype does not compare with plain strings everywhere yet
     ds = ds.isel(places(ds["status"].dims, manifest["order"]))
@@ -622,5 +493,5 @@ def read_status(path: Path) -> np.ndarray:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnusableData(f"{path / ARRAYS / 'status'} cannot be read: {' '.join(str(error).split())}") from None
     variable = Variable((), found.shape, found.dtype, found.fill_value, found.chunks, {})
-    store = watched(path / ARRAYS, _expected(path, {"status": variable}, read_manifest(path)))
+    store = watched(path / ARRAYS, expected(path, {"status": variable}, read_manifest(path)))
     return np.asarray(zarr.open_array(store, path="status", mode="r", zarr_format=3)[...])

@@ -1,19 +1,85 @@
-"""results.zarr as a store of zarr: chunks are sealed when written, checked when read, and an error where lost."""
+"""The files of results.zarr: which there must be, and a zarr store that seals and checks them."""
 
 import asyncio
 import functools
+import itertools
+import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsign.store.binding import Binding
-from jaxsign.store.manifest import UnusableData
+from jaxsign.labelled import stored_as
+from jaxsign.store.binding import Binding, binding
+from jaxsign.store.manifest import MANIFEST, UnusableData
 
+ARRAYS = "results.zarr"
+Slices = tuple[slice, ...]
 MENDED = "the sweep's own command mends it"
+
+
+class Variable(NamedTuple):
+    """One variable of a store.
+
+    Args:
+      dims: names of its dimensions: the runs' first, then the step, then its own.
+      shape: their sizes.
+      dtype: of its numbers.
+      fill: what a run that has not run reads as.
+      chunks: the chunk's extents.
+      attrs: units, long_name.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fill: Any
+    chunks: tuple[int, ...]
+    attrs: Mapping[str, str]
+
+    def stored_like(self, other: "Variable") -> "Variable":
+        """The variable with the dtype, fill and marks that the numbers of another one are stored with."""
+        if self.dtype == other.dtype:
+            return self
+        marks = stored_as(bool)[2]
+        attrs = {name: value for name, value in self.attrs.items() if name not in marks}
+        return self._replace(dtype=other.dtype, fill=other.fill, attrs=attrs)
+
+
+def blocks(shape: Sequence[int], extents: Sequence[int]) -> list[Slices]:
+    """The blocks of a store, in C order.
+
+    Examples:
+      >>> [tuple((s.start, s.stop) for s in box) for box in blocks((2, 3), (1, 2))]
+      [((0, 1), (0, 2)), ((0, 1), (2, 3)), ((1, 2), (0, 2)), ((1, 2), (2, 3))]
+    """
+    ranges = [[slice(a, min(a + e, size)) for a in range(0, size, e)] for size, e in zip(shape, extents)]
+    return list(itertools.product(*ranges))
+
+
+def chunk_files(
+    folder: Path, variable: Variable, box: Slices, last: Mapping[int, int] | None = None
+) -> Iterator[tuple[Path, Slices]]:
+    """(file, index) of every chunk of one block of a variable.
+
+    Args:
+      folder: the array's folder.
+      variable: its shape and chunks.
+      box: the block.
+      last: {dimension: size} to stop before.
+    """
+    places = [[s.start // c] for s, c in zip(box, variable.chunks)]
+    for i in range(len(box), len(variable.shape)):
+        size = (last or {}).get(i, variable.shape[i])
+        places.append(list(range(-(-size // variable.chunks[i]))))
+    for place in itertools.product(*places):
+        index = tuple(
+            slice(k * c, min((k + 1) * c, size)) for k, c, size in zip(place, variable.chunks, variable.shape)
+        )
+        yield folder.joinpath("c", *map(str, place)), (*box, *index[len(box) :])
 
 
 class Expected:
@@ -65,7 +131,8 @@ class Expected:
         if raw is None:
             return f"{file} is missing, although its runs are stored" if self.needed(key) else ""
         if key in self.files:
-            return "" if zlib.crc32(raw) == self.files[key] else f"{file} is damaged: its CRC is not the manifest's"
+            good = zlib.crc32(raw) == self.files[key]
+            return "" if good else f"{file} is damaged, or was replaced since: its CRC is not the manifest's"
         size = self.variables.get(key.partition("/c/")[0]) if "/c/" in key else None
         reason = self.binding.chunk_fault(key, raw, size) if size is not None else ""
         return f"{file} is damaged: {reason}" if reason else ""
@@ -102,6 +169,82 @@ class Expected:
         """The bytes to write for a file."""
         name, _, place = key.partition("/c/")
         return raw + self.binding.seal(key, raw) if name in self.variables and place else raw
+
+
+def expected(
+    path: Path, variables: Mapping[str, Variable], manifest: Mapping[str, Any] | None, status: np.ndarray | None = None
+) -> Expected:
+    """What the files of a store must be, by the manifest and, if it was read before, by the status."""
+    shape, extents = variables["status"].shape, variables["status"].chunks
+    begun = stored_blocks(path, manifest, shape, extents)
+    if status is not None:
+        begun |= _begun(status, extents)
+    files = manifest["crc32"] if manifest else {}
+    return Expected(path / ARRAYS, files, chunk_sizes(variables), begun, binding(manifest))
+
+
+def chunk_sizes(variables: Mapping[str, Variable]) -> dict[str, int]:
+    """Bytes of the numbers of a chunk."""
+    return {name: math.prod(v.chunks) * v.dtype.itemsize for name, v in variables.items()}
+
+
+def _begun(status: np.ndarray, extents: Sequence[int]) -> np.ndarray:
+    """Of every block, whether some run of it is stored."""
+    counts = [-(-size // extent) for size, extent in zip(status.shape, extents)]
+    return np.reshape([(status[box] >= 0).any() for box in blocks(status.shape, extents)], counts)
+
+
+def stored_blocks(
+    path: Path, manifest: Mapping[str, Any] | None, shape: Sequence[int], extents: Sequence[int]
+) -> np.ndarray:
+    """Of every block of the grid, whether the manifest knows that runs of it are stored.
+
+    Raises:
+      UnusableData: if its entry does not fit the grid.
+    """
+    counts = [-(-size // extent) for size, extent in zip(shape, extents)]
+    out = np.zeros(counts, bool)
+    entry = (manifest or {}).get("stored_blocks")
+    if entry is None:
+        return out
+    try:
+        grid = [int(size) for size in entry["grid"]]
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(entry["bits"]), np.uint8), count=math.prod(grid))
+        out[tuple(slice(0, size) for size in grid)] = bits.reshape(grid)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnusableData(f"{path / MANIFEST} has stored_blocks that do not fit its grid: {error}") from None
+    return out
+
+
+def stored_blocks_entry(path: Path, manifest: Mapping[str, Any], status: np.ndarray) -> dict[str, Any]:
+    """The manifest's entry of which blocks have stored runs: those that it knew of, and what the status says.
+
+    A status that is lost later is then not taken for runs that have not been run.
+    """
+    extents = manifest["chunks"]["status"]
+    begun = _begun(status, extents) | stored_blocks(path, manifest, status.shape, extents)
+    return {"grid": list(begun.shape), "bits": np.packbits(begun).tobytes().hex()}
+
+
+def lost_chunks(path: Path, variables: Mapping[str, Variable], status: np.ndarray) -> list[str]:
+    """A line for every array that lacks chunk files of runs that are in the store."""
+    extents = variables["status"].chunks
+    begun = [box for box in blocks(status.shape, extents) if (status[box] >= 0).any()]
+    lines = []
+    for name, variable in variables.items():
+        folder = path / ARRAYS / name
+        there = {f for f, _, _ in _walk(folder / "c")}
+        expected = [str(file) for box in begun for file, _ in chunk_files(folder, variable, box)]
+        lost = sum(file not in there for file in expected)
+        if lost:
+            lines.append(f"{folder} has {len(expected) - lost} of its {len(expected)} chunks")
+    return lines
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, str, str]]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            yield os.path.join(parent, name), parent, name
 
 
 def watched(arrays: Path, expected: Expected, read_only: bool = True) -> Any:

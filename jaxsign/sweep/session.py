@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxsign.labelled import base_coordinates
-from jaxsign.store import checkpoints, locks, results, trajectory
+from jaxsign.store import checkpoints, locks, results, trajectory, watched
 from jaxsign.store.manifest import begun_anew, read_manifest, write_manifest
 from jaxsign.store.results import Store, Variable
 from jaxsign.sweep import plan, recorder
@@ -258,7 +258,7 @@ class Session:
             try:
                 status = results.read_status(self.path)
                 counts = tell(status)
-                entry = {"stored_blocks": results.stored_blocks_entry(self.path, stored, status)}
+                entry = {"stored_blocks": watched.stored_blocks_entry(self.path, stored, status)}
             except results.UnusableData as error:  # of another shard: its own process reports and mends it
                 counts = {**stored["runs"], "not_run": stored["runs"].get("not_run", 1)}
                 print(error, file=sys.stderr)

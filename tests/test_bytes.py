@@ -16,7 +16,7 @@ import test_results as tr
 
 import jaxsign as js
 from jaxsign import cli
-from jaxsign.store import results, trajectory
+from jaxsign.store import checkpoints, results, trajectory
 from jaxsign.store.binding import binding_at, frame_size
 from jaxsign.store.manifest import UnusableData, read_manifest, write_manifest
 from jaxsign.sweep import plan
@@ -303,6 +303,31 @@ def test_chunks_are_on_the_disk_before_their_status_and_that_before_the_manifest
     assert {str(f) for f in (tmp_path / "results.zarr").rglob("*") if f.is_file()} <= synced
 
 
+def test_segments_are_on_the_disk_before_the_index_or_checkpoint_that_counts_on_them(tmp_path, monkeypatch):
+    synced, sync, write = set(), os.fsync, trajectory.write_json
+
+    def fsync(handle):
+        sync(handle)
+        synced.add(os.readlink(f"/proc/self/fd/{handle}"))
+
+    def written(file, record):
+        counted_on = list(file.parent.glob("*.segment"))
+        if file.parent.parent.name == "checkpoints":
+            unit = f"unit-{file.parent.name.removeprefix('block-')}-*"
+            counted_on = [*tmp_path.glob(f"trajectories/{unit}/*.segment"), *file.with_suffix("").rglob("*")]
+            saved.append(file)
+            assert len(counted_on) > 2
+        assert {str(f) for f in counted_on if f.is_file()} <= synced
+        write(file, record)
+
+    saved = []
+    monkeypatch.setattr(os, "fsync", fsync)
+    for module in (trajectory, checkpoints):
+        monkeypatch.setattr(module, "write_json", written)
+    js.run_sweep(signs(), tmp_path, lane_width=2, memory=12_000, checkpoint_every=1e-3)
+    assert saved
+
+
 def test_a_copied_swapped_renamed_or_foreign_segment_is_damage_and_mended(kept, tmp_path, capsys):
     right = params(kept)
 
@@ -427,8 +452,6 @@ def test_a_gzipped_digit_file_is_read_no_further_than_it_says(tmp_path):
 
 
 def test_a_checkpoint_of_another_directory_or_step_is_not_used(tmp_path):
-    from jaxsign.store import checkpoints
-
     state, about = {"w": np.arange(3.0)}, {"sweep": "a"}
     checkpoints.save(tmp_path / "block", 40, state, {**about, "directory": "1" * 32})
     assert checkpoints.load(tmp_path / "block", state, {**about, "directory": "2" * 32}) is None

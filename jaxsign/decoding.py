@@ -11,6 +11,7 @@ import numpy as np
 from jaxsign.store import trajectory
 from jaxsign.store.manifest import UnusableData
 from jaxsign.store.trajectory import Segment
+from jaxsign.store.watched import MENDED
 from jaxsign.sweep.recorder import TAPE_STEPS
 from jaxsign.tape import apply_codes, code_shape, join, split
 
@@ -38,7 +39,7 @@ def read(segment: Segment, run: int, described: Described) -> list[np.ndarray]:
     try:
         return trajectory.decompress(record, described)
     except (RuntimeError, ValueError) as error:
-        raise UnusableData(f"{segment.file} cannot be decoded: {error}") from None
+        raise UnusableData(f"{segment.file} is damaged: {error}; {MENDED}") from None
 
 
 def padded(x: np.ndarray) -> np.ndarray:

@@ -370,20 +370,23 @@ def check_arrays(path: Path, manifest: Mapping[str, Any] | None, found: Checked)
     for box in results.blocks(status.shape, status.chunks):
         try:
             begun = np.asarray(store.arrays["status"][box]) >= 0
-        except Exception:  # as above; its line comes with the block's
+        except UnusableData:  # its line comes with the block's
             begun = np.ones([s.stop - s.start for s in box], bool)
         stored += int(begun.sum())
         if not begun.any():
             continue
-        found.damage += store.damage(box)
+        try:
+            found.damage += store.damage(box)
+        except UnusableData as error:  # the system refuses to read a file
+            found.damage.append(str(error))
         for name, variable in variables.items():
             for file, _ in results.chunk_files(path / ARRAYS / name, variable, box):
                 with contextlib.suppress(OSError):  # a line above says that it is missing
                     found.size += file.stat().st_size
                     found.chunks += 1
     found.not_run = found.runs - stored
-    # Status is written last, so a lost chunk of it looks like runs that have never been run; the manifest counts them.
-    counts = manifest["runs"] if manifest else {}
+    # In a manifest of a version that did not note the blocks, lost status looks like runs that have never been run.
+    counts = manifest["runs"] if manifest and "stored_blocks" not in manifest else {}
     lost = counts.get("finished", 0) + counts.get("diverged", 0) - stored
     if lost > 0:
         found.damage.append(f"{path / ARRAYS / 'status'} has lost {counted(lost, 'run')} that the manifest counts")

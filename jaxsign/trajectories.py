@@ -71,7 +71,8 @@ class Trajectory:
       sweep: the system and the axes.
       groups: the manifest's groups.
       optimizers: [family, keywords] of every point of the optimizer dimension.
-      units: {stored place: every (unit, number of the run in it)}.
+      units: {stored place: every (unit, number of the run in it), the latest first}.
+      damage: a line for every unit that cannot be read.
       order: for every dimension, the definition's index at every stored place.
     """
 
@@ -82,6 +83,7 @@ class Trajectory:
     groups: Sequence[Mapping[str, Any]]
     optimizers: Sequence[tuple[str, Mapping[str, Any]]]
     units: Mapping[tuple[int, ...], Sequence[tuple[Unit, int]]]
+    damage: Sequence[str]
     order: Sequence[Sequence[int]]
 
     @property
@@ -228,9 +230,14 @@ class RunTrajectory:
         place = tuple(list(own).index(i) for own, i in zip(self.whole.order, self.index))
         found = self.whole.units.get(place, ())
         if not found:
-            raise UnusableData(f"{self.whole.path} holds no trajectory of run {self.index}: the sweep's own command "
-                               "computes it")  # fmt: skip
-        return found[-1]
+            lost = f": {self.whole.damage[0]}" if self.whole.damage else ""
+            raise UnusableData(
+                f"{self.whole.path} holds no trajectory of run {self.index}{lost}; the sweep's own command computes it"
+            )
+        if len(found) == 1:
+            return found[0]
+        whole = (copy for copy in found if not trajectory.whole(*copy))
+        return next(whole, found[0])  # which says what is wrong with it when it is read
 
     def _check(self, step: int) -> int:
         last = self.whole.sweep.schedule.steps
@@ -442,13 +449,15 @@ def open_trajectory(out: str | os.PathLike, sweep: Sweep | None = None) -> Traje
         if asked.part or asked.grown(manifest):
             raise ValueError(f"out={str(path)!r}: sweep= must be the stored sweep, not a part or an extension of it")
     units: dict[tuple[int, ...], list[tuple[Unit, int]]] = {}
-    for unit in trajectory.units(path):
-        if isinstance(unit, Unit):
-            for run, place in enumerate(unit.places()):
-                units.setdefault(place, []).append((unit, run))
+    found = list(trajectory.units(path))
+    whole = [unit for unit in found if isinstance(unit, Unit)]
+    for unit in sorted(whole, key=lambda unit: unit.finished, reverse=True):
+        for run, place in unit.places().items():
+            units.setdefault(place, []).append((unit, run))
     points = [(family, point) for family, entry in stored["optimizers"].items() for point in entry["points"]]
     kind = stored["trajectory"] if isinstance(stored["trajectory"], str) else "steps"
-    return Trajectory(path, kind, dataset, sweep, manifest["plan"]["groups"], points, units, manifest["order"])
+    damage = [line for line in found if isinstance(line, str)]
+    return Trajectory(path, kind, dataset, sweep, manifest["plan"]["groups"], points, units, damage, manifest["order"])
 
 
 def _rebuilt(path: Path, stored: Mapping[str, Any]) -> Sweep:

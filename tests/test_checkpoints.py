@@ -279,4 +279,4 @@ def test_damage_names_every_damaged_checkpoint_of_every_block(folder):
     (other / "40.json").write_text("{")
     lines = checkpoints.damage(folder.parent)
     assert [line.split(": ")[0] for line in lines] == [str(folder / "10"), str(other / "40")]
-    assert all("its record cannot be read" in line for line in lines)
+    assert all("its record is damaged" in line for line in lines)

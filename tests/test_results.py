@@ -174,14 +174,15 @@ def test_a_flipped_byte_in_a_chunk_is_never_read_as_a_number(copy, place):
     damage(chunk, chunk.stat().st_size // 2 if place == "middle" else place)
     ds = js.open_results(copy)  # other chunks stay readable
     assert ds["train_loss"].isel(slope=2, n=1).notnull().any()
-    with pytest.raises(Exception, match=r"(?i)checksum|decompress|frame|zstd|corrupt|header"):
+    with pytest.raises(UnusableData, match=r"is damaged: .*; the sweep's own command mends it") as caught:
         ds["train_loss"].load()
+    assert str(chunk) in str(caught.value)
 
 
 def test_a_truncated_chunk_is_never_read_as_a_number(copy):
     chunk = copy / "results.zarr" / "residual" / "c" / "0" / "1" / "0" / "0" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-7])
-    with pytest.raises(Exception, match=r"(?i)checksum|decompress|frame|zstd|corrupt|incomplete"):
+    with pytest.raises(UnusableData, match="is damaged: it has no seal: the end is cut off"):
         js.open_results(copy)["residual"].load()
 
 
@@ -441,10 +442,9 @@ def test_a_damaged_chunk_is_mended_by_the_same_call(copy, stored, monkeypatch, c
     touched = {path for path in before if after[path] != before[path]}
     assert touched == {path for path in before if path.split("/")[1:6] == list(PLACE)}
     assert {path: raw for path, (raw, _) in after.items()} == {path: raw for path, (raw, _) in before.items()}
-    if (name, harm) != ("status", removed):  # which reads like a run that has not run
-        words = capsys.readouterr().err
-        assert str(file) in words
-        assert "its block is run again" in words
+    words = capsys.readouterr().err
+    assert str(file) in words
+    assert "its block is run again" in words
 
 
 @pytest.mark.parametrize("harm", [flipped, cut, removed])

@@ -1,6 +1,7 @@
 """IDX files, the format of the MNIST database, plain or gzipped: read with every length checked, nothing executed."""
 
 import gzip
+import io
 import math
 import os
 import zlib
@@ -12,6 +13,8 @@ from jaxsign.validation import local_path
 
 #: Third byte of an IDX file of unsigned bytes.
 UNSIGNED_BYTE = 8
+#: Bytes that a byte of a gzip file can hold at most.
+DEFLATED = 1032
 
 
 def read(path: str | os.PathLike) -> np.ndarray:
@@ -39,26 +42,44 @@ def read(path: str | os.PathLike) -> np.ndarray:
     """
     path = local_path("path", path)
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return _read(path, file)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from None
-    if len(content) < 4 or content[:3] != bytes([0, 0, UNSIGNED_BYTE]) or content[3] == 0:
+
+
+def _read(path: Path, file: io.BufferedIOBase) -> np.ndarray:
+    """What an open file holds; no more of it is read than its header says."""
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:3] != bytes([0, 0, UNSIGNED_BYTE]) or magic[3] == 0:
         raise ValueError(
-            f"{path} is no IDX file of unsigned bytes: it must begin with 0 0 8 and its dimensions, "
-            f"got {list(content[:4])}"
+            f"{path} is no IDX file of unsigned bytes: it must begin with 0 0 8 and its dimensions, got {list(magic)}"
         )
-    dimensions = content[3]
+    dimensions = magic[3]
     begin = 4 + 4 * dimensions
-    if len(content) < begin:
-        raise ValueError(f"{path} is truncated: {len(content)} bytes, and its header alone has {begin}")
-    sizes = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions))
-    length = begin + math.prod(sizes)
-    if len(content) != length:
-        word = "truncated" if len(content) < length else "too long"
-        raise ValueError(f"{path} is {word}: {len(content)} bytes instead of {length} for the shape {sizes}")
-    return np.frombuffer(content, np.uint8, offset=begin).reshape(sizes)
+    header = file.read(begin - 4)
+    if len(header) < begin - 4:
+        raise ValueError(f"{path} is truncated: {4 + len(header)} bytes, and its header alone has {begin}")
+    sizes = tuple(int.from_bytes(header[4 * i : 4 * i + 4], "big") for i in range(dimensions))
+    length = math.prod(sizes)
+    expected = f"instead of {begin + length} for the shape {sizes}"
+    stored, zipped = path.stat().st_size, path.suffix == ".gz"
+    # Before memory is taken for it.
+    if not zipped and stored != begin + length:
+        raise ValueError(
+            f"{path} is {'truncated' if stored < begin + length else 'too long'}: {stored} bytes {expected}"
+        )
+    if zipped and begin + length > DEFLATED * stored:
+        raise ValueError(f"{path} is truncated: {stored} bytes hold {DEFLATED * stored} at most, {expected}")
+    try:
+        content = file.read(length + 1)
+    except MemoryError:
+        raise ValueError(f"{path} says that it holds {length} bytes, for which there is no memory") from None
+    if len(content) > length:
+        raise ValueError(f"{path} is too long: more bytes {expected}")
+    if len(content) < length:
+        raise ValueError(f"{path} is truncated: {begin + len(content)} bytes {expected}")
+    return np.frombuffer(content, np.uint8).reshape(sizes)
 
 
 def find(directory: str | os.PathLike, stem: str) -> Path:

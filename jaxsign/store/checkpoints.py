@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsign.store.manifest import checksum, write_json
+from jaxsign.store.manifest import checksum, to_disk, write_json
 
 FOLDER = "checkpoints"
 #: The newest ones of a block that are kept, so that a damaged one costs a minute and not the block.
@@ -44,9 +44,12 @@ def save(folder: Path, step: int, state: Any, about: Mapping[str, Any]) -> None:
     with _quiet(), _alone(ocp), _reachable(folder) as place:
         ocp.save(place / str(step), kept, overwrite=True)
     described = [[name, list(x.shape), x.dtype.name, _crc(x)] for name, x in leaves]
-    files = {str(f.relative_to(folder)): zlib.crc32(f.read_bytes()) for f in _files(folder / str(step))}
+    written = _files(folder / str(step))
+    to_disk(written, folder.parent.parent)
+    files = {str(f.relative_to(folder)): zlib.crc32(f.read_bytes()) for f in written}
     whole = {"step": step, "about": about, "leaves": described, "files": files}
     write_json(record, {**whole, "checksum": checksum(whole)})
+    to_disk([record], folder)
     for old in _steps(folder)[:-KEPT]:
         (folder / f"{old}.json").unlink()
         shutil.rmtree(folder / str(old), ignore_errors=True)
@@ -135,11 +138,15 @@ def _load(folder: Path, step: int, like: Any, about: Mapping[str, Any] | None) -
         whole = json.loads((folder / f"{step}.json").read_text())
         if whole["checksum"] != checksum(whole):
             return None, "its record is damaged"
+        if whole["step"] != step:
+            return None, f"its record is of step {whole['step']}"
         described = whole["leaves"]
         if about is not None and whole["about"] != about:
             return None, "it is of another definition, plan or set of runs"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return None, f"its record cannot be read: {error}"
+    except OSError as error:
+        return None, f"its record cannot be read: {error.strerror or error}"
+    except (ValueError, KeyError, TypeError) as error:
+        return None, f"its record is damaged: {error}"
     expected = [] if like is None else jax.tree_util.tree_flatten_with_path(like)[0]
     words = [(jax.tree_util.keystr(path), _shape_of_words(leaf)) for path, leaf in expected]
     wanted = [[name, list(x.shape), np.dtype(x.dtype).name] for name, x in words]
@@ -149,7 +156,11 @@ def _load(folder: Path, step: int, like: Any, about: Mapping[str, Any] | None) -
         return None, f"its arrays have another structure, other shapes or dtypes: {first[0]}, not {first[1]}"
     for name, crc in whole["files"].items():  # Orbax itself does not notice all of it, nor say so in one line
         file = folder / name
-        if not file.is_file() or zlib.crc32(file.read_bytes()) != crc:
+        try:
+            good = file.is_file() and zlib.crc32(file.read_bytes()) == crc
+        except OSError as error:
+            return None, f"its file {name} cannot be read: {error.strerror or error}"
+        if not good:
             return None, f"its file {name} is missing or does not have the CRC that it was saved with"
     full = {str(i): (shape, jnp.dtype(dtype)) for i, (_, shape, dtype, _) in enumerate(described) if 0 not in shape}
     try:
@@ -157,6 +168,8 @@ def _load(folder: Path, step: int, like: Any, about: Mapping[str, Any] | None) -
         with _quiet(), _alone(ocp), _reachable(folder) as place:
             loaded = ocp.load(place / str(step), abstract)
         leaves = [np.asarray(loaded.get(str(i), np.empty(d[1], jnp.dtype(d[2])))) for i, d in enumerate(described)]
+    except MemoryError:
+        raise
     except Exception as error:  # Orbax and its stores raise many kinds about bytes that are not what was written
         return None, f"it cannot be read: {' '.join(str(error).split())[:200]}"
     for leaf, (name, shape, dtype, crc) in zip(leaves, described):

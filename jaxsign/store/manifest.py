@@ -1,10 +1,12 @@
 """manifest.json: what a results directory holds and how it was made; read checked, replaced in one move."""
 
+import errno
 import json
 import os
 import secrets
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,36 @@ def begun_anew(stored: Mapping[str, Any] | None) -> dict[str, Any]:
     """
     stored = stored or {}
     return {"id": stored.get("id") or secrets.token_hex(16), "epoch": stored.get("epoch", 0) + 1}
+
+
+def to_disk(files: Iterable[Path], below: Path) -> None:
+    """Waits until files are on the disk, with the folders that lead to them: from then on, others may rely on them.
+
+    All are asked for at once, since a file system then writes its journal once for all of them.
+
+    Args:
+      files: what has been written.
+      below: a folder above all of them that was there before.
+    """
+    asked = {below}
+    for file in files:
+        path = file
+        while path not in asked:
+            asked.add(path)
+            path = path.parent
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(_synced, asked))
+
+
+def _synced(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do so with a folder
+            raise
+    finally:
+        os.close(handle)
 
 
 def checksum(record: Mapping[str, Any]) -> int:

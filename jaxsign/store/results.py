@@ -1,55 +1,41 @@
 """results.zarr: pre-allocated, written block by block, checked when it is read."""
 
 import contextlib
-import itertools
+import math
 import os
 import shutil
 import sys
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
-from jaxsign.labelled import manifest_text, stored_as, with_bools
-from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest
-from jaxsign.store.watched import Expected, watched
+from jaxsign.labelled import manifest_text, with_bools
+from jaxsign.store.binding import binding
+from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest, to_disk
+from jaxsign.store.watched import (
+    ARRAYS,
+    MENDED,
+    Expected,
+    Slices,
+    Variable,
+    blocks,
+    chunk_files,
+    chunk_sizes,
+    expected,
+    lost_chunks,
+    watched,
+)  # fmt: skip
 from jaxsign.validation import local_path
 
-ARRAYS = "results.zarr"
 #: What a results directory may hold.
 OWN = (ARRAYS, MANIFEST, "locks", "checkpoints", "trajectories")
 
-Slices = tuple[slice, ...]
-
-
-class Variable(NamedTuple):
-    """One variable of a store.
-
-    Args:
-      dims: names of its dimensions: the runs' first, then the step, then its own.
-      shape: their sizes.
-      dtype: of its numbers.
-      fill: what a run that has not run reads as.
-      chunks: the chunk's extents.
-      attrs: units, long_name.
-    """
-
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    fill: Any
-    chunks: tuple[int, ...]
-    attrs: Mapping[str, str]
-
-    def stored_like(self, other: "Variable") -> "Variable":
-        """The variable with the dtype, fill and marks that the numbers of another one are stored with."""
-        if self.dtype == other.dtype:
-            return self
-        marks = stored_as(bool)[2]
-        attrs = {name: value for name, value in self.attrs.items() if name not in marks}
-        return self._replace(dtype=other.dtype, fill=other.fill, attrs=attrs)
+#: Seconds for which finished blocks may wait for their status: what it speaks of goes to the disk for all at once.
+HELD = 1.0
 
 
 def directory(out: str | os.PathLike) -> Path:
@@ -159,6 +145,12 @@ class Memory:
         block[mine] = part
         array[whole] = block
 
+    def flush(self) -> None:
+        """Nothing is to be done for memory."""
+
+    def commit(self) -> None:
+        """As above."""
+
     def dataset(self, coords: Mapping[str, tuple]) -> Any:
         """The variables as an xarray.Dataset."""
         import xarray as xr
@@ -170,8 +162,8 @@ class Memory:
 class Store(Memory):
     """Variables in results.zarr, one chunk a block and range of recorded steps; status is a block's last word.
 
-    A run is in the store if its status says so, and that is written after everything else of its block. Every write
-    replaces one chunk file in one move, with a checksum inside, so it may be repeated or cut off at any time.
+    A run is in the store if its status says so, and that is written once everything else of its block is on the disk.
+    Every write replaces one chunk file in one move, with a seal behind it, so it may be repeated or cut off any time.
 
     Args:
       path: results directory.
@@ -183,26 +175,64 @@ class Store(Memory):
         import zarr
 
         self.path, self.variables = path, variables
-        root: Any = zarr.open_group(path / ARRAYS, mode=mode, zarr_format=3)
+        try:
+            manifest = read_manifest(path)
+        except UnusableData:
+            if mode != "r":
+                raise
+            manifest = None  # `verify` reads what there is
+        self.expected = expected(path, variables, manifest)
+        store = watched(path / ARRAYS, self.expected, read_only=mode == "r")
+        root: Any = zarr.open_group(store, mode=mode, zarr_format=3)
         self.arrays = {name: root[name].with_config({"write_empty_chunks": True}) for name in variables}
+        self.held: list[tuple[Slices, np.ndarray, np.ndarray]] = []
+        self.committed = -math.inf
 
     def write(self, name: str, box: Slices, values: np.ndarray, mine: np.ndarray, records: slice | None = None) -> None:
-        """As in memory.
+        """As in memory; a status waits for `commit`, which comes of itself unless the last one was a moment ago.
+
+        Raises:
+          ValueError: if the system refuses, naming the directory and the reason.
+        """
+        if name == "status":
+            self.held.append((box, values, mine))
+            if time.monotonic() - self.committed >= HELD:
+                self.commit()
+            return
+        with named(self.path):
+            super().write(name, box, values, mine, records)
+
+    def commit(self) -> None:
+        """Puts all that was written on the disk, and then says by their status that the runs are there.
 
         Raises:
           ValueError: if the system refuses, naming the directory and the reason.
         """
         with named(self.path):
-            super().write(name, box, values, mine, records)
+            self.flush()
+            for box, values, mine in self.held:
+                super().write("status", box, values, mine)
+            self.held.clear()
+            self.committed = time.monotonic()
+
+    def flush(self) -> None:
+        """Waits until every chunk that was written is on the disk."""
+        to_disk(self.expected.written, self.path)
+        self.expected.written.clear()
 
     def missing(self, box: Slices) -> np.ndarray:
-        """Which runs of a block are not in the store, as a bool array; all of them if its status cannot be read."""
-        try:
-            return np.asarray(self.arrays["status"][box]) < 0
-        except Exception as error:  # whatever zarr and its codecs raise about bytes that are not what was written
-            file, _ = next(chunk_files(self.path / ARRAYS / "status", self.variables["status"], box))
-            print(f"{file} is damaged: {' '.join(str(error).split())}: its block is run again", file=sys.stderr)
+        """Which runs of a block are not in the store, as a bool array; all of them if its status is lost or damaged.
+
+        Raises:
+          UnusableData: if the system refuses to read it.
+        """
+        if self.held:
+            self.commit()
+        line = self._line("status", *next(chunk_files(self.path / ARRAYS / "status", self.variables["status"], box)))
+        if line:
+            print(f"{line}: its block is run again", file=sys.stderr)
             return np.ones([s.stop - s.start for s in box], bool)
+        return np.asarray(self.arrays["status"][box]) < 0
 
     def damage(self, box: Slices, upto: int | None = None) -> list[str]:
         """What is wrong with a block that should be there: a line for every chunk file that is gone or damaged.
@@ -210,44 +240,40 @@ class Store(Memory):
         Args:
           box: the block.
           upto: look only at variables with steps, and only at chunks of recorded steps before this one.
+
+        Raises:
+          UnusableData: if the system refuses to read one.
         """
-        lines = []
+        return [line for line, *_ in self._damaged(box, upto)]
+
+    def _damaged(self, box: Slices, upto: int | None = None) -> Iterator[tuple[str, str, Slices]]:
+        """(what is wrong, variable, index) of every such chunk."""
         for name, variable in self.variables.items():
             stepped = "step" in variable.dims
             if upto is not None and not stepped:
                 continue
             last = None if upto is None else {variable.dims.index("step"): upto}
             for file, index in chunk_files(self.path / ARRAYS / name, variable, box, last):
-                if not file.is_file():
-                    lines.append(f"{file} is missing")
-                    continue
-                try:
-                    self.arrays[name][index]
-                except Exception as error:  # as above
-                    lines.append(f"{file} is damaged: {' '.join(str(error).split())}")
-        return lines
+                if line := self._line(name, file, index) or ("" if file.is_file() else f"{file} is missing"):
+                    yield line, name, index
 
+    def _line(self, name: str, file: Path, index: Slices) -> str:
+        key = str(file.relative_to(self.path / ARRAYS))
+        return self.expected.fault(key, self.expected.content(key))
 
-def chunk_files(
-    folder: Path, variable: Variable, box: Slices, last: Mapping[int, int] | None = None
-) -> Iterator[tuple[Path, Slices]]:
-    """(file, index) of every chunk of one block of a variable.
+    def forget(self, box: Slices) -> None:
+        """Takes a damaged block back, so that a cut while it is run again leaves nothing that counts as stored.
 
-    Args:
-      folder: the array's folder.
-      variable: its shape and chunks.
-      box: the block.
-      last: {dimension: size} to stop before.
-    """
-    places = [[s.start // c] for s, c in zip(box, variable.chunks)]
-    for i in range(len(box), len(variable.shape)):
-        size = (last or {}).get(i, variable.shape[i])
-        places.append(list(range(-(-size // variable.chunks[i]))))
-    for place in itertools.product(*places):
-        index = tuple(
-            slice(k * c, min((k + 1) * c, size)) for k, c, size in zip(place, variable.chunks, variable.shape)
-        )
-        yield folder.joinpath("c", *map(str, place)), (*box, *index[len(box) :])
+        The status goes first; chunks that are lost or damaged then hold the fill value, and may be filled in parts.
+
+        Raises:
+          ValueError: if the system refuses, naming the directory and the reason.
+        """
+        with named(self.path):
+            self.arrays["status"][box] = self.variables["status"].fill
+            self.flush()
+            for _, name, index in list(self._damaged(box)):
+                self.arrays[name][index] = self.variables[name].fill
 
 
 def _write_template(folder: Path, variables: Mapping[str, Variable], coords: Mapping[str, tuple]) -> dict[str, int]:
@@ -295,14 +321,17 @@ def remove_partial(path: Path) -> None:
 
 def put_in_place(path: Path, folder: Path) -> None:
     """Moves prepared metadata and coordinates to their place, file by file; chunks of variables stay."""
+    moved = []
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             target = path / ARRAYS / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
+            moved.append(target)
+    to_disk(moved, path)
 
 
-def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable]) -> None:
+def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable], manifest: Mapping[str, Any]) -> None:
     """Prepares the chunks that stored runs have beyond their own sizes, after an extension made an observable longer.
 
     They hold nothing but the fill value; written, they are told apart from lost ones.
@@ -311,15 +340,22 @@ def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable])
       path: results directory with the arrays as they were.
       folder: the prepared store.
       variables: its variables.
+      manifest: of the extended directory.
     """
     import zarr
 
     old = stored_variables(path)
-    status = read_status(path)
-    begun = [box for box in blocks(status.shape, old["status"].chunks) if (status[box] >= 0).any()]
-    root: Any = zarr.open_group(folder, mode="r+", zarr_format=3)
+    before, status = Store(path, old, mode="r"), old["status"]
+    begun = []
+    for box in blocks(status.shape, status.chunks):
+        with contextlib.suppress(UnusableData):  # a block whose status is damaged is run again as a whole
+            if (np.asarray(before.arrays["status"][box]) >= 0).any():
+                begun.append(box)
+    none = np.zeros([1] * len(status.shape), bool)
+    needed = Expected(folder, {}, chunk_sizes(variables), none, binding(manifest))
+    root: Any = zarr.open_group(watched(folder, needed, read_only=False), mode="r+", zarr_format=3)
     for name, variable in variables.items():
-        if name not in old or old[name].shape[status.ndim :] == variable.shape[status.ndim :]:
+        if name not in old or old[name].shape[len(status.shape) :] == variable.shape[len(status.shape) :]:
             continue
         array = root[name].with_config({"write_empty_chunks": True})
         for box in begun:
@@ -353,7 +389,12 @@ def damaged_metadata(path: Path, crcs: Mapping[str, int]) -> list[str]:
     lines = []
     for name, crc in crcs.items():
         file = path / ARRAYS / name
-        if not file.exists() or _crc(file) != crc:
+        try:
+            good = file.exists() and _crc(file) == crc
+        except OSError as error:
+            lines.append(f"{file} cannot be read: {error.strerror or error}")
+            continue
+        if not good:
             lines.append(f"{file} is damaged or missing: its CRC is not the manifest's")
     return lines
 
@@ -371,38 +412,6 @@ def stored_variables(path: Path) -> dict[str, Variable]:
             attrs = dict(array.attrs)
             out[name] = Variable(dims, array.shape, array.dtype, array.fill_value, array.chunks, attrs)
     return out
-
-
-def blocks(shape: Sequence[int], extents: Sequence[int]) -> list[Slices]:
-    """The blocks of a store, in C order.
-
-    Examples:
-      >>> [tuple((s.start, s.stop) for s in box) for box in blocks((2, 3), (1, 2))]
-      [((0, 1), (0, 2)), ((0, 1), (2, 3)), ((1, 2), (0, 2)), ((1, 2), (2, 3))]
-    """
-    ranges = [[slice(a, min(a + e, size)) for a in range(0, size, e)] for size, e in zip(shape, extents)]
-    return list(itertools.product(*ranges))
-
-
-def lost_chunks(path: Path, variables: Mapping[str, Variable], status: np.ndarray) -> list[str]:
-    """A line for every array that lacks chunk files of runs that are in the store."""
-    extents = variables["status"].chunks
-    begun = [box for box in blocks(status.shape, extents) if (status[box] >= 0).any()]
-    lines = []
-    for name, variable in variables.items():
-        folder = path / ARRAYS / name
-        there = {f for f, _, _ in _walk(folder / "c")}
-        expected = [str(file) for box in begun for file, _ in chunk_files(folder, variable, box)]
-        lost = sum(file not in there for file in expected)
-        if lost:
-            lines.append(f"{folder} has {len(expected) - lost} of its {len(expected)} chunks")
-    return lines
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, str, str]]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            yield os.path.join(parent, name), parent, name
 
 
 def open_results(out: str | os.PathLike) -> Any:
@@ -446,22 +455,17 @@ def opened(path: Path) -> Any:
         variables, status = stored_variables(path), read_status(path)
         broken = lost_chunks(path, variables, status)
     if broken:
-        raise UnusableData(f"{broken[0]}; the sweep's own command mends it")
+        raise UnusableData(f"{broken[0]}; {MENDED}")
     with _zarr_warnings():
-        begun = [(status[box] >= 0).any() for box in blocks(status.shape, variables["status"].chunks)]
-        counts = [-(-size // extent) for size, extent in zip(status.shape, variables["status"].chunks)]
-        expected = Expected(path / ARRAYS, manifest["crc32"], variables, np.reshape(begun, counts))
+        needed = expected(path, variables, manifest, status)
         # A number of seconds stays a number, as it is in memory.
-        ds = xr.open_zarr(watched(path / ARRAYS, expected), consolidated=False, chunks=None, decode_times=False)
+        ds = xr.open_zarr(watched(path / ARRAYS, needed), consolidated=False, chunks=None, decode_times=False)
     strings = {name: c.astype(object) for name, c in ds.coords.items() if c.dtype.kind not in "biuf"}
     ds = ds.assign_coords(strings)  # NumPy's new string dtype does not compare with plain strings everywhere yet
     ds = ds.isel(places(ds["status"].dims, manifest["order"]))
     for name, value in manifest.get("base", {}).items():
         ds = ds.assign_coords({name: value})
-    try:
-        ds = with_bools(ds)  # which are read here
-    except Exception as error:  # whatever zarr and its codecs raise about bytes that are not what was written
-        raise UnusableData(f"{path / ARRAYS} cannot be read: {' '.join(str(error).split())}") from None
+    ds = with_bools(ds)  # which are read here
     ds.attrs["manifest"] = manifest_text(manifest)
     return ds
 
@@ -485,6 +489,9 @@ def read_status(path: Path) -> np.ndarray:
     import zarr
 
     try:
-        return np.asarray(zarr.open_array(path / ARRAYS / "status", mode="r", zarr_format=3)[...])
-    except Exception as error:  # whatever zarr and its codecs raise about bytes that are not what was written
+        found: Any = zarr.open_array(path / ARRAYS / "status", mode="r", zarr_format=3)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnusableData(f"{path / ARRAYS / 'status'} cannot be read: {' '.join(str(error).split())}") from None
+    variable = Variable((), found.shape, found.dtype, found.fill_value, found.chunks, {})
+    store = watched(path / ARRAYS, expected(path, {"status": variable}, read_manifest(path)))
+    return np.asarray(zarr.open_array(store, path="status", mode="r", zarr_format=3)[...])

@@ -1,31 +1,108 @@
-"""results.zarr read lazily: what is lost or moved while a Dataset of it is open is an error, not the fill value."""
+"""The files of results.zarr: which there must be, and a zarr store that seals and checks them."""
 
+import asyncio
 import functools
+import itertools
+import math
 import os
-from collections.abc import Collection, Iterable
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsign.store.manifest import UnusableData
+from jaxsign.labelled import stored_as
+from jaxsign.store.binding import Binding, binding
+from jaxsign.store.manifest import MANIFEST, UnusableData
+
+ARRAYS = "results.zarr"
+Slices = tuple[slice, ...]
+MENDED = "the sweep's own command mends it"
+
+
+class Variable(NamedTuple):
+    """One variable of a store.
+
+    Args:
+      dims: names of its dimensions: the runs' first, then the step, then its own.
+      shape: their sizes.
+      dtype: of its numbers.
+      fill: what a run that has not run reads as.
+      chunks: the chunk's extents.
+      attrs: units, long_name.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fill: Any
+    chunks: tuple[int, ...]
+    attrs: Mapping[str, str]
+
+    def stored_like(self, other: "Variable") -> "Variable":
+        """The variable with the dtype, fill and marks that the numbers of another one are stored with."""
+        if self.dtype == other.dtype:
+            return self
+        marks = stored_as(bool)[2]
+        attrs = {name: value for name, value in self.attrs.items() if name not in marks}
+        return self._replace(dtype=other.dtype, fill=other.fill, attrs=attrs)
+
+
+def blocks(shape: Sequence[int], extents: Sequence[int]) -> list[Slices]:
+    """The blocks of a store, in C order.
+
+    Examples:
+      >>> [tuple((s.start, s.stop) for s in box) for box in blocks((2, 3), (1, 2))]
+      [((0, 1), (0, 2)), ((0, 1), (2, 3)), ((1, 2), (0, 2)), ((1, 2), (2, 3))]
+    """
+    ranges = [[slice(a, min(a + e, size)) for a in range(0, size, e)] for size, e in zip(shape, extents)]
+    return list(itertools.product(*ranges))
+
+
+def chunk_files(
+    folder: Path, variable: Variable, box: Slices, last: Mapping[int, int] | None = None
+) -> Iterator[tuple[Path, Slices]]:
+    """(file, index) of every chunk of one block of a variable.
+
+    Args:
+      folder: the array's folder.
+      variable: its shape and chunks.
+      box: the block.
+      last: {dimension: size} to stop before.
+    """
+    places = [[s.start // c] for s, c in zip(box, variable.chunks)]
+    for i in range(len(box), len(variable.shape)):
+        size = (last or {}).get(i, variable.shape[i])
+        places.append(list(range(-(-size // variable.chunks[i]))))
+    for place in itertools.product(*places):
+        index = tuple(
+            slice(k * c, min((k + 1) * c, size)) for k, c, size in zip(place, variable.chunks, variable.shape)
+        )
+        yield folder.joinpath("c", *map(str, place)), (*box, *index[len(box) :])
 
 
 class Expected:
-    """Which files of a store there must be, as they were when it was opened.
+    """Which files of results.zarr there must be, and what they must hold.
 
     zarr reads a chunk without a file as the fill value. That is right for blocks that have not run, and for them alone.
 
     Args:
       arrays: the folder of the arrays.
-      files: files that there always must be, such as coordinates, by their names in `arrays`.
-      variables: names of the variables with a chunk for every block.
-      begun: for every block of the grid, whether some run of it is stored.
+      files: {file that there always must be, such as a coordinate's chunk: its CRC-32}, by its name in `arrays`.
+      variables: {variable with a chunk for every block: bytes of the numbers of a chunk}.
+      begun: for every block of the grid, whether some run of it is known to be stored.
+      binding: what the chunks are bound to.
     """
 
-    def __init__(self, arrays: Path, files: Collection[str], variables: Iterable[str], begun: np.ndarray):
-        self.arrays, self.files, self.variables, self.begun = arrays, frozenset(files), frozenset(variables), begun
-        self.identity = os.stat(arrays).st_dev, os.stat(arrays).st_ino
+    def __init__(
+        self, arrays: Path, files: Mapping[str, int], variables: Mapping[str, int], begun: np.ndarray, binding: Binding
+    ):
+        self.arrays, self.files, self.variables = arrays, dict(files), dict(variables)
+        self.begun, self.binding = begun, binding
+        self.written: set[Path] = set()
+        # Not the device: one file system has other numbers on other machines.
+        self.identity = os.stat(arrays).st_ino
 
     def in_place(self) -> None:
         """Raises UnusableData if the folder is gone, or another one is in its place."""
@@ -35,7 +112,7 @@ class Expected:
             raise UnusableData(
                 f"{self.arrays} was moved or removed while its results were open: {error.strerror or error}"
             ) from None
-        if (here.st_dev, here.st_ino) != self.identity:
+        if here.st_ino != self.identity:
             raise UnusableData(f"{self.arrays} was replaced while its results were open: open them again")
 
     def needed(self, key: str) -> bool:
@@ -44,25 +121,151 @@ class Expected:
         if name not in self.variables or not place:
             return key in self.files
         block = place.split("/")[: self.begun.ndim]
-        return bool(self.begun[tuple(map(int, block))]) or self.arrays.joinpath("status", "c", *block).exists()
+        index = tuple(map(int, block))
+        known = all(i < size for i, size in zip(index, self.begun.shape)) and bool(self.begun[index])
+        return known or (name != "status" and self.arrays.joinpath("status", "c", *block).exists())
 
-    def there(self, key: str, found: Any) -> None:
-        """Raises UnusableData if a needed file was not found."""
-        if found is None:
-            raise UnusableData(
-                f"{self.arrays / key} was lost while its results were open; the sweep's own command mends it"
-            )
+    def fault(self, key: str, raw: bytes | None) -> str:
+        """What is wrong with a file, "" if nothing is; raw: its bytes, None without a file."""
+        file = self.arrays / key
+        if raw is None:
+            return f"{file} is missing, although its runs are stored" if self.needed(key) else ""
+        if key in self.files:
+            good = zlib.crc32(raw) == self.files[key]
+            return "" if good else f"{file} is damaged, or was replaced since: its CRC is not the manifest's"
+        size = self.variables.get(key.partition("/c/")[0]) if "/c/" in key else None
+        reason = self.binding.chunk_fault(key, raw, size) if size is not None else ""
+        return f"{file} is damaged: {reason}" if reason else ""
+
+    def content(self, key: str) -> bytes | None:
+        """The bytes of a file, None if there is none.
+
+        Raises:
+          UnusableData: if the system refuses to read it: it need not be damaged.
+        """
+        try:
+            return (self.arrays / key).read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UnusableData(f"{self.arrays / key} cannot be read: {error.strerror or error}") from None
+
+    def checked(self, key: str) -> bytes | None:
+        """The bytes of a file, None if there is none and need not be.
+
+        Raises:
+          UnusableData: if it is damaged, lost or cannot be read, or the whole folder is no longer there.
+        """
+        raw = self.content(key)
+        self.in_place()
+        if raw is None and self.needed(key):
+            raw = self.content(key)  # once more: a sweep under way may just have written it
+        line = self.fault(key, raw)
+        if line:
+            raise UnusableData(f"{line}; {MENDED}")
+        return raw
+
+    def sealed(self, key: str, raw: bytes) -> bytes:
+        """The bytes to write for a file."""
+        name, _, place = key.partition("/c/")
+        return raw + self.binding.seal(key, raw) if name in self.variables and place else raw
 
 
-def watched(arrays: Path, expected: Expected) -> Any:
-    """The folder as a read-only zarr store that raises UnusableData where `expected` does."""
-    return _store_class()(arrays, read_only=True, expected=expected)
+def expected(
+    path: Path, variables: Mapping[str, Variable], manifest: Mapping[str, Any] | None, status: np.ndarray | None = None
+) -> Expected:
+    """What the files of a store must be, by the manifest and, if it was read before, by the status."""
+    shape, extents = variables["status"].shape, variables["status"].chunks
+    begun = stored_blocks(path, manifest, shape, extents)
+    if status is not None:
+        begun |= _begun(status, extents)
+    files = manifest["crc32"] if manifest else {}
+    return Expected(path / ARRAYS, files, chunk_sizes(variables), begun, binding(manifest))
+
+
+def chunk_sizes(variables: Mapping[str, Variable]) -> dict[str, int]:
+    """Bytes of the numbers of a chunk."""
+    return {name: math.prod(v.chunks) * v.dtype.itemsize for name, v in variables.items()}
+
+
+def _begun(status: np.ndarray, extents: Sequence[int]) -> np.ndarray:
+    """Of every block, whether some run of it is stored."""
+    counts = [-(-size // extent) for size, extent in zip(status.shape, extents)]
+    return np.reshape([(status[box] >= 0).any() for box in blocks(status.shape, extents)], counts)
+
+
+def stored_blocks(
+    path: Path, manifest: Mapping[str, Any] | None, shape: Sequence[int], extents: Sequence[int]
+) -> np.ndarray:
+    """Of every block of the grid, whether the manifest knows that runs of it are stored.
+
+    Raises:
+      UnusableData: if its entry does not fit the grid.
+    """
+    counts = [-(-size // extent) for size, extent in zip(shape, extents)]
+    out = np.zeros(counts, bool)
+    entry = (manifest or {}).get("stored_blocks")
+    if entry is None:
+        return out
+    try:
+        grid = [int(size) for size in entry["grid"]]
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(entry["bits"]), np.uint8), count=math.prod(grid))
+        out[tuple(slice(0, size) for size in grid)] = bits.reshape(grid)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnusableData(f"{path / MANIFEST} has stored_blocks that do not fit its grid: {error}") from None
+    return out
+
+
+def stored_blocks_entry(path: Path, manifest: Mapping[str, Any], status: np.ndarray) -> dict[str, Any]:
+    """The manifest's entry of which blocks have stored runs: those that it knew of, and what the status says.
+
+    A status that is lost later is then not taken for runs that have not been run.
+    """
+    extents = manifest["chunks"]["status"]
+    begun = _begun(status, extents) | stored_blocks(path, manifest, status.shape, extents)
+    return {"grid": list(begun.shape), "bits": np.packbits(begun).tobytes().hex()}
+
+
+def lost_chunks(path: Path, variables: Mapping[str, Variable], status: np.ndarray) -> list[str]:
+    """A line for every array that lacks chunk files of runs that are in the store."""
+    extents = variables["status"].chunks
+    begun = [box for box in blocks(status.shape, extents) if (status[box] >= 0).any()]
+    lines = []
+    for name, variable in variables.items():
+        folder = path / ARRAYS / name
+        there = {f for f, _, _ in _walk(folder / "c")}
+        expected = [str(file) for box in begun for file, _ in chunk_files(folder, variable, box)]
+        lost = sum(file not in there for file in expected)
+        if lost:
+            lines.append(f"{folder} has {len(expected) - lost} of its {len(expected)} chunks")
+    return lines
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, str, str]]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            yield os.path.join(parent, name), parent, name
+
+
+def watched(arrays: Path, expected: Expected, read_only: bool = True) -> Any:
+    """The folder as a zarr store that raises UnusableData where `expected` does; what it writes, it notes there."""
+    return _store_class()(arrays, read_only=read_only, expected=expected)
 
 
 @functools.cache
 def _store_class() -> type:
     """The class, made late: zarr takes half a second to import."""
+    from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+    from zarr.core.buffer import default_buffer_prototype
     from zarr.storage import LocalStore
+
+    def part(raw: bytes, asked: Any) -> bytes:
+        """The bytes asked for, of a file that was read and checked as a whole."""
+        if isinstance(asked, RangeByteRequest):
+            return raw[asked.start : asked.end]
+        if isinstance(asked, OffsetByteRequest):
+            return raw[asked.offset :]
+        return raw[max(0, len(raw) - asked.suffix) :] if isinstance(asked, SuffixByteRequest) else raw
 
     class Watched(LocalStore):
         def __init__(self, root: Path | str, *, read_only: bool = True, expected: Expected):
@@ -73,23 +276,25 @@ def _store_class() -> type:
             return type(self)(self.root, read_only=read_only, expected=self.expected)
 
         def __reduce__(self) -> Any:  # a class inside a function has no name to be pickled by
-            return watched, (self.root, self.expected)
+            return watched, (self.root, self.expected, self.read_only)
 
-        async def get(self, key: str, *arguments: Any, **keywords: Any) -> Any:
-            found = await super().get(key, *arguments, **keywords)
-            self.expected.in_place()
-            if found is None and self.expected.needed(key):
-                # Once more: a sweep under way may just have written it.
-                found = await super().get(key, *arguments, **keywords)
-                self.expected.there(key, found)
-            return found
+        def get_sync(self, key: str, *, prototype: Any = None, byte_range: Any = None) -> Any:
+            raw = self.expected.checked(key)
+            buffer = (prototype or default_buffer_prototype()).buffer
+            return None if raw is None else buffer.from_bytes(part(raw, byte_range))
 
-        def get_sync(self, key: str, **keywords: Any) -> Any:
-            found = super().get_sync(key, **keywords)
-            self.expected.in_place()
-            if found is None and self.expected.needed(key):
-                found = super().get_sync(key, **keywords)
-                self.expected.there(key, found)
-            return found
+        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+            return await asyncio.to_thread(self.get_sync, key, prototype=prototype, byte_range=byte_range)
+
+        async def get_partial_values(self, prototype: Any, key_ranges: Any) -> list[Any]:
+            return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+        def set_sync(self, key: str, value: Any) -> None:
+            super().set_sync(key, type(value).from_bytes(self.expected.sealed(key, value.to_bytes())))
+            self.expected.written.add(self.root / key)
+
+        async def set(self, key: str, value: Any) -> None:
+            await super().set(key, type(value).from_bytes(self.expected.sealed(key, value.to_bytes())))
+            self.expected.written.add(self.root / key)
 
     return Watched

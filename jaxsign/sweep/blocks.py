@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxsign.loop import State
 from jaxsign.store import checkpoints
+from jaxsign.store.binding import Binding
 from jaxsign.store.results import Memory, Store, named
 from jaxsign.sweep.layout import Layout, Unit
 from jaxsign.sweep.programs import Compiled
@@ -127,8 +128,10 @@ class Work:
         self.rows = {name: np.array(value) for name, value in saved["rows"].items()}
         return place, jax.tree.map(lambda x: _padded(x, self.compiled.size), saved["state"])
 
-    def about(self, base: str) -> dict[str, Any]:
-        """What a checkpoint belongs to: these runs of this sweep; neither devices nor the size of a call matter."""
+    def about(self, base: str, binding: Binding) -> dict[str, Any]:
+        """What a checkpoint belongs to: these runs of this sweep, in this directory; neither devices nor the size of a
+        call matter.
+        """
         sweep, runs = self.sweep, []
         for member in self.unit.members:
             _, family, keywords = sweep.optimizer_points[member[-2]]
@@ -136,7 +139,7 @@ class Work:
             runs.append([points, family, sorted(keywords.items()), sweep.seeds[member[-1]]])
         digest = hashlib.sha256(json.dumps(runs, default=str).encode()).hexdigest()
         width = self.compiled.program.width
-        return {"sweep": base, "runs": digest, "lane_width": width, "records": self.records}
+        return {"sweep": base, "runs": digest, "lane_width": width, "records": self.records, **binding.words()}
 
 
 def _host(x: Any) -> Any:
@@ -172,6 +175,7 @@ class Blocks:
         self.stop, self.progress, self.every = stop, progress, every
         self.pace, self.last_save = Pace(), time.monotonic()
         self.pending: deque[Callable[[], None]] = deque()
+        self.binding = sink.expected.binding if isinstance(sink, Store) else Binding(None, None)
 
     def run(self, units: Sequence[Unit], compiled: Mapping[int, Compiled]) -> None:
         """Trains units and stores their results.
@@ -179,11 +183,15 @@ class Blocks:
         Raises:
           Interrupted: after a signal, with a checkpoint of what was under way.
         """
-        for unit in units:
-            self._run(Work(unit, compiled[unit.group], self.layout, self.sink))
-            if self.stop.asked:
-                break
-        self._drain()
+        try:
+            for unit in units:
+                self._run(Work(unit, compiled[unit.group], self.layout, self.sink))
+                if self.stop.asked:
+                    break
+            self._drain()
+        finally:
+            self.sink.commit()
+            self.sink.flush()  # the manifest may count it now
         if self.stop.asked:
             raise Interrupted(self.stop.asked)
 
@@ -197,7 +205,7 @@ class Blocks:
         initial = init(seeds, start, hyper, floats)
         recorder = None
         if self.path is not None and work.sweep.trajectory is not None:
-            recorder = Recorder(work.sweep, work.unit, self.path, start, initial.trained)
+            recorder = Recorder(work.sweep, work.unit, self.path, self.binding, start, initial.trained)
         place, state = self._restored(work, recorder) or (Place(), initial)
         while not place.done(schedule):
             steps, before = self.pace.allowed(work.unit.group), None
@@ -212,7 +220,9 @@ class Blocks:
             due = self.stop.asked or time.monotonic() - self.last_save >= self.every
             if self.path is not None and due and not place.done(schedule):
                 self._drain()
-                checkpoints.save(self._folder(work), place.step, work.saved(place, state), work.about(self.base))
+                self._flush(recorder)
+                about = work.about(self.base, self.binding)
+                checkpoints.save(self._folder(work), place.step, work.saved(place, state), about)
                 self.last_save = time.monotonic()
             if self.stop.asked and not place.done(schedule):
                 return
@@ -222,7 +232,7 @@ class Blocks:
     def _restored(self, work: Work, recorder: Recorder | None) -> tuple[Place, State] | None:
         found = None
         if self.path is not None and self._folder(work).is_dir():
-            found = checkpoints.load(self._folder(work), work.abstract(), work.about(self.base))
+            found = checkpoints.load(self._folder(work), work.abstract(), work.about(self.base, self.binding))
         going = work.restore(found[1]) if found else None
         if recorder is not None and not recorder.going_on(going[0].step if going else 0):
             print(f"{recorder.folder}: its segments are not whole: its runs begin again", file=sys.stderr)
@@ -231,6 +241,13 @@ class Blocks:
         if going:
             self.progress.trained(work.count, going[0].step, before=True)
         return going
+
+    def _flush(self, recorder: Recorder | None) -> None:
+        """Waits until what a checkpoint goes on from is on the disk."""
+        with named(self.path or Path()):
+            self.sink.flush()
+            if recorder is not None:
+                recorder.flush()
 
     def _later(self, fetch: Callable[[], None]) -> None:
         self.pending.append(fetch)
@@ -261,7 +278,8 @@ class Blocks:
             with named(self.path or Path()):
                 recorder.finish(state.trained, seen)
         diverged = work.finish(state, constants)
-        if self.path is not None:
+        if self.path is not None and self._folder(work).is_dir():
+            self.sink.commit()  # what the checkpoints are for is on the disk before they go
             checkpoints.remove(self._folder(work))
         self.progress.finished(work.count, diverged)
 

@@ -1,8 +1,6 @@
 """Trajectories while runs are under way: what the device keeps of a call goes into segments on disk."""
 
-import hashlib
 import itertools
-import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +15,7 @@ from jaxsign.loop import Tape
 from jaxsign.probes import sign_like
 from jaxsign.start import Start, field_of, split_params, trained_fields
 from jaxsign.store import trajectory
+from jaxsign.store.binding import Binding
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.layout import Unit
 from jaxsign.sweep.plan import Group
@@ -141,11 +140,12 @@ class Recorder:
       sweep: the sweep.
       unit: its runs.
       path: results directory.
+      binding: of the directory.
       start: where the runs start, on the device.
       trained: what is trained of them at step 0.
     """
 
-    def __init__(self, sweep: Sweep, unit: Unit, path: Path, start: Start, trained: PyTree):
+    def __init__(self, sweep: Sweep, unit: Unit, path: Path, binding: Binding, start: Start, trained: PyTree):
         self.sweep, self.kind, self.count = sweep, sweep.trajectory, len(unit.members)
         self.snapshots = snapshot_steps(sweep)
         places = [
@@ -153,8 +153,8 @@ class Recorder:
             for box, mine in zip(unit.boxes, unit.mine)
             for index in np.argwhere(mine)
         ]
-        digest = hashlib.sha256(json.dumps(places).encode()).hexdigest()[:12]
-        self.folder = path / trajectory.FOLDER / f"unit-{unit.number:06d}-{digest}"
+        self.binding = binding
+        self.folder = path / trajectory.FOLDER / trajectory.unit_name(unit.number, places, binding)
         flat = jax.tree_util.tree_flatten_with_path(trained)[0]
         self.first = [np.asarray(x)[: self.count] for _, x in flat]
         self.about = {
@@ -171,7 +171,7 @@ class Recorder:
     def going_on(self, step: int) -> bool:
         """Prepares to go on at a step; False if what was kept before it is not whole."""
         needed = [s for s in self.snapshots if s < step] if self.snapshots else None
-        return trajectory.begin(self.folder, step, needed)
+        return trajectory.begin(self.folder, step, needed, self.binding)
 
     def limit(self, step: int) -> int:
         """Steps of the next call at most."""
@@ -233,7 +233,8 @@ class Recorder:
             for x in steps:
                 record.changes(x)
             records.append(record.compressed())
-        trajectory.write_segment(self.folder, start, stop, raw is not None, records)
+        words = self.binding.words(unit=self.folder.name)
+        trajectory.write_segment(self.folder, start, stop, raw is not None, records, words)
 
     def finish(self, trained: PyTree, seen: PyTree | None) -> None:
         """Writes what is kept of the end, and the index that makes the runs count as stored.
@@ -249,7 +250,11 @@ class Recorder:
             leaves = [np.asarray(x)[: self.count] for x in jax.tree.leaves(seen)]
             self._write(end, end, None, ([_bits(x[i])[None] for x in leaves] for i in range(self.count)))
             self.about["features"] = [[list(x.shape[1:]), x.dtype.str] for x in leaves]
-        trajectory.finish(self.folder, self.about)
+        trajectory.finish(self.folder, self.about, self.binding)
+
+    def flush(self) -> None:
+        """Waits until the segments so far are on the disk."""
+        trajectory.flush(self.folder)
 
 
 def start_crcs(start: Start, count: int) -> list[int]:

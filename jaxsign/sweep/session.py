@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxsign.labelled import base_coordinates
-from jaxsign.store import checkpoints, locks, results, trajectory
+from jaxsign.store import checkpoints, locks, results, trajectory, watched
 from jaxsign.store.manifest import begun_anew, read_manifest, write_manifest
 from jaxsign.store.results import Store, Variable
 from jaxsign.sweep import plan, recorder
@@ -123,7 +123,7 @@ class Session:
         coords = stored_coordinates(sweep, layout, found)
         with results.named(path), results.prepared(path, found, coords) as (folder, crcs):
             manifest = {
-                "runs": {}, "wall_seconds": 0.0, "sessions": [], **(stored or {}), **environment(),
+                "runs": {}, "wall_seconds": 0.0, "sessions": [], **(stored or {"sealed": True}), **environment(),
                 **begun_anew(stored), **identity, "hash": content_hash(identity["definition"]),
                 "base_hash": identity.get("base_hash", checkpoint_base(stored or identity)),
                 "order": [list(own) for own in layout.order],
@@ -132,7 +132,7 @@ class Session:
                 "chunks": {name: list(v.chunks) for name, v in found.items()},
             }  # fmt: skip
             if stored and grown:
-                results.fill_new_chunks(path, folder, found)
+                results.fill_new_chunks(path, folder, found, manifest)
             # The manifest first: it says what the arrays must be, so that a cut here is mended by the next start.
             write_manifest(path, manifest)
             results.put_in_place(path, folder)
@@ -183,7 +183,7 @@ class Session:
         return number % self.shard[1] == self.shard[0]
 
     def missing(self) -> dict[int, np.ndarray]:
-        """{number: which runs are missing} of this shard's blocks; damaged blocks are reported and run again."""
+        """{number: which runs are missing} of this shard; damaged blocks are reported and run again as a whole."""
         unkept = _unkept(self.path, self.layout.shape, self.sweep.trajectory)
         out, asked = {}, self.layout.asked()
         for number, box in enumerate(self.layout.blocks()):
@@ -196,6 +196,8 @@ class Session:
                     raise results.UnusableData(f"{lines[0]}; run the stored definition first, which mends it")
                 for line in lines:
                     print(f"{line}: its block is run again", file=sys.stderr)
+                if lines:
+                    self.store.forget(box)
                 missing = np.ones_like(missing) if lines else missing | unkept[box]
             missing = missing & asked[box]
             if missing.any():
@@ -252,8 +254,11 @@ class Session:
         """Writes into the manifest what is there now, and what this process did."""
         with locks.manifest_lock(self.path):
             stored = self._manifest()
+            entry = {}
             try:
-                counts = tell(results.read_status(self.path))
+                status = results.read_status(self.path)
+                counts = tell(status)
+                entry = {"stored_blocks": watched.stored_blocks_entry(self.path, stored, status)}
             except results.UnusableData as error:  # of another shard: its own process reports and mends it
                 counts = {**stored["runs"], "not_run": stored["runs"].get("not_run", 1)}
                 print(error, file=sys.stderr)
@@ -263,7 +268,7 @@ class Session:
                 **{k: where[k] for k in ("host", "command", "finished", "versions", "device")},
             }  # fmt: skip
             write_manifest(self.path, {
-                **stored, "runs": counts, "wall_seconds": round(stored["wall_seconds"] + seconds, 3),
+                **stored, **entry, "runs": counts, "wall_seconds": round(stored["wall_seconds"] + seconds, 3),
                 "sessions": [*stored["sessions"], session],
             })  # fmt: skip
             if counts["not_run"]:

@@ -1,0 +1,134 @@
+"""What ties bytes to their place: the seal of every chunk of results.zarr, and the same words in other files' heads."""
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxsign.store.manifest import UnusableData, read_manifest
+
+#: A seal is a frame that zstd, and so every reader of Zarr, skips: magic, length, then what follows here and a digest.
+_SKIPPABLE, _WORD, _DIGEST = 0x184D2A53, b"jaxsign1", 16
+_HEAD = struct.pack("<II", _SKIPPABLE, len(_WORD) + _DIGEST) + _WORD
+_ZSTD = b"\x28\xb5\x2f\xfd"
+
+
+class Binding(NamedTuple):
+    """What the files of a results directory are bound to.
+
+    Args:
+      identity: the manifest's id; None for a directory of a version without.
+      sealed: whether all of its files are bound, as they are where it was begun by a version that does so. None: the
+        manifest cannot be read, and nothing is known.
+    """
+
+    identity: str | None
+    sealed: bool | None
+
+    def seal(self, key: str, raw: bytes) -> bytes:
+        """What is written behind the bytes of a chunk; nothing in a directory without an identity.
+
+        Args:
+          key: the chunk's name, such as "train_loss/c/0/1/0".
+          raw: its bytes.
+        """
+        return _HEAD + self._digest(key, raw) if self.identity else b""
+
+    def _digest(self, key: str, raw: bytes) -> bytes:
+        assert self.identity is not None
+        found = hashlib.blake2b(f"{key}\n".encode(), digest_size=_DIGEST, key=self.identity.encode())
+        found.update(raw)
+        return found.digest()
+
+    def chunk_fault(self, key: str, raw: bytes, size: int) -> str:
+        """Why bytes are not those that were written as this chunk, "" if they are.
+
+        Args:
+          key: the chunk's name.
+          raw: the whole file, with its seal.
+          size: bytes of the numbers that it holds.
+        """
+        body, seal = raw[: -len(_HEAD) - _DIGEST], raw[-len(_HEAD) - _DIGEST :]
+        if seal.startswith(_HEAD):
+            if self.sealed is not None and (self.identity is None or seal[len(_HEAD) :] != self._digest(key, body)):
+                return "its seal does not fit: the bytes are damaged, or of another place or directory"
+            if self.sealed is not None:
+                return _size_fault(body, size)
+        elif self.sealed:
+            return "it has no seal: the end is cut off, or another program wrote it"
+        return _size_fault(raw, size) or _decoding_fault(raw)
+
+    def words(self, **place: Any) -> dict[str, Any]:
+        """The entries of a JSON record that bind it to this directory and a place in it."""
+        return {"directory": self.identity, **place} if self.identity else {}
+
+    def record_fault(self, record: Mapping[str, Any], **place: Any) -> str:
+        """Why a JSON record is not the one that was written for this place, "" if it is."""
+        if self.sealed is None:
+            return ""
+        for name, value in {"directory": self.identity, **place}.items():
+            if name not in record:
+                if self.sealed:
+                    return f"it does not say which {name} it is of"
+            elif record[name] != value:
+                return f"it is of another {name}: {record[name]!r}, not {value!r}"
+        return ""
+
+    def foreign(self, record: Mapping[str, Any]) -> bool:
+        """Whether a JSON record is of another results directory, or does not name this one where it must."""
+        if self.sealed is None:
+            return False
+        return record.get("directory", None if self.sealed else self.identity) != self.identity
+
+
+def binding(manifest: Mapping[str, Any] | None) -> Binding:
+    """What a manifest says that files are bound to; None: it cannot be read."""
+    if manifest is None:
+        return Binding(None, None)
+    return Binding(manifest.get("id"), manifest.get("sealed", False))
+
+
+def binding_at(path: Path) -> Binding:
+    """The binding of a results directory, as far as its manifest can be read: `verify` reads what there is."""
+    try:
+        return binding(read_manifest(path))
+    except UnusableData:
+        return binding(None)
+
+
+def frame_size(raw: bytes) -> int | None:
+    """The size of what a zstd frame holds, as its header says; None if it does not, or is none.
+
+    Examples:
+      >>> from numcodecs.zstd import Zstd
+      >>> frame_size(Zstd().encode(bytes(70_000))), frame_size(b"something else")
+      (70000, None)
+    """
+    if len(raw) < 6 or raw[:4] != _ZSTD:
+        return None
+    flags = raw[4]
+    single = flags >> 5 & 1
+    width = (single, 2, 4, 8)[flags >> 6]
+    place = 6 - single + (0, 1, 2, 4)[flags & 3]
+    if not width or len(raw) < place + width:
+        return None
+    return int.from_bytes(raw[place : place + width], "little") + 256 * (width == 2)
+
+
+def _size_fault(raw: bytes, size: int) -> str:
+    found = frame_size(raw)
+    return "" if found == size else f"it says that it holds {found} bytes, not {size}"
+
+
+def _decoding_fault(raw: bytes) -> str:
+    """Why a frame without a seal cannot be read: its own checksum is all that guards it."""
+    from numcodecs.zstd import Zstd
+
+    if not raw[4] >> 2 & 1:
+        return "it has no checksum"
+    try:
+        Zstd().decode(raw)
+    except RuntimeError as error:
+        return " ".join(str(error).split())
+    return ""

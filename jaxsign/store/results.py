@@ -13,13 +13,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxsign.labelled import manifest_text, stored_as, with_bools
-from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest
+from jaxsign.names import say
+from jaxsign.store.manifest import COPY, MANIFEST, UnusableData, check_fit, has_manifest, read_manifest
 from jaxsign.store.watched import Expected, watched
 from jaxsign.validation import local_path
 
 ARRAYS = "results.zarr"
 #: What a results directory may hold.
-OWN = (ARRAYS, MANIFEST, "locks", "checkpoints", "trajectories")
+OWN = (ARRAYS, MANIFEST, COPY, "locks", "checkpoints", "trajectories")
 
 Slices = tuple[slice, ...]
 
@@ -71,7 +72,7 @@ def directory(out: str | os.PathLike) -> Path:
                 raise ValueError(f"out={str(path)!r} lies in the results directory {str(above)!r}: give one beside it")
         if path.exists() and not path.is_dir():
             raise ValueError(f"out must be a directory, got the file out={str(path)!r}")
-        if path.exists() and not (path / MANIFEST).exists():
+        if path.exists() and not has_manifest(path):
             strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith(OWN)]
             if strangers:
                 raise ValueError(
@@ -121,7 +122,7 @@ def named(path: Path) -> Iterator[None]:
 
 def is_results(path: Path) -> bool:
     """Whether a directory holds results, finished or not."""
-    return (path / MANIFEST).is_file() and (path / ARRAYS).is_dir()
+    return has_manifest(path) and (path / ARRAYS).is_dir()
 
 
 class Memory:
@@ -201,7 +202,7 @@ class Store(Memory):
             return np.asarray(self.arrays["status"][box]) < 0
         except Exception as error:  # whatever zarr and its codecs raise about bytes that are not what was written
             file, _ = next(chunk_files(self.path / ARRAYS / "status", self.variables["status"], box))
-            print(f"{file} is damaged: {' '.join(str(error).split())}: its block is run again", file=sys.stderr)
+            say(f"{file} is damaged: {' '.join(str(error).split())}: its block is run again", sys.stderr)
             return np.ones([s.stop - s.start for s in box], bool)
 
     def damage(self, box: Slices, upto: int | None = None) -> list[str]:
@@ -339,8 +340,12 @@ def _zarr_warnings() -> Iterator[None]:
         yield
 
 
-def _crc(file: Path) -> int:
-    return zlib.crc32(file.read_bytes())
+def _crc(file: Path) -> int | None:
+    """The CRC-32 of a file; None if it is no file or cannot be read."""
+    try:
+        return zlib.crc32(file.read_bytes()) if file.is_file() else None  # a pipe would wait for its writer
+    except OSError:
+        return None
 
 
 def damaged_metadata(path: Path, crcs: Mapping[str, int]) -> list[str]:
@@ -350,12 +355,8 @@ def damaged_metadata(path: Path, crcs: Mapping[str, int]) -> list[str]:
       path: results directory.
       crcs: {file in results.zarr: CRC-32}.
     """
-    lines = []
-    for name, crc in crcs.items():
-        file = path / ARRAYS / name
-        if not file.exists() or _crc(file) != crc:
-            lines.append(f"{file} is damaged or missing: its CRC is not the manifest's")
-    return lines
+    bad = [path / ARRAYS / name for name, crc in crcs.items() if _crc(path / ARRAYS / name) != crc]
+    return [f"{file} is damaged or missing: its CRC is not the manifest's" for file in bad]
 
 
 def stored_variables(path: Path) -> dict[str, Variable]:
@@ -442,24 +443,27 @@ def opened(path: Path) -> Any:
     manifest = read_manifest(path)
     assert manifest is not None
     broken = damaged_metadata(path, manifest["crc32"])
-    if not broken:
-        variables, status = stored_variables(path), read_status(path)
-        broken = lost_chunks(path, variables, status)
-    if broken:
-        raise UnusableData(f"{broken[0]}; the sweep's own command mends it")
-    with _zarr_warnings():
-        begun = [(status[box] >= 0).any() for box in blocks(status.shape, variables["status"].chunks)]
-        counts = [-(-size // extent) for size, extent in zip(status.shape, variables["status"].chunks)]
-        expected = Expected(path / ARRAYS, manifest["crc32"], variables, np.reshape(begun, counts))
-        # A number of seconds stays a number, as it is in memory.
-        ds = xr.open_zarr(watched(path / ARRAYS, expected), consolidated=False, chunks=None, decode_times=False)
-    strings = {name: c.astype(object) for name, c in ds.coords.items() if c.dtype.kind not in "biuf"}
-    ds = ds.assign_coords(strings)  # NumPy's new string dtype does not compare with plain strings everywhere yet
-    ds = ds.isel(places(ds["status"].dims, manifest["order"]))
-    for name, value in manifest.get("base", {}).items():
-        ds = ds.assign_coords({name: value})
     try:
+        if not broken:
+            check_fit(manifest, path / ARRAYS)
+            variables, status = stored_variables(path), read_status(path)
+            broken = lost_chunks(path, variables, status)
+        if broken:
+            raise UnusableData(f"{broken[0]}; the sweep's own command mends it")
+        with _zarr_warnings():
+            begun = [(status[box] >= 0).any() for box in blocks(status.shape, variables["status"].chunks)]
+            counts = [-(-size // extent) for size, extent in zip(status.shape, variables["status"].chunks)]
+            expected = Expected(path / ARRAYS, manifest["crc32"], variables, np.reshape(begun, counts))
+            # A number of seconds stays a number, as it is in memory.
+            ds = xr.open_zarr(watched(path / ARRAYS, expected), consolidated=False, chunks=None, decode_times=False)
+        strings = {name: c.astype(object) for name, c in ds.coords.items() if c.dtype.kind not in "biuf"}
+        ds = ds.assign_coords(strings)  # NumPy's new string dtype does not compare with plain strings everywhere yet
+        ds = ds.isel(places(ds["status"].dims, manifest["order"]))
+        for name, value in manifest.get("base", {}).items():
+            ds = ds.assign_coords({name: value})
         ds = with_bools(ds)  # which are read here
+    except UnusableData:
+        raise
     except Exception as error:  # whatever zarr and its codecs raise about bytes that are not what was written
         raise UnusableData(f"{path / ARRAYS} cannot be read: {' '.join(str(error).split())}") from None
     ds.attrs["manifest"] = manifest_text(manifest)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from jaxsign.labelled import base_coordinates
+from jaxsign.names import say
 from jaxsign.store import checkpoints, locks, results, trajectory
-from jaxsign.store.manifest import begun_anew, read_manifest, write_manifest
+from jaxsign.store.manifest import begun_anew, check_fit, read_manifest, write_manifest
 from jaxsign.store.results import Store, Variable
 from jaxsign.sweep import plan, recorder
 from jaxsign.sweep.blocks import Blocks
@@ -84,6 +85,8 @@ class Session:
                 what = "extended" if grown else "changed"
                 raise ValueError(f"out={str(path)!r} cannot be {what} while others run it: {'; '.join(busy)}")
             damaged = results.damaged_metadata(path, stored["crc32"])
+            if not damaged:
+                check_fit(stored, path / results.ARRAYS)
             if damaged and (grown or match.part or match.changed):
                 raise results.UnusableData(f"{damaged[0]}; run the stored definition first, which mends it")
             identity = {"definition": match.definition, "computation": match.computation}
@@ -195,7 +198,7 @@ class Session:
                 if lines and not asked[box].all():
                     raise results.UnusableData(f"{lines[0]}; run the stored definition first, which mends it")
                 for line in lines:
-                    print(f"{line}: its block is run again", file=sys.stderr)
+                    say(f"{line}: its block is run again", sys.stderr)
                 missing = np.ones_like(missing) if lines else missing | unkept[box]
             missing = missing & asked[box]
             if missing.any():
@@ -256,7 +259,7 @@ class Session:
                 counts = tell(results.read_status(self.path))
             except results.UnusableData as error:  # of another shard: its own process reports and mends it
                 counts = {**stored["runs"], "not_run": stored["runs"].get("not_run", 1)}
-                print(error, file=sys.stderr)
+                say(error, sys.stderr)
             where = environment()
             session = {
                 "seconds": round(seconds, 3), "shard": f"{self.shard[0]}/{self.shard[1]}", "pid": os.getpid(),
@@ -267,9 +270,7 @@ class Session:
                 "sessions": [*stored["sessions"], session],
             })  # fmt: skip
             if counts["not_run"]:
-                print(
-                    f"{self.path}: {counts['not_run']} of {counts['total']} runs are still to be run", file=sys.stderr
-                )
+                say(f"{self.path}: {counts['not_run']} of {counts['total']} runs are still to be run", sys.stderr)
             elif not locks.others(self.path, self.shard):
                 trajectory.remove_leftovers(self.path)
                 checkpoints.remove_all(self.path / checkpoints.FOLDER)
@@ -280,6 +281,7 @@ def left(path: Path, stored: Mapping[str, Any], asked: np.ndarray | None = None)
     """Whether a directory has runs to do, damage to mend or something to put away; `asked`: among these runs."""
     if not results.is_results(path) or results.damaged_metadata(path, stored["crc32"]):
         return True
+    check_fit(stored, path / results.ARRAYS)
     found = results.stored_variables(path)
     try:
         status = results.read_status(path)
@@ -304,7 +306,7 @@ def _unkept(path: Path, shape: Sequence[int], kind: Any) -> np.ndarray:
         return unkept
     whole, lines = trajectory.stored(path)
     for line in lines:
-        print(f"{line}: its runs are run again", file=sys.stderr)
+        say(f"{line}: its runs are run again", sys.stderr)
     if whole:
         unkept[tuple(np.array(sorted(whole)).T)] = False
     return unkept
@@ -318,5 +320,5 @@ def tell(status: np.ndarray) -> dict[str, int]:
     }  # fmt: skip
     if counts["diverged"]:
         words = f"{counts['diverged']} of {counts['total']} runs diverged"
-        print(f"{words}; their traces are NaN from first_bad_step on", file=sys.stderr)
+        say(f"{words}; their traces are NaN from first_bad_step on", sys.stderr)
     return counts

@@ -383,21 +383,21 @@ def check_arrays(path: Path, manifest: Mapping[str, Any] | None, found: Checked)
     """Reads results.zarr, as far as its metadata can be trusted."""
     broken = results.damaged_metadata(path, manifest["crc32"]) if manifest else []
     found.damage += broken
-    try:
-        variables = results.stored_variables(path)
-        store = Store(path, variables, mode="r")
-    except Exception as error:  # whatever zarr raises about metadata that are not what was written
-        if not broken:
-            found.damage.append(f"{path / ARRAYS} cannot be opened: {_line(error)}")
-        return
     if broken:
         return  # shapes, chunks and codecs are not known for certain: reading would find more damage than there is
     try:
+        if odd := [file for file in (path / ARRAYS).glob("*/zarr.json") if not file.is_file()]:
+            raise UnusableData(f"{odd[0]} is no file")  # a pipe would wait for its writer
         if manifest:
             check_fit(manifest, path / ARRAYS)
+        variables = results.stored_variables(path)
+        store = Store(path, variables, mode="r")
     except UnusableData as error:
         found.damage.append(str(error))
         found.mend.append("put back what was changed: nothing can be loaded or run before")
+        return
+    except Exception as error:  # whatever zarr raises about metadata that are not what was written
+        found.damage.append(f"{path / ARRAYS} cannot be opened: {_line(error)}")
         return
     status = variables["status"]
     found.runs = math.prod(status.shape)

@@ -270,7 +270,7 @@ def _write_template(folder: Path, variables: Mapping[str, Variable], coords: Map
                 name, shape=v.shape, dtype=v.dtype, chunks=v.chunks, fill_value=v.fill, compressors=[codec],
                 dimension_names=v.dims, attributes=dict(v.attrs),
             )  # fmt: skip
-    return {str(f.relative_to(folder)): _crc(f) for f in sorted(folder.rglob("*")) if f.is_file()}
+    return {str(f.relative_to(folder)): zlib.crc32(f.read_bytes()) for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 @contextlib.contextmanager

@@ -14,11 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxsign.levels import coordinates as level_coordinates
-
-#: Entries of an axis, of the seeds and of the recorded steps at most; a manifest lists them all.
-LONGEST = 2**20
-#: Runs of a sweep at most.
-RUNS = 10**8
+from jaxsign.validation import LONGEST, RUNS
 
 #: Takes where a value stands, such as "plan.block", and the value; raises Wrong.
 Check = Callable[[str, Any], None]
@@ -150,7 +146,7 @@ _DEFINITION = _record(
     {
         "system": _record({"name": _text}), "engine": _optional(_text), "problem": _optional(_object),
         "hyper": _optional(_object), "steps": _whole(1, 2**31 - 1),
-        "record": _list(_whole(0, 2**31 - 1), 1, 2**31), "test": _list(_whole(0, 2**31 - 1), 0, 2**31),
+        "record": _list(_whole(0, 2**31 - 1), 1), "test": _list(_whole(0, 2**31 - 1)),
         "observables": _optional(_list(_either(_text, _record({"name": _text})))),
         "trainable": _optional(_list(_text)), "summary": _optional(_object), "keep_trace": _flag, "shared": _anything,
         "trajectory": _optional(_either(_text, _list(_whole(0, 2**31 - 1), 1))),

@@ -269,6 +269,11 @@ def _in_memory(sweep: Sweep, limits: Limits) -> Any:
             smaller = dataclasses.replace(layout, runs=runs)
             todo, compiled = compile_units(sweep, programs, smaller, everything(smaller), compiler)
             found, notes = variables(sweep, groups, [compiled[g].results for g in range(len(groups))], smaller)
+            size = sum(math.prod(v.shape) * v.dtype.itemsize for v in found.values())
+            if size > limits.there():
+                raise ValueError(
+                    f"out= is needed: the results take {size:,} bytes, this machine has {limits.there():,}"
+                )
             made[:] = [Memory(found), found, notes]
             with Progress(sweep.size, sweep.schedule.steps) as progress:
                 Blocks(smaller, made[0], None, "", stop, progress, limits.checkpoint_every).run(todo, compiled)

@@ -376,7 +376,7 @@ def test_what_was_accepted_still_is():
     assert sweep(steps=3, record=100).schedule.record.tolist() == [0]
     for every in (1, 2, 3, 7):
         for record in (1, 2, 5, [1, 4, 9, 10]):
-            schedule = js.Sweep(**{**vars(sweep()), "steps": 11, "record": record, "test_every": every}).schedule
+            schedule = sweep(steps=11, record=record, test_every=every).schedule
             wanted = {min((r for r in schedule.record if r >= m), default=None) for m in range(0, 12, every)} - {None}
             assert set(schedule.record[schedule.test]) == wanted
 
@@ -419,3 +419,35 @@ def test_what_comes_from_disk_is_printed_without_control_characters(out, tmp_pat
         assert not {c for c in text if not c.isprintable()} - {"\n", "\u200c", "\u200d"}
     assert "\\x1b[2J" in page
     assert "\\x1b[1A fine" in texts[0][1]
+
+
+def test_every_kind_of_start_is_kept_and_the_promise_follows(out, stored, monkeypatch, capsys):
+    def more(seeds):
+        js.run_sweep(sweep(axes={"slope": [2.0, 3.0], "seed": seeds}), out)
+        return read_manifest(out), capsys.readouterr().err
+
+    first = json.loads((out / MANIFEST).read_text())
+    assert (len(first["starts"]), first["resume"]) == (1, "bit-identical")
+    manifest, err = more(4)
+    assert (len(manifest["starts"]), manifest["resume"]) == (1, "bit-identical")
+    assert "gone on with" not in err
+    monkeypatch.setattr("jaxsign.sweep.environment.cpu_model", lambda: "another processor")
+    monkeypatch.setattr("jaxsign.sweep.identity.cpu_model", lambda: "another processor")
+    manifest, err = more(5)
+    assert [start["cpu"] for start in manifest["starts"]] == [first["cpu"], "another processor"]
+    assert manifest["resume"] == "statistically equal"
+    assert "-> another processor; equal within rounding, not to the bit" in err
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_cpu_enable_fast_math=true")
+    manifest, err = more(6)
+    assert len(manifest["starts"]) == 3
+    assert "XLA_FLAGS" in err
+
+
+def test_a_start_that_is_cut_off_is_kept_too(out, monkeypatch):
+    from jaxsign.sweep.session import Session
+
+    js.run_sweep(sweep(axes={"slope": [2.0, 3.0], "seed": 4}), out, shard=(0, 2))
+    monkeypatch.setattr("jaxsign.sweep.environment.cpu_model", lambda: "another processor")
+    monkeypatch.setattr(Session, "close", lambda self, seconds: None)
+    js.run_sweep(sweep(axes={"slope": [2.0, 3.0], "seed": 4}), out, shard=(1, 2))
+    assert read_manifest(out)["starts"][-1]["cpu"] == "another processor"

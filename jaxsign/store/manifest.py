@@ -25,6 +25,10 @@ class UnusableData(Exception):
     """Data on disk that is damaged or not ours; the message names the file."""
 
 
+class NewerFormat(UnusableData):
+    """A whole manifest of a newer version, which its copy does not stand in for."""
+
+
 def has_manifest(path: Path) -> bool:
     """Whether a directory has a manifest, of which there are two files, in whatever state."""
     return os.path.lexists(path / MANIFEST) or os.path.lexists(path / COPY)
@@ -68,6 +72,8 @@ def examined(path: Path) -> tuple[dict[str, Any] | None, dict[str, str]]:
                 raw[name] = content
                 same = name == COPY and MANIFEST in found and content == raw[MANIFEST]
                 found[name] = found[MANIFEST] if same else _checked(path / name, content)
+        except NewerFormat:
+            raise
         except UnusableData as error:
             damage[name] = str(error)
     if not found and damage:
@@ -137,7 +143,7 @@ def _checked(file: Path, content: bytes) -> dict[str, Any]:
         raise UnusableData(f"{file} is not a manifest of jaxsign: it has no definition")
     version = manifest.get("format", 0)
     if type(version) is not int or version > FORMAT:
-        raise UnusableData(
+        raise (NewerFormat if whole else UnusableData)(
             f"{file} has format {version!r}, from a newer jaxsign; this one reads up to format {FORMAT}: upgrade it"
         )
     if version < FORMAT:

@@ -179,6 +179,7 @@ def _say_versions(path: Path, stored: Mapping[str, Any], match: Match) -> None:
     others = other_versions(stored, here["versions"], here["flags"])
     if others or match.notes:
         words = f"stored with other versions, gone on with: {', '.join(others)}" if others else ""
+        words += "; equal within rounding, not to the bit" * bool(others)
         say(f"{path}: {'; '.join([words] * bool(words) + match.notes)}", sys.stderr)
 
 

@@ -19,7 +19,7 @@ from jaxsign.sweep.blocks import Blocks
 from jaxsign.sweep.definition import content_hash, definition
 from jaxsign.sweep.environment import environment
 from jaxsign.sweep.grid import Sweep
-from jaxsign.sweep.identity import Match, accepted, checkpoint_base, compare, fingerprints
+from jaxsign.sweep.identity import Match, accepted, checkpoint_base, compare, fingerprints, starts
 from jaxsign.sweep.layout import Layout, stored_coordinates, units, variables
 from jaxsign.sweep.opening import (
     Limits,
@@ -102,7 +102,10 @@ class Session:
                         kept = {"memory": stored["plan"]["memory"]}
                         record["plan"] = {**plan_record(sweep, groups, layout, widths, self.limits), **kept}
                     base = identity.get("base_hash", checkpoint_base(stored))
-                    write_manifest(path, {**record, "base_hash": base, **begun_anew(stored)})
+                    stored = write_manifest(path, {**record, "base_hash": base, **begun_anew(stored)})
+                here = starts(stored, environment())
+                if here["starts"] != stored.get("starts"):
+                    write_manifest(path, {**stored, **here})
                 return layout, programs, found
         programs = make_programs(sweep, groups, layout, widths)
         # What this process will run is compiled on the way: tracing it tells what the results look like.
@@ -127,7 +130,8 @@ class Session:
         with results.named(path), results.prepared(path, found, coords) as (folder, crcs):
             manifest = {
                 "runs": {}, "wall_seconds": 0.0, "sessions": [], **(stored or {}), **environment(),
-                **begun_anew(stored), **identity, "hash": content_hash(identity["definition"]),
+                **starts(stored, environment()), **begun_anew(stored), **identity,
+                "hash": content_hash(identity["definition"]),
                 "base_hash": identity.get("base_hash", checkpoint_base(stored or identity)),
                 "order": [list(own) for own in layout.order],
                 "plan": plan_record(sweep, groups, layout, widths, self.limits), "padded": notes,
@@ -263,7 +267,7 @@ class Session:
             where = environment()
             session = {
                 "seconds": round(seconds, 3), "shard": f"{self.shard[0]}/{self.shard[1]}", "pid": os.getpid(),
-                **{k: where[k] for k in ("host", "command", "finished", "versions", "device")},
+                **{k: where[k] for k in ("host", "command", "finished", "versions", "device", "cpu", "flags")},
             }  # fmt: skip
             write_manifest(self.path, {
                 **stored, "runs": counts, "wall_seconds": round(stored["wall_seconds"] + seconds, 3),

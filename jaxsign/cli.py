@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,41 @@ from typing import Any
 from jaxsign import report, tables, tools
 from jaxsign.console import DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
 from jaxsign.experiment import build_options, load_build
+from jaxsign.names import say
 from jaxsign.netcdf import export_netcdf
-from jaxsign.store.results import is_results
+from jaxsign.store.manifest import MANIFEST, UnusableData, has_manifest
+from jaxsign.store.results import ARRAYS, is_results
 from jaxsign.validation import local_path
 from jaxsign.verdicts import check
 
 
-def find_results(directory: str) -> list[Path]:
-    """The results directories at and below a directory, sorted by path.
+def each_usable(directories: Sequence[str], work: Callable[[Path], Any]) -> tuple[dict[Path, Any], int]:
+    """({results directory: what `work` makes of it}, how many were left out) at and below some directories.
+
+    One that is damaged is named on stderr and left out; one that has nothing stored yet is passed over.
 
     Raises:
       ValueError: if there is none.
+      UnusableData: if all are damaged.
     """
-    return [path for path in tools.results_below(directory) if is_results(path)]
+    done: dict[Path, Any] = {}
+    damaged: list[str] = []
+    for path in tools.results_below(directories):
+        try:
+            if is_results(path):
+                done[path] = work(path)
+            elif has_manifest(path) or (path / ARRAYS).is_dir():
+                raise UnusableData(f"{path} must hold both {MANIFEST} and {ARRAYS}; jaxsign verify says what is left")
+        except UnusableData as error:
+            damaged.append(str(error))
+    if not done and damaged:
+        more = f" (and {tools.counted(len(damaged) - 1, 'more directory')})".replace("ys)", "ies)")
+        raise UnusableData(damaged[0] + more * (len(damaged) > 1))
+    if not done:
+        raise ValueError(f"DIR must hold results, nothing is stored yet in {', '.join(map(repr, directories))}")
+    for line in damaged:
+        say(f"left out: {line}", sys.stderr)
+    return done, len(damaged)
 
 
 def _claims(args: argparse.Namespace) -> int:
@@ -35,37 +58,40 @@ def _claims(args: argparse.Namespace) -> int:
     before = None if reference is None else tables.read(reference)
     if csv is not None and reference is not None and tables.same_file(csv, reference):
         raise ValueError(f"--csv would replace the table that --against compares with, got {args.csv!r} for both")
-    table = check([tools.undamaged(path)[0] for path in find_results(args.dir)], claims=args.claim)
-    if table.rows:
-        print(table.to_markdown() if args.markdown else table)
+    found, left_out = each_usable(args.dirs, lambda path: tools.undamaged(path)[0])
+    table = check(list(found.values()), claims=args.claim)
+    for line in (table.to_markdown() if args.markdown else str(table)).split("\n") if table.rows else []:
+        say(line)
     for reason in [] if table.rows else table.reasons():
-        print(f"no claim can be decided from {args.dir}: {reason}")
+        say(f"no claim can be decided from {' '.join(args.dirs)}: {reason}")
     if csv is not None:
         table.to_csv(tables.check_file(csv))  # again: another program may have written it in the meantime
     changed = [] if before is None else table.differences(before)
     for line in changed if table.rows else []:  # where nothing is decided, the lines above have said so
-        print(f"differs from {args.against}: {line}")
+        say(f"differs from {args.against}: {line}")
     if before is not None and not table.within(before):
-        print(f"{args.against} holds no verdict on {'these claims' if args.claim else 'any claim'}")
+        say(f"{args.against} holds no verdict on {'these claims' if args.claim else 'any claim'}")
     elif before is not None and not changed:
-        print(f"all verdicts are those of {args.against}")
+        say(f"all verdicts are those of {args.against}")
     failed = any(row.verdict == "FAILS" for row in table.rows) or changed
-    return FAILED if args.strict and failed else DONE
+    return UNUSABLE if left_out else FAILED if args.strict and failed else DONE
 
 
 def _report(args: argparse.Namespace) -> int:
     """Writes one page about all results below the directories."""
     report.check_file(local_path("--out", args.out))
-    found: dict[Path, str] = {}  # by their full paths, so that what is given twice comes once
-    for directory in args.dirs:
-        parent = Path(os.path.abspath(local_path("DIR", directory))).parent
-        for path in find_results(directory):
-            found.setdefault(path.resolve(), str(Path(os.path.abspath(path)).relative_to(parent)))
-    short = len(set(found.values())) == len(found)  # names from the given directory on, whole paths if two are the same
-    runs = {name if short else str(path): tools.undamaged(path)[0] for path, name in found.items()}
-    file = report.write(args.out, runs, args.figures)
-    print(f"{file}: {tools.size_words(file.stat().st_size)}, {tools.counted(len(runs), 'sweep')}")
-    return DONE
+    found, left_out = each_usable(args.dirs, lambda path: tools.undamaged(path)[0])
+    parents = [Path(os.path.abspath(local_path("DIR", directory))).parent for directory in args.dirs]
+    names = {}  # from the given directory on
+    for path in found:
+        whole = Path(os.path.abspath(path))
+        names[path] = str(next(whole.relative_to(parent) for parent in parents if whole.is_relative_to(parent)))
+    short = len(set(names.values())) == len(found)  # whole paths if two are the same
+    file = report.write(
+        args.out, {names[path] if short else str(path.resolve()): ds for path, ds in found.items()}, args.figures
+    )
+    say(f"{file}: {tools.size_words(file.stat().st_size)}, {tools.counted(len(found), 'sweep')}")
+    return UNUSABLE if left_out else DONE
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -80,21 +106,23 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    return UNUSABLE if tools.print_status(args.dir) else DONE
+    return UNUSABLE if tools.print_status(args.dirs) else DONE
 
 
 def _verify(args: argparse.Namespace) -> int:
-    return DONE if tools.print_verify(args.dir) else FAILED
+    return DONE if tools.print_verify(args.dirs) else FAILED
 
 
 def _export(args: argparse.Namespace) -> int:
-    found = find_results(args.dir)
-    if args.out is not None and len(found) > 1:
-        raise ValueError(f"--out FILE is for one results directory, {args.dir!r} holds {len(found)}")
+    held = [path for path in tools.results_below(args.dirs) if is_results(path)]
+    if args.out is not None and len(held) > 1:
+        raise ValueError(f"--out FILE is for one results directory, {' '.join(args.dirs)!r} holds {len(held)}")
     file = local_path("--out", args.out) if args.out is not None else None
-    for path in found:
-        print(export_netcdf(path, file or path / "results.nc"), flush=True)
-    return DONE
+
+    def work(path: Path) -> None:
+        say(export_netcdf(path, file or path / "results.nc"))
+
+    return UNUSABLE if each_usable(args.dirs, work)[1] else DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,11 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command(name: str, work: Callable[[argparse.Namespace], int], text: str, results: bool = True) -> Any:
         own = commands.add_parser(name, help=text, description=text)
         if results:
-            own.add_argument("dir", metavar="DIR", help="a results directory, or one that holds several")
+            own.add_argument("dirs", metavar="DIR", nargs="+", help="results directories, or ones that hold several")
         own.set_defaults(work=work)
         return own
 
-    claims = command("claims", _claims, "predicted, measured and verdict of every claim that DIR can decide")
+    claims = command("claims", _claims, "predicted, measured and verdict of every claim that the DIRs can decide")
     claims.add_argument("--claim", action="append", metavar="ID", help="only this claim; may be repeated")
     claims.add_argument("--strict", action="store_true", help="exit with 1 if a claim FAILS or differs from --against")
     claims.add_argument("--markdown", action="store_true", help="print the table as Markdown")
@@ -117,10 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     claims.add_argument(
         "--against", metavar="FILE", help="point out verdicts that differ from this CSV, or are no longer decided"
     )
-    page = command(
-        "report", _report, "one HTML page: every figure, claim, verdict and manifest; no network", results=False
-    )
-    page.add_argument("dirs", metavar="DIR", nargs="+", help="results directories, or ones that hold several")
+    page = command("report", _report, "one HTML page: every figure, claim, verdict and manifest; no network")
     page.add_argument(
         "--out", metavar="FILE", required=True, help="the page, such as report.html; an earlier one is replaced"
     )

@@ -15,7 +15,7 @@ import optax
 
 from jaxsign.factories import PER_RUN, build, per_run
 from jaxsign.names import result_name, text_value
-from jaxsign.validation import known, one_line, plain_number, real
+from jaxsign.validation import known, one_line, plain_number, real, short_enough
 
 Array = jax.Array
 #: Keywords of optimizers that are numbers wherever they occur.
@@ -109,6 +109,7 @@ def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> 
         for name, given in lists.items()
     }
     floats = tuple(name for name, given in values.items() if all(isinstance(v, float) for v in given))
+    short_enough(f"js.grid({label}, ...)", math.prod(map(len, values.values())))
     points = tuple(dict(zip(values, point)) for point in itertools.product(*values.values()))
     made = Grid(factory, points, floats)
     _check_traceable(label, made)

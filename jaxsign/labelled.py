@@ -183,7 +183,8 @@ def run_dataset(run: Any, family: str, keywords: Mapping[str, float]) -> Any:
     coords["family"] = ("optimizer", np.array([family], object))
     for name, value in keywords.items():
         number = plain_number(name, value)
-        coords[name] = ("optimizer", _column([float(number) if type(number) is int else number]))
+        whole = type(number) is int and abs(number) <= 2**53
+        coords[name] = ("optimizer", _column([float(number) if whole else number]))
     records = {"problem": run.problem, "hyper": run.hyper}
     plain = {
         name: {field: getattr(record, field) for field in field_names(type(record))}
@@ -259,9 +260,10 @@ def _column(values: list[Any]) -> np.ndarray:
     if all(isinstance(v, bool) for v in values):
         return np.array(values, bool)
     numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    if all(isinstance(v, int) for v in numbers) and len(numbers) == len(values):
+    fits = all(-(2**63) <= v < 2**63 for v in numbers if isinstance(v, int))
+    if fits and all(isinstance(v, int) for v in numbers) and len(numbers) == len(values):
         return np.array(values, np.int64)
-    exact = all(float(v) == v for v in numbers if isinstance(v, int))  # 64-bit floats hold integers up to 2^53
+    exact = fits and all(float(v) == v for v in numbers if isinstance(v, int))  # 64-bit floats hold up to 2^53
     if numbers and exact and len(numbers) + values.count(None) == len(values):
         return np.array([np.nan if v is None else v for v in values], np.float64)
     return np.array(["" if v is None else v if isinstance(v, str) else static_word(v) for v in values], object)
@@ -289,7 +291,11 @@ def base_coordinates(sweep: Any) -> dict[str, float]:
     used |= {field for name, field in getattr(type(hyper), "derived", {}).items() if name in used}
     values = hyper if isinstance(hyper, Mapping) else {name: getattr(hyper, name) for name in names}
     numbers = {name: plain_number(name, values[name]) for name in names if name not in used}
-    return {name: float(value) for name, value in numbers.items() if isinstance(value, (int, float))}
+    return {
+        name: value if type(value) is int and abs(value) > 2**53 else float(value)
+        for name, value in numbers.items()
+        if isinstance(value, (int, float))
+    }
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:

@@ -386,8 +386,13 @@ def whole_run(steps: int, record: np.ndarray, test: np.ndarray) -> Stops:
 
 
 def _floating(x: Any) -> Array:
-    """As the default float, which holds NaN where there is no number, and every narrower float exactly."""
-    return jnp.asarray(x).astype(jnp.zeros(()).dtype)
+    """As the default float: NaN where there is no number, narrower floats exactly, and integers exactly or as NaN."""
+    x, dtype = jnp.asarray(x), jnp.zeros(()).dtype
+    out = x.astype(dtype)
+    if not jnp.issubdtype(x.dtype, jnp.integer) or jnp.iinfo(x.dtype).bits <= jnp.finfo(dtype).nmant + 1:
+        return out
+    inside = out < jnp.asarray(float(int(jnp.iinfo(x.dtype).max) + 1), dtype)  # beyond it, casting back saturates
+    return jnp.where(inside & (out.astype(x.dtype) == x), out, jnp.nan)
 
 
 def _finite(tree: PyTree) -> Array:

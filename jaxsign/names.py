@@ -1,8 +1,9 @@
-"""Names that users give: of results, which are also folders and netCDF names, and of optimizers, which are words."""
+"""Names that users give, checked: of results, also folders and netCDF names, and words; and any text, as shown."""
 
+import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 #: Bytes of a name in UTF-8: file systems take 255, and a dimension's name may be made of a variable's.
 BYTES = 200
@@ -83,9 +84,30 @@ def _unwritable(name: Any) -> str:
         return "it is empty"
     if name != name.strip():
         return "it begins or ends with a space"
-    # Spaces are printable, line breaks, control characters and lone surrogates are not; joiners are part of emoji.
-    strange = next((c for c in name if not c.isprintable() and c not in "\u200c\u200d"), "")
+    strange = next((c for c in name if not _shows(c)), "")
     return f"{strange!r} cannot be printed" if strange else ""
+
+
+def _shows(character: str) -> bool:
+    """Whether a character may be shown: not line breaks, control characters, changes of direction, lone surrogates."""
+    return character.isprintable() or character in "\u200c\u200d"  # joiners are part of emoji
+
+
+def printable(text: Any) -> str:
+    r"""A text on one line as a terminal or a page may show it: what would move its cursor or turn words is escaped.
+
+    Names of files, lock files, manifests and other people's labels may hold anything.
+
+    Examples:
+      >>> print(printable("loss\x1b[2K\r \u202eevil"))
+      loss\x1b[2K\r \u202eevil
+    """
+    return "".join(c if _shows(c) else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def say(text: Any, file: TextIO | None = None) -> None:
+    """Prints one line that is `printable`, on stdout unless told otherwise."""
+    print(printable(text), file=sys.stdout if file is None else file, flush=True)
 
 
 def text_value(kind: str, value: Any) -> None:

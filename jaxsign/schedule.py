@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.validation import positive_int
+from jaxsign.validation import length_of, positive_int, short_enough
 
 
 def log_steps(steps: int, per_decade: int = 20) -> np.ndarray:
@@ -71,10 +71,13 @@ class Schedule:
         if steps >= 2**31:  # the loop counts in 32 bits
             raise ValueError(f"steps must be an int in [1, 2^31), got steps={steps}")
         recorded = usual_steps(steps) if record is None else _steps_array("record", record, steps)
+        short_enough("test_every", length_of(test_every))
         if np.ndim(test_every) == 0:
-            at = usual_steps(steps) if test_every is None else _steps_array("test_every", test_every, steps)
-            place = np.searchsorted(recorded, at)
-            test = np.isin(np.arange(recorded.size), place)
+            if test_every is None:
+                passed = np.searchsorted(usual_steps(steps), recorded, side="right")  # how many at or before each
+            else:
+                passed = recorded // positive_int("test_every", test_every) + 1
+            test = np.diff(passed, prepend=0) > 0
         else:
             wanted = _steps_array("test_every", test_every, steps)
             stray = np.setdiff1d(wanted, recorded)
@@ -86,8 +89,11 @@ class Schedule:
 
 def _steps_array(field: str, value: Any, steps: int) -> np.ndarray:
     """An int k or an array of steps as a checked increasing int array."""
+    short_enough(field, length_of(value))
     if np.ndim(value) == 0:
-        return np.arange(0, steps + 1, positive_int(field, value))
+        every = positive_int(field, value)
+        short_enough(f"{field}={every} of steps={steps}", steps // every + 1, "take a larger one, or an array of steps")
+        return np.arange(0, steps + 1, every)
     array = np.asarray(value)
     if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{field} must be an int >= 1 or a non-empty 1-d array of ints, got {value!r}")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import fnmatch
 import json
 import math
 import os
@@ -16,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxsign.names import say
 from jaxsign.store import checkpoints, locks, results, trajectory
-from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest
+from jaxsign.store.manifest import MANIFEST, UnusableData, check_fit, examined
 from jaxsign.store.results import ARRAYS, Store
 from jaxsign.sweep.forecast import Forecast, forecast
 from jaxsign.sweep.grid import Sweep
@@ -108,7 +110,20 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in zip(*columns)]
 
 
-def results_below(directory: str) -> list[Path]:
+def results_below(directories: Sequence[str]) -> list[Path]:
+    """The results directories at and below some directories, in their order, each of them once.
+
+    Raises:
+      ValueError: if there is none in one of them.
+    """
+    found: dict[Path, Path] = {}  # by their full paths
+    for directory in directories:
+        for path in _below(directory):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _below(directory: str) -> list[Path]:
     """The results directories at and below a directory, sorted: finished, unfinished, damaged or being begun.
 
     Links are followed, but not out to a folder that holds `directory` itself. What several names lead to comes once,
@@ -139,7 +154,7 @@ def results_below(directory: str) -> list[Path]:
                     links.append(folder / entry.name)
         except OSError as error:
             what = f"link to {os.readlink(folder)!r}" if folder.is_symlink() else "folder"
-            print(f"{folder}: left out: a {what} that cannot be read: {error.strerror or error}", file=sys.stderr)
+            say(f"{folder}: left out: a {what} that cannot be read: {error.strerror or error}", sys.stderr)
     if not found:
         raise ValueError(
             f"DIR must hold finished results or those of a sweep under way ({MANIFEST} and {ARRAYS}), got {directory!r}"
@@ -157,8 +172,14 @@ def _holds_results(path: Path) -> bool:
     """Whether a directory is of a sweep, whatever is left of it; other programs' manifest.json do not count."""
     held = (path / ARRAYS).is_dir() or any((path / locks.FOLDER).glob("shard-*.lock"))
     with contextlib.suppress(UnusableData):
-        return held or read_manifest(path) is not None
+        return held or examined(path)[0] is not None
     return False
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    """The files below a folder whose names fit a pattern, sorted; a running sweep may take them away meanwhile."""
+    found = [Path(parent, file) for parent, _, files in os.walk(folder) for file in fnmatch.filter(files, name)]
+    return sorted(found)
 
 
 def holders(path: Path) -> tuple[list[str], list[str]]:
@@ -218,26 +239,26 @@ def _times(path: Path, manifest: Mapping[str, Any]) -> tuple[datetime, datetime]
     begins = [_seconds(s["finished"]) - timedelta(seconds=s["seconds"]) for s in manifest["sessions"]]
     files: list[Path] = []
     if manifest["runs"].get("not_run", 1):
-        status = (path / ARRAYS / "status" / "c").rglob("*")
-        files = [*(f for f in status if f.is_file()), *(path / checkpoints.FOLDER).glob("*/*.json")]
+        files = [*_files(path / ARRAYS / "status" / "c", "*"), *_files(path / checkpoints.FOLDER, "*.json")]
     written = []
     for file in files:
-        with contextlib.suppress(OSError):  # gone since
+        with contextlib.suppress(OSError, ValueError, OverflowError):  # gone since, or a time of no calendar
             written.append(datetime.fromtimestamp(file.stat().st_mtime, UTC))
     return min(ends + begins), max(ends + written)
 
 
-def print_status(directory: str) -> int:
-    """Prints where every sweep at and below a directory stands; reads only.
+def print_status(directories: Sequence[str]) -> int:
+    """Prints where every sweep at and below some directories stands; reads only.
 
     Returns:
       How many manifests cannot be read.
     """
     unreadable = 0
-    for number, path in enumerate(results_below(directory)):
+    for number, path in enumerate(results_below(directories)):
         lines, readable = _status_lines(path)
         unreadable += not readable
-        print(*[""] * bool(number), str(path), *(f"  {line}" for line in _aligned(lines)), sep="\n")
+        for line in [*[""] * bool(number), path, *(f"  {line}" for line in _aligned(lines))]:
+            say(line)
     return unreadable
 
 
@@ -246,7 +267,9 @@ def _status_lines(path: Path) -> tuple[list[list[str]], bool]:
     running, gone = holders(path)
     people = [["running", words] for words in running] + [["cut off", words] for words in gone]
     try:
-        manifest = read_manifest(path)
+        manifest, damage = examined(path)
+        if manifest and not results.damaged_metadata(path, manifest["crc32"]):
+            check_fit(manifest, path / ARRAYS)
     except UnusableData as error:
         return [["damaged", str(error)], *people, ["next", "jaxsign verify says what is left"]], False
     if manifest is None:
@@ -254,7 +277,7 @@ def _status_lines(path: Path) -> tuple[list[list[str]], bool]:
             return [["damaged", f"{path / MANIFEST} is missing"], ["next", "put it back"]], False
         again = "wait for what is running" if running else "run the sweep's own command again"
         return [["runs", "nothing is stored yet"], *people, ["next", again]], True
-    lines, left = [], True
+    lines, left = [["damaged", line] for line in damage.values()], True
     try:
         status = results.read_status(path)
     except UnusableData as error:
@@ -270,14 +293,19 @@ def _status_lines(path: Path) -> tuple[list[list[str]], bool]:
     lines.append(["worked", worked])
     lines += [["accepted", words] for words in accepted_words(manifest)]
     lines += people
-    for folder in sorted((path / checkpoints.FOLDER).glob("block-*")):
-        steps = [int(record.stem) for record in folder.glob("*.json") if record.stem.isdigit()]
-        if steps:
-            block = int(folder.name.removeprefix("block-"))
-            lines.append(["checkpoint", f"block {block} at step {max(steps)} of {manifest['definition']['steps']}"])
+    steps = {record.parent.name: int(record.stem) for record in _checkpoints(path)}  # the last of a block's counts
+    for name, step in steps.items():
+        block = name.removeprefix("block-").lstrip("0") or "0"
+        lines.append(["checkpoint", f"block {block} at step {step} of {manifest['definition']['steps']}"])
     todo = "wait for what is running" if running else "run the sweep's own command again: it goes on from here"
     lines.append(["next", todo if left else "finished"])
     return lines, True
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    """The records of a directory's checkpoints, by block and step."""
+    found = [record for record in _files(path / checkpoints.FOLDER, "*.json") if record.stem.isdecimal()]
+    return sorted(found, key=lambda record: (record.parent.name, int(record.stem)))
 
 
 def accepted_words(manifest: Mapping[str, Any]) -> list[str]:
@@ -324,7 +352,8 @@ def check_directory(path: Path) -> Checked:
     """Reads everything in a results directory: manifest, metadata, chunks of stored runs, checkpoints, trajectories."""
     found, manifest = Checked(), None
     try:
-        manifest = read_manifest(path)
+        manifest, damage = examined(path)
+        found.damage += damage.values()
         if manifest is None:
             found.damage.append(f"{path / MANIFEST} is missing")
         else:
@@ -339,10 +368,9 @@ def check_directory(path: Path) -> Checked:
     _check_trajectories(path, manifest, found)
     if manifest is None and (path / ARRAYS).is_dir():
         found.mend.append(f"put {MANIFEST} back from a copy: without it, nothing can be loaded or run")
-    elif found.damage or found.not_run:
+    elif not found.mend and (found.damage or found.not_run):
         found.mend.append("run the sweep's own command again: it computes what is damaged or missing")
-    lines = checkpoints.damage(path / checkpoints.FOLDER)
-    found.checkpoints = sum(f.stem.isdigit() for f in (path / checkpoints.FOLDER).rglob("*.json"))
+    lines = _check_checkpoints(path, found)
     if lines:
         found.damage += lines
         found.mend.append("the next start passes over a damaged checkpoint")
@@ -355,15 +383,22 @@ def check_arrays(path: Path, manifest: Mapping[str, Any] | None, found: Checked)
     """Reads results.zarr, as far as its metadata can be trusted."""
     broken = results.damaged_metadata(path, manifest["crc32"]) if manifest else []
     found.damage += broken
-    try:
-        variables = results.stored_variables(path)
-        store = Store(path, variables, mode="r")
-    except Exception as error:  # whatever zarr raises about metadata that are not what was written
-        if not broken:
-            found.damage.append(f"{path / ARRAYS} cannot be opened: {_line(error)}")
-        return
     if broken:
         return  # shapes, chunks and codecs are not known for certain: reading would find more damage than there is
+    try:
+        if odd := [file for file in (path / ARRAYS).glob("*/zarr.json") if not file.is_file()]:
+            raise UnusableData(f"{odd[0]} is no file")  # a pipe would wait for its writer
+        if manifest:
+            check_fit(manifest, path / ARRAYS)
+        variables = results.stored_variables(path)
+        store = Store(path, variables, mode="r")
+    except UnusableData as error:
+        found.damage.append(str(error))
+        found.mend.append("put back what was changed: nothing can be loaded or run before")
+        return
+    except Exception as error:  # whatever zarr raises about metadata that are not what was written
+        found.damage.append(f"{path / ARRAYS} cannot be opened: {_line(error)}")
+        return
     status = variables["status"]
     found.runs = math.prod(status.shape)
     stored = 0
@@ -402,6 +437,21 @@ def _check_trajectories(path: Path, manifest: Mapping[str, Any] | None, found: C
         found.damage.append(f"{path / trajectory.FOLDER} lacks {counted(lost, 'stored run')}")
 
 
+def _check_checkpoints(path: Path, found: Checked) -> list[str]:
+    """A line for every damaged checkpoint. A running sweep replaces them: only what stays damaged counts."""
+    records = _checkpoints(path)
+    found.checkpoints, lines = len(records), []
+    for folder in dict.fromkeys(record.parent for record in records):
+        seen: list[list[str]] = []
+        while len(seen) < 2 and seen != [[]]:
+            try:
+                seen.append(checkpoints.damage(folder))
+            except OSError as error:
+                seen.append([f"{folder} cannot be read: {error.strerror or error}"] if folder.exists() else [])
+        lines += [line for line in seen[0] if line in seen[-1]]
+    return lines
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -414,30 +464,30 @@ def undamaged(path: Path) -> tuple[Any, Checked]:
       UnusableData: if something in it is damaged.
     """
     ds, found = results.opened(path), Checked()
-    check_arrays(path, read_manifest(path), found)
+    check_arrays(path, examined(path)[0], found)
     if found.damage:
         raise UnusableData(f"{found.damage[0]}; jaxsign verify lists all damage")
     return ds, found
 
 
-def print_verify(directory: str) -> bool:
-    """Prints what is damaged or not run at and below a directory; whether all of it is good."""
+def print_verify(directories: Sequence[str]) -> bool:
+    """Prints what is damaged or not run at and below some directories; whether all of it is good."""
     checked = []
-    for path in results_below(directory):
+    for path in results_below(directories):
         found = check_directory(path)
         checked.append(found)
-        print(f"{path}: {found.verdict}: {counted(found.runs, 'run')}, {_read([found])}")
+        say(f"{path}: {found.verdict}: {counted(found.runs, 'run')}, {_read([found])}")
         for line in found.damage:
-            print(f"  {line}")
+            say(f"  {line}")
         if found.not_run:
-            print(f"  incomplete: {found.not_run} of {counted(found.runs, 'run')} not run")
+            say(f"  incomplete: {found.not_run} of {counted(found.runs, 'run')} not run")
         for line in found.accepted:
-            print(f"  accepted {line}")
+            say(f"  accepted {line}")
         for line in found.mend:
-            print(f"  -> {line}", flush=True)
+            say(f"  -> {line}")
     good = sum(found.verdict == "good" for found in checked)
     if len(checked) > 1:
-        print(f"{good} of {len(checked)} directories are good: {_read(checked)}")
+        say(f"{good} of {len(checked)} directories are good: {_read(checked)}")
     return good == len(checked)
 
 

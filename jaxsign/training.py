@@ -22,7 +22,7 @@ from jaxsign.outputs import outputs
 from jaxsign.schedule import Schedule
 from jaxsign.start import Start, begin
 from jaxsign.task import Task
-from jaxsign.validation import floats_of, name_tuple, plain_record, representable
+from jaxsign.validation import exact, floats_of, name_tuple, numbers_of, plain_record, representable
 
 Array = jax.Array
 PyTree = Any
@@ -253,6 +253,8 @@ def train(
     hyper = plain_record(hyper)
     if task.validate is not None:
         task.validate(hyper)
+    for field, value in numbers_of(hyper) if isinstance(hyper, Mapping) or dataclasses.is_dataclass(hyper) else ():
+        exact(field, value, jnp.zeros(()).dtype)
     for field, value in (*floats_of("hyper", hyper), *floats_of("problem", task.problem)):
         representable(field, value, jnp.zeros(()).dtype)
     if not keep_trace and summary is None:

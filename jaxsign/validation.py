@@ -18,6 +18,57 @@ import numpy as np
 #: "s3://bucket/x", also after Path has made "s3:/bucket/x" of it, "simplecache::s3://bucket/x", "C:\\x".
 _ELSEWHERE = re.compile(r"(?:[\w+.-]+::)*[A-Za-z][A-Za-z0-9+.-]*:[/\\]")
 
+#: Values of an axis or of a keyword, seeds, and recorded steps at most: a manifest lists them all.
+LONGEST = 2**20
+#: Runs of a sweep at most.
+RUNS = 10**8
+
+
+def length_of(values: Any) -> int:
+    """How many values there are, as far as that is known before they are made; 0 where it is not.
+
+    Examples:
+      >>> length_of(range(10**30)) > LONGEST, length_of([1, 2]), length_of(iter([1]))
+      (True, 2, 0)
+    """
+    try:
+        return len(values)
+    except TypeError:
+        return 0
+    except OverflowError:  # a range beyond what Python counts
+        return LONGEST + 1
+
+
+def short_enough(field: str, count: int, remedy: str = "") -> None:
+    """Checks the number of values of a field before they are made.
+
+    Raises:
+      ValueError: naming field, count and limit.
+
+    Examples:
+      >>> short_enough("axis 'snr'", 3)
+    """
+    if count > LONGEST:
+        raise ValueError(f"{field} must have at most {LONGEST:,} values, got {count:,}{'; ' * bool(remedy)}{remedy}")
+
+
+def exact(field: str, value: Any, dtype: Any) -> None:
+    """Checks that a float dtype holds an integer as it is; floats may be rounded, integers mean themselves.
+
+    Raises:
+      ValueError: naming field, value and what it becomes.
+
+    Examples:
+      >>> exact("n", 2**24, np.float32)
+    """
+    if type(value) is not int:
+        return
+    with np.errstate(all="ignore"):
+        rounded = float(np.asarray(float(value), dtype))
+    if rounded != value:
+        shown = int(rounded) if math.isfinite(rounded) else rounded
+        raise ValueError(f"{field}={value} becomes {shown} in {np.dtype(dtype).name}: {_remedy(dtype)}")
+
 
 def positive_int(field: str, value: Any, minimum: int = 1) -> int:
     """Returns `value` as an int >= `minimum`; floats and bools are refused, never rounded.
@@ -146,6 +197,18 @@ def plain_record(record: Any) -> Any:
 def _leaf(name: str, value: Any) -> Any:
     value = plain_number(name, value)
     return real(name, value) if type(value) is int and abs(value) >= 2**63 else value
+
+
+def numbers_of(record: Any) -> list[tuple[str, Any]]:
+    """(field, value) of everything in a dict or a dataclass; nothing of None.
+
+    Examples:
+      >>> numbers_of({"slope": 0.5, "n": 4})
+      [('slope', 0.5), ('n', 4)]
+    """
+    if isinstance(record, Mapping):
+        return [(str(name), value) for name, value in record.items()]
+    return [(f.name, getattr(record, f.name)) for f in dataclasses.fields(record)] if record is not None else []
 
 
 def floats_of(field: str, value: Any) -> Iterator[tuple[str, float]]:

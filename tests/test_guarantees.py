@@ -177,7 +177,14 @@ def edited(path, change):
 def test_a_hand_edited_manifest_and_a_newer_format_are_refused(tmp_path, stored):
     copy = tmp_path / "copy"
     shutil.copytree(stored[0], copy)
-    edited(copy, lambda m: m["definition"].update(steps=200))
+    edited(copy, lambda m: m["definition"].update(steps=400))
+    assert js.open_results(copy).sizes["step"] > 1  # its copy is taken
+    edited(copy, lambda m: m.update(format=2, checksum=checksum({**m, "format": 2})))
+    for use in (lambda: js.open_results(copy), lambda: js.run_sweep(sweep(**SMALL), copy)):
+        with pytest.raises(UnusableData, match=r"has format 2, from a newer jaxsign.*upgrade it"):
+            use()
+    (copy / "manifest.copy.json").unlink()
+    edited(copy, lambda m: (m["definition"].update(steps=200), m.update(format=1)))
     for use in (lambda: js.open_results(copy), lambda: js.run_sweep(sweep(**SMALL), copy)):
         with pytest.raises(UnusableData, match="changed by hand"):
             use()

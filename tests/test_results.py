@@ -25,6 +25,9 @@ from jaxsign.sweep import definition as definitions
 from jaxsign.sweep import plan, session
 from jaxsign.sweep.blocks import Blocks
 
+#: What a finished results directory holds.
+WHOLE = {"locks", "manifest.copy.json", "manifest.json", "results.zarr"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Line:
@@ -159,7 +162,7 @@ def test_the_manifest_says_what_ran_where(stored):
     (session,) = manifest["sessions"]
     assert session.items() >= {"pid": os.getpid(), "shard": "0/1", "host": manifest["host"]}.items()
     assert session["command"] == manifest["command"] == shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
-    assert sorted(f.name for f in path.iterdir()) == ["locks", "manifest.json", "results.zarr"]
+    assert {f.name for f in path.iterdir()} == WHOLE
 
 
 def damage(file, place=-1):
@@ -198,9 +201,10 @@ def test_changed_metadata_is_unusable(copy, file):
         js.open_results(copy)
 
 
-def test_a_broken_manifest_is_unusable_and_stays_as_it_is(copy):
+def test_a_broken_manifest_without_its_copy_is_unusable_and_stays_as_it_is(copy):
     file = copy / "manifest.json"
     file.write_text(file.read_text()[:-50])
+    (copy / "manifest.copy.json").unlink()
     before = files(copy)
     with pytest.raises(UnusableData, match=r"manifest\.json is not a readable manifest"):
         js.open_results(copy)
@@ -343,7 +347,7 @@ def test_a_run_that_is_cut_off_keeps_finished_blocks_and_is_continued_by_the_sam
     assert manifest["runs"] == {"total": 6, "finished": 6, "diverged": 0, "not_run": 0}
     assert len(manifest["sessions"]) == 2
     assert manifest["wall_seconds"] == pytest.approx(sum(s["seconds"] for s in manifest["sessions"]), abs=0.01)
-    assert sorted(f.name for f in out.iterdir()) == ["locks", "manifest.json", "results.zarr"]
+    assert {f.name for f in out.iterdir()} == WHOLE
 
 
 @pytest.mark.parametrize("moved", [0, 1, 7])
@@ -368,7 +372,7 @@ def test_a_run_that_is_cut_off_while_the_store_is_made_is_continued(tmp_path, mo
             js.run_sweep(small(), out=tmp_path)
     again = js.run_sweep(small(), out=tmp_path)
     assert values(again).identical(values(js.run_sweep(small())))
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["locks", "manifest.json", "results.zarr"]
+    assert {f.name for f in tmp_path.iterdir()} == WHOLE
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path, monkeypatch):
@@ -378,7 +382,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path, monkeypatch):
     (out / "manifest.json.4194305.partial").write_text("{")
     monkeypatch.setattr(plan, "BLOCK_RUNS", 2)
     assert js.run_sweep(small(), out=out)["train_loss"].notnull().all()
-    assert sorted(f.name for f in out.iterdir()) == ["locks", "manifest.json", "results.zarr"]
+    assert {f.name for f in out.iterdir()} == WHOLE
 
 
 def test_a_kill_between_the_last_run_and_the_last_word_is_put_right(tmp_path, monkeypatch):
@@ -395,11 +399,12 @@ def test_a_kill_between_the_last_run_and_the_last_word_is_put_right(tmp_path, mo
     again = js.run_sweep(small(), out=tmp_path)
     assert values(again).identical(values(js.run_sweep(small())))
     assert json.loads((tmp_path / "manifest.json").read_text())["runs"]["not_run"] == 0
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["locks", "manifest.json", "results.zarr"]
+    assert {f.name for f in tmp_path.iterdir()} == WHOLE
 
 
 def test_arrays_without_a_manifest_are_refused_and_untouched(copy):
     (copy / "manifest.json").unlink()
+    (copy / "manifest.copy.json").unlink()
     before = files(copy)
     with pytest.raises(ValueError, match=r"holds results\.zarr without manifest\.json.*put it back") as caught:
         js.run_sweep(sweep(), out=copy)
@@ -503,6 +508,7 @@ def test_open_results_wants_a_results_directory(tmp_path, copy):
 def test_a_directory_removed_under_a_sweep_ends_in_one_line(tmp_path, monkeypatch):
     def swept_away(self, missing, stop, progress):
         (self.path / "manifest.json").unlink()
+        (self.path / "manifest.copy.json").unlink()
 
     monkeypatch.setattr(session.Session, "run", swept_away)
     with pytest.raises(UnusableData, match=r"manifest\.json was removed while the sweep ran; start it again"):

@@ -168,7 +168,8 @@ def test_claims_command_on_bad_and_damaged_directories(results, tmp_path, capsys
     assert cli.main(["claims", str(results), "--claim", "S9"]) == 2
     assert "unknown claim 'S9'" in capsys.readouterr().err
     shutil.copytree(results / "query_noise", tmp_path / "copy")
-    (tmp_path / "copy" / "manifest.json").write_text("{")
+    for name in ("manifest.json", "manifest.copy.json"):
+        (tmp_path / "copy" / name).write_text("{")
     assert cli.main(["claims", str(tmp_path / "copy")]) == 3
     assert capsys.readouterr().err.count("\n") == 1
 

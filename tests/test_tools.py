@@ -263,10 +263,12 @@ def test_status_of_what_is_only_begun_or_has_no_manifest(whole, tmp_path, capsys
     assert "nothing is stored yet" in out
     assert "running  process" in out
     (whole / "manifest.json").write_text("{")
+    (whole / "manifest.copy.json").write_text("{")
     status, out, _ = run(capsys, "status", tmp_path)
     assert status == 3
     assert "manifest.json is not a readable manifest" in out
     (whole / "manifest.json").unlink()
+    (whole / "manifest.copy.json").unlink()
     assert run(capsys, "status", whole)[0] == 3
 
 
@@ -359,6 +361,7 @@ def test_verify_reads_checkpoints(whole, capsys):
 
 def test_a_manifest_that_cannot_be_read_does_not_end_verify(whole, half, tmp_path, capsys):
     flip(half / "manifest.json", 200)
+    (half / "manifest.copy.json").unlink()
     status, out, _ = run(capsys, "verify", tmp_path)
     assert status == 1
     assert f"  {half / 'manifest.json'} is " in out

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxsign.claims.claim import system_of
 from jaxsign.claims.systems import setting_of
+from jaxsign.names import printable
 from jaxsign.reading import reading
 from jaxsign.report.drawings import Drawing, drawings
 from jaxsign.stages import manifest
@@ -110,7 +111,7 @@ def render(runs: Mapping[str, Any], figures: str | os.PathLike | None = None) ->
     words = [row.verdict for row in table.rows]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxsign.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.StrictUndefined, finalize=_shown,
     )  # fmt: skip
     return environment.get_template("page.html").render(
         made_by=MADE_BY, style=_asset("page.css"), script=script,
@@ -176,6 +177,11 @@ def _is_report(path: Path) -> bool:
         return MADE_BY.encode() in file.read(2000)
 
 
+def _shown(value: Any) -> Any:
+    """What the page shows of a value: texts `printable`, markup of our own as it is."""
+    return printable(value) if type(value) is str else value
+
+
 def _asset(name: str) -> str:
     return resources.files("jaxsign.report").joinpath(name).read_text(encoding="utf-8")
 
@@ -185,6 +191,7 @@ def _section(name: str, anchor: str, ds: Any) -> Section:
     status = np.asarray(ds["status"].values)
     kinds = {"finished": status == 0, "diverged": status == 1, "not run": status < 0}
     runs = {kind: int(which.sum()) for kind, which in kinds.items()}
+    found = [dataclasses.replace(d, svg="\n".join(map(printable, d.svg.split("\n")))) for d in found]
     groups = [(group, list(own)) for group, own in itertools.groupby(found, lambda drawing: drawing.group)]
     told = [session.get("command", "") for session in made.get("sessions", [])] or [made.get("command", "")]
     commands = [command for command in dict.fromkeys(told) if command]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxsign.names import printable
 from jaxsign.store.manifest import MANIFEST
 
 FOLDER = "locks"
@@ -130,7 +131,8 @@ def _holder(file: Path) -> dict[str, Any]:
 
 
 def _words(holder: dict[str, Any]) -> str:
-    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"
+    words = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"
+    return printable(words if len(words) <= 200 else f"{words[:197]}...")
 
 
 def _lives(file: Path) -> bool:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxsign.labelled import manifest_text, with_bools
+from jaxsign.names import say
 from jaxsign.store.binding import binding
-from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest, to_disk
+from jaxsign.store.manifest import COPY, MANIFEST, UnusableData, check_fit, has_manifest, read_manifest, to_disk
 from jaxsign.store.watched import (
     ARRAYS,
     MENDED,
@@ -32,7 +33,7 @@ from jaxsign.store.watched import (
 from jaxsign.validation import local_path
 
 #: What a results directory may hold.
-OWN = (ARRAYS, MANIFEST, "locks", "checkpoints", "trajectories")
+OWN = (ARRAYS, MANIFEST, COPY, "locks", "checkpoints", "trajectories")
 
 #: Seconds for which finished blocks may wait for their status: what it speaks of goes to the disk for all at once.
 HELD = 1.0
@@ -57,7 +58,7 @@ def directory(out: str | os.PathLike) -> Path:
                 raise ValueError(f"out={str(path)!r} lies in the results directory {str(above)!r}: give one beside it")
         if path.exists() and not path.is_dir():
             raise ValueError(f"out must be a directory, got the file out={str(path)!r}")
-        if path.exists() and not (path / MANIFEST).exists():
+        if path.exists() and not has_manifest(path):
             strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith(OWN)]
             if strangers:
                 raise ValueError(
@@ -107,7 +108,7 @@ def named(path: Path) -> Iterator[None]:
 
 def is_results(path: Path) -> bool:
     """Whether a directory holds results, finished or not."""
-    return (path / MANIFEST).is_file() and (path / ARRAYS).is_dir()
+    return has_manifest(path) and (path / ARRAYS).is_dir()
 
 
 class Memory:
@@ -230,7 +231,7 @@ class Store(Memory):
             self.commit()
         line = self._line("status", *next(chunk_files(self.path / ARRAYS / "status", self.variables["status"], box)))
         if line:
-            print(f"{line}: its block is run again", file=sys.stderr)
+            say(f"{line}: its block is run again", sys.stderr)
             return np.ones([s.stop - s.start for s in box], bool)
         return np.asarray(self.arrays["status"][box]) < 0
 
@@ -295,7 +296,7 @@ def _write_template(folder: Path, variables: Mapping[str, Variable], coords: Map
                 name, shape=v.shape, dtype=v.dtype, chunks=v.chunks, fill_value=v.fill, compressors=[codec],
                 dimension_names=v.dims, attributes=dict(v.attrs),
             )  # fmt: skip
-    return {str(f.relative_to(folder)): _crc(f) for f in sorted(folder.rglob("*")) if f.is_file()}
+    return {str(f.relative_to(folder)): zlib.crc32(f.read_bytes()) for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 @contextlib.contextmanager
@@ -375,8 +376,9 @@ def _zarr_warnings() -> Iterator[None]:
         yield
 
 
-def _crc(file: Path) -> int:
-    return zlib.crc32(file.read_bytes())
+def _crc(file: Path) -> int | None:
+    """The CRC-32 of a file; None if it is no file."""
+    return zlib.crc32(file.read_bytes()) if file.is_file() else None  # a pipe would wait for its writer
 
 
 def damaged_metadata(path: Path, crcs: Mapping[str, int]) -> list[str]:
@@ -390,7 +392,7 @@ def damaged_metadata(path: Path, crcs: Mapping[str, int]) -> list[str]:
     for name, crc in crcs.items():
         file = path / ARRAYS / name
         try:
-            good = file.exists() and _crc(file) == crc
+            good = _crc(file) == crc
         except OSError as error:
             lines.append(f"{file} cannot be read: {error.strerror or error}")
             continue
@@ -451,21 +453,27 @@ def opened(path: Path) -> Any:
     manifest = read_manifest(path)
     assert manifest is not None
     broken = damaged_metadata(path, manifest["crc32"])
-    if not broken:
-        variables, status = stored_variables(path), read_status(path)
-        broken = lost_chunks(path, variables, status)
-    if broken:
-        raise UnusableData(f"{broken[0]}; {MENDED}")
-    with _zarr_warnings():
-        needed = expected(path, variables, manifest, status)
-        # A number of seconds stays a number, as it is in memory.
-        ds = xr.open_zarr(watched(path / ARRAYS, needed), consolidated=False, chunks=None, decode_times=False)
-    strings = {name: c.astype(object) for name, c in ds.coords.items() if c.dtype.kind not in "biuf"}
-    ds = ds.assign_coords(strings)  # NumPy's new string dtype does not compare with plain strings everywhere yet
-    ds = ds.isel(places(ds["status"].dims, manifest["order"]))
-    for name, value in manifest.get("base", {}).items():
-        ds = ds.assign_coords({name: value})
-    ds = with_bools(ds)  # which are read here
+    try:
+        if not broken:
+            check_fit(manifest, path / ARRAYS)
+            variables, status = stored_variables(path), read_status(path)
+            broken = lost_chunks(path, variables, status)
+        if broken:
+            raise UnusableData(f"{broken[0]}; {MENDED}")
+        with _zarr_warnings():
+            needed = expected(path, variables, manifest, status)
+            # A number of seconds stays a number, as it is in memory.
+            ds = xr.open_zarr(watched(path / ARRAYS, needed), consolidated=False, chunks=None, decode_times=False)
+        strings = {name: c.astype(object) for name, c in ds.coords.items() if c.dtype.kind not in "biuf"}
+        ds = ds.assign_coords(strings)  # NumPy's new string dtype does not compare with plain strings everywhere yet
+        ds = ds.isel(places(ds["status"].dims, manifest["order"]))
+        for name, value in manifest.get("base", {}).items():
+            ds = ds.assign_coords({name: value})
+        ds = with_bools(ds)  # which are read here
+    except (UnusableData, MemoryError):
+        raise
+    except Exception as error:  # whatever zarr and its codecs raise about bytes that are not what was written
+        raise UnusableData(f"{path / ARRAYS} cannot be read: {' '.join(str(error).split())}") from None
     ds.attrs["manifest"] = manifest_text(manifest)
     return ds
 

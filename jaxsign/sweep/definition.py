@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from jaxsign.grids import Grid, as_grid
+from jaxsign.store.schema import content_hash as content_hash
 from jaxsign.sweep.environment import partitionable
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.sources import Reached, module_of, packaged
@@ -78,16 +79,6 @@ def definition(sweep: Sweep, texts: bool = False) -> dict[str, Any]:
 def derived_by(sweep: Sweep) -> list[type]:
     """The classes that compute derived axes."""
     return [type(sweep.hyper), type(sweep.problem)]
-
-
-def content_hash(definition: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of a definition.
-
-    Examples:
-      >>> content_hash({"b": 1, "a": 2}) == content_hash({"a": 2, "b": 1})
-      True
-    """
-    return hashlib.sha256(json.dumps(definition, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def extension(path: str, stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[list[int]]:

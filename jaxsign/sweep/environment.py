@@ -1,5 +1,6 @@
 """Where and with what a sweep ran: command, versions, device, dtype, precision, flags."""
 
+import functools
 import os
 import platform
 import shlex
@@ -42,6 +43,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **package_versions(), "commit": _commit()},
         "device": {"platform": device.platform, "kind": device.device_kind},
+        "cpu": cpu_model(),
         "host": socket.gethostname(),
         "command": _command(),
         "dtype": np.dtype(jnp.zeros(()).dtype).name,
@@ -68,6 +70,16 @@ def package_versions() -> dict[str, str | None]:
 def partitionable() -> bool:
     """JAX's flag that decides what keys draw."""
     return bool(jax.config.values.get("jax_threefry_partitionable", True))
+
+
+@functools.cache
+def cpu_model() -> str:
+    """The processor's name; "" where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _command() -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import math
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,20 @@ from jaxsign.rng import seed_words
 from jaxsign.schedule import Schedule
 from jaxsign.sweep.naming import check_names, check_numbers
 from jaxsign.task import Task
-from jaxsign.validation import hashed, known, name_tuple, one_line, plain_number, plain_record, positive_int, real
+from jaxsign.validation import (
+    LONGEST,
+    RUNS,
+    hashed,
+    known,
+    length_of,
+    name_tuple,
+    one_line,
+    plain_number,
+    plain_record,
+    positive_int,
+    real,
+    short_enough,
+)
 
 #: Kinds of trajectories that have a name.
 TRAJECTORIES = ("signs", "features", "log2")
@@ -115,7 +129,11 @@ class Sweep:
         if not isinstance(self.axes, Mapping):
             raise ValueError(f"axes must be a dict of name: values, got axes={self.axes!r}")
         # Kept as what can be gone through twice: a sweep is copied with changes.
-        axes = {key: list(values) if isinstance(values, Iterator) else values for key, values in self.axes.items()}
+        axes = {
+            key: list(itertools.islice(values, LONGEST + 1)) if isinstance(values, Iterator) else values
+            for key, values in self.axes.items()
+        }
+        _check_sizes(axes)
         for field, value in {
             "axes": axes, "hyper": plain_record(self.hyper), "observables": name_tuple("observables", self.observables),
             "trainable": name_tuple("trainable", self.trainable),
@@ -129,6 +147,10 @@ class Sweep:
             if value is None or isinstance(value, (str, bytes, complex)) or type(value) is int:
                 real(name, value)
         _ = self.schedule, self.crossed, self.seeds, self.optimizer_points
+        runs = math.prod(self.shape)
+        if runs > RUNS:
+            sizes = ", ".join(f"{name}: {size:,}" for name, size in zip(self.dims, self.shape))
+            raise ValueError(f"a sweep must have at most {RUNS:,} runs, got {runs:,} ({sizes})")
         if not self.keep_trace and self.summary is None:
             raise ValueError("keep_trace=False needs summary=, got summary=None: nothing would be kept")
         for combination in self.combinations():
@@ -359,6 +381,7 @@ def _trajectory(trajectory: Any, steps: int) -> str | tuple[int, ...] | None:
     """
     if trajectory is None or (isinstance(trajectory, str) and trajectory in TRAJECTORIES):
         return trajectory
+    short_enough("trajectory", length_of(trajectory))
     legal = f"trajectory must be one of {', '.join(map(repr, TRAJECTORIES))} or increasing steps in [0, {steps}]"
     whole = np.asarray(trajectory) if hasattr(trajectory, "dtype") else None
     odd = isinstance(trajectory, (str, bytes, Mapping, set)) or not np.iterable(trajectory)
@@ -385,6 +408,19 @@ def _names(record: Any) -> list[str]:
     if not dataclasses.is_dataclass(record):
         raise ValueError(f"problem and hyper must be dataclasses, dicts or None, got {record!r}")
     return [field.name for field in dataclasses.fields(record)]
+
+
+def _check_sizes(axes: Mapping[Any, Any]) -> None:
+    """Checks how many values the axes have, before any list of them is made.
+
+    Raises:
+      ValueError: naming axis, number and limit.
+    """
+    for key, values in axes.items():
+        plain = plain_number("seed", values) if key == "seed" else values
+        if type(plain) is int:
+            short_enough("axis 'seed'", plain, f'the one seed of this number is {{"seed": [{plain}]}}')
+        short_enough(f"axis {key!r}", length_of(values))
 
 
 def _check_values(name: Any, points: list[tuple[Any, ...]]) -> None:

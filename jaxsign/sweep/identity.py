@@ -25,7 +25,7 @@ from jaxsign.sweep.definition import (
     short_name,
     skeleton,
 )
-from jaxsign.sweep.environment import package_versions
+from jaxsign.sweep.environment import cpu_model, package_versions
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.sources import Reached
 from jaxsign.sweep.tracing import programs
@@ -306,6 +306,47 @@ def _merged_computation(stored: Mapping[str, Any], new: Mapping[str, Any]) -> di
     return {"engine": new["engine"], "entries": entries}
 
 
+def starts(stored: Mapping[str, Any] | None, where: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's list of all that this sweep's runs were computed with, and what it promises of another run.
+
+    Args:
+      stored: the manifest so far, None for a new directory.
+      where: this process's `environment`.
+
+    Returns:
+      {"starts": one entry for each different set of versions, code, device, processor and flags, in order; "resume":
+      "bit-identical" where there is one, and the device promises it, otherwise "statistically equal"}.
+    """
+    here = _start(where, engine())
+    known: list[dict[str, Any]] = []
+    if (
+        stored is not None
+    ):  # earlier versions kept none: what is known of the first start, and of the versions of the others
+        first = _start(stored, stored.get("computation", {}).get("engine"))
+        others = [_start({**session, "flags": stored["flags"]}, None) for session in stored["sessions"]]
+        known = stored.get("starts") or [first, *others]
+    different: list[dict[str, Any]] = []
+    for start in [*known, here]:
+        alike = (all(None in (a, b) or a == b for a, b in zip(start.values(), one.values())) for one in different)
+        if not any(alike):
+            different.append(start)
+    return {"starts": different, "resume": where["resume"] if len(different) == 1 else "statistically equal"}
+
+
+def _start(where: Mapping[str, Any], code: str | None) -> dict[str, Any]:
+    """What decides the rounding of one start's numbers, None for what is not known."""
+    versions, device = where["versions"], where.get("device", {})
+    return {
+        **{name: versions.get(name) for name in ("jax", "jaxlib", "optax", "jaxsign")}, "code": code,
+        "device": device.get("kind"), "cpu": where.get("cpu"), "flags": " ".join(sorted(_flags(where["flags"]))),
+    }  # fmt: skip
+
+
+def _flags(flags: Mapping[str, Any]) -> set[str]:
+    """XLA's flags that may change numbers."""
+    return {flag for flag in flags.get("XLA_FLAGS", "").split() if _numeric(flag)}
+
+
 def other_versions(stored: Mapping[str, Any], versions: Mapping[str, Any], flags: Mapping[str, Any]) -> list[str]:
     """Words for versions and flags that an earlier session had and this process has not."""
     sessions = [stored, *stored["sessions"]]
@@ -317,9 +358,13 @@ def other_versions(stored: Mapping[str, Any], versions: Mapping[str, Any], flags
     commits = [str(v.get("commit"))[:9] for v in (stored["versions"], versions)]
     if known not in (None, engine()) or (known is None and "None" not in commits and commits[0] != commits[1]):
         out.append(f"jaxsign's own code ({commits[0]} -> {commits[1]})")
-    before, now = ({f for f in held.get("XLA_FLAGS", "").split() if _numeric(f)} for held in (stored["flags"], flags))
+    before, now = _flags(stored["flags"]), _flags(flags)
     if before != now:
         out.append(f"XLA_FLAGS {' '.join(sorted(before)) or 'none'} -> {' '.join(sorted(now)) or 'none'}")
+    here = {"device": jax.local_devices()[0].device_kind, "cpu": cpu_model()}
+    for name, value in here.items():
+        earlier = {start[name]: None for start in stored.get("starts", ()) if start.get(name) not in (None, value)}
+        out += [f"{name} {', '.join(earlier)} -> {value}"] if earlier else []
     return out
 
 

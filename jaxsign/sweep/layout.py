@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -163,10 +164,14 @@ def variables(
         dtype, fill, note = stored_as(found[0].dtype)
         attrs = dict(RUN_VARIABLES[name][2] if name in RUN_VARIABLES else task.attrs.get(base, {"long_name": base}))
         attrs |= note
+        if base in traces and np.issubdtype(traces[base].dtype, np.integer):
+            attrs["computed_as"] = f"{traces[base].dtype}; NaN where {dtype} does not hold the integer"
         if len(own) > 1:
             notes[name] = attrs["padded"] = "padded with NaN to the longest value of a static axis"
         shape, chunks = (*layout.shape, *longest), (*layout.extents, *chunk)
         out[name] = Variable(dims, shape, dtype, fill, chunks, attrs)
+        if (size := math.prod(shape) * dtype.itemsize) >= 2**62:
+            raise ValueError(f"{name!r} would take {size:,} bytes: {dict(zip(dims, shape))}")
     return out, notes
 
 

@@ -15,7 +15,7 @@ from jaxsign.levels import captured_names
 from jaxsign.loop import functions_by_name, observers
 from jaxsign.outputs import outputs
 from jaxsign.task import Task
-from jaxsign.validation import distinct, floats_of, plain_number, representable
+from jaxsign.validation import distinct, exact, floats_of, numbers_of, plain_number, representable
 
 
 def check_names(sweep: Any) -> None:
@@ -63,12 +63,16 @@ def check_numbers(sweep: Any) -> None:
                 if math.isnan(value):
                     raise ValueError(f"axis {member!r} must be a list of numbers, got nan in it")
                 representable(field, value, dtype)
+            for value in values if not axis.static else ():
+                exact(f"axis {member!r}: {member}", value, dtype)
         mapped = [_as_floats(point) if not axis.static else point for point in axis.values]
         distinct(f"axis {axis.name!r}", mapped if len(axis.members) > 1 else [point[0] for point in mapped], dtype)
     seen = set()
     for index in sweep.combinations():
         where = ", ".join(f"{name}={value!r}" for name, value in sweep.setting(index).items())
         problem, hyper = sweep.problem_at(index), sweep.hyper_at(index)
+        for field, value in numbers_of(hyper):
+            exact(f"{field} at {where}: {field}" if where else field, value, dtype)
         for field, value in (*floats_of("problem", problem), *floats_of("hyper", hyper)):
             if (field, value) not in seen:
                 seen.add((field, value))

@@ -18,7 +18,7 @@ from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.layout import Layout, Unit, first_index, units
 from jaxsign.sweep.plan import Group
 from jaxsign.sweep.programs import Compiled, Compiler, Program, local_mesh
-from jaxsign.validation import positive_int
+from jaxsign.validation import LONGEST, positive_int
 
 Missing = Mapping[int, np.ndarray]
 
@@ -40,6 +40,8 @@ class Limits:
             positive_int("memory", self.memory)
         if self.lane_width is not None:
             positive_int("lane_width", self.lane_width)
+            if self.lane_width > LONGEST:
+                raise ValueError(f"lane_width must be an int in [1, {LONGEST}], got lane_width={self.lane_width}")
         if not 0 < self.checkpoint_every < math.inf:
             raise ValueError(f"checkpoint_every must be > 0 seconds, got {self.checkpoint_every!r}")
 

@@ -13,8 +13,9 @@ import jax
 
 from jaxsign.compilation import undisturbed
 from jaxsign.labelled import base_coordinates, coordinates, manifest_text
+from jaxsign.names import say
 from jaxsign.store import locks, results
-from jaxsign.store.manifest import read_manifest
+from jaxsign.store.manifest import examined, read_manifest, restore
 from jaxsign.store.results import Memory
 from jaxsign.sweep import cluster, plan
 from jaxsign.sweep.blocks import Blocks
@@ -110,20 +111,25 @@ def run_sweep(
     path, own = results.directory(out), check_shard(shard)
     if scheduler is not None and own != (0, 1):
         raise ValueError(f"scheduler={scheduler!r} shares the blocks out itself: leave shard={shard!r} away")
-    stored = read_manifest(path) if path.exists() else None
+    stored, damage = examined(path)
     sweep = sweep.at_cadence_of(stored["definition"]) if stored else sweep
     # Refused before anything is written, loaded without a lock where nothing is left to do.
     computation = fingerprints(sweep, definition(sweep))
     match = compare(os.fsdecode(out), stored, sweep, accept, computation) if stored else None
+    for line in damage.values():
+        say(f"{line}: the other of its two files is taken", sys.stderr)
+    if damage and os.access(path, os.W_OK):
+        with results.named(path), locks.manifest_lock(path):
+            restore(path)
     if accept and not (match and match.changed):
-        print(f"{path}: accept={accept!r} is not kept: no code differs from what is stored", file=sys.stderr)
+        say(f"{path}: accept={accept!r} is not kept: no code differs from what is stored", sys.stderr)
     if stored and match and not match.changed and not match.grown(stored):
         asked = dataclasses.replace(_EVERYWHERE, order=tuple(map(tuple, match.order))).asked() if match.part else None
         if not left(path, stored, asked):
             mixed = [
                 f"runs before {note['date']} are of other code: {note['reason']}" for note in stored.get("accepted", ())
             ]
-            print("; ".join([f"{path}: finished before, {_loaded(sweep, match, stored)}", *mixed]), file=sys.stderr)
+            say("; ".join([f"{path}: finished before, {_loaded(sweep, match, stored)}", *mixed]), sys.stderr)
             return _opened(path, sweep, match)
     results.writable(path)
     if stored and match:
@@ -173,7 +179,8 @@ def _say_versions(path: Path, stored: Mapping[str, Any], match: Match) -> None:
     others = other_versions(stored, here["versions"], here["flags"])
     if others or match.notes:
         words = f"stored with other versions, gone on with: {', '.join(others)}" if others else ""
-        print(f"{path}: {'; '.join([words] * bool(words) + match.notes)}", file=sys.stderr)
+        words += "; equal within rounding, not to the bit" * bool(others)
+        say(f"{path}: {'; '.join([words] * bool(words) + match.notes)}", sys.stderr)
 
 
 def _opened(path: Path, sweep: Sweep, match: Match | None) -> Any:
@@ -236,7 +243,7 @@ def _run_shard(
     started = time.time()
     with locks.shard_lock(path, shard) as gone, listening() as stop:
         if gone:
-            print(gone, file=sys.stderr)
+            say(gone, sys.stderr)
         session = Session(sweep, path, shard, limits, accept, computation)
         try:
             missing = session.missing()
@@ -263,6 +270,11 @@ def _in_memory(sweep: Sweep, limits: Limits) -> Any:
             smaller = dataclasses.replace(layout, runs=runs)
             todo, compiled = compile_units(sweep, programs, smaller, everything(smaller), compiler)
             found, notes = variables(sweep, groups, [compiled[g].results for g in range(len(groups))], smaller)
+            size = sum(math.prod(v.shape) * v.dtype.itemsize for v in found.values())
+            if size > limits.there():
+                raise ValueError(
+                    f"out= is needed: the results take {size:,} bytes, this machine has {limits.there():,}"
+                )
             made[:] = [Memory(found), found, notes]
             with Progress(sweep.size, sweep.schedule.steps) as progress:
                 Blocks(smaller, made[0], None, "", stop, progress, limits.checkpoint_every).run(todo, compiled)

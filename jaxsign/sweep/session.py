@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from jaxsign.labelled import base_coordinates
+from jaxsign.names import say
 from jaxsign.store import checkpoints, locks, results, trajectory, watched
-from jaxsign.store.manifest import begun_anew, read_manifest, write_manifest
+from jaxsign.store.manifest import begun_anew, check_fit, read_manifest, write_manifest
 from jaxsign.store.results import Store, Variable
 from jaxsign.sweep import plan, recorder
 from jaxsign.sweep.blocks import Blocks
 from jaxsign.sweep.definition import content_hash, definition
 from jaxsign.sweep.environment import environment
 from jaxsign.sweep.grid import Sweep
-from jaxsign.sweep.identity import Match, accepted, checkpoint_base, compare, fingerprints
+from jaxsign.sweep.identity import Match, accepted, checkpoint_base, compare, fingerprints, starts
 from jaxsign.sweep.layout import Layout, stored_coordinates, units, variables
 from jaxsign.sweep.opening import (
     Limits,
@@ -84,6 +85,8 @@ class Session:
                 what = "extended" if grown else "changed"
                 raise ValueError(f"out={str(path)!r} cannot be {what} while others run it: {'; '.join(busy)}")
             damaged = results.damaged_metadata(path, stored["crc32"])
+            if not damaged:
+                check_fit(stored, path / results.ARRAYS)
             if damaged and (grown or match.part or match.changed):
                 raise results.UnusableData(f"{damaged[0]}; run the stored definition first, which mends it")
             identity = {"definition": match.definition, "computation": match.computation}
@@ -99,7 +102,10 @@ class Session:
                         kept = {"memory": stored["plan"]["memory"]}
                         record["plan"] = {**plan_record(sweep, groups, layout, widths, self.limits), **kept}
                     base = identity.get("base_hash", checkpoint_base(stored))
-                    write_manifest(path, {**record, "base_hash": base, **begun_anew(stored)})
+                    stored = write_manifest(path, {**record, "base_hash": base, **begun_anew(stored)})
+                here = starts(stored, environment())
+                if here["starts"] != stored.get("starts"):
+                    write_manifest(path, {**stored, **here})
                 return layout, programs, found
         programs = make_programs(sweep, groups, layout, widths)
         # What this process will run is compiled on the way: tracing it tells what the results look like.
@@ -124,7 +130,8 @@ class Session:
         with results.named(path), results.prepared(path, found, coords) as (folder, crcs):
             manifest = {
                 "runs": {}, "wall_seconds": 0.0, "sessions": [], **(stored or {"sealed": True}), **environment(),
-                **begun_anew(stored), **identity, "hash": content_hash(identity["definition"]),
+                **starts(stored, environment()), **begun_anew(stored), **identity,
+                "hash": content_hash(identity["definition"]),
                 "base_hash": identity.get("base_hash", checkpoint_base(stored or identity)),
                 "order": [list(own) for own in layout.order],
                 "plan": plan_record(sweep, groups, layout, widths, self.limits), "padded": notes,
@@ -195,7 +202,7 @@ class Session:
                 if lines and not asked[box].all():
                     raise results.UnusableData(f"{lines[0]}; run the stored definition first, which mends it")
                 for line in lines:
-                    print(f"{line}: its block is run again", file=sys.stderr)
+                    say(f"{line}: its block is run again", sys.stderr)
                 if lines:
                     self.store.forget(box)
                 missing = np.ones_like(missing) if lines else missing | unkept[box]
@@ -261,20 +268,18 @@ class Session:
                 entry = {"stored_blocks": watched.stored_blocks_entry(self.path, stored, status)}
             except results.UnusableData as error:  # of another shard: its own process reports and mends it
                 counts = {**stored["runs"], "not_run": stored["runs"].get("not_run", 1)}
-                print(error, file=sys.stderr)
+                say(error, sys.stderr)
             where = environment()
             session = {
                 "seconds": round(seconds, 3), "shard": f"{self.shard[0]}/{self.shard[1]}", "pid": os.getpid(),
-                **{k: where[k] for k in ("host", "command", "finished", "versions", "device")},
+                **{k: where[k] for k in ("host", "command", "finished", "versions", "device", "cpu", "flags")},
             }  # fmt: skip
             write_manifest(self.path, {
                 **stored, **entry, "runs": counts, "wall_seconds": round(stored["wall_seconds"] + seconds, 3),
                 "sessions": [*stored["sessions"], session],
             })  # fmt: skip
             if counts["not_run"]:
-                print(
-                    f"{self.path}: {counts['not_run']} of {counts['total']} runs are still to be run", file=sys.stderr
-                )
+                say(f"{self.path}: {counts['not_run']} of {counts['total']} runs are still to be run", sys.stderr)
             elif not locks.others(self.path, self.shard):
                 trajectory.remove_leftovers(self.path)
                 checkpoints.remove_all(self.path / checkpoints.FOLDER)
@@ -285,6 +290,7 @@ def left(path: Path, stored: Mapping[str, Any], asked: np.ndarray | None = None)
     """Whether a directory has runs to do, damage to mend or something to put away; `asked`: among these runs."""
     if not results.is_results(path) or results.damaged_metadata(path, stored["crc32"]):
         return True
+    check_fit(stored, path / results.ARRAYS)
     found = results.stored_variables(path)
     try:
         status = results.read_status(path)
@@ -309,7 +315,7 @@ def _unkept(path: Path, shape: Sequence[int], kind: Any) -> np.ndarray:
         return unkept
     whole, lines = trajectory.stored(path)
     for line in lines:
-        print(f"{line}: its runs are run again", file=sys.stderr)
+        say(f"{line}: its runs are run again", sys.stderr)
     if whole:
         unkept[tuple(np.array(sorted(whole)).T)] = False
     return unkept
@@ -323,5 +329,5 @@ def tell(status: np.ndarray) -> dict[str, int]:
     }  # fmt: skip
     if counts["diverged"]:
         words = f"{counts['diverged']} of {counts['total']} runs diverged"
-        print(f"{words}; their traces are NaN from first_bad_step on", file=sys.stderr)
+        say(f"{words}; their traces are NaN from first_bad_step on", sys.stderr)
     return counts

@@ -3,7 +3,6 @@
 import argparse
 import os
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from jaxsign import report, tables, tools
 from jaxsign.console import DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
 from jaxsign.experiment import build_options, load_build
-from jaxsign.names import say
+from jaxsign.messages import say, show
 from jaxsign.netcdf import export_netcdf
 from jaxsign.store.manifest import MANIFEST, UnusableData, has_manifest
 from jaxsign.store.results import ARRAYS, is_results
@@ -44,7 +43,7 @@ def each_usable(directories: Sequence[str], work: Callable[[Path], Any]) -> tupl
     if not done:
         raise ValueError(f"DIR must hold results, nothing is stored yet in {', '.join(map(repr, directories))}")
     for line in damaged:
-        say(f"left out: {line}", sys.stderr)
+        say(f"left out: {line}")
     return done, len(damaged)
 
 
@@ -61,18 +60,18 @@ def _claims(args: argparse.Namespace) -> int:
     found, left_out = each_usable(args.dirs, lambda path: tools.undamaged(path)[0])
     table = check(list(found.values()), claims=args.claim)
     for line in (table.to_markdown() if args.markdown else str(table)).split("\n") if table.rows else []:
-        say(line)
+        show(line)
     for reason in [] if table.rows else table.reasons():
-        say(f"no claim can be decided from {' '.join(args.dirs)}: {reason}")
+        show(f"no claim can be decided from {' '.join(args.dirs)}: {reason}")
     if csv is not None:
         table.to_csv(tables.check_file(csv))  # again: another program may have written it in the meantime
     changed = [] if before is None else table.differences(before)
     for line in changed if table.rows else []:  # where nothing is decided, the lines above have said so
-        say(f"differs from {args.against}: {line}")
+        show(f"differs from {args.against}: {line}")
     if before is not None and not table.within(before):
-        say(f"{args.against} holds no verdict on {'these claims' if args.claim else 'any claim'}")
+        show(f"{args.against} holds no verdict on {'these claims' if args.claim else 'any claim'}")
     elif before is not None and not changed:
-        say(f"all verdicts are those of {args.against}")
+        show(f"all verdicts are those of {args.against}")
     failed = any(row.verdict == "FAILS" for row in table.rows) or changed
     return UNUSABLE if left_out else FAILED if args.strict and failed else DONE
 
@@ -90,7 +89,7 @@ def _report(args: argparse.Namespace) -> int:
     file = report.write(
         args.out, {names[path] if short else str(path.resolve()): ds for path, ds in found.items()}, args.figures
     )
-    say(f"{file}: {tools.size_words(file.stat().st_size)}, {tools.counted(len(found), 'sweep')}")
+    show(f"{file}: {tools.size_words(file.stat().st_size)}, {tools.counted(len(found), 'sweep')}")
     return UNUSABLE if left_out else DONE
 
 
@@ -120,7 +119,7 @@ def _export(args: argparse.Namespace) -> int:
     file = local_path("--out", args.out) if args.out is not None else None
 
     def work(path: Path) -> None:
-        say(export_netcdf(path, file or path / "results.nc"))
+        show(export_netcdf(path, file or path / "results.nc"))
 
     return UNUSABLE if each_usable(args.dirs, work)[1] else DONE
 

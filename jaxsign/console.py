@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxsign.compilation import no_platform
-from jaxsign.names import say
+from jaxsign.messages import say
 from jaxsign.store.results import UnusableData
 from jaxsign.sweep.environment import cores
 from jaxsign.validation import positive_int, real
@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Prints one line and exits."""
-        say(f"{self.prog}: {message}", sys.stderr)
+        say(f"{self.prog}: {message}")
         raise SystemExit(BAD_INPUT)
 
 
@@ -58,7 +58,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
             raise
     except KeyboardInterrupt:
         status, message = INTERRUPTED, "interrupted; what is finished is kept, and the same command goes on from there"
-    say(f"{prog}: {' '.join(message.split())}", sys.stderr)
+    say(f"{prog}: {' '.join(message.split())}")
     return status
 
 

@@ -1,9 +1,8 @@
 """Names that users give, checked: of results, also folders and netCDF names, and words; and any text, as shown."""
 
-import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import Any, TextIO
+from typing import Any
 
 #: Bytes of a name in UTF-8: file systems take 255, and a dimension's name may be made of a variable's.
 BYTES = 200
@@ -103,11 +102,6 @@ def printable(text: Any) -> str:
       loss\x1b[2K\r \u202eevil
     """
     return "".join(c if _shows(c) else c.encode("unicode_escape").decode() for c in str(text))
-
-
-def say(text: Any, file: TextIO | None = None) -> None:
-    """Prints one line that is `printable`, on stdout unless told otherwise."""
-    print(printable(text), file=sys.stdout if file is None else file, flush=True)
 
 
 def text_value(kind: str, value: Any) -> None:

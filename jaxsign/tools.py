@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.names import say
+from jaxsign.messages import say, show
 from jaxsign.store import checkpoints, locks, results, trajectory
 from jaxsign.store.manifest import MANIFEST, UnusableData, check_fit, examined
 from jaxsign.store.results import ARRAYS, Store
@@ -154,7 +154,7 @@ def _below(directory: str) -> list[Path]:
                     links.append(folder / entry.name)
         except OSError as error:
             what = f"link to {os.readlink(folder)!r}" if folder.is_symlink() else "folder"
-            say(f"{folder}: left out: a {what} that cannot be read: {error.strerror or error}", sys.stderr)
+            say(f"{folder}: left out: a {what} that cannot be read: {error.strerror or error}")
     if not found:
         raise ValueError(
             f"DIR must hold finished results or those of a sweep under way ({MANIFEST} and {ARRAYS}), got {directory!r}"
@@ -258,7 +258,7 @@ def print_status(directories: Sequence[str]) -> int:
         lines, readable = _status_lines(path)
         unreadable += not readable
         for line in [*[""] * bool(number), path, *(f"  {line}" for line in _aligned(lines))]:
-            say(line)
+            show(line)
     return unreadable
 
 
@@ -476,18 +476,18 @@ def print_verify(directories: Sequence[str]) -> bool:
     for path in results_below(directories):
         found = check_directory(path)
         checked.append(found)
-        say(f"{path}: {found.verdict}: {counted(found.runs, 'run')}, {_read([found])}")
+        show(f"{path}: {found.verdict}: {counted(found.runs, 'run')}, {_read([found])}")
         for line in found.damage:
-            say(f"  {line}")
+            show(f"  {line}")
         if found.not_run:
-            say(f"  incomplete: {found.not_run} of {counted(found.runs, 'run')} not run")
+            show(f"  incomplete: {found.not_run} of {counted(found.runs, 'run')} not run")
         for line in found.accepted:
-            say(f"  accepted {line}")
+            show(f"  accepted {line}")
         for line in found.mend:
-            say(f"  -> {line}")
+            show(f"  -> {line}")
     good = sum(found.verdict == "good" for found in checked)
     if len(checked) > 1:
-        say(f"{good} of {len(checked)} directories are good: {_read(checked)}")
+        show(f"{good} of {len(checked)} directories are good: {_read(checked)}")
     return good == len(checked)
 
 

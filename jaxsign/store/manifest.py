@@ -4,14 +4,13 @@ import errno
 import json
 import os
 import secrets
-import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jaxsign.names import say
+from jaxsign.messages import say
 from jaxsign.store import schema
 
 MANIFEST = "manifest.json"
@@ -52,7 +51,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     """
     manifest, damage = examined(path)
     if MANIFEST in damage and manifest is not None:
-        say(f"{damage[MANIFEST]}: its copy {COPY} is taken", sys.stderr)
+        say(f"{damage[MANIFEST]}: its copy {COPY} is taken")
     return manifest
 
 

@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import shutil
-import sys
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxsign.labelled import manifest_text, with_bools
-from jaxsign.names import say
+from jaxsign.messages import say
 from jaxsign.store.binding import binding
 from jaxsign.store.manifest import COPY, MANIFEST, UnusableData, check_fit, has_manifest, read_manifest, to_disk
 from jaxsign.store.watched import (
@@ -231,7 +230,7 @@ class Store(Memory):
             self.commit()
         line = self._line("status", *next(chunk_files(self.path / ARRAYS / "status", self.variables["status"], box)))
         if line:
-            say(f"{line}: its block is run again", sys.stderr)
+            say(f"{line}: its block is run again")
             return np.ones([s.stop - s.start for s in box], bool)
         return np.asarray(self.arrays["status"][box]) < 0
 

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import jax
 
 from jaxsign.compilation import undisturbed
 from jaxsign.labelled import base_coordinates, coordinates, manifest_text
-from jaxsign.names import say
+from jaxsign.messages import say
 from jaxsign.store import locks, results
 from jaxsign.store.manifest import examined, read_manifest, restore
 from jaxsign.store.results import Memory
@@ -117,19 +116,19 @@ def run_sweep(
     computation = fingerprints(sweep, definition(sweep))
     match = compare(os.fsdecode(out), stored, sweep, accept, computation) if stored else None
     for line in damage.values():
-        say(f"{line}: the other of its two files is taken", sys.stderr)
+        say(f"{line}: the other of its two files is taken")
     if damage and os.access(path, os.W_OK):
         with results.named(path), locks.manifest_lock(path):
             restore(path)
     if accept and not (match and match.changed):
-        say(f"{path}: accept={accept!r} is not kept: no code differs from what is stored", sys.stderr)
+        say(f"{path}: accept={accept!r} is not kept: no code differs from what is stored")
     if stored and match and not match.changed and not match.grown(stored):
         asked = dataclasses.replace(_EVERYWHERE, order=tuple(map(tuple, match.order))).asked() if match.part else None
         if not left(path, stored, asked):
             mixed = [
                 f"runs before {note['date']} are of other code: {note['reason']}" for note in stored.get("accepted", ())
             ]
-            say("; ".join([f"{path}: finished before, {_loaded(sweep, match, stored)}", *mixed]), sys.stderr)
+            say("; ".join([f"{path}: finished before, {_loaded(sweep, match, stored)}", *mixed]))
             return _opened(path, sweep, match)
     results.writable(path)
     if stored and match:
@@ -180,7 +179,7 @@ def _say_versions(path: Path, stored: Mapping[str, Any], match: Match) -> None:
     if others or match.notes:
         words = f"stored with other versions, gone on with: {', '.join(others)}" if others else ""
         words += "; equal within rounding, not to the bit" * bool(others)
-        say(f"{path}: {'; '.join([words] * bool(words) + match.notes)}", sys.stderr)
+        say(f"{path}: {'; '.join([words] * bool(words) + match.notes)}")
 
 
 def _opened(path: Path, sweep: Sweep, match: Match | None) -> Any:
@@ -243,7 +242,7 @@ def _run_shard(
     started = time.time()
     with locks.shard_lock(path, shard) as gone, listening() as stop:
         if gone:
-            say(gone, sys.stderr)
+            say(gone)
         session = Session(sweep, path, shard, limits, accept, computation)
         try:
             missing = session.missing()

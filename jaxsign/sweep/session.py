@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxsign.labelled import base_coordinates
-from jaxsign.names import say
+from jaxsign.messages import say
 from jaxsign.store import checkpoints, locks, results, trajectory, watched
 from jaxsign.store.manifest import begun_anew, check_fit, read_manifest, write_manifest
 from jaxsign.store.results import Store, Variable
@@ -202,7 +201,7 @@ class Session:
                 if lines and not asked[box].all():
                     raise results.UnusableData(f"{lines[0]}; run the stored definition first, which mends it")
                 for line in lines:
-                    say(f"{line}: its block is run again", sys.stderr)
+                    say(f"{line}: its block is run again")
                 if lines:
                     self.store.forget(box)
                 missing = np.ones_like(missing) if lines else missing | unkept[box]
@@ -268,7 +267,7 @@ class Session:
                 entry = {"stored_blocks": watched.stored_blocks_entry(self.path, stored, status)}
             except results.UnusableData as error:  # of another shard: its own process reports and mends it
                 counts = {**stored["runs"], "not_run": stored["runs"].get("not_run", 1)}
-                say(error, sys.stderr)
+                say(error)
             where = environment()
             session = {
                 "seconds": round(seconds, 3), "shard": f"{self.shard[0]}/{self.shard[1]}", "pid": os.getpid(),
@@ -279,7 +278,7 @@ class Session:
                 "sessions": [*stored["sessions"], session],
             })  # fmt: skip
             if counts["not_run"]:
-                say(f"{self.path}: {counts['not_run']} of {counts['total']} runs are still to be run", sys.stderr)
+                say(f"{self.path}: {counts['not_run']} of {counts['total']} runs are still to be run")
             elif not locks.others(self.path, self.shard):
                 trajectory.remove_leftovers(self.path)
                 checkpoints.remove_all(self.path / checkpoints.FOLDER)
@@ -315,7 +314,7 @@ def _unkept(path: Path, shape: Sequence[int], kind: Any) -> np.ndarray:
         return unkept
     whole, lines = trajectory.stored(path)
     for line in lines:
-        say(f"{line}: its runs are run again", sys.stderr)
+        say(f"{line}: its runs are run again")
     if whole:
         unkept[tuple(np.array(sorted(whole)).T)] = False
     return unkept
@@ -329,5 +328,5 @@ def tell(status: np.ndarray) -> dict[str, int]:
     }  # fmt: skip
     if counts["diverged"]:
         words = f"{counts['diverged']} of {counts['total']} runs diverged"
-        say(f"{words}; their traces are NaN from first_bad_step on", sys.stderr)
+        say(f"{words}; their traces are NaN from first_bad_step on")
     return counts

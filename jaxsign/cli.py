@@ -29,7 +29,7 @@ def each_usable(directories: Sequence[str], work: Callable[[Path], Any]) -> tupl
     """
     done: dict[Path, Any] = {}
     damaged: list[str] = []
-    for path in tools.results_below(directories):
+    for path in tools.results_below(*directories):
         try:
             if is_results(path):
                 done[path] = work(path)
@@ -105,15 +105,15 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    return UNUSABLE if tools.print_status(args.dirs) else DONE
+    return UNUSABLE if tools.print_status(*args.dirs) else DONE
 
 
 def _verify(args: argparse.Namespace) -> int:
-    return DONE if tools.print_verify(args.dirs) else FAILED
+    return DONE if tools.print_verify(*args.dirs) else FAILED
 
 
 def _export(args: argparse.Namespace) -> int:
-    held = [path for path in tools.results_below(args.dirs) if is_results(path)]
+    held = [path for path in tools.results_below(*args.dirs) if is_results(path)]
     if args.out is not None and len(held) > 1:
         raise ValueError(f"--out FILE is for one results directory, {' '.join(args.dirs)!r} holds {len(held)}")
     file = local_path("--out", args.out) if args.out is not None else None

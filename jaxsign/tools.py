@@ -110,7 +110,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in zip(*columns)]
 
 
-def results_below(directories: Sequence[str]) -> list[Path]:
+def results_below(*directories: str) -> list[Path]:
     """The results directories at and below some directories, in their order, each of them once.
 
     Raises:
@@ -153,7 +153,9 @@ def _below(directory: str) -> list[Path]:
                 elif entry.is_symlink() and (os.path.isdir(entry) or not os.path.exists(entry)):
                     links.append(folder / entry.name)
         except OSError as error:
-            what = f"link to {os.readlink(folder)!r}" if folder.is_symlink() else "folder"
+            what = "folder"
+            with contextlib.suppress(OSError):  # no link, or gone since
+                what = f"link to {os.readlink(folder)!r}"
             say(f"{folder}: left out: a {what} that cannot be read: {error.strerror or error}")
     if not found:
         raise ValueError(
@@ -247,14 +249,14 @@ def _times(path: Path, manifest: Mapping[str, Any]) -> tuple[datetime, datetime]
     return min(ends + begins), max(ends + written)
 
 
-def print_status(directories: Sequence[str]) -> int:
+def print_status(*directories: str) -> int:
     """Prints where every sweep at and below some directories stands; reads only.
 
     Returns:
       How many manifests cannot be read.
     """
     unreadable = 0
-    for number, path in enumerate(results_below(directories)):
+    for number, path in enumerate(results_below(*directories)):
         lines, readable = _status_lines(path)
         unreadable += not readable
         for line in [*[""] * bool(number), path, *(f"  {line}" for line in _aligned(lines))]:
@@ -470,10 +472,10 @@ def undamaged(path: Path) -> tuple[Any, Checked]:
     return ds, found
 
 
-def print_verify(directories: Sequence[str]) -> bool:
+def print_verify(*directories: str) -> bool:
     """Prints what is damaged or not run at and below some directories; whether all of it is good."""
     checked = []
-    for path in results_below(directories):
+    for path in results_below(*directories):
         found = check_directory(path)
         checked.append(found)
         show(f"{path}: {found.verdict}: {counted(found.runs, 'run')}, {_read([found])}")

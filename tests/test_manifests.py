@@ -451,3 +451,9 @@ def test_a_start_that_is_cut_off_is_kept_too(out, monkeypatch):
     monkeypatch.setattr(Session, "close", lambda self, seconds: None)
     js.run_sweep(sweep(axes={"slope": [2.0, 3.0], "seed": 4}), out, shard=(1, 2))
     assert read_manifest(out)["starts"][-1]["cpu"] == "another processor"
+
+
+def test_a_sweep_with_nan_among_its_numbers_is_known_again(tmp_path):
+    made = sweep(hyper={"slope": 1.0, "tilt": float("nan")}, axes={"seed": 2})
+    ds = js.run_sweep(made, tmp_path / "out").load()
+    assert js.run_sweep(made, tmp_path / "out").load().identical(ds)

@@ -239,7 +239,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         names = dict.fromkeys([*old, *new])
         parts = [differences(old.get(n), new.get(n), f"{path}.{n}" if path else n) for n in names]
         return [line for part in parts for line in part]
-    if old == new:
+    if old == new or json.dumps(old) == json.dumps(new):  # NaN is not equal to itself
         return []
     return [f"{path}: {_brief(old)} -> {_brief(new)}"]
 

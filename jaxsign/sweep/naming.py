@@ -63,10 +63,11 @@ def check_numbers(sweep: Any) -> None:
                 if math.isnan(value):
                     raise ValueError(f"axis {member!r} must be a list of numbers, got nan in it")
                 representable(field, value, dtype)
-            for value in values if not axis.static else ():
-                exact(f"axis {member!r}: {member}", value, dtype)
         mapped = [_as_floats(point) if not axis.static else point for point in axis.values]
         distinct(f"axis {axis.name!r}", mapped if len(axis.members) > 1 else [point[0] for point in mapped], dtype)
+        for member, values in zip(axis.members, zip(*axis.values)) if not axis.static else ():
+            for value in values:
+                exact(f"axis {member!r}: {member}", value, dtype)
     seen = set()
     for index in sweep.combinations():
         where = ", ".join(f"{name}={value!r}" for name, value in sweep.setting(index).items())

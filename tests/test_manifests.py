@@ -299,7 +299,7 @@ def test_metadata_that_cannot_be_read_end_in_one_line(out, capsys):
         make()
         status, text, _ = run(capsys, "verify", out)
         assert status == 1
-        assert f"{file} is damaged or missing" in text
+        assert str(file) in text
         status, text, err = run(capsys, "claims", out)
         assert (status, text, err.count("\n")) == (3, "", 1)
         file.rmdir() if file.is_dir() else file.unlink()

@@ -13,6 +13,8 @@ from typing import Any
 from jaxsign.messages import say
 from jaxsign.store import schema
 
+#: The arrays of results, and what they are.
+ARRAYS = "results.zarr"
 MANIFEST = "manifest.json"
 #: The same again, beside it: the one file without which nothing else could be read.
 COPY = "manifest.copy.json"
@@ -31,8 +33,11 @@ class NewerFormat(UnusableData):
 
 
 def has_manifest(path: Path) -> bool:
-    """Whether a directory has a manifest, of which there are two files, in whatever state."""
-    return os.path.lexists(path / MANIFEST) or os.path.lexists(path / COPY)
+    """Whether a directory has a manifest, of which there are two files, in whatever state.
+
+    The copy alone speaks of nothing once the arrays are gone, too: somebody has cleared the directory.
+    """
+    return os.path.lexists(path / MANIFEST) or (os.path.lexists(path / COPY) and os.path.lexists(path / ARRAYS))
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -64,6 +69,8 @@ def examined(path: Path) -> tuple[dict[str, Any] | None, dict[str, str]]:
     Raises:
       UnusableData: as in `read_manifest`.
     """
+    if not has_manifest(path):
+        return None, {}
     found: dict[str, dict[str, Any]] = {}
     damage: dict[str, str] = {}
     raw: dict[str, bytes] = {}

@@ -15,9 +15,18 @@ import numpy as np
 from jaxsign.labelled import manifest_text, with_bools
 from jaxsign.messages import say
 from jaxsign.store.binding import binding
-from jaxsign.store.manifest import COPY, MANIFEST, UnusableData, check_fit, has_manifest, read_manifest, to_disk
-from jaxsign.store.watched import (
+from jaxsign.store.manifest import (
     ARRAYS,
+    COPY,
+    MANIFEST,
+    UnusableData,
+    check_fit,
+    examined,
+    has_manifest,
+    read_manifest,
+    to_disk,
+)  # fmt: skip
+from jaxsign.store.watched import (
     MENDED,
     Expected,
     Slices,
@@ -176,7 +185,7 @@ class Store(Memory):
 
         self.path, self.variables = path, variables
         try:
-            manifest = read_manifest(path)
+            manifest = examined(path)[0]
         except UnusableData:
             if mode != "r":
                 raise
@@ -500,5 +509,5 @@ def read_status(path: Path) -> np.ndarray:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnusableData(f"{path / ARRAYS / 'status'} cannot be read: {' '.join(str(error).split())}") from None
     variable = Variable((), found.shape, found.dtype, found.fill_value, found.chunks, {})
-    store = watched(path / ARRAYS, expected(path, {"status": variable}, read_manifest(path)))
+    store = watched(path / ARRAYS, expected(path, {"status": variable}, examined(path)[0]))
     return np.asarray(zarr.open_array(store, path="status", mode="r", zarr_format=3)[...])

@@ -14,9 +14,8 @@ import numpy as np
 
 from jaxsign.labelled import stored_as
 from jaxsign.store.binding import Binding, binding
-from jaxsign.store.manifest import MANIFEST, UnusableData
+from jaxsign.store.manifest import ARRAYS, MANIFEST, UnusableData
 
-ARRAYS = "results.zarr"
 Slices = tuple[slice, ...]
 MENDED = "the sweep's own command mends it"
 

@@ -1,5 +1,6 @@
 """The block loop: a unit of runs, stretch by stretch, to a store; checkpoints, signals and progress in between."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -22,6 +23,8 @@ from jaxsign.sweep.progress import Interrupted, Progress, Stop
 from jaxsign.sweep.recorder import Recorder, Taken
 from jaxsign.sweep.stretches import Place, Stretch, stretch
 
+#: From whether one writes alone to a context in which the directory is this process's.
+Owned = Callable[[bool], contextlib.AbstractContextManager]
 #: A call aims at this many seconds: two of them may be under way when a signal arrives.
 CALL_SECONDS = 2.0
 #: Steps of a group's first call, before anything is known of its speed.
@@ -57,10 +60,11 @@ class Work:
       compiled: its group's programs.
       layout: where runs are stored.
       sink: where results go.
+      owned: from `Blocks`.
     """
 
-    def __init__(self, unit: Unit, compiled: Compiled, layout: Layout, sink: Memory):
-        self.unit, self.compiled, self.sink = unit, compiled, sink
+    def __init__(self, unit: Unit, compiled: Compiled, layout: Layout, sink: Memory, owned: Owned):
+        self.unit, self.compiled, self.sink, self.owned = unit, compiled, sink, owned
         self.sweep, self.group = compiled.program.sweep, compiled.program.group
         self.count, self.total = len(unit.members), self.sweep.schedule.record.size
         self.records = min(layout.records, self.total)
@@ -101,7 +105,8 @@ class Work:
         done = 0
         for box, mine in zip(self.unit.boxes, self.unit.mine):
             count = int(mine.sum())
-            self.sink.write(name, box, values[done : done + count], mine, records)
+            with self.owned(not mine.all()):  # part of a chunk is read, filled in and written: by one at a time
+                self.sink.write(name, box, values[done : done + count], mine, records)
             done += count
 
     def saved(self, place: Place, state: State) -> dict[str, Any]:
@@ -163,14 +168,16 @@ class Blocks:
       stop: whether a signal has arrived.
       progress: what is said.
       every: seconds between checkpoints.
+      owned: `owned(exclusive)` keeps the directory this process's while something is written into it, or raises.
     """
 
     def __init__(
-        self, layout: Layout, sink: Memory, path: Path | None, base: str, stop: Stop, progress: Progress, every: float
-    ):
+        self, layout: Layout, sink: Memory, path: Path | None, base: str, stop: Stop, progress: Progress, every: float,
+        owned: Owned = contextlib.nullcontext,
+    ):  # fmt: skip
         self.layout, self.sink, self.path, self.base = layout, sink, path, base
         self.stop, self.progress, self.every = stop, progress, every
-        self.pace, self.last_save = Pace(), time.monotonic()
+        self.owned, self.pace, self.last_save = owned, Pace(), time.monotonic()
         self.pending: deque[Callable[[], None]] = deque()
 
     def run(self, units: Sequence[Unit], compiled: Mapping[int, Compiled]) -> None:
@@ -180,7 +187,7 @@ class Blocks:
           Interrupted: after a signal, with a checkpoint of what was under way.
         """
         for unit in units:
-            self._run(Work(unit, compiled[unit.group], self.layout, self.sink))
+            self._run(Work(unit, compiled[unit.group], self.layout, self.sink, self.owned))
             if self.stop.asked:
                 break
         self._drain()
@@ -212,7 +219,8 @@ class Blocks:
             due = self.stop.asked or time.monotonic() - self.last_save >= self.every
             if self.path is not None and due and not place.done(schedule):
                 self._drain()
-                checkpoints.save(self._folder(work), place.step, work.saved(place, state), work.about(self.base))
+                with self.owned(False):
+                    checkpoints.save(self._folder(work), place.step, work.saved(place, state), work.about(self.base))
                 self.last_save = time.monotonic()
             if self.stop.asked and not place.done(schedule):
                 return
@@ -224,10 +232,12 @@ class Blocks:
         if self.path is not None and self._folder(work).is_dir():
             found = checkpoints.load(self._folder(work), work.abstract(), work.about(self.base))
         going = work.restore(found[1]) if found else None
-        if recorder is not None and not recorder.going_on(going[0].step if going else 0):
-            print(f"{recorder.folder}: its segments are not whole: its runs begin again", file=sys.stderr)
-            going = None
-            recorder.going_on(0)
+        if recorder is not None:
+            with self.owned(False):
+                if not recorder.going_on(going[0].step if going else 0):
+                    print(f"{recorder.folder}: its segments are not whole: its runs begin again", file=sys.stderr)
+                    going = None
+                    recorder.going_on(0)
         if going:
             self.progress.trained(work.count, going[0].step, before=True)
         return going
@@ -249,7 +259,7 @@ class Blocks:
         steps = part.after.step - part.before.step
         self.pace.took(work.unit.group, steps, dispatched)
         if recorder is not None and taken is not None and steps:
-            with named(self.path or Path()):
+            with self.owned(False), named(self.path or Path()):
                 recorder.take(taken)
         work.take(part, rows)
         self.progress.trained(work.count, steps)
@@ -258,11 +268,12 @@ class Blocks:
         self, work: Work, state: State, constants: Mapping[str, Any], recorder: Recorder | None, seen: Any
     ) -> None:
         if recorder is not None:  # before the status, which is a run's last word
-            with named(self.path or Path()):
+            with self.owned(False), named(self.path or Path()):
                 recorder.finish(state.trained, seen)
         diverged = work.finish(state, constants)
         if self.path is not None:
-            checkpoints.remove(self._folder(work))
+            with self.owned(False):
+                checkpoints.remove(self._folder(work))
         self.progress.finished(work.count, diverged)
 
     def _folder(self, work: Work) -> Path:

@@ -33,6 +33,8 @@ from jaxsign.sweep.session import Joined, Session
 TIMEOUT = 10
 #: Tasks that wait at the scheduler for every one that runs: the rest stays here, where it costs no memory there.
 AHEAD = 2
+#: Loggers of Dask that have a level of their own.
+LOGGERS = ("distributed", "distributed.client")
 #: Locks of pieces, see `work`.
 PIECES = "piece-*.lock"
 
@@ -84,9 +86,9 @@ def connected(address: str | None) -> Iterator[Any]:
         raise ValueError(
             f"scheduler={address!r} needs Dask: install jaxsign with the extra cluster (jaxsign[cluster])"
         ) from None
-    logger = logging.getLogger("distributed")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # what matters is said in our own words
+    levels, lost = {name: logging.getLogger(name).level for name in LOGGERS}, False
+    for name in LOGGERS:  # what matters is said in our own words
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         _probe(address)
         try:
@@ -96,10 +98,13 @@ def connected(address: str | None) -> Iterator[Any]:
         try:
             yield client
         finally:
+            lost = client.status != "running"
             with contextlib.suppress(Exception):  # of a scheduler that is gone
                 client.close(timeout=2)
     finally:
-        logger.setLevel(level)
+        if not lost:  # otherwise Dask goes on about it in threads of its own
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
 
 
 def _probe(address: str) -> None:

@@ -3,8 +3,9 @@
 import functools
 import io
 import linecache
+import marshal
 import pickle
-import sys
+import types
 from typing import Any
 
 from jaxsign.sweep.grid import Sweep
@@ -21,10 +22,15 @@ def packed(sweep: Sweep) -> bytes:
     """
     import cloudpickle
 
+    texts: dict[str, str] = {}
+
     class Pickler(cloudpickle.Pickler):
-        """Cloudpickle, which sends a cached function by name only."""
+        """Cloudpickle, which sends a cached function by name only, and no code's file."""
 
         def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, types.CodeType):
+                texts[value.co_filename] = "".join(linecache.getlines(value.co_filename))
+                return marshal.loads, (marshal.dumps(value),)
             if isinstance(value, functools._lru_cache_wrapper) and value.__module__ == "__main__":
                 how = value.cache_parameters()
                 return _cached, (value.__wrapped__, how["maxsize"], how["typed"])
@@ -38,8 +44,6 @@ def packed(sweep: Sweep) -> bytes:
             f"scheduler= needs a sweep that can be sent to workers, and this one cannot ({' '.join(str(error).split())}"
             "): define what it uses in a module that the workers can import"
         ) from None
-    main = getattr(sys.modules.get("__main__"), "__file__", None)
-    texts = {} if main is None else {main: "".join(linecache.getlines(main))}
     return pickle.dumps((texts, stream.getvalue()))
 
 

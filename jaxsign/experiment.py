@@ -59,7 +59,7 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
                 print(f"{key}: {sweep.size} runs of {sweep.schedule.steps} steps -> {out}", flush=True)
                 run_sweep(
                     sweep, out, shard=shard, scheduler=args.scheduler, memory=args.memory, lane_width=args.lane_width,
-                    checkpoint_every=args.checkpoint_every, accept=args.accept,
+                    checkpoint_every=args.checkpoint_every, accept=args.accept, wait_for_workers=args.wait_for_workers,
                 )  # fmt: skip
             return DONE
 
@@ -111,6 +111,10 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--shard", metavar="I/N", help="part I of N, beside other processes; auto: as jax.distributed says"
     )
     parser.add_argument("--scheduler", metavar="ADDRESS", help="run blocks as tasks of this Dask scheduler")
+    parser.add_argument(
+        "--wait-for-workers", type=positive, default=300.0, metavar="SECONDS",
+        help="for which a scheduler may be without workers, default 300",
+    )  # fmt: skip
     parser.add_argument("--memory", type=count, metavar="BYTES", help="memory of one call; kept once a sweep is begun")
     parser.add_argument("--lane-width", type=count, metavar="W", help="runs of a vmap; kept once a sweep is begun")
     parser.add_argument("--accept", metavar="REASON", help="take a change of code; the manifest keeps the reason")

@@ -347,7 +347,8 @@ def test_a_sweep_is_not_extended_while_another_shard_runs(original):
     path, _ = original()
     before = {name: file for name, file in tr.files(path).items() if not name.startswith("locks/")}
     large = sweep(seed=(3, 1, 5))
-    with locks.shard_lock(path, (1, 2)):
+    with locks.shard_lock(path, (1, 2)) as held:
+        held.works_by(json.loads((path / "manifest.json").read_text())["epoch"])
         with pytest.raises(ValueError, match="cannot be extended while others run it: shard-1-of-2: process"):
             js.run_sweep(large, path, shard=(0, 2), **LANES)
         assert {name: f for name, f in tr.files(path).items() if not name.startswith("locks/")} == before

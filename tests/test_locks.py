@@ -77,8 +77,8 @@ class Heart:
 def test_a_shard_is_held_by_one_and_free_again_after(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")  # without one, the locks of a refused start go again
     for _ in range(2):
-        with locks.shard_lock(tmp_path, (0, 1)) as gone:
-            assert gone is None
+        with locks.shard_lock(tmp_path, (0, 1)) as held:
+            assert held.gone is None
             holder = json.loads(file_of(tmp_path, (0, 1)).read_text())
             assert holder.items() >= {"pid": os.getpid(), "host": socket.gethostname()}.items()
             assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", holder["since"])
@@ -93,8 +93,8 @@ def test_the_same_shard_twice_in_one_process_is_refused_with_pid_and_host(tmp_pa
         words = f"shard 1/2 of {str(tmp_path)!r} is being run by process {os.getpid()} on {socket.gethostname()} since"
         assert words in str(caught.value)
         assert file_of(tmp_path, (1, 2)).read_text() == before
-        with locks.shard_lock(tmp_path, (0, 2)) as gone:  # another shard is free
-            assert gone is None
+        with locks.shard_lock(tmp_path, (0, 2)) as held:  # another shard is free
+            assert held.gone is None
 
 
 def test_a_shard_of_another_process_is_refused_with_pid_and_host(tmp_path, hold):
@@ -114,13 +114,13 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_explained(tmp_path, hold
     child.wait()
     assert json.loads(file_of(tmp_path, (2, 3)).read_text())["pid"] == child.pid  # it could not clean up
     before = time.monotonic()
-    with locks.shard_lock(tmp_path, (2, 3)) as gone:
+    with locks.shard_lock(tmp_path, (2, 3)) as held:
         assert time.monotonic() - before < 5  # on this host the kernel knows: nobody waits for a heartbeat
         holder = rf"process {child.pid} on {re.escape(socket.gethostname())} since \S+"
-        assert re.fullmatch(f"{holder}, which held shard 2/3, is gone: going on", gone)
+        assert re.fullmatch(f"{holder}, which held shard 2/3, is gone: going on", held.gone)
         assert json.loads(file_of(tmp_path, (2, 3)).read_text())["pid"] == os.getpid()
-    with locks.shard_lock(tmp_path, (2, 3)) as gone:
-        assert gone is None
+    with locks.shard_lock(tmp_path, (2, 3)) as held:
+        assert held.gone is None
 
 
 def test_a_lock_of_another_host_that_is_touched_is_refused(tmp_path, monkeypatch):
@@ -133,18 +133,18 @@ def test_a_lock_of_another_host_that_is_touched_is_refused(tmp_path, monkeypatch
         assert str(file) in str(caught.value)  # what to delete if it is surely gone
     assert file.read_text() == before
     file.unlink()
-    with locks.shard_lock(tmp_path, (0, 1)) as gone:
-        assert gone is None
+    with locks.shard_lock(tmp_path, (0, 1)) as held:
+        assert held.gone is None
 
 
 def test_a_lock_of_another_host_that_is_not_touched_is_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "HEARTBEAT", 0.1)
     left_by(tmp_path, (0, 1), "elsewhere", pid=77)
     begun = time.monotonic()
-    with locks.shard_lock(tmp_path, (0, 1)) as gone:
+    with locks.shard_lock(tmp_path, (0, 1)) as held:
         assert time.monotonic() - begun >= 3 * 0.1
         words = "process 77 on elsewhere since 2026-01-01T00:00:00Z, which held shard 0/1, is gone: going on"
-        assert gone == words
+        assert held.gone == words
 
 
 def test_a_holder_touches_its_lock_as_long_as_it_holds_it(tmp_path, monkeypatch):
@@ -166,16 +166,16 @@ def test_a_holder_touches_its_lock_as_long_as_it_holds_it(tmp_path, monkeypatch)
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"pid": 3'])
 def test_a_half_written_lock_is_nobodys(tmp_path, text):
     left_by(tmp_path, (0, 1), "elsewhere").write_text(text)
-    with locks.shard_lock(tmp_path, (0, 1)) as gone:
-        assert gone is None
+    with locks.shard_lock(tmp_path, (0, 1)) as held:
+        assert held.gone is None
     assert locks.others(tmp_path, (0, 2)) == []
 
 
 def test_a_lock_is_given_back_after_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="stop"), locks.shard_lock(tmp_path, (0, 1)):
         raise RuntimeError("stop")
-    with locks.shard_lock(tmp_path, (0, 1)) as gone:
-        assert gone is None
+    with locks.shard_lock(tmp_path, (0, 1)) as held:
+        assert held.gone is None
 
 
 def test_others_are_the_living_holders_of_other_shards(tmp_path, hold, monkeypatch):
@@ -188,6 +188,12 @@ def test_others_are_the_living_holders_of_other_shards(tmp_path, hold, monkeypat
     far = left_by(tmp_path, (3, 8), "away", pid=6)
     host = socket.gethostname()
     with locks.shard_lock(tmp_path, (0, 4)), Heart(far, 0.1):
+        assert len(locks.others(tmp_path, (0, 4))) == 3  # nobody has waited yet for those of other machines
+        locks.watch(tmp_path)
+        assert len(locks.others(tmp_path, (0, 4))) == 3  # one is touched: it is in vain to wait for the rest
+    locks.watch(tmp_path)
+    with locks.shard_lock(tmp_path, (0, 4)):
+        far.write_text(far.read_text().replace(', "gone": true', ""))
         mine, away = locks.others(tmp_path, (0, 4))
         assert mine.startswith(f"shard-1-of-4: process {living.pid} on {host} since ")
         assert away == "shard-3-of-8: process 6 on away since 2026-01-01T00:00:00Z"
@@ -197,7 +203,7 @@ def test_others_are_the_living_holders_of_other_shards(tmp_path, hold, monkeypat
     # looking takes nobody's lock away
     with pytest.raises(ValueError, match=f"process {living.pid}"), locks.shard_lock(tmp_path, (1, 4)):
         raise AssertionError
-    assert [line.split(":")[0] for line in locks.others(tmp_path, (0, 4))] == ["shard-1-of-4"]
+    assert [line.split(":")[0] for line in locks.others(tmp_path, (0, 4))] == ["shard-1-of-4", "shard-3-of-8"]
 
 
 def test_the_manifest_lock_waits_for_its_holder(tmp_path):

@@ -5,8 +5,8 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsign.messages import say
 from jaxsign.store.manifest import checksum, to_disk, write_json
 
 FOLDER = "checkpoints"
@@ -23,6 +24,8 @@ FOLDER = "checkpoints"
 KEPT = 2
 #: What Orbax reads as something else in a path: a pattern, another separator, a bucket, bytes that are not UTF-8.
 _MISREAD = re.compile(r"[\[\]\\\ud800-\udfff]|gs:/")
+#: One thread at a time, see `_quiet`.
+_ORBAX = threading.RLock()
 
 
 def save(folder: Path, step: int, state: Any, about: Mapping[str, Any]) -> None:
@@ -70,7 +73,7 @@ def load(folder: Path, like: Any, about: Mapping[str, Any]) -> tuple[int, Any] |
         found, reason = _load(folder, step, like, about)
         if found is not None:
             return step, found
-        print(f"{folder / str(step)}: not used: {reason}", file=sys.stderr)
+        say(f"{folder / str(step)}: not used: {reason}")
     return None
 
 
@@ -238,15 +241,19 @@ def _alone(ocp: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Silences the libraries' own warnings and logging, which speak of their insides."""
+    """Silences the libraries' own warnings and logging, which speak of their insides; one thread at a time.
+
+    What is silenced is the whole process's, and Orbax confuses saves that several threads make at once.
+    """
     import logging
     import warnings
 
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+    with _ORBAX:
+        level = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(level)

@@ -4,7 +4,10 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
+import re
+import secrets
 import socket
 import threading
 import time
@@ -12,78 +15,220 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxsign.messages import say
 from jaxsign.names import printable
 from jaxsign.store.manifest import MANIFEST
 
 FOLDER = "locks"
 #: A holder on another machine touches its lock this often; without a touch for three times as long it counts as gone.
 HEARTBEAT = 20.0
+#: Seconds of waiting for the manifest's lock before it is said.
+PATIENCE = 2.0
+
+_SHARD = re.compile(r"shard-(\d+)-of-([1-9]\d*)\.lock")
+#: Descriptors that hold locks. A fork would keep its parent's locks after the parent's end: it closes them at once.
+_HANDLES: set[int] = set()
+
+
+class Busy(ValueError):
+    """Living processes hold what is asked for."""
+
+
+class Held:
+    """The lock of one shard, held by this process.
+
+    Args:
+      file: the lock's file.
+      handle: its descriptor, locked.
+      gone: words for a dead holder that had it before, None if there was none.
+    """
+
+    def __init__(self, file: Path, handle: int, gone: str | None):
+        self.file, self.handle, self.gone = file, handle, gone
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        # The token tells two holds of one process apart. Nothing is worked on before an epoch is known.
+        self._write({
+            "pid": os.getpid(), "host": socket.gethostname(), "since": since, "token": secrets.token_hex(4),
+            "epoch": None,
+        })  # fmt: skip
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self.record, self.text = record, json.dumps(record)
+        os.ftruncate(self.handle, 0)
+        os.pwrite(self.handle, self.text.encode(), 0)
+
+    def works_by(self, epoch: int) -> None:
+        """Notes by which epoch of the manifest the holder works."""
+        self._write({**self.record, "epoch": epoch})
+
+    def lost(self) -> str | None:
+        """Why the shard is not this process's any more, None if it is."""
+        return lost(self.file, self.text)
+
+    def release(self, manifest: Path) -> None:
+        """Empties the lock, or removes it where no manifest was made; another's is left alone."""
+        if self.handle not in _HANDLES or os.pread(self.handle, 4096, 0).decode(errors="replace") != self.text:
+            return
+        os.ftruncate(self.handle, 0)  # an empty lock: nobody's
+        if _is_open_at(self.handle, self.file) and not manifest.exists():
+            self.file.unlink()
+            _remove_empty(self.file.parent)
 
 
 @contextlib.contextmanager
-def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[str | None]:
-    """Holds one shard of a results directory; yields what is to be said about a dead holder, None if there was none.
+def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[Held]:
+    """Holds one shard of a results directory, unless a living process holds blocks of it.
 
-    The kernel drops a dead process's lock, so a shard whose holder was killed on this machine is free at once. A holder
-    on another machine shows that it lives by touching its lock every HEARTBEAT seconds.
+    Shard i of a takes the blocks i, i + a, i + 2 a, ...: shards of different counts may have blocks in common. The
+    kernel drops a dead process's lock, so a shard whose holder was killed on this machine is free at once. A holder on
+    another machine shows that it lives by touching its lock every HEARTBEAT seconds.
 
     Args:
       path: results directory; it must exist.
       shard: (index, count).
 
     Raises:
-      ValueError: if a living process holds the shard.
+      Busy: if a living process holds the shard, or another one that has blocks of it.
+      ValueError: if the file system has no locks.
     """
-    folder = path / FOLDER
+    folder, words = path / FOLDER, f"shard {shard[0]}/{shard[1]} of {str(path)!r}"
     folder.mkdir(exist_ok=True)
+    watch(path, shard)
     file = folder / f"shard-{shard[0]}-of-{shard[1]}.lock"
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    # `others` holds a lock for a moment to see whether it is free.
     try:
-        # `others` holds a lock for a moment to see whether it is free.
-        if not _try_flock(handle, tries=10):
-            raise ValueError(f"shard {shard[0]}/{shard[1]} of {str(path)!r} is being run by {_words(_holder(file))}")
-        before = _holder(file)
-        if before and before.get("host") != socket.gethostname() and _lives(file):
-            raise ValueError(
-                f"shard {shard[0]}/{shard[1]} of {str(path)!r} is being run by {_words(before)}; if that process is "
-                f"surely gone, delete {file}"
-            )
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        own = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(own).encode(), 0)
-        gone = f"{_words(before)}, which held shard {shard[0]}/{shard[1]}, is gone: going on" if before else None
+        handle = _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB, tries=10)
+    except ValueError:
+        file.unlink()  # nobody can hold anything there
+        _remove_empty(folder)
+        raise
+    if handle is None:
+        raise Busy(f"{words} is being run by {_words(_holder(file))}")
+    try:
+        before, new = _holder(file), not os.fstat(handle).st_size
+        if _elsewhere(before):
+            reason = f"is being run by {_words(before)}; if that process is surely gone, delete {file}"
+            raise Busy(f"{words} {reason}")
+        _note_gone(handle, before)
+        with manifest_lock(path):  # of two that start at once, the second one sees the first
+            for other, (i, count) in _shards(path).items():
+                if other == file or not overlap(shard, (i, count)):
+                    continue
+                if holder := _at_work(other):
+                    if new:
+                        file.unlink()
+                    raise Busy(f"{words} has blocks in common with shard {i}/{count}, run by {_words(holder)}")
+                _mark(other)  # workers that go on for a dead driver stop
+            before.pop("gone", None)
+            dead = f"{_words(before)}, which held shard {shard[0]}/{shard[1]}, is gone: going on" if before else None
+            held = Held(file, handle, dead)
         done = threading.Event()
         beat = threading.Thread(target=_touch, args=(handle, done), daemon=True)
         beat.start()
         try:
-            yield gone
+            yield held
         finally:
             done.set()
-            beat.join()
-            os.ftruncate(handle, 0)  # an empty lock: nobody's
-            if not (path / MANIFEST).exists():  # refused before anything was made of the directory
-                file.unlink()
-                _remove_empty(folder)
+            if handle in _HANDLES:  # a fork has no such thread
+                beat.join()
+            held.release(path / MANIFEST)
     finally:
-        os.close(handle)
+        _close(handle)
 
 
-def others(path: Path, shard: tuple[int, int]) -> list[str]:
-    """Words for the living holders of other shards of a results directory."""
+def overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two shards (index, count) may have blocks in common.
+
+    Examples:
+      >>> overlap((0, 2), (1, 4)), overlap((0, 2), (2, 4)), overlap((0, 1), (3, 8))
+      (False, True, True)
+    """
+    return (one[0] - other[0]) % math.gcd(one[1], other[1]) == 0
+
+
+def others(path: Path, shard: tuple[int, int], epoch: int | None = None) -> list[str]:
+    """Words for the living holders of other shards of a results directory.
+
+    One on another machine counts as living unless `watch` has found it dead.
+
+    Args:
+      path: results directory.
+      shard: (index, count) of the one that asks.
+      epoch: only those that work by this epoch of the manifest already; None for all.
+    """
     out = []
-    for file in sorted((path / FOLDER).glob("shard-*.lock")):
-        if file.name == f"shard-{shard[0]}-of-{shard[1]}.lock":
-            continue
-        handle = os.open(file, os.O_RDWR)
-        try:
-            free = _try_flock(handle)
-            holder = _holder(file)
-            if not free or (holder and holder.get("host") != socket.gethostname() and _lives(file)):
-                out.append(f"{file.stem}: {_words(holder)}")
-        finally:
-            os.close(handle)
+    for file, other in _shards(path).items():
+        holder = _at_work(file) if other != shard else None
+        # A lock without an epoch is an earlier version's; with None, its holder is about to read the manifest.
+        if holder and (epoch is None or holder.get("epoch", epoch) == epoch):
+            out.append(f"{file.stem}: {_words(holder)}")
     return out
+
+
+def watch(path: Path, shard: tuple[int, int] | None = None) -> None:
+    """Watches locks of other machines, all together, and marks those that nobody touches: they count as free from then.
+
+    Returns as soon as one is touched. No two clocks are compared.
+
+    Args:
+      path: results directory.
+      shard: (index, count), to watch only shards that have blocks in common with it; None for all.
+    """
+    seen: dict[Path, tuple[str, int]] = {}
+    for file, other in _shards(path).items():
+        with contextlib.suppress(FileNotFoundError):
+            if (shard is None or overlap(shard, other)) and _elsewhere(_holder(file)):
+                seen[file] = file.read_text(errors="replace"), os.stat(file).st_mtime_ns
+    if not seen:
+        return
+    count = "a lock" if len(seen) == 1 else f"{len(seen)} locks"
+    words = f"{path}: watching {count} of other hosts for up to {3 * HEARTBEAT:.0f} s"
+    say(words)
+    end = time.monotonic() + 3 * HEARTBEAT
+    while time.monotonic() < end:
+        time.sleep(min(1.0, HEARTBEAT / 4))
+        for file, (_, touched) in list(seen.items()):
+            try:
+                if os.stat(file).st_mtime_ns != touched:
+                    return
+            except FileNotFoundError:
+                del seen[file]
+    for file, (text, _) in seen.items():
+        _mark(file, text)
+
+
+def lost(file: Path, text: str) -> str | None:
+    """Why a lock is not that of the holder who wrote this text into it any more; None if it is."""
+    try:
+        if file.read_text(errors="replace") == text:  # opened anew: network file systems look again then
+            return None
+    except FileNotFoundError:
+        return f"lost {file.name}, which was deleted,"
+    holder = _holder(file)
+    if not holder or holder.get("gone"):
+        return f"was given up by the holder of {file.name}, or that one was taken for dead,"
+    return f"was taken over by {_words(holder)}"
+
+
+def take_over(file: Path) -> str:
+    """Makes a lock this process's, whoever had it: the one before finds by `lost` that it is not its own any more.
+
+    The caller holds the manifest's lock. Returns the text to give to `lost`.
+    """
+    text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "token": secrets.token_hex(4)})
+    handle = _opened(file, os.O_CREAT)
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, text.encode(), 0)
+    finally:
+        _close(handle)
+    return text
+
+
+def _shards(path: Path) -> dict[Path, tuple[int, int]]:
+    """{file: (index, count)} of every lock of a shard."""
+    names = {file: _SHARD.fullmatch(file.name) for file in sorted((path / FOLDER).glob("shard-*.lock"))}
+    return {file: (int(name[1]), int(name[2])) for file, name in names.items() if name}
 
 
 def _remove_empty(folder: Path) -> None:
@@ -99,50 +244,165 @@ def manifest_lock(path: Path) -> Iterator[None]:
     """Waits for, then holds, the right to change the manifest and the shape of the arrays of a results directory."""
     folder = path / FOLDER
     folder.mkdir(exist_ok=True)
-    handle = os.open(folder / "manifest.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    with _waited(folder, fcntl.LOCK_EX, os.O_CREAT):
+        yield
+
+
+@contextlib.contextmanager
+def writing_lock(path: Path, exclusive: bool) -> Iterator[None]:
+    """Waits until nobody holds the manifest's lock, and keeps it from being taken.
+
+    Args:
+      path: results directory, with its locks; nothing is created.
+      exclusive: alone, as for changes of the manifest; otherwise beside others who write.
+
+    Raises:
+      FileNotFoundError: if the lock is not there any more.
+    """
+    with _waited(path / FOLDER, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, 0):
+        yield
+
+
+@contextlib.contextmanager
+def _waited(folder: Path, kind: int, flags: int) -> Iterator[None]:
+    """Holds the manifest's lock; says so where that takes long."""
+    file, tries = folder / "manifest.lock", int(PATIENCE / 0.05)
+    handle = _taken(file, kind | fcntl.LOCK_NB, 1, flags)
+    if handle is None:
+        handle = _taken(file, kind | fcntl.LOCK_NB, tries, flags, 0.05)
+    if handle is None:
+        words = f"{folder.parent}: waiting for {MANIFEST}, which another process is making, extending or mending"
+        say(words)
+        handle = _taken(file, kind, 1, flags)
+    assert handle is not None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
+        _close(handle)
+
+
+def _opened(file: Path, flags: int = 0) -> int:
+    handle = os.open(file, os.O_RDWR | flags, 0o666)  # less the umask, as for any file: a group may share them
+    _HANDLES.add(handle)
+    return handle
+
+
+def _close(handle: int) -> None:
+    if handle in _HANDLES:
+        _HANDLES.discard(handle)
         os.close(handle)
 
 
-def _try_flock(handle: int, tries: int = 1) -> bool:
-    for _ in range(tries):
+def _leave_parents_locks() -> None:
+    while _HANDLES:
+        os.close(_HANDLES.pop())
+
+
+os.register_at_fork(after_in_child=_leave_parents_locks)
+
+
+def _is_open_at(handle: int, file: Path) -> bool:
+    """Whether a file is still the one that was opened."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _taken(file: Path, kind: int, tries: int, flags: int = os.O_CREAT, every: float = 0.1) -> int | None:
+    """A descriptor that holds a lock; None if another process keeps it."""
+    while True:
+        handle = _opened(file, flags)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = _flock(handle, kind, tries, every, file)
+            if taken and _is_open_at(handle, file):
+                return handle
+        except BaseException:
+            _close(handle)
+            raise
+        _close(handle)
+        if not taken:
+            return None
+        # Otherwise a start that was refused has removed it meanwhile.
+
+
+def _flock(handle: int, kind: int, tries: int, every: float, file: Path) -> bool:
+    for attempt in range(tries):
+        try:
+            fcntl.flock(handle, kind)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
+                raise ValueError(
+                    f"out must be on a file system with locks (flock), and {str(file)!r} cannot be locked: "
+                    f"{error.strerror or error}"
+                ) from None
         else:
             return True
-        if tries > 1:
-            time.sleep(0.1)
+        if attempt + 1 < tries:
+            time.sleep(every)
     return False
 
 
 def _holder(file: Path) -> dict[str, Any]:
-    """What a lock says about its holder; {} of an empty or half-written one."""
+    """What a lock says about its holder; {} of an empty, half-written or removed one."""
     try:
         holder = json.loads(file.read_text() or "{}")
-    except ValueError:
+    except (ValueError, FileNotFoundError):
         return {}
     return holder if isinstance(holder, dict) else {}
 
 
 def _words(holder: dict[str, Any]) -> str:
+    if not holder or holder.get("gone"):
+        return "a process that is just starting"
     words = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"
     return printable(words if len(words) <= 200 else f"{words[:197]}...")
 
 
-def _lives(file: Path) -> bool:
-    """Whether a holder on another machine touches its lock while we look; no two clocks are compared."""
-    first, end = os.stat(file).st_mtime_ns, time.monotonic() + 3 * HEARTBEAT
-    while time.monotonic() < end:
-        time.sleep(min(1.0, HEARTBEAT / 4))
-        if os.stat(file).st_mtime_ns != first:
-            return True
-    return False
+def _elsewhere(holder: dict[str, Any]) -> bool:
+    """Whether a lock's holder is on another machine, and not known to be dead."""
+    return bool(holder) and holder.get("host") != socket.gethostname() and not holder.get("gone")
+
+
+def _at_work(file: Path) -> dict[str, Any] | None:
+    """The holder of a lock, as far as can be told without waiting; None of one that has not said yet who it is."""
+    holder = _holder(file)
+    if not holder or holder.get("gone"):
+        return None
+    if _elsewhere(holder):
+        return holder
+    try:
+        handle = _taken(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 0)
+    except FileNotFoundError:
+        return None
+    if handle is None:
+        return holder
+    _close(handle)
+    return None
+
+
+def _mark(file: Path, text: str | None = None) -> None:
+    """Notes in a dead holder's lock that it is dead, if it still says `text`: nobody has to find out again."""
+    try:
+        handle = _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+    except FileNotFoundError:
+        return
+    if handle is None:  # it lives after all
+        return
+    try:
+        if text is None or file.read_text(errors="replace") == text:
+            _note_gone(handle, _holder(file))
+    finally:
+        _close(handle)
+
+
+def _note_gone(handle: int, holder: dict[str, Any]) -> None:
+    """Writes into a lock that this process has locked that the holder it names is dead."""
+    if holder and not holder.get("gone"):
+        touched = os.fstat(handle)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({**holder, "gone": True}).encode(), 0)
+        os.utime(handle, ns=(touched.st_atime_ns, touched.st_mtime_ns))  # its holder's last sign of life
 
 
 def _touch(handle: int, done: threading.Event) -> None:

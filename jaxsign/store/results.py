@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,8 @@ from jaxsign.validation import local_path
 #: What a results directory may hold.
 OWN = (ARRAYS, MANIFEST, COPY, "locks", "checkpoints", "trajectories")
 
+#: `owned(exclusive)` keeps a directory this process's while something is written into it, see `lease.Lease.writing`.
+Owned = Callable[[bool], contextlib.AbstractContextManager]
 #: Seconds for which finished blocks may wait for their status: what it speaks of goes to the disk for all at once.
 HELD = 1.0
 
@@ -178,12 +180,16 @@ class Store(Memory):
       path: results directory.
       variables: {name: Variable}.
       mode: "r" to read only.
+      owned: `owned(exclusive)` keeps the directory this process's while something is written into it, or raises.
     """
 
-    def __init__(self, path: Path, variables: Mapping[str, Variable], mode: Literal["r", "r+"] = "r+"):
+    def __init__(
+        self, path: Path, variables: Mapping[str, Variable], mode: Literal["r", "r+"] = "r+",
+        owned: Owned = contextlib.nullcontext,
+    ):  # fmt: skip
         import zarr
 
-        self.path, self.variables = path, variables
+        self.path, self.variables, self.owned = path, variables, owned
         try:
             manifest = examined(path)[0]
         except UnusableData:
@@ -208,7 +214,8 @@ class Store(Memory):
             if time.monotonic() - self.committed >= HELD:
                 self.commit()
             return
-        with named(self.path):
+        # Part of a chunk is read, filled in and written: by one at a time.
+        with self.owned(not mine.all()), named(self.path):
             super().write(name, box, values, mine, records)
 
     def commit(self) -> None:
@@ -217,7 +224,7 @@ class Store(Memory):
         Raises:
           ValueError: if the system refuses, naming the directory and the reason.
         """
-        with named(self.path):
+        with self.owned(not all(mine.all() for _, _, mine in self.held)), named(self.path):
             self.flush()
             for box, values, mine in self.held:
                 super().write("status", box, values, mine)

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import struct
-import sys
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxsign.messages import say
 from jaxsign.store.binding import Binding, binding_at, frame_size
 from jaxsign.store.manifest import UnusableData, checksum, to_disk, write_json
 from jaxsign.store.watched import MENDED
@@ -438,7 +438,7 @@ def remove_leftovers(path: Path) -> None:
             if ours(folder, binding):
                 shutil.rmtree(folder, ignore_errors=True)
             else:
-                print(f"{folder} is not of these results and stays as it is", file=sys.stderr)
+                say(f"{folder} is not of these results and stays as it is")
 
 
 def _without_checksum(about: Mapping[str, Any]) -> dict[str, Any]:

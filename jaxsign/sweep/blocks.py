@@ -1,9 +1,9 @@
 """The block loop: a unit of runs, stretch by stretch, to a store; checkpoints, signals and progress in between."""
 
+import contextlib
 import functools
 import hashlib
 import json
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,10 @@ import jax
 import numpy as np
 
 from jaxsign.loop import State
+from jaxsign.messages import say
 from jaxsign.store import checkpoints
 from jaxsign.store.binding import Binding
-from jaxsign.store.results import Memory, Store, named
+from jaxsign.store.results import Memory, Owned, Store, named
 from jaxsign.sweep.layout import Layout, Unit
 from jaxsign.sweep.programs import Compiled
 from jaxsign.sweep.progress import Interrupted, Progress, Stop
@@ -123,7 +124,7 @@ class Work:
         if first and self.sweep.keep_trace and isinstance(self.sink, Store):
             lines = [line for box in self.unit.boxes for line in self.sink.damage(box, first)]
             if lines:
-                print(f"{lines[0]}: its runs begin again", file=sys.stderr)
+                say(f"{lines[0]}: its runs begin again")
                 return None
         self.rows = {name: np.array(value) for name, value in saved["rows"].items()}
         return place, jax.tree.map(lambda x: _padded(x, self.compiled.size), saved["state"])
@@ -166,14 +167,16 @@ class Blocks:
       stop: whether a signal has arrived.
       progress: what is said.
       every: seconds between checkpoints.
+      owned: `owned(exclusive)` keeps the directory this process's while something is written into it, or raises.
     """
 
     def __init__(
-        self, layout: Layout, sink: Memory, path: Path | None, base: str, stop: Stop, progress: Progress, every: float
-    ):
+        self, layout: Layout, sink: Memory, path: Path | None, base: str, stop: Stop, progress: Progress, every: float,
+        owned: Owned = contextlib.nullcontext,
+    ):  # fmt: skip
         self.layout, self.sink, self.path, self.base = layout, sink, path, base
         self.stop, self.progress, self.every = stop, progress, every
-        self.pace, self.last_save = Pace(), time.monotonic()
+        self.owned, self.pace, self.last_save = owned, Pace(), time.monotonic()
         self.pending: deque[Callable[[], None]] = deque()
         self.binding = sink.expected.binding if isinstance(sink, Store) else Binding(None, None)
 
@@ -222,7 +225,8 @@ class Blocks:
                 self._drain()
                 self._flush(recorder)
                 about = work.about(self.base, self.binding)
-                checkpoints.save(self._folder(work), place.step, work.saved(place, state), about)
+                with self.owned(False):
+                    checkpoints.save(self._folder(work), place.step, work.saved(place, state), about)
                 self.last_save = time.monotonic()
             if self.stop.asked and not place.done(schedule):
                 return
@@ -234,10 +238,12 @@ class Blocks:
         if self.path is not None and self._folder(work).is_dir():
             found = checkpoints.load(self._folder(work), work.abstract(), work.about(self.base, self.binding))
         going = work.restore(found[1]) if found else None
-        if recorder is not None and not recorder.going_on(going[0].step if going else 0):
-            print(f"{recorder.folder}: its segments are not whole: its runs begin again", file=sys.stderr)
-            going = None
-            recorder.going_on(0)
+        if recorder is not None:
+            with self.owned(False):
+                if not recorder.going_on(going[0].step if going else 0):
+                    say(f"{recorder.folder}: its segments are not whole: its runs begin again")
+                    going = None
+                    recorder.going_on(0)
         if going:
             self.progress.trained(work.count, going[0].step, before=True)
         return going
@@ -266,7 +272,7 @@ class Blocks:
         steps = part.after.step - part.before.step
         self.pace.took(work.unit.group, steps, dispatched)
         if recorder is not None and taken is not None and steps:
-            with named(self.path or Path()):
+            with self.owned(False), named(self.path or Path()):
                 recorder.take(taken)
         work.take(part, rows)
         self.progress.trained(work.count, steps)
@@ -275,12 +281,13 @@ class Blocks:
         self, work: Work, state: State, constants: Mapping[str, Any], recorder: Recorder | None, seen: Any
     ) -> None:
         if recorder is not None:  # before the status, which is a run's last word
-            with named(self.path or Path()):
+            with self.owned(False), named(self.path or Path()):
                 recorder.finish(state.trained, seen)
         diverged = work.finish(state, constants)
         if self.path is not None and self._folder(work).is_dir():
             self.sink.commit()  # what the checkpoints are for is on the disk before they go
-            checkpoints.remove(self._folder(work))
+            with self.owned(False):
+                checkpoints.remove(self._folder(work))
         self.progress.finished(work.count, diverged)
 
     def _folder(self, work: Work) -> Path:

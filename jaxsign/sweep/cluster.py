@@ -1,10 +1,16 @@
 """Blocks as tasks of a Dask cluster: every worker opens the same directory, a lost worker's block runs elsewhere."""
 
+import asyncio
 import contextlib
+import hashlib
 import logging
 import os
+import pickle
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,37 +19,55 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsign.compilation import undisturbed
+from jaxsign.messages import say
+from jaxsign.store import locks
+from jaxsign.store.lease import Stale
+from jaxsign.sweep import shipping
 from jaxsign.sweep.definition import content_hash, definition
 from jaxsign.sweep.environment import cores
-from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.opening import Limits, Missing
 from jaxsign.sweep.progress import Interrupted, Progress, Stop
-from jaxsign.sweep.session import Session
+from jaxsign.sweep.session import Joined, Session
 
 #: Seconds to wait for a scheduler to answer.
 TIMEOUT = 10
 #: Tasks that wait at the scheduler for every one that runs: the rest stays here, where it costs no memory there.
 AHEAD = 2
+#: Loggers of Dask that have a level of their own.
+LOGGERS = ("distributed", "distributed.client")
+#: Locks of pieces, see `work`.
+PIECES = "piece-*.lock"
 
 
 class Order(NamedTuple):
     """What a worker is asked to do.
 
     Args:
-      sweep: the sweep.
+      sweep: the sweep, from `shipping.packed`.
+      definition: hash of its definition.
       path: results directory, the same for all machines.
+      joined: what the driver opened there.
       limits: what a call may use.
       x64: whether floats have 64 bits.
       flags: XLA_FLAGS.
       missing: {number of a block: which of its runs to run}.
     """
 
-    sweep: Sweep
+    sweep: bytes
+    definition: str
     path: str
+    joined: Joined
     limits: Limits
     x64: bool
     flags: str
     missing: dict[int, np.ndarray]
+
+    def piece(self) -> str:
+        """A name for what is to be run, the same whoever is asked."""
+        digest = hashlib.sha256()
+        for number, mine in sorted(self.missing.items()):
+            digest.update(f"{number} {mine.tobytes().hex()} ".encode())
+        return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -51,7 +75,7 @@ def connected(address: str | None) -> Iterator[Any]:
     """A client of the scheduler at an address; None without one.
 
     Raises:
-      ValueError: if Dask is not installed or the scheduler does not answer.
+      ValueError: if Dask is not installed, or no scheduler answers there.
     """
     if address is None:
         yield None
@@ -62,65 +86,173 @@ def connected(address: str | None) -> Iterator[Any]:
         raise ValueError(
             f"scheduler={address!r} needs Dask: install jaxsign with the extra cluster (jaxsign[cluster])"
         ) from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said in our own words
+    levels, lost = {name: logging.getLogger(name).level for name in LOGGERS}, False
+    for name in LOGGERS:  # what matters is said in our own words
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        client = Client(address, timeout=TIMEOUT, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"scheduler must be the address of a running Dask scheduler, got {address!r}, which is silent: {reason}"
-        ) from None
-    try:
-        yield client
+        _probe(address)
+        try:
+            client = Client(address, timeout=TIMEOUT, set_as_default=False)
+        except Exception as error:  # whatever Dask and its network raise
+            raise ValueError(f"scheduler={address!r} does not answer: {_line(error)}") from None
+        try:
+            yield client
+        finally:
+            lost = client.status != "running"
+            with contextlib.suppress(Exception):  # of a scheduler that is gone
+                client.close(timeout=2)
     finally:
-        client.close()
+        if not lost:  # otherwise Dask goes on about it in threads of its own
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
 
 
-def run(client: Any, session: Session, missing: Missing, stop: Stop, progress: Progress) -> None:
+def _probe(address: str) -> None:
+    """Asks who listens at an address: Dask's own client waits for ever for some that are no schedulers.
+
+    Raises:
+      ValueError: unless it is a scheduler.
+    """
+    from distributed.core import rpc
+    from distributed.security import Security
+
+    async def ask() -> Any:
+        security = Security().get_connection_args("client")
+        async with rpc(address, timeout=TIMEOUT, connection_args=security) as remote:
+            return await remote.identity()
+
+    def bounded() -> Any:
+        return asyncio.run(asyncio.wait_for(ask(), TIMEOUT))
+
+    words = f"scheduler must be the address of a running Dask scheduler, got {address!r}, which "
+    try:
+        with ThreadPoolExecutor(1) as pool:  # the caller's thread may have an event loop of its own
+            found = pool.submit(bounded).result()
+    except TimeoutError:
+        raise ValueError(f"{words}does not answer within {TIMEOUT} s") from None
+    except Exception as error:  # whatever Dask and its network raise
+        raise ValueError(f"{words}is silent or no scheduler: {_line(error)}") from None
+    kind = found.get("type") if isinstance(found, dict) else None
+    if kind != "Scheduler":
+        raise ValueError(f"{words}is a {kind or 'stranger'}")
+
+
+def _line(error: BaseException) -> str:
+    """An error in one line, whose first words say most."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def run(
+    client: Any, session: Session, by: locks.Held, missing: Missing, stop: Stop, progress: Progress, patience: float
+) -> None:
     """Has the workers of a cluster run what is missing.
 
     Args:
       client: from `connected`.
       session: the directory, opened here; it is made or extended by now.
+      by: this process's lock of the directory. Workers write only as long as it is held.
       missing: {number of a block: which of its runs are missing}.
       stop: whether a signal has arrived.
       progress: what is said.
+      patience: seconds to wait for workers where there are none.
 
     Raises:
-      Interrupted: after a signal; blocks that workers had begun are finished there or begin again next time.
-      ValueError: if a block fails on every worker that tries it.
+      Interrupted: after a signal; blocks that workers had begun go on from their checkpoints next time.
+      ValueError: if a block fails on every worker that tries it, if the scheduler is lost, or there are no workers.
+      Stale: if the directory is not the one that was opened any more.
     """
     from distributed import wait
-    from distributed.scheduler import KilledWorker
 
     waiting = session.pieces(missing)[::-1]
+    if not waiting:
+        return
+    joined = Joined(session.lease.id, session.lease.epoch, by.file.name, by.text)
     flags, x64 = os.environ.get("XLA_FLAGS", ""), jnp.zeros(()).dtype == jnp.float64
+    order = Order(
+        shipping.packed(session.sweep), content_hash(definition(session.sweep)), str(session.path.absolute()), joined,
+        session.limits, x64, flags, {},
+    )  # fmt: skip
     under_way: set[Any] = set()
+    alone: float | None = None
+    address = client.scheduler.address if client.scheduler is not None else "?"
     try:
         while waiting or under_way:
-            workers = len(client.scheduler_info(n_workers=-1)["workers"])
-            progress.doing(f"{workers} workers")
-            while waiting and len(under_way) < AHEAD * max(workers, 1):
-                order = Order(session.sweep, str(session.path.absolute()), session.limits, x64, flags, waiting.pop())
-                under_way.add(client.submit(work, order, pure=False))
-            with contextlib.suppress(TimeoutError), client.as_current():
-                wait(under_way, timeout=1, return_when="FIRST_COMPLETED")
+            session.lease.check()
+            with _scheduler(address):
+                workers = len(client.scheduler_info(n_workers=-1)["workers"])
+            progress.doing(f"{workers} workers" if workers else "waiting for workers")
+            alone = _waiting_for_workers(address, workers, alone, patience)
+            with _scheduler(address):
+                while waiting and len(under_way) < AHEAD * max(workers, 1):
+                    under_way.add(client.submit(work, order._replace(missing=waiting.pop()), pure=False))
+                with contextlib.suppress(TimeoutError), client.as_current():
+                    wait(under_way, timeout=1, return_when="FIRST_COMPLETED")
             for future in [future for future in under_way if future.done()]:
                 under_way.remove(future)
-                try:
-                    runs, diverged = future.result()
-                except KilledWorker as error:
-                    raise ValueError(
-                        f"a block was given up after it ended several workers, the last one {error.last_worker.address}"
-                    ) from None
-                except Exception as error:
-                    raise ValueError(f"a block failed on a worker: {type(error).__name__}: {error}") from error
-                progress.trained(runs, session.sweep.schedule.steps)
-                progress.finished(runs, diverged)
+                with _scheduler(address):
+                    status, error = future.status, future.exception(timeout=TIMEOUT)
+                    if error is None and status == "finished":
+                        runs, diverged = future.result(timeout=TIMEOUT)
+                        progress.trained(runs, session.sweep.schedule.steps)
+                        progress.finished(runs, diverged)
+                if error is not None:
+                    raise _failed(error)
             if stop.asked:
                 raise Interrupted(stop.asked)
     finally:
-        client.cancel(list(under_way))
+        with contextlib.suppress(Exception):  # of a scheduler that is gone
+            client.cancel(list(under_way))
+        with contextlib.suppress(Stale), session.lease.writing(exclusive=True):
+            for file in (session.path / locks.FOLDER).glob(PIECES):
+                file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _scheduler(address: str) -> Iterator[None]:
+    """Says that the scheduler is lost where Dask raises one of its many kinds of errors about it."""
+    try:
+        yield
+    except (OSError, TimeoutError, CancelledError, asyncio.CancelledError):
+        raise ValueError(
+            f"the Dask scheduler at {address!r} was lost, or has dropped this sweep's blocks; what is finished is "
+            "kept, and the same command goes on with another scheduler"
+        ) from None
+
+
+def _waiting_for_workers(address: str, workers: int, since: float | None, patience: float) -> float | None:
+    """Since when there have been no workers, None if there are some.
+
+    Raises:
+      ValueError: if that has lasted too long.
+    """
+    if workers:
+        return None
+    now = time.monotonic()
+    if since is None:
+        words = f"waiting for workers (0 so far) of the scheduler at {address} for up to {patience:g} s"
+        say(words)
+        return now
+    if now - since > patience:
+        raise ValueError(
+            f"no worker of the Dask scheduler at {address!r} for {patience:g} s (wait_for_workers={patience:g}): start "
+            f"some with `dask worker {address}`, and the sweep again"
+        )
+    return since
+
+
+def _failed(error: BaseException) -> BaseException:
+    """What to raise for a block that failed on a worker."""
+    from distributed.scheduler import KilledWorker
+
+    if isinstance(error, Stale):
+        return error
+    if isinstance(error, KilledWorker):
+        last = error.last_worker.address
+        return ValueError(f"a block was given up after it ended several workers, the last one {last}")
+    hint = ""
+    if "deserialization" in str(error):
+        hint = "; jaxsign, JAX and Dask must be installed for the workers in the same versions as here"
+    return ValueError(f"a block failed on a worker: {_line(error)}{hint}")
 
 
 #: One block at a time in a worker's process, which keeps the directory open and the programs compiled.
@@ -137,11 +269,41 @@ def work(order: Order) -> tuple[int, int]:
         jax.config.update("jax_enable_x64", order.x64)
         with contextlib.suppress(RuntimeError):  # JAX has started: it has the devices that it has
             jax.config.update("jax_num_cpu_devices", cores())
-        key = order.path, content_hash(definition(order.sweep))
-        if key not in _OPEN:
-            _OPEN[key] = Session(order.sweep, Path(order.path), (0, 1), order.limits)
-        session = _OPEN[key]
-        count = sum(int(mine.sum()) for mine in order.missing.values())
-        with Progress(count, order.sweep.schedule.steps, quiet=True) as progress:
+        session = _session(order)
+        lease = session.lease
+        # A worker that was lost may still be at this piece: from here on its writes are refused.
+        driver, mine = Path(order.path, locks.FOLDER, order.joined.lock), Path(order.path, locks.FOLDER, order.piece())
+        mine = mine.with_name(PIECES.replace("*", mine.name))
+        lease.held = {driver: order.joined.text}
+        with lease.writing(exclusive=True):
+            lease.held[mine] = locks.take_over(mine)
+        count = sum(int(runs.sum()) for runs in order.missing.values())
+        with Progress(count, session.sweep.schedule.steps, quiet=True) as progress:
             session.run(order.missing, Stop(), progress)
             return progress.runs, progress.diverged
+
+
+def _session(order: Order) -> Session:
+    """The directory, opened once as long as it stays the one that the driver has opened."""
+    key = order.path, order.definition
+    found = _OPEN.get(key)
+    if found is not None:
+        same = (found.lease.id, found.lease.epoch) == order.joined[:2]
+        found.lease.held = {}
+        try:
+            found.lease.check()
+        except Stale:
+            same = False
+        if same:
+            return found
+        del _OPEN[key]
+        found.release()
+    try:
+        sweep = shipping.unpacked(order.sweep)
+    except (ImportError, AttributeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"the sweep cannot be unpacked on {socket.gethostname()}: {_line(error)}: put the modules that it uses on "
+            "the workers' PYTHONPATH"
+        ) from None
+    _OPEN[key] = Session(sweep, Path(order.path), (0, 1), order.joined, order.limits)
+    return _OPEN[key]

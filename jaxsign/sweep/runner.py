@@ -50,6 +50,7 @@ def run_sweep(
     lane_width: int | None = None,
     checkpoint_every: float = 60.0,
     accept: str | None = None,
+    wait_for_workers: float = 300.0,
 ) -> Any:
     """Runs every run of a sweep that is not stored yet and returns one labelled Dataset.
 
@@ -75,6 +76,7 @@ def run_sweep(
       checkpoint_every: seconds between checkpoints of the runs under way, > 0.
       accept: reason for which a change of code is accepted, in words: what is stored stays, what is missing is run with
         the code as it is now. The manifest keeps the reason, the difference and the date. Values cannot be accepted.
+      wait_for_workers: seconds for which a scheduler may be without workers, at the beginning or later, > 0.
 
     Returns:
       xarray.Dataset with dims (axes in order, optimizer, seed, step, the observable's own), lazy when `out` is given.
@@ -82,8 +84,9 @@ def run_sweep(
 
     Raises:
       ValueError: if `out` is not writable, belongs to another definition or is being run by another process, or the
-        scheduler does not answer; nothing is written then.
-      UnusableData: if what `out` holds is damaged beyond running it again.
+        scheduler does not answer; nothing is written then. Also if a scheduler or all its workers are lost.
+      UnusableData: if what `out` holds is damaged beyond running it again, or if it was moved, removed, begun anew or
+        extended by others while it ran.
       KeyboardInterrupt: after such a signal; what was finished is stored, and the same call goes on from there.
 
     Examples:
@@ -98,6 +101,8 @@ def run_sweep(
     if not isinstance(sweep, Sweep):
         raise ValueError(f"sweep must be a js.Sweep, got {type(sweep).__name__}")
     limits = Limits(memory, lane_width, checkpoint_every)
+    if not 0 < wait_for_workers < math.inf:
+        raise ValueError(f"wait_for_workers must be > 0 seconds, got {wait_for_workers!r}")
     if out is None:
         if sweep.trajectory is not None:
             raise ValueError(f"trajectory={sweep.trajectory!r} needs out=: trajectories are kept on disk")
@@ -138,7 +143,7 @@ def run_sweep(
         with results.named(path):
             path.mkdir(parents=True, exist_ok=True)
         with cluster.connected(scheduler) as client, results.named(path):
-            _run_shard(sweep, path, own, limits, client, accept, computation)
+            match = _run_shard(sweep, path, own, limits, client, accept, computation, wait_for_workers)
     except BaseException:
         for folder in missing:  # innermost first; one that holds something stays
             if folder.is_dir() and not any(folder.iterdir()):
@@ -236,14 +241,17 @@ def _distributed() -> Shard:
 
 
 def _run_shard(
-    sweep: Sweep, path: Path, shard: Shard, limits: Limits, client: Any, accept: Any, computation: Any
-) -> None:
-    """Runs one shard's missing blocks of a results directory, which is made or extended if need be."""
+    sweep: Sweep, path: Path, shard: Shard, limits: Limits, client: Any, accept: Any, computation: Any, patience: float
+) -> Match | None:
+    """Runs one shard's missing blocks of a results directory, which is made or extended if need be.
+
+    Returns how the sweep relates to what was stored when it was opened, None if nothing was.
+    """
     started = time.time()
-    with locks.shard_lock(path, shard) as gone, listening() as stop:
-        if gone:
-            say(gone)
-        session = Session(sweep, path, shard, limits, accept, computation)
+    with locks.shard_lock(path, shard) as held, listening() as stop:
+        if held.gone:
+            say(held.gone)
+        session = Session(sweep, path, shard, held, limits, accept, computation)
         try:
             missing = session.missing()
             count = sum(int(runs.sum()) for runs in missing.values())
@@ -251,9 +259,10 @@ def _run_shard(
                 if client is None:
                     session.run(missing, stop, progress)
                 else:
-                    cluster.run(client, session, missing, stop, progress)
+                    cluster.run(client, session, held, missing, stop, progress, patience)
         finally:
             session.close(time.time() - started)
+    return session.match
 
 
 def _in_memory(sweep: Sweep, limits: Limits) -> Any:

@@ -2,15 +2,17 @@
 
 import dataclasses
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxsign.labelled import base_coordinates
 from jaxsign.messages import say
 from jaxsign.store import checkpoints, locks, results, trajectory, watched
+from jaxsign.store.lease import Lease, Stale, identity
 from jaxsign.store.manifest import begun_anew, check_fit, read_manifest, write_manifest
 from jaxsign.store.results import Store, Variable
 from jaxsign.sweep import plan, recorder
@@ -37,71 +39,117 @@ from jaxsign.sweep.progress import Progress, Stop
 Shard = tuple[int, int]
 
 
+class Joined(NamedTuple):
+    """What a worker of a cluster is told about the directory that its driver has opened.
+
+    Args:
+      id: of the manifest.
+      epoch: of the manifest.
+      lock: name of the driver's lock.
+      text: what it says as long as the driver holds it.
+    """
+
+    id: str | None
+    epoch: int
+    lock: str
+    text: str
+
+
 class Session:
     """A results directory opened for work: made, extended or mended where need be.
 
     Args:
       sweep: the sweep.
-      path: results directory; it must exist, and the caller holds the shard's lock or works for one who does.
+      path: results directory; it must exist.
       shard: (index, count).
+      by: the shard's lock, which the caller holds; or, in a worker, what it was told by the process that does.
       limits: what it may use.
       accept: reason for which changes of code are accepted, or None.
       computation: the sweep's `fingerprints`, if they are known.
 
     Raises:
       ValueError: if the directory belongs to another definition, or cannot be written.
+      Stale: if it is not the caller's any more.
     """
 
     def __init__(
-        self, sweep: Sweep, path: Path, shard: Shard, limits: Limits, accept: str | None = None, computation: Any = None
-    ):
+        self, sweep: Sweep, path: Path, shard: Shard, by: locks.Held | Joined, limits: Limits,
+        accept: str | None = None, computation: Any = None,
+    ):  # fmt: skip
         self.sweep, self.path, self.shard, self.limits, self.accept = sweep, path, shard, limits, accept
         self.computation = computation or fingerprints(sweep, definition(sweep))
         self.groups = plan.groups(sweep)
         recorder.check(sweep, self.groups)
+        self.match: Match | None = None  # with what was stored
         self.compiler = Compiler()
         try:
-            with locks.manifest_lock(path):
-                self.layout, self.programs, found = self._open()
+            try:
+                found = self._locked(by)
+            except locks.Busy:
+                locks.watch(path)  # without the manifest's lock, which those who live need
+                found = self._locked(by)
         except BaseException:
             self.compiler.close()
             raise
-        self.store = Store(path, found)
+        self.store = Store(path, found, owned=self.lease.writing)
         self.base = checkpoint_base(self._manifest())
 
-    def _open(self) -> tuple[Layout, list[Program], dict[str, Variable]]:
+    def _locked(self, by: locks.Held | Joined) -> dict[str, Variable]:
+        """Opens the directory with the manifest's lock held; returns the variables of the store."""
+        path = self.path
+        with locks.manifest_lock(path):
+            stored = read_manifest(path)
+            if isinstance(by, Joined):
+                held = {path / locks.FOLDER / by.lock: by.text}
+                if stored is None or identity(stored) != (by.id, by.epoch):
+                    raise Stale(
+                        f"out={str(path)!r} on {socket.gethostname()} is not the directory that the driver has opened: "
+                        "workers must see the same file system, and a sweep that was begun anew is started again"
+                    )
+            elif reason := by.lost():
+                raise Stale(f"out={str(path)!r} {reason} while this process started: start it again")
+            self.layout, self.programs, found = self._open(stored)
+            if isinstance(by, locks.Held):
+                by.works_by(identity(self._manifest())[1])
+                held = {by.file: by.text}
+            self.lease = Lease(path, path / results.ARRAYS, held)
+        return found
+
+    def _open(self, stored: dict[str, Any] | None) -> tuple[Layout, list[Program], dict[str, Variable]]:
         """The layout, programs and variables of the store."""
         sweep, path, groups = self.sweep, self.path, self.groups
-        stored, grown = read_manifest(path), False
+        grown = False
         if stored is None:
             layout, widths = begin_layout(sweep, groups, self.limits)
-            identity = {"definition": definition(sweep), "computation": self.computation}
+            described = {"definition": definition(sweep), "computation": self.computation}
         else:
-            match = compare(str(path), stored, sweep, self.accept, self.computation)
+            self.match = match = compare(str(path), stored, sweep, self.accept, self.computation)
             layout, widths = stored_layout(sweep, groups, stored, match.order, self.limits)
             grown = match.grown(stored)
-            if (grown or match.changed) and (busy := locks.others(path, self.shard)):
+            # Those that have not read the manifest yet will work by the new one.
+            if (grown or match.changed) and (busy := locks.others(path, self.shard, identity(stored)[1])):
                 what = "extended" if grown else "changed"
-                raise ValueError(f"out={str(path)!r} cannot be {what} while others run it: {'; '.join(busy)}")
+                raise locks.Busy(f"out={str(path)!r} cannot be {what} while others run it: {'; '.join(busy)}")
             damaged = results.damaged_metadata(path, stored["crc32"])
             if not damaged:
                 check_fit(stored, path / results.ARRAYS)
             if damaged and (grown or match.part or match.changed):
                 raise results.UnusableData(f"{damaged[0]}; run the stored definition first, which mends it")
-            identity = {"definition": match.definition, "computation": match.computation}
+            described = {"definition": match.definition, "computation": match.computation}
             if match.changed:
-                identity |= self._accepted(stored, match)
+                described |= self._accepted(stored, match)
             if not grown and not damaged:
                 programs, found = make_programs(sweep, groups, layout, widths), results.stored_variables(path)
                 if match.changed:
                     self._check_variables(layout, programs, found)
                 if match.changed or ("computation" not in stored and not match.part):
-                    record = {**stored, **identity, "hash": content_hash(match.definition)}
+                    record = {**stored, **described, "hash": content_hash(match.definition)}
                     if not match.part:  # points are written as in the definition
                         kept = {"memory": stored["plan"]["memory"]}
                         record["plan"] = {**plan_record(sweep, groups, layout, widths, self.limits), **kept}
-                    base = identity.get("base_hash", checkpoint_base(stored))
-                    stored = write_manifest(path, {**record, "base_hash": base, **begun_anew(stored)})
+                    base = described.get("base_hash", checkpoint_base(stored))
+                    entries = begun_anew(stored) if match.changed else {}
+                    stored = write_manifest(path, {**record, "base_hash": base, **entries})
                 here = starts(stored, environment())
                 if here["starts"] != stored.get("starts"):
                     write_manifest(path, {**stored, **here})
@@ -124,14 +172,16 @@ class Session:
             if not damaged:  # earlier versions stored some dtypes in another way
                 old = results.stored_variables(path)
                 found = {name: v.stored_like(old[name]) if name in old else v for name, v in found.items()}
+        # Arrays that are mended as they were leave what other shards write where it is.
+        anew = stored is None or grown or bool(match.changed) or set(found) != set(stored["chunks"])
         results.remove_partial(path)
         coords = stored_coordinates(sweep, layout, found)
         with results.named(path), results.prepared(path, found, coords) as (folder, crcs):
             manifest = {
                 "runs": {}, "wall_seconds": 0.0, "sessions": [], **(stored or {"sealed": True}), **environment(),
-                **starts(stored, environment()), **begun_anew(stored), **identity,
-                "hash": content_hash(identity["definition"]),
-                "base_hash": identity.get("base_hash", checkpoint_base(stored or identity)),
+                **starts(stored, environment()), **(begun_anew(stored) if anew else {}), **described,
+                "hash": content_hash(described["definition"]),
+                "base_hash": described.get("base_hash", checkpoint_base(stored or described)),
                 "order": [list(own) for own in layout.order],
                 "plan": plan_record(sweep, groups, layout, widths, self.limits), "padded": notes,
                 "base": base_coordinates(sweep), "crc32": crcs,
@@ -217,7 +267,8 @@ class Session:
           Interrupted: after a signal, with a checkpoint of what was under way.
         """
         blocks = Blocks(
-            self.layout, self.store, self.path, self.base, stop, progress, self.limits.checkpoint_every
+            self.layout, self.store, self.path, self.base, stop, progress, self.limits.checkpoint_every,
+            self.lease.writing,
         )  # fmt: skip
 
         def attempt(runs: int) -> None:
@@ -233,7 +284,7 @@ class Session:
     def _smaller(self, runs: int) -> None:
         """Fewer runs a call from now on, and on every resume."""
         self.layout = dataclasses.replace(self.layout, runs=runs)
-        with locks.manifest_lock(self.path):
+        with self.lease.writing(exclusive=True):
             stored = self._manifest()
             write_manifest(self.path, {**stored, "plan": {**stored["plan"], "runs": runs}})
 
@@ -257,8 +308,24 @@ class Session:
         ]
 
     def close(self, seconds: float) -> None:
-        """Writes into the manifest what is there now, and what this process did."""
-        with locks.manifest_lock(self.path):
+        """Writes into the manifest what is there now, and what this process did.
+
+        Raises:
+          Stale: if the directory is not the one that was opened; its manifest and files are another's then.
+        """
+        try:
+            if self.lease.reason is None:  # otherwise it was said
+                self._account(seconds)
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Lets go of what is open."""
+        self.lease.close()
+        self.compiler.close()
+
+    def _account(self, seconds: float) -> None:
+        with self.lease.writing(exclusive=True):
             stored = self._manifest()
             entry = {}
             try:
@@ -277,12 +344,15 @@ class Session:
                 **stored, **entry, "runs": counts, "wall_seconds": round(stored["wall_seconds"] + seconds, 3),
                 "sessions": [*stored["sessions"], session],
             })  # fmt: skip
-            if counts["not_run"]:
-                say(f"{self.path}: {counts['not_run']} of {counts['total']} runs are still to be run")
-            elif not locks.others(self.path, self.shard):
+        if counts["not_run"]:
+            say(f"{self.path}: {counts['not_run']} of {counts['total']} runs are still to be run")
+            return
+        if locks.others(self.path, self.shard):
+            locks.watch(self.path)  # without the manifest's lock, which those who live need
+        with self.lease.writing(exclusive=True):
+            if not locks.others(self.path, self.shard):
                 trajectory.remove_leftovers(self.path)
                 checkpoints.remove_all(self.path / checkpoints.FOLDER)
-        self.compiler.close()
 
 
 def left(path: Path, stored: Mapping[str, Any], asked: np.ndarray | None = None) -> bool:

@@ -244,7 +244,6 @@ def rehashed(change):
         lambda m: m["plan"]["groups"].clear(),
         lambda m: m["base"].update(tilt="x"),
     ],
-    ids=str,
 )
 def test_one_manifest_that_contradicts_itself_or_its_arrays_is_never_obeyed(out, stored, capsys, change):
     without_copy(out)

@@ -93,6 +93,8 @@ def _export(args: argparse.Namespace) -> int:
         raise ValueError(f"--out FILE is for one results directory, {args.dir!r} holds {len(found)}")
     file = local_path("--out", args.out) if args.out is not None else None
     for path in found:
+        if file is None and (path / "results.nc").is_symlink():
+            raise ValueError(f"{str(path / 'results.nc')!r} is a link: if it is meant, give --out FILE")
         print(export_netcdf(path, file or path / "results.nc"), flush=True)
     return DONE
 

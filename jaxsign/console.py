@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxsign.compilation import no_platform
+from jaxsign.messages import occupy_closed_streams, redirect_stdout, say
 from jaxsign.store.results import UnusableData
 from jaxsign.sweep.environment import cores
 from jaxsign.validation import positive_int, real
 
 DONE, FAILED, BAD_INPUT, UNUSABLE, INTERRUPTED = 0, 1, 2, 3, 130
+#: What a shell says of a program that wrote to a pipe without a reader (128 + SIGPIPE).
+UNHEARD = 141
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,8 +23,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Prints one line and exits."""
-        print(f"{self.prog}: {message}", file=sys.stderr)
+        say(f"{self.prog}: {message}")
         raise SystemExit(BAD_INPUT)
+
+    def exit(self, status: int = 0, message: str | None = None) -> Any:
+        """Ends the process, after help for instance: quietly if nobody reads it."""
+        raise SystemExit(guarded(self.prog, lambda: status) if message is None else super().exit(status, message))
 
 
 def count(text: str) -> int:
@@ -41,12 +48,25 @@ def positive(text: str) -> float:
 
 
 def guarded(prog: str, work: Callable[[], int]) -> int:
-    """Runs a command; bad input, damaged data and interrupts end in one line and their exit status."""
+    """Runs a command; bad input, damaged data and interrupts end in one line and their exit status.
+
+    Where the reader of its output is gone, as with `| head`, it ends without a word, as other commands do.
+    """
+    occupy_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
     try:
-        return work()
+        status = work()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except OSError as error:
+        if (lost := redirect_stdout()) is None:  # what was printed has arrived: it is another file's
+            raise
+        if isinstance(lost, BrokenPipeError):
+            return UNHEARD
+        status, message = BAD_INPUT, f"standard output cannot be written: {lost.strerror or error}"
     except UnusableData as error:
         status, message = UNUSABLE, str(error)
     except ValueError as error:
@@ -57,7 +77,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
             raise
     except KeyboardInterrupt:
         status, message = INTERRUPTED, "interrupted; what is finished is kept, and the same command goes on from there"
-    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
+    say(f"{prog}: {' '.join(message.split())}")
     return status
 
 

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxsign.messages import say
 from jaxsign.store import checkpoints, locks, results, trajectory
 from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest
 from jaxsign.store.results import ARRAYS, Store
@@ -65,7 +65,7 @@ def print_plan(
     found = []
     for key, sweep in sweeps.items():
         if speed is None:  # minutes where steps are slow and programs are many
-            print(f"{key}: compiling and measuring; --seed-steps-per-second skips it", file=sys.stderr, flush=True)
+            say(f"{key}: compiling and measuring; --seed-steps-per-second skips it")
         found.append(forecast(sweep, memory, speed, devices))
         print("\n".join(plan_lines(key, found[-1])), flush=True)
     own = jax.local_devices()
@@ -139,7 +139,7 @@ def results_below(directory: str) -> list[Path]:
                     links.append(folder / entry.name)
         except OSError as error:
             what = f"link to {os.readlink(folder)!r}" if folder.is_symlink() else "folder"
-            print(f"{folder}: left out: a {what} that cannot be read: {error.strerror or error}", file=sys.stderr)
+            say(f"{folder}: left out: a {what} that cannot be read: {error.strerror or error}")
     if not found:
         raise ValueError(
             f"DIR must hold finished results or those of a sweep under way ({MANIFEST} and {ARRAYS}), got {directory!r}"

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxsign.store.manifest import MANIFEST
+from jaxsign.store.files import LOCKS, flock, make_folder, named, open_lock, read
+from jaxsign.store.manifest import MANIFEST, UnusableData
 
-FOLDER = "locks"
+FOLDER = LOCKS
 #: A holder on another machine touches its lock this often; without a touch for three times as long it counts as gone.
 HEARTBEAT = 20.0
 
@@ -34,12 +35,13 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[str | None]:
       ValueError: if a living process holds the shard.
     """
     folder = path / FOLDER
-    folder.mkdir(exist_ok=True)
     file = folder / f"shard-{shard[0]}-of-{shard[1]}.lock"
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    with named(path):
+        make_folder(folder)
+        handle = open_lock(file)
     try:
         # `others` holds a lock for a moment to see whether it is free.
-        if not _try_flock(handle, tries=10):
+        if not _try_flock(handle, path, tries=10):
             raise ValueError(f"shard {shard[0]}/{shard[1]} of {str(path)!r} is being run by {_words(_holder(file))}")
         before = _holder(file)
         if before and before.get("host") != socket.gethostname() and _lives(file):
@@ -49,8 +51,9 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[str | None]:
             )
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         own = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(own).encode(), 0)
+        with named(path):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(own).encode(), 0)
         gone = f"{_words(before)}, which held shard {shard[0]}/{shard[1]}, is gone: going on" if before else None
         done = threading.Event()
         beat = threading.Thread(target=_touch, args=(handle, done), daemon=True)
@@ -60,10 +63,11 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[str | None]:
         finally:
             done.set()
             beat.join()
-            os.ftruncate(handle, 0)  # an empty lock: nobody's
-            if not (path / MANIFEST).exists():  # refused before anything was made of the directory
-                file.unlink()
-                _remove_empty(folder)
+            with named(path):
+                os.ftruncate(handle, 0)  # an empty lock: nobody's
+                if not (path / MANIFEST).exists():  # refused before anything was made of the directory
+                    file.unlink()
+                    _remove_empty(folder)
     finally:
         os.close(handle)
 
@@ -74,9 +78,10 @@ def others(path: Path, shard: tuple[int, int]) -> list[str]:
     for file in sorted((path / FOLDER).glob("shard-*.lock")):
         if file.name == f"shard-{shard[0]}-of-{shard[1]}.lock":
             continue
-        handle = os.open(file, os.O_RDWR)
+        with named(path):
+            handle = open_lock(file, make=False)
         try:
-            free = _try_flock(handle)
+            free = _try_flock(handle, path)
             holder = _holder(file)
             if not free or (holder and holder.get("host") != socket.gethostname() and _lives(file)):
                 out.append(f"{file.stem}: {_words(holder)}")
@@ -97,19 +102,21 @@ def _remove_empty(folder: Path) -> None:
 def manifest_lock(path: Path) -> Iterator[None]:
     """Waits for, then holds, the right to change the manifest and the shape of the arrays of a results directory."""
     folder = path / FOLDER
-    folder.mkdir(exist_ok=True)
-    handle = os.open(folder / "manifest.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    with named(path):
+        make_folder(folder)
+        handle = open_lock(folder / "manifest.lock")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with named(path):
+            flock(handle, fcntl.LOCK_EX, path)
         yield
     finally:
         os.close(handle)
 
 
-def _try_flock(handle: int, tries: int = 1) -> bool:
+def _try_flock(handle: int, path: Path, tries: int = 1) -> bool:
     for _ in range(tries):
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
@@ -123,8 +130,8 @@ def _try_flock(handle: int, tries: int = 1) -> bool:
 def _holder(file: Path) -> dict[str, Any]:
     """What a lock says about its holder; {} of an empty or half-written one."""
     try:
-        holder = json.loads(file.read_text() or "{}")
-    except ValueError:
+        holder = json.loads(read(file, 4096) or b"{}")
+    except (ValueError, UnusableData):
         return {}
     return holder if isinstance(holder, dict) else {}
 

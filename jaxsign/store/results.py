@@ -3,8 +3,7 @@
 import contextlib
 import itertools
 import os
-import shutil
-import sys
+import secrets
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxsign.labelled import manifest_text, stored_as, with_bools
+from jaxsign.messages import say
+from jaxsign.store.files import ARRAYS, inside, is_results, named, refuse_links, remove_prepared
 from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest
 from jaxsign.store.watched import Expected, watched
 from jaxsign.validation import local_path
-
-ARRAYS = "results.zarr"
-#: What a results directory may hold.
-OWN = (ARRAYS, MANIFEST, "locks", "checkpoints", "trajectories")
 
 Slices = tuple[slice, ...]
 
@@ -50,78 +47,6 @@ class Variable(NamedTuple):
         marks = stored_as(bool)[2]
         attrs = {name: value for name, value in self.attrs.items() if name not in marks}
         return self._replace(dtype=other.dtype, fill=other.fill, attrs=attrs)
-
-
-def directory(out: str | os.PathLike) -> Path:
-    """Checks that `out` can hold results: new, empty, or a results directory; returns its whole path.
-
-    Raises:
-      ValueError: if it is no local path, a file, is not writable, holds something else, or lies in other results.
-    """
-    path = local_path("out", out).absolute()
-    if len(os.fsencode(path)) > _longest():
-        raise ValueError(
-            f"out must have at most {_longest()} bytes, since files in it have longer paths, got {str(path)!r}"
-        )
-    with named(path):
-        if path.is_symlink() and not path.exists():
-            raise ValueError(f"out={str(path)!r} is a link to {os.readlink(path)!r}, which does not exist")
-        for above in path.resolve().parents:
-            if is_results(above):
-                raise ValueError(f"out={str(path)!r} lies in the results directory {str(above)!r}: give one beside it")
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"out must be a directory, got the file out={str(path)!r}")
-        if path.exists() and not (path / MANIFEST).exists():
-            strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith(OWN)]
-            if strangers:
-                raise ValueError(
-                    f"out must be new, empty or a results directory, got out={str(path)!r} with {min(strangers)!r}"
-                )
-            if (path / ARRAYS).exists():
-                raise ValueError(
-                    f"out={str(path)!r} holds {ARRAYS} without {MANIFEST}, which says what it is: put it back or move "
-                    "the arrays away"
-                )
-    return path
-
-
-def _longest() -> int:
-    """Bytes of a results directory's path at most: checkpoints and chunks lie deeper."""
-    return os.pathconf("/", "PC_PATH_MAX") - 512
-
-
-def writable(path: Path) -> None:
-    """Checks that a directory, or the nearest one above that exists, can be written.
-
-    Raises:
-      ValueError: naming both.
-    """
-    probe = path
-    while not probe.exists():
-        probe = probe.parent
-    if not probe.is_dir() or not os.access(probe, os.W_OK | os.X_OK):
-        raise ValueError(f"out must be a writable directory, got out={str(path)!r} under {str(probe)!r}")
-
-
-@contextlib.contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Turns what the system says against a directory (no such place, no permission, no space) into bad input.
-
-    Raises:
-      ValueError: naming the directory and the system's reason.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(
-            f"out must be a directory that can be made and written, got out={str(path)!r}: {reason}"
-        ) from None
-
-
-def is_results(path: Path) -> bool:
-    """Whether a directory holds results, finished or not."""
-    return (path / MANIFEST).is_file() and (path / ARRAYS).is_dir()
 
 
 class Memory:
@@ -193,6 +118,7 @@ class Store(Memory):
           ValueError: if the system refuses, naming the directory and the reason.
         """
         with named(self.path):
+            inside(self.path, next(chunk_files(Path(ARRAYS) / name, self.variables[name], box))[0].parent)
             super().write(name, box, values, mine, records)
 
     def missing(self, box: Slices) -> np.ndarray:
@@ -201,7 +127,7 @@ class Store(Memory):
             return np.asarray(self.arrays["status"][box]) < 0
         except Exception as error:  # whatever zarr and its codecs raise about bytes that are not what was written
             file, _ = next(chunk_files(self.path / ARRAYS / "status", self.variables["status"], box))
-            print(f"{file} is damaged: {' '.join(str(error).split())}: its block is run again", file=sys.stderr)
+            say(f"{file} is damaged: {' '.join(str(error).split())}: its block is run again")
             return np.ones([s.stop - s.start for s in box], bool)
 
     def damage(self, box: Slices, upto: int | None = None) -> list[str]:
@@ -277,20 +203,12 @@ def prepared(
     path: Path, variables: Mapping[str, Variable], coords: Mapping[str, tuple]
 ) -> Iterator[tuple[Path, dict[str, int]]]:
     """A store's metadata and coordinates beside their place: (folder, CRCs), gone again at the end."""
-    folder = path / f"{ARRAYS}.{os.getpid()}.partial"
+    folder = path / f"{ARRAYS}.{secrets.token_hex(8)}.partial"
+    folder.mkdir()
     try:
         yield folder, _write_template(folder, variables, coords)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_partial(path: Path) -> None:
-    """Removes what a process that is gone was preparing; the caller holds the manifest's lock, as that one did."""
-    for entry in path.glob("*.partial"):
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+        remove_prepared(folder)
 
 
 def put_in_place(path: Path, folder: Path) -> None:
@@ -441,6 +359,7 @@ def opened(path: Path) -> Any:
         raise ValueError(f"out must be a results directory with {MANIFEST} and {ARRAYS}, got {str(path)!r}")
     manifest = read_manifest(path)
     assert manifest is not None
+    refuse_links(path, manifest, (MANIFEST, ARRAYS))
     broken = damaged_metadata(path, manifest["crc32"])
     if not broken:
         variables, status = stored_variables(path), read_status(path)

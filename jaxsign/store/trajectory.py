@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsign.store.manifest import UnusableData, checksum, write_json
+from jaxsign.store import files
+from jaxsign.store.manifest import UnusableData, checksum, partial, write_json
 
-FOLDER, INDEX, SUFFIX = "trajectories", "runs.json", ".segment"
+FOLDER, INDEX, SUFFIX = files.TRAJECTORIES, "runs.json", ".segment"
+_SEGMENTS = "[0-9]" * 9 + SUFFIX
 _MAGIC = b"jaxsign\x01"
 #: zstd's level: higher ones take longer than training and save little.
 LEVEL = 1
@@ -50,13 +51,13 @@ def write_segment(folder: Path, start: int, stop: int, keyframe: bool, records: 
       keyframe: whether the records hold the parameters at `start`.
       records: of every run, compressed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     ends = np.cumsum([len(record) for record in records]).tolist()
     table = [[end - len(record), len(record), zlib.crc32(record)] for end, record in zip(ends, records)]
     head = json.dumps({"start": start, "stop": stop, "keyframe": keyframe, "records": table}).encode()
     file = folder / f"{start:09d}{SUFFIX}"
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    with temporary.open("wb") as stream:
+    temporary = partial(file)
+    with temporary.open("xb") as stream:
         stream.write(_MAGIC + struct.pack("<II", len(head), zlib.crc32(head)) + head)
         for record in records:
             stream.write(record)
@@ -201,11 +202,13 @@ def begin(folder: Path, step: int, snapshots: Sequence[int] | None) -> bool:
       step: where training goes on.
       snapshots: the steps before it that are kept; None: all of them.
     """
+    for file in (folder / INDEX, *sorted(folder.glob(_SEGMENTS))):
+        if os.path.lexists(file) and not files.is_own(file):
+            raise UnusableData(f"{file} is in the place of a trajectory's own file, and is none: move it away")
     (folder / INDEX).unlink(missing_ok=True)
-    for partial in folder.glob("*.partial"):
-        partial.unlink()
+    files.remove_partial(folder)
     reached, starts = 0, set()
-    for file in sorted(folder.glob(f"*{SUFFIX}")):
+    for file in sorted(folder.glob(_SEGMENTS)):
         try:
             found = read_segment(file)
             good = found.start < step and (snapshots is not None or found.start == reached) and not _damage(found)
@@ -221,7 +224,7 @@ def begin(folder: Path, step: int, snapshots: Sequence[int] | None) -> bool:
 
 def finish(folder: Path, about: Mapping[str, Any]) -> None:
     """Writes the index of a unit: from here on its runs count as stored."""
-    record = {**about, "segments": [file.name for file in sorted(folder.glob(f"*{SUFFIX}"))]}
+    record = {**about, "segments": [file.name for file in sorted(folder.glob(_SEGMENTS))]}
     write_json(folder / INDEX, {**record, "checksum": checksum(record)})
 
 
@@ -275,9 +278,9 @@ def _damage(segment: Segment) -> dict[int, str]:
 def remove_leftovers(path: Path) -> None:
     """Removes units that never finished or whose index is damaged, once every run is whole and none is under way."""
     good = {unit.folder for unit in units(path) if isinstance(unit, Unit)}
-    for folder in (path / FOLDER).glob("*"):
-        if folder.is_dir() and folder not in good:
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in files.own_folders(path / FOLDER):
+        if folder not in good:
+            files.remove(folder, files.UNIT)
 
 
 def size(path: Path) -> int:

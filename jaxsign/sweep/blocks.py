@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +13,10 @@ import jax
 import numpy as np
 
 from jaxsign.loop import State
+from jaxsign.messages import say
 from jaxsign.store import checkpoints
-from jaxsign.store.results import Memory, Store, named
+from jaxsign.store.files import named
+from jaxsign.store.results import Memory, Store
 from jaxsign.sweep.layout import Layout, Unit
 from jaxsign.sweep.programs import Compiled
 from jaxsign.sweep.progress import Interrupted, Progress, Stop
@@ -122,7 +123,7 @@ class Work:
         if first and self.sweep.keep_trace and isinstance(self.sink, Store):
             lines = [line for box in self.unit.boxes for line in self.sink.damage(box, first)]
             if lines:
-                print(f"{lines[0]}: its runs begin again", file=sys.stderr)
+                say(f"{lines[0]}: its runs begin again")
                 return None
         self.rows = {name: np.array(value) for name, value in saved["rows"].items()}
         return place, jax.tree.map(lambda x: _padded(x, self.compiled.size), saved["state"])
@@ -212,7 +213,9 @@ class Blocks:
             due = self.stop.asked or time.monotonic() - self.last_save >= self.every
             if self.path is not None and due and not place.done(schedule):
                 self._drain()
-                checkpoints.save(self._folder(work), place.step, work.saved(place, state), work.about(self.base))
+                saved, about = work.saved(place, state), work.about(self.base)
+                with named(self.path):
+                    checkpoints.save(self._folder(work), place.step, saved, about)
                 self.last_save = time.monotonic()
             if self.stop.asked and not place.done(schedule):
                 return
@@ -222,12 +225,15 @@ class Blocks:
     def _restored(self, work: Work, recorder: Recorder | None) -> tuple[Place, State] | None:
         found = None
         if self.path is not None and self._folder(work).is_dir():
-            found = checkpoints.load(self._folder(work), work.abstract(), work.about(self.base))
+            abstract, about = work.abstract(), work.about(self.base)
+            with named(self.path):
+                found = checkpoints.load(self._folder(work), abstract, about)
         going = work.restore(found[1]) if found else None
-        if recorder is not None and not recorder.going_on(going[0].step if going else 0):
-            print(f"{recorder.folder}: its segments are not whole: its runs begin again", file=sys.stderr)
-            going = None
-            recorder.going_on(0)
+        with named(self.path or Path()):
+            if recorder is not None and not recorder.going_on(going[0].step if going else 0):
+                say(f"{recorder.folder}: its segments are not whole: its runs begin again")
+                going = None
+                recorder.going_on(0)
         if going:
             self.progress.trained(work.count, going[0].step, before=True)
         return going

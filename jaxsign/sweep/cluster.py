@@ -62,7 +62,9 @@ def connected(address: str | None) -> Iterator[Any]:
         raise ValueError(
             f"scheduler={address!r} needs Dask: install jaxsign with the extra cluster (jaxsign[cluster])"
         ) from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said in our own words
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # what matters is said in our own words
     try:
         client = Client(address, timeout=TIMEOUT, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:

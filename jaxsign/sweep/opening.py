@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxsign.messages import say
 from jaxsign.sweep import plan, recorder
 from jaxsign.sweep.calibrate import lane_widths
 from jaxsign.sweep.definition import plain_point, skeleton
@@ -104,7 +105,7 @@ def stored_layout(
     known = {text: entry["lane_width"] for entry in record["groups"] for text in _texts(entry, entry["points"])}
     asked, begun = limits.lane_width, sorted(set(known.values()))
     if asked is not None and begun != [asked]:
-        print(f"lane_width={asked} is for new groups only: this sweep was begun with lanes of {begun}", file=sys.stderr)
+        say(f"lane_width={asked} is for new groups only: this sweep was begun with lanes of {begun}")
     kept = []
     for group in groups:
         texts = _texts(plan.identity(sweep, group), _group_points(sweep, group))
@@ -180,7 +181,7 @@ def fitting(attempt: Callable[[int], None], runs: int) -> None:
     except jax.errors.JaxRuntimeError as error:
         if not _out_of_memory(error):
             raise
-        print(f"out of memory with {runs} runs a call: going on with {max(1, runs // 2)}", file=sys.stderr)
+        say(f"out of memory with {runs} runs a call: going on with {max(1, runs // 2)}")
         try:
             attempt(max(1, runs // 2))
         except jax.errors.JaxRuntimeError as again:

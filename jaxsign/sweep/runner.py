@@ -1,11 +1,11 @@
 """run_sweep: check, load what is finished, run the rest here, in shards, or on a cluster."""
 
+import contextlib
 import dataclasses
 import math
 import os
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import jax
 
 from jaxsign.compilation import undisturbed
 from jaxsign.labelled import base_coordinates, coordinates, manifest_text
-from jaxsign.store import locks, results
+from jaxsign.messages import occupy_closed_streams, say
+from jaxsign.store import files, locks, results
 from jaxsign.store.manifest import read_manifest
 from jaxsign.store.results import Memory
 from jaxsign.sweep import cluster, plan
@@ -50,6 +51,7 @@ def run_sweep(
     lane_width: int | None = None,
     checkpoint_every: float = 60.0,
     accept: str | None = None,
+    links: Sequence[str] = (),
 ) -> Any:
     """Runs every run of a sweep that is not stored yet and returns one labelled Dataset.
 
@@ -75,6 +77,8 @@ def run_sweep(
       checkpoint_every: seconds between checkpoints of the runs under way, > 0.
       accept: reason for which a change of code is accepted, in words: what is stored stays, what is missing is run with
         the code as it is now. The manifest keeps the reason, the difference and the date. Values cannot be accepted.
+      links: "trajectories" or "checkpoints" where that folder of `out` is a link to another disk. The manifest keeps
+        where it leads, so that it is said once; any other link in `out` is refused.
 
     Returns:
       xarray.Dataset with dims (axes in order, optimizer, seed, step, the observable's own), lazy when `out` is given.
@@ -83,7 +87,8 @@ def run_sweep(
     Raises:
       ValueError: if `out` is not writable, belongs to another definition or is being run by another process, or the
         scheduler does not answer; nothing is written then.
-      UnusableData: if what `out` holds is damaged beyond running it again.
+      UnusableData: if what `out` holds is damaged beyond running it again, or a link that was not allowed.
+      Exception: whatever the system's, the optimizers' or the observed functions raise, as they raise it.
       KeyboardInterrupt: after such a signal; what was finished is stored, and the same call goes on from there.
 
     Examples:
@@ -97,6 +102,7 @@ def run_sweep(
     """
     if not isinstance(sweep, Sweep):
         raise ValueError(f"sweep must be a js.Sweep, got {type(sweep).__name__}")
+    occupy_closed_streams()
     limits = Limits(memory, lane_width, checkpoint_every)
     if out is None:
         if sweep.trajectory is not None:
@@ -105,38 +111,44 @@ def run_sweep(
             raise ValueError(f"shard={shard!r} and scheduler={scheduler!r} need out=: processes share results on disk")
         if accept is not None:
             raise ValueError(f"accept={accept!r} needs out=: it is about results that are stored")
+        if links:
+            raise ValueError(f"links={links!r} needs out=: it is about folders in it")
         return _in_memory(sweep, limits)
     accept = _reason(accept)
-    path, own = results.directory(out), check_shard(shard)
+    links = (links,) if isinstance(links, str) else tuple(links)
+    path, own = files.directory(out, links), check_shard(shard)
     if scheduler is not None and own != (0, 1):
         raise ValueError(f"scheduler={scheduler!r} shares the blocks out itself: leave shard={shard!r} away")
     stored = read_manifest(path) if path.exists() else None
+    allowed = files.links_of(path, stored, links)
+    if stored and not links:
+        files.refuse_links(path, stored)
     sweep = sweep.at_cadence_of(stored["definition"]) if stored else sweep
     # Refused before anything is written, loaded without a lock where nothing is left to do.
     computation = fingerprints(sweep, definition(sweep))
     match = compare(os.fsdecode(out), stored, sweep, accept, computation) if stored else None
     if accept and not (match and match.changed):
-        print(f"{path}: accept={accept!r} is not kept: no code differs from what is stored", file=sys.stderr)
-    if stored and match and not match.changed and not match.grown(stored):
+        say(f"{path}: accept={accept!r} is not kept: no code differs from what is stored")
+    if stored and match and not match.changed and not match.grown(stored) and allowed == stored.get("links", {}):
         asked = dataclasses.replace(_EVERYWHERE, order=tuple(map(tuple, match.order))).asked() if match.part else None
         if not left(path, stored, asked):
             mixed = [
                 f"runs before {note['date']} are of other code: {note['reason']}" for note in stored.get("accepted", ())
             ]
-            print("; ".join([f"{path}: finished before, {_loaded(sweep, match, stored)}", *mixed]), file=sys.stderr)
+            say("; ".join([f"{path}: finished before, {_loaded(sweep, match, stored)}", *mixed]))
             return _opened(path, sweep, match)
-    results.writable(path)
+    files.writable(path)
     if stored and match:
         _say_versions(path, stored, match)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
-        with results.named(path):
+        with files.named(path):
             path.mkdir(parents=True, exist_ok=True)
-        with cluster.connected(scheduler) as client, results.named(path):
-            _run_shard(sweep, path, own, limits, client, accept, computation)
+        with cluster.connected(scheduler) as client:
+            _run_shard(sweep, path, own, limits, client, accept, computation, links)
     except BaseException:
         for folder in missing:  # innermost first; one that holds something stays
-            if folder.is_dir() and not any(folder.iterdir()):
+            with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
     return _opened(path, sweep, match)
@@ -173,7 +185,7 @@ def _say_versions(path: Path, stored: Mapping[str, Any], match: Match) -> None:
     others = other_versions(stored, here["versions"], here["flags"])
     if others or match.notes:
         words = f"stored with other versions, gone on with: {', '.join(others)}" if others else ""
-        print(f"{path}: {'; '.join([words] * bool(words) + match.notes)}", file=sys.stderr)
+        say(f"{path}: {'; '.join([words] * bool(words) + match.notes)}")
 
 
 def _opened(path: Path, sweep: Sweep, match: Match | None) -> Any:
@@ -230,16 +242,18 @@ def _distributed() -> Shard:
 
 
 def _run_shard(
-    sweep: Sweep, path: Path, shard: Shard, limits: Limits, client: Any, accept: Any, computation: Any
-) -> None:
+    sweep: Sweep, path: Path, shard: Shard, limits: Limits, client: Any, accept: Any, computation: Any,
+    links: Sequence[str],
+) -> None:  # fmt: skip
     """Runs one shard's missing blocks of a results directory, which is made or extended if need be."""
     started = time.time()
     with locks.shard_lock(path, shard) as gone, listening() as stop:
         if gone:
-            print(gone, file=sys.stderr)
-        session = Session(sweep, path, shard, limits, accept, computation)
+            say(gone)
+        session = Session(sweep, path, shard, limits, accept, computation, links)
         try:
-            missing = session.missing()
+            with files.named(path):
+                missing = session.missing()
             count = sum(int(runs.sum()) for runs in missing.values())
             with Progress(count, sweep.schedule.steps) as progress:
                 if client is None:

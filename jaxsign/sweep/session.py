@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from jaxsign.labelled import base_coordinates
-from jaxsign.store import checkpoints, locks, results, trajectory
+from jaxsign.messages import say
+from jaxsign.store import checkpoints, files, locks, results, trajectory
+from jaxsign.store.files import named
 from jaxsign.store.manifest import begun_anew, read_manifest, write_manifest
 from jaxsign.store.results import Store, Variable
 from jaxsign.sweep import plan, recorder
@@ -47,27 +48,46 @@ class Session:
       limits: what it may use.
       accept: reason for which changes of code are accepted, or None.
       computation: the sweep's `fingerprints`, if they are known.
+      links: names of folders that the user allows to be links from now on.
 
     Raises:
       ValueError: if the directory belongs to another definition, or cannot be written.
+      UnusableData: if something in it is a link that nobody has allowed.
     """
 
     def __init__(
-        self, sweep: Sweep, path: Path, shard: Shard, limits: Limits, accept: str | None = None, computation: Any = None
-    ):
+        self, sweep: Sweep, path: Path, shard: Shard, limits: Limits, accept: str | None = None,
+        computation: Any = None, links: Sequence[str] = (),
+    ):  # fmt: skip
         self.sweep, self.path, self.shard, self.limits, self.accept = sweep, path, shard, limits, accept
-        self.computation = computation or fingerprints(sweep, definition(sweep))
+        self.computation, self.links = computation or fingerprints(sweep, definition(sweep)), links
         self.groups = plan.groups(sweep)
         recorder.check(sweep, self.groups)
         self.compiler = Compiler()
         try:
             with locks.manifest_lock(path):
+                self._allow_links()
                 self.layout, self.programs, found = self._open()
+                if self.links:  # of a new directory, which has its id by now
+                    self._allow_links()
         except BaseException:
             self.compiler.close()
             raise
-        self.store = Store(path, found)
+        with named(path):
+            self.store = Store(path, found)
         self.base = checkpoint_base(self._manifest())
+
+    def _allow_links(self) -> None:
+        """Keeps in the manifest which links the user has allowed, and refuses all others."""
+        stored = read_manifest(self.path)
+        with named(self.path):
+            if stored is not None and (links := files.links_of(self.path, stored, self.links)):
+                if links != stored.get("links") or "id" not in stored:
+                    identity = {} if "id" in stored else begun_anew(stored)
+                    stored = write_manifest(self.path, {**stored, **identity, "links": links})
+                files.mark_links(self.path, stored, self.links)
+            if stored is not None:
+                files.refuse_links(self.path, stored)
 
     def _open(self) -> tuple[Layout, list[Program], dict[str, Variable]]:
         """The layout, programs and variables of the store."""
@@ -99,7 +119,8 @@ class Session:
                         kept = {"memory": stored["plan"]["memory"]}
                         record["plan"] = {**plan_record(sweep, groups, layout, widths, self.limits), **kept}
                     base = identity.get("base_hash", checkpoint_base(stored))
-                    write_manifest(path, {**record, "base_hash": base, **begun_anew(stored)})
+                    with named(path):
+                        write_manifest(path, {**record, "base_hash": base, **begun_anew(stored)})
                 return layout, programs, found
         programs = make_programs(sweep, groups, layout, widths)
         # What this process will run is compiled on the way: tracing it tells what the results look like.
@@ -119,9 +140,10 @@ class Session:
             if not damaged:  # earlier versions stored some dtypes in another way
                 old = results.stored_variables(path)
                 found = {name: v.stored_like(old[name]) if name in old else v for name, v in found.items()}
-        results.remove_partial(path)
+        with named(path):
+            files.remove_partial(path)
         coords = stored_coordinates(sweep, layout, found)
-        with results.named(path), results.prepared(path, found, coords) as (folder, crcs):
+        with named(path), results.prepared(path, found, coords) as (folder, crcs):
             manifest = {
                 "runs": {}, "wall_seconds": 0.0, "sessions": [], **(stored or {}), **environment(),
                 **begun_anew(stored), **identity, "hash": content_hash(identity["definition"]),
@@ -195,7 +217,7 @@ class Session:
                 if lines and not asked[box].all():
                     raise results.UnusableData(f"{lines[0]}; run the stored definition first, which mends it")
                 for line in lines:
-                    print(f"{line}: its block is run again", file=sys.stderr)
+                    say(f"{line}: its block is run again")
                 missing = np.ones_like(missing) if lines else missing | unkept[box]
             missing = missing & asked[box]
             if missing.any():
@@ -225,7 +247,7 @@ class Session:
     def _smaller(self, runs: int) -> None:
         """Fewer runs a call from now on, and on every resume."""
         self.layout = dataclasses.replace(self.layout, runs=runs)
-        with locks.manifest_lock(self.path):
+        with locks.manifest_lock(self.path), named(self.path):
             stored = self._manifest()
             write_manifest(self.path, {**stored, "plan": {**stored["plan"], "runs": runs}})
 
@@ -250,13 +272,13 @@ class Session:
 
     def close(self, seconds: float) -> None:
         """Writes into the manifest what is there now, and what this process did."""
-        with locks.manifest_lock(self.path):
+        with locks.manifest_lock(self.path), named(self.path):
             stored = self._manifest()
             try:
                 counts = tell(results.read_status(self.path))
             except results.UnusableData as error:  # of another shard: its own process reports and mends it
                 counts = {**stored["runs"], "not_run": stored["runs"].get("not_run", 1)}
-                print(error, file=sys.stderr)
+                say(error)
             where = environment()
             session = {
                 "seconds": round(seconds, 3), "shard": f"{self.shard[0]}/{self.shard[1]}", "pid": os.getpid(),
@@ -267,9 +289,7 @@ class Session:
                 "sessions": [*stored["sessions"], session],
             })  # fmt: skip
             if counts["not_run"]:
-                print(
-                    f"{self.path}: {counts['not_run']} of {counts['total']} runs are still to be run", file=sys.stderr
-                )
+                say(f"{self.path}: {counts['not_run']} of {counts['total']} runs are still to be run")
             elif not locks.others(self.path, self.shard):
                 trajectory.remove_leftovers(self.path)
                 checkpoints.remove_all(self.path / checkpoints.FOLDER)
@@ -289,7 +309,7 @@ def left(path: Path, stored: Mapping[str, Any], asked: np.ndarray | None = None)
     if (due if asked is None else due & asked).any():
         return True
     # A process that was killed after its last run has not put its things away, nor counted what is there.
-    untidy = stored["runs"].get("not_run", 1) or (path / checkpoints.FOLDER).exists()
+    untidy = stored["runs"].get("not_run", 1) or files.own_folders(path / checkpoints.FOLDER)
     if untidy and asked is None and os.access(path, os.W_OK):
         return True
     store = Store(path, found, mode="r")
@@ -304,7 +324,7 @@ def _unkept(path: Path, shape: Sequence[int], kind: Any) -> np.ndarray:
         return unkept
     whole, lines = trajectory.stored(path)
     for line in lines:
-        print(f"{line}: its runs are run again", file=sys.stderr)
+        say(f"{line}: its runs are run again")
     if whole:
         unkept[tuple(np.array(sorted(whole)).T)] = False
     return unkept
@@ -318,5 +338,5 @@ def tell(status: np.ndarray) -> dict[str, int]:
     }  # fmt: skip
     if counts["diverged"]:
         words = f"{counts['diverged']} of {counts['total']} runs diverged"
-        print(f"{words}; their traces are NaN from first_bad_step on", file=sys.stderr)
+        say(f"{words}; their traces are NaN from first_bad_step on")
     return counts

@@ -72,10 +72,14 @@ def connected(address: str | None) -> Iterator[Any]:
         raise ValueError(
             f"scheduler must be the address of a running Dask scheduler, got {address!r}, which is silent: {reason}"
         ) from None
+    finally:
+        logger.setLevel(level)
     try:
+        logger.setLevel(logging.CRITICAL)
         yield client
     finally:
         client.close()
+        logger.setLevel(level)
 
 
 def run(client: Any, session: Session, missing: Missing, stop: Stop, progress: Progress) -> None:

@@ -1,6 +1,7 @@
 """What all commands share: arguments, exit statuses, errors in one line, and the settings of JAX."""
 
 import argparse
+import contextlib
 import io
 import os
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxsign.compilation import no_platform
-from jaxsign.messages import occupy_closed_streams, redirect_stdout, say
+from jaxsign.messages import Printed, drop_unsaid, occupy_closed_streams, say
 from jaxsign.store.results import UnusableData
 from jaxsign.sweep.environment import cores
 from jaxsign.validation import positive_int, real
@@ -53,20 +54,22 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
     Where the reader of its output is gone, as with `| head`, it ends without a word, as other commands do.
     """
     occupy_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
+    printed = Printed(sys.stdout)
     try:
-        status = work()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        printed.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
+        with contextlib.redirect_stdout(printed):
+            status = work()
+            printed.flush()
         return status
     except OSError as error:
-        if (lost := redirect_stdout()) is None:  # what was printed has arrived: it is another file's
+        if error is not printed.lost:
             raise
-        if isinstance(lost, BrokenPipeError):
+        if isinstance(error, BrokenPipeError):
             return UNHEARD
-        status, message = BAD_INPUT, f"standard output cannot be written: {lost.strerror or error}"
+        status, message = BAD_INPUT, f"standard output cannot be written: {error.strerror or error}"
     except UnusableData as error:
         status, message = UNUSABLE, str(error)
     except ValueError as error:
@@ -77,7 +80,10 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
             raise
     except KeyboardInterrupt:
         status, message = INTERRUPTED, "interrupted; what is finished is kept, and the same command goes on from there"
+    finally:
+        drop_unsaid()
     say(f"{prog}: {' '.join(message.split())}")
+    drop_unsaid()
     return status
 
 

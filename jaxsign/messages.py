@@ -1,6 +1,7 @@
 """What is said while something runs: a line for whoever listens, and never an end of it where nobody does."""
 
 import contextlib
+import io
 import logging
 import os
 import select
@@ -63,6 +64,15 @@ def say(words: object, stream: str = "stderr") -> None:
     voice.flush()
 
 
+def drop_unsaid() -> None:
+    """Drops what standard error holds and cannot write, at the end of a process, whose exit status it would change."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        _null(2)
+
+
 def occupy_closed_streams() -> None:
     """Opens what stands for nothing where a standard stream is closed.
 
@@ -84,15 +94,45 @@ def leave_closed_streams() -> None:
             _null(number)
 
 
-def redirect_stdout() -> OSError | None:
-    """Sends nowhere what cannot be written to standard output; the error that it ended with, None if there is none."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError as error:
-        _null(1)
-        return error
-    return None
+class Printed(io.TextIOBase):
+    """Standard output that remembers with which error it was lost, and says nothing more then.
+
+    Args:
+      stream: what it stands for; None where it is closed.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Writes text.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        self._tried("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes what was written.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        self._tried("flush")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def _tried(self, method: str, *arguments: str) -> None:
+        try:
+            if self.stream is not None and self.lost is None:
+                getattr(self.stream, method)(*arguments)
+        except OSError as error:
+            self.lost = error
+            _null(1)  # what the stream still holds is written when the process ends
+            raise
 
 
 def _null(number: int) -> None:

@@ -142,39 +142,18 @@ def _null(number: int) -> None:
         os.close(null)
 
 
-class _Silence:
-    """Who has asked for silence: warnings and logging are the process's, and every thread that runs a sweep asks."""
-
-    def __init__(self) -> None:
-        self.lock, self.count, self.level = threading.Lock(), 0, 0
-        self.warnings: Any = None
-
-    def begin(self) -> None:
-        with self.lock:
-            if self.count == 0:
-                self.level = logging.root.manager.disable
-                logging.disable(logging.CRITICAL)
-                self.warnings = warnings.catch_warnings()
-                self.warnings.__enter__()
-                warnings.simplefilter("ignore")
-            self.count += 1
-
-    def end(self) -> None:
-        with self.lock:
-            self.count -= 1
-            if self.count == 0:
-                self.warnings.__exit__(None, None, None)
-                logging.disable(self.level)
-
-
-_SILENCE = _Silence()
+#: Warnings and logging are the process's, and Orbax takes one caller at a time (0.12): threads take turns.
+_ONE = threading.RLock()
 
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Silences the libraries' own warnings and logging, which speak of their insides; for any number of threads."""
-    _SILENCE.begin()
-    try:
-        yield
-    finally:
-        _SILENCE.end()
+    """Silences the libraries' own warnings and logging, which speak of their insides; for one thread at a time."""
+    with _ONE, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)

@@ -41,7 +41,12 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[str | None]:
         handle = open_lock(file)
     try:
         # `others` holds a lock for a moment to see whether it is free.
-        if not _try_flock(handle, path, tries=10):
+        try:
+            free = _try_flock(handle, path, tries=10)
+        except ValueError:
+            _remove_unused(path, file)
+            raise
+        if not free:
             raise ValueError(f"shard {shard[0]}/{shard[1]} of {str(path)!r} is being run by {_words(_holder(file))}")
         before = _holder(file)
         if before and before.get("host") != socket.gethostname() and _lives(file):
@@ -65,9 +70,7 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[str | None]:
             beat.join()
             with named(path):
                 os.ftruncate(handle, 0)  # an empty lock: nobody's
-                if not (path / MANIFEST).exists():  # refused before anything was made of the directory
-                    file.unlink()
-                    _remove_empty(folder)
+                _remove_unused(path, file)
     finally:
         os.close(handle)
 
@@ -90,8 +93,12 @@ def others(path: Path, shard: tuple[int, int]) -> list[str]:
     return out
 
 
-def _remove_empty(folder: Path) -> None:
-    """Removes the folder of locks unless another shard has one there."""
+def _remove_unused(path: Path, file: Path) -> None:
+    """Removes a lock, and the folder of locks unless another shard has one there (nothing was begun)."""
+    folder = path / FOLDER
+    if (path / MANIFEST).exists():
+        return
+    file.unlink()
     if not list(folder.glob("shard-*.lock")):
         (folder / "manifest.lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import stat
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,8 +31,10 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
       UnusableData: if it is not readable JSON, was changed by hand, or was written by a newer version.
     """
     file = path / MANIFEST
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
+    if not stat.S_ISREG(os.lstat(file).st_mode):  # a pipe would be waited for, a link leads to another file
+        raise UnusableData(f"{file} is a link, pipe or device, and no sweep makes one: move it away")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxsign.labelled import manifest_text, stored_as, with_bools
-from jaxsign.messages import say
+from jaxsign.messages import say, silence
 from jaxsign.store.files import ARRAYS, inside, is_results, named, refuse_links, remove_prepared
 from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest
 from jaxsign.store.watched import Expected, watched
@@ -249,11 +249,7 @@ def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable])
 @contextlib.contextmanager
 def _zarr_warnings() -> Iterator[None]:
     """Silences zarr's remark that variable-length strings have no final zarr v3 specification yet."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification.*")
-        warnings.filterwarnings("ignore", message=".*is currently not part in the Zarr format 3 specification.*")
+    with silence():
         yield
 
 

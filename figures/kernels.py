@@ -163,7 +163,7 @@ def main():
         )
         plot.small_print(fig, text, 170)
         paths = plot.save(fig, args.out, "kernels")
-    with open(paths[2], "a", newline="", encoding="utf-8") as file:  # what is drawn as colour, line by line
+    with open(paths[3], "a", newline="", encoding="utf-8") as file:  # what is drawn as colour, line by line
         writer = csv.writer(file)
         for title, side, table in tables:
             for a, line in zip(side, table):

@@ -119,6 +119,8 @@ def _export(args: argparse.Namespace) -> int:
     file = local_path("--out", args.out) if args.out is not None else None
 
     def work(path: Path) -> None:
+        if file is None and (path / "results.nc").is_symlink():
+            raise ValueError(f"{str(path / 'results.nc')!r} is a link: if it is meant, give --out FILE")
         show(export_netcdf(path, file or path / "results.nc"))
 
     return UNUSABLE if each_usable(args.dirs, work)[1] else DONE

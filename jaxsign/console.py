@@ -1,6 +1,7 @@
 """What all commands share: arguments, exit statuses, errors in one line, and the settings of JAX."""
 
 import argparse
+import contextlib
 import io
 import os
 import sys
@@ -8,12 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxsign.compilation import no_platform
-from jaxsign.messages import say
+from jaxsign.messages import Printed, drop_unsaid, occupy_closed_streams, say
 from jaxsign.store.results import UnusableData
 from jaxsign.sweep.environment import cores
 from jaxsign.validation import positive_int, real
 
 DONE, FAILED, BAD_INPUT, UNUSABLE, INTERRUPTED = 0, 1, 2, 3, 130
+#: What a shell says of a program that wrote to a pipe without a reader (128 + SIGPIPE).
+UNHEARD = 141
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,6 +26,10 @@ class Parser(argparse.ArgumentParser):
         """Prints one line and exits."""
         say(f"{self.prog}: {message}")
         raise SystemExit(BAD_INPUT)
+
+    def exit(self, status: int = 0, message: str | None = None) -> Any:
+        """Ends the process, after help for instance: quietly if nobody reads it."""
+        raise SystemExit(guarded(self.prog, lambda: status) if message is None else super().exit(status, message))
 
 
 def count(text: str) -> int:
@@ -42,12 +49,27 @@ def positive(text: str) -> float:
 
 
 def guarded(prog: str, work: Callable[[], int]) -> int:
-    """Runs a command; bad input, damaged data and interrupts end in one line and their exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
+    """Runs a command; bad input, damaged data and interrupts end in one line and their exit status.
+
+    Where the reader of its output is gone, as with `| head`, it ends without a word, as other commands do.
+    """
+    occupy_closed_streams()
+    printed = Printed(sys.stdout)
     try:
-        return work()
+        printed.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
+        with contextlib.redirect_stdout(printed):
+            status = work()
+            printed.flush()
+        return status
+    except OSError as error:
+        if error is not printed.lost:
+            raise
+        if isinstance(error, BrokenPipeError):
+            return UNHEARD
+        status, message = BAD_INPUT, f"standard output cannot be written: {error.strerror or error}"
     except UnusableData as error:
         status, message = UNUSABLE, str(error)
     except ValueError as error:
@@ -58,7 +80,10 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
             raise
     except KeyboardInterrupt:
         status, message = INTERRUPTED, "interrupted; what is finished is kept, and the same command goes on from there"
+    finally:
+        drop_unsaid()
     say(f"{prog}: {' '.join(message.split())}")
+    drop_unsaid()
     return status
 
 

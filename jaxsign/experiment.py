@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jaxsign.console import DONE, Parser, configure, count, guarded, positive
+from jaxsign.messages import say
+from jaxsign.store.files import LINKABLE
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.runner import check_shard, run_sweep
 from jaxsign.validation import known, local_path
@@ -56,10 +58,11 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
             for key in chosen:
                 sweep = sweeps[key]
                 out = folder / key if len(sweeps) > 1 else folder
-                print(f"{key}: {sweep.size} runs of {sweep.schedule.steps} steps -> {out}", flush=True)
+                say(f"{key}: {sweep.size} runs of {sweep.schedule.steps} steps -> {out}", "stdout")
                 run_sweep(
                     sweep, out, shard=shard, scheduler=args.scheduler, memory=args.memory, lane_width=args.lane_width,
                     checkpoint_every=args.checkpoint_every, accept=args.accept, wait_for_workers=args.wait_for_workers,
+                    links=args.allow_link,
                 )  # fmt: skip
             return DONE
 
@@ -118,6 +121,10 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", type=count, metavar="BYTES", help="memory of one call; kept once a sweep is begun")
     parser.add_argument("--lane-width", type=count, metavar="W", help="runs of a vmap; kept once a sweep is begun")
     parser.add_argument("--accept", metavar="REASON", help="take a change of code; the manifest keeps the reason")
+    parser.add_argument(
+        "--allow-link", action="append", default=[], choices=LINKABLE, metavar="NAME",
+        help="the folder NAME of DIR, trajectories or checkpoints, may be a link; the manifest keeps where it leads",
+    )  # fmt: skip
     parser.add_argument(
         "--checkpoint-every", type=positive, default=60.0, metavar="SECONDS", help="between checkpoints, default 60"
     )

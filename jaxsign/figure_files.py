@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxsign.store.manifest import partial
 from jaxsign.validation import local_path
 
+#: Of the table of plotted numbers.
+COLUMNS = ("panel", "line", "x", "y", "q05", "q95")
 #: Okabe and Ito's colours, which colour-blind readers tell apart; ordered dark to light for grey print.
 COLOURS = {"sign_gd": "#0072B2", "adam": "#D55E00", "gd": "#009E73", "signum": "#CC79A7"}
 #: Of lines without a colour of their own, such as those of a reader's optimizers: the rest of the palette, in turn.
@@ -74,13 +77,14 @@ def save(fig: Any, directory: str | os.PathLike, name: str) -> list[Path]:
     Args:
       fig: matplotlib Figure; each labelled panel's title names it in the CSV.
       directory: created if needed.
-      name: file name without folder and suffix.
+      name: file name without folder and suffix; files of an earlier figure of this name are replaced.
 
     Returns:
       The paths written.
 
     Raises:
-      ValueError: if `directory` or a file in it cannot be made; nothing is written then.
+      ValueError: if `directory` or a file in it cannot be made, or a file of that name is not of an earlier figure;
+        nothing is written then.
     """
     import matplotlib.pyplot as plt
 
@@ -95,12 +99,16 @@ def save(fig: Any, directory: str | os.PathLike, name: str) -> list[Path]:
     for path in paths:
         if not os.access(path if path.exists() else folder, os.W_OK) or path.is_dir():
             raise ValueError(f"{str(path)!r} cannot be written")
-    fig.savefig(paths[0], metadata={"Software": None})
-    fig.savefig(paths[1], metadata={"CreationDate": None, "Producer": None})
-    paths[2].write_text(svg(fig), encoding="utf-8")
-    with open(paths[3], "w", newline="", encoding="utf-8") as file:
+    there = [path for path in paths if path.exists()]
+    if there and not _is_table(paths[3]):
+        raise ValueError(
+            f"{str(there[-1])!r} is not of a figure that was saved here, with its numbers in {name}.csv: move it away "
+            "or choose another name"
+        )
+    # The table first: by it the other files are known again, if this is cut off.
+    with _replacing(paths[3]) as temporary, open(temporary, "x", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["panel", "line", "x", "y", "q05", "q95"])
+        writer.writerow(COLUMNS)
         for number, ax in enumerate(fig.axes):
             panel = ax.get_title(loc="left") or str(number)
             for index, line in enumerate(ax.lines):
@@ -110,5 +118,31 @@ def save(fig: Any, directory: str | os.PathLike, name: str) -> list[Path]:
                 label = label.strip().replace(r"\$", "$")
                 for row in zip(x, y, low, high):
                     writer.writerow([panel, label, *("" if math.isnan(v) else f"{v:.6g}" for v in row)])
+    with _replacing(paths[0]) as temporary, open(temporary, "xb") as file:
+        fig.savefig(file, format="png", metadata={"Software": None})
+    with _replacing(paths[1]) as temporary, open(temporary, "xb") as file:
+        fig.savefig(file, format="pdf", metadata={"CreationDate": None, "Producer": None})
+    with _replacing(paths[2]) as temporary, open(temporary, "x", encoding="utf-8") as file:
+        file.write(svg(fig))
     plt.close(fig)
     return paths
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a file begins as the tables of figures do."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.readline(1000).strip() == ",".join(COLUMNS).encode()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Where a file is written that then replaces another one in one move, the one that a link leads to."""
+    file = Path(os.path.realpath(path))
+    temporary = partial(file)
+    try:
+        yield temporary
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -71,16 +71,16 @@ def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Writes records of COLUMNS in one move, numbers with 6 significant digits so that rounding leaves no trace.
 
     Args:
-      path: new, or a file that is replaced.
+      path: new, or an earlier claims table.
       records: one a line.
 
     Raises:
-      ValueError: if it is no file, or the system refuses.
+      ValueError: if it is anything else, or the system refuses.
     """
-    file = _writable(path)
+    file = check_file(path)
     temporary = partial(file)
     try:
-        with open(temporary, "w", newline="", encoding="utf-8") as stream:
+        with open(temporary, "x", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, COLUMNS)
             writer.writeheader()
             for record in records:

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxsign.messages import say, show
-from jaxsign.store import checkpoints, locks, results, trajectory
+from jaxsign.store import checkpoints, files, locks, results, trajectory
 from jaxsign.store.manifest import MANIFEST, UnusableData, check_fit, examined
 from jaxsign.store.results import ARRAYS, Store
 from jaxsign.sweep.forecast import Forecast, forecast
@@ -67,7 +66,7 @@ def print_plan(
     found = []
     for key, sweep in sweeps.items():
         if speed is None:  # minutes where steps are slow and programs are many
-            print(f"{key}: compiling and measuring; --seed-steps-per-second skips it", file=sys.stderr, flush=True)
+            say(f"{key}: compiling and measuring; --seed-steps-per-second skips it")
         found.append(forecast(sweep, memory, speed, devices))
         print("\n".join(plan_lines(key, found[-1])), flush=True)
     own = jax.local_devices()
@@ -194,11 +193,11 @@ def holders(path: Path) -> tuple[list[str], list[str]]:
     gone: list[str] = []
     for file in sorted((path / locks.FOLDER).glob("shard-*.lock")):
         try:
-            holder = json.loads(file.read_text() or "{}")
+            holder = json.loads(files.read(file, 4096) or b"{}")
             words = f"process {holder['pid']} on {holder['host']} since {_date(_seconds(holder['since']))}"
             here, age = holder["host"] == socket.gethostname(), time.time() - file.stat().st_mtime
             lives = _lives_here(int(holder["pid"]), file) if here else age < 3 * locks.HEARTBEAT
-        except (OSError, ValueError, KeyError, TypeError):  # nobody's, or being written
+        except (OSError, ValueError, KeyError, TypeError, UnusableData):  # nobody's, or being written
             continue
         _, index, _, count = file.stem.split("-")
         shard = "" if count == "1" else f"shard {index}/{count}: "
@@ -274,6 +273,8 @@ def _status_lines(path: Path) -> tuple[list[list[str]], bool]:
             check_fit(manifest, path / ARRAYS)
     except UnusableData as error:
         return [["damaged", str(error)], *people, ["next", "jaxsign verify says what is left"]], False
+    if odd := files.planted(path, manifest):
+        return [["damaged", odd], *people], False
     if manifest is None:
         if (path / ARRAYS).is_dir():
             return [["damaged", f"{path / MANIFEST} is missing"], ["next", "put it back"]], False
@@ -363,6 +364,9 @@ def check_directory(path: Path) -> Checked:
             found.accepted = accepted_words(manifest)
     except UnusableData as error:
         found.damage.append(str(error))
+    if odd := files.planted(path, manifest):
+        found.damage.append(odd)
+        return found  # nothing is read through a link
     if (path / ARRAYS).is_dir():
         check_arrays(path, manifest, found)
     else:

@@ -211,10 +211,10 @@ class ClaimTable:
         """Writes `records` as CSV in one move, numbers with 6 significant digits so that rounding leaves no trace.
 
         Args:
-          path: new, or a file that is replaced; its folder exists.
+          path: new, or an earlier claims table; its folder exists.
 
         Raises:
-          ValueError: if it is a directory, a pipe or a device, or cannot be written.
+          ValueError: if it is anything else, or cannot be written.
         """
         tables.write(Path(path), self.records())
 

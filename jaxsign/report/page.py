@@ -144,7 +144,8 @@ def write(file: str | os.PathLike, runs: Mapping[str, Any], figures: str | os.Pa
     target = Path(os.path.realpath(path))  # the file that a link leads to is replaced, not the link
     temporary = partial(target)
     try:
-        temporary.write_text(page, encoding="utf-8")
+        with temporary.open("x", encoding="utf-8") as stream:
+            stream.write(page)
         os.replace(temporary, target)
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be written: {error.strerror or error}") from None

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import tempfile
 import threading
 import zlib
@@ -16,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsign.messages import say
-from jaxsign.store.manifest import checksum, to_disk, write_json
+from jaxsign.messages import say, silence
+from jaxsign.store import files
+from jaxsign.store.manifest import UnusableData, checksum, to_disk, write_json
 
-FOLDER = "checkpoints"
+FOLDER = files.CHECKPOINTS
 #: The newest ones of a block that are kept, so that a damaged one costs a minute and not the block.
 KEPT = 2
 #: What Orbax reads as something else in a path: a pattern, another separator, a bucket, bytes that are not UTF-8.
@@ -41,21 +41,36 @@ def save(folder: Path, step: int, state: Any, about: Mapping[str, Any]) -> None:
 
     leaves = [(jax.tree_util.keystr(path), _plain(x)) for path, x in jax.tree_util.tree_flatten_with_path(state)[0]]
     kept = {str(i): x for i, (_, x) in enumerate(leaves) if x.size}  # Orbax refuses arrays without entries
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     record = folder / f"{step}.json"
-    record.unlink(missing_ok=True)
-    with _quiet(), _alone(ocp), _reachable(folder) as place:
+    _clear(folder, step)
+    with silence(), _alone(ocp), _reachable(folder) as place:
         ocp.save(place / str(step), kept, overwrite=True)
     described = [[name, list(x.shape), x.dtype.name, _crc(x)] for name, x in leaves]
     written = _files(folder / str(step))
     to_disk(written, folder.parent.parent)
-    files = {str(f.relative_to(folder)): zlib.crc32(f.read_bytes()) for f in written}
-    whole = {"step": step, "about": about, "leaves": described, "files": files}
+    crcs = {str(f.relative_to(folder)): zlib.crc32(f.read_bytes()) for f in written}
+    whole = {"step": step, "about": about, "leaves": described, "files": crcs}
     write_json(record, {**whole, "checksum": checksum(whole)})
     to_disk([record], folder)
     for old in _steps(folder)[:-KEPT]:
-        (folder / f"{old}.json").unlink()
-        shutil.rmtree(folder / str(old), ignore_errors=True)
+        _clear(folder, old)
+
+
+def _clear(folder: Path, step: int) -> None:
+    """Removes a checkpoint, its record first.
+
+    Raises:
+      UnusableData: if something else is in its place.
+    """
+    record, state = folder / f"{step}.json", folder / str(step)
+    if os.path.lexists(record):
+        if not files.is_own(record):
+            raise UnusableData(f"{record} is in the place of a checkpoint's record, and is none: move it away")
+        record.unlink()
+    files.remove(state, files.STATE)
+    if os.path.lexists(state):
+        raise UnusableData(f"{state} is in the place of a checkpoint and holds something else: move it away")
 
 
 def load(folder: Path, like: Any, about: Mapping[str, Any]) -> tuple[int, Any] | None:
@@ -90,7 +105,7 @@ def export(folder: Path, params: Any) -> None:
     if odd := _MISREAD.search(str(folder.absolute())):
         raise ValueError(f"folder must have a path that Orbax can read, without {odd[0]!r}, got {str(folder)!r}")
     try:
-        with _quiet(), _alone(ocp):
+        with silence(), _alone(ocp):
             ocp.save(folder.absolute(), params)
     except OSError as error:
         raise ValueError(f"folder={str(folder)!r} cannot be made: {error.strerror or error}") from None
@@ -98,14 +113,17 @@ def export(folder: Path, params: Any) -> None:
 
 def remove(folder: Path) -> None:
     """Removes the checkpoints of a block whose results are stored."""
-    shutil.rmtree(folder, ignore_errors=True)
+    files.remove(folder, files.BLOCK)
     with contextlib.suppress(OSError):  # the last block's takes the folder of all with it
         folder.parent.rmdir()
 
 
 def remove_all(folder: Path) -> None:
     """Removes what is left of checkpoints once every run is stored, such as those of blocks that are numbered anew."""
-    shutil.rmtree(folder, ignore_errors=True)
+    for block in files.own_folders(folder):
+        files.remove(block, files.BLOCK)
+    with contextlib.suppress(OSError):  # what is somebody else's stays, and the folder with it
+        folder.rmdir()
 
 
 def damage(folder: Path) -> list[str]:
@@ -168,7 +186,7 @@ def _load(folder: Path, step: int, like: Any, about: Mapping[str, Any] | None) -
     full = {str(i): (shape, jnp.dtype(dtype)) for i, (_, shape, dtype, _) in enumerate(described) if 0 not in shape}
     try:
         abstract = {name: np.empty(*entry) for name, entry in full.items()}
-        with _quiet(), _alone(ocp), _reachable(folder) as place:
+        with silence(), _alone(ocp), _reachable(folder) as place:
             loaded = ocp.load(place / str(step), abstract)
         leaves = [np.asarray(loaded.get(str(i), np.empty(d[1], jnp.dtype(d[2])))) for i, d in enumerate(described)]
     except MemoryError:
@@ -237,23 +255,3 @@ def _alone(ocp: Any) -> Iterator[None]:
             yield
     finally:
         jax.process_count = count
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Silences the libraries' own warnings and logging, which speak of their insides; one thread at a time.
-
-    What is silenced is the whole process's, and Orbax confuses saves that several threads make at once.
-    """
-    import logging
-    import warnings
-
-    with _ORBAX:
-        level = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
-        finally:
-            logging.disable(level)

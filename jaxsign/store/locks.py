@@ -17,9 +17,10 @@ from typing import Any
 
 from jaxsign.messages import say
 from jaxsign.names import printable
-from jaxsign.store.manifest import MANIFEST
+from jaxsign.store.files import LOCKS, flock, make_folder, named, open_lock, read
+from jaxsign.store.manifest import MANIFEST, UnusableData
 
-FOLDER = "locks"
+FOLDER = LOCKS
 #: A holder on another machine touches its lock this often; without a touch for three times as long it counts as gone.
 HEARTBEAT = 20.0
 #: Seconds of waiting for the manifest's lock before it is said.
@@ -92,16 +93,17 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[Held]:
       ValueError: if the file system has no locks.
     """
     folder, words = path / FOLDER, f"shard {shard[0]}/{shard[1]} of {str(path)!r}"
-    folder.mkdir(exist_ok=True)
-    watch(path, shard)
-    file = folder / f"shard-{shard[0]}-of-{shard[1]}.lock"
-    # `others` holds a lock for a moment to see whether it is free.
-    try:
-        handle = _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB, tries=10)
-    except ValueError:
-        file.unlink()  # nobody can hold anything there
-        _remove_empty(folder)
-        raise
+    with named(path):
+        make_folder(folder)
+        watch(path, shard)
+        file = folder / f"shard-{shard[0]}-of-{shard[1]}.lock"
+        # `others` holds a lock for a moment to see whether it is free.
+        try:
+            handle = _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB, tries=10)
+        except ValueError:
+            file.unlink()  # nobody can hold anything there
+            _remove_empty(folder)
+            raise
     if handle is None:
         raise Busy(f"{words} is being run by {_words(_holder(file))}")
     try:
@@ -243,9 +245,13 @@ def _remove_empty(folder: Path) -> None:
 def manifest_lock(path: Path) -> Iterator[None]:
     """Waits for, then holds, the right to change the manifest and the shape of the arrays of a results directory."""
     folder = path / FOLDER
-    folder.mkdir(exist_ok=True)
-    with _waited(folder, fcntl.LOCK_EX, os.O_CREAT):
+    with named(path):
+        make_folder(folder)
+        handle = _waited(folder, fcntl.LOCK_EX, os.O_CREAT)
+    try:
         yield
+    finally:
+        _close(handle)
 
 
 @contextlib.contextmanager
@@ -259,13 +265,15 @@ def writing_lock(path: Path, exclusive: bool) -> Iterator[None]:
     Raises:
       FileNotFoundError: if the lock is not there any more.
     """
-    with _waited(path / FOLDER, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, 0):
+    handle = _waited(path / FOLDER, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, 0)
+    try:
         yield
+    finally:
+        _close(handle)
 
 
-@contextlib.contextmanager
-def _waited(folder: Path, kind: int, flags: int) -> Iterator[None]:
-    """Holds the manifest's lock; says so where that takes long."""
+def _waited(folder: Path, kind: int, flags: int) -> int:
+    """A descriptor that holds the manifest's lock; says so where that takes long."""
     file, tries = folder / "manifest.lock", int(PATIENCE / 0.05)
     handle = _taken(file, kind | fcntl.LOCK_NB, 1, flags)
     if handle is None:
@@ -275,14 +283,11 @@ def _waited(folder: Path, kind: int, flags: int) -> Iterator[None]:
         say(words)
         handle = _taken(file, kind, 1, flags)
     assert handle is not None
-    try:
-        yield
-    finally:
-        _close(handle)
+    return handle
 
 
 def _opened(file: Path, flags: int = 0) -> int:
-    handle = os.open(file, os.O_RDWR | flags, 0o666)  # less the umask, as for any file: a group may share them
+    handle = open_lock(file, make=bool(flags & os.O_CREAT))
     _HANDLES.add(handle)
     return handle
 
@@ -329,13 +334,10 @@ def _taken(file: Path, kind: int, tries: int, flags: int = os.O_CREAT, every: fl
 def _flock(handle: int, kind: int, tries: int, every: float, file: Path) -> bool:
     for attempt in range(tries):
         try:
-            fcntl.flock(handle, kind)
+            flock(handle, kind, file.parent.parent)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise ValueError(
-                    f"out must be on a file system with locks (flock), and {str(file)!r} cannot be locked: "
-                    f"{error.strerror or error}"
-                ) from None
+                raise
         else:
             return True
         if attempt + 1 < tries:
@@ -346,8 +348,8 @@ def _flock(handle: int, kind: int, tries: int, every: float, file: Path) -> bool
 def _holder(file: Path) -> dict[str, Any]:
     """What a lock says about its holder; {} of an empty, half-written or removed one."""
     try:
-        holder = json.loads(file.read_text() or "{}")
-    except (ValueError, FileNotFoundError):
+        holder = json.loads(read(file, 4096) or b"{}")
+    except (ValueError, UnusableData, FileNotFoundError):
         return {}
     return holder if isinstance(holder, dict) else {}
 

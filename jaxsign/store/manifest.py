@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import secrets
+import stat
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -120,9 +121,9 @@ def _content(file: Path) -> bytes | None:
     """
     if not os.path.lexists(file):
         return None
+    if not stat.S_ISREG(os.lstat(file).st_mode):  # a pipe would be waited for, a link leads to another file
+        raise UnusableData(f"{file} is a link, pipe or device, and no sweep makes one: move it away")
     try:
-        if not file.is_file():  # a pipe would wait for its writer
-            raise UnusableData(f"{file} is not a readable manifest: it is no file")
         with file.open("rb") as stream:
             content = stream.read(BYTES + 1)
     except FileNotFoundError:
@@ -272,15 +273,22 @@ def checksum(record: Mapping[str, Any]) -> int:
 
 
 def partial(file: Path) -> Path:
-    """Where a file is prepared before it is moved to its place: beside it, under a name that is never too long."""
-    return file.with_name(f"{zlib.crc32(os.fsencode(file.name)):08x}.{os.getpid()}.partial")
+    """Where a file is prepared before it is moved to its place: beside it, under a name that is never too long.
+
+    Nobody can guess the name, and put a link to another file there; open it with "x", which follows none.
+    """
+    return file.with_name(f"{zlib.crc32(os.fsencode(file.name)):08x}.{secrets.token_hex(8)}.partial")
 
 
 def write_json(file: Path, record: Mapping[str, Any]) -> None:
     """Writes a small JSON file: the old one or the new one is there, never half of it."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(record, indent=1) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    temporary = partial(file)
+    try:
+        with temporary.open("x", encoding="utf-8") as stream:
+            stream.write(json.dumps(record, indent=1) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-import shutil
+import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,19 +13,10 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxsign.labelled import manifest_text, with_bools
-from jaxsign.messages import say
+from jaxsign.messages import say, silence
 from jaxsign.store.binding import binding
-from jaxsign.store.manifest import (
-    ARRAYS,
-    COPY,
-    MANIFEST,
-    UnusableData,
-    check_fit,
-    examined,
-    has_manifest,
-    read_manifest,
-    to_disk,
-)  # fmt: skip
+from jaxsign.store.files import inside, is_results, named, refuse_links, remove_prepared
+from jaxsign.store.manifest import ARRAYS, MANIFEST, UnusableData, check_fit, examined, read_manifest, to_disk
 from jaxsign.store.watched import (
     MENDED,
     Expected,
@@ -40,85 +31,10 @@ from jaxsign.store.watched import (
 )  # fmt: skip
 from jaxsign.validation import local_path
 
-#: What a results directory may hold.
-OWN = (ARRAYS, MANIFEST, COPY, "locks", "checkpoints", "trajectories")
-
 #: `owned(exclusive)` keeps a directory this process's while something is written into it, see `lease.Lease.writing`.
 Owned = Callable[[bool], contextlib.AbstractContextManager]
 #: Seconds for which finished blocks may wait for their status: what it speaks of goes to the disk for all at once.
 HELD = 1.0
-
-
-def directory(out: str | os.PathLike) -> Path:
-    """Checks that `out` can hold results: new, empty, or a results directory; returns its whole path.
-
-    Raises:
-      ValueError: if it is no local path, a file, is not writable, holds something else, or lies in other results.
-    """
-    path = local_path("out", out).absolute()
-    if len(os.fsencode(path)) > _longest():
-        raise ValueError(
-            f"out must have at most {_longest()} bytes, since files in it have longer paths, got {str(path)!r}"
-        )
-    with named(path):
-        if path.is_symlink() and not path.exists():
-            raise ValueError(f"out={str(path)!r} is a link to {os.readlink(path)!r}, which does not exist")
-        for above in path.resolve().parents:
-            if is_results(above):
-                raise ValueError(f"out={str(path)!r} lies in the results directory {str(above)!r}: give one beside it")
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"out must be a directory, got the file out={str(path)!r}")
-        if path.exists() and not has_manifest(path):
-            strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith(OWN)]
-            if strangers:
-                raise ValueError(
-                    f"out must be new, empty or a results directory, got out={str(path)!r} with {min(strangers)!r}"
-                )
-            if (path / ARRAYS).exists():
-                raise ValueError(
-                    f"out={str(path)!r} holds {ARRAYS} without {MANIFEST}, which says what it is: put it back or move "
-                    "the arrays away"
-                )
-    return path
-
-
-def _longest() -> int:
-    """Bytes of a results directory's path at most: checkpoints and chunks lie deeper."""
-    return os.pathconf("/", "PC_PATH_MAX") - 512
-
-
-def writable(path: Path) -> None:
-    """Checks that a directory, or the nearest one above that exists, can be written.
-
-    Raises:
-      ValueError: naming both.
-    """
-    probe = path
-    while not probe.exists():
-        probe = probe.parent
-    if not probe.is_dir() or not os.access(probe, os.W_OK | os.X_OK):
-        raise ValueError(f"out must be a writable directory, got out={str(path)!r} under {str(probe)!r}")
-
-
-@contextlib.contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Turns what the system says against a directory (no such place, no permission, no space) into bad input.
-
-    Raises:
-      ValueError: naming the directory and the system's reason.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(
-            f"out must be a directory that can be made and written, got out={str(path)!r}: {reason}"
-        ) from None
-
-
-def is_results(path: Path) -> bool:
-    """Whether a directory holds results, finished or not."""
-    return has_manifest(path) and (path / ARRAYS).is_dir()
 
 
 class Memory:
@@ -216,6 +132,7 @@ class Store(Memory):
             return
         # Part of a chunk is read, filled in and written: by one at a time.
         with self.owned(not mine.all()), named(self.path):
+            self._inside(name, box)
             super().write(name, box, values, mine, records)
 
     def commit(self) -> None:
@@ -227,9 +144,13 @@ class Store(Memory):
         with self.owned(not all(mine.all() for _, _, mine in self.held)), named(self.path):
             self.flush()
             for box, values, mine in self.held:
+                self._inside("status", box)
                 super().write("status", box, values, mine)
             self.held.clear()
             self.committed = time.monotonic()
+
+    def _inside(self, name: str, box: Slices) -> None:
+        inside(self.path, next(chunk_files(Path(ARRAYS) / name, self.variables[name], box))[0].parent)
 
     def flush(self) -> None:
         """Waits until every chunk that was written is on the disk."""
@@ -319,20 +240,12 @@ def prepared(
     path: Path, variables: Mapping[str, Variable], coords: Mapping[str, tuple]
 ) -> Iterator[tuple[Path, dict[str, int]]]:
     """A store's metadata and coordinates beside their place: (folder, CRCs), gone again at the end."""
-    folder = path / f"{ARRAYS}.{os.getpid()}.partial"
+    folder = path / f"{ARRAYS}.{secrets.token_hex(8)}.partial"
+    folder.mkdir()
     try:
         yield folder, _write_template(folder, variables, coords)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_partial(path: Path) -> None:
-    """Removes what a process that is gone was preparing; the caller holds the manifest's lock, as that one did."""
-    for entry in path.glob("*.partial"):
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+        remove_prepared(folder)
 
 
 def put_in_place(path: Path, folder: Path) -> None:
@@ -383,11 +296,7 @@ def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable],
 @contextlib.contextmanager
 def _zarr_warnings() -> Iterator[None]:
     """Silences zarr's remark that variable-length strings have no final zarr v3 specification yet."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification.*")
-        warnings.filterwarnings("ignore", message=".*is currently not part in the Zarr format 3 specification.*")
+    with silence():
         yield
 
 
@@ -467,6 +376,7 @@ def opened(path: Path) -> Any:
         raise ValueError(f"out must be a results directory with {MANIFEST} and {ARRAYS}, got {str(path)!r}")
     manifest = read_manifest(path)
     assert manifest is not None
+    refuse_links(path, manifest, (ARRAYS,))
     broken = damaged_metadata(path, manifest["crc32"])
     try:
         if not broken:

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import struct
 import time
 import zlib
@@ -16,11 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxsign.messages import say
+from jaxsign.store import files
 from jaxsign.store.binding import Binding, binding_at, frame_size
-from jaxsign.store.manifest import UnusableData, checksum, to_disk, write_json
+from jaxsign.store.manifest import UnusableData, checksum, partial, to_disk, write_json
 from jaxsign.store.watched import MENDED
 
-FOLDER, INDEX, SUFFIX = "trajectories", "runs.json", ".segment"
+FOLDER, INDEX, SUFFIX = files.TRAJECTORIES, "runs.json", ".segment"
+_SEGMENTS = "[0-9]" * 9 + SUFFIX
 _MAGIC = b"jaxsign\x01"
 #: zstd's level: higher ones take longer than training and save little.
 LEVEL = 1
@@ -82,13 +83,13 @@ def write_segment(
       records: of every run, compressed.
       words: what binds the file to its directory and unit.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     ends = np.cumsum([len(record) for record in records]).tolist()
     table = [[end - len(record), len(record), zlib.crc32(record)] for end, record in zip(ends, records)]
     head = json.dumps({"start": start, "stop": stop, "keyframe": keyframe, "records": table, **(words or {})}).encode()
     file = folder / f"{start:09d}{SUFFIX}"
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    with temporary.open("wb") as stream:
+    temporary = partial(file)
+    with temporary.open("xb") as stream:
         stream.write(_MAGIC + struct.pack("<II", len(head), zlib.crc32(head)) + head)
         for record in records:
             stream.write(record)
@@ -257,11 +258,13 @@ def begin(folder: Path, step: int, snapshots: Sequence[int] | None, binding: Bin
       snapshots: the steps before it that are kept; None: all of them.
       binding: of the results directory.
     """
+    for file in (folder / INDEX, *sorted(folder.glob(_SEGMENTS))):
+        if os.path.lexists(file) and not files.is_own(file):
+            raise UnusableData(f"{file} is in the place of a trajectory's own file, and is none: move it away")
     (folder / INDEX).unlink(missing_ok=True)
-    for partial in folder.glob("*.partial"):
-        partial.unlink()
+    files.remove_partial(folder)
     reached, starts = 0, set()
-    for file in sorted(folder.glob(f"*{SUFFIX}")):
+    for file in sorted(folder.glob(_SEGMENTS)):
         try:
             found = read_segment(file, binding)
             good = found.start < step and (snapshots is not None or found.start == reached) and not _damage(found)
@@ -277,13 +280,13 @@ def begin(folder: Path, step: int, snapshots: Sequence[int] | None, binding: Bin
 
 def flush(folder: Path) -> None:
     """Waits until a unit's segments are on the disk."""
-    to_disk(folder.glob(f"*{SUFFIX}"), folder.parent.parent)
+    to_disk(folder.glob(_SEGMENTS), folder.parent.parent)
 
 
 def finish(folder: Path, about: Mapping[str, Any], binding: Binding) -> None:
     """Writes the index of a unit, once its segments are on the disk: from here on its runs count as stored."""
     flush(folder)
-    names = [file.name for file in sorted(folder.glob(f"*{SUFFIX}"))]
+    names = [file.name for file in sorted(folder.glob(_SEGMENTS))]
     _write_index(folder, {**about, **binding.words(unit=folder.name), "segments": names, "finished": time.time()})
 
 
@@ -385,7 +388,7 @@ def ours(folder: Path, binding: Binding) -> bool:
     name, identity = folder.name, binding.identity
     if not name.startswith("unit-") or folder.is_symlink():
         return False
-    said = [found for file in [folder / INDEX, *sorted(folder.glob(f"*{SUFFIX}"))] if (found := _said(file))]
+    said = [found for file in [folder / INDEX, *sorted(folder.glob(_SEGMENTS))] if (found := _said(file))]
     if any(map(binding.foreign, said)):
         return False
     return bool(said) or not binding.sealed or (identity is not None and name[-4:] == _digest(identity + name[:-4])[:4])
@@ -433,10 +436,10 @@ def remove_leftovers(path: Path) -> None:
         if struck and unit.folder in good:
             replaced = sorted([*unit.about.get("replaced", ()), *struck])
             _write_index(unit.folder, {**_without_checksum(unit.about), "replaced": replaced})
-    for folder in (path / FOLDER).glob("*"):
-        if folder.is_dir() and folder not in good:
+    for folder in files.own_folders(path / FOLDER):
+        if folder not in good:
             if ours(folder, binding):
-                shutil.rmtree(folder, ignore_errors=True)
+                files.remove(folder, files.UNIT)
             else:
                 say(f"{folder} is not of these results and stays as it is")
 

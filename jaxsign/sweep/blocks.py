@@ -17,7 +17,8 @@ from jaxsign.loop import State
 from jaxsign.messages import say
 from jaxsign.store import checkpoints
 from jaxsign.store.binding import Binding
-from jaxsign.store.results import Memory, Owned, Store, named
+from jaxsign.store.files import named
+from jaxsign.store.results import Memory, Owned, Store
 from jaxsign.sweep.layout import Layout, Unit
 from jaxsign.sweep.programs import Compiled
 from jaxsign.sweep.progress import Interrupted, Progress, Stop
@@ -224,9 +225,9 @@ class Blocks:
             if self.path is not None and due and not place.done(schedule):
                 self._drain()
                 self._flush(recorder)
-                about = work.about(self.base, self.binding)
-                with self.owned(False):
-                    checkpoints.save(self._folder(work), place.step, work.saved(place, state), about)
+                saved, about = work.saved(place, state), work.about(self.base, self.binding)
+                with self.owned(False), named(self.path):
+                    checkpoints.save(self._folder(work), place.step, saved, about)
                 self.last_save = time.monotonic()
             if self.stop.asked and not place.done(schedule):
                 return
@@ -236,10 +237,12 @@ class Blocks:
     def _restored(self, work: Work, recorder: Recorder | None) -> tuple[Place, State] | None:
         found = None
         if self.path is not None and self._folder(work).is_dir():
-            found = checkpoints.load(self._folder(work), work.abstract(), work.about(self.base, self.binding))
+            abstract, about = work.abstract(), work.about(self.base, self.binding)
+            with named(self.path):
+                found = checkpoints.load(self._folder(work), abstract, about)
         going = work.restore(found[1]) if found else None
         if recorder is not None:
-            with self.owned(False):
+            with self.owned(False), named(self.path or Path()):
                 if not recorder.going_on(going[0].step if going else 0):
                     say(f"{recorder.folder}: its segments are not whole: its runs begin again")
                     going = None

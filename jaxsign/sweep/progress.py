@@ -1,15 +1,14 @@
 """What a running sweep says on stderr, and how it hears that it should stop."""
 
 import contextlib
-import os
-import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
+
+from jaxsign.messages import Voice, leave_closed_streams, say
 
 #: Without a terminal, a line is printed this often (seconds).
 LINE_EVERY = 60.0
@@ -32,7 +31,9 @@ class Progress:
         self.started = self.said = time.monotonic()
         self.since: tuple[float, int] | None = None
         # disable=None: the bar is drawn on a terminal only.
-        self.bar = tqdm(total=total, unit="run", disable=quiet or None, leave=False, dynamic_ncols=True)
+        self.bar: Any = tqdm(
+            total=total, unit="run", disable=quiet or None, leave=False, dynamic_ncols=True, file=Voice()
+        )
 
     def __enter__(self) -> "Progress":
         return self
@@ -75,7 +76,7 @@ class Progress:
         if self.bar.disable:
             if not self.quiet and time.monotonic() - self.said >= LINE_EVERY:
                 self.said = time.monotonic()
-                print(self.words(), file=sys.stderr, flush=True)
+                say(self.words())
         else:
             self.bar.set_postfix_str(f"{self.rate:.3g} seed-steps/s, {self.diverged} diverged", refresh=False)
 
@@ -130,12 +131,11 @@ def listening() -> Iterator[Stop]:
         if name in ASKED and any(earlier in ASKED for earlier in heard):
             raise KeyboardInterrupt
         heard.append(name)
-        _leave_closed_streams()
+        leave_closed_streams()
         if stop.asked is None:
             stop.asked = name
             hint = "; again to stop at once" if name in ASKED else ""
-            with contextlib.suppress(OSError):
-                print(f"{name}: finishing the steps under way, then saving{hint}", file=sys.stderr, flush=True)
+            say(f"{name}: finishing the steps under way, then saving{hint}")
 
     for name in (*ASKED, *WARNED):
         number = getattr(signal, name, None)
@@ -147,16 +147,4 @@ def listening() -> Iterator[Stop]:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         if heard:
-            _leave_closed_streams()
-
-
-def _leave_closed_streams() -> None:
-    """Sends nowhere what would go to a closed terminal or pipe: the error would end the sweep without a save."""
-    for stream in (1, 2):
-        poll = select.poll()
-        poll.register(stream, 0)
-        if poll.poll(0):  # asked for nothing, so an error, a hang-up or no such file
-            null = os.open(os.devnull, os.O_WRONLY)
-            if null != stream:
-                os.dup2(null, stream)
-                os.close(null)
+            leave_closed_streams()

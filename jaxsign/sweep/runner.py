@@ -1,10 +1,11 @@
 """run_sweep: check, load what is finished, run the rest here, in shards, or on a cluster."""
 
+import contextlib
 import dataclasses
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import jax
 
 from jaxsign.compilation import undisturbed
 from jaxsign.labelled import base_coordinates, coordinates, manifest_text
-from jaxsign.messages import say
-from jaxsign.store import locks, results
+from jaxsign.messages import occupy_closed_streams, say
+from jaxsign.store import files, locks, results
 from jaxsign.store.manifest import examined, read_manifest, restore
 from jaxsign.store.results import Memory
 from jaxsign.sweep import cluster, plan
@@ -51,6 +52,7 @@ def run_sweep(
     checkpoint_every: float = 60.0,
     accept: str | None = None,
     wait_for_workers: float = 300.0,
+    links: Sequence[str] = (),
 ) -> Any:
     """Runs every run of a sweep that is not stored yet and returns one labelled Dataset.
 
@@ -77,6 +79,8 @@ def run_sweep(
       accept: reason for which a change of code is accepted, in words: what is stored stays, what is missing is run with
         the code as it is now. The manifest keeps the reason, the difference and the date. Values cannot be accepted.
       wait_for_workers: seconds for which a scheduler may be without workers, at the beginning or later, > 0.
+      links: "trajectories" or "checkpoints" where that folder of `out` is a link to another disk. The manifest keeps
+        where it leads, so that it is said once; any other link in `out` is refused.
 
     Returns:
       xarray.Dataset with dims (axes in order, optimizer, seed, step, the observable's own), lazy when `out` is given.
@@ -85,8 +89,9 @@ def run_sweep(
     Raises:
       ValueError: if `out` is not writable, belongs to another definition or is being run by another process, or the
         scheduler does not answer; nothing is written then. Also if a scheduler or all its workers are lost.
-      UnusableData: if what `out` holds is damaged beyond running it again, or if it was moved, removed, begun anew or
-        extended by others while it ran.
+      UnusableData: if what `out` holds is damaged beyond running it again, or a link that was not allowed, or if it was
+        moved, removed, begun anew or extended by others while it ran.
+      Exception: whatever the system's, the optimizers' or the observed functions raise, as they raise it.
       KeyboardInterrupt: after such a signal; what was finished is stored, and the same call goes on from there.
 
     Examples:
@@ -100,6 +105,7 @@ def run_sweep(
     """
     if not isinstance(sweep, Sweep):
         raise ValueError(f"sweep must be a js.Sweep, got {type(sweep).__name__}")
+    occupy_closed_streams()
     limits = Limits(memory, lane_width, checkpoint_every)
     if not 0 < wait_for_workers < math.inf:
         raise ValueError(f"wait_for_workers must be > 0 seconds, got {wait_for_workers!r}")
@@ -110,12 +116,18 @@ def run_sweep(
             raise ValueError(f"shard={shard!r} and scheduler={scheduler!r} need out=: processes share results on disk")
         if accept is not None:
             raise ValueError(f"accept={accept!r} needs out=: it is about results that are stored")
+        if links:
+            raise ValueError(f"links={links!r} needs out=: it is about folders in it")
         return _in_memory(sweep, limits)
     accept = _reason(accept)
-    path, own = results.directory(out), check_shard(shard)
+    links = (links,) if isinstance(links, str) else tuple(links)
+    path, own = files.directory(out, links), check_shard(shard)
     if scheduler is not None and own != (0, 1):
         raise ValueError(f"scheduler={scheduler!r} shares the blocks out itself: leave shard={shard!r} away")
     stored, damage = examined(path)
+    allowed = files.links_of(path, stored, links)
+    if stored and not links:
+        files.refuse_links(path, stored)
     sweep = sweep.at_cadence_of(stored["definition"]) if stored else sweep
     # Refused before anything is written, loaded without a lock where nothing is left to do.
     computation = fingerprints(sweep, definition(sweep))
@@ -127,7 +139,7 @@ def run_sweep(
             restore(path)
     if accept and not (match and match.changed):
         say(f"{path}: accept={accept!r} is not kept: no code differs from what is stored")
-    if stored and match and not match.changed and not match.grown(stored):
+    if stored and match and not match.changed and not match.grown(stored) and allowed == stored.get("links", {}):
         asked = dataclasses.replace(_EVERYWHERE, order=tuple(map(tuple, match.order))).asked() if match.part else None
         if not left(path, stored, asked):
             mixed = [
@@ -135,18 +147,18 @@ def run_sweep(
             ]
             say("; ".join([f"{path}: finished before, {_loaded(sweep, match, stored)}", *mixed]))
             return _opened(path, sweep, match)
-    results.writable(path)
+    files.writable(path)
     if stored and match:
         _say_versions(path, stored, match)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
-        with results.named(path):
+        with files.named(path):
             path.mkdir(parents=True, exist_ok=True)
-        with cluster.connected(scheduler) as client, results.named(path):
-            match = _run_shard(sweep, path, own, limits, client, accept, computation, wait_for_workers)
+        with cluster.connected(scheduler) as client:
+            match = _run_shard(sweep, path, own, limits, client, accept, computation, wait_for_workers, links)
     except BaseException:
         for folder in missing:  # innermost first; one that holds something stays
-            if folder.is_dir() and not any(folder.iterdir()):
+            with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
     return _opened(path, sweep, match)
@@ -241,8 +253,9 @@ def _distributed() -> Shard:
 
 
 def _run_shard(
-    sweep: Sweep, path: Path, shard: Shard, limits: Limits, client: Any, accept: Any, computation: Any, patience: float
-) -> Match | None:
+    sweep: Sweep, path: Path, shard: Shard, limits: Limits, client: Any, accept: Any, computation: Any,
+    patience: float, links: Sequence[str],
+) -> Match | None:  # fmt: skip
     """Runs one shard's missing blocks of a results directory, which is made or extended if need be.
 
     Returns how the sweep relates to what was stored when it was opened, None if nothing was.
@@ -251,9 +264,10 @@ def _run_shard(
     with locks.shard_lock(path, shard) as held, listening() as stop:
         if held.gone:
             say(held.gone)
-        session = Session(sweep, path, shard, held, limits, accept, computation)
+        session = Session(sweep, path, shard, held, limits, accept, computation, links)
         try:
-            missing = session.missing()
+            with files.named(path):
+                missing = session.missing()
             count = sum(int(runs.sum()) for runs in missing.values())
             with Progress(count, sweep.schedule.steps) as progress:
                 if client is None:

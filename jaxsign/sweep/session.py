@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxsign.labelled import base_coordinates
 from jaxsign.messages import say
-from jaxsign.store import checkpoints, locks, results, trajectory, watched
+from jaxsign.store import checkpoints, files, locks, results, trajectory, watched
+from jaxsign.store.files import named
 from jaxsign.store.lease import Lease, Stale, identity
 from jaxsign.store.manifest import begun_anew, check_fit, read_manifest, write_manifest
 from jaxsign.store.results import Store, Variable
@@ -66,18 +67,20 @@ class Session:
       limits: what it may use.
       accept: reason for which changes of code are accepted, or None.
       computation: the sweep's `fingerprints`, if they are known.
+      links: names of folders that the user allows to be links from now on.
 
     Raises:
       ValueError: if the directory belongs to another definition, or cannot be written.
       Stale: if it is not the caller's any more.
+      UnusableData: if something in it is a link that nobody has allowed.
     """
 
     def __init__(
         self, sweep: Sweep, path: Path, shard: Shard, by: locks.Held | Joined, limits: Limits,
-        accept: str | None = None, computation: Any = None,
+        accept: str | None = None, computation: Any = None, links: Sequence[str] = (),
     ):  # fmt: skip
         self.sweep, self.path, self.shard, self.limits, self.accept = sweep, path, shard, limits, accept
-        self.computation = computation or fingerprints(sweep, definition(sweep))
+        self.computation, self.links = computation or fingerprints(sweep, definition(sweep)), links
         self.groups = plan.groups(sweep)
         recorder.check(sweep, self.groups)
         self.match: Match | None = None  # with what was stored
@@ -91,13 +94,15 @@ class Session:
         except BaseException:
             self.compiler.close()
             raise
-        self.store = Store(path, found, owned=self.lease.writing)
+        with named(path):
+            self.store = Store(path, found, owned=self.lease.writing)
         self.base = checkpoint_base(self._manifest())
 
     def _locked(self, by: locks.Held | Joined) -> dict[str, Variable]:
         """Opens the directory with the manifest's lock held; returns the variables of the store."""
         path = self.path
         with locks.manifest_lock(path):
+            self._allow_links()
             stored = read_manifest(path)
             if isinstance(by, Joined):
                 held = {path / locks.FOLDER / by.lock: by.text}
@@ -109,11 +114,25 @@ class Session:
             elif reason := by.lost():
                 raise Stale(f"out={str(path)!r} {reason} while this process started: start it again")
             self.layout, self.programs, found = self._open(stored)
+            if self.links:  # of a new directory, which has its id by now
+                self._allow_links()
             if isinstance(by, locks.Held):
                 by.works_by(identity(self._manifest())[1])
                 held = {by.file: by.text}
             self.lease = Lease(path, path / results.ARRAYS, held)
         return found
+
+    def _allow_links(self) -> None:
+        """Keeps in the manifest which links the user has allowed, and refuses all others."""
+        stored = read_manifest(self.path)
+        with named(self.path):
+            if stored is not None and (links := files.links_of(self.path, stored, self.links)):
+                if links != stored.get("links") or "id" not in stored:
+                    anew = {} if "id" in stored else begun_anew(stored)
+                    stored = write_manifest(self.path, {**stored, **anew, "links": links})
+                files.mark_links(self.path, stored, self.links)
+            if stored is not None:
+                files.refuse_links(self.path, stored)
 
     def _open(self, stored: dict[str, Any] | None) -> tuple[Layout, list[Program], dict[str, Variable]]:
         """The layout, programs and variables of the store."""
@@ -149,10 +168,12 @@ class Session:
                         record["plan"] = {**plan_record(sweep, groups, layout, widths, self.limits), **kept}
                     base = described.get("base_hash", checkpoint_base(stored))
                     entries = begun_anew(stored) if match.changed else {}
-                    stored = write_manifest(path, {**record, "base_hash": base, **entries})
+                    with named(path):
+                        stored = write_manifest(path, {**record, "base_hash": base, **entries})
                 here = starts(stored, environment())
                 if here["starts"] != stored.get("starts"):
-                    write_manifest(path, {**stored, **here})
+                    with named(path):
+                        write_manifest(path, {**stored, **here})
                 return layout, programs, found
         programs = make_programs(sweep, groups, layout, widths)
         # What this process will run is compiled on the way: tracing it tells what the results look like.
@@ -174,9 +195,10 @@ class Session:
                 found = {name: v.stored_like(old[name]) if name in old else v for name, v in found.items()}
         # Arrays that are mended as they were leave what other shards write where it is.
         anew = stored is None or grown or bool(match.changed) or set(found) != set(stored["chunks"])
-        results.remove_partial(path)
+        with named(path):
+            files.remove_partial(path)
         coords = stored_coordinates(sweep, layout, found)
-        with results.named(path), results.prepared(path, found, coords) as (folder, crcs):
+        with named(path), results.prepared(path, found, coords) as (folder, crcs):
             manifest = {
                 "runs": {}, "wall_seconds": 0.0, "sessions": [], **(stored or {"sealed": True}), **environment(),
                 **starts(stored, environment()), **(begun_anew(stored) if anew else {}), **described,
@@ -284,7 +306,7 @@ class Session:
     def _smaller(self, runs: int) -> None:
         """Fewer runs a call from now on, and on every resume."""
         self.layout = dataclasses.replace(self.layout, runs=runs)
-        with self.lease.writing(exclusive=True):
+        with self.lease.writing(exclusive=True), named(self.path):
             stored = self._manifest()
             write_manifest(self.path, {**stored, "plan": {**stored["plan"], "runs": runs}})
 
@@ -325,7 +347,7 @@ class Session:
         self.compiler.close()
 
     def _account(self, seconds: float) -> None:
-        with self.lease.writing(exclusive=True):
+        with self.lease.writing(exclusive=True), named(self.path):
             stored = self._manifest()
             entry = {}
             try:
@@ -349,7 +371,7 @@ class Session:
             return
         if locks.others(self.path, self.shard):
             locks.watch(self.path)  # without the manifest's lock, which those who live need
-        with self.lease.writing(exclusive=True):
+        with self.lease.writing(exclusive=True), named(self.path):
             if not locks.others(self.path, self.shard):
                 trajectory.remove_leftovers(self.path)
                 checkpoints.remove_all(self.path / checkpoints.FOLDER)
@@ -369,7 +391,7 @@ def left(path: Path, stored: Mapping[str, Any], asked: np.ndarray | None = None)
     if (due if asked is None else due & asked).any():
         return True
     # A process that was killed after its last run has not put its things away, nor counted what is there.
-    untidy = stored["runs"].get("not_run", 1) or (path / checkpoints.FOLDER).exists()
+    untidy = stored["runs"].get("not_run", 1) or files.own_folders(path / checkpoints.FOLDER)
     if untidy and asked is None and os.access(path, os.W_OK):
         return True
     store = Store(path, found, mode="r")

@@ -1,0 +1,475 @@
+"""Whose what is: the directory that may hold results, what a sweep makes and removes there, and nothing by a link."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxsign.store.manifest import ARRAYS, COPY, MANIFEST, UnusableData, has_manifest, write_json
+from jaxsign.validation import local_path
+
+LOCKS, CHECKPOINTS, TRAJECTORIES = "locks", "checkpoints", "trajectories"
+#: Folders that may be links to another disk, where the user says so.
+LINKABLE = (TRAJECTORIES, CHECKPOINTS)
+#: In a folder that a link leads to: which results directory it belongs to.
+MARK = "results-directory.json"
+
+_PARTIAL = r"([0-9a-f]{8}\.[0-9a-f]+|(manifest\.json|runs\.json|\d+\.json|\d{9}\.segment)\.\d+)\.partial"
+_ORBAX = (
+    r"(_CHECKPOINT_METADATA|_METADATA|_sharding|_strings\.json|orbax\.checkpoint|commit_success\.txt|state|pytree|"
+    r"metadata|array_metadatas|d|(ocdbt\.)?process_\d+|manifest\.ocdbt|[0-9a-f]{32})(\.__lock|\.orbax-checkpoint-tmp.*)?"
+)
+#: What a sweep writes into its folders, by patterns of the names below them; those of folders end with "/".
+BLOCK = re.compile(rf"\d+\.json|{_PARTIAL}|\d+(\.orbax-checkpoint-tmp[^/]*)?/({_ORBAX}/)*({_ORBAX})?")
+STATE = re.compile(rf"({_ORBAX}/)*({_ORBAX})?")
+UNIT = re.compile(rf"\d{{9}}\.segment|runs\.json|{_PARTIAL}")
+_ZARR = r"\.[0-9a-f]{32}\.partial"
+_TEMPLATE = re.compile(rf"([^/]+/)?zarr(\.json|{_ZARR})|[^/]+/(c({_ZARR})?|c/(\d+/)*(\d+({_ZARR})?)?)?")
+_BLOCKS, _UNITS = re.compile(r"block-\d{6,}"), re.compile(r"unit-\d{6,}-[0-9a-f]{12}")
+_PREPARED, _LOCK = (
+    re.compile(rf"{re.escape(ARRAYS)}\.[0-9a-f]+\.partial"),
+    re.compile(r"[a-z]+(-\d+-of-\d+|-[0-9a-f]+)?\.lock"),
+)
+#: Some of these words are in every JSON file of a sweep.
+_WORDS = (b'"step"', b'"about"', b'"leaves"', b'"kind"', b'"runs"', b'"segments"')
+_MAGIC = b"jaxsign\x01"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Bytes of a lock at most.
+_LOCK_BYTES = 4096
+
+
+def directory(out: str | os.PathLike, links: Sequence[str] = ()) -> Path:
+    """Checks that `out` can hold results: new, empty, or a results directory; returns its whole path.
+
+    Args:
+      out: as the user gives it; it may be a link itself.
+      links: names of folders in it that may be links.
+
+    Raises:
+      ValueError: if it is no local path, a file, is not writable, holds something else, or lies in other results.
+    """
+    path = local_path("out", out).absolute()
+    if len(os.fsencode(path)) > _longest():
+        raise ValueError(
+            f"out must have at most {_longest()} bytes, since files in it have longer paths, got {str(path)!r}"
+        )
+    with named(path):
+        if path.is_symlink() and not path.exists():
+            raise ValueError(f"out={str(path)!r} is a link to {os.readlink(path)!r}, which does not exist")
+        for above in path.resolve().parents:
+            if is_results(above):
+                raise ValueError(f"out={str(path)!r} lies in the results directory {str(above)!r}: give one beside it")
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"out must be a directory, got the file out={str(path)!r}")
+        if path.exists() and not has_manifest(path):
+            _refuse_strangers(path, links)
+    return path
+
+
+def _longest() -> int:
+    """Bytes of a results directory's path at most: checkpoints and chunks lie deeper."""
+    return os.pathconf("/", "PC_PATH_MAX") - 512
+
+
+def _refuse_strangers(path: Path, links: Sequence[str]) -> None:
+    """Refuses a directory without a manifest that holds more than a sweep leaves that is cut off before it has one."""
+    for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+        folder = entry.is_dir(follow_symlinks=False)
+        if entry.is_symlink() and entry.name in LINKABLE and not (reason := _link_refused(path, entry.name, links)):
+            _no_mark(path / entry.name, None)
+            continue
+        if entry.is_symlink() and entry.name in LINKABLE:
+            raise ValueError(f"out must be new, empty or a results directory, got one in which {reason}")
+        if folder and entry.name == ARRAYS:
+            raise ValueError(
+                f"out={str(path)!r} holds {ARRAYS} without {MANIFEST}, which says what it is: put it back or move "
+                "the arrays away"
+            )
+        stranger = None if _begun(path, entry.name) or (folder and _PREPARED.fullmatch(entry.name)) else entry.name
+        if folder and entry.name in (LOCKS, *LINKABLE):
+            held = sorted(os.listdir(path / entry.name))
+            own = [] if entry.name in LINKABLE else [name for name in held if _is_lock(path / entry.name / name)]
+            stranger = next((f"{entry.name}/{name}" for name in held if name not in own), None)
+        if stranger is not None:
+            raise ValueError(
+                f"out must be new, empty or a results directory, got out={str(path)!r} with {stranger!r} and without "
+                f"{MANIFEST}: move it away or choose another directory"
+            )
+
+
+def _begun(path: Path, name: str) -> bool:
+    """Whether an entry is a file that was being prepared, or the copy of a manifest that is gone with its arrays."""
+    return (name == COPY or bool(re.fullmatch(_PARTIAL, name))) and stat.S_ISREG(os.lstat(path / name).st_mode)
+
+
+def _is_lock(file: Path) -> bool:
+    try:
+        return bool(_LOCK.fullmatch(file.name)) and _like_lock(read(file, _LOCK_BYTES + 1))
+    except (OSError, UnusableData):
+        return False
+
+
+def _like_lock(raw: bytes) -> bool:
+    """Whether bytes may be a lock: nothing, or a small record, perhaps cut off."""
+    if not raw.strip(b"\0 \n") or (raw[:1] == b"{" and len(raw) <= _LOCK_BYTES):
+        return True
+    try:
+        json.loads(raw)
+    except ValueError:
+        return False
+    return len(raw) <= _LOCK_BYTES
+
+
+def writable(path: Path) -> None:
+    """Checks that a directory, or the nearest one above that exists, can be written.
+
+    Raises:
+      ValueError: naming both.
+    """
+    probe = path
+    while not probe.exists():
+        probe = probe.parent
+    if not probe.is_dir() or not os.access(probe, os.W_OK | os.X_OK):
+        raise ValueError(f"out must be a writable directory, got out={str(path)!r} under {str(probe)!r}")
+
+
+def is_results(path: Path) -> bool:
+    """Whether a directory holds results, finished or not."""
+    return has_manifest(path) and (path / ARRAYS).is_dir()
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Turns what the system says against a directory (no such place, no permission, no space) into bad input.
+
+    Only what this package itself does with files belongs inside: an error of the user's functions is not about `out`.
+
+    Raises:
+      ValueError: naming the directory and the system's reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        below = os.path.relpath(error.filename, path) if isinstance(error.filename, str) else "."
+        where = "" if below == "." or below.startswith("..") else f" ({below})"
+        raise ValueError(
+            f"out must be a directory that can be made and written, got out={str(path)!r}: {reason}{where}"
+        ) from None
+
+
+# Nothing by a link
+
+
+def links_of(path: Path, stored: Mapping[str, Any] | None, asked: Sequence[str]) -> dict[str, str]:
+    """{folder: where it leads} of the links that the manifest has or the user names now.
+
+    Raises:
+      ValueError: if a name is none of LINKABLE, or such a link leads nowhere, or to another directory's folder.
+    """
+    for name in asked:
+        if name not in LINKABLE:
+            raise ValueError(f"links must be of {', '.join(map(repr, LINKABLE))}, got links={tuple(asked)!r}")
+    own = (stored or {}).get("id")
+    out = dict((stored or {}).get("links", {}))
+    for name in asked:
+        if (path / name).is_symlink():
+            if not (path / name).is_dir():
+                raise ValueError(f"{path / name} is a link to {os.readlink(path / name)!r}, which is not a folder")
+            _no_mark(path / name, own)
+            out[name] = os.path.realpath(path / name)
+    return out
+
+
+def mark_links(path: Path, manifest: Mapping[str, Any], asked: Sequence[str]) -> None:
+    """Writes into the folders that the user's links lead to which results directory they are of."""
+    for name in asked:
+        if (path / name).is_symlink() and _marked(path / name).get("id") != manifest["id"]:
+            write_json(path / name / MARK, {"id": manifest["id"], "directory": str(path)})
+
+
+def _marked(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(read(folder / MARK, 2**16))
+    except (OSError, ValueError, UnusableData):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _no_mark(folder: Path, own: str | None) -> None:
+    """Refuses a folder of another results directory."""
+    mark = _marked(folder)
+    if mark and (own is None or mark.get("id") != own):
+        raise ValueError(
+            f"{folder} leads to the folder {os.path.realpath(folder)!r} of the results directory "
+            f"{mark.get('directory')!r}: link another one, or remove its {MARK}"
+        )
+
+
+def _link_refused(path: Path, name: str, links: Sequence[str] | Mapping[str, str]) -> str | None:
+    """Why a folder must not be this link; None if it may be."""
+    target = os.readlink(path / name)
+    if name not in links:
+        return (
+            f"{path / name} is a link to {target!r}: if that is meant, say links=({name!r},), or --allow-link {name} "
+            "on the command line"
+        )
+    if isinstance(links, Mapping) and links[name] != os.path.realpath(path / name):
+        return (
+            f"{path / name} is a link to {target!r}, and led to {links[name]!r} when it was allowed: if that is meant, "
+            f"say links=({name!r},), or --allow-link {name} on the command line"
+        )
+    return None
+
+
+def planted(path: Path, stored: Mapping[str, Any] | None = None, names: Sequence[str] | None = None) -> str | None:
+    """What is wrong with the first link, pipe or device where a sweep's own files are; None if there is none.
+
+    A link leads what is read or written out of the directory. Whoever may write here, or whose archive was unpacked
+    here, could have any file of the user overwritten by one.
+
+    Args:
+      path: results directory.
+      stored: its manifest, which has the links that the user has allowed.
+      names: look only at these of the directory's own entries.
+    """
+    links, own = (stored or {}).get("links", {}), (stored or {}).get("id")
+    for name in names or (LOCKS, ARRAYS, CHECKPOINTS, TRAJECTORIES):
+        file = path / name
+        try:
+            mode = os.lstat(file).st_mode
+        except OSError:
+            continue
+        if stat.S_ISLNK(mode) and name in LINKABLE:
+            if reason := _link_refused(path, name, links):
+                return reason
+            if _marked(file).get("id") != own:  # a manifest may come from anybody: its links are not enough
+                return (
+                    f"{file} is a link to {os.readlink(file)!r}, without a {MARK} of this one: if that is meant, "
+                    f"say links=({name!r},), or --allow-link {name} on the command line"
+                )
+        elif not stat.S_ISDIR(mode):
+            return _odd(file)
+        if odd := _odd_below(str(file), {CHECKPOINTS: _BLOCKS, TRAJECTORIES: _UNITS}.get(name)):
+            return _odd(Path(odd))
+    return None
+
+
+def refuse_links(path: Path, stored: Mapping[str, Any] | None = None, names: Sequence[str] | None = None) -> None:
+    """Refuses a directory in which something is `planted`.
+
+    Raises:
+      UnusableData: naming it.
+    """
+    if reason := planted(path, stored, names):
+        raise UnusableData(reason)
+
+
+def _odd_below(folder: str, only: re.Pattern | None) -> str | None:
+    """The first entry below a folder that is neither a file nor a folder; `only`: below entries of these names."""
+    folders = [folder]
+    while folders:
+        above = folders.pop()
+        with contextlib.suppress(FileNotFoundError), os.scandir(above) as entries:  # of a sweep under way
+            for entry in entries:
+                if only and above == folder and not only.fullmatch(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
+                    return entry.path
+    return None
+
+
+def _odd(file: Path) -> str:
+    mode = os.lstat(file).st_mode
+    if stat.S_ISLNK(mode):
+        return (
+            f"{file} is a link to {os.readlink(file)!r}, and a sweep reads and writes through none: remove it, or put "
+            "there what it leads to"
+        )
+    kind = "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "pipe or device"
+    return f"{file} is a {kind} where a sweep has something else: move it away"
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder unless it is there; what has its name must be no link.
+
+    Raises:
+      UnusableData: if it is something else than a folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+        return
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        raise UnusableData(_odd(folder))
+
+
+def inside(path: Path, below: Path) -> None:
+    """Checks that no folder on the way from a results directory down is a link; those that are not there are passed.
+
+    Raises:
+      UnusableData: naming the first one.
+    """
+    for folder in reversed((below, *below.parents[:-1])):
+        try:
+            mode = os.lstat(path / folder).st_mode
+        except FileNotFoundError:
+            return
+        if not stat.S_ISDIR(mode):
+            raise UnusableData(_odd(path / folder))
+
+
+def read(file: Path, most: int) -> bytes:
+    """The first bytes of a file, at most so many; a pipe is not waited for, and no link is followed.
+
+    Raises:
+      UnusableData: if it is no file.
+      OSError: if there is none, or it cannot be read.
+    """
+    handle = _opened(file, os.O_RDONLY)
+    with open(handle, "rb") as stream:
+        return stream.read(most)
+
+
+def open_lock(file: Path, make: bool = True) -> int:
+    """Opens a file for locking, which is made if need be; the mode is left to the umask, so that a group may share it.
+
+    Args:
+      file: its name.
+      make: whether to make it if it is not there.
+
+    Raises:
+      UnusableData: if it is no lock of a sweep.
+      OSError: if it cannot be opened.
+    """
+    handle = _opened(file, os.O_RDWR | (os.O_CREAT if make else 0))
+    if not _like_lock(os.pread(handle, _LOCK_BYTES + 1, 0)):
+        os.close(handle)
+        raise UnusableData(f"{file} is not a lock of a sweep: move it away")
+    return handle
+
+
+def _opened(file: Path, how: int) -> int:
+    try:
+        handle = os.open(file, how | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR) and os.path.lexists(file):
+            raise UnusableData(_odd(file)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UnusableData(_odd(file))
+    return handle
+
+
+def flock(handle: int, how: int, path: Path) -> None:
+    """`fcntl.flock`, which some file systems do not have.
+
+    Raises:
+      ValueError: on such a one, naming the directory.
+      OSError: as flock does, of a lock that is held.
+    """
+    try:
+        fcntl.flock(handle, how)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):
+            raise
+        raise ValueError(
+            f"out={str(path)!r} is on a file system without file locks, by which processes keep out of each other's "
+            f"way ({error.strerror}): mount it with them (Lustre: -o flock), or choose another one"
+        ) from None
+
+
+# Removal
+
+
+def remove(folder: Path, written: re.Pattern) -> None:
+    """Removes a folder of a sweep: every entry that the sweep wrote, then the folder if it is empty.
+
+    Args:
+      folder: the folder; nothing is done if it is a link or is not there.
+      written: BLOCK, STATE or UNIT.
+    """
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, _FOLDER)
+        try:
+            _clear(handle, "", written)
+        finally:
+            os.close(handle)
+        os.rmdir(folder)
+
+
+def _clear(handle: int, above: str, written: re.Pattern) -> None:
+    with os.scandir(handle) as found:
+        entries = list(found)
+    for entry in entries:
+        name = above + entry.name
+        with contextlib.suppress(OSError):
+            if entry.is_dir(follow_symlinks=False) and written.fullmatch(name + "/"):
+                inner = os.open(entry.name, _FOLDER, dir_fd=handle)
+                try:
+                    _clear(inner, name + "/", written)
+                finally:
+                    os.close(inner)
+                os.rmdir(entry.name, dir_fd=handle)
+            elif entry.is_file(follow_symlinks=False) and written.fullmatch(name) and _is_own(entry.name, handle):
+                os.unlink(entry.name, dir_fd=handle)
+
+
+def _is_own(name: str, handle: int) -> bool:
+    """Whether a file's content is of the kind that its name says; damage of some bytes makes no other kind of it."""
+    if not name.endswith((".json", ".segment")) or name.startswith(("zarr.", "_strings.")):
+        return True  # its name is no other program's
+    with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=handle), "rb") as stream:
+        head = stream.read(4096)
+    if len(head.strip(b"\0")) <= 16:
+        return True
+    if name.endswith(".json"):
+        return any(word in head for word in _WORDS)
+    return sum(a != b for a, b in zip(head, _MAGIC)) <= 2
+
+
+def is_own(file: Path) -> bool:
+    """Whether what is in the place of a checkpoint or segment was written by a sweep, damaged or not."""
+    handle = os.open(file.parent, _FOLDER)
+    try:
+        return stat.S_ISREG(os.lstat(file).st_mode) and _is_own(file.name, handle)
+    finally:
+        os.close(handle)
+
+
+def own_folders(folder: Path) -> list[Path]:
+    """The folders of blocks and units below `checkpoints/` or `trajectories/`, sorted."""
+    with contextlib.suppress(OSError), os.scandir(folder) as found:
+        return sorted(
+            folder / entry.name
+            for entry in found
+            if entry.is_dir(follow_symlinks=False) and (_BLOCKS.fullmatch(entry.name) or _UNITS.fullmatch(entry.name))
+        )
+    return []
+
+
+def remove_prepared(folder: Path) -> None:
+    """Removes a store that was being prepared."""
+    remove(folder, _TEMPLATE)
+
+
+def remove_partial(path: Path) -> None:
+    """Removes what a process that is gone was preparing; the caller holds the manifest's lock, as that one did."""
+    if not path.is_dir():
+        return
+    with os.scandir(path) as found:
+        names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found if not entry.is_symlink()]
+    for name, folder in names:
+        if folder and _PREPARED.fullmatch(name):
+            remove_prepared(path / name)
+        elif not folder and re.fullmatch(_PARTIAL, name):
+            (path / name).unlink(missing_ok=True)

@@ -395,15 +395,16 @@ def dask(tmp_path_factory):
     cluster.end()
 
 
-def script(tmp_path, *arguments, cache="@functools.cache"):
-    (tmp_path / "mine.py").write_text(SCRIPT.format(cache=cache, act="raise SystemExit(js.sweep_cli(build)())"))
+def script(tmp_path, *arguments):
+    (tmp_path / "mine.py").write_text(
+        SCRIPT.format(cache="@functools.cache", act="raise SystemExit(js.sweep_cli(build)())")
+    )
     command = [sys.executable, tmp_path / "mine.py", "--out", tmp_path / "out", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
 
 
-@CACHES
-def test_a_script_s_own_task_runs_on_workers(tmp_path, dask, cache):
-    with script(tmp_path, "--scheduler", dask.address, cache=cache) as driver:
+def test_a_script_s_own_task_runs_on_workers(tmp_path, dask):
+    with script(tmp_path, "--scheduler", dask.address) as driver:
         assert "Traceback" not in driver.communicate()[1]
     assert driver.returncode == 0
     assert (js.open_results(tmp_path / "out")["status"] == 0).all()

@@ -151,8 +151,9 @@ class Trajectory:
                 for texts in [[str(v) for v in axis.values[i]]]
             )
             own = group["points"]
-            if fixed and family == group["family"] and keywords in own:
-                task = next(t for t in asked.choices or (asked,) if t.name == group["task"])
+            tasks = [t for t in asked.choices or (asked,) if t.name == group["task"]]
+            if fixed and family == group["family"] and keywords in own and tasks:
+                task = tasks[0]
                 degrees = group["degrees"]
                 degree = degrees[own.index(keywords)]["p"] if degrees else 0.0
                 compact, seeds = group["compact"], self.sweep.seeds

@@ -161,9 +161,9 @@ _PLAN = _record({
     "groups": _list(_record(
         {
             "family": _text, "fixed": _table(_list(_text)), "how": _list(_anything), "lane_width": _whole(1, LONGEST),
-            "points": _list(_object, 1),
+            "points": _list(_object, 1), "degrees": _list(_record({"p": _number})), "task": _text, "compact": _flag,
         },
-        {"static": _texts, "degrees": _list(_record({"p": _number})), "task": _text, "compact": _flag},
+        {"static": _texts},
     ), 1),
 })  # fmt: skip
 _SESSION = _record(
@@ -264,7 +264,7 @@ def _check_parts(manifest: Mapping[str, Any]) -> None:
     for group in plan["groups"]:
         if group["family"] not in definition["optimizers"]:
             _refuse("plan.groups: family", f"one of {sorted(definition['optimizers'])}", group["family"])
-        if len(group.get("degrees") or group["points"]) != len(group["points"]):
+        if len(group["degrees"] or group["points"]) != len(group["points"]):
             _refuse("plan.groups: degrees", "one for every point", group["degrees"])
 
 

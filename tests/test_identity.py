@@ -21,6 +21,7 @@ import jaxsign as js
 from jaxsign import tools
 from jaxsign.store.manifest import read_manifest
 from jaxsign.sweep import environment
+from jaxsign.sweep.definition import content_hash
 
 DATA = Path(__file__).parent / "data"
 
@@ -711,12 +712,14 @@ def test_packages_that_name_their_parts_otherwise_lock_nobody_out(before, tmp_pa
     text = json.dumps(manifest).replace(
         "optax.transforms._combining.chain.<locals>", "optax._src.combine.chained.<locals>"
     )
-    tools_write(path, json.loads(text))
+    renamed = json.loads(text)
+    renamed["hash"] = content_hash(renamed["definition"])
+    tools_write(path, renamed)
     ds = js.run_sweep(before.own(3), path)
     assert (ds["status"] == 0).all()
     assert "optax 0.2.5 -> " in capsys.readouterr().err
     changed = {**before.own().optimizers, "adam": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))}
-    tools_write(path, json.loads(text))
+    tools_write(path, renamed)
     with pytest.raises(ValueError, match=r"optimizers\.adam"):
         js.run_sweep(dataclasses.replace(before.own(), optimizers=changed), path)
 

@@ -41,7 +41,7 @@ def compared(ds: Any, point: str) -> Any:
         validation loss.
 
     Returns:
-      Dataset (scale, optimizer, seed) of losses, errors and margins, NaN where a run never gets there.
+      Dataset (scale, optimizer, seed) of losses, errors and margins, NaN where a run never gets there or leaps over it.
 
     Raises:
       ValueError: for an unknown point.
@@ -50,7 +50,7 @@ def compared(ds: Any, point: str) -> Any:
     known("point", point, POINTS)
     need(ds, "train_loss", *_VARIABLES)
     if point == "loss":
-        return at_level(ds, LEVEL, *_VARIABLES)[list(_VARIABLES)].where(ds["status"] == 0)
+        return at_level(ds, LEVEL, *_VARIABLES, leaps=True)[list(_VARIABLES)].where(ds["status"] == 0)
     runs = ds[["train_loss", *_VARIABLES]].where(ds["status"] == 0)
     if point == "end":
         return runs.isel(step=-1)
@@ -62,7 +62,7 @@ def tuned(ds: Any, family: str, point: str, each: bool = True) -> Any:
     """The runs of an optimizer family at the learning rate whose mean validation loss over the seeds is the smallest.
 
     Every family has the same number of rates; the choice looks at validation images only, at the very point at which
-    test images are looked at then. A rate counts only if all seeds get to that point with it.
+    test images are looked at then. A rate counts only if all seeds get to that point with it, none by a leap over it.
 
     Args:
       ds: Dataset of a sweep over the scale.

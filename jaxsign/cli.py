@@ -10,7 +10,7 @@ from typing import Any
 from jaxsign import report, tables, tools
 from jaxsign.console import DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
 from jaxsign.experiment import build_options, load_build
-from jaxsign.messages import say, show
+from jaxsign.messages import counted, say, show, size_words
 from jaxsign.netcdf import export_netcdf
 from jaxsign.store.manifest import MANIFEST, UnusableData, has_manifest
 from jaxsign.store.results import ARRAYS, is_results
@@ -38,7 +38,7 @@ def each_usable(directories: Sequence[str], work: Callable[[Path], Any]) -> tupl
         except UnusableData as error:
             damaged.append(str(error))
     if not done and damaged:
-        more = f" (and {tools.counted(len(damaged) - 1, 'more directory')})".replace("ys)", "ies)")
+        more = f" (and {counted(len(damaged) - 1, 'more directory')})".replace("ys)", "ies)")
         raise UnusableData(damaged[0] + more * (len(damaged) > 1))
     if not done:
         raise ValueError(f"DIR must hold results, nothing is stored yet in {', '.join(map(repr, directories))}")
@@ -89,7 +89,7 @@ def _report(args: argparse.Namespace) -> int:
     file = report.write(
         args.out, {names[path] if short else str(path.resolve()): ds for path, ds in found.items()}, args.figures
     )
-    show(f"{file}: {tools.size_words(file.stat().st_size)}, {tools.counted(len(found), 'sweep')}")
+    show(f"{file}: {size_words(file.stat().st_size)}, {counted(len(found), 'sweep')}")
     return UNUSABLE if left_out else DONE
 
 

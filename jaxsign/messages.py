@@ -1,4 +1,4 @@
-"""What is said while something runs: a line for whoever listens, and never an end of it where nobody does."""
+"""What is said while something runs, in which words: a line for whoever listens, never an end of it where nobody does."""
 
 import contextlib
 import io
@@ -73,6 +73,26 @@ def show(words: object) -> None:
       OSError: if it cannot be written.
     """
     print(printable(words), flush=True)
+
+
+def size_words(count: int) -> str:
+    """A number of bytes in words.
+
+    Examples:
+      >>> size_words(999), size_words(52_300), size_words(123_456_789), size_words(4 * 10**12)
+      ('999 B', '52.3 kB', '123.5 MB', '4.0 TB')
+    """
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.95:
+            break
+        size, unit = size / 1000, larger
+    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 run", "2 runs"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def drop_unsaid() -> None:

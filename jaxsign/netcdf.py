@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from jaxsign import names
+from jaxsign.messages import counted, size_words
 from jaxsign.store.manifest import partial
 from jaxsign.store.results import ARRAYS
-from jaxsign.tools import counted, size_words, undamaged
+from jaxsign.tools import undamaged
 
 #: Bytes of one variable of a netCDF 3 file: SciPy writes its size as a signed 32-bit number, padded to four.
 NETCDF_BYTES = 2**31 - 4

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.messages import say, show
+from jaxsign.messages import counted, say, show, size_words
 from jaxsign.store import checkpoints, files, locks, results, trajectory
 from jaxsign.store.manifest import MANIFEST, UnusableData, check_fit, examined
 from jaxsign.store.results import ARRAYS, Store
@@ -24,21 +24,6 @@ from jaxsign.sweep.forecast import Forecast, forecast
 from jaxsign.sweep.grid import Sweep
 from jaxsign.sweep.progress import clock
 from jaxsign.validation import local_path
-
-
-def size_words(count: int) -> str:
-    """A number of bytes in words.
-
-    Examples:
-      >>> size_words(999), size_words(52_300), size_words(123_456_789), size_words(4 * 10**12)
-      ('999 B', '52.3 kB', '123.5 MB', '4.0 TB')
-    """
-    size, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if size < 999.95:
-            break
-        size, unit = size / 1000, larger
-    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
 
 
 def time_words(seconds: float) -> str:
@@ -50,11 +35,6 @@ def time_words(seconds: float) -> str:
     """
     short = "< 0.1 s" if seconds < 0.05 else f"{seconds:.1f} s"
     return short if seconds < 10 else clock(seconds)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun: "1 run", "2 runs"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def print_plan(
@@ -197,6 +177,7 @@ def holders(path: Path) -> tuple[list[str], list[str]]:
             words = f"process {holder['pid']} on {holder['host']} since {_date(_seconds(holder['since']))}"
             here, age = holder["host"] == socket.gethostname(), time.time() - file.stat().st_mtime
             lives = _lives_here(int(holder["pid"]), file) if here else age < 3 * locks.HEARTBEAT
+            lives = lives and not holder.get("gone")  # another process has found it dead
         except (OSError, ValueError, KeyError, TypeError, UnusableData):  # nobody's, or being written
             continue
         _, index, _, count = file.stem.split("-")

@@ -6,7 +6,7 @@ again; every number is compared with an undisturbed sweep's, bit by bit.
 
     flips      one bit of one file                     swaps      two files of one kind change places
     cuts       a file ends early                       copies     a file is written over another one of its kind
-    losses     a file or folder is gone                edits      a field of a JSON file is changed, its checksum is right
+    losses     a file or folder is gone                edits      a field of a JSON file, its checksum is right
     links      a link in a file's or folder's place: nothing outside the directory may change
     kills      SIGKILL at the n-th file operation of a new, an extended, a sharded and a Dask sweep, which then goes on
 

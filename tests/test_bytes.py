@@ -73,8 +73,8 @@ def as_before(path):
     write_manifest(path, {k: v for k, v in stored.items() if k not in ("id", "epoch", "sealed", "stored_blocks")})
 
 
-def params(path, step=390):
-    return [np.asarray(run.params(step)["w"]).tobytes() for run in js.open_trajectory(path, signs())]
+def params(path, made=None, step=390):
+    return [np.asarray(run.params(step)["w"]).tobytes() for run in js.open_trajectory(path, made or signs())]
 
 
 def verdict(capsys, path):
@@ -371,19 +371,25 @@ def test_a_copied_swapped_renamed_or_foreign_segment_is_damage_and_mended(kept, 
         assert params(path) == right
 
 
-def test_trajectories_that_another_definition_left_are_neither_read_nor_deleted(kept, tmp_path, capsys):
+def test_trajectories_that_another_definition_left_are_neither_read_nor_deleted(kept, tmp_path):
     path = Path(shutil.copytree(kept, tmp_path / "again"))
     left = {f: f.read_bytes() for f in (path / "trajectories").rglob("*") if f.is_file()}
     (path / "manifest.json").unlink()
     shutil.rmtree(path / "results.zarr")
     other = signs(hyper={"goal": 1.0}, optimizers={"s": js.grid(js.sign_gd, learning_rate=[2e-3, 5e-3])})
-    js.run_sweep(other, path, lane_width=2, memory=12_000)
-    assert "is not of these results and stays as it is" in capsys.readouterr().err
-    assert verdict(capsys, path)[0] == 0
-    js.run_sweep(other, tmp_path / "alone", lane_width=2, memory=12_000)
-    for one, two in zip(js.open_trajectory(path, other), js.open_trajectory(tmp_path / "alone", other)):
-        np.testing.assert_array_equal(one.params(390)["w"], two.params(390)["w"])
+    with pytest.raises(ValueError, match=r"with 'trajectories/unit-.* move it away or choose another directory"):
+        js.run_sweep(other, path, lane_width=2, memory=12_000)
     assert {f: f.read_bytes() for f in left} == left
+    # Put into a directory of that other definition, they are not of its results.
+    js.run_sweep(other, tmp_path / "alone", lane_width=2, memory=12_000)
+    expect = params(tmp_path / "alone", other)
+    for unit in (path / "trajectories").iterdir():
+        shutil.copytree(unit, tmp_path / "alone" / "trajectories" / unit.name)
+    assert params(tmp_path / "alone", other) == expect
+    js.run_sweep(other, tmp_path / "alone", lane_width=2, memory=12_000)
+    assert params(tmp_path / "alone", other) == expect
+    copied = [tmp_path / "alone" / file.relative_to(path) for file in left]
+    assert {f: f.read_bytes() for f in copied} == dict(zip(copied, left.values()))
 
 
 def test_a_damaged_record_is_mended_and_every_copy_that_is_left_is_whole(kept, tmp_path, capsys):

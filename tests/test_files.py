@@ -24,7 +24,9 @@ from test_paths import system
 import jaxsign as js
 from jaxsign import cli
 from jaxsign.store import checkpoints, files
+from jaxsign.store.binding import binding_at
 from jaxsign.store.manifest import UnusableData
+from jaxsign.store.trajectory import unit_name
 from jaxsign.sweep import blocks
 
 ROOT = Path(__file__).parent
@@ -91,7 +93,13 @@ def test_what_a_killed_start_leaves_is_no_stranger(tmp_path):
     (tmp_path / "locks" / "shard-0-of-1.lock").write_text('{"pid": 1')
     (tmp_path / "locks" / "manifest.lock").write_text("")
     js.run_sweep(sweep(), tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["locks", "manifest.json", "results.zarr", "trajectories"]
+    assert sorted(os.listdir(tmp_path)) == [
+        "locks",
+        "manifest.copy.json",
+        "manifest.json",
+        "results.zarr",
+        "trajectories",
+    ]
 
 
 def test_strangers_beside_results_stay_and_are_in_nobodys_way(out, monkeypatch):
@@ -107,7 +115,7 @@ def test_strangers_beside_results_stay_and_are_in_nobodys_way(out, monkeypatch):
     for name, raw in mine.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(raw)
-    left = out / "trajectories" / "unit-000098-0123456789ab"  # of a sweep that was killed
+    left = out / "trajectories" / unit_name(98, [[0, 0, 0]], binding_at(out))  # of this sweep, which was killed
     left.mkdir()
     (left / "000000000.segment").write_bytes(b"jaxsign\x01rest")
     monkeypatch.setattr(blocks, "CALL_SECONDS", 1e-6)
@@ -135,8 +143,22 @@ def test_what_is_in_the_place_of_a_checkpoint_is_not_overwritten(tmp_path):
     assert (folder / "9" / "state" / "mine").is_symlink()
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.copy.json"])
+def test_a_link_in_a_manifest_s_place_is_replaced_by_the_other_one_s_content(out, victim, capsys, name):
+    before, content = js.open_results(out).load(), victim.read_bytes()
+    (out / name).unlink()
+    (out / name).symlink_to(victim)
+    assert cli.main(["verify", str(out)]) == 1
+    assert f"{out / name} is not a readable manifest: it is a link" in capsys.readouterr().out
+    assert js.open_results(out).load().equals(before)
+    js.run_sweep(sweep(axes={"seed": 3}, trajectory="signs"), out)
+    assert not (out / name).is_symlink()
+    assert victim.read_bytes() == content
+    assert cli.main(["verify", str(out)]) == 0
+
+
 PLANTED = [
-    "locks/shard-0-of-1.lock", "locks/manifest.lock", "locks", "manifest.json", "results.zarr",
+    "locks/shard-0-of-1.lock", "locks/manifest.lock", "locks", "results.zarr",
     "results.zarr/zarr.json", "results.zarr/train_loss", "results.zarr/train_loss/zarr.json",
     "results.zarr/train_loss/c", "results.zarr/train_loss/c/0", "results.zarr/status/c/0/0", "results.zarr/more",
     "checkpoints", "checkpoints/block-000000", "checkpoints/block-000000/5", "trajectories", "trajectories/unit-*",

@@ -14,7 +14,8 @@ PACKAGE = Path(jaxsign.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: From the ground up. A room imports from rooms of lower layers, and from itself if it is a folder.
 LAYERS = [
-    {"validation", "compilation", "names", "rows", "factories", "messages"},
+    {"validation", "compilation", "names", "rows", "factories"},
+    {"messages"},
     {"rng", "problem", "task", "optim", "grids", "schedule", "levels"},
     {"problems", "draws", "outputs"},
     {"probes"},

@@ -69,7 +69,7 @@ def edited(out, change, name=MANIFEST):
 
 def without_copy(out):
     """The directory as an earlier version has left it: one manifest."""
-    edited(out, lambda record: [record.pop("revision"), record.pop("id"), record.pop("epoch")])
+    edited(out, lambda record: [record.pop(name) for name in ("revision", "id", "epoch", "sealed", "stored_blocks")])
     (out / COPY).unlink()
 
 

@@ -590,7 +590,7 @@ def test_a_file_system_without_locks_is_one_line_and_leaves_nothing(tmp_path, mo
             raise OSError(getattr(__import__("errno"), number), "no locks here")
 
         monkeypatch.setattr(locks.fcntl, "flock", refuse)
-        with pytest.raises(ValueError, match="out must be on a file system with locks") as caught:
+        with pytest.raises(ValueError, match="is on a file system without file locks") as caught:
             js.run_sweep(sweep(), tmp_path / "out", **LIMITS)
         assert "\n" not in str(caught.value)
         assert list(tmp_path.iterdir()) == []

@@ -122,7 +122,7 @@ def _content(file: Path) -> bytes | None:
     if not os.path.lexists(file):
         return None
     if not stat.S_ISREG(os.lstat(file).st_mode):  # a pipe would be waited for, a link leads to another file
-        raise UnusableData(f"{file} is a link, pipe or device, and no sweep makes one: move it away")
+        raise UnusableData(f"{file} is not a readable manifest: it is a link, pipe or device")
     try:
         with file.open("rb") as stream:
             content = stream.read(BYTES + 1)

@@ -433,7 +433,7 @@ def test_records_and_chunks_that_claim_gigabytes_are_refused_before_memory_is_ta
     segment, words = unit.segments[0], binding_at(path).words(unit=unit.folder.name)
     trajectory.write_segment(unit.folder, segment.start, segment.stop, segment.keyframe, [BOMB] * 2, words)
     with pytest.raises(UnusableData, match=f"says that it holds {10 << 30} bytes, expected"):
-        params(path, 5)
+        params(path, step=5)
     as_before(copy)
     chunk(copy, "train_loss").write_bytes(BOMB)
     with pytest.raises(UnusableData, match=f"says that it holds {10 << 30} bytes, not 32"):

@@ -1,4 +1,4 @@
-"""What is said while something runs, and in which words: for whoever listens, and never an end of it where nobody does."""
+"""What is said while something runs, and in which words: for whoever listens, never an end of it where nobody does."""
 
 import contextlib
 import io

@@ -95,6 +95,9 @@ bench: $(STAMP)  ## seed-steps per second of the engines beside the textbook mod
 	$(BIN)/python sweeps/throughput.py --out $(OUT)/throughput
 	$(BIN)/python figures/throughput.py --results $(OUT) --out $(FIGURES)
 
+bench-faults: $(STAMP)  ## 500 faults of files, 20 planted links, 100 kills: what becomes of them, one table
+	$(BIN)/python sweeps/faults.py --out $(OUT)/faults
+
 clean:  ## remove .venv and caches; results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 

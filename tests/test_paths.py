@@ -328,7 +328,7 @@ def test_a_lost_chunk_is_an_error_while_results_are_open(opened):
         file = sorted(f for f in out.glob(f"results.zarr/{name}/c/**/*") if f.is_file())[0]
         file.rename(out.parent / "lost")
         for one in (ds, copied):
-            with pytest.raises(UnusableData, match=rf"^{file} was lost while its results were open"):
+            with pytest.raises(UnusableData, match=rf"^{file} is missing, although its runs are stored"):
                 one[name].copy().load()
         (out.parent / "lost").rename(file)
     assert np.isfinite(ds["train_loss"].values).all()
@@ -359,5 +359,5 @@ def test_runs_that_have_not_run_read_as_that_also_when_they_run_meanwhile(tmp_pa
     number = np.flatnonzero(status.ravel() == -1)[0]  # one that was stored after the results were opened
     chunk = ds["status"].encoding["chunks"][-1]
     shutil.rmtree(out / "results.zarr" / "train_loss" / "c" / "0" / str(number // chunk))
-    with pytest.raises(UnusableData, match="was lost while its results were open"):
+    with pytest.raises(UnusableData, match="is missing, although its runs are stored"):
         ds["train_loss"].copy().load()

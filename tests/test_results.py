@@ -511,5 +511,5 @@ def test_a_directory_removed_under_a_sweep_ends_in_one_line(tmp_path, monkeypatc
         (self.path / "manifest.copy.json").unlink()
 
     monkeypatch.setattr(session.Session, "run", swept_away)
-    with pytest.raises(UnusableData, match=r"manifest\.json was removed while the sweep ran; start it again"):
+    with pytest.raises(UnusableData, match=r"lost its manifest\.json while this process ran: start it again"):
         js.run_sweep(small(), out=tmp_path / "out")

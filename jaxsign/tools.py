@@ -263,7 +263,7 @@ def _status_lines(path: Path) -> tuple[list[list[str]], bool]:
         return [["runs", "nothing is stored yet"], *people, ["next", again]], True
     lines, left = [["damaged", line] for line in damage.values()], True
     try:
-        status = results.read_status(path)
+        status = results.settled(lambda: results.read_status(path))
     except UnusableData as error:
         lines.append(["damaged", str(error)])
     else:
@@ -282,6 +282,8 @@ def _status_lines(path: Path) -> tuple[list[list[str]], bool]:
         block = name.removeprefix("block-").lstrip("0") or "0"
         lines.append(["checkpoint", f"block {block} at step {step} of {manifest['definition']['steps']}"])
     todo = "wait for what is running" if running else "run the sweep's own command again: it goes on from here"
+    if damage and not running:
+        todo, left = "run the sweep's own command again: it mends what is damaged", True
     lines.append(["next", todo if left else "finished"])
     return lines, True
 

@@ -465,3 +465,49 @@ def test_a_checkpoint_of_another_directory_or_step_is_not_used(tmp_path):
     (tmp_path / "block" / "60.json").write_text(json.dumps(record))
     shutil.copytree(tmp_path / "block" / "40", tmp_path / "block" / "60")
     assert checkpoints.load(tmp_path / "block", state, {**about, "directory": "1" * 32})[0] == 40
+
+
+def test_copies_of_a_directory_that_were_extended_apart_do_not_mix(tmp_path, capsys):
+    """The same id, the same places: chunks and segments that the other copy wrote are damage, and run again."""
+    rates = lambda *found: signs(optimizers={"s": js.grid(js.sign_gd, learning_rate=[1e-3, *found])})  # noqa: E731
+    js.run_sweep(rates(), tmp_path / "a", lane_width=2)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    js.run_sweep(rates(3e-3), tmp_path / "a", lane_width=2)
+    expect = js.run_sweep(rates(7e-3), tmp_path / "b", lane_width=2).load()
+    right = params(tmp_path / "b", rates(7e-3))
+    for file in [f for f in (tmp_path / "a").rglob("*") if f.is_file()]:  # what the first one has and the other lacks
+        place = tmp_path / "b" / file.relative_to(tmp_path / "a")
+        if "c" in file.parts or "trajectories" in file.parts or not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place)
+    with pytest.raises(UnusableData, match="its seal does not fit"):
+        js.open_results(tmp_path / "b").load()
+    assert verdict(capsys, tmp_path / "b")[0] == 1
+    found = js.run_sweep(rates(7e-3), tmp_path / "b", lane_width=2).load()
+    assert found.drop_attrs().equals(expect.drop_attrs())
+    assert params(tmp_path / "b", rates(7e-3)) == right
+    assert verdict(capsys, tmp_path / "b")[0] == 0
+
+
+def test_a_dataset_that_was_opened_before_an_extension_reads_what_that_one_rewrote(tmp_path):
+    js.run_sweep(signs(axes={"seed": 3}, trajectory=None), tmp_path / "out", lane_width=2, memory=60_000)
+    opened = js.open_results(tmp_path / "out")
+    before = js.open_results(tmp_path / "out").load()
+    js.run_sweep(signs(axes={"seed": 4}, trajectory=None), tmp_path / "out", lane_width=2, memory=60_000)
+    np.testing.assert_array_equal(opened["train_loss"].values, before["train_loss"].values)
+
+
+def test_what_only_looks_damaged_while_metadata_are_moved_is_looked_at_again(monkeypatch, tmp_path):
+    js.run_sweep(signs(axes={"seed": 2}, trajectory=None), tmp_path / "out", lane_width=2)
+    asked = []
+
+    def first(path, crcs):
+        asked.append(path)
+        return ["zarr.json is damaged"] if len(asked) == 1 else []
+
+    monkeypatch.setattr(results, "damaged_metadata", first)
+    monkeypatch.setattr(results, "SETTLE", 0.0)
+    assert js.open_results(tmp_path / "out").sizes["seed"] == 2
+    monkeypatch.setattr(results, "damaged_metadata", lambda path, crcs: ["zarr.json is damaged"])
+    with pytest.raises(UnusableData, match=r"zarr\.json is damaged"):
+        js.open_results(tmp_path / "out")

@@ -441,3 +441,25 @@ def test_ten_thousand_chunk_folders_are_looked_through_in_a_second(tmp_path):
     begun = time.monotonic()
     assert files.planted(tmp_path) is None
     assert time.monotonic() - begun < 1.5
+
+
+def test_a_disk_that_is_not_mounted_is_not_begun_anew(tmp_path):
+    disk, made = tmp_path / "disk", sweep(trajectory="signs", axes={"seed": 2})
+    disk.mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "trajectories").symlink_to(disk)
+    js.run_sweep(made, tmp_path / "out", links=["trajectories"])
+    disk.rename(tmp_path / "unmounted")
+    disk.mkdir()  # the empty mount point
+    for links in ((), ("trajectories",)):
+        with pytest.raises((UnusableData, ValueError), match="is that disk mounted"):
+            js.run_sweep(made, tmp_path / "out", links=links)
+    assert not list(disk.iterdir())
+
+
+@pytest.mark.parametrize("name", ["manifest.copy.json", "0badf00d.0123456789abcdef.partial"])
+def test_a_file_with_one_of_our_names_and_other_content_is_a_stranger(tmp_path, name):
+    (tmp_path / name).write_text("my notes")
+    with pytest.raises(ValueError, match=name):
+        js.run_sweep(sweep(), tmp_path)
+    assert (tmp_path / name).read_text() == "my notes"

@@ -18,13 +18,15 @@ class Binding(NamedTuple):
     """What the files of a results directory are bound to.
 
     Args:
-      identity: the manifest's id; None for a directory of a version without.
+      identity: the last word of the manifest's lineage; None for a directory of a version without.
       sealed: whether all of its files are bound, as they are where it was begun by a version that does so. None: the
         manifest cannot be read, and nothing is known.
+      known: all words of the lineage, the directory's id first.
     """
 
     identity: str | None
     sealed: bool | None
+    known: tuple[str, ...] = ()
 
     def seal(self, key: str, raw: bytes) -> bytes:
         """What is written behind the bytes of a chunk; nothing in a directory without an identity.
@@ -33,13 +35,7 @@ class Binding(NamedTuple):
           key: the chunk's name, such as "train_loss/c/0/1/0".
           raw: its bytes.
         """
-        return _HEAD + self._digest(key, raw) if self.identity else b""
-
-    def _digest(self, key: str, raw: bytes) -> bytes:
-        assert self.identity is not None
-        found = hashlib.blake2b(f"{key}\n".encode(), digest_size=_DIGEST, key=self.identity.encode())
-        found.update(raw)
-        return found.digest()
+        return _HEAD + _place(self.identity, key, _content(raw)) if self.identity else b""
 
     def chunk_fault(self, key: str, raw: bytes, size: int) -> str:
         """Why bytes are not those that were written as this chunk, "" if they are.
@@ -51,7 +47,8 @@ class Binding(NamedTuple):
         """
         body, seal = raw[: -len(_HEAD) - _DIGEST], raw[-len(_HEAD) - _DIGEST :]
         if seal.startswith(_HEAD):
-            if self.sealed is not None and (self.identity is None or seal[len(_HEAD) :] != self._digest(key, body)):
+            content = _content(body)
+            if self.sealed is not None and seal[len(_HEAD) :] not in [_place(own, key, content) for own in self.known]:
                 return "its seal does not fit: the bytes are damaged, or of another place or directory"
             if self.sealed is not None:
                 return _size_fault(body, size)
@@ -67,26 +64,37 @@ class Binding(NamedTuple):
         """Why a JSON record is not the one that was written for this place, "" if it is."""
         if self.sealed is None:
             return ""
-        for name, value in {"directory": self.identity, **place}.items():
+        for name in ("directory", *place):
+            values = self.known if name == "directory" else (place[name],)
             if name not in record:
                 if self.sealed:
                     return f"it does not say which {name} it is of"
-            elif record[name] != value:
-                return f"it is of another {name}: {record[name]!r}, not {value!r}"
+            elif record[name] not in values:
+                return f"it is of another {name}: {record[name]!r}, not {', '.join(map(repr, values))}"
         return ""
 
     def foreign(self, record: Mapping[str, Any]) -> bool:
         """Whether a JSON record is of another results directory, or does not name this one where it must."""
         if self.sealed is None:
             return False
-        return record.get("directory", None if self.sealed else self.identity) != self.identity
+        return record["directory"] not in self.known if "directory" in record else self.sealed
+
+
+def _content(raw: bytes) -> bytes:
+    return hashlib.blake2b(raw, digest_size=32).digest()
+
+
+def _place(identity: str, key: str, content: bytes) -> bytes:
+    return hashlib.blake2b(key.encode() + b"\n" + content, digest_size=_DIGEST, key=identity.encode()).digest()
 
 
 def binding(manifest: Mapping[str, Any] | None) -> Binding:
     """What a manifest says that files are bound to; None: it cannot be read."""
     if manifest is None:
         return Binding(None, None)
-    return Binding(manifest.get("id"), manifest.get("sealed", False))
+    own = manifest.get("id")
+    known = tuple(manifest.get("lineage", [own] if own else []))
+    return Binding(known[-1] if known else None, manifest.get("sealed", False), known)
 
 
 def binding_at(path: Path) -> Binding:

@@ -105,7 +105,12 @@ def _refuse_strangers(path: Path, links: Sequence[str]) -> None:
 
 def _begun(path: Path, name: str) -> bool:
     """Whether an entry is a file that was being prepared, or the copy of a manifest that is gone with its arrays."""
-    return (name == COPY or bool(re.fullmatch(_PARTIAL, name))) and stat.S_ISREG(os.lstat(path / name).st_mode)
+    if not (name == COPY or re.fullmatch(_PARTIAL, name)) or not stat.S_ISREG(os.lstat(path / name).st_mode):
+        return False
+    head = read(path / name, 4096)
+    return not head.strip(b"\0 \n") or (
+        head[:1] == b"{" and (name != COPY or b'"definition"' in head or b'"runs"' in head)
+    )
 
 
 def _is_lock(file: Path) -> bool:
@@ -183,6 +188,8 @@ def links_of(path: Path, stored: Mapping[str, Any] | None, asked: Sequence[str])
             if not (path / name).is_dir():
                 raise ValueError(f"{path / name} is a link to {os.readlink(path / name)!r}, which is not a folder")
             _no_mark(path / name, own)
+            if name in out and not _marked(path / name):
+                raise ValueError(_not_mounted(path / name))
             out[name] = os.path.realpath(path / name)
     return out
 
@@ -210,6 +217,13 @@ def _no_mark(folder: Path, own: str | None) -> None:
             f"{folder} leads to the folder {os.path.realpath(folder)!r} of the results directory "
             f"{mark.get('directory')!r}: link another one, or remove its {MARK}"
         )
+
+
+def _not_mounted(link: Path) -> str:
+    return (
+        f"{link} leads to {os.path.realpath(link)!r}, in which there is no {MARK} any more: is that disk mounted? If "
+        "its content is gone for good, put a new folder where the link was"
+    )
 
 
 def _link_refused(path: Path, name: str, links: Sequence[str] | Mapping[str, str]) -> str | None:
@@ -249,6 +263,8 @@ def planted(path: Path, stored: Mapping[str, Any] | None = None, names: Sequence
         if stat.S_ISLNK(mode) and name in LINKABLE:
             if reason := _link_refused(path, name, links):
                 return reason
+            if not _marked(file):
+                return _not_mounted(file)
             if _marked(file).get("id") != own:  # a manifest may come from anybody: its links are not enough
                 return (
                     f"{file} is a link to {os.readlink(file)!r}, without a {MARK} of this one: if that is meant, "
@@ -426,12 +442,14 @@ def _clear(handle: int, above: str, written: re.Pattern) -> None:
 
 def _is_own(name: str, handle: int) -> bool:
     """Whether a file's content is of the kind that its name says; damage of some bytes makes no other kind of it."""
-    if not name.endswith((".json", ".segment")) or name.startswith(("zarr.", "_strings.")):
+    if not (name.endswith((".json", ".segment")) or name.isdigit()) or name.startswith(("zarr.", "_strings.")):
         return True  # its name is no other program's
     with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=handle), "rb") as stream:
         head = stream.read(4096)
     if len(head.strip(b"\0")) <= 16:
         return True
+    if name.isdigit():  # a coordinate's chunk
+        return head.startswith(b"\x28\xb5\x2f\xfd")
     if name.endswith(".json"):
         return any(word in head for word in _WORDS)
     return sum(a != b for a, b in zip(head, _MAGIC)) <= 2

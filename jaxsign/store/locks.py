@@ -281,8 +281,8 @@ def _waited(folder: Path, kind: int, flags: int) -> int:
     if handle is None:
         words = f"{folder.parent}: waiting for {MANIFEST}, which another process is making, extending or mending"
         say(words)
-        handle = _taken(file, kind, 1, flags)
-    assert handle is not None
+    while handle is None:  # not in one call, which no signal would end
+        handle = _taken(file, kind | fcntl.LOCK_NB, tries, flags, 0.05)
     return handle
 
 

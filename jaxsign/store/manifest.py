@@ -21,8 +21,8 @@ MANIFEST = "manifest.json"
 COPY = "manifest.copy.json"
 #: Bytes of a manifest at most; those of a million seeds take a tenth.
 BYTES = 2**28
-#: Version of the files' layout. A newer one is refused.
-FORMAT = 1
+#: Version of the files' layout. A newer one is refused; those of the earliest on are read, and written as this one.
+FORMAT, EARLIEST = 2, 1
 
 
 class UnusableData(Exception):
@@ -155,8 +155,8 @@ def _checked(file: Path, content: bytes) -> dict[str, Any]:
         raise (NewerFormat if whole else UnusableData)(
             f"{file} has format {version!r}, from a newer jaxsign; this one reads up to format {FORMAT}: upgrade it"
         )
-    if version < FORMAT:
-        raise UnusableData(f"{file} has format {version}, from an older jaxsign; this one writes format {FORMAT}")
+    if version < EARLIEST:
+        raise UnusableData(f"{file} has format {version}; this jaxsign reads formats {EARLIEST} to {FORMAT}")
     if not whole:
         raise UnusableData(f"{file} is damaged or was changed by hand: its checksum is not that of its contents")
     if reason := schema.wrong(manifest):
@@ -222,13 +222,16 @@ def begun_anew(stored: Mapping[str, Any] | None) -> dict[str, Any]:
 
     The "id" is drawn when a directory is begun and stays: two directories of one definition differ by it. The "epoch"
     counts what a process that has opened the directory before would not know of: an extension, an accepted change of
-    code, arrays that were mended.
+    code. Each epoch adds a word of its own to the "lineage", which begins with the id: two copies of a directory that
+    were extended apart do not know each other's.
 
     Args:
       stored: the manifest so far, None for a new directory.
     """
     stored = stored or {}
-    return {"id": stored.get("id") or secrets.token_hex(16), "epoch": stored.get("epoch", 0) + 1}
+    own = stored.get("id") or secrets.token_hex(16)
+    lineage = [*stored.get("lineage", [own]), secrets.token_hex(16)] if "id" in stored else [own]
+    return {"id": own, "epoch": stored.get("epoch", 0) + 1, "lineage": lineage}
 
 
 def to_disk(files: Iterable[Path], below: Path) -> None:

@@ -35,6 +35,8 @@ from jaxsign.validation import local_path
 Owned = Callable[[bool], contextlib.AbstractContextManager]
 #: Seconds for which finished blocks may wait for their status: what it speaks of goes to the disk for all at once.
 HELD = 1.0
+#: Seconds after which what looks damaged is looked at again: moving new metadata to their place takes less.
+SETTLE = 0.3
 
 
 class Memory:
@@ -76,6 +78,9 @@ class Memory:
         """Nothing is to be done for memory."""
 
     def commit(self) -> None:
+        """As above."""
+
+    def commit_due(self) -> None:
         """As above."""
 
     def dataset(self, coords: Mapping[str, tuple]) -> Any:
@@ -127,8 +132,7 @@ class Store(Memory):
         """
         if name == "status":
             self.held.append((box, values, mine))
-            if time.monotonic() - self.committed >= HELD:
-                self.commit()
+            self.commit_due()
             return
         # Part of a chunk is read, filled in and written: by one at a time.
         with self.owned(not mine.all()), named(self.path):
@@ -149,6 +153,11 @@ class Store(Memory):
             self.held.clear()
             self.committed = time.monotonic()
 
+    def commit_due(self) -> None:
+        """`commit`, if a status waits and the last one was not a moment ago."""
+        if self.held and time.monotonic() - self.committed >= HELD:
+            self.commit()
+
     def _inside(self, name: str, box: Slices) -> None:
         inside(self.path, next(chunk_files(Path(ARRAYS) / name, self.variables[name], box))[0].parent)
 
@@ -156,6 +165,10 @@ class Store(Memory):
         """Waits until every chunk that was written is on the disk."""
         to_disk(self.expected.written, self.path)
         self.expected.written.clear()
+
+    def lost(self, box: Slices) -> str:
+        """Why the status of a block cannot be read, "" if it can."""
+        return self._line("status", *next(chunk_files(self.path / ARRAYS / "status", self.variables["status"], box)))
 
     def missing(self, box: Slices) -> np.ndarray:
         """Which runs of a block are not in the store, as a bool array; all of them if its status is lost or damaged.
@@ -165,8 +178,7 @@ class Store(Memory):
         """
         if self.held:
             self.commit()
-        line = self._line("status", *next(chunk_files(self.path / ARRAYS / "status", self.variables["status"], box)))
-        if line:
+        if line := self.lost(box):
             say(f"{line}: its block is run again")
             return np.ones([s.stop - s.start for s in box], bool)
         return np.asarray(self.arrays["status"][box]) < 0
@@ -370,6 +382,27 @@ def open_results(out: str | os.PathLike) -> Any:
 
 def opened(path: Path) -> Any:
     """`open_results` of a path that is not read as a user's any more: a "~" in it is a name like any other."""
+    return settled(lambda: _opened(path))
+
+
+def settled(ask: Callable[[], Any]) -> Any:
+    """What a question about a directory answers; asked again, as a sweep that is just extending it may be in the way.
+
+    Raises:
+      UnusableData: if it is asked twice and raises the same both times.
+    """
+    said = ""
+    while True:
+        try:
+            return ask()
+        except UnusableData as error:
+            if str(error) == said:
+                raise
+            said = str(error)
+            time.sleep(SETTLE)
+
+
+def _opened(path: Path) -> Any:
     import xarray as xr
 
     if not is_results(path):

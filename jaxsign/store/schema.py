@@ -189,6 +189,7 @@ _MANIFEST = _record(
         ))),
         "base_hash": _digest, "computation": _COMPUTATION, "accepted": _list(_ACCEPTED), "padded": _texts,
         "id": _text_like("[0-9a-f]{32}", "32 hexadecimal digits"), "epoch": _count, "revision": _count,
+        "lineage": _list(_text_like("[0-9a-f]{32}", "32 hexadecimal digits"), 1),
         "dtype": _text, "resume": _text, "command": _text, "host": _text, "matmul_precision": _text,
     },
 )  # fmt: skip

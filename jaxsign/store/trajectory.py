@@ -385,13 +385,13 @@ def ours(folder: Path, binding: Binding) -> bool:
     What can be read of its files must not be of another directory. Where nothing can be read, the name tells: its last
     letters follow from the others and the directory's id.
     """
-    name, identity = folder.name, binding.identity
+    name = folder.name
     if not name.startswith("unit-") or folder.is_symlink():
         return False
     said = [found for file in [folder / INDEX, *sorted(folder.glob(_SEGMENTS))] if (found := _said(file))]
     if any(map(binding.foreign, said)):
         return False
-    return bool(said) or not binding.sealed or (identity is not None and name[-4:] == _digest(identity + name[:-4])[:4])
+    return bool(said) or not binding.sealed or any(name[-4:] == _digest(own + name[:-4])[:4] for own in binding.known)
 
 
 def _said(file: Path) -> dict[str, Any] | None:

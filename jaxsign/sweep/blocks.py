@@ -141,7 +141,9 @@ class Work:
             runs.append([points, family, sorted(keywords.items()), sweep.seeds[member[-1]]])
         digest = hashlib.sha256(json.dumps(runs, default=str).encode()).hexdigest()
         width = self.compiled.program.width
-        return {"sweep": base, "runs": digest, "lane_width": width, "records": self.records, **binding.words()}
+        # The id, since an extension leaves what is under way as it is; earlier versions wrote none.
+        own = {"directory": binding.known[0]} if binding.sealed else {}
+        return {"sweep": base, "runs": digest, "lane_width": width, "records": self.records, **own}
 
 
 def _host(x: Any) -> Any:
@@ -224,6 +226,7 @@ class Blocks:
             due = self.stop.asked or time.monotonic() - self.last_save >= self.every
             if self.path is not None and due and not place.done(schedule):
                 self._drain()
+                self.sink.commit()
                 self._flush(recorder)
                 saved, about = work.saved(place, state), work.about(self.base, self.binding)
                 with self.owned(False), named(self.path):
@@ -278,6 +281,7 @@ class Blocks:
             with self.owned(False), named(self.path or Path()):
                 recorder.take(taken)
         work.take(part, rows)
+        self.sink.commit_due()
         self.progress.trained(work.count, steps)
 
     def _finish(

@@ -264,16 +264,20 @@ class Session:
         """{number: which runs are missing} of this shard; damaged blocks are reported and run again as a whole."""
         unkept = _unkept(self.path, self.layout.shape, self.sweep.trajectory)
         out, asked = {}, self.layout.asked()
+        accepted = self._manifest().get("accepted", ())
+        anew = f" with the code as it is now, not that of before {accepted[-1]['date']}" if accepted else ""
         for number, box in enumerate(self.layout.blocks()):
             if not self._owns(number) or not asked[box].any():
                 continue
             missing = self.store.missing(box)
+            if missing.all() and not asked[box].all() and self.store.lost(box):
+                raise results.UnusableData(f"{self.store.lost(box)}; run the stored definition first, which mends it")
             if not missing.all():
                 lines = self.store.damage(box)
                 if lines and not asked[box].all():
                     raise results.UnusableData(f"{lines[0]}; run the stored definition first, which mends it")
                 for line in lines:
-                    say(f"{line}: its block is run again")
+                    say(f"{line}: its block is run again{anew}")
                 if lines:
                     self.store.forget(box)
                 missing = np.ones_like(missing) if lines else missing | unkept[box]

@@ -98,7 +98,10 @@ def errors(ax, runs, axis):
             datasets = {number: ds for number, ds in datasets.items() if family in ds["family"].values}
             if not datasets:
                 continue
-            values = [js.at_train_loss(of(ds, family), LEVEL, ["test_error"])["test_error"] for ds in datasets.values()]
+            values = [
+                js.at_train_loss(of(ds, family), LEVEL, ["test_error"], leaps=False)["test_error"]
+                for ds in datasets.values()
+            ]
             values = xr.concat([one.drop_vars("optimizer", errors="ignore") for one in values], "x", join="outer")
             label = plot.NAMES[family] + (", attention frozen" if suffix else "")
             look = {"ls": "-", "ms": 3.5, **look}

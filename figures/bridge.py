@@ -49,7 +49,7 @@ def errors(ax, runs, preset):
     places = []
     for place, (kernel, path, ds) in enumerate(models(runs, preset)):
         places.append(f"{SHORT[kernel]}\n{'+ res.' if path else ''}")
-        at = js.at_train_loss(ds, 0.1, ["test_error"])
+        at = js.at_train_loss(ds, 0.1, ["test_error"], leaps=False)
         for shift, name in zip((-0.24, -0.08, 0.08, 0.24), FAMILIES):
             values = family(at, name)["test_error"].isel(optimizer=0).transpose("seed")
             if not bool(values.notnull().any()):  # no run gets to that loss
@@ -66,7 +66,7 @@ def errors(ax, runs, preset):
 def at_losses(ax, ds, name):
     """An observable of the four optimizers against the training loss, which falls from left to right."""
     levels = levels_of(ds, np.geomspace(0.6, 1e-3, 25))
-    table = js.at_train_loss(ds, levels, [name])[name]
+    table = js.at_train_loss(ds, levels, [name], leaps=False)[name]
     for one in FAMILIES:
         values = family(table, one).isel(optimizer=0).transpose("seed", "level")
         plot.band(ax, levels, values, color=plot.COLOURS[one], ls=plot.STYLES[one])

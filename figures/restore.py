@@ -47,7 +47,7 @@ def level(ax, values, family, label=None):
 def against_batch(ax, runs, name):
     """A test quantity at training loss .1 over batch sizes, with the laws of the error."""
     for entry, look in (("batch", TRAINED), ("batch_frozen", FROZEN)):
-        at = js.at_train_loss(runs[entry], LEVEL, [name])
+        at = js.at_train_loss(runs[entry], LEVEL, [name], leaps=False)
         for family in [f for f in FAMILIES if f in at["family"].values]:
             values = one(at, family)[name].transpose("seed", "batch_size")
             label = plot.NAMES[family] if entry == "batch" else None
@@ -93,7 +93,7 @@ def against_decay(ax, runs):
 def against_temperature(ax, runs):
     """Test error at training loss .1 over temperatures, with the law at the start and at p = .1."""
     for entry, look in (("rules", TRAINED), ("rules_frozen", FROZEN)):
-        found = runs_of(js.at_train_loss(runs[entry], LEVEL, ["test_error"]), "smooth_sign_gd")
+        found = runs_of(js.at_train_loss(runs[entry], LEVEL, ["test_error"], leaps=False), "smooth_sign_gd")
         values = found["test_error"].transpose("seed", "optimizer")
         label = "attention trained" if entry == "rules" else "frozen at 1/2"
         plot.band(ax, found["temperature"], values, label, color="#CC79A7", marker="D", **look)
@@ -103,7 +103,7 @@ def against_temperature(ax, runs):
         shares = [theory.smooth_sign_share(problem, hyper.mu, hyper.sigma_p, tau, p) for tau in grid]
         law = [float(theory.shared_test_error(problem, hyper.mu, hyper.sigma_p, share)) for share in shares]
         ax.plot(grid, law, color="0.25", lw=width, ls="--", label="laws" if p == 0.5 else None)
-    at = js.at_train_loss(runs["rules"], LEVEL, ["test_error"])
+    at = js.at_train_loss(runs["rules"], LEVEL, ["test_error"], leaps=False)
     for family in ("sign_gd", "gd"):
         level(ax, one(at, family)["test_error"], family)
     ax.set(xscale="log", xlabel=r"temperature $\tau$ of tanh$(g/\tau)$")
@@ -122,7 +122,7 @@ def against_step(ax, runs):
 def with_feature_noise(ax, ds):
     """Test error over training loss on the follow-up's data, all examples solid, mini-batches of 2 dotted."""
     levels = levels_of(ds, np.geomspace(0.65, 1e-3, 30))
-    errors = js.at_train_loss(ds, levels, ["test_error"])["test_error"]
+    errors = js.at_train_loss(ds, levels, ["test_error"], leaps=False)["test_error"]
     errors = errors.assign_coords(family=ds["family"]).to_dataset(name="test_error")
     for size, ls in ((whole_batch(ds), "-"), (2, ":")):
         values = one(errors, "adam", batch_size=size)["test_error"].transpose("seed", "level")

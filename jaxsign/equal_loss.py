@@ -19,7 +19,9 @@ LEAP = 0.25
 _CODES = "0 read, 1 never falls to it, 2 there from the start, 3 records too far apart, 4 one step leaps over it"
 
 
-def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] | None = None) -> Any:
+def at_train_loss(
+    ds: Any, level: float | Sequence[float], names: Sequence[str] | None = None, *, leaps: bool = True
+) -> Any:
     """Every variable where the training loss L first falls to a level: how optimizers are compared.
 
         value = (1-w) value_0 + w value_1,   w = log(L_0/level) / log(L_0/L_1)
@@ -30,23 +32,25 @@ def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] 
     consecutive steps, or close: L_1 <= level < L_0 <= 1.1 L_1, and the two values differ by at most .04 of the range
     that the variable has in that run. A run that falls to the level between records only counts as one that never does.
     Where one step leaps over the level, from a value to another one that differs by more than a quarter of the
-    variable's largest size in that run, there is no reading either: no state of the run is near the level.
+    variable's largest size in that run, no state of the run is near the level: what is between the two is marked.
 
     Args:
       ds: Dataset with train_loss and a step dimension, or with captured levels.
       level: training loss in nat, > 0, or a list of them, which becomes a last dimension `level`.
       names: variables with a step dimension to read; default all. Others are kept as they are.
+      leaps: whether to read them where one step leaps over the level. Claims and figures of this package do not.
 
     Returns:
       Dataset without the step dimension (which becomes the variable `step`). NaN where a run never falls to the level,
-      where it is there from the start, where records are too far apart, and where one step leaps over it; the
-      attributes `not_reached`, `below_at_start`, `too_coarse` and `leaps` count these runs (of several levels: all
-      together), and the variable `reading` says of each: 0 read, 1 never falls to the level, 2 there from the start, 3
-      records too far apart, 4 one step leaps over it. Means over runs take `skipna=False`, or are of those that get
-      there.
+      where it is there from the start, where records are too far apart and, without `leaps`, where a step leaps over
+      it; the attributes `not_reached`, `below_at_start`, `too_coarse` and `leaps` count these runs (of several levels:
+      all together), and the variable `reading` says of each: 0 read, 1 never falls to the level, 2 there from the
+      start, 3 records too far apart, 4 one step leaps over it. Means over runs take `skipna=False`, or are of those
+      that get there.
 
     Warns:
-      UserWarning: once, if runs are at a level from the start, records are too far apart or steps leap over it.
+      UserWarning: once, if runs are at a level from the start, records are too far apart or, without `leaps`, steps
+        leap over it.
 
     Raises:
       ValueError: for an illegal level or a Dataset without training loss or one of the names.
@@ -67,7 +71,7 @@ def at_train_loss(ds: Any, level: float | Sequence[float], names: Sequence[str] 
     names = name_tuple("names", names)
     for name in names or ():
         known("variable", name, map(str, ds.data_vars))
-    read = [_Reading.of(ds, one, names) for one in levels]
+    read = [_Reading.of(ds, one, names, leaps) for one in levels]
     notes = [note for note in (one.note() for one in read) if note]
     if notes:
         warnings.warn("; ".join(notes), UserWarning, stacklevel=2)
@@ -116,6 +120,7 @@ class _Reading(NamedTuple):
       coarse: {variable: which runs cross between records too far apart}.
       leaps: {variable: which runs leap over the level in one step}.
       spacing: the largest distance in steps of records too far apart.
+      kept: whether runs that leap over the level are read.
     """
 
     level: float
@@ -125,9 +130,10 @@ class _Reading(NamedTuple):
     coarse: dict[str, np.ndarray]
     leaps: dict[str, np.ndarray]
     spacing: int
+    kept: bool
 
     @classmethod
-    def of(cls, ds: Any, level: float, names: Sequence[str] | None) -> "_Reading":
+    def of(cls, ds: Any, level: float, names: Sequence[str] | None, keep: bool) -> "_Reading":
         """From what was captured, else from records."""
         if f"train_loss{SUFFIX}" in ds and level in np.atleast_1d(ds["level"].values).tolist():
             values, reached, below, leaps = _captured(ds, level, names)
@@ -147,7 +153,12 @@ class _Reading(NamedTuple):
                         values[name] = values[name].where(values[name].isnull(), level)
                     coarse[name], leaps[name], largest = apart, over, max(largest, spacing)
         coarse, leaps = ({name: runs for name, runs in of.items() if runs.any()} for of in (coarse, leaps))
-        return cls(level, values, reached, below, coarse, leaps, largest)
+        if not keep:
+            values = {
+                name: value.where(~_like(leaps[name], value)) if name in leaps else value
+                for name, value in values.items()
+            }
+        return cls(level, values, reached, below, coarse, leaps, largest, keep)
 
     def some(self, of: dict[str, np.ndarray]) -> np.ndarray:
         """(runs) bool, whether a run is among those of some variable."""
@@ -170,7 +181,7 @@ class _Reading(NamedTuple):
                 f"to {self.spacing} steps apart; allowed are a factor of {FACTOR} in loss and {SHARE} of the range of "
                 f"what is read: run with levels=({self.level:g},)"
             )
-        if self.leaps:
+        if self.leaps and not self.kept:
             reasons.append(
                 f"in {self.some(self.leaps).sum()} of {runs} runs one step leaps over it, by more than {LEAP} of the "
                 f"largest {', '.join(self.leaps)}: take a smaller learning rate"
@@ -225,11 +236,16 @@ def _captured(
                 trace = ds[base].broadcast_like(first).transpose(*first.dims, *own, "step").values
             over = crosses & _leaps(values[0], values[1], trace, first.ndim)
         value = _between(values[0], values[1], wide(weight))
-        value = np.where(wide(crosses & ~over), value, np.nan)
+        value = np.where(wide(crosses), value, np.nan)
         out[base] = xr.DataArray(value, first.coords, (*first.dims, *own), attrs=pair.attrs)
         leaps[base] = over
     out["train_loss"] = out["train_loss"].where(out["train_loss"].isnull(), level)
     return out, reached, below, leaps
+
+
+def _like(runs: np.ndarray, value: Any) -> np.ndarray:
+    """Of every run, for a variable with dimensions of its own."""
+    return np.reshape(runs, (*runs.shape, *(1,) * (value.ndim - runs.ndim)))
 
 
 def _leaps(low: np.ndarray, high: np.ndarray, trace: np.ndarray | None, runs: int) -> np.ndarray:
@@ -309,10 +325,10 @@ class _Records(NamedTuple):
             far = (np.abs(high - low) > SHARE * span).reshape(*shape, -1).any(-1)
         next_to, crossed = self.steps[right] - self.steps[left] == 1, inside & (here <= self.level)
         leaps = np.asarray(crossed & next_to & bounded & _leaps(low, high, spread, len(shape)))
-        close = crossed & ~leaps & np.asarray(next_to | (~(bounded & far) & (before <= FACTOR * here)))
+        close = crossed & np.asarray(next_to | (~(bounded & far) & (before <= FACTOR * here)))
         weight = np.reshape(_weight(before, here, self.level), (*shape, *(1,) * len(own)))
         value = np.where(close.reshape(weight.shape), _between(low, high, weight), np.nan)
-        apart = np.asarray(crosses & ~close & ~leaps)
+        apart = np.asarray(crosses & ~close)
         ends = np.where(inside, self.steps[right] - self.steps[left], self.steps[-1] - self.steps[places[-1]])
         ends = np.where(after == 0, self.steps[self.first] - self.steps[0], ends)
         return (

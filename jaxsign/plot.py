@@ -256,7 +256,7 @@ def _at_losses(ax: Any, ds: Any, level: float | Sequence[float], name: str) -> A
     """A quantity at one training loss or several; the panel says which readings are left out, and why."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # said in the panel
-        at = at_train_loss(ds, level, [name])
+        at = at_train_loss(ds, level, [name], leaps=False)
     why = {"too_coarse": "with records too far apart,\nrun with levels=", "leaps": "leap over the loss"}
     counts = {reason: at.attrs[key] for key, reason in why.items() if at.attrs[key]}
     if counts:

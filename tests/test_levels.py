@@ -60,7 +60,7 @@ def read_quietly(ds, level):
     """(the reading, what it warned of)."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        read = js.at_train_loss(ds, level)
+        read = js.at_train_loss(ds, level, leaps=False)
     return read, [str(one.message) for one in caught]
 
 
@@ -213,6 +213,9 @@ def test_a_step_that_leaps_over_the_level_gives_no_reading(form, loss, error, ex
     assert "one step leaps over it" in said[0]
     assert "smaller learning rate" in said[0]
     assert 1 < read["step"] < 2  # where it leaps is known
+    kept = js.at_train_loss(leaping(loss, error)[form], 0.1)
+    assert error[-1] <= kept["test_error"] <= error[-2]
+    assert (kept.attrs["leaps"], int(kept["reading"])) == (1, 4)
 
 
 @functools.cache

@@ -167,7 +167,7 @@ def at_level(ds: Any, level: float, *names: str, leaps: bool = False) -> Any:
         raise CannotDecide(f"{unknown[0]} is NaN at every recorded step of every run")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # said by the exception
-        at = at_train_loss(ds, level, names)
+        at = at_train_loss(ds, level, names, leaps=False)
     if at.attrs["too_coarse"]:
         what = names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
         raise CannotDecide(

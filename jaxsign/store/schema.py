@@ -209,8 +209,8 @@ def wrong(manifest: Mapping[str, Any]) -> str:
     """What a manifest gets wrong, in words; "" if nothing. Entries that are not known here may be anything.
 
     Examples:
-      >>> wrong({"definition": {"system": None}})
-      'definition.system must be a table, got None'
+      >>> wrong({"definition": {}})
+      'hash is missing'
     """
     try:
         _MANIFEST("", manifest)

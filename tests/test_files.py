@@ -244,9 +244,11 @@ def test_a_link_that_the_user_names_is_kept_and_no_other_directory_gets_in(tmp_p
     (other / "trajectories").symlink_to(disk)
     with pytest.raises(ValueError, match=r"of the results directory '.*named'"):
         js.run_sweep(made, other, links=["trajectories"])
+    mark = (disk / files.MARK).read_bytes()
     (disk / files.MARK).unlink()
     with pytest.raises(UnusableData, match="is that disk mounted"):
         js.run_sweep(sweep(trajectory="signs", axes={"seed": 4}), out)
+    (disk / files.MARK).write_bytes(mark)
     # Moved to a third disk: it is said once more.
     disk.rename(tmp_path / "larger")
     (out / "trajectories").unlink()

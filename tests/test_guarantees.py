@@ -184,17 +184,17 @@ def test_a_hand_edited_manifest_and_a_newer_format_are_refused(tmp_path, stored)
     shutil.copytree(stored[0], copy)
     edited(copy, lambda m: m["definition"].update(steps=400))
     assert js.open_results(copy).sizes["step"] > 1  # its copy is taken
-    edited(copy, lambda m: m.update(format=2, checksum=checksum({**m, "format": 2})))
+    edited(copy, lambda m: m.update(format=3, checksum=checksum({**m, "format": 3})))
     for use in (lambda: js.open_results(copy), lambda: js.run_sweep(sweep(**SMALL), copy)):
-        with pytest.raises(UnusableData, match=r"has format 2, from a newer jaxsign.*upgrade it"):
+        with pytest.raises(UnusableData, match=r"has format 3, from a newer jaxsign.*upgrade it"):
             use()
     (copy / "manifest.copy.json").unlink()
-    edited(copy, lambda m: (m["definition"].update(steps=200), m.update(format=1)))
+    edited(copy, lambda m: (m["definition"].update(steps=200), m.update(format=2)))
     for use in (lambda: js.open_results(copy), lambda: js.run_sweep(sweep(**SMALL), copy)):
         with pytest.raises(UnusableData, match="changed by hand"):
             use()
-    edited(copy, lambda m: (m["definition"].update(steps=400), m.update(format=2), m.update(checksum=checksum(m))))
-    with pytest.raises(UnusableData, match=r"has format 2, from a newer jaxsign.*upgrade it"):
+    edited(copy, lambda m: (m["definition"].update(steps=400), m.update(format=3), m.update(checksum=checksum(m))))
+    with pytest.raises(UnusableData, match=r"has format 3, from a newer jaxsign.*upgrade it"):
         js.run_sweep(sweep(**SMALL), copy)
     assert cli.main(["verify", str(copy)]) == 1
 

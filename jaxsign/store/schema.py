@@ -1,4 +1,4 @@
-"""What a manifest must say before anything in it is used: types, ranges, and that its parts bear one another out."""
+"""What a manifest and the index of a trajectory must be before anything in them is used: types, ranges, agreement."""
 
 import hashlib
 import itertools
@@ -193,6 +193,40 @@ _MANIFEST = _record(
         "dtype": _text, "resume": _text, "command": _text, "host": _text, "matmul_precision": _text,
     },
 )  # fmt: skip
+
+
+#: runs.json of a unit of trajectories.
+_INDEX = _record(
+    {
+        "kind": _text_like("signs|features|log2|steps", "signs, features, log2 or steps"),
+        "runs": _list(_list(_whole(), 1), 1),
+        "leaves": _list(_list(_anything, 3, 3)), "start": _list(_crc),
+        "segments": _list(_text_like(r"\d{9}\.segment", "a segment's name")),
+        "trained": _list(_text),
+    },
+    {
+        "keyframe_every": _optional(_count), "features": _list(_list(_anything, 2, 2)), "replaced": _list(_whole()),
+        "finished": _number, "unit": _text, "directory": _text,
+    },
+)  # fmt: skip
+
+
+def index_wrong(about: Any) -> str:
+    """What the index of a unit of trajectories gets wrong, in words; "" if nothing.
+
+    Examples:
+      >>> index_wrong({"kind": "signs", "runs": [0]})
+      'leaves is missing'
+    """
+    try:
+        _INDEX("", about)
+        for leaf in [*about["leaves"], *([["", *leaf] for leaf in about.get("features", ())])]:
+            _text("leaves", leaf[0])
+            _list(_whole())("leaves", leaf[1])
+            _text_like("[<>|=]?[a-z][0-9]+", "the name of a dtype")("leaves", leaf[2])
+    except Wrong as error:
+        return str(error)
+    return ""
 
 
 def content_hash(definition: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from jaxsign.messages import say
 from jaxsign.store import files
 from jaxsign.store.binding import Binding, binding_at, frame_size
 from jaxsign.store.manifest import UnusableData, checksum, partial, to_disk, write_json
+from jaxsign.store.schema import index_wrong
 from jaxsign.store.watched import MENDED
 
 FOLDER, INDEX, SUFFIX = files.TRAJECTORIES, "runs.json", ".segment"
@@ -310,7 +311,7 @@ def units(path: Path, binding: Binding | None = None) -> Iterator[Unit | str]:
                 raise ValueError("its checksum is not that of its contents")
             if binding.foreign(about):
                 continue
-            if fault := binding.record_fault(about, unit=file.parent.name):
+            if fault := binding.record_fault(about, unit=file.parent.name) or index_wrong(about):
                 raise ValueError(fault)
             segments = tuple(read_segment(file.parent / name, binding) for name in about["segments"])
             if fault := _fault(about, segments):

@@ -411,8 +411,9 @@ def _unkept(path: Path, shape: Sequence[int], kind: Any) -> np.ndarray:
     whole, lines = trajectory.stored(path)
     for line in lines:
         say(f"{line}: its runs are run again")
-    if whole:
-        unkept[tuple(np.array(sorted(whole)).T)] = False
+    for place in whole:
+        if len(place) == unkept.ndim and all(i < size for i, size in zip(place, shape)):
+            unkept[place] = False
     return unkept
 
 

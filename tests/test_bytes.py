@@ -18,7 +18,7 @@ import jaxsign as js
 from jaxsign import cli
 from jaxsign.store import checkpoints, results, trajectory
 from jaxsign.store.binding import binding_at, frame_size
-from jaxsign.store.manifest import UnusableData, read_manifest, write_manifest
+from jaxsign.store.manifest import UnusableData, checksum, read_manifest, write_manifest
 from jaxsign.sweep import plan
 from jaxsign.sweep.blocks import Blocks
 
@@ -512,3 +512,32 @@ def test_what_only_looks_damaged_while_metadata_are_moved_is_looked_at_again(mon
     monkeypatch.setattr(results, "damaged_metadata", lambda path, crcs: ["zarr.json is damaged"])
     with pytest.raises(UnusableData, match=r"zarr\.json is damaged"):
         js.open_results(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda names: names[1:], lambda names: names[::-1], lambda names: [*names, names[0]]]
+)
+def test_an_index_that_leaves_segments_out_or_orders_them_anew_is_damage(kept, tmp_path, capsys, change):
+    right = params(kept)
+    path = Path(shutil.copytree(kept, tmp_path / "copy"))
+    file = next((path / "trajectories").glob("*/runs.json"))
+    record = json.loads(file.read_text())
+    record["segments"] = change(record["segments"])
+    file.write_text(json.dumps({**record, "checksum": checksum(record)}))
+    assert verdict(capsys, path)[0] == 1
+    with pytest.raises(UnusableData, match=r"runs\.json is damaged"):
+        params(path, step=333)
+    js.run_sweep(signs(), path)
+    assert params(path) == right
+
+
+@pytest.mark.parametrize("entry", ["runs", "leaves", "start", "segments", "kind"])
+def test_an_index_with_an_entry_of_another_kind_is_damage(kept, tmp_path, capsys, entry):
+    path = Path(shutil.copytree(kept, tmp_path / "copy"))
+    file = next((path / "trajectories").glob("*/runs.json"))
+    record = json.loads(file.read_text())
+    record[entry] = [7] if isinstance(record[entry], list) else 7
+    file.write_text(json.dumps({**record, "checksum": checksum(record)}))
+    assert verdict(capsys, path)[0] == 1
+    with pytest.raises(UnusableData, match=r"runs\.json is damaged"):
+        params(path)

@@ -220,6 +220,8 @@ def index_wrong(about: Any) -> str:
     """
     try:
         _INDEX("", about)
+        if len(about["start"]) != len(about["runs"]):
+            raise Wrong(f"start must have {len(about['runs'])} entries, one a run, got {len(about['start'])}")
         for leaf in [*about["leaves"], *([["", *leaf] for leaf in about.get("features", ())])]:
             _text("leaves", leaf[0])
             _list(_whole())("leaves", leaf[1])

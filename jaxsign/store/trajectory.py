@@ -313,6 +313,9 @@ def units(path: Path, binding: Binding | None = None) -> Iterator[Unit | str]:
                 continue
             if fault := binding.record_fault(about, unit=file.parent.name) or index_wrong(about):
                 raise ValueError(fault)
+            there = [segment.name for segment in sorted(file.parent.glob(_SEGMENTS))]
+            if about["segments"] != there and set(about["segments"]) <= set(there):
+                raise ValueError("it does not name the segments that lie beside it, in their order")
             segments = tuple(read_segment(file.parent / name, binding) for name in about["segments"])
             if fault := _fault(about, segments):
                 raise ValueError(fault)

@@ -1,6 +1,7 @@
 """Bytes that are not those written here, misplaced, foreign, lost, unreadable or too large, are never numbers."""
 
 import builtins
+import contextlib
 import gzip
 import json
 import os
@@ -541,3 +542,18 @@ def test_an_index_with_an_entry_of_another_kind_is_damage(kept, tmp_path, capsys
     assert verdict(capsys, path)[0] == 1
     with pytest.raises(UnusableData, match=r"runs\.json is damaged"):
         params(path)
+
+
+def test_a_damaged_block_is_taken_back_only_while_the_directory_is_this_process_s(copy):
+    @contextlib.contextmanager
+    def lost(exclusive):
+        raise UnusableData("begun anew")
+        yield
+
+    variables = results.stored_variables(copy)
+    store = results.Store(copy, variables, owned=lost)
+    before = {f: f.read_bytes() for f in copy.rglob("*") if f.is_file()}
+    status = variables["status"]
+    with pytest.raises(UnusableData, match="begun anew"):
+        store.forget(results.blocks(status.shape, status.chunks)[0])
+    assert {f: f.read_bytes() for f in copy.rglob("*") if f.is_file()} == before

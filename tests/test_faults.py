@@ -294,3 +294,13 @@ def test_a_closed_terminal_does_not_end_a_sweep_without_a_save(tmp_path):
     command = [sys.executable, "-c", TERMINAL, LISTENER, str(tmp_path / "done")]
     subprocess.run(command, check=True, timeout=60, cwd=Path(js.__file__).parent.parent)
     assert (tmp_path / "done").read_text() == "SIGHUP"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_faults_tries_every_kind_and_finds_nothing_wrong(tmp_path):
+    script = Path(__file__).parent.parent / "sweeps" / "faults.py"
+    command = [sys.executable, script, "--out", tmp_path, "--tries", "6", "--kills", "3"]
+    run = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stdout + run.stderr
+    kinds = ("flips", "swaps", "cuts", "copies", "losses", "edits", "links", "kills, new", "kills, sharded", "all")
+    assert all(f"\n{kind}" in run.stdout for kind in kinds)

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_tools import run
 
 import jaxsign as js
-from jaxsign import cli
 from jaxsign.names import printable
 from jaxsign.store import schema
 from jaxsign.store.manifest import COPY, MANIFEST, UnusableData, checksum, read_manifest
@@ -75,17 +75,6 @@ def without_copy(out):
 
 def values(ds):
     return {name: ds[name].values.tolist() for name in ("slope", "seed", "learning_rate", "train_loss", "status", "w")}
-
-
-def run(capsys, *argv):
-    """(exit status, stdout, stderr) of a command."""
-    capsys.readouterr()
-    try:
-        status = cli.main(list(map(str, argv)))
-    except SystemExit as stop:
-        status = stop.code
-    text = capsys.readouterr()
-    return status, text.out, text.err
 
 
 def cut(file):

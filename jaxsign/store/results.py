@@ -218,7 +218,7 @@ class Store(Memory):
         Raises:
           ValueError: if the system refuses, naming the directory and the reason.
         """
-        with named(self.path):
+        with self.owned(False), named(self.path):
             self.arrays["status"][box] = self.variables["status"].fill
             self.flush()
             for _, name, index in list(self._damaged(box)):

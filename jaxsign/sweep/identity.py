@@ -319,9 +319,8 @@ def starts(stored: Mapping[str, Any] | None, where: Mapping[str, Any]) -> dict[s
     """
     here = _start(where, engine())
     known: list[dict[str, Any]] = []
-    if (
-        stored is not None
-    ):  # earlier versions kept none: what is known of the first start, and of the versions of the others
+    if stored is not None:
+        # Earlier versions kept none: what is known of the first start, and of the versions of the others.
         first = _start(stored, stored.get("computation", {}).get("engine"))
         others = [_start({**session, "flags": stored["flags"]}, None) for session in stored["sessions"]]
         known = stored.get("starts") or [first, *others]

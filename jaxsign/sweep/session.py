@@ -269,9 +269,9 @@ class Session:
         for number, box in enumerate(self.layout.blocks()):
             if not self._owns(number) or not asked[box].any():
                 continue
+            if not asked[box].all() and (line := self.store.lost(box)):
+                raise results.UnusableData(f"{line}; run the stored definition first, which mends it")
             missing = self.store.missing(box)
-            if missing.all() and not asked[box].all() and self.store.lost(box):
-                raise results.UnusableData(f"{self.store.lost(box)}; run the stored definition first, which mends it")
             if not missing.all():
                 lines = self.store.damage(box)
                 if lines and not asked[box].all():

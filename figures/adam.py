@@ -14,8 +14,8 @@ import xarray as xr
 
 import jaxsign as js
 from jaxsign import plot, theory
+from jaxsign.analysis.stages import flipped, manifest
 from jaxsign.claims import adam
-from jaxsign.stages import flipped, manifest
 
 #: Of b2 or Signum's beta, also told apart in grey.
 SHADES = {0.0: "#440154", 0.5: "#D55E00", 0.9: "#0072B2", 0.99: "#35B779", 0.999: "#D0A000"}

@@ -13,8 +13,8 @@ import xarray as xr
 import jaxsign as js
 from jaxsign import plot, theory
 from jaxsign.claims.architecture import context_of
-from jaxsign.claims.two_layer import problem_of
-from jaxsign.validation import local_path
+from jaxsign.claims.dynamics import problem_of
+from jaxsign.validation.values import local_path
 
 #: Okabe and Ito's colours, dark to light, by position.
 SHADES = ("#000000", "#0072B2", "#D55E00", "#56B4E9")

@@ -11,10 +11,10 @@ import numpy as np
 
 import jaxsign as js
 from jaxsign import plot
+from jaxsign.analysis.equal_loss import levels_of
+from jaxsign.analysis.stages import manifest
 from jaxsign.claims.bridge import noise_share
 from jaxsign.claims.residual import ablated
-from jaxsign.equal_loss import levels_of
-from jaxsign.stages import manifest
 
 KERNELS = {"softmax": "#0072B2", "gaussian": "#D55E00", "linear": "#009E73"}
 SHORT = {"softmax": "soft", "gaussian": "Gauss", "linear": "lin."}

@@ -13,9 +13,9 @@ import xarray as xr
 
 import jaxsign as js
 from jaxsign import plot, theory
+from jaxsign.analysis.stages import manifest
 from jaxsign.claims import data_quality as quality
-from jaxsign.claims.two_layer import problem_of
-from jaxsign.stages import manifest
+from jaxsign.claims.dynamics import problem_of
 
 FAMILIES = ("sign_gd", "adam", "gd")
 #: From few training examples to many.

@@ -11,9 +11,9 @@ import numpy as np
 
 import jaxsign as js
 from jaxsign import plot
+from jaxsign.analysis.stages import manifest
 from jaxsign.claims.architecture import connected, excess_variation, most, time_to, turns
-from jaxsign.stages import manifest
-from jaxsign.validation import local_path
+from jaxsign.validation.values import local_path
 
 #: Okabe and Ito's colours, dark to light, one a depth or a layer.
 SHADES = ("#000000", "#0072B2", "#D55E00", "#56B4E9")

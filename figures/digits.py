@@ -14,10 +14,10 @@ import numpy as np
 
 import jaxsign as js
 from jaxsign import plot
+from jaxsign.analysis.stages import manifest
 from jaxsign.claims.digits import DISPUTED, LEVEL, MODELS, compared, setting_of, tuned
-from jaxsign.data import digits as data_of
-from jaxsign.models.class_means import one_step_margins
-from jaxsign.stages import manifest
+from jaxsign.systems.digits import data as data_of
+from jaxsign.systems.digits.class_means import one_step_margins
 
 FAMILIES = {
     "sign_gd": {"label": "SignGD", "color": plot.COLOURS["sign_gd"], "ls": "-", "marker": "o"},

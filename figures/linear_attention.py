@@ -12,8 +12,8 @@ import numpy as np
 
 import jaxsign as js
 from jaxsign import plot
+from jaxsign.analysis.stages import manifest
 from jaxsign.claims.claim import one_family
-from jaxsign.stages import manifest
 
 SETTINGS = {
     "normal_20": "normal, n=20",

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 
 import jaxsign as js
 from jaxsign import plot
-from jaxsign.equal_loss import with_captured
+from jaxsign.analysis.equal_loss import with_captured
 
 
 def attention(ax, ds):

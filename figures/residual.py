@@ -11,9 +11,9 @@ import xarray as xr
 
 import jaxsign as js
 from jaxsign import plot
+from jaxsign.analysis.stages import manifest
 from jaxsign.claims.residual import ablated, best
-from jaxsign.stages import manifest
-from jaxsign.validation import local_path
+from jaxsign.validation.values import local_path
 
 #: (attention residual, FFN residual) of every variant, its name, colour and line style.
 VARIANTS = {

@@ -11,10 +11,10 @@ import numpy as np
 
 import jaxsign as js
 from jaxsign import plot, theory
+from jaxsign.analysis.equal_loss import levels_of
+from jaxsign.analysis.stages import manifest
+from jaxsign.claims.dynamics import problem_of
 from jaxsign.claims.restore import batch_law, runs_of, whole_batch
-from jaxsign.claims.two_layer import problem_of
-from jaxsign.equal_loss import levels_of
-from jaxsign.stages import manifest
 
 LEVEL = 0.1
 FAMILIES = ("sign_gd", "adam", "gd")

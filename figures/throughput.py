@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from jaxsign import plot
-from jaxsign.validation import local_path
+from jaxsign.validation.values import local_path
 
 #: Dark to light, each with a marker and a dash of its own for grey print; contenders that are not here get the last.
 LOOKS = {

@@ -1,58 +1,73 @@
 """jaxsign: sign gradient descent on two-layer transformers in JAX."""
 
-from jaxsign import curvature as curvature
-from jaxsign import landscape as landscape
-from jaxsign import plot as plot
-from jaxsign import presets as presets
-from jaxsign import report as report
-from jaxsign import theory as theory
-from jaxsign.claims.claim import Claim as Claim
-from jaxsign.claims.claim import Part as Part
-from jaxsign.data.digits import load_digits as load_digits
-from jaxsign.data.signal_noise import Dataset as Dataset
-from jaxsign.engines import two_layer as two_layer
-from jaxsign.equal_loss import at_train_loss as at_train_loss
-from jaxsign.experiment import sweep_cli as sweep_cli
-from jaxsign.grids import grid as grid
-from jaxsign.measures import claim_numbers as claim_numbers
-from jaxsign.models.two_layer import Params as Params
-from jaxsign.models.two_layer import apply as apply
-from jaxsign.optim import power_gd as power_gd
-from jaxsign.optim import scale_by_power as scale_by_power
-from jaxsign.optim import scale_by_smooth_sign as scale_by_smooth_sign
-from jaxsign.optim import sign_gd as sign_gd
-from jaxsign.optim import signum as signum
-from jaxsign.optim import smooth_sign_gd as smooth_sign_gd
-from jaxsign.playback import replay as replay
-from jaxsign.probes import degree as degree
-from jaxsign.problem import Hyper as Hyper
-from jaxsign.problem import Problem as Problem
-from jaxsign.problems.deep import DeepProblem as DeepProblem
-from jaxsign.problems.digits import DigitsHyper as DigitsHyper
-from jaxsign.problems.digits import DigitsProblem as DigitsProblem
-from jaxsign.problems.kernel_attention import KernelHyper as KernelHyper
-from jaxsign.problems.kernel_attention import KernelProblem as KernelProblem
-from jaxsign.problems.linear_attention import RegressionHyper as RegressionHyper
-from jaxsign.problems.linear_attention import RegressionProblem as RegressionProblem
-from jaxsign.problems.residual import ResidualHyper as ResidualHyper
-from jaxsign.problems.residual import ResidualProblem as ResidualProblem
-from jaxsign.reading import CannotDecide as CannotDecide
-from jaxsign.rng import stream as stream
-from jaxsign.schedule import log_steps as log_steps
-from jaxsign.stages import find_stages as find_stages
+# isort: off
+
+# One run
+from jaxsign.training.task import Task as Task
+from jaxsign.training.train import train as train
+from jaxsign.training.train import Run as Run
+from jaxsign.training.rng import stream as stream
+from jaxsign.training.schedule import log_steps as log_steps
+
+# Many runs
+from jaxsign.sweep.sweep import Sweep as Sweep
+from jaxsign.sweep.run import run_sweep as run_sweep
+from jaxsign.cli.experiment import sweep_cli as sweep_cli
 from jaxsign.store.results import open_results as open_results
-from jaxsign.sweep.grid import Sweep as Sweep
-from jaxsign.sweep.runner import run_sweep as run_sweep
-from jaxsign.task import Task as Task
-from jaxsign.tasks.deep import deep_transformer as deep_transformer
-from jaxsign.tasks.digits import noisy_digits as noisy_digits
-from jaxsign.tasks.kernel_attention import kernel_attention as kernel_attention
-from jaxsign.tasks.linear_attention import linear_attention as linear_attention
-from jaxsign.tasks.residual import residual_attention as residual_attention
-from jaxsign.tasks.two_layer_curvature import two_layer_curvature as two_layer_curvature
-from jaxsign.tasks.two_layer_updates import two_layer_updates as two_layer_updates
-from jaxsign.training import Run as Run
-from jaxsign.training import train as train
-from jaxsign.trajectories import open_trajectory as open_trajectory
-from jaxsign.verdicts import ClaimTable as ClaimTable
-from jaxsign.verdicts import check as check
+from jaxsign.trajectories.reader import open_trajectory as open_trajectory
+from jaxsign.trajectories.replay import replay as replay
+
+# Optimizers
+from jaxsign.optimizers.rules import sign_gd as sign_gd
+from jaxsign.optimizers.rules import signum as signum
+from jaxsign.optimizers.rules import power_gd as power_gd
+from jaxsign.optimizers.rules import smooth_sign_gd as smooth_sign_gd
+from jaxsign.optimizers.rules import scale_by_power as scale_by_power
+from jaxsign.optimizers.rules import scale_by_smooth_sign as scale_by_smooth_sign
+from jaxsign.optimizers.grid import grid as grid
+from jaxsign.optimizers.probes import degree as degree
+
+# The paper's system
+from jaxsign.systems.two_layer.engines import two_layer as two_layer
+from jaxsign.systems.two_layer.with_curvature import two_layer_curvature as two_layer_curvature
+from jaxsign.systems.two_layer.with_updates import two_layer_updates as two_layer_updates
+from jaxsign.systems.two_layer.problem import Problem as Problem
+from jaxsign.systems.two_layer.problem import Hyper as Hyper
+from jaxsign.systems.two_layer import presets as presets
+from jaxsign.systems.two_layer.data import Dataset as Dataset
+from jaxsign.systems.two_layer.model import Params as Params
+from jaxsign.systems.two_layer.model import apply as apply
+
+# Companion systems
+from jaxsign.systems.linear_attention.task import linear_attention as linear_attention
+from jaxsign.systems.linear_attention.problem import RegressionProblem as RegressionProblem
+from jaxsign.systems.linear_attention.problem import RegressionHyper as RegressionHyper
+from jaxsign.systems.kernels.task import kernel_attention as kernel_attention
+from jaxsign.systems.kernels.problem import KernelProblem as KernelProblem
+from jaxsign.systems.kernels.problem import KernelHyper as KernelHyper
+from jaxsign.systems.residual.task import residual_attention as residual_attention
+from jaxsign.systems.residual.problem import ResidualProblem as ResidualProblem
+from jaxsign.systems.residual.problem import ResidualHyper as ResidualHyper
+from jaxsign.systems.deep_transformer.task import deep_transformer as deep_transformer
+from jaxsign.systems.deep_transformer.problem import DeepProblem as DeepProblem
+from jaxsign.systems.digits.task import noisy_digits as noisy_digits
+from jaxsign.systems.digits.problem import DigitsProblem as DigitsProblem
+from jaxsign.systems.digits.problem import DigitsHyper as DigitsHyper
+from jaxsign.systems.digits.data import load_digits as load_digits
+
+# Reading results
+from jaxsign.analysis.equal_loss import at_train_loss as at_train_loss
+from jaxsign.analysis.stages import find_stages as find_stages
+from jaxsign.analysis.measures import claim_numbers as claim_numbers
+from jaxsign.analysis.reading import CannotDecide as CannotDecide
+from jaxsign.analysis import curvature as curvature
+from jaxsign.analysis import landscape as landscape
+from jaxsign import theory as theory
+
+# Claims, figures and the report
+from jaxsign.claims.verdicts import check as check
+from jaxsign.claims.claim import Claim as Claim
+from jaxsign.claims.verdicts import ClaimTable as ClaimTable
+from jaxsign.claims.claim import Part as Part
+from jaxsign import plot as plot
+from jaxsign import report as report

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 import jaxsign as js
-from jaxsign.models import two_layer as model
+from jaxsign.systems.two_layer import model as model
 
 SIGN = {"sign_gd": js.grid(js.sign_gd, learning_rate=1e-4)}
 ADAM = {"adam": js.grid(optax.adam, learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-15)}

@@ -19,11 +19,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsign as js
 from jaxsign.compilation import compiler_options
-from jaxsign.exactness import fit
-from jaxsign.observables import observe
-from jaxsign.schedule import Schedule
-from jaxsign.start import begin
-from jaxsign.training import make_train
+from jaxsign.systems.two_layer.observables import observe
+from jaxsign.training.mode import fit
+from jaxsign.training.schedule import Schedule
+from jaxsign.training.start import begin
+from jaxsign.training.train import make_train
 
 #: Engines of js.two_layer, and the lane widths that each is tried at.
 ENGINES = {"dense": (1, 2, 4), "support": (1, 2, 8), "feature_space": (1, 8, 32, 128, 256)}

@@ -24,7 +24,7 @@ from argparse import Namespace
 import optax
 
 import jaxsign as js
-from jaxsign.problem import NOISES
+from jaxsign.systems.two_layer.problem import NOISES
 
 OPTIMIZERS = {
     "sign_gd": js.grid(js.sign_gd, learning_rate=1e-4),

@@ -45,10 +45,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsign as js
-from jaxsign import cli
+from jaxsign.cli import main as cli
 from jaxsign.store.manifest import UnusableData, checksum
-from jaxsign.sweep import blocks
-from jaxsign.validation import local_path, positive_int
+from jaxsign.sweep import execute as blocks
+from jaxsign.validation.values import local_path, positive_int
 
 #: Seconds after which a process that examines a directory counts as hanging.
 LIMIT = 120.0

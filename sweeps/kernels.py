@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import optax
 
 import jaxsign as js
-from jaxsign.problems.kernel_attention import KernelHyper, KernelProblem
-from jaxsign.start import field_of
-from jaxsign.tasks.kernel_attention import kernel_attention
+from jaxsign.systems.kernels.problem import KernelHyper, KernelProblem
+from jaxsign.systems.kernels.task import kernel_attention
+from jaxsign.training.start import field_of
 
 KERNELS = ["softmax", "gaussian"]
 #: H D against N n = 32 with d_out <= d, and one case where only the width fails (d_out = 8 > d = 4).

@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec
 
 import jaxsign as js
 from jaxsign.compilation import compiler_options
-from jaxsign.models.two_layer import COLUMNS
-from jaxsign.sweep.environment import cores
+from jaxsign.store.environment import cores
+from jaxsign.systems.two_layer.model import COLUMNS
 
 RUNS = PartitionSpec("run")
 

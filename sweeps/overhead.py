@@ -32,13 +32,14 @@ from pathlib import Path
 import jax
 
 import jaxsign as js
-from jaxsign.console import configure
+from jaxsign.cli.console import configure
 from jaxsign.store import trajectory
-from jaxsign.sweep import blocks, plan
-from jaxsign.sweep.opening import Limits, begin_layout, compile_units, everything, make_programs
+from jaxsign.sweep import execute as blocks
+from jaxsign.sweep import groups as plan
+from jaxsign.sweep.plan import Limits, begin_layout, compile_units, everything, make_programs
 from jaxsign.sweep.programs import Compiler
 from jaxsign.sweep.stretches import Place, stretch
-from jaxsign.validation import local_path
+from jaxsign.validation.values import local_path
 
 REPEATS = 2
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxsign as js
-from jaxsign.models import two_layer as model
+from jaxsign.systems.two_layer import model as model
 
 ETA, GD_ETA = 1e-4, 0.3
 #: eta t = 2 at the end. The follow-up's 1e4 epochs at 5e-5 make .5, at which <v, mu> alone does not reach loss .1 here.

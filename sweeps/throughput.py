@@ -73,9 +73,9 @@ from contenders import ENGINES, OPTIMIZERS, TEXTBOOK, Draws, Engine, Lane, Torch
 from limits import arithmetic, machine, measure_limits, median_seconds
 
 import jaxsign as js
-from jaxsign.console import configure
-from jaxsign.sweep.plan import lane_width
-from jaxsign.validation import local_path, positive_int
+from jaxsign.cli.console import configure
+from jaxsign.sweep.groups import lane_width
+from jaxsign.validation.values import local_path, positive_int
 
 RUNS = (1, 4, 16, 64, 256, 1024, 4096)
 #: For all optimizers but SignGD, which differ in the update alone.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxsign as js
-from jaxsign.data.signal_noise import TestSet
+from jaxsign.systems.two_layer.data import TestSet
 
 # The tests' small programs are compiled far longer than they run: without LLVM's optimisations in less than half of the
 # time. `make test-slow` compiles as users do; to do the same here, set XLA_FLAGS=--xla_backend_optimization_level=3.

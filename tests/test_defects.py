@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import test_claims as tc
 import test_definition as td
-import test_labelled as tl
+import test_dynamics as tc
+import test_labels as tl
 import test_results as tr
-import test_run_sweep as ts
+import test_run as ts
 import xarray as xr
-from test_claims import good, rates, row  # the first two are fixtures
+from test_dynamics import good, rates, row  # the first two are fixtures
 
 import jaxsign as js
-from jaxsign.sweep.definition import definition
+from jaxsign.sweep.identity.definition import definition
 
 
 # --- 1 G1: a loss level that no run reaches is dropped
@@ -64,7 +64,7 @@ def preset(**axes):
 
 def test_setting_of_selected_point(good):
     one = good.expand_dims(sigma_p=[9.0])  # = ds.sel(sigma_p=[9.]) of a sweep over sigma_p
-    from jaxsign.claims.two_layer import setting_of
+    from jaxsign.claims.dynamics import setting_of
 
     assert setting_of(one) == "custom"
 

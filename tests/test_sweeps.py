@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxsign as js
-from jaxsign import cli
+from jaxsign.cli import main as cli
 
 ROOT = Path(__file__).parent.parent
 

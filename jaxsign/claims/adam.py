@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from jaxsign import theory
+from jaxsign.analysis.reading import CannotDecide
+from jaxsign.analysis.stages import flipped, need
 from jaxsign.claims.claim import Part, WholeClaim, numbers_of, one_point
-from jaxsign.claims.two_layer import problem_of
-from jaxsign.claims.two_layer import setting_of as setting_of
-from jaxsign.reading import CannotDecide
-from jaxsign.stages import flipped, need
+from jaxsign.claims.dynamics import problem_of
+from jaxsign.claims.dynamics import setting_of as setting_of
 
 INF = math.inf
 BETAS = (0.0, 0.5, 0.9, 0.99, 0.999)

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxsign.analysis.reading import CannotDecide
+from jaxsign.analysis.stages import find_stages, manifest, need
 from jaxsign.claims.claim import Claim, Part, WholeClaim, above, one_family
-from jaxsign.presets import paper_like
-from jaxsign.problem import field_names
-from jaxsign.problems.deep import DeepProblem
-from jaxsign.reading import CannotDecide
-from jaxsign.stages import find_stages, manifest, need
+from jaxsign.systems.deep_transformer.problem import DeepProblem
+from jaxsign.systems.two_layer.presets import paper_like
+from jaxsign.validation.values import field_names
 
 INF = math.inf
 PRESETS = ("paper_like", "theory")

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxsign.analysis.reading import CannotDecide
+from jaxsign.analysis.stages import need
 from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level, one_family, one_point
+from jaxsign.claims.dynamics import GAUSSIAN
+from jaxsign.claims.dynamics import setting_of as setting_of
 from jaxsign.claims.residual import ablated
-from jaxsign.claims.two_layer import GAUSSIAN
-from jaxsign.claims.two_layer import setting_of as setting_of
-from jaxsign.reading import CannotDecide
-from jaxsign.stages import need
 
 INF = math.inf
 _POSITIVE = above(0.0)

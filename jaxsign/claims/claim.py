@@ -2,7 +2,7 @@
 
 One number per *seed* (rows, heads and samples are averaged inside it) and an interval that follows from the claim's
 words, committed before the first run. Optimizers are compared on the same seeds at equal training loss.
-`jaxsign.verdicts` turns the numbers into HOLDS, FAILS or UNDECIDED.
+`jaxsign.claims.verdicts` turns the numbers into HOLDS, FAILS or UNDECIDED.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.equal_loss import at_train_loss
-from jaxsign.reading import CannotDecide
-from jaxsign.stages import manifest, need
-from jaxsign.validation import known
+from jaxsign.analysis.equal_loss import at_train_loss
+from jaxsign.analysis.reading import CannotDecide
+from jaxsign.analysis.stages import manifest, need
+from jaxsign.validation.values import known
 
 JUDGES = ("seeds", "mean")
 #: What claims with a horizon are made of.

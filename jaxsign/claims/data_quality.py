@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from jaxsign import theory
+from jaxsign.analysis.reading import CannotDecide
+from jaxsign.analysis.stages import need
 from jaxsign.claims.claim import Part, WholeClaim, above, at_level, one_point
-from jaxsign.claims.two_layer import problem_of
-from jaxsign.reading import CannotDecide
-from jaxsign.stages import need
+from jaxsign.claims.dynamics import problem_of
 
 #: Training loss, in nat, at which optimizers are compared, and the test error that marks the boundary.
 LOSS, ERROR = 0.1, 0.1

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxsign.analysis.reading import CannotDecide
+from jaxsign.analysis.stages import manifest, need
 from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level, one_point
-from jaxsign.reading import CannotDecide
-from jaxsign.stages import manifest, need
-from jaxsign.validation import known
+from jaxsign.validation.values import known
 
 SYSTEM = "noisy_digits"
 #: Training loss, in nat, at which runs are compared, and the low image scale of the claims about optimizers.

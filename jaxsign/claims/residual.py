@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxsign.analysis.measures import slope
+from jaxsign.analysis.reading import CannotDecide
+from jaxsign.analysis.stages import manifest, need
 from jaxsign.claims.claim import Claim, Part, WholeClaim, above, numbers_of
-from jaxsign.measures import slope
-from jaxsign.problems.residual import ResidualHyper, ResidualProblem
-from jaxsign.reading import CannotDecide
-from jaxsign.stages import manifest, need
+from jaxsign.systems.residual.problem import ResidualHyper, ResidualProblem
 
 INF = math.inf
 #: Share of the first loss below which a run is at the rounding of 64-bit floats, and its rate says nothing.

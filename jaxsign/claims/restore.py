@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from jaxsign import theory
+from jaxsign.analysis.reading import CannotDecide
+from jaxsign.analysis.stages import manifest, need
 from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level, numbers_of, one_point
-from jaxsign.claims.two_layer import problem_of
-from jaxsign.reading import CannotDecide
-from jaxsign.stages import manifest, need
+from jaxsign.claims.dynamics import problem_of
 
 INF = math.inf
 #: Training loss, in nat, at which runs are compared; half-way up for the laws, which hold while all p_i are alike.

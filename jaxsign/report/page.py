@@ -14,15 +14,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from jaxsign.analysis.reading import reading
+from jaxsign.analysis.stages import manifest
+from jaxsign.claims.catalogue import setting_of
 from jaxsign.claims.claim import system_of
-from jaxsign.claims.systems import setting_of
-from jaxsign.names import printable
-from jaxsign.reading import reading
+from jaxsign.claims.verdicts import HEADER, check
 from jaxsign.report.drawings import Drawing, drawings
-from jaxsign.stages import manifest
 from jaxsign.store.manifest import partial
-from jaxsign.validation import local_path
-from jaxsign.verdicts import HEADER, check
+from jaxsign.validation.names import printable
+from jaxsign.validation.values import local_path
 
 #: By this an earlier report is known, and may be replaced.
 MADE_BY = '<meta name="generator" content="jaxsign report">'

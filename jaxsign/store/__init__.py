@@ -1,1 +1,1 @@
-"""The rooms that touch the disk."""
+"""Reading and writing results, checkpoints and trajectories."""

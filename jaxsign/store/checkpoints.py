@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsign.messages import say, silence
 from jaxsign.store import files
 from jaxsign.store.manifest import UnusableData, checksum, to_disk, write_json
+from jaxsign.validation.messages import say, silence
 
 FOLDER = files.CHECKPOINTS
 #: The newest ones of a block that are kept, so that a damaged one costs a minute and not the block.

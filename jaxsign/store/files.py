@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxsign.store.manifest import ARRAYS, COPY, MANIFEST, UnusableData, has_manifest, write_json
-from jaxsign.validation import local_path
+from jaxsign.validation.values import local_path
 
 LOCKS, CHECKPOINTS, TRAJECTORIES = "locks", "checkpoints", "trajectories"
 #: Folders that may be links to another disk, where the user says so.

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxsign.messages import say
-from jaxsign.names import printable
 from jaxsign.store.files import LOCKS, flock, make_folder, named, open_lock, read
 from jaxsign.store.manifest import MANIFEST, UnusableData
+from jaxsign.validation.messages import say
+from jaxsign.validation.names import printable
 
 FOLDER = LOCKS
 #: A holder on another machine touches its lock this often; without a touch for three times as long it counts as gone.

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jaxsign.messages import say
 from jaxsign.store import schema
+from jaxsign.validation.messages import say
 
 #: The arrays of results, and what they are.
 ARRAYS = "results.zarr"

@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxsign.labelled import manifest_text, with_bools
-from jaxsign.messages import say, silence
 from jaxsign.store.binding import binding
 from jaxsign.store.files import inside, is_results, named, refuse_links, remove_prepared
+from jaxsign.store.labels import manifest_text, with_bools
 from jaxsign.store.manifest import ARRAYS, MANIFEST, UnusableData, check_fit, examined, read_manifest, to_disk
 from jaxsign.store.watched import (
     MENDED,
@@ -29,7 +28,8 @@ from jaxsign.store.watched import (
     lost_chunks,
     watched,
 )  # fmt: skip
-from jaxsign.validation import local_path
+from jaxsign.validation.messages import say, silence
+from jaxsign.validation.values import local_path
 
 #: `owned(exclusive)` keeps a directory this process's while something is written into it, see `lease.Lease.writing`.
 Owned = Callable[[bool], contextlib.AbstractContextManager]

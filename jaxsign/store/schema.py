@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.levels import coordinates as level_coordinates
-from jaxsign.validation import LONGEST, RUNS
+from jaxsign.store.levels import coordinates as level_coordinates
+from jaxsign.validation.values import LONGEST, RUNS
 
 #: Takes where a value stands, such as "plan.block", and the value; raises Wrong.
 Check = Callable[[str, Any], None]

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsign.messages import say
 from jaxsign.store import files
 from jaxsign.store.binding import Binding, binding_at, frame_size
 from jaxsign.store.manifest import UnusableData, checksum, partial, to_disk, write_json
 from jaxsign.store.schema import index_wrong
 from jaxsign.store.watched import MENDED
+from jaxsign.validation.messages import say
 
 FOLDER, INDEX, SUFFIX = files.TRAJECTORIES, "runs.json", ".segment"
 _SEGMENTS = "[0-9]" * 9 + SUFFIX

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsign.labelled import stored_as
 from jaxsign.store.binding import Binding, binding, binding_at
+from jaxsign.store.labels import stored_as
 from jaxsign.store.manifest import ARRAYS, MANIFEST, UnusableData
 
 Slices = tuple[slice, ...]

@@ -19,15 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsign.compilation import undisturbed
-from jaxsign.messages import say
 from jaxsign.store import locks
+from jaxsign.store.environment import cores
 from jaxsign.store.lease import Stale
 from jaxsign.sweep import shipping
-from jaxsign.sweep.definition import content_hash, definition
-from jaxsign.sweep.environment import cores
-from jaxsign.sweep.opening import Limits, Missing
+from jaxsign.sweep.identity.definition import content_hash, definition
+from jaxsign.sweep.plan import Limits, Missing
 from jaxsign.sweep.progress import Interrupted, Progress, Stop
-from jaxsign.sweep.session import Joined, Session
+from jaxsign.sweep.worker import Joined, Session
+from jaxsign.validation.messages import say
 
 #: Seconds to wait for a scheduler to answer.
 TIMEOUT = 10

@@ -9,15 +9,16 @@ from typing import Any
 import jax
 
 from jaxsign.compilation import undisturbed
-from jaxsign.grids import static_word
+from jaxsign.optimizers.grid import static_word
 from jaxsign.store import checkpoints
-from jaxsign.sweep import plan, recorder
-from jaxsign.sweep.calibrate import estimate
-from jaxsign.sweep.grid import Sweep
+from jaxsign.sweep import groups as plan
+from jaxsign.sweep import recorder
 from jaxsign.sweep.layout import Layout, first_index, units, variables
-from jaxsign.sweep.opening import Limits, begin_layout, everything, make_programs
+from jaxsign.sweep.plan import Limits, begin_layout, everything, make_programs
 from jaxsign.sweep.programs import Compiled, Compiler, Program
-from jaxsign.validation import real
+from jaxsign.sweep.sweep import Sweep
+from jaxsign.sweep.timing import estimate
+from jaxsign.validation.values import real
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsign.labelled import RUN_VARIABLES, coordinates, own_dims, stored_as
-from jaxsign.levels import DIMS, captured_names, observable
-from jaxsign.loop import observers
+from jaxsign.store.labels import RUN_VARIABLES, coordinates, own_dims, stored_as
+from jaxsign.store.levels import DIMS, captured_names, observable
 from jaxsign.store.results import Slices, Variable, blocks
-from jaxsign.sweep.grid import Sweep
-from jaxsign.sweep.plan import Group
+from jaxsign.sweep.groups import Group
+from jaxsign.sweep.sweep import Sweep
+from jaxsign.training.loop import observers
 
 Index = tuple[int, ...]
 

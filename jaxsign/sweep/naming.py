@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsign import names
-from jaxsign.labelled import check_results, check_task, coordinate_names
-from jaxsign.levels import captured_names
-from jaxsign.loop import functions_by_name, observers
-from jaxsign.outputs import outputs
-from jaxsign.task import Task
-from jaxsign.validation import distinct, exact, floats_of, numbers_of, plain_number, representable
+from jaxsign.store.labels import check_results, check_task, coordinate_names
+from jaxsign.store.levels import captured_names
+from jaxsign.training.loop import functions_by_name, observers
+from jaxsign.training.outputs import outputs
+from jaxsign.training.task import Task
+from jaxsign.validation import names
+from jaxsign.validation.values import distinct, exact, floats_of, numbers_of, plain_number, representable
 
 
 def check_names(sweep: Any) -> None:
@@ -46,7 +46,7 @@ def check_numbers(sweep: Any) -> None:
       sweep: a Sweep.
 
     Raises:
-      ValueError: naming field, value and what it becomes, see `jaxsign.validation.representable`.
+      ValueError: naming field, value and what it becomes, see `jaxsign.validation.values.representable`.
     """
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
     for family, grid in sweep.grids.items():

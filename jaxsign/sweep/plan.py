@@ -1,263 +1,199 @@
-"""How a sweep is cut: groups that share one program, runs and records of one call, lanes inside a call."""
+"""How a sweep is run on this machine: limits, lane widths, blocks and programs, new or as a manifest has them."""
 
 import dataclasses
-import itertools
+import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxsign.exactness import Fit, fit
-from jaxsign.grids import static_word
-from jaxsign.levels import observable
-from jaxsign.loop import observers
-from jaxsign.start import Start, abstract_start
-from jaxsign.sweep.grid import Sweep
-from jaxsign.sweep.naming import check_numbers, check_outputs
-from jaxsign.task import Task
+from jaxsign.store.environment import physical_memory
+from jaxsign.sweep import groups as plan
+from jaxsign.sweep import recorder
+from jaxsign.sweep.groups import Group
+from jaxsign.sweep.identity.definition import plain_point, skeleton
+from jaxsign.sweep.layout import Layout, Unit, first_index, units
+from jaxsign.sweep.programs import Compiled, Compiler, Program, local_mesh
+from jaxsign.sweep.sweep import Sweep
+from jaxsign.sweep.timing import lane_widths
+from jaxsign.validation.messages import say
+from jaxsign.validation.values import LONGEST, positive_int
 
-#: Runs of one call at most, and the bytes that their records, data and parameters may take together on a CPU.
-BLOCK_RUNS, BLOCK_BYTES = 1024, 256 * 2**20
-#: A lane's state should stay inside a core's second-level cache.
-LANE_BYTES = 2**21
+Missing = Mapping[int, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
-    """Runs of one task and one optimizer family, which one compiled program serves.
-
-    Args:
-      fit: the task that is trained, and how.
-      factory: optimizer factory with its static keywords bound by `static`.
-      static: static keywords.
-      floats: names of the traced keywords.
-      family: name of the optimizer family.
-      optimizers: indices on the optimizer dimension.
-      fixed: {axis position: index} of the static axes.
-      start: shapes and dtypes of one run's start.
-    """
-
-    fit: Fit
-    factory: Any
-    static: Mapping[str, Any]
-    floats: tuple[str, ...]
-    family: str
-    optimizers: tuple[int, ...]
-    fixed: Mapping[int, int]
-    start: Start
-
-    @property
-    def task(self) -> Task:
-        """The task whose program runs the group."""
-        return self.fit.program
-
-    @property
-    def program_key(self) -> tuple[Any, ...]:
-        """What the compiled program depends on: groups with equal keys share it."""
-        how = (self.fit.compact, self.fit.decays, self.fit.signs)
-        return self.task, self.family, repr(sorted(self.static.items(), key=repr)), self.floats, *how
-
-    def degree(self, optimizer: int) -> float:
-        """The degree of one optimizer of the group, 0 where the task does not ask."""
-        degrees = self.fit.degrees
-        return degrees[self.optimizers.index(optimizer)].p if degrees else 0.0
-
-    def kept(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
-        """The index that cuts the padding of a larger program off an observable's array, its own dimensions last."""
-        padding, dims = self.fit.task.padding if self.fit.padded else None, self.fit.task.dims
-        own = dims.get(name, dims.get(observable(name), ()))
-        if padding is None or len(own) > len(shape):
-            return tuple(map(slice, shape))
-        return (*map(slice, shape[: len(shape) - len(own)]), *padding.kept(own))
-
-
-def groups(sweep: Sweep) -> list[Group]:
-    """The programs that a sweep needs: one per point of the static axes, family and static keywords.
+class Limits:
+    """What a run of a sweep may use: bytes of a call, runs of a lane, seconds between checkpoints.
 
     Raises:
-      ValueError: for a result or number that cannot be kept as it is, see `jaxsign.sweep.naming`.
-    """
-    check_numbers(sweep)  # once more: 64-bit floats may have been turned on or off since the sweep was built
-    static_axes = [i for i, axis in enumerate(sweep.grid_axes) if axis.static]
-    points = itertools.product(*(range(len(sweep.grid_axes[i].values)) for i in static_axes))
-    families: dict[tuple[str, str], list[int]] = {}
-    first = 0
-    for family, grid in sweep.grids.items():
-        for i in range(len(grid.points)):
-            families.setdefault((family, repr(grid.static(i))), []).append(first + i)
-        first += len(grid.points)
-    out = []
-    functions = any(map(callable, sweep.observables or ()))
-    # Room for more pays where several static points can share a program; functions of a run must not see it.
-    pad = math.prod(len(sweep.grid_axes[i].values) for i in static_axes) > 1 and not functions and not sweep.summary
-    pad = pad and sweep.trajectory is None
-    for point in points:
-        fixed = dict(zip(static_axes, point))
-        index = tuple(fixed.get(i, 0) for i in range(len(sweep.grid_axes)))
-        task, hyper = sweep.task(index), sweep.hyper_at(index)
-        for (family, _), members in families.items():
-            grid = sweep.grids[family]
-            keywords = [sweep.optimizer_points[i][2] for i in members]
-            static = {k: v for k, v in keywords[0].items() if k not in grid.floats}
-            label = None if grid.keywords else f"optimizer {family!r}"
-
-            def fitted(
-                points: list, task: Task = task, hyper: Any = hyper, grid: Any = grid, label: Any = label
-            ) -> Fit:
-                return fit(task, grid.factory, points, hyper, sweep.shared, sweep.trainable, functions, label, pad)
-
-            for how, own in _alike(task, fitted, list(zip(members, keywords))):
-                start = abstract_start(how.program, how.case(hyper), sweep.shared)
-                out.append(Group(how, grid.factory, static, grid.floats, family, own, fixed, start))
-    check_outputs(sweep, out)
-    return out
-
-
-def _alike(
-    task: Task, fitted: Callable[[list], Fit], points: list[tuple[int, Mapping[str, Any]]]
-) -> list[tuple[Fit, tuple[int, ...]]]:
-    """Points of one optimizer, those that are trained alike together: (how, their indices on the optimizer dimension).
-
-    How a point is trained must not depend on what else there is, or a sweep that gets more points would change.
-    """
-    joint = fitted([point for _, point in points])
-    best = joint.task is (task.choices or (task,))[0] and joint.compact == (joint.task.compact is not None)
-    if best and len({(found.decays, found.signs) for found in joint.degrees}) <= 1:  # what holds for all holds for each
-        return [(joint, tuple(i for i, _ in points))]
-    alike: dict[Any, list[tuple[int, Fit]]] = {}
-    for i, point in points:
-        how = fitted([point])
-        alike.setdefault((how.task, how.compact, how.decays, how.signs), []).append((i, how))
-    out = []
-    for own in alike.values():
-        degrees = tuple(found for _, how in own for found in how.degrees)
-        out.append((own[0][1]._replace(degrees=degrees), tuple(i for i, _ in own)))
-    return out
-
-
-def block_shape(sweep: Sweep, room: int) -> tuple[int, ...]:
-    """Extent of a block on every dimension of (axes, optimizer, seed): at most `room` runs of one optimizer.
-
-    Blocks fill the seeds first, then the mapped axes from the innermost outwards, in even parts. The optimizers stay
-    apart, so that another one can join later.
-
-    Args:
-      sweep: the sweep.
-      room: runs of a block at most, int >= 1.
-
-    Returns:
-      One extent per dimension.
-    """
-    sizes = sweep.shape
-    free = [not axis.static for axis in sweep.grid_axes] + [False, True]
-    extents = [1] * len(sizes)
-    for i in reversed(range(len(sizes))):
-        if free[i]:
-            # Even parts: a call costs what the largest one does.
-            extents[i] = -(-sizes[i] // -(-sizes[i] // min(sizes[i], room)))
-            room //= extents[i]
-        if room <= 1:
-            break
-    return tuple(extents)
-
-
-def run_count(sweep: Sweep, group: Group) -> int:
-    """Runs of one group."""
-    mapped = [len(axis.values) for i, axis in enumerate(sweep.grid_axes) if i not in group.fixed]
-    return math.prod(mapped) * len(group.optimizers) * len(sweep.seeds)
-
-
-class Cost(NamedTuple):
-    """Bytes of one run while it is under way.
-
-    Args:
-      row: what a recorded step keeps.
-      state: its data and parameters.
-      tape: what waits to be written of its trajectory.
-      levels: what capturing at levels keeps: the parameters one step earlier, and what was captured. It does not count
-        for the lane's width: narrower lanes cost more than what it takes of the cache.
+      ValueError: naming field, value and legal range.
     """
 
-    row: int
-    state: int
-    tape: int = 0
-    levels: int = 0
+    memory: int | None = None
+    lane_width: int | None = None
+    checkpoint_every: float = 60.0
 
-    @property
-    def call(self) -> int:
-        """Bytes of one run of a call, without its records."""
-        return self.state + self.tape + self.levels
+    def __post_init__(self) -> None:
+        if self.memory is not None:
+            positive_int("memory", self.memory)
+        if self.lane_width is not None:
+            positive_int("lane_width", self.lane_width)
+            if self.lane_width > LONGEST:
+                raise ValueError(f"lane_width must be an int in [1, {LONGEST}], got lane_width={self.lane_width}")
+        if not 0 < self.checkpoint_every < math.inf:
+            raise ValueError(f"checkpoint_every must be > 0 seconds, got {self.checkpoint_every!r}")
+
+    def bytes(self) -> int:
+        """The memory budget on this machine."""
+        if self.memory is not None:
+            return self.memory
+        device = jax.local_devices()[0]
+        stats = device.memory_stats() if device.platform != "cpu" else None
+        return stats["bytes_limit"] // 2 * len(jax.local_devices()) if stats else plan.BLOCK_BYTES
+
+    def there(self) -> int:
+        """Bytes of the memory that one run must fit into: the device's, a CPU's being the machine's."""
+        device = jax.local_devices()[0]
+        stats = device.memory_stats() if device.platform != "cpu" else None
+        return int(stats["bytes_limit"]) if stats else physical_memory() or sys.maxsize
 
 
-def run_cost(group: Group, hyper: Any, sweep: Sweep) -> Cost:
-    """Bytes of one run of a group, from abstract shapes."""
-    task, start = group.task, group.start
-    shapes, _, _ = observers(task, start, group.fit.case(hyper), sweep.observables, scalars=True)
-    compact = task.compact if group.fit.compact else None
-    params = start.params if compact is None else jax.eval_shape(compact, start.params, start.data)
-    row, state = sum(map(_bytes, shapes.values())), sum(map(_bytes, jax.tree.leaves((start.data, params))))
-    levels = len(sweep.crossed)
-    captured = sum(map(_bytes, jax.tree.leaves(params))) + 2 * levels * row if levels else 0
-    return Cost(row, state, levels=captured)
-
-
-def room(costs: Sequence[Cost], sweep: Sweep, lanes: int, budget: int, firm: bool = True) -> tuple[int, int]:
-    """(runs of one call, recorded steps that are kept at a time) within a memory budget.
-
-    All recorded steps are kept where `lanes` runs fit with them, and always where a summary reads them; otherwise as
-    many as fit, and results are written chunk by chunk.
-
-    Args:
-      costs: of every group; the largest counts.
-      sweep: the sweep.
-      lanes: runs of a call at least: a lane on every device.
-      budget: bytes.
-      firm: whether the budget was asked for; otherwise one run always fits.
+def begin_layout(
+    sweep: Sweep, groups: Sequence[Group], limits: Limits, measured: bool = True
+) -> tuple[Layout, list[int]]:
+    """(layout of a new directory, lane width of every group): the cache's, or a timed one if `measured` and it pays.
 
     Raises:
-      ValueError: if not even one run fits into a firm budget.
+      ValueError: if one run does not fit into the memory.
     """
-    row, state = max(c.row for c in costs), max(c.call for c in costs)
-    total = sweep.schedule.record.size
-    records = total
-    if sweep.summary is None and lanes * (row * total + state) > budget:
-        records = min(total, max(2, (budget // lanes - state) // max(row, 1)))
-    one = row * records + state
-    if one > budget and firm:
-        raise ValueError(f"memory must be at least {one} bytes, which one run needs, got memory={budget}")
-    return max(1, min(BLOCK_RUNS, budget // max(one, 1))), records
+    costs = [
+        plan.run_cost(g, sweep.hyper_at(first_index(sweep, g)), sweep)._replace(tape=recorder.tape_bytes(sweep, g))
+        for g in groups
+    ]
+    for group, cost in zip(groups, costs):
+        if cost.state > limits.there():
+            raise ValueError(
+                f"problem is too large for the memory: one run of {group.fit.task.name} has {cost.state:,} bytes of "
+                f"data and parameters, this machine has {limits.there():,}"
+            )
+    devices = jax.local_devices()
+    widths = []
+    for group, cost in zip(groups, costs):
+        # Two lanes at least, for two devices; never more than there are runs for.
+        few = max(1, min(plan.BLOCK_RUNS, plan.run_count(sweep, group)) // 2)
+        widths.append(limits.lane_width or min(plan.lane_width(cost.state, devices[0].platform), few))
+
+    def layout() -> Layout:
+        runs, records = plan.room(costs, sweep, max(widths) * len(devices), limits.bytes(), limits.memory is not None)
+        order = tuple(tuple(range(size)) for size in sweep.shape)
+        return Layout(order, plan.block_shape(sweep, runs), records, runs)
+
+    if measured and limits.lane_width is None:
+        found = layout()
+        programs = make_programs(sweep, groups, found, widths)
+        widths = lane_widths(sweep, groups, programs, programs[0].slots)
+    return layout(), widths
 
 
-def _bytes(shape: Any) -> int:
-    return math.prod(shape.shape) * shape.dtype.itemsize  # of a typed key, too
+def stored_layout(
+    sweep: Sweep, groups: Sequence[Group], stored: Mapping[str, Any], order: Sequence[Sequence[int]], limits: Limits
+) -> tuple[Layout, list[int]]:
+    """(layout, lane widths) of a directory that was begun before; only a new group's width is chosen now."""
+    record = stored["plan"]
+    layout = Layout(tuple(map(tuple, order)), tuple(record["block"]), record["records"], record["runs"])
+    known = {text: entry["lane_width"] for entry in record["groups"] for text in _texts(entry, entry["points"])}
+    asked, begun = limits.lane_width, sorted(set(known.values()))
+    if asked is not None and begun != [asked]:
+        say(f"lane_width={asked} is for new groups only: this sweep was begun with lanes of {begun}")
+    kept = []
+    for group in groups:
+        texts = _texts(plan.identity(sweep, group), _group_points(sweep, group))
+        kept.append(next((known[text] for text in texts if text in known), 0))
+    fresh = kept if all(kept) else begin_layout(sweep, groups, limits)[1]
+    return layout, [width or new for width, new in zip(kept, fresh)]
 
 
-def lane_width(state_bytes: int, backend: str) -> int:
-    """Runs that one lane maps together: as many powers of two as keep the state in cache on a CPU, 64 elsewhere.
-
-    Examples:
-      >>> lane_width(600_000, "cpu"), lane_width(1_000, "cpu"), lane_width(10**8, "cpu")
-      (2, 64, 1)
-    """
-    if backend != "cpu":
-        return 64
-    return int(2 ** np.clip(np.floor(np.log2(LANE_BYTES / max(state_bytes, 1))), 0, 6))
+def _texts(entry: Mapping[str, Any], points: Sequence[Any]) -> list[str]:
+    """What the points of a group are recognised by in a manifest."""
+    own = [entry[name] for name in ("family", "fixed", "how")]
+    return [json.dumps([*own, skeleton(point)], sort_keys=True) for point in points]
 
 
-def identity(sweep: Sweep, group: Group) -> dict[str, Any]:
-    """What names a group whatever the order of axes' values: family, static keywords and points, how it is trained."""
-    fixed = {sweep.grid_axes[i].name: [str(v) for v in sweep.grid_axes[i].values[k]] for i, k in group.fixed.items()}
-    how = [group.fit.task.name, group.fit.compact, group.fit.decays, group.fit.signs]
-    static = {k: static_word(v) if callable(v) else str(v) for k, v in group.static.items()}
-    return {"family": group.family, "static": static, "fixed": fixed, "how": how}
+def _group_points(sweep: Sweep, group: Group) -> list[dict[str, Any]]:
+    return [plain_point(group.family, sweep.optimizer_points[i][2]) for i in group.optimizers]
 
 
-def summary(group: Group) -> dict[str, Any]:
-    """How a group is run, for the manifest."""
+def plan_record(
+    sweep: Sweep, groups: Sequence[Group], layout: Layout, widths: Sequence[int], limits: Limits
+) -> dict[str, Any]:
+    """How a sweep is run, for the manifest."""
     return {
-        "task": group.fit.task.name, "passed_over": group.fit.why, "compact": group.fit.compact,
-        "optimizers": len(group.optimizers), "signs_only": group.fit.signs,
-        "degrees": [dataclasses.asdict(found) for found in group.fit.degrees],
+        "block": list(layout.extents), "runs": layout.runs, "records": layout.records, "memory": limits.bytes(),
+        "devices": jax.local_device_count(),
+        "groups": [
+            {
+                **plan.identity(sweep, group), **plan.summary(group), "lane_width": width,
+                "points": _group_points(sweep, group),
+            }
+            for group, width in zip(groups, widths)
+        ],
     }  # fmt: skip
+
+
+def make_programs(sweep: Sweep, groups: Sequence[Group], layout: Layout, widths: Sequence[int]) -> list[Program]:
+    """The programs of every group on this process's devices."""
+    mesh, slots = local_mesh(), recorder.most_stops(sweep, min(layout.records, sweep.schedule.record.size) + 1)
+    return [
+        Program(sweep, group, width, slots, mesh, recorder.make_tape(sweep, group))
+        for group, width in zip(groups, widths)
+    ]
+
+
+def everything(layout: Layout) -> dict[int, np.ndarray]:
+    """{number of a block: all of its runs}."""
+    return {number: np.ones([s.stop - s.start for s in box], bool) for number, box in enumerate(layout.blocks())}
+
+
+def compile_units(
+    sweep: Sweep, programs: Sequence[Program], layout: Layout, missing: Missing, compiler: Compiler, every: bool = True
+) -> tuple[list[Unit], dict[int, Compiled]]:
+    """(what is to be done, the programs for it); with `every`, programs also of groups with nothing to do."""
+    todo = units(sweep, [program.group for program in programs], layout, missing)
+    compiled: dict[int, Compiled] = {}
+    for number, program in enumerate(programs):
+        sizes = [len(unit.members) for unit in todo if unit.group == number]
+        if sizes or every:
+            group = program.group
+            member = (*first_index(sweep, group), group.optimizers[0], 0)
+            compiled[number] = compiler.compile(program, [member], program.padded(max(sizes, default=1)))
+    return todo, compiled
+
+
+def fitting(attempt: Callable[[int], None], runs: int) -> None:
+    """Calls `attempt(runs)`, and once more with half of the runs of a call if the device has no memory for them.
+
+    Raises:
+      ValueError: if half of them do not fit either.
+    """
+    try:
+        attempt(runs)
+    except jax.errors.JaxRuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        say(f"out of memory with {runs} runs a call: going on with {max(1, runs // 2)}")
+        try:
+            attempt(max(1, runs // 2))
+        except jax.errors.JaxRuntimeError as again:
+            if not _out_of_memory(again):
+                raise
+            raise ValueError(
+                f"memory must be less than half of what was tried: {max(1, runs // 2)} runs a call do not fit either"
+            ) from None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error)

@@ -11,14 +11,14 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxsign.compilation import compiler_options
-from jaxsign.loop import State, Stops, Tape, make_loop
-from jaxsign.outputs import outputs
-from jaxsign.rng import seed_words
-from jaxsign.start import Start, begin
-from jaxsign.sweep.grid import Sweep
+from jaxsign.sweep.groups import Group
 from jaxsign.sweep.layout import Index, cut
-from jaxsign.sweep.plan import Group
-from jaxsign.task import Task, packaged
+from jaxsign.sweep.sweep import Sweep
+from jaxsign.training.loop import State, Stops, Tape, make_loop
+from jaxsign.training.outputs import outputs
+from jaxsign.training.rng import seed_words
+from jaxsign.training.start import Start, begin
+from jaxsign.training.task import Task, packaged
 
 RUNS, ALL = PartitionSpec("run"), PartitionSpec()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from jaxsign.messages import Voice, leave_closed_streams, say
+from jaxsign.validation.messages import Voice, leave_closed_streams, say
 
 #: Without a terminal, a line is printed this often (seconds).
 LINE_EVERY = 60.0

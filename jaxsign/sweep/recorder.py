@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsign.grids import describe_point
-from jaxsign.loop import Tape
-from jaxsign.probes import sign_like
-from jaxsign.start import Start, field_of, split_params, trained_fields
+from jaxsign.optimizers.grid import describe_point
+from jaxsign.optimizers.probes import sign_like
 from jaxsign.store import trajectory
 from jaxsign.store.binding import Binding
-from jaxsign.sweep.grid import Sweep
+from jaxsign.sweep.groups import Group
 from jaxsign.sweep.layout import Unit
-from jaxsign.sweep.plan import Group
-from jaxsign.tape import feature_tape, sign_tape
+from jaxsign.sweep.sweep import Sweep
+from jaxsign.training.loop import Tape
+from jaxsign.training.start import Start, field_of, split_params, trained_fields
+from jaxsign.training.tape import feature_tape, sign_tape
 
 PyTree = Any
 #: Steps of a call at most where something of every step is kept.

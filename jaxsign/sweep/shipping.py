@@ -8,7 +8,7 @@ import pickle
 import types
 from typing import Any
 
-from jaxsign.sweep.grid import Sweep
+from jaxsign.sweep.sweep import Sweep
 
 
 def packed(sweep: Sweep) -> bytes:

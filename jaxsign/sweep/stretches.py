@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxsign.loop import Stops
-from jaxsign.schedule import Schedule
+from jaxsign.training.loop import Stops
+from jaxsign.training.schedule import Schedule
 
 
 class Place(NamedTuple):

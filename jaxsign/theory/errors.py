@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.problem import Problem
-from jaxsign.validation import real
+from jaxsign.systems.two_layer.problem import Problem
+from jaxsign.validation.values import real
 
 
 def overlap_share(problem: Problem) -> float:

@@ -4,7 +4,7 @@ import math
 
 import jax
 
-from jaxsign.problem import Hyper, Problem
+from jaxsign.systems.two_layer.problem import Hyper, Problem
 
 Array = jax.Array
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.problem import Problem
+from jaxsign.systems.two_layer.problem import Problem
 from jaxsign.theory.errors import overlap_share
-from jaxsign.validation import positive_int, real
+from jaxsign.validation.values import positive_int, real
 
 
 def sign_batch_share(problem: Problem, batch_size: int, steps: int | None = None) -> float:

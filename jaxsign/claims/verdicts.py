@@ -1,0 +1,445 @@
+"""From claims and Datasets to a table of verdicts, in plain text, Markdown, LaTeX, HTML or a DataFrame."""
+
+import dataclasses
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxsign.analysis.reading import CannotDecide, reading
+from jaxsign.analysis.stages import manifest
+from jaxsign.claims import tables
+from jaxsign.claims.catalogue import CLAIMS, known_system, setting_of
+from jaxsign.claims.claim import Claim, real_numbers
+from jaxsign.validation.values import known
+
+#: Share of seeds that must lie inside for a claim to hold.
+SHARE = 0.9
+HEADER = ("claim", "setting", "measured quantity", "predicted", "median [5 %, 95 %]", "interval", "inside", "verdict")
+
+
+def verdict(inside: int, seeds: int) -> tuple[str, float, float]:
+    """HOLDS, FAILS or UNDECIDED from the exact 95 % interval of the share of seeds inside.
+
+    Args:
+      inside: seeds whose numbers lie inside.
+      seeds: all seeds, >= 1.
+
+    Returns:
+      (verdict, lower, upper): HOLDS if lower > .9, FAILS if upper < .9.
+
+    Examples:
+      >>> verdict(64, 64)[0], verdict(8, 8)[0], verdict(3, 64)[0]
+      ('HOLDS', 'UNDECIDED', 'FAILS')
+
+    References:
+      Clopper and Pearson, Biometrika 1934.
+    """
+    from scipy.stats import binomtest
+
+    low, high = binomtest(inside, seeds).proportion_ci(0.95, method="exact")
+    word = "HOLDS" if low > SHARE else "FAILS" if high < SHARE else "UNDECIDED"
+    return word, float(low), float(high)
+
+
+def mean_verdict(values: np.ndarray, interval: tuple[float, float]) -> tuple[str, float, float]:
+    """HOLDS, FAILS or UNDECIDED from the 95 % interval of a mean over seeds, by Student's t.
+
+    Args:
+      values: one number a seed; one that is not finite leaves the mean undecided.
+      interval: (low, high) that the mean must lie in.
+
+    Returns:
+      (verdict, lower, upper): HOLDS if all of [lower, upper] lies inside, FAILS if none of it does.
+
+    Examples:
+      >>> mean_verdict(np.array([1.9, 2.0, 2.1]), (1.0, 9.0))[0], mean_verdict(np.array([0.5, 2.0]), (1.0, 9.0))[0]
+      ('HOLDS', 'UNDECIDED')
+    """
+    from scipy.stats import t
+
+    if values.size < 2 or not np.isfinite(values).all():
+        return "UNDECIDED", math.nan, math.nan
+    half = t.ppf(0.975, values.size - 1) * np.std(values, ddof=1) / math.sqrt(values.size)
+    low, high = float(np.mean(values) - half), float(np.mean(values) + half)
+    if interval[0] <= low and high <= interval[1]:
+        return "HOLDS", low, high
+    return ("FAILS" if high < interval[0] or low > interval[1] else "UNDECIDED"), low, high
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One part of a claim on one Dataset: words, numbers over seeds, interval and prediction (None: there is none)."""
+
+    label: str
+    median: float
+    low: float
+    high: float
+    interval: tuple[float, float] | None
+    predicted: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The verdict on one claim in one setting.
+
+    Args:
+      claim: the claim.
+      setting: the setting's name.
+      parts: what was measured.
+      inside: seeds inside the intervals of all parts.
+      seeds: all seeds.
+      share: 95 % interval of the share of seeds inside; of the mean where the claim is judged by it.
+      verdict: HOLDS, FAILS or UNDECIDED.
+    """
+
+    claim: Claim
+    setting: str
+    parts: tuple[Measured, ...]
+    inside: int
+    seeds: int
+    share: tuple[float, float]
+    verdict: str
+
+    @property
+    def explanation(self) -> str:
+        """Why the claim does not hold here, where that is known; empty for one that holds."""
+        setting = self.setting.split(",")[0]
+        return "" if self.verdict == "HOLDS" else self.claim.explanations.get(setting, "")
+
+    def lines(self) -> list[tuple[str, ...]]:
+        """Cells under HEADER, one line per part; the first one carries claim, setting, share and verdict."""
+        share = f"{self.inside}/{self.seeds} [{self.share[0]:.2f}, {self.share[1]:.2f}]"
+        if self.claim.judge == "mean":
+            share = f"mean in [{_number(self.share[0])}, {_number(self.share[1])}], {self.seeds} seeds"
+        out: list[tuple[str, ...]] = []
+        for i, part in enumerate(self.parts):
+            first = (self.claim.id, self.setting) if i == 0 else ("", "")
+            last = (share, self.verdict) if i == 0 else ("", "")
+            measured = f"{_number(part.median)} [{_number(part.low)}, {_number(part.high)}]"
+            out.append((*first, part.label, _number(part.predicted), measured, _interval(part.interval), *last))
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaimTable:
+    """Verdicts, one row per claim and setting, and what could not be decided.
+
+    Args:
+      rows: decided claims.
+      missing: (claim id, setting, reason) of claims that no Dataset of that setting could answer; where no claim is
+        decided at all, of every setting.
+      asked: ids of the claims that were asked for; None: all that there are.
+    """
+
+    rows: tuple[Row, ...]
+    missing: tuple[tuple[str, str, str], ...] = ()
+    asked: tuple[str, ...] | None = None
+
+    def lines(self) -> list[tuple[str, ...]]:
+        """Cells under HEADER, one line per part; a claim's first line carries its verdict."""
+        return [line for row in self.rows for line in row.lines()]
+
+    def reasons(self) -> list[str]:
+        """Why claims are not decided, one sentence per reason and setting with the claims that it stops."""
+        stopped: dict[tuple[str, str], list[str]] = {}
+        for claim, setting, reason in self.missing:
+            stopped.setdefault((setting, reason), []).append(claim)
+        return [f"{', '.join(claims)} {setting}: {reason}" for (setting, reason), claims in stopped.items()]
+
+    def __str__(self) -> str:
+        lines = [HEADER, *self.lines()]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+        text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+        text.insert(1, "-" * len(text[0]))
+        text += [f"note: {row.claim.id} {row.setting}: {row.explanation}" for row in self.rows if row.explanation]
+        text += [f"not decided here: {claim} {setting}: {reason}" for claim, setting, reason in self.missing]
+        return "\n".join(text)
+
+    __repr__ = __str__
+
+    def to_markdown(self) -> str:
+        """The table in GitHub's Markdown."""
+        rule = ["---"] * len(HEADER)
+        lines = ([cell.replace("|", "\\|") for cell in line] for line in (HEADER, rule, *self.lines()))
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def to_latex(self) -> str:
+        """The table as a LaTeX tabular (booktabs)."""
+        special = {c: "\\" + c for c in "%_&{}#$"} | {c: f"${c}$" for c in "<>|"}
+        special |= {"^": r"\^{}", "~": r"$\sim$", "\\": r"\textbackslash{}"}
+
+        def cell(text: str) -> str:
+            return "".join(special.get(c, c) for c in text)
+
+        body = [" & ".join(map(cell, line)) + r" \\" for line in self.lines()]
+        head = " & ".join(map(cell, HEADER)) + r" \\"
+        begin = rf"\begin{{tabular}}{{{'l' * len(HEADER)}}}"
+        return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
+
+    def _repr_html_(self) -> str:
+        def tr(line: Iterable[str], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>"
+
+        return "<table>" + tr(HEADER, "th") + "".join(tr(line, "td") for line in self.lines()) + "</table>"
+
+    def to_dataframe(self) -> Any:
+        """One pandas row per part, numbers as numbers."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records())
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict per part, numbers as numbers."""
+        return [
+            {
+                "claim": row.claim.id, "setting": row.setting, "statement": row.claim.statement,
+                "source": row.claim.source, "quantity": part.label, "predicted": part.predicted,
+                "median": part.median, "q05": part.low, "q95": part.high,
+                "interval_low": part.interval[0] if part.interval else None,
+                "interval_high": part.interval[1] if part.interval else None,
+                "inside": row.inside, "seeds": row.seeds, "share_low": row.share[0], "share_high": row.share[1],
+                "verdict": row.verdict,
+            }
+            for row in self.rows for part in row.parts
+        ]  # fmt: skip
+
+    def to_csv(self, path: Path) -> None:
+        """Writes `records` as CSV in one move, numbers with 6 significant digits so that rounding leaves no trace.
+
+        Args:
+          path: new, or an earlier claims table; its folder exists.
+
+        Raises:
+          ValueError: if it is anything else, or cannot be written.
+        """
+        tables.write(Path(path), self.records())
+
+    def changes(self, reference: Path) -> list[str]:
+        """Sentences for verdicts that differ from a table written by `to_csv`.
+
+        Args:
+          reference: the file; of its claims, those that were asked for count.
+
+        Returns:
+          One sentence for every verdict that changed, is new, or is no longer decided.
+
+        Raises:
+          ValueError: if the file is not such a table.
+        """
+        return self.differences(tables.read(Path(reference)))
+
+    def differences(self, before: Mapping[tuple[str, str], str]) -> list[str]:
+        """As `changes`, against {(claim, setting): verdict}."""
+        before = self.within(before)
+        now = {(row.claim.id, row.setting): row.verdict for row in self.rows}
+        changed = [f"{c} {s}: {before[c, s]} -> {v}" for (c, s), v in now.items() if before.get((c, s), v) != v]
+        new = [f"{c} {s}: new, {v}" for (c, s), v in now.items() if (c, s) not in before]
+        return [*changed, *new, *(f"{c} {s}: {v} -> not decided" for (c, s), v in before.items() if (c, s) not in now)]
+
+    def within(self, verdicts: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+        """Those of {(claim, setting): verdict} whose claim was asked for."""
+        return {key: word for key, word in verdicts.items() if self.asked is None or key[0] in self.asked}
+
+
+def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
+    """Decides claims on one Dataset or several.
+
+    Args:
+      ds: a Dataset, or a list of them; each answers the claims of its system that it can, the one with the most
+        seeds where several in one setting can.
+      claims: Claim objects or ids; default all.
+
+    Returns:
+      A ClaimTable, claims in order, the settings of a claim below each other.
+
+    Raises:
+      ValueError: for an unknown claim id, an empty list, or a Dataset without a manifest.
+      RuntimeError: if the code of a claim fails in another way than by `js.CannotDecide`; it names the claim, the
+        setting and the part, and comes from the exception that was raised.
+
+    Examples:
+      >>> check([], claims=["S1"]).rows
+      ()
+
+    References:
+      Claims of arXiv 2410.04870 and ours; each one's `source` says which.
+    """
+    datasets = list(ds) if isinstance(ds, (list, tuple)) else [ds]
+    by_id = {claim.id: claim for claim in CLAIMS}
+    if claims is not None and not len(claims):
+        raise ValueError(f"claims must name at least one of {list(by_id)}, got {claims!r}")
+    chosen = [c if isinstance(c, Claim) else by_id[known("claim", c, by_id)] for c in (claims or CLAIMS)]
+    places = [_place(one) for one in datasets]
+    answering: dict[tuple[str, str], list[Any]] = {}
+    for place, one in zip(places, datasets):
+        answering.setdefault(place, []).append(one)
+    for own in answering.values():  # of several sweeps in one setting, the one with the most seeds decides a claim
+        own.sort(key=lambda one: one.sizes.get("seed", 0), reverse=True)
+    with reading("bringing sweeps of one setting together"):
+        answering = {place: [*own, *_joined(own)] for place, own in answering.items()}
+    rows: list[Row] = []
+    missing: list[tuple[str, str, str]] = []
+    beside: list[tuple[str, str, str]] = []
+    for claim in chosen:
+        for (system, setting), candidates in answering.items():
+            if claim.system != system or (claim.settings and setting not in claim.settings):
+                continue
+            reasons = []
+            for one in candidates:
+                try:
+                    rows.append(_decide(claim, setting, one))
+                    break
+                except CannotDecide as reason:
+                    reasons.append(str(reason))
+            else:
+                # Variations of a preset and other sweeps beside it are there for single claims, not for all.
+                single = (
+                    "," in setting
+                    or " over " in setting
+                    or (setting == "custom" and len({s for o, s in places if o == system}) > 1)
+                )
+                (beside if single else missing).append((claim.id, setting, "; ".join(dict.fromkeys(reasons))))
+    asked = None if claims is None else tuple(claim.id for claim in chosen)
+    return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside), asked)
+
+
+def _place(ds: Any) -> tuple[str, str]:
+    """(system, setting) of a Dataset.
+
+    Raises:
+      ValueError: for one without a manifest.
+    """
+    manifest(ds)
+    system = known_system(ds)
+    with reading(f"naming the setting of a Dataset of {system}"):
+        return system, setting_of(ds)
+
+
+def _joined(datasets: list[Any]) -> list[Any]:
+    """Sweeps of different optimizers over the same seeds as one Dataset of the numbers that all have; [] if none are.
+
+    Thousands of seeds keep numbers instead of traces, and only one optimizer may need a test set: claims that compare
+    optimizers find them side by side here.
+    """
+    import xarray as xr
+
+    def scalars(ds: Any) -> Any:
+        names = [name for name, v in ds.data_vars.items() if v.dims == ("optimizer", "seed")]
+        extra = [name for name in ds.coords if name not in ("optimizer", "seed", "step", "family", "learning_rate")]
+        return ds[names].drop_vars(extra, errors="ignore")
+
+    whole = all(
+        "status" in ds and ds["status"].dims == ("optimizer", "seed") and {"step", "family"} <= set(ds.coords)
+        for ds in datasets
+    )
+    if len(datasets) < 2 or not whole:
+        return []
+    first = datasets[0]
+    labels = [label for ds in datasets for label in ds["optimizer"].values.tolist()]
+    same = all(ds.sizes["seed"] == first.sizes["seed"] and (ds["seed"] == first["seed"]).all() for ds in datasets)
+    if not same or len(set(labels)) < len(labels) or any("learning_rate" not in ds.coords for ds in datasets):
+        return []
+    parts = [scalars(ds) for ds in datasets]
+    shared = set.intersection(*(set(part.data_vars) for part in parts))
+    steps = sorted(set.intersection(*(set(ds["step"].values.tolist()) for ds in datasets)))
+    side_by_side = xr.concat([part[sorted(shared)].drop_vars("step", errors="ignore") for part in parts], "optimizer")
+    return [side_by_side.assign_coords(step=steps).assign_attrs(first.attrs)]
+
+
+def _decide(claim: Claim, setting: str, ds: Any) -> Row:
+    """The verdict on one claim from one Dataset.
+
+    Raises:
+      CannotDecide: saying what the Dataset lacks.
+      Defect: if its code fails, naming the claim, the setting and the part.
+    """
+    here = f"claim {claim.id} in the setting {setting}"
+    found: list[np.ndarray] = []
+    predicted: list[float | None] = []
+    with reading(here):
+        runs = claim.select(ds)
+        for part in claim.parts:
+            with reading(f"{here}, the measure of {part.label!r}"):
+                found.append(_per_seed(part.measure(runs), runs))
+            with reading(f"{here}, the prediction of {part.label!r}"):
+                predicted.append(None if part.predict is None else _scalar(part.predict(runs)))
+        return _row(claim, setting, found, predicted)
+
+
+def _row(claim: Claim, setting: str, found: Sequence[np.ndarray], predicted: Sequence[float | None]) -> Row:
+    """The verdict on a claim from one number a seed of each of its parts."""
+    inside = np.ones(found[0].shape, bool)
+    for part, values in zip(claim.parts, found):
+        if part.interval is not None:
+            inside &= (values >= part.interval[0]) & (values <= part.interval[1])  # NaN is outside
+    count, seeds = int(inside.sum()), inside.size
+    word, low, high = verdict(count, seeds)
+    if claim.judge == "mean":
+        judged = [(values, part.interval) for part, values in zip(claim.parts, found) if part.interval is not None]
+        judgements = [mean_verdict(*one) for one in judged]
+        words = [one[0] for one in judgements]
+        word = next((w for w in ("FAILS", "UNDECIDED") if w in words), "HOLDS")
+        low, high = judgements[words.index(word)][1:]
+    measured = tuple(
+        Measured(part.label, *_quantiles(values), part.interval, guess)
+        for part, values, guess in zip(claim.parts, found, predicted)
+    )
+    return Row(claim, setting, measured, count, seeds, (low, high), word)
+
+
+def _per_seed(found: Any, runs: Any) -> np.ndarray:
+    """What a measure returned, as one float a seed; axes of one point are no axes.
+
+    Raises:
+      TypeError: if it is no DataArray of real numbers over the seeds of the runs.
+    """
+    dims = getattr(found, "dims", None)
+    if dims is None or "seed" not in dims:
+        raise TypeError(f"must return a DataArray over seed, got {type(found).__name__}{'' if dims is None else dims}")
+    seeds, axes = runs.sizes["seed"], set(runs["status"].dims) - {"seed"}
+    found = found.squeeze([dim for dim in dims if dim in axes and found.sizes[dim] == 1], drop=True)
+    if found.dims != ("seed",) or found.size != seeds:
+        raise TypeError(f"must return one number for each of {seeds} seeds, got the dimensions {dict(found.sizes)}")
+    if "seed" in found.coords and "seed" in runs.coords and not (found["seed"].values == runs["seed"].values).all():
+        raise TypeError("must return the seeds in their order")
+    return real_numbers(found.values)
+
+
+def _scalar(found: Any) -> float:
+    """What a prediction returned, as a float."""
+    values = np.asarray(found)
+    if values.size != 1:
+        raise TypeError(f"must return one number, got the shape {values.shape}")
+    return float(real_numbers(values).item())
+
+
+def _quantiles(values: np.ndarray) -> tuple[float, float, float]:
+    """Median, 5 % and 95 % quantile over the seeds that have a number; NaN if none has."""
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return math.nan, math.nan, math.nan
+    median, low, high = np.quantile(values, [0.5, 0.05, 0.95])
+    return float(median), float(low), float(high)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e3 else f"{value:.1e}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    if interval is None:
+        return "(not judged)"
+    low, high = interval
+    if high == math.inf:
+        return "> 0" if 0 < low < 1e-300 else f">= {low:g}"
+    if 0 < low < 1e-300:
+        return f"(0, {high:g}]"
+    return f"<= {high:g}" if low == -math.inf else f"[{low:g}, {high:g}]"

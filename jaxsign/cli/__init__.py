@@ -1,0 +1,1 @@
+"""The command line: `jaxsign` and the options that every sweeps/NAME.py shares."""

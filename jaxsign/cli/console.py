@@ -1,0 +1,111 @@
+"""What all commands share: arguments, exit statuses, errors in one line, and the settings of JAX."""
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from jaxsign.compilation import no_platform
+from jaxsign.store.environment import cores
+from jaxsign.store.results import UnusableData
+from jaxsign.validation.messages import Printed, drop_unsaid, occupy_closed_streams, say
+from jaxsign.validation.values import positive_int, real
+
+DONE, FAILED, BAD_INPUT, UNUSABLE, INTERRUPTED = 0, 1, 2, 3, 130
+#: What a shell says of a program that wrote to a pipe without a reader (128 + SIGPIPE).
+UNHEARD = 141
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line with exit status 2."""
+
+    def error(self, message: str) -> Any:
+        """Prints one line and exits."""
+        say(f"{self.prog}: {message}")
+        raise SystemExit(BAD_INPUT)
+
+    def exit(self, status: int = 0, message: str | None = None) -> Any:
+        """Ends the process, after help for instance: quietly if nobody reads it."""
+        raise SystemExit(guarded(self.prog, lambda: status) if message is None else super().exit(status, message))
+
+
+def count(text: str) -> int:
+    """An option's value as an int >= 1."""
+    try:
+        return positive_int("value", int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an int >= 1, got {text!r}") from None
+
+
+def positive(text: str) -> float:
+    """An option's value as a number > 0."""
+    try:
+        return real("value", float(text), 0.0, open_low=True)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number > 0, got {text!r}") from None
+
+
+def guarded(prog: str, work: Callable[[], int]) -> int:
+    """Runs a command; bad input, damaged data and interrupts end in one line and their exit status.
+
+    Where the reader of its output is gone, as with `| head`, it ends without a word, as other commands do.
+    """
+    occupy_closed_streams()
+    printed = Printed(sys.stdout)
+    try:
+        printed.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
+        with contextlib.redirect_stdout(printed):
+            status = work()
+            printed.flush()
+        return status
+    except OSError as error:
+        if error is not printed.lost:
+            raise
+        if isinstance(error, BrokenPipeError):
+            return UNHEARD
+        status, message = BAD_INPUT, f"standard output cannot be written: {error.strerror or error}"
+    except UnusableData as error:
+        status, message = UNUSABLE, str(error)
+    except ValueError as error:
+        status, message = BAD_INPUT, str(error)
+    except (RuntimeError, AssertionError):
+        status, message = BAD_INPUT, no_platform()
+        if not message:
+            raise
+    except KeyboardInterrupt:
+        status, message = INTERRUPTED, "interrupted; what is finished is kept, and the same command goes on from there"
+    finally:
+        drop_unsaid()
+    say(f"{prog}: {' '.join(message.split())}")
+    drop_unsaid()
+    return status
+
+
+def configure(devices: int | None = None, x64: bool = False) -> None:
+    """Sets what JAX fixes when it starts: CPU devices (default one per core), 64-bit floats, deterministic GPU kernels.
+
+    Args:
+      devices: CPU devices, int >= 1; None leaves a backend that has already started as it is.
+      x64: 64-bit floats.
+
+    Raises:
+      ValueError: if `devices` is given but JAX has already started.
+    """
+    import jax
+
+    flag = "--xla_gpu_deterministic_ops=true"
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    if x64:
+        jax.config.update("jax_enable_x64", True)
+    try:
+        jax.config.update("jax_num_cpu_devices", devices or cores())
+    except RuntimeError:
+        if devices is not None:
+            raise ValueError(f"devices={devices} cannot be set: JAX has already started in this process") from None

@@ -1,0 +1,173 @@
+"""The command `jaxsign`: claims, report, plan, status, verify and export."""
+
+import argparse
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxsign import report
+from jaxsign.claims import tables
+from jaxsign.claims.verdicts import check
+from jaxsign.cli import status as tools
+from jaxsign.cli.console import DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
+from jaxsign.cli.experiment import build_options, load_build
+from jaxsign.cli.netcdf import export_netcdf
+from jaxsign.store.manifest import MANIFEST, UnusableData, has_manifest
+from jaxsign.store.results import ARRAYS, is_results
+from jaxsign.validation.messages import counted, say, show, size_words
+from jaxsign.validation.values import local_path
+
+
+def each_usable(directories: Sequence[str], work: Callable[[Path], Any]) -> tuple[dict[Path, Any], int]:
+    """({results directory: what `work` makes of it}, how many were left out) at and below some directories.
+
+    One that is damaged is named on stderr and left out; one that has nothing stored yet is passed over.
+
+    Raises:
+      ValueError: if there is none.
+      UnusableData: if all are damaged.
+    """
+    done: dict[Path, Any] = {}
+    damaged: list[str] = []
+    for path in tools.results_below(*directories):
+        try:
+            if is_results(path):
+                done[path] = work(path)
+            elif has_manifest(path) or (path / ARRAYS).is_dir():
+                raise UnusableData(f"{path} must hold both {MANIFEST} and {ARRAYS}; jaxsign verify says what is left")
+        except UnusableData as error:
+            damaged.append(str(error))
+    if not done and damaged:
+        more = f" (and {counted(len(damaged) - 1, 'more directory')})".replace("ys)", "ies)")
+        raise UnusableData(damaged[0] + more * (len(damaged) > 1))
+    if not done:
+        raise ValueError(f"DIR must hold results, nothing is stored yet in {', '.join(map(repr, directories))}")
+    for line in damaged:
+        say(f"left out: {line}")
+    return done, len(damaged)
+
+
+def _claims(args: argparse.Namespace) -> int:
+    """Prints the claims table of all results below DIR."""
+    # Files first: they are refused before minutes are spent, and the reference is read before anything is written.
+    csv = None if args.csv is None else local_path("--csv", args.csv)
+    reference = None if args.against is None else local_path("--against", args.against)
+    if csv is not None:
+        tables.check_file(csv)
+    before = None if reference is None else tables.read(reference)
+    if csv is not None and reference is not None and tables.same_file(csv, reference):
+        raise ValueError(f"--csv would replace the table that --against compares with, got {args.csv!r} for both")
+    found, left_out = each_usable(args.dirs, lambda path: tools.undamaged(path)[0])
+    table = check(list(found.values()), claims=args.claim)
+    for line in (table.to_markdown() if args.markdown else str(table)).split("\n") if table.rows else []:
+        show(line)
+    for reason in [] if table.rows else table.reasons():
+        show(f"no claim can be decided from {' '.join(args.dirs)}: {reason}")
+    if csv is not None:
+        table.to_csv(tables.check_file(csv))  # again: another program may have written it in the meantime
+    changed = [] if before is None else table.differences(before)
+    for line in changed if table.rows else []:  # where nothing is decided, the lines above have said so
+        show(f"differs from {args.against}: {line}")
+    if before is not None and not table.within(before):
+        show(f"{args.against} holds no verdict on {'these claims' if args.claim else 'any claim'}")
+    elif before is not None and not changed:
+        show(f"all verdicts are those of {args.against}")
+    failed = any(row.verdict == "FAILS" for row in table.rows) or changed
+    return UNUSABLE if left_out else FAILED if args.strict and failed else DONE
+
+
+def _report(args: argparse.Namespace) -> int:
+    """Writes one page about all results below the directories."""
+    report.check_file(local_path("--out", args.out))
+    found, left_out = each_usable(args.dirs, lambda path: tools.undamaged(path)[0])
+    parents = [Path(os.path.abspath(local_path("DIR", directory))).parent for directory in args.dirs]
+    names = {}  # from the given directory on
+    for path in found:
+        whole = Path(os.path.abspath(path))
+        names[path] = str(next(whole.relative_to(parent) for parent in parents if whole.is_relative_to(parent)))
+    short = len(set(names.values())) == len(found)  # whole paths if two are the same
+    file = report.write(
+        args.out, {names[path] if short else str(path.resolve()): ds for path, ds in found.items()}, args.figures
+    )
+    show(f"{file}: {size_words(file.stat().st_size)}, {counted(len(found), 'sweep')}")
+    return UNUSABLE if left_out else DONE
+
+
+def _plan(args: argparse.Namespace) -> int:
+    """Prints what the sweeps of an experiment will take."""
+    speed = args.seed_steps_per_second
+    configure(args.devices if speed is None else None, args.x64)  # another machine's speed: its devices too
+    given = [(name, getattr(args, name)) for name in ("seeds", "steps", "engine", "tiny", "x64")]
+    words = [f"--{name}" if value is True else f"--{name} {value}" for name, value in given if value]
+    command = " ".join(["python", shlex.quote(args.file), "--out DIR", *words])
+    tools.print_plan(load_build(args.file)(args), command, args.memory, speed, args.devices or 1)
+    return DONE
+
+
+def _status(args: argparse.Namespace) -> int:
+    return UNUSABLE if tools.print_status(*args.dirs) else DONE
+
+
+def _verify(args: argparse.Namespace) -> int:
+    return DONE if tools.print_verify(*args.dirs) else FAILED
+
+
+def _export(args: argparse.Namespace) -> int:
+    held = [path for path in tools.results_below(*args.dirs) if is_results(path)]
+    if args.out is not None and len(held) > 1:
+        raise ValueError(f"--out FILE is for one results directory, {' '.join(args.dirs)!r} holds {len(held)}")
+    file = local_path("--out", args.out) if args.out is not None else None
+
+    def work(path: Path) -> None:
+        if file is None and (path / "results.nc").is_symlink():
+            raise ValueError(f"{str(path / 'results.nc')!r} is a link: if it is meant, give --out FILE")
+        show(export_netcdf(path, file or path / "results.nc"))
+
+    return UNUSABLE if each_usable(args.dirs, work)[1] else DONE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `jaxsign`."""
+    parser = Parser(prog="jaxsign", description="Plan sweeps, and read, check and export their results.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, work: Callable[[argparse.Namespace], int], text: str, results: bool = True) -> Any:
+        own = commands.add_parser(name, help=text, description=text)
+        if results:
+            own.add_argument("dirs", metavar="DIR", nargs="+", help="results directories, or ones that hold several")
+        own.set_defaults(work=work)
+        return own
+
+    claims = command("claims", _claims, "predicted, measured and verdict of every claim that the DIRs can decide")
+    claims.add_argument("--claim", action="append", metavar="ID", help="only this claim; may be repeated")
+    claims.add_argument("--strict", action="store_true", help="exit with 1 if a claim FAILS or differs from --against")
+    claims.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    claims.add_argument("--csv", metavar="FILE", help="also write the table as CSV; an earlier table is replaced")
+    claims.add_argument(
+        "--against", metavar="FILE", help="point out verdicts that differ from this CSV, or are no longer decided"
+    )
+    page = command("report", _report, "one HTML page: every figure, claim, verdict and manifest; no network")
+    page.add_argument(
+        "--out", metavar="FILE", required=True, help="the page, such as report.html; an earlier one is replaced"
+    )
+    page.add_argument("--figures", metavar="FOLDER", help="also show the SVG and PNG files of this folder")
+    plan = command("plan", _plan, "runs, programs, memory, time and disk that an experiment will take", results=False)
+    plan.add_argument("file", metavar="FILE", help="sweeps/NAME.py, or any file with build(args) -> {key: Sweep}")
+    build_options(plan)
+    plan.set_defaults(out=None, help=False)  # as sweep_cli hands them to build
+    plan.add_argument("--memory", type=count, metavar="BYTES", help="memory of one call, default as in run_sweep")
+    plan.add_argument("--seed-steps-per-second", type=positive, metavar="X", help="a device's speed; none is measured")
+    plan.add_argument("--devices", type=count, metavar="N", help="devices of speed X; without it, CPU devices here")
+    command("status", _status, "what is done, who works on it and what is left; reads only")
+    command("verify", _verify, "read every checksum and number; exit with 1 if anything is damaged or not run")
+    export = command("export", _export, "write DIR/results.nc; takes three times its size in memory")
+    export.add_argument("--format", required=True, choices=["netcdf"], help="netcdf: netCDF 3 with 64-bit offsets")
+    export.add_argument("--out", metavar="FILE", help="instead of results.nc beside each results.zarr")
+    args = parser.parse_args(argv)
+    return guarded(parser.prog, lambda: args.work(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

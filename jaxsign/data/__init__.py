@@ -1,1 +1,0 @@
-"""Pure samplers: key first, numbers of Hyper may be traced."""

@@ -1,1 +1,0 @@
-"""Pure models: parameters and inputs in, numbers out."""

@@ -1,0 +1,146 @@
+"""What an optimizer draws: random numbers in its program, and whether they come from the run's own key."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.extend import core
+
+from jaxsign.optimizers.factories import Static, build, hashable
+
+Factory = Callable[..., optax.GradientTransformation]
+#: Primitives that turn a key, or a generator's state, into random numbers.
+DRAWS = frozenset({"random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform"})
+#: Updates of a transform that are looked at: the second one starts from a state that an update has written.
+UPDATES = 2
+
+
+class Draws(NamedTuple):
+    """What a transform's `init` and `update` draw.
+
+    Args:
+      drawn: whether they draw random numbers, or keep a key.
+      reason: why some of these are not each run's own; "" if all are.
+    """
+
+    drawn: bool
+    reason: str
+
+
+def draws(factory: Factory, points: Iterable[Mapping[str, Any]], like: Any) -> list[Draws]:
+    """What each point of an optimizer draws, read off its program; nothing is run.
+
+    The transform is built with an array of run keys under `vmap`. Whatever depends on a run's key is then batched, and
+    a draw that is not batched is the same for every seed. A key in the state counts as a draw.
+
+    Args:
+      factory: `(**keywords) -> transform`.
+      points: keywords of each point; floats are traced.
+      like: tree of arrays or ShapeDtypeStructs with the parameters' structure and shapes.
+
+    Returns:
+      One Draws a point.
+
+    Examples:
+      >>> import functools, jax.numpy as jnp, optax
+      >>> rate, like = {"learning_rate": 0.1}, {"w": jnp.zeros(3)}
+      >>> draws(optax.noisy_sgd, [rate], like), draws(optax.sgd, [rate], like)
+      ([Draws(drawn=True, reason='')], [Draws(drawn=False, reason='')])
+      >>> draws(functools.partial(optax.noisy_sgd, key=0), [rate], like)[0].reason
+      'it draws random numbers from a key that is the same for every seed'
+    """
+    leaves, structure = jax.tree.flatten(like)
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    out = []
+    for point in points:
+        floats = tuple(name for name, value in point.items() if isinstance(value, float))
+        out.append(_drawn(hashable(factory), Static(point, floats), floats, structure, shapes))
+    return out
+
+
+@functools.lru_cache(maxsize=256)
+def _drawn(factory: Factory, static: Static, floats: tuple[str, ...], structure: Any, shapes: Any) -> Draws:
+    """What a point draws; kept, since all points that differ in floats only draw alike."""
+    sizes = {size for shape in shapes for size in (*shape.shape, shape.size)}
+    runs = next(n for n in itertools.count(10007) if not any(size % n == 0 for size in sizes if size))
+
+    def one(key: Any, numbers: Mapping[str, Any], leaves: Any) -> Any:
+        params, zero = structure.unflatten(leaves), jnp.zeros(())
+        with jax.numpy_dtype_promotion("standard"):  # as where it is used
+            transform = build(factory, {**static.keywords, **numbers}, key)
+            state = transform.init(params)
+            out: list[Any] = [_from_keys(state)]
+            for _ in range(UPDATES):
+                asked = {"value": zero, "grad": params, "value_fn": lambda params: zero}
+                updates, state = transform.update(params, state, params, **asked)
+                out.append((updates, _from_keys(state)))
+        return out
+
+    def traced() -> Any:
+        # A fresh function each time, or JAX would not trace it again.
+        mapped = jax.vmap(lambda *arguments: one(*arguments), in_axes=(0, None, None))
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), runs))
+        number = jax.ShapeDtypeStruct((), jnp.zeros(()).dtype)
+        return jax.make_jaxpr(mapped)(keys, dict.fromkeys(floats, number), shapes)
+
+    first, second = traced(), traced()
+    drawn, shared = False, False
+    for equation in _equations(first.jaxpr):
+        if equation.primitive.name not in DRAWS:
+            continue
+        drawn = True
+        kinds = [x.aval for x in equation.invars]
+        shared |= not any(size and size % runs == 0 for kind in kinds for size in kind.shape)
+        keys = [kind.dtype for kind in kinds if jnp.issubdtype(kind.dtype, jax.dtypes.prng_key)]
+        if equation.primitive.name.startswith("rng_") or any(dtype != _threefry() for dtype in keys):
+            return Draws(True, "it draws with another generator than threefry2x32, so its numbers depend on the batch")
+    if shared:
+        return Draws(True, "it draws random numbers from a key that is the same for every seed")
+    if _constants(first) != _constants(second):
+        return Draws(True, "it draws random numbers in Python while it is traced, once for all seeds and steps")
+    return Draws(drawn, "")
+
+
+def _threefry() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype
+
+
+def _from_keys(state: Any) -> list[Any]:
+    """A draw from every key in a state, typed or the two words of one: what is kept is sooner or later drawn from."""
+    out = []
+    for leaf in map(jnp.asarray, jax.tree.leaves(state)):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            out += [jax.random.bits(key) for key in leaf.reshape(-1)[:1]]
+        elif leaf.dtype == jnp.uint32 and leaf.shape == (2,):
+            out.append(jax.random.bits(jax.random.wrap_key_data(leaf, impl="threefry2x32")))
+    return out
+
+
+def _equations(jaxpr: core.Jaxpr) -> Iterator[Any]:
+    """All equations of a program, those of its inner programs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in _inner(equation):
+            yield from _equations(inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner)
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    """The programs that an equation calls."""
+    for value in equation.params.values():
+        for entry in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(entry, (core.ClosedJaxpr, core.Jaxpr)):
+                yield entry
+
+
+def _constants(closed: core.ClosedJaxpr) -> list[bytes]:
+    """The numbers that are written into a program, as bytes."""
+    found = list(closed.consts)
+    for equation in _equations(closed.jaxpr):
+        found += [x.val for x in equation.invars if isinstance(x, core.Literal)]
+        found += [x for inner in _inner(equation) if isinstance(inner, core.ClosedJaxpr) for x in inner.consts]
+    return [np.asarray(x).tobytes() for x in found if not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)]

@@ -1,0 +1,352 @@
+"""What kind of function of its gradients an optimizer is, found by running it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxsign.compilation import undisturbed
+from jaxsign.optimizers.draws import draws
+from jaxsign.optimizers.factories import Static, build, hashable
+
+Factory = Callable[..., optax.GradientTransformation]
+#: Steps of a history, and the scales its gradients are driven at. The problem's own run from 1e-4 down to 1e-12.
+STEPS, SCALES = 200, (1.0, 1e-6, 1e-12)
+#: The step from which parameters that go away are 0.
+HALF = STEPS // 2
+#: Largest deviation from homogeneity, between the first two scales.
+LIMIT = 1e-5
+#: A history's gradient scale, and which parameters or rescaled gradients it runs with.
+Case = tuple[float, str]
+Moves = Mapping[Case, np.ndarray]
+DECAY_CASES: list[Case] = [(1.0, "still"), (SCALES[1], "still"), (1.0, "gone")]
+
+
+def reads_gradients_coordinatewise(
+    factory: Factory, points: Iterable[Mapping[str, Any]], like: Any, parameters: bool = False
+) -> bool:
+    """Whether a transform moves each coordinate by its own gradient history only, found by running it.
+
+    Four runs of 8 steps: (a) random gradients; (b) other parameters, and other, much larger gradients on half of the
+    coordinates: the updates of the untouched half must not change; (c) one common history for all coordinates of an
+    array: their updates must be equal; (d) no gradient at all: no update. Weight decay, clipping by a norm, muon and
+    adafactor's factors each fail one of them. A transform that draws random numbers is none, however small they are.
+
+    Args:
+      factory: `(**keywords) -> transform`.
+      points: keywords of the points to probe; the answer is for all of them.
+      like: tree of arrays or ShapeDtypeStructs with the parameters' structure and shapes.
+      parameters: whether a coordinate may also read its own parameter, as weight decay does; (d) is then left out.
+
+    Returns:
+      True only if every point passes.
+
+    Examples:
+      >>> import optax, jax.numpy as jnp
+      >>> like = {"w": jnp.zeros((3, 4))}
+      >>> reads_gradients_coordinatewise(optax.sgd, [{"learning_rate": 0.1}], like)
+      True
+      >>> reads_gradients_coordinatewise(optax.adamw, [{"learning_rate": 0.1}], like)
+      False
+    """
+    points = list(points)
+    if any(found.drawn for found in draws(factory, points, like)):
+        return False
+    rng = np.random.default_rng(0)
+    steps = 8
+    leaves = jax.tree.leaves(like)
+    structure: Any = jax.tree.structure(like)
+
+    def draw(scale: float) -> list[np.ndarray]:
+        return [scale * rng.standard_normal((steps, *leaf.shape)).astype(leaf.dtype) for leaf in leaves]
+
+    base, other = draw(1e-3), draw(1.0)
+    kept = [rng.random(leaf.shape) < 0.5 for leaf in leaves]
+    touched = [np.where(k, b, o) for k, b, o in zip(kept, base, other)]
+    common = [
+        np.broadcast_to(b.reshape(steps, -1)[:, :1].reshape((steps,) + (1,) * (b.ndim - 1)), b.shape) for b in base
+    ]
+    params = [[p[0] for p in draw(1.0)], [p[0] for p in draw(3.0)]]
+    flat = params[0]
+    if parameters:
+        params[1] = [np.where(k, b, o) for k, b, o in zip(kept, *params)]
+        flat = [np.full_like(p, p.flat[0]) for p in params[0]]
+
+    def still(values: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.broadcast_to(value, (steps, *value.shape)) for value in values]
+
+    for _, run in _programs(factory, points, structure):
+        a, b, c = run(still(params[0]), base), run(still(params[1]), touched), run(still(flat), common)
+        d = run(still(params[0]), [np.zeros_like(g) for g in base])
+        same = all(_close(np.asarray(x)[:, k], np.asarray(y)[:, k]) for x, y, k in zip(a, b, kept))
+        rows = (np.asarray(x).reshape(steps, -1) for x in c)
+        alike = all(_close(x, np.broadcast_to(x[:, :1], x.shape)) for x in rows)
+        if not same or not alike or (not parameters and any(np.any(np.asarray(x)) for x in d)):
+            return False
+    return True
+
+
+def _programs(
+    factory: Factory, points: Iterable[Mapping[str, Any]], structure: Any
+) -> Iterator[tuple[Mapping[str, Any], Callable[..., list[Any]]]]:
+    """(point, its `(parameter leaves, gradient leaves of every step) -> update leaves of every step`) of every point.
+
+    One program serves all points that differ in floats only.
+    """
+    for point in points:
+        floats = {name: value for name, value in point.items() if isinstance(value, float)}
+        yield point, functools.partial(_histories(hashable(factory), Static(point, floats), structure), floats)
+
+
+@functools.lru_cache(maxsize=64)
+def _histories(factory: Factory, static: Static, structure: Any) -> Callable[..., Any]:
+    """The jitted `(floats, parameter leaves, gradient leaves of every step) -> update leaves of every step`.
+
+    Kept, since the same optimizer is asked about by one sweep after the other. The loss that a transform may ask for is
+    constant.
+    """
+
+    @jax.jit
+    def program(floats: Mapping[str, Any], params: Any, gradients: Any) -> Any:
+        key, zero = jax.random.key(0, impl="threefry2x32"), jnp.zeros(())
+        transform = build(factory, {**static.keywords, **floats}, key)
+
+        def step(state: Any, leaves: Any) -> Any:
+            here, gradient = map(structure.unflatten, leaves)
+            asked = {"value": zero, "grad": gradient, "value_fn": lambda params: zero}
+            updates, state = transform.update(gradient, state, here, **asked)
+            return state, jax.tree.leaves(updates)
+
+        first = structure.unflatten([leaf[0] for leaf in params])
+        return jax.lax.scan(step, transform.init(first), (params, gradients))[1]
+
+    def run(*arguments: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote
+            return program(*arguments)
+
+    return run
+
+
+def _close(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.allclose(a, b, rtol=1e-5, atol=0.0, equal_nan=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Homogeneity:
+    """How a transform's updates answer to the scale and sign of a whole gradient history.
+
+    Args:
+      p: measured exponent, u(c g) = c^p u(g); NaN if there is none.
+      odd: whether u(-g) = -u(g).
+      deviation: {gradient scale: largest |u(c g) - c^p u(g)| relative to the root mean square of c^p u(g)}.
+      decays: whether updates also contain the parameters times one number a step: decoupled weight decay.
+      signs: whether updates depend on each gradient through its sign only.
+      reason: why feature space does not cover the transform; "" if it does.
+    """
+
+    p: float
+    odd: bool
+    deviation: Mapping[float, float]
+    decays: bool
+    signs: bool
+    reason: str
+
+
+def homogeneity(factory: Factory, points: Iterable[Mapping[str, Any]]) -> list[Homogeneity]:
+    """Drives each point of an optimizer with histories of one shape at several scales, signs and parameters.
+
+        u(c g_0, ..., c g_t) = sgn(c) |c|^p u(g_0, ..., g_t)  for c = +-1, +-1e-6, +-1e-12
+
+    Args:
+      factory: `(**keywords) -> transform`, coordinate-wise.
+      points: keywords of each point.
+
+    Returns:
+      One Homogeneity a point.
+
+    Examples:
+      >>> import optax
+      >>> [found] = homogeneity(optax.sgd, [{"learning_rate": 0.1}])
+      >>> found.p, found.reason
+      (1.0, '')
+    """
+    cases = [(sign * scale, "none") for scale in SCALES for sign in (1, -1)]
+    cases += [*DECAY_CASES, (1.0, "rescaled")]
+    return [_judge(moves, theta, point) for point, moves, theta in _moves(factory, points, cases)]
+
+
+def decay(factory: Factory, points: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Why the parameters' part in each point's updates is not decoupled weight decay; "" where it is, or is none.
+
+    Args:
+      factory: `(**keywords) -> transform`, coordinate-wise.
+      points: keywords of each point.
+
+    Returns:
+      One sentence a point, or "".
+
+    Examples:
+      >>> import optax
+      >>> decay(optax.adamw, [{"learning_rate": 0.1}])
+      ['']
+    """
+    cases = [(1.0, "none"), (SCALES[1], "none"), *DECAY_CASES]
+    return [
+        _not_finite(moves, point) or _decay(moves, theta)[1] for point, moves, theta in _moves(factory, points, cases)
+    ]
+
+
+def _moves(factory: Factory, points: Iterable[Mapping[str, Any]], cases: list[Case]) -> Iterator[tuple[Any, Any, Any]]:
+    """(point, {case: its updates (steps, coordinates)}, parameters) of every point."""
+    rng = np.random.default_rng(0)
+    dtype = jnp.zeros(()).dtype
+    g = rng.standard_normal((STEPS, 32)).astype(dtype)
+    g[:, 0] = 0  # an unused coordinate
+    theta = (1e3 * rng.standard_normal(32)).astype(dtype)  # large, so that decay stands out beside the update
+    still = np.broadcast_to(theta, g.shape)
+    params = {"none": np.zeros_like(g), "still": still, "gone": np.where(np.arange(STEPS)[:, None] < HALF, still, 0)}
+    factors = {"rescaled": (10.0 ** rng.uniform(-6, 6, g.shape)).astype(dtype)}
+    for point, run in _programs(factory, points, jax.tree.structure(0)):
+        moves = {
+            (scale, how): np.asarray(
+                run([params.get(how, params["none"])], [g * dtype.type(scale) * factors.get(how, dtype.type(1))])[0],
+                float,
+            )
+            for scale, how in cases
+        }
+        yield point, moves, theta.astype(float)
+
+
+def _not_finite(moves: Moves, point: Mapping[str, Any]) -> str:
+    """What is wrong with updates that are not finite, or move an unused coordinate; ""."""
+    if not all(np.isfinite(u).all() for u in moves.values()):
+        why = "; eps=0 is 0/0 there" if point.get("eps") == 0 else ""
+        return f"its updates are not finite where a gradient is 0{why}"
+    if not moves[1.0, "none"].any() or any(u[:, 0].any() for (_, at), u in moves.items() if at == "none"):
+        return "it moves where the gradient is 0, or nowhere"
+    return ""
+
+
+def _decay(moves: Moves, theta: np.ndarray) -> tuple[bool, str]:
+    """(whether updates read the parameters, what tells that from decoupled weight decay or "")."""
+    base = moves[1.0, "none"]
+    factors = np.stack([moves[scale, "still"] - moves[scale, "none"] for scale in SCALES[:2]]) / theta
+    rates = factors[0, :, :1]
+    decays = bool(factors[0].any())
+    spread = np.max(np.abs(factors - rates))
+    remembered = np.max(np.abs((moves[1.0, "gone"] - base)[HALF:]))
+    if decays and spread > 1e-3 * np.max(np.abs(rates)):
+        return decays, "its updates read the parameters in another way than by decoupled weight decay"
+    if remembered > LIMIT * np.sqrt(np.mean(base**2)):
+        return decays, "its state remembers the parameters: the weight decay is not decoupled"
+    return decays, ""
+
+
+def _judge(moves: Moves, theta: np.ndarray, point: Mapping[str, Any]) -> Homogeneity:
+    """The verdict on the updates of all cases."""
+    base = moves[1.0, "none"]
+    wrong = _not_finite(moves, point)
+    if wrong:
+        return Homogeneity(np.nan, False, {}, False, False, wrong)
+    sizes = []
+    for low, high in ((SCALES[1], SCALES[0]), (SCALES[2], SCALES[1])):
+        moving = (moves[high, "none"] != 0) & (moves[low, "none"] != 0)
+        ratio = np.abs(moves[low, "none"][moving] / moves[high, "none"][moving])
+        sizes.append(float(np.median(np.log(ratio)) / np.log(low / high)) if ratio.size else np.nan)
+    digits = 6 if jnp.zeros(()).dtype == jnp.float32 else 9
+    p = abs(round(sizes[0], digits))
+    deviation, odd = {}, True
+    for scale in SCALES:
+        there, back = moves[scale, "none"], moves[-scale, "none"]
+        size = np.sqrt(np.mean((scale**p * base) ** 2))
+        deviation[scale] = float(np.max(np.abs(there - scale**p * base)) / size)
+        odd &= bool(np.max(np.abs(there + back)) <= LIMIT * size)
+    decays, reason = _decay(moves, theta)
+    if deviation[SCALES[1]] > LIMIT:
+        eps = point.get("eps")
+        named = f"eps={eps:g}" if isinstance(eps, float) else "an eps"
+        floor = sizes[1] > sizes[0] + 0.1  # steeper where gradients are smaller
+        why = f"; {named} that gradients come down to does this, take eps <= 1e-15" if floor else ""
+        reason = (
+            f"its updates are not homogeneous in the gradients: measured exponent {sizes[0]:.2g} between gradient "
+            f"scales 1 and 1e-6 (deviation {deviation[SCALES[1]]:.1e} > {LIMIT:g}), {sizes[1]:.2g} between 1e-6 and "
+            f"1e-12{why}"
+        )
+    elif not odd:
+        reason = "its updates are not odd in the gradients: u(-g) is not -u(g)"
+    signs = p == 0 and np.array_equal(moves[1.0, "rescaled"], base)
+    return Homogeneity(p, odd, deviation, decays, signs, reason)
+
+
+class Degree(NamedTuple):
+    """What `degree` finds."""
+
+    coordinatewise: bool
+    odd: bool
+    p: float
+
+
+@undisturbed()
+def degree(transform: optax.GradientTransformation) -> Degree:
+    """Measures how a transform's updates scale with the whole gradient history: engine="feature_space" is built on it.
+
+        u(c g_0, ..., c g_t) = sgn(c) |c|^p u(g_0, ..., g_t)
+
+    Args:
+      transform: an Optax transform; decoupled weight decay is allowed.
+
+    Returns:
+      Degree(coordinatewise, odd, p): p = 0 for SignGD and for Adam with eps -> 0, p = 1 for GD; NaN if updates are not
+      homogeneous in the default float dtype.
+
+    Examples:
+      >>> import jaxsign as js
+      >>> degree(js.sign_gd(1e-4))
+      Degree(coordinatewise=True, odd=True, p=0.0)
+
+    References:
+      Derived here from the model of arXiv 2410.04870.
+    """
+    if not isinstance(transform, optax.GradientTransformation):
+        raise ValueError(f"transform must be an optax.GradientTransformation, got {transform!r}")
+    like = {"w": jnp.zeros((6, 5)), "v": jnp.zeros((7,))}
+    alone = reads_gradients_coordinatewise(lambda: transform, [{}], like, parameters=True)
+    [found] = homogeneity(lambda: transform, [{}])
+    return Degree(alone, found.odd, np.nan if found.reason else found.p)
+
+
+def sign_like(factory: Factory, points: Iterable[Mapping[str, Any]], like: Any) -> list[str]:
+    """Why each point moves coordinates by something else than amplitude * {-1, 0, +1}, found by running it; "" if not.
+
+    Args:
+      factory: `(**keywords) -> transform`.
+      points: keywords of the points to probe.
+      like: tree of arrays or ShapeDtypeStructs with the parameters' structure and shapes.
+
+    Examples:
+      >>> import optax, jax.numpy as jnp, jaxsign as js
+      >>> sign_like(js.sign_gd, [{"learning_rate": 0.5}], {"w": jnp.zeros((3, 4))})
+      ['']
+      >>> sign_like(optax.lion, [{"learning_rate": 0.5}], {"w": jnp.zeros((3, 4))})  # for its weight decay
+      ['at step 0 one array moves by sizes from 0.499 to 0.501']
+    """
+    rng = np.random.default_rng(0)
+    leaves, structure = jax.tree.flatten(like)
+    steps = 8
+    params, gradients = ([rng.standard_normal((steps, *x.shape)).astype(x.dtype) for x in leaves] for _ in range(2))
+    reasons = []
+    for _, run in _programs(factory, points, structure):
+        reasons.append("")
+        for update in run(params, gradients):
+            for step, size in enumerate(np.abs(np.asarray(update)).reshape(steps, -1)):
+                moving = size[size != 0]
+                if moving.size and not reasons[-1] and moving.min() != moving.max():
+                    reasons[-1] = (
+                        f"at step {step} one array moves by sizes from {moving.min():.3g} to {moving.max():.3g}"
+                    )
+    return reasons

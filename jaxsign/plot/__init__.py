@@ -1,0 +1,31 @@
+"""Draws Datasets in a paper's style: median and 5-95 % band over seeds, theory as thin dashed lines.
+
+Every function takes `ax=None` and returns the Axes. matplotlib is imported when one is called.
+"""
+
+from jaxsign.plot.files import COLOURS as COLOURS
+from jaxsign.plot.files import OTHERS as OTHERS
+from jaxsign.plot.files import save as save
+from jaxsign.plot.files import style as style
+from jaxsign.plot.files import svg as svg
+from jaxsign.plot.panels import MARKERS as MARKERS
+from jaxsign.plot.panels import NAMES as NAMES
+from jaxsign.plot.panels import NARROW as NARROW
+from jaxsign.plot.panels import NEGATIVE as NEGATIVE
+from jaxsign.plot.panels import NEUTRAL as NEUTRAL
+from jaxsign.plot.panels import POSITIVE as POSITIVE
+from jaxsign.plot.panels import STYLES as STYLES
+from jaxsign.plot.panels import WIDE as WIDE
+from jaxsign.plot.panels import alarms_of as alarms_of
+from jaxsign.plot.panels import band as band
+from jaxsign.plot.panels import dynamics as dynamics
+from jaxsign.plot.panels import error_at_loss as error_at_loss
+from jaxsign.plot.panels import footer as footer
+from jaxsign.plot.panels import hatch_underflow as hatch_underflow
+from jaxsign.plot.panels import legend_name as legend_name
+from jaxsign.plot.panels import literal as literal
+from jaxsign.plot.panels import loss as loss
+from jaxsign.plot.panels import mark_stages as mark_stages
+from jaxsign.plot.panels import phase as phase
+from jaxsign.plot.panels import small_print as small_print
+from jaxsign.plot.panels import snr as snr

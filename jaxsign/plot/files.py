@@ -1,0 +1,148 @@
+"""How figures look, and how they are kept: PNG, PDF and SVG, and the plotted numbers as CSV."""
+
+import contextlib
+import csv
+import io
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxsign.store.manifest import partial
+from jaxsign.validation.values import local_path
+
+#: Of the table of plotted numbers.
+COLUMNS = ("panel", "line", "x", "y", "q05", "q95")
+#: Okabe and Ito's colours, which colour-blind readers tell apart; ordered dark to light for grey print.
+COLOURS = {"sign_gd": "#0072B2", "adam": "#D55E00", "gd": "#009E73", "signum": "#CC79A7"}
+#: Of lines without a colour of their own, such as those of a reader's optimizers: the rest of the palette, in turn.
+OTHERS = ("#E69F00", "#56B4E9", "#000000", "#999999")
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """The paper style as a context: 8 pt, embedded TrueType fonts, thin axes, no top and right spines.
+
+    Examples:
+      >>> with style():
+      ...     pass
+    """
+    import matplotlib as mpl
+    from cycler import cycler
+
+    settings: Any = {
+        "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
+        "ytick.labelsize": 7, "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans", "pdf.fonttype": 42,
+        "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "jaxsign", "axes.linewidth": 0.6,
+        "lines.linewidth": 1.1, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+        "xtick.major.width": 0.6, "ytick.major.width": 0.6, "figure.dpi": 200, "savefig.dpi": 200,
+        "hatch.linewidth": 0.4, "axes.titlelocation": "left", "figure.constrained_layout.use": True,
+        "axes.prop_cycle": cycler(color=[*OTHERS, *COLOURS.values()]),
+    }  # fmt: skip
+    with mpl.rc_context(settings):
+        yield
+        interactive = mpl.is_interactive()  # a notebook's backend is loaded, and turns this on, with the first figure
+    mpl.interactive(interactive)
+
+
+def svg(fig: Any) -> str:
+    """A figure as SVG: the same bytes for the same figure, text as text, with fonts to fall back on.
+
+    Args:
+      fig: matplotlib Figure.
+
+    Returns:
+      The SVG document.
+
+    Examples:
+      >>> from matplotlib.figure import Figure
+      >>> svg(Figure()).startswith("<?xml")
+      True
+    """
+    file = io.StringIO()
+    with style(), warnings.catch_warnings():
+        # Text stays text, which whoever shows it draws with fonts of his own.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        fig.savefig(file, format="svg", metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]))
+    return file.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+
+
+def save(fig: Any, directory: str | os.PathLike, name: str) -> list[Path]:
+    """Saves a figure as PNG, PDF and SVG, and every line and band it shows as NAME.csv.
+
+    Args:
+      fig: matplotlib Figure; each labelled panel's title names it in the CSV.
+      directory: created if needed.
+      name: file name without folder and suffix; files of an earlier figure of this name are replaced.
+
+    Returns:
+      The paths written.
+
+    Raises:
+      ValueError: if `directory` or a file in it cannot be made, or a file of that name is not of an earlier figure;
+        nothing is written then.
+    """
+    import matplotlib.pyplot as plt
+
+    if not isinstance(name, str) or not name or "/" in name or len(os.fsencode(name)) > 250:
+        raise ValueError(f"name must be a file name of at most 250 bytes without a folder, got {name!r}")
+    folder = local_path("directory", directory)
+    paths = [local_path("name", folder / f"{name}.{suffix}") for suffix in ("png", "pdf", "svg", "csv")]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"directory={str(folder)!r} cannot be made: {error.strerror or error}") from None
+    for path in paths:
+        if not os.access(path if path.exists() else folder, os.W_OK) or path.is_dir():
+            raise ValueError(f"{str(path)!r} cannot be written")
+    there = [path for path in paths if path.exists()]
+    if there and not _is_table(paths[3]):
+        raise ValueError(
+            f"{str(there[-1])!r} is not of a figure that was saved here, with its numbers in {name}.csv: move it away "
+            "or choose another name"
+        )
+    # The table first: by it the other files are known again, if this is cut off.
+    with _replacing(paths[3]) as temporary, open(temporary, "x", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for number, ax in enumerate(fig.axes):
+            panel = ax.get_title(loc="left") or str(number)
+            for index, line in enumerate(ax.lines):
+                x, y = (np.asarray(v, float) for v in line.get_data())
+                low, high = getattr(line, "band", (np.full_like(y, np.nan),) * 2)
+                label = line.get_label() if not line.get_label().startswith("_") else f"line {index}"
+                label = label.strip().replace(r"\$", "$")
+                for row in zip(x, y, low, high):
+                    writer.writerow([panel, label, *("" if math.isnan(v) else f"{v:.6g}" for v in row)])
+    with _replacing(paths[0]) as temporary, open(temporary, "xb") as file:
+        fig.savefig(file, format="png", metadata={"Software": None})
+    with _replacing(paths[1]) as temporary, open(temporary, "xb") as file:
+        fig.savefig(file, format="pdf", metadata={"CreationDate": None, "Producer": None})
+    with _replacing(paths[2]) as temporary, open(temporary, "x", encoding="utf-8") as file:
+        file.write(svg(fig))
+    plt.close(fig)
+    return paths
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a file begins as the tables of figures do."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.readline(1000).strip() == ",".join(COLUMNS).encode()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Where a file is written that then replaces another one in one move, the one that a link leads to."""
+    file = Path(os.path.realpath(path))
+    temporary = partial(file)
+    try:
+        yield temporary
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

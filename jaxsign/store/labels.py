@@ -1,0 +1,302 @@
+"""Names, dimensions, coordinates and units of results: arrays -> xarray."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxsign.optimizers.grid import static_word
+from jaxsign.store.levels import DIMS, observable
+from jaxsign.store.levels import coordinates as level_coords
+from jaxsign.validation import names
+from jaxsign.validation.values import field_names, plain_number
+
+#: Variables that every run has.
+RUN_VARIABLES: Mapping[str, tuple[str, Any, Mapping[str, str]]] = {
+    "status": ("int8", -1, {"long_name": "-1 not run, 0 finished, 1 diverged", "units": "1"}),
+    "first_bad_step": ("int32", -1, {"long_name": "first step with a non-finite loss or parameter", "units": "step"}),
+}
+
+
+#: Dimensions and coordinates that every sweep's Dataset has.
+BASE_NAMES = (("dimension", "optimizer"), ("dimension", "seed"), ("dimension", "step"), ("coordinate", "family"))
+#: The attribute that marks bools, which are stored as integers so that -1 can say that a run has not run.
+BOOL = "kind", "bool: 0 false, 1 true, -1 not run"
+
+
+def stored_as(dtype: Any) -> tuple[np.dtype, Any, dict[str, str]]:
+    """How results of a device's dtype are stored: (dtype, what a run that has not run reads as, attributes).
+
+    Floats are NaN where a run has not run, signed integers -1, unsigned ones their largest number, and bools are kept
+    as int8 with -1. Floats that NumPy does not have, such as bfloat16, become 32-bit ones, which hold them exactly.
+
+    Examples:
+      >>> stored_as(np.dtype("uint8"))
+      (dtype('uint8'), 255, {'not_run': '255'})
+    """
+    dtype = np.dtype(dtype)
+    if dtype.kind == "b":
+        return np.dtype(np.int8), -1, dict([BOOL])
+    if dtype.kind == "u":
+        return dtype, int(np.iinfo(dtype).max), {"not_run": str(np.iinfo(dtype).max)}
+    if dtype.kind == "i":
+        return dtype, -1, {}
+    if dtype in (np.float16, np.float32, np.float64):
+        return dtype, np.nan, {}
+    return np.dtype(np.float32), np.nan, {"computed_as": dtype.name}
+
+
+def with_bools(ds: Any) -> Any:
+    """A Dataset whose bools are bools; where a run has not run they are numbers, NaN for it.
+
+    Args:
+      ds: Dataset with the variable `status`.
+    """
+    key, mark = BOOL
+    # Earlier versions stored bools as such, with True where a run has not run.
+    found = {name: v for name, v in ds.data_vars.items() if v.attrs.get(key) == mark or v.dtype == bool}
+    if not found:
+        return ds
+    complete = bool((ds["status"] >= 0).all())
+    for name, variable in found.items():
+        attrs = {k: value for k, value in variable.attrs.items() if k != key}
+        if complete:
+            found[name] = variable.astype(bool)
+            found[name].attrs = attrs
+        else:
+            found[name] = variable.astype(float).where(ds["status"] >= 0).transpose(*variable.dims)
+            found[name].attrs = {**attrs, key: mark.replace("-1", "NaN")}
+    return ds.assign(found)
+
+
+def check_results(
+    parts: Mapping[str, Mapping[str, Any]],
+    own: Mapping[str, tuple[str, ...]],
+    taken: Iterable[tuple[str, str]] = BASE_NAMES,
+) -> None:
+    """Checks that one Dataset can hold a run's results: every name once, every dimension with one size.
+
+    Args:
+      parts: {kind, such as "observable": {name: array or its shape, without the steps}}.
+      own: {name: names of its dimensions} where they are given.
+      taken: (kind, name) of the dimensions and coordinates that the Dataset has besides.
+
+    Raises:
+      ValueError: naming kind, name and what it collides with.
+    """
+    taken = [*taken, *(("variable", name) for name in RUN_VARIABLES)]
+    entries = [(kind, name) for kind, found in parts.items() for name in found]
+    seen = names.different([*taken, *entries])
+    sizes: dict[str, tuple[str, int]] = {}
+    for kind, found in parts.items():
+        for name, value in found.items():
+            given = own.get(name)
+            if given is not None and len(given) != len(value.shape):
+                raise ValueError(f"{kind} {name!r} has {len(value.shape)} dimensions, and dims names {list(given)}")
+            dims = own_dims(name, len(value.shape), own)
+            if len(set(dims)) < len(dims):
+                raise ValueError(f"{kind} {name!r} has one dimension twice: dims names {list(dims)}")
+            for dim, size in zip(dims, value.shape):
+                if names.alike(dim) in seen:
+                    other, same = seen[names.alike(dim)]
+                    raise ValueError(
+                        f"dimension {dim!r} of the {kind} {name!r} has the name of the {other} {same!r}: rename it"
+                    )
+                before, length = sizes.setdefault(dim, (name, size))
+                if length != size:
+                    raise ValueError(
+                        f"dimension {dim!r} has the size {length} in {before!r} and {size} in the {kind} {name!r}: "
+                        "give it two names"
+                    )
+    names.different([("dimension", dim) for dim in sizes])
+
+
+def check_task(task: Any) -> None:
+    """Checks the names that a task gives: dimensions, attributes and alarms.
+
+    Raises:
+      ValueError: naming the name.
+    """
+    for name, dims in task.dims.items():
+        names.result_name("dims of the observable", name)
+        if isinstance(dims, str):
+            raise ValueError(f"dims of the observable {name!r} must be a tuple such as ({dims!r},), got {dims!r}")
+        for dim in dims:
+            names.result_name(f"dimension of the observable {name!r}", dim)
+    for name, attrs in task.attrs.items():
+        names.result_name("attrs of the observable", name)
+        names.attributes(name, attrs)
+    for name in task.watch:
+        names.result_name("alarm", name)
+
+
+def own_dims(name: str, rank: int, dims: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Dimension names of one observable, without the runs' and the step's.
+
+    Examples:
+      >>> own_dims("s11", 2, {"s11": ("head", "sample")}), own_dims("mine", 1, {})
+      (('head', 'sample'), ('mine_dim0',))
+    """
+    named = tuple(dims.get(name, ()))
+    return named if len(named) == rank else tuple(f"{name}_dim{i}" for i in range(rank))
+
+
+def run_dataset(run: Any, family: str, keywords: Mapping[str, float]) -> Any:
+    """One js.Run as an xarray.Dataset with dims (optimizer, seed, step, ...), the first two of length 1.
+
+    Args:
+      run: a Run.
+      family: name of its optimizer.
+      keywords: the optimizer's numbers, as coordinates.
+
+    Returns:
+      xarray.Dataset; attrs["manifest"] holds the run's problem and numbers.
+    """
+    import xarray as xr
+
+    names.word("optimizer", family)
+    for name in keywords:
+        names.result_name("keyword of an optimizer", name)
+    parts = {"constant": run.constants, "summary": run.summary, "alarm": run.watch}
+    arrays = {kind: {name: np.asarray(value) for name, value in found.items()} for kind, found in parts.items()}
+    trace = {name: np.asarray(value) for name, value in run.trace.items()}
+    arrays = {"observable": {name: value[0] for name, value in trace.items()}, **arrays}
+    check_results(arrays, run.dims, [*BASE_NAMES, *(("keyword of an optimizer", name) for name in keywords)])
+
+    def lift(name: str, array: np.ndarray, step: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
+        dims = ("optimizer", "seed", *step, *own_dims(name, array.ndim - len(step), run.dims))
+        dtype, _, note = stored_as(array.dtype)
+        kept, note = (array, {}) if array.dtype == bool else (array.astype(dtype), note)
+        return dims, kept[None, None], {**run.attrs.get(name, {}), **note}
+
+    variables = {name: lift(name, value, ("step",)) for name, value in trace.items()}
+    for kind in parts:
+        variables |= {name: lift(name, value, ()) for name, value in arrays[kind].items()}
+    for name, value in run.captured.items():
+        variables[name] = lift(observable(name), np.asarray(value), DIMS)
+    for name, (dtype, _, attrs) in RUN_VARIABLES.items():
+        variables[name] = (("optimizer", "seed"), np.full((1, 1), getattr(run, name), dtype), dict(attrs))
+    coords: dict[str, Any] = {"optimizer": [family], "seed": [run.seed], "step": run.steps, **level_coords(run.levels)}
+    coords["family"] = ("optimizer", np.array([family], object))
+    for name, value in keywords.items():
+        number = plain_number(name, value)
+        whole = type(number) is int and abs(number) <= 2**53
+        coords[name] = ("optimizer", _column([float(number) if whole else number]))
+    records = {"problem": run.problem, "hyper": run.hyper}
+    plain = {
+        name: {field: getattr(record, field) for field in field_names(type(record))}
+        for name, record in records.items()
+        if dataclasses.is_dataclass(record)
+    }
+    ds = xr.Dataset(variables, coords, {"manifest": json.dumps({"definition": plain}, default=float)})
+    return ds.assign_coords({d: np.arange(n) for d, n in ds.sizes.items() if d not in coords})
+
+
+def coordinates(sweep: Any) -> dict[str, tuple[tuple[str, ...], Any, dict[str, str]]]:
+    """Coordinates of a sweep's Dataset: axes and their zipped members, derived fields, optimizer keywords, seed, step.
+
+    Args:
+      sweep: a Sweep.
+
+    Returns:
+      {name: (dims, values, attrs)}.
+    """
+    out: dict[str, tuple[tuple[str, ...], Any, dict[str, str]]] = {}
+    for axis in sweep.grid_axes:
+        for i, name in enumerate(axis.members):
+            out[name] = ((axis.name,), _column([point[i] for point in axis.values]), _AXIS_ATTRS.get(name, {}))
+    derived = getattr(type(sweep.hyper), "derived", {})
+    for name, field in derived.items():
+        if name in out:
+            out[field] = _dependent(sweep, field)
+    labels, families, points = zip(*sweep.optimizer_points)
+    out["optimizer"] = (("optimizer",), np.array(labels, object), {"long_name": "optimizer"})
+    out["family"] = (("optimizer",), np.array(families, object), {"long_name": "optimizer family"})
+    for keyword, name in keyword_coordinates(sweep).items():
+        values = [point.get(keyword) for point in points]
+        out[name] = (("optimizer",), _column(values), {"long_name": f"optimizer keyword {keyword}"})
+    out["seed"] = (("seed",), np.array(sweep.seeds, np.int64), {"long_name": "seed"})
+    out |= level_coords(sweep.crossed)
+    out["step"] = (("step",), sweep.schedule.record.astype(np.int64), {"long_name": "optimizer step", "units": "step"})
+    return out
+
+
+def keyword_coordinates(sweep: Any) -> dict[str, str]:
+    """{keyword of an optimizer: its coordinate's name}: another one where an axis or a number of the system has it."""
+    derived = getattr(type(sweep.hyper), "derived", {})
+    members = [name for axis in sweep.grid_axes for name in axis.members]
+    taken = {*members, *(derived[name] for name in members if name in derived), *base_coordinates(sweep), *sweep.dims}
+    taken |= {"family", "step", *RUN_VARIABLES}
+    keywords = dict.fromkeys(keyword for _, _, point in sweep.optimizer_points for keyword in point)
+    return {keyword: f"optimizer_{keyword}" if keyword in taken else keyword for keyword in keywords}
+
+
+def coordinate_names(sweep: Any) -> list[tuple[str, str]]:
+    """(kind, name) of every dimension and coordinate of a sweep's Dataset that is known before it is traced."""
+    derived = getattr(type(sweep.hyper), "derived", {})
+    members = [name for axis in sweep.grid_axes for name in axis.members]
+    fields = [derived[name] for name in members if name in derived]
+    return [
+        *BASE_NAMES,
+        *(("axis", name) for name in members),
+        *(("hyper field", name) for name in [*fields, *base_coordinates(sweep)]),
+        *(("keyword of an optimizer", name) for name in keyword_coordinates(sweep).values()),
+        *(("dimension of captured levels", name) for name in level_coords(sweep.crossed)),
+    ]
+
+
+_AXIS_ATTRS = {
+    "snr": {"long_name": "signal-to-noise ratio mu/(sigma_p sqrt(s))", "units": "1"},
+    "sigma_p": {"long_name": "noise standard deviation", "units": "1"},
+    "n": {"long_name": "training examples", "units": "1"},
+}
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    """Numbers as an array, NaN where there is none; anything else as strings."""
+    if all(isinstance(v, bool) for v in values):
+        return np.array(values, bool)
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    fits = all(-(2**63) <= v < 2**63 for v in numbers if isinstance(v, int))
+    if fits and all(isinstance(v, int) for v in numbers) and len(numbers) == len(values):
+        return np.array(values, np.int64)
+    exact = fits and all(float(v) == v for v in numbers if isinstance(v, int))  # 64-bit floats hold up to 2^53
+    if numbers and exact and len(numbers) + values.count(None) == len(values):
+        return np.array([np.nan if v is None else v for v in values], np.float64)
+    return np.array(["" if v is None else v if isinstance(v, str) else static_word(v) for v in values], object)
+
+
+def _dependent(sweep: Any, field: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
+    """A derived axis's field over the axes that it depends on."""
+    shape = tuple(len(axis.values) for axis in sweep.grid_axes)
+    table = np.array([float(getattr(sweep.hyper_at(i), field)) for i in sweep.combinations()]).reshape(shape)
+    dims = [axis.name for axis in sweep.grid_axes]
+    for i in reversed(range(len(dims))):
+        if (table == table.take([0], axis=i)).all():
+            table = table.take(0, axis=i)
+            del dims[i]
+    return tuple(dims), table, _AXIS_ATTRS.get(field, {})
+
+
+def base_coordinates(sweep: Any) -> dict[str, float]:
+    """The numbers of hyper that no axis sets, as scalar coordinates."""
+    hyper = sweep.hyper
+    if hyper is None:
+        return {}
+    names = list(hyper) if isinstance(hyper, Mapping) else field_names(type(hyper))
+    used = {name for axis in sweep.grid_axes for name in axis.members}
+    used |= {field for name, field in getattr(type(hyper), "derived", {}).items() if name in used}
+    values = hyper if isinstance(hyper, Mapping) else {name: getattr(hyper, name) for name in names}
+    numbers = {name: plain_number(name, values[name]) for name in names if name not in used}
+    return {
+        name: value if type(value) is int and abs(value) > 2**53 else float(value)
+        for name, value in numbers.items()
+        if isinstance(value, (int, float))
+    }
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """The manifest as the JSON text that a Dataset carries in its attribute `manifest`."""
+    return json.dumps(manifest, sort_keys=True)

@@ -1,0 +1,324 @@
+"""run_sweep: check, load what is finished, run the rest here, in shards, or on a cluster."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxsign.compilation import undisturbed
+from jaxsign.store import files, locks, results
+from jaxsign.store.environment import environment
+from jaxsign.store.labels import base_coordinates, coordinates, manifest_text
+from jaxsign.store.manifest import examined, read_manifest, restore
+from jaxsign.store.results import Memory
+from jaxsign.sweep import cluster
+from jaxsign.sweep import groups as plan
+from jaxsign.sweep.execute import Blocks
+from jaxsign.sweep.identity.definition import content_hash, definition
+from jaxsign.sweep.identity.match import Match, compare, fingerprints, other_versions
+from jaxsign.sweep.layout import Layout, stored_coordinates, variables
+from jaxsign.sweep.plan import (  # fmt: skip
+    Limits,
+    begin_layout,
+    compile_units,
+    everything,
+    fitting,
+    make_programs,
+    plan_record,
+)
+from jaxsign.sweep.programs import Compiler
+from jaxsign.sweep.progress import Progress, listening
+from jaxsign.sweep.sweep import Sweep
+from jaxsign.sweep.worker import Session, Shard, left, tell
+from jaxsign.validation.messages import occupy_closed_streams, say
+from jaxsign.validation.values import positive_int
+
+
+@undisturbed()
+@jax.disable_jit(False)
+def run_sweep(
+    sweep: Sweep,
+    out: str | os.PathLike | None = None,
+    *,
+    shard: Shard | str | None = None,
+    scheduler: str | None = None,
+    memory: int | None = None,
+    lane_width: int | None = None,
+    checkpoint_every: float = 60.0,
+    accept: str | None = None,
+    wait_for_workers: float = 300.0,
+    links: Sequence[str] = (),
+) -> Any:
+    """Runs every run of a sweep that is not stored yet and returns one labelled Dataset.
+
+    Static axes and optimizer families are grouped and compiled once per value; everything else is mapped. Runs go in
+    blocks over all local devices, so memory is bounded by the block and not by the grid. With `out`, the same call
+    continues what was cut off and does nothing where all is there; more values on an axis, more seeds or another
+    optimizer are filled in; fewer load that part; any other change is refused. Functions are compared by what they
+    compute: comments, layout, names and the files that they are in do not matter. SIGINT, SIGTERM, SIGHUP, SIGUSR1 and
+    SIGXCPU end it after the steps under way.
+
+    Args:
+      sweep: a Sweep.
+      out: results directory, new, empty, or holding this definition or a part of its grid; None keeps the results in
+        memory.
+      shard: (index, count): run only the blocks b = index mod count, beside other processes in the same `out`; "auto"
+        takes both from `jax.distributed`, which it starts if need be.
+      scheduler: address of a Dask scheduler, such as "tcp://node1:8786": its workers, which see the same `out`, run the
+        blocks as tasks; a block whose worker dies is run by another one. Needs the extra `cluster`.
+      memory: bytes that the runs of one call may take together; default 256 MiB on a CPU, half of what the device says
+        it has elsewhere. Stored when the directory is begun, and kept.
+      lane_width: runs that one vmap holds, int >= 1; default by what fits a core's cache, measured where the sweep is
+        long. Stored when the directory is begun, and kept: another width rounds differently.
+      checkpoint_every: seconds between checkpoints of the runs under way, > 0.
+      accept: reason for which a change of code is accepted, in words: what is stored stays, what is missing is run with
+        the code as it is now. The manifest keeps the reason, the difference and the date. Values cannot be accepted.
+      wait_for_workers: seconds for which a scheduler may be without workers, at the beginning or later, > 0.
+      links: "trajectories" or "checkpoints" where that folder of `out` is a link to another disk. The manifest keeps
+        where it leads, so that it is said once; any other link in `out` is refused.
+
+    Returns:
+      xarray.Dataset with dims (axes in order, optimizer, seed, step, the observable's own), lazy when `out` is given.
+      attrs["manifest"] is the manifest as JSON text. Runs of other shards that have not run have status -1.
+
+    Raises:
+      ValueError: if `out` is not writable, belongs to another definition or is being run by another process, or the
+        scheduler does not answer; nothing is written then. Also if a scheduler or all its workers are lost.
+      UnusableData: if what `out` holds is damaged beyond running it again, or a link that was not allowed, or if it was
+        moved, removed, begun anew or extended by others while it ran.
+      Exception: whatever the system's, the optimizers' or the observed functions raise, as they raise it.
+      KeyboardInterrupt: after such a signal; what was finished is stored, and the same call goes on from there.
+
+    Examples:
+      >>> import jaxsign as js
+      >>> ds = js.run_sweep(js.Sweep(
+      ...     system=js.two_layer, problem=js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10),
+      ...     hyper=js.Hyper(sigma_p=2.0), optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-4, 1e-3])},
+      ...     axes={"snr": [0.1, 1.0], "seed": 3}, steps=20, record=10))
+      >>> dict(ds["train_loss"].sizes)
+      {'snr': 2, 'optimizer': 2, 'seed': 3, 'step': 3}
+    """
+    if not isinstance(sweep, Sweep):
+        raise ValueError(f"sweep must be a js.Sweep, got {type(sweep).__name__}")
+    occupy_closed_streams()
+    limits = Limits(memory, lane_width, checkpoint_every)
+    if not 0 < wait_for_workers < math.inf:
+        raise ValueError(f"wait_for_workers must be > 0 seconds, got {wait_for_workers!r}")
+    if out is None:
+        if sweep.trajectory is not None:
+            raise ValueError(f"trajectory={sweep.trajectory!r} needs out=: trajectories are kept on disk")
+        if shard is not None or scheduler is not None:
+            raise ValueError(f"shard={shard!r} and scheduler={scheduler!r} need out=: processes share results on disk")
+        if accept is not None:
+            raise ValueError(f"accept={accept!r} needs out=: it is about results that are stored")
+        if links:
+            raise ValueError(f"links={links!r} needs out=: it is about folders in it")
+        return _in_memory(sweep, limits)
+    accept = _reason(accept)
+    links = (links,) if isinstance(links, str) else tuple(links)
+    path, own = files.directory(out, links), check_shard(shard)
+    if scheduler is not None and own != (0, 1):
+        raise ValueError(f"scheduler={scheduler!r} shares the blocks out itself: leave shard={shard!r} away")
+    stored, damage = examined(path)
+    allowed = files.links_of(path, stored, links)
+    if stored and not links:
+        files.refuse_links(path, stored)
+    sweep = sweep.at_cadence_of(stored["definition"]) if stored else sweep
+    # Refused before anything is written, loaded without a lock where nothing is left to do.
+    computation = fingerprints(sweep, definition(sweep))
+    match = compare(os.fsdecode(out), stored, sweep, accept, computation) if stored else None
+    for line in damage.values():
+        say(f"{line}: the other of its two files is taken")
+    if damage and os.access(path, os.W_OK):
+        with results.named(path), locks.manifest_lock(path):
+            restore(path)
+    if accept and not (match and match.changed):
+        say(f"{path}: accept={accept!r} is not kept: no code differs from what is stored")
+    if stored and match and not match.changed and not match.grown(stored) and allowed == stored.get("links", {}):
+        asked = dataclasses.replace(_EVERYWHERE, order=tuple(map(tuple, match.order))).asked() if match.part else None
+        if not left(path, stored, asked):
+            mixed = [
+                f"runs before {note['date']} are of other code: {note['reason']}" for note in stored.get("accepted", ())
+            ]
+            say("; ".join([f"{path}: finished before, {_loaded(sweep, match, stored)}", *mixed]))
+            return _opened(path, sweep, match)
+    files.writable(path)
+    if stored and match:
+        _say_versions(path, stored, match)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        with files.named(path):
+            path.mkdir(parents=True, exist_ok=True)
+        with cluster.connected(scheduler) as client:
+            match = _run_shard(sweep, path, own, limits, client, accept, computation, wait_for_workers, links)
+    except BaseException:
+        for folder in missing:  # innermost first; one that holds something stays
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    return _opened(path, sweep, match)
+
+
+#: A layout of which only the order counts.
+_EVERYWHERE = Layout((), (), 1, 1)
+
+
+def _reason(accept: Any) -> str | None:
+    """A reason in words, on one line.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    if accept is None:
+        return None
+    if not isinstance(accept, str) or not accept.strip():
+        raise ValueError(f"accept must be the reason for a change in words, got accept={accept!r}")
+    return " ".join(accept.split())
+
+
+def _loaded(sweep: Sweep, match: Match, stored: Mapping[str, Any]) -> str:
+    """Words for what is loaded of a finished directory."""
+    if not match.part:
+        return "loaded"
+    total = math.prod(map(len, stored["order"]))
+    return f"loaded in part: {sweep.size} of {total} runs"
+
+
+def _say_versions(path: Path, stored: Mapping[str, Any], match: Match) -> None:
+    """One line on stderr where results of other versions are gone on with."""
+    here = environment()
+    others = other_versions(stored, here["versions"], here["flags"])
+    if others or match.notes:
+        words = f"stored with other versions, gone on with: {', '.join(others)}" if others else ""
+        words += "; equal within rounding, not to the bit" * bool(others)
+        say(f"{path}: {'; '.join([words] * bool(words) + match.notes)}")
+
+
+def _opened(path: Path, sweep: Sweep, match: Match | None) -> Any:
+    """The results of a directory: all, or those that the sweep asks for in its order, lazily."""
+    ds = results.open_results(path)
+    if match is None or not match.part:
+        return ds
+    where, stored = {}, read_manifest(path)
+    assert stored is not None
+    for dim, asked, own in zip(sweep.dims, match.order, stored["order"]):
+        index = {i: own[place] for place, i in enumerate(asked) if i >= 0}
+        where[dim] = [index[i] for i in range(len(index))]
+    ds = ds.isel(where)
+    ds = ds.drop_vars([name for name, c in ds.coords.items() if set(c.dims) & set(sweep.dims)])
+    for name, (dims, values, attrs) in coordinates(sweep).items():
+        ds = ds.assign_coords({name: (dims, values, attrs)})
+    described = definition(sweep)
+    manifest = {
+        **stored, "definition": described, "hash": content_hash(described), "part_of": stored["hash"],
+        "runs": tell(ds["status"].values),
+    }  # fmt: skip
+    ds.attrs["manifest"] = manifest_text(manifest)
+    return ds
+
+
+def check_shard(shard: Any) -> Shard:
+    """(index, count) of a shard; the whole for None, this process's of `jax.distributed` for "auto".
+
+    Raises:
+      ValueError: unless 0 <= index < count, or if `jax.distributed` cannot be started.
+    """
+    if shard is None:
+        return (0, 1)
+    if shard == "auto":
+        return _distributed()
+    index, count = shard
+    positive_int("shard count", count)
+    if not 0 <= positive_int("shard index", index, minimum=0) < count:
+        raise ValueError(f"shard must be I/N with 0 <= I < N, got {index}/{count}")
+    return int(index), int(count)
+
+
+def _distributed() -> Shard:
+    """(process index, process count) of this job."""
+    if not jax.distributed.is_initialized():
+        try:
+            jax.distributed.initialize()
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"shard='auto' needs a job that jax.distributed knows (TPU pod, SLURM, ...), or one that has been "
+                f"initialised: {' '.join(str(error).split())}; otherwise give shard=(index, count)"
+            ) from None
+    return jax.process_index(), jax.process_count()
+
+
+def _run_shard(
+    sweep: Sweep, path: Path, shard: Shard, limits: Limits, client: Any, accept: Any, computation: Any,
+    patience: float, links: Sequence[str],
+) -> Match | None:  # fmt: skip
+    """Runs one shard's missing blocks of a results directory, which is made or extended if need be.
+
+    Returns how the sweep relates to what was stored when it was opened, None if nothing was.
+    """
+    started = time.time()
+    with locks.shard_lock(path, shard) as held, listening() as stop:
+        if held.gone:
+            say(held.gone)
+        session = Session(sweep, path, shard, held, limits, accept, computation, links)
+        try:
+            with files.named(path):
+                missing = session.missing()
+            count = sum(int(runs.sum()) for runs in missing.values())
+            with Progress(count, sweep.schedule.steps) as progress:
+                if client is None:
+                    session.run(missing, stop, progress)
+                else:
+                    cluster.run(client, session, held, missing, stop, progress, patience)
+        finally:
+            session.close(time.time() - started)
+    return session.match
+
+
+def _in_memory(sweep: Sweep, limits: Limits) -> Any:
+    """Runs the whole grid into arrays in memory."""
+    started = time.time()
+    groups = plan.groups(sweep)
+    layout, widths = begin_layout(sweep, groups, limits)
+    programs = make_programs(sweep, groups, layout, widths)
+    with Compiler() as compiler, listening() as stop:
+        made: list[Any] = []
+
+        def attempt(runs: int) -> None:
+            smaller = dataclasses.replace(layout, runs=runs)
+            todo, compiled = compile_units(sweep, programs, smaller, everything(smaller), compiler)
+            found, notes = variables(sweep, groups, [compiled[g].results for g in range(len(groups))], smaller)
+            size = sum(math.prod(v.shape) * v.dtype.itemsize for v in found.values())
+            if size > limits.there():
+                raise ValueError(
+                    f"out= is needed: the results take {size:,} bytes, this machine has {limits.there():,}"
+                )
+            made[:] = [Memory(found), found, notes]
+            with Progress(sweep.size, sweep.schedule.steps) as progress:
+                Blocks(smaller, made[0], None, "", stop, progress, limits.checkpoint_every).run(todo, compiled)
+
+        fitting(attempt, layout.runs)
+    sink, found, notes = made
+    counts = tell(sink.arrays["status"])
+    ds = sink.dataset(stored_coordinates(sweep, layout, found)).assign_coords(base_coordinates(sweep))
+    manifest = {
+        "definition": _definition_or_none(sweep), **environment(), "wall_seconds": round(time.time() - started, 3),
+        "runs": counts, "padded": notes, "base": base_coordinates(sweep),
+        "plan": plan_record(sweep, groups, layout, widths, limits),
+    }  # fmt: skip
+    ds.attrs["manifest"] = manifest_text(manifest)
+    return ds
+
+
+def _definition_or_none(sweep: Sweep) -> dict[str, Any]:
+    """The definition for the manifest of an in-memory sweep, where lambdas are welcome."""
+    try:
+        return definition(sweep)
+    except ValueError as reason:
+        fields = {"problem": sweep.problem, "hyper": sweep.hyper}
+        return {"not_storable": str(reason), **{k: getattr(v, "__dict__", None) for k, v in fields.items()}}

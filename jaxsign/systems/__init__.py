@@ -1,0 +1,1 @@
+"""What is trained: every system's problem, data, model and task side by side."""

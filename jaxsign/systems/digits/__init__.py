@@ -1,0 +1,1 @@
+"""Noisy digits: real images in a noisy border."""

@@ -1,0 +1,140 @@
+"""Noisy digits as a Task: cross-entropy on a training split; error, loss, calibrated loss and margins on two others."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsign.systems.digits import calibration, class_means, patch_attention, vision
+from jaxsign.systems.digits import data as data_of
+from jaxsign.systems.digits.data import DigitImages, Draw, Held, Patches
+from jaxsign.systems.digits.problem import DigitsHyper, DigitsProblem
+from jaxsign.training.task import Task
+
+Array = jax.Array
+ATTRS = {
+    "train_loss": {"long_name": "training loss", "units": "nat"},
+    "train_error": {"long_name": "training error", "units": "1"},
+    "val_loss": {"long_name": "validation loss", "units": "nat"},
+    "val_error": {"long_name": "validation error", "units": "1"},
+    "test_loss": {"long_name": "test loss", "units": "nat"},
+    "test_error": {"long_name": "test error", "units": "1"},
+    "calibrated_loss": {"long_name": "test loss after one fitted temperature", "units": "nat"},
+    "temperature": {"long_name": "temperature fitted on the validation split", "units": "1"},
+    "test_margin": {"long_name": "mean test margin", "units": "1"},
+    "test_margin_std": {"long_name": "standard deviation of the test margins", "units": "1"},
+    "image_norm": {"long_name": "mean norm of a scaled training image", "units": "1"},
+    "noise_norm": {"long_name": "mean norm of its noise", "units": "1"},
+    "class_mean_error": {"long_name": "test error of the nearest class mean", "units": "1"},
+}
+
+
+@functools.cache
+def noisy_digits(problem: DigitsProblem) -> Task:
+    """A small transformer on real digits whose border is full of noise.
+
+        x = scale * image + noise in the border of width 5,   L = mean_i -log softmax(F(x_i))_{y_i}
+
+    Training, validation and test images are disjoint in every run; what the scale is does not change who is drawn.
+    Of the observables, `calibrated_loss` is the test loss of F/T with the one temperature T that fits the validation
+    split best, so that test loss splits into what error and what the size of margins makes. There is no closed-form law
+    for real digits: the constant `class_mean_error` is that of the nearest class mean on the same draws, a reference.
+    Needs `shared=js.load_digits()`. The optimizers' steps are full-batch.
+
+    Args:
+      problem: a DigitsProblem.
+
+    Returns:
+      The Task; equal problems give the identical object.
+
+    Raises:
+      ValueError: if it is no DigitsProblem.
+
+    Examples:
+      >>> import jaxsign as js
+      >>> problem = js.DigitsProblem(classes=(0, 1), n_train=8, n_val=8, n_test=8, model="two_layer")
+      >>> run = js.train(
+      ...     jax.random.key(0), noisy_digits(problem), js.DigitsHyper(scale=2.0), js.sign_gd(1e-3), steps=20,
+      ...     record=10, shared=js.load_digits(),
+      ... )
+      >>> run.trace["calibrated_loss"].shape
+      (3,)
+
+    References:
+      Reconstructed after the noisy digits of arXiv 2410.04870.
+    """
+    if not isinstance(problem, DigitsProblem):
+        raise ValueError(f"problem must be a js.DigitsProblem, got problem={problem!r}")
+
+    def logits(params: Any, x: Array) -> Array:
+        if problem.model == "vit":
+            return vision.logits(params, x, problem)
+        return patch_attention.logits(params, x, problem.heads)
+
+    def sample(key: Array, hyper: DigitsHyper, shared: DigitImages | None = None) -> Draw:
+        return data_of.sample(key, problem, hyper, shared)
+
+    def sample_test(key: Array, hyper: DigitsHyper, shared: Any = None) -> Array:
+        del shared
+        return data_of.border_noise(key, hyper, problem.n_val + problem.n_test)
+
+    def init(key: Array, data: Draw, hyper: DigitsHyper) -> Any:
+        del data
+        return (vision if problem.model == "vit" else patch_attention).init(key, problem, hyper)
+
+    def prepare(data: Draw, test: Any, params: Any, hyper: Any, degree: Any) -> tuple[Patches, Held, Any]:
+        del hyper, degree
+        return (*data_of.splits(data, test, problem), params)
+
+    def loss(params: Any, batch: Patches, hyper: DigitsHyper) -> Array:
+        del hyper
+        return calibration.cross_entropy(logits(params, batch.x), batch.y)
+
+    def observe(params: Any, data: Patches, test: Held | None, hyper: DigitsHyper) -> dict[str, Array]:
+        del hyper
+        parts = {"train": data} if test is None else {"train": data, "val": test.val, "test": test.test}
+        found, seen = {}, {}
+        for name, part in parts.items():
+            z = logits(params, part.x)
+            seen[name] = calibration.margins(z, part.y)
+            found[f"{name}_loss"] = calibration.cross_entropy(z, part.y)
+            found[f"{name}_error"] = jnp.mean(seen[name] <= 0)
+            if name == "val":
+                found["temperature"] = calibration.temperature(z, part.y)
+            if name == "test":
+                found["calibrated_loss"] = calibration.cross_entropy(z / found["temperature"], part.y)
+        if test is not None:
+            found |= {"test_margin": jnp.mean(seen["test"]), "test_margin_std": jnp.std(seen["test"])}
+        return found
+
+    def describe(data: Draw, test: Any, hyper: DigitsHyper) -> dict[str, Array]:
+        del hyper
+        images = data.images[: problem.n_train]
+        norms = {
+            name: jnp.mean(jnp.linalg.norm(one.reshape(problem.n_train, -1), axis=1))
+            for name, one in (("image_norm", images), ("noise_norm", data.noise))
+        }
+        train, held = data_of.splits(data, test, problem)
+        scores = class_means.scores(train, held.test.x, len(problem.classes))
+        return norms | {"class_mean_error": jnp.mean(calibration.margins(scores, held.test.y) <= 0)}
+
+    return Task(
+        sample=sample,
+        sample_test=sample_test,
+        init=init,
+        prepare=prepare,
+        loss=loss,
+        observe=observe,
+        describe=describe,
+        validate=_check,
+        attrs=ATTRS,
+        problem=problem,
+        name="noisy_digits",
+    )
+
+
+def _check(hyper: Any) -> None:
+    if not isinstance(hyper, DigitsHyper):
+        raise ValueError(f"hyper must be a js.DigitsHyper, got hyper={hyper!r}")
+    hyper.validate()

@@ -1,0 +1,1 @@
+"""The paper's system: a two-layer transformer on signal and sparse noise."""

@@ -1,0 +1,67 @@
+"""Engine names -> tasks of the two-layer system, and what "auto" chooses from."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+from jaxsign.systems.two_layer import feature_task as features
+from jaxsign.systems.two_layer import task as tasks
+from jaxsign.systems.two_layer.problem import OVERLAPS, Problem
+from jaxsign.training.task import Task
+from jaxsign.validation.values import known
+
+
+@functools.cache
+def _auto(problem: Problem) -> Task:
+    """The dense system, run by the fastest task that is exact for the optimizer: "auto"."""
+    choices = [tasks.dense(problem)]
+    if problem.n * problem.patches * problem.s + 1 < problem.d:  # else every coordinate is active
+        choices.insert(0, tasks.support(problem))
+    if problem.supports == "disjoint":
+        choices.insert(0, features.feature_space(problem))
+    return dataclasses.replace(tasks.dense(problem), choices=tuple(choices), name="two_layer_auto")
+
+
+ENGINES: dict[str, Callable[[Problem], Task]] = {
+    "dense": tasks.dense,
+    "support": tasks.support,
+    "feature_space": features.feature_space,
+    "feature_space_law": functools.partial(features.feature_space, law=True),
+    "auto": _auto,
+}
+
+
+def two_layer(problem: Problem, engine: str = "dense", overlap: str | None = None) -> Task:
+    """The two-layer transformer of the paper as a Task.
+
+    Args:
+      problem: a Problem.
+      engine: "dense" trains all d coordinates with any optimizer; "support" trains only the coordinates that training
+        patches use, exact for optimizers that move each coordinate by its own gradients and decoupled weight decay;
+        "feature_space" trains the inner products with the patches, exact for disjoint supports and optimizers that are
+        odd and homogeneous besides. They run the same seed's draws, and refuse what they are not exact for. "auto"
+        picks the fastest of the three that is exact for the optimizer. "feature_space_law" draws the inner products
+        themselves: equal to the others in distribution only, and its cost does not depend on d.
+      overlap: "exact" or "none", replaces problem.overlap; None keeps it.
+
+    Returns:
+      The Task; equal arguments give the identical object, so nothing retraces.
+
+    Raises:
+      ValueError: for an unknown engine or overlap, a problem too small for overlap="none", or one that the engine
+        is not exact for.
+
+    Examples:
+      >>> problem = Problem(n=4, d=30, s=3, m_k=2, m_v=2)
+      >>> two_layer(problem) is two_layer(problem, engine="dense", overlap="exact")
+      True
+
+    References:
+      arXiv 2410.04870.
+    """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem must be a js.Problem, got problem={problem!r}")
+    known("engine", engine, ENGINES)
+    if overlap is not None and overlap != problem.overlap:
+        problem = dataclasses.replace(problem, overlap=known("overlap", overlap, OVERLAPS))
+    return ENGINES[engine](problem)

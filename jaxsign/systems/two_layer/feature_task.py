@@ -1,0 +1,156 @@
+"""The paper's system in feature space as a Task: from the dense draws of a seed, or drawn in law."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsign.systems.two_layer import data as signal_noise
+from jaxsign.systems.two_layer import feature_law as law_features
+from jaxsign.systems.two_layer import in_law, underflow
+from jaxsign.systems.two_layer import model as two_layer
+from jaxsign.systems.two_layer.feature_gradient import value_and_gradient
+from jaxsign.systems.two_layer.features import FeatureData, FeatureParams, Inner, to_features
+from jaxsign.systems.two_layer.problem import Hyper, Problem
+from jaxsign.systems.two_layer.task import check_hyper, dense, mini_batches, settled
+from jaxsign.training.task import Padding, Task
+from jaxsign.validation.values import field_names
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class CountedHyper(Hyper):
+    """Numbers of a padded problem: the system's, and how many of the n examples there are.
+
+    Args:
+      count: number of examples, in [1, n]; may be traced.
+    """
+
+    count: Any = None
+
+
+jax.tree_util.register_dataclass(CountedHyper, data_fields=field_names(CountedHyper), meta_fields=[])
+
+
+@functools.cache
+def feature_space(problem: Problem, law: bool = False) -> Task:
+    """The dense system, trained on its inner products with the patches: O(n*m_k) numbers a run.
+
+        dense: w <- w + u(g_w)      here: <w,xi_i> <- <w,xi_i> + sum_j |xi_ij|^(1+p) u(dL/d<w,xi_i>)
+
+    Exact where supports are disjoint and the transform u moves each coordinate by its own gradients, is odd and
+    homogeneous of degree p in them; a numeric probe measures p, and others are refused. Decoupled weight decay stays
+    exact. Parameters are FeatureParams.
+
+    Args:
+      problem: shapes with supports="disjoint".
+      law: draw the inner products themselves, at a cost that does not depend on d: equal in distribution only. False
+        maps the dense draws of the same seed.
+
+    Returns:
+      The Task; equal arguments give the identical object.
+
+    Raises:
+      ValueError: if supports may share coordinates.
+
+    References:
+      Derived here from the model of arXiv 2410.04870.
+    """
+    if problem.supports != "disjoint":
+        raise ValueError(
+            f'engine="{_name(law)}" needs supports="disjoint", got supports={problem.supports!r}: where patches share '
+            'coordinates the dynamics do not close on inner products; use engine="support"'
+        )
+    # All that the program depends on: what n does beside its number of slots is data.
+    shapes = dataclasses.replace(problem, n=1, batch_size=None)
+    own, n = functools.partial(_slots, shapes, law, batch_size=problem.batch_size), problem.n
+
+    def case(hyper: Hyper) -> CountedHyper:
+        return CountedHyper(**{name: getattr(hyper, name) for name in field_names(Hyper)}, count=float(n))
+
+    return dataclasses.replace(
+        own(n, full=True),
+        validate=lambda hyper: check_hyper(hyper, problem),
+        padding=Padding(own(1 << (n - 1).bit_length(), full=False), case, {"sample": n}),
+        problem=problem,
+    )
+
+
+def _name(law: bool) -> str:
+    return "feature_space_law" if law else "feature_space"
+
+
+@functools.cache
+def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int | None) -> Task:
+    """The task with `size` slots for examples.
+
+    Args:
+      shapes: the problem, its n and batch_size aside.
+      law: whether features are drawn in law.
+      size: slots for examples.
+      full: whether all are filled; otherwise hyper.count says how many.
+      batch_size: examples of a mini-batch, or None.
+    """
+
+    def room(hyper: Any) -> signal_noise.Room:
+        return signal_noise.Room(size, size if full else hyper.count)
+
+    def prepare(data: Any, test: Any, params: Any, hyper: Any, degree: Array) -> tuple[Any, Any, Any]:
+        if law:
+            return law_features.to_features(data, test, params, shapes, hyper, degree)
+        return to_features(data, settled(shapes, data, test), params, degree, shapes.overlap == "exact")
+
+    def init(key: Array, data: Any, hyper: Any) -> Any:
+        return law_features.init(key, shapes, data, hyper) if law else two_layer.init(key, shapes, hyper)
+
+    def gradient(params: FeatureParams, batch: FeatureData, hyper: Any, signs: bool) -> tuple[Array, FeatureParams]:
+        return value_and_gradient(params, batch, signs, hyper.residual)
+
+    # The closed form is that of softmax and one noise patch; others differentiate, and may underflow.
+    closed = shapes.context == 2 and shapes.kernel == "softmax"
+
+    def alarm(params: FeatureParams, batch: FeatureData, hyper: Any, seen: FeatureParams | None) -> dict[str, Array]:
+        if seen is None:  # only signs are computed, from logarithms
+            return dict.fromkeys(underflow.QUANTITIES, jnp.zeros((), bool))
+        used, value = jnp.repeat(batch.weight > 0, shapes.patches), params.w_v
+        matrices = [_seen(a, b) for a, b in zip((seen.w_q, seen.w_k, seen.w_v), (params.w_q, params.w_k, value))]
+        largest = jnp.maximum(jnp.max(jnp.abs(value.noise)), jnp.abs(value.signal))
+        tie = largest < jnp.finfo(largest.dtype).eps  # margins may all be 0
+        return underflow.frozen(matrices, used, tie, shapes.kernel, hyper.residual)
+
+    def sample(key: Array, hyper: Any, shared: Any = None) -> Any:
+        return (in_law if law else signal_noise).sample(key, shapes, hyper, room(hyper))
+
+    def sample_test(key: Array, hyper: Any, shared: Any = None) -> Any:
+        return (in_law if law else signal_noise).sample_test(key, shapes, hyper, room(hyper))
+
+    return dataclasses.replace(
+        dense(shapes),
+        sample=sample,
+        sample_test=sample_test,
+        init=init,
+        prepare=prepare,
+        gradient=gradient if closed else None,
+        batch=mini_batches(batch_size),
+        scale=lambda data, hyper: data.scale(shapes.heads),
+        homogeneous=True,
+        watch=underflow.alarms(alarm),
+        compact=None,
+        expand=None,
+        project=lambda params, data: params,
+        frozen=(),
+        validate=None,
+        problem=None,
+        name=f"two_layer_{_name(law)}",
+    )
+
+
+def _seen(gradient: Inner, weights: Inner) -> underflow.Seen:
+    """A matrix for the alarms."""
+    nonzero = jnp.any(weights.signal != 0)
+    if gradient.signal is None:
+        return underflow.Seen(None, None, nonzero)
+    return underflow.Seen(gradient.noise.reshape(gradient.signal.size, -1), gradient.signal, nonzero)

@@ -1,0 +1,141 @@
+"""The paper's system as a Task, one for each engine."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsign.systems.two_layer import data as signal_noise
+from jaxsign.systems.two_layer import model as model
+from jaxsign.systems.two_layer import observables, underflow
+from jaxsign.systems.two_layer.problem import Hyper, Problem
+from jaxsign.training.task import Task
+
+Array = jax.Array
+
+
+@functools.cache
+def dense(problem: Problem) -> Task:
+    """The two-layer transformer on signal + sparse-noise data, all d coordinates trained.
+
+        L = mean_i log(1 + exp(-y_i F(W, X_i)))
+
+    Args:
+      problem: shapes, supports and the overlap law of the test noise.
+
+    Returns:
+      The Task; equal problems give the identical object.
+
+    References:
+      arXiv 2410.04870, model, data and loss.
+    """
+
+    def sample(key: Array, hyper: Hyper, shared: Any = None) -> signal_noise.Dataset:
+        del shared
+        return signal_noise.sample(key, problem, hyper)
+
+    def sample_test(key: Array, hyper: Hyper, shared: Any = None) -> signal_noise.TestSet:
+        del shared
+        return signal_noise.sample_test(key, problem, hyper)
+
+    def init(key: Array, data: signal_noise.Dataset, hyper: Hyper) -> model.Params:
+        del data
+        return model.init(key, problem, hyper)
+
+    def prepare(data: Any, test: Any, params: Any, hyper: Hyper, degree: Any) -> tuple[Any, Any, Any]:
+        del hyper, degree
+        return data, settled(problem, data, test), params
+
+    def loss(params: observables.AnyParams, batch: Any, hyper: Hyper) -> Array:
+        sign_mu = batch.y_clean * batch.mu
+        logits = model.logits(params.features(batch), sign_mu, params.heads, problem.kernel, hyper.residual)
+        return jnp.sum(batch.weight * model.logistic_loss(batch.y * logits))
+
+    def observe(params: observables.AnyParams, data: Any, test: Any, hyper: Hyper) -> dict[str, Array]:
+        return observables.observe(params, data, test, problem.kernel, hyper.residual)
+
+    def alarm(params: model.AnyWeights, batch: Any, hyper: Hyper, gradient: Any) -> dict[str, Array]:
+        there = jnp.repeat(batch.weight > 0, batch.support.shape[1])[:, None]
+        used = jnp.any((params.columns(batch.basis)[1:, 1:] != 0) & there, 0)
+        value = params.value()
+        seen = [_seen(getattr(gradient, name), w) for name, w in (("w_q", params.query()), ("w_k", params.key()))]
+        seen.append(_seen(gradient.w_v, value))
+        tie = jnp.max(jnp.abs(value)) < jnp.finfo(value.dtype).eps  # margins may all be 0
+        return underflow.frozen(seen, used, tie, problem.kernel, hyper.residual)
+
+    return Task(
+        sample=sample,
+        sample_test=sample_test,
+        init=init,
+        prepare=prepare,
+        loss=loss,
+        observe=observe,
+        describe=lambda data, test, hyper: observables.noise_norms(data),
+        watch=underflow.alarms(alarm),
+        batch=mini_batches(problem.batch_size),
+        compact=lambda params, data: model.tie(params),
+        expand=lambda params: params.full(),
+        project=model.seen,
+        frozen=("v_start", "w_v_start"),
+        validate=lambda hyper: check_hyper(hyper, problem),
+        dims=observables.dims(problem.context),
+        attrs=observables.ATTRS,
+        problem=problem,
+        name="two_layer",
+    )
+
+
+@functools.cache
+def support(problem: Problem) -> Task:
+    """The dense system, trained on the coordinates that some training patch uses (at most n*(context-1)*s + 1).
+
+    All other coordinates have gradient 0 at every step, so this is exact for every optimizer that moves a coordinate by
+    its own gradients and by decoupled weight decay only; a numeric probe decides, and others are refused. Test metrics
+    and final parameters are the full model's.
+
+    Args:
+      problem: shapes, supports and the overlap law of the test noise.
+
+    Returns:
+      The Task; equal problems give the identical object.
+
+    References:
+      Derived here from the model of arXiv 2410.04870.
+    """
+    return dataclasses.replace(
+        dense(problem),
+        compact=model.activate,
+        compact_only=True,
+        compact_decays=True,
+        frozen=("v_start", "active", "start"),
+        name="two_layer_support",
+    )
+
+
+def _seen(gradient: Any, weights: Array) -> underflow.Seen:
+    """A matrix of any form for the alarms; of W_V one row, as the others have its gradient or minus that."""
+    leaves, nonzero = jax.tree.leaves(gradient), jnp.any(weights[..., 0] != 0)
+    if not leaves:
+        return underflow.Seen(None, None, nonzero)
+    rows = leaves[0] if weights.ndim == 2 else leaves[0].reshape(-1, weights.size)[:1]
+    return underflow.Seen(rows[:, 1:], rows[:, 0], nonzero)
+
+
+def check_hyper(hyper: Any, problem: Problem) -> None:
+    """Raises ValueError if `hyper` is no Hyper, or has a number outside its range."""
+    if not isinstance(hyper, Hyper):
+        raise ValueError(f"hyper must be a js.Hyper, got hyper={hyper!r}")
+    hyper.validate(problem)
+
+
+def mini_batches(size: int | None) -> Callable[[Array, Any, Any], Any] | None:
+    """`batch` of a Task with mini-batches of this size; None: full batches."""
+    return None if size is None else lambda key, data, hyper: signal_noise.mini_batch(key, size, data)
+
+
+def settled(problem: Problem, data: signal_noise.Dataset, test: signal_noise.TestSet) -> signal_noise.TestSet:
+    """The test set with coordinates in place of ranks."""
+    return signal_noise.settle(test, data) if problem.overlap == "none" else test

@@ -1,1 +1,0 @@
-"""Systems as Tasks, one file a system."""

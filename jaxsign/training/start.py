@@ -1,0 +1,107 @@
+"""Where a run starts: its draws, brought together, and which parameters are trained."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsign.training.outputs import outputs
+from jaxsign.training.rng import seed_key, stream
+from jaxsign.training.task import Task
+from jaxsign.validation.values import known
+
+Array = jax.Array
+PyTree = Any
+
+
+def field_of(path: tuple[Any, ...]) -> str:
+    """The name of the top-level field that a tree path starts with; "params" for a bare array."""
+    if not path:
+        return "params"
+    entry = path[0]
+    return str(getattr(entry, "name", getattr(entry, "key", getattr(entry, "idx", entry))))
+
+
+def trained_fields(task: Task, params: PyTree, trainable: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the parameters that are trained.
+
+    Raises:
+      ValueError: for an unknown or empty `trainable`.
+    """
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    names = [name for name in dict.fromkeys(field_of(path) for path, _ in paths) if name not in task.frozen]
+    if trainable is None:
+        return tuple(names)
+    if not trainable:
+        raise ValueError(f"trainable must be a non-empty tuple of names out of {names}, got {trainable!r}")
+    return tuple(known("trainable parameter", name, names) for name in trainable)
+
+
+def split_params(params: PyTree, names: Sequence[str]) -> tuple[PyTree, PyTree]:
+    """(trained, fixed): the same tree twice, with None where the other one holds the leaf."""
+    pick = jax.tree_util.tree_map_with_path
+    trained = pick(lambda path, leaf: leaf if field_of(path) in names else None, params)
+    fixed = pick(lambda path, leaf: None if field_of(path) in names else leaf, params)
+    return trained, fixed
+
+
+def merge_params(trained: PyTree, fixed: PyTree) -> PyTree:
+    """The inverse of `split_params`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, trained, fixed, is_leaf=lambda leaf: leaf is None)
+
+
+class Start(NamedTuple):
+    """Where a run starts: its data, test set (or None), initial parameters and constants."""
+
+    data: PyTree
+    test: PyTree
+    params: PyTree
+    constants: dict[str, Array]
+
+
+def draw(task: Task, key: Array, hyper: Any, shared: Any = None) -> Start:
+    """The data, test set, initial parameters and constants of one run as they are drawn, each from its own stream."""
+    data = task.sample(stream(key, "data"), hyper, shared)
+    test = task.sample_test(stream(key, "test"), hyper, shared) if task.sample_test else None
+    params = task.init(stream(key, "init"), data, hyper)
+    constants = outputs("constant", task.describe(data, test, hyper)) if task.describe else {}
+    return Start(data, test, params, constants)
+
+
+def begin(task: Task, key: Array, hyper: Any, shared: Any = None, degree: Any = None) -> Start:
+    """Samples the data and the test set of one run, initialises its parameters and prepares them for training.
+
+    A program of its own, since it depends on no optimizer and random draws are the slow part of every compilation.
+
+    Args:
+      task: the system.
+      key: run key, shape ().
+      hyper: the system's numbers, may be traced.
+      shared: arrays common to all runs.
+      degree: the optimizer's degree if the task is homogeneous, may be traced.
+
+    Returns:
+      Start.
+    """
+    start = draw(task, key, hyper, shared)
+    if task.prepare is None:
+        return start
+    data, test, params = task.prepare(start.data, start.test, start.params, hyper, degree)
+    return start._replace(data=data, test=test, params=params)
+
+
+def abstract_start(task: Task, hyper: Any, shared: Any = None) -> Start:
+    """Shapes and dtypes of `begin`, nothing computed."""
+    leaves, structure = jax.tree.flatten((hyper, shared))
+    return _abstract(task, structure, tuple(map(jax.typeof, leaves)))
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract(task: Task, structure: Any, leaves: tuple[Any, ...]) -> Start:
+    def start(key: Array, numbers: Any, degree: Array) -> Start:
+        hyper, shared = numbers
+        return begin(task, key, hyper, shared, degree)
+
+    return jax.eval_shape(start, seed_key(0), structure.unflatten(leaves), jnp.zeros(()))

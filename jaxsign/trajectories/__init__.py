@@ -1,0 +1,1 @@
+"""Parameters of any stored step of a sweep, and new observables of old runs."""

@@ -1,0 +1,481 @@
+"""Trajectories read back: any run's parameters at any step, equal to those of its training to the bit."""
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxsign.compilation import each_undisturbed, undisturbed
+from jaxsign.store import checkpoints, results, trajectory
+from jaxsign.store.manifest import UnusableData, read_manifest
+from jaxsign.store.trajectory import Unit
+from jaxsign.sweep.identity.definition import short_name
+from jaxsign.sweep.identity.match import compare
+from jaxsign.sweep.programs import drawing, local_mesh
+from jaxsign.sweep.recorder import start_crcs
+from jaxsign.sweep.sweep import Sweep
+from jaxsign.systems.two_layer.engines import two_layer
+from jaxsign.systems.two_layer.problem import Hyper, Problem
+from jaxsign.training.loop import Loop, make_loop
+from jaxsign.training.rng import seed_key, seed_words
+from jaxsign.training.start import Start, abstract_start
+from jaxsign.training.task import Task
+from jaxsign.trajectories.decode import after_every_step, after_steps, at, bits_of, code_bytes, padded, read
+from jaxsign.validation.values import local_path, positive_int
+
+PyTree = Any
+Index = tuple[int, ...]
+#: Systems that are built from a manifest; a name that is not here is never looked up. Others are given as sweep=.
+SYSTEMS = {"jaxsign.two_layer": (two_layer, Problem, Hyper)}
+
+#: Steps of a segment from which on all of it is decoded at once, and steps whose parameters are made together.
+FEW, TOGETHER = 8, 16
+
+
+class Source(NamedTuple):
+    """What one run's start is drawn from.
+
+    Args:
+      task: the task that was trained.
+      compact: whether in its compact form.
+      loop: its training loop, for the forms of its parameters.
+      hyper: the run's numbers.
+      degree: the optimizer's degree.
+      seed: the run's seed.
+    """
+
+    task: Task
+    compact: bool
+    loop: Loop
+    hyper: Any
+    degree: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The trajectories of a results directory: `trajectory[i]` is run i of the definition in C order.
+
+    Args:
+      path: results directory.
+      kind: "signs", "features", "log2" or "steps".
+      dataset: the results, whose coordinates label the runs.
+      sweep: the system and the axes.
+      groups: the manifest's groups.
+      optimizers: [family, keywords] of every point of the optimizer dimension.
+      units: {stored place: every (unit, number of the run in it), the latest first}.
+      damage: a line for every unit that cannot be read.
+      order: for every dimension, the definition's index at every stored place.
+    """
+
+    path: Path
+    kind: str
+    dataset: Any
+    sweep: Sweep
+    groups: Sequence[Mapping[str, Any]]
+    optimizers: Sequence[tuple[str, Mapping[str, Any]]]
+    units: Mapping[tuple[int, ...], Sequence[tuple[Unit, int]]]
+    damage: Sequence[str]
+    order: Sequence[Sequence[int]]
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the runs' dimensions: the axes, optimizer, seed."""
+        return tuple(self.dataset["status"].dims)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Their sizes."""
+        return tuple(self.dataset["status"].shape)
+
+    def __len__(self) -> int:
+        return int(np.prod(self.shape))
+
+    def __iter__(self) -> Iterator["RunTrajectory"]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{dim}: {size}" for dim, size in zip(self.dims, self.shape))
+        return f"Trajectory({self.kind!r}, {len(self)} runs ({sizes}), {self.sweep.schedule.steps} steps)"
+
+    def __getitem__(self, run: int | Index) -> "RunTrajectory":
+        """One run, by its number in C order or by its index on every dimension.
+
+        Raises:
+          IndexError: if there is none.
+        """
+        if isinstance(run, tuple):
+            if len(run) != len(self.shape) or not all(0 <= i < size for i, size in zip(run, self.shape)):
+                raise IndexError(f"run must be an index into {dict(zip(self.dims, self.shape))}, got {run!r}")
+            return RunTrajectory(self, run)
+        if not 0 <= run < len(self):
+            raise IndexError(f"run must be in [0, {len(self)}), got {run!r}")
+        return RunTrajectory(self, tuple(map(int, np.unravel_index(run, self.shape))))
+
+    def sel(self, **labels: Any) -> "RunTrajectory":
+        """One run by its labels, such as `sel(snr=0.1, seed=3)`; dimensions of one value may be left out.
+
+        Raises:
+          ValueError: if the labels do not name one run.
+        """
+        index = []
+        for dim, size in zip(self.dims, self.shape):
+            values = self.dataset[dim].values.tolist()
+            if dim not in labels and size > 1:
+                raise ValueError(f"sel needs {dim}, one of {values}")
+            if dim in labels and labels[dim] not in values:
+                raise ValueError(f"{dim} must be one of {values}, got {labels[dim]!r}")
+            index.append(values.index(labels[dim]) if dim in labels else 0)
+        unknown = [name for name in labels if name not in self.dims]
+        if unknown:
+            raise ValueError(f"sel takes {', '.join(self.dims)}, got {unknown[0]!r}")
+        return RunTrajectory(self, tuple(index))
+
+    def source(self, index: Index) -> Source:
+        """What one run's start is drawn from."""
+        *axes, optimizer, seed = index
+        asked, hyper = self.sweep.task(tuple(axes)), self.sweep.hyper_at(tuple(axes))
+        family, keywords = self.optimizers[optimizer]
+        for group in self.groups:
+            fixed = all(
+                group["fixed"].get(axis.name, texts) == texts
+                for axis, i in zip(self.sweep.grid_axes, axes)
+                for texts in [[str(v) for v in axis.values[i]]]
+            )
+            own = group["points"]
+            tasks = [t for t in asked.choices or (asked,) if t.name == group["task"]]
+            if fixed and family == group["family"] and keywords in own and tasks:
+                task = tasks[0]
+                degrees = group["degrees"]
+                degree = degrees[own.index(keywords)]["p"] if degrees else 0.0
+                compact, seeds = group["compact"], self.sweep.seeds
+                loop = _loop(task, compact, self.sweep.trainable)
+                return Source(task, compact, loop, hyper, degree, seeds[seed])
+        raise UnusableData(f"{self.path}: the manifest names no group for run {index}")
+
+
+@functools.lru_cache(maxsize=32)
+def _loop(task: Task, compact: bool, trainable: Any) -> Loop:
+    return make_loop(task, optax.identity, trainable=trainable, compact=compact)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunTrajectory:
+    """The trajectory of one run.
+
+    Args:
+      whole: the trajectories it belongs to.
+      index: its index on every dimension of (axes, optimizer, seed).
+    """
+
+    whole: Trajectory
+    index: Index
+
+    def __repr__(self) -> str:
+        named = {d: self.whole.dataset[d].values[i] for d, i in zip(self.whole.dims, self.index)}
+        return f"RunTrajectory({self.whole.kind!r}, {', '.join(f'{k}={v}' for k, v in named.items())})"
+
+    @functools.cached_property
+    def steps(self) -> np.ndarray:
+        """Steps whose parameters are kept: all of them, or the snapshots'."""
+        if self.whole.kind in ("signs", "features"):
+            return np.arange(self.whole.sweep.schedule.steps + 1)
+        return np.array([segment.start for segment in self._place[0].segments])
+
+    @functools.cached_property
+    def first_bad_step(self) -> int:
+        """The step at which the run diverged, -1 if it did not: nothing is returned from there on."""
+        return int(self.whole.dataset["first_bad_step"].values[self.index])
+
+    @functools.cached_property
+    def source(self) -> Source:
+        """What the run's start is drawn from."""
+        return self.whole.source(self.index)
+
+    @functools.cached_property
+    def start(self) -> Start:
+        """The run's start, drawn again and compared with the CRC of the one that was trained.
+
+        Raises:
+          UnusableData: if it is not the same to the bit.
+        """
+        with undisturbed(), jax.disable_jit(False):
+            return self._drawn()
+
+    def _drawn(self) -> Start:
+        task, _, _, hyper, degree, seed = self.source
+        mesh = local_mesh()
+        count, dtype = 2 * mesh.size, jnp.zeros(()).dtype  # two turns a device: XLA inlines a loop of one
+        hypers = jax.tree.map(lambda leaf: np.full(count, leaf, dtype), hyper)
+        seeds = np.stack([seed_words(seed)] * count)
+        drawn = drawing(task, mesh)(seeds, hypers, np.full(count, degree, dtype), self.whole.sweep.shared)
+        unit, run = self._place
+        if start_crcs(drawn, 1) != [unit.about["start"][run]]:
+            raise UnusableData(
+                f"{unit.folder}: the data and initial parameters of run {self.index} that are drawn here are not those "
+                "of its training to the bit: open it with the versions and the device that its manifest names"
+            )
+        return jax.tree.map(_first, drawn)
+
+    @functools.cached_property
+    def _place(self) -> tuple[Unit, int]:
+        """(unit, number in it) of a whole copy of the run."""
+        place = tuple(list(own).index(i) for own, i in zip(self.whole.order, self.index))
+        found = self.whole.units.get(place, ())
+        if not found:
+            lost = f": {self.whole.damage[0]}" if self.whole.damage else ""
+            raise UnusableData(
+                f"{self.whole.path} holds no trajectory of run {self.index}{lost}; the sweep's own command computes it"
+            )
+        if len(found) == 1:
+            return found[0]
+        whole = (copy for copy in found if not trajectory.whole(*copy))
+        return next(whole, found[0])  # which says what is wrong with it when it is read
+
+    def _check(self, step: int) -> int:
+        last = self.whole.sweep.schedule.steps
+        if positive_int("step", step, minimum=0) > last:
+            raise ValueError(f"step must be in [0, {last}], got {step}")
+        if 0 <= self.first_bad_step <= step:
+            raise ValueError(f"step must be before the run diverged at step {self.first_bad_step}, got {step}")
+        if step not in self.steps:
+            raise ValueError(f"step must be one of the kept {self.steps.tolist()}, got {step}")
+        return int(step)
+
+    def params(self, step: int) -> PyTree:
+        """The parameters before optimizer step `step`, equal to the training run's to the bit.
+
+        Args:
+          step: one of `steps`; the number of steps trained is the end.
+
+        Returns:
+          The system's parameters in full; what the training set sees of them for "features".
+
+        Raises:
+          ValueError: for a step that is not kept, or at which the run had diverged.
+          UnusableData: if the bytes are damaged.
+        """
+        step = self._check(step)
+        with undisturbed():
+            trained = next(iter(self.trained([step])))[1]
+            return self._full(trained)
+
+    def iter(self, start: int = 0, stop: int | None = None, every: int = 1) -> Iterator[tuple[int, PyTree]]:
+        """(step, parameters) of every kept step from `start` to `stop`, both included, one decoding for all.
+
+        Args:
+          start: first step.
+          stop: last step; None: the end, or the last one before the run diverged.
+          every: int >= 1, only every so many.
+        """
+        last = self.whole.sweep.schedule.steps if self.first_bad_step < 0 else self.first_bad_step - 1
+        wanted = [t for t in self.steps.tolist() if start <= t <= (last if stop is None else stop)]
+        wanted = wanted[:: positive_int("every", every)]
+        for step in wanted[:1] + wanted[-1:]:
+            self._check(step)
+        return each_undisturbed(self._fulls(self.trained(wanted)))
+
+    def export(self, step: int, folder: str | os.PathLike) -> None:
+        """Saves one step's parameters with Orbax, as `orbax.checkpoint.v1.load(folder)` reads them.
+
+        Raises:
+          ValueError: if `folder` exists, cannot be made, or has a path that Orbax itself would not find again.
+        """
+        checkpoints.export(local_path("folder", folder), self.params(step))
+
+    def _full(self, trained: PyTree) -> PyTree:
+        if self.whole.kind == "features":
+            return trained
+        return _params(self.source.loop)(self.start, trained)
+
+    def _fulls(self, found: Iterator[tuple[int, PyTree]]) -> Iterator[tuple[int, PyTree]]:
+        """Parameters in full, `TOGETHER` steps a call."""
+        if self.whole.kind == "features":
+            yield from found
+            return
+        while batch := list(itertools.islice(found, TOGETHER)):
+            filled = [trained for _, trained in batch] + [batch[-1][1]] * (TOGETHER - len(batch))
+            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
+            full = jax.tree.map(np.asarray, _many_params(self.source.loop)(self.start, stacked))
+            for i, (step, _) in enumerate(batch):
+                yield step, jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), full)
+
+    def trained(self, wanted: Sequence[int]) -> Iterator[tuple[int, PyTree]]:
+        """(step, what is trained) of steps in increasing order."""
+        return each_undisturbed(self._trained(wanted))
+
+    def _trained(self, wanted: Sequence[int]) -> Iterator[tuple[int, PyTree]]:
+        unit, run = self._place
+        if self.whole.kind == "features":
+            yield from self._seen(unit, run, wanted)
+            return
+        first = initially(self.source.loop)(self.start)
+        leaves = [(tuple(shape), dtype) for _, shape, dtype in unit.about["leaves"]]
+        if self.whole.kind != "signs":
+            for segment in unit.segments:
+                if segment.start in wanted:
+                    yield segment.start, self._keyframe(first, read(segment, run, bits_of(leaves)))
+            return
+        targets, here, i = list(wanted), first, 0
+        while targets:
+            i = max([i, *(j for j, s in enumerate(unit.segments) if s.keyframe and s.start <= targets[0])])
+            segment = unit.segments[i]
+            steps = segment.stop - segment.start
+            kept = [*bits_of([((steps, len(leaves)), leaves[0][1])]), ((steps, code_bytes(leaves)), "|u1")]
+            *raw, sizes, changes = read(segment, run, [*(bits_of(leaves) if segment.keyframe else []), *kept])
+            if segment.keyframe:
+                here = self._keyframe(first, raw)
+            codes = padded(trajectory.unchanged(changes))
+            amplitude = padded(trajectory.unchanged(sizes).view(leaves[0][1]))
+            inside = [t for t in targets if t <= segment.stop]
+            if len(inside) > FEW:
+                # One program for all steps; its arrays are read on the host, where cutting them up costs nothing.
+                after = jax.tree.map(np.asarray, after_every_step(here, codes, amplitude))
+                for step in inside:
+                    yield step, here if step == segment.start else at(after, step - segment.start - 1)
+                here = at(after, steps - 1)
+            else:
+                done = 0
+                for step in inside:
+                    here, done = after_steps(here, codes, amplitude, done, step - segment.start), step - segment.start
+                    yield step, here
+                if len(inside) < len(targets):
+                    here = after_steps(here, codes, amplitude, done, steps)
+            targets, i = targets[len(inside) :], i + 1
+
+    def _keyframe(self, first: PyTree, raw: Sequence[np.ndarray]) -> PyTree:
+        leaves = [
+            jnp.asarray((np.asarray(x).view(f"u{x.dtype.itemsize}") ^ bits).view(x.dtype))
+            for x, bits in zip(jax.tree.leaves(first), raw)
+        ]
+        return jax.tree.unflatten(jax.tree.structure(first), leaves)
+
+    def _seen(self, unit: Unit, run: int, wanted: Sequence[int]) -> Iterator[tuple[int, PyTree]]:
+        like = self.projection
+        structure, shapes = jax.tree.structure(like), jax.tree.leaves(like)
+        for segment in unit.segments:
+            inside = [t for t in wanted if segment.start <= t < max(segment.stop, segment.start + 1)]
+            if not inside:
+                continue
+            count = max(segment.stop - segment.start, 1)
+            found = read(segment, run, bits_of([((count, *x.shape), x.dtype.str) for x in shapes]))
+            values = [trajectory.unchanged(bits).view(x.dtype) for bits, x in zip(found, shapes)]
+            for step in inside:
+                yield step, jax.tree.unflatten(structure, [jnp.asarray(v[step - segment.start]) for v in values])
+
+    @functools.cached_property
+    def projection(self) -> PyTree:
+        """What the training set sees of the parameters, as abstract arrays."""
+        task, _, loop, hyper, *_ = self.source
+        project = task.project
+        assert project is not None
+
+        def seen(start: Start) -> PyTree:
+            return project(loop.merged(start, loop.init(seed_key(0), start, None, {}).trained), start.data)
+
+        return jax.eval_shape(seen, abstract_start(task, hyper, self.whole.sweep.shared))
+
+
+def _first(x: jax.Array) -> jax.Array:
+    """The first run of a block's array, by way of the host; typed keys stay keys."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(np.asarray(jax.random.key_data(x))[0], impl=jax.random.key_impl(x))
+    return jnp.asarray(np.asarray(x)[0])
+
+
+@functools.lru_cache(maxsize=32)
+def initially(loop: Loop) -> Callable[[Start], PyTree]:
+    """The jitted `start -> what is trained` at step 0."""
+    return jax.jit(lambda start: loop.init(seed_key(0), start, None, {}).trained)
+
+
+@functools.lru_cache(maxsize=32)
+def _params(loop: Loop) -> Callable[[Start, PyTree], PyTree]:
+    return jax.jit(loop.params)
+
+
+@functools.lru_cache(maxsize=32)
+def _many_params(loop: Loop) -> Callable[[Start, PyTree], PyTree]:
+    return jax.jit(jax.vmap(loop.params, (None, 0)))
+
+
+@undisturbed()
+def open_trajectory(out: str | os.PathLike, sweep: Sweep | None = None) -> Trajectory:
+    """Opens the trajectories of a results directory; nothing is decoded yet.
+
+    Args:
+      out: a results directory of a sweep with `trajectory=`.
+      sweep: the sweep, for systems that are not jaxsign's own or use `shared=`: nothing that a file names is imported.
+
+    Returns:
+      Trajectory; `trajectory[i]`, `trajectory.sel(seed=3)` give one run.
+
+    Raises:
+      ValueError: if `out` is no results directory, holds no trajectories, needs `sweep=`, or is of another float type.
+      UnusableData: if its manifest is damaged.
+
+    Examples:
+      >>> import jaxsign as js, tempfile
+      >>> made = js.Sweep(system=js.two_layer, problem=js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10),
+      ...     hyper=js.Hyper(sigma_p=2.0), optimizers={"sign_gd": js.sign_gd(1e-3)}, axes={"seed": 2}, steps=20,
+      ...     trajectory="signs")
+      >>> with tempfile.TemporaryDirectory() as out:
+      ...     _ = js.run_sweep(made, out)
+      ...     js.open_trajectory(out).sel(seed=1).params(7).w_q.shape
+      (3, 50)
+    """
+    path = local_path("out", out).absolute()
+    dataset = results.opened(path)
+    manifest = read_manifest(path)
+    assert manifest is not None
+    stored = manifest["definition"]
+    if stored.get("trajectory") is None:
+        raise ValueError(f"out must hold trajectories: {str(path)!r} was run without trajectory=")
+    here = np.dtype(jnp.zeros(()).dtype).name
+    if stored["dtype"] != here:
+        raise ValueError(f"out={str(path)!r} was trained in {stored['dtype']}, this process computes in {here}")
+    if sweep is None:
+        sweep = _rebuilt(path, stored)
+    else:
+        sweep = sweep.at_cadence_of(stored)
+        asked = compare(str(path), manifest, sweep)
+        if asked.part or asked.grown(manifest):
+            raise ValueError(f"out={str(path)!r}: sweep= must be the stored sweep, not a part or an extension of it")
+    units: dict[tuple[int, ...], list[tuple[Unit, int]]] = {}
+    found = list(trajectory.units(path))
+    whole = [unit for unit in found if isinstance(unit, Unit)]
+    for unit in sorted(whole, key=lambda unit: unit.finished, reverse=True):
+        for run, place in unit.places().items():
+            units.setdefault(place, []).append((unit, run))
+    points = [(family, point) for family, entry in stored["optimizers"].items() for point in entry["points"]]
+    kind = stored["trajectory"] if isinstance(stored["trajectory"], str) else "steps"
+    damage = [line for line in found if isinstance(line, str)]
+    return Trajectory(path, kind, dataset, sweep, manifest["plan"]["groups"], points, units, damage, manifest["order"])
+
+
+def _rebuilt(path: Path, stored: Mapping[str, Any]) -> Sweep:
+    """The system and the axes of a stored definition of one of SYSTEMS; its optimizers are not needed."""
+    name = short_name(stored["system"]["name"])
+    if name not in SYSTEMS or stored["shared"] is not None:
+        what = f"the system {name!r}" if name not in SYSTEMS else "shared="
+        raise ValueError(f"out={str(path)!r} has {what}: give the sweep that made it as sweep=")
+    system, problem, hyper = SYSTEMS[name]
+    axes: dict[Any, Any] = {"seed": stored["seeds"]}
+    for axis in stored["axes"]:
+        one = len(axis["members"]) == 1
+        axes[axis["members"][0] if one else tuple(axis["members"])] = [
+            v[0] if one else tuple(v) for v in axis["values"]
+        ]
+    return Sweep(
+        system=system, problem=problem(**stored["problem"]), hyper=hyper(**stored["hyper"]), engine=stored["engine"],
+        axes=axes, optimizers={"any": optax.identity()}, steps=stored["steps"], record=stored["record"],
+        trainable=stored["trainable"],
+    )  # fmt: skip

@@ -1,0 +1,133 @@
+"""New observables of old runs, from their trajectories: nothing is trained."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxsign.compilation import undisturbed
+from jaxsign.store.labels import own_dims
+from jaxsign.training.loop import Stops, make_loop
+from jaxsign.training.schedule import Schedule
+from jaxsign.training.start import Start
+from jaxsign.training.task import Task
+from jaxsign.trajectories.reader import Index, RunTrajectory, Trajectory, initially
+from jaxsign.validation.values import known
+
+PyTree = Any
+
+
+@undisturbed()
+def replay(
+    trajectory: Trajectory | RunTrajectory, observables: Sequence[str | Callable] | None = None, record: Any = 10
+) -> Any:
+    """Observables of stored runs, computed from their trajectories: nothing is trained.
+
+    Args:
+      trajectory: from `js.open_trajectory`, all runs or one.
+      observables: names, or functions `(params, data, test, hyper) -> array`; None: everything. From "features" only
+        what the training set sees.
+      record: int k for steps 0, k, 2k, ..., or an increasing array of steps; of these, those that are kept.
+
+    Returns:
+      xarray.Dataset with the names and dimensions of a sweep; NaN from the step on at which a run diverged.
+
+    Raises:
+      ValueError: for an unknown observable, or steps none of which is kept.
+      UnusableData: if the bytes are damaged.
+
+    Examples:
+      >>> import jax.numpy as jnp, jaxsign as js, tempfile
+      >>> def largest_weight(params, data, test, hyper):
+      ...     return jnp.max(jnp.abs(params.w_q))
+      >>> made = js.Sweep(system=js.two_layer, problem=js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10),
+      ...     hyper=js.Hyper(sigma_p=2.0), optimizers={"sign_gd": js.sign_gd(1e-3)}, axes={"seed": 2}, steps=20,
+      ...     trajectory="signs")
+      >>> with tempfile.TemporaryDirectory() as out:
+      ...     _ = js.run_sweep(made, out)
+      ...     js.replay(js.open_trajectory(out), [largest_weight], record=4)["largest_weight"].dims
+      ('optimizer', 'seed', 'step')
+    """
+    whole = trajectory if isinstance(trajectory, Trajectory) else trajectory.whole
+    runs = list(trajectory) if isinstance(trajectory, Trajectory) else [trajectory]
+    asked = Schedule.build(whole.sweep.schedule.steps, record, 1).record
+    steps = [t for t in asked.tolist() if t in set(runs[0].steps.tolist())]
+    if not steps:
+        raise ValueError(f"record must name kept steps, out of {runs[0].steps.tolist()}, got {record!r}")
+    rows = [_observed(run, observables, steps) for run in runs]
+    return _labelled(whole, rows, steps, None if isinstance(trajectory, Trajectory) else trajectory.index)
+
+
+def _observed(run: RunTrajectory, observables: Any, steps: Sequence[int]) -> dict[str, np.ndarray]:
+    """{observable: (steps, ...)} of one run, NaN from the step on at which it diverged."""
+    task, compact, _, hyper, *_ = run.source
+    numbers = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), hyper)
+    chosen = tuple(observables) if observables is not None else None
+    good = [t for t in steps if run.first_bad_step < 0 or t < run.first_bad_step]
+    if run.whole.kind == "features":
+        look, like = _look_at_seen(task, chosen), run.projection
+    else:
+        look, like = _look(task, compact, run.whole.sweep.trainable, chosen), initially(run.source.loop)(run.start)
+    shapes = jax.eval_shape(look, run.start, numbers, like)
+    out = {name: np.full((len(steps), *x.shape), np.nan, x.dtype) for name, x in shapes.items()}
+    for i, (_, trained) in enumerate(run.trained(good)):
+        for name, value in look(run.start, numbers, trained).items():
+            out[name][i] = value
+    return out
+
+
+@functools.lru_cache(maxsize=32)
+def _look(task: Task, compact: bool, trainable: Any, chosen: tuple | None) -> Callable[..., dict[str, jax.Array]]:
+    """`(start, hyper, trained) -> observables`: a training loop of no steps that stops once to look."""
+    loop = make_loop(task, optax.identity, observables=chosen, trainable=trainable, compact=compact)
+    first, none = np.array([True, False]), np.zeros(2, np.int32)
+    stops = Stops(none, none, first, first, ~first & False)
+
+    def look(start: Start, hyper: Any, trained: PyTree) -> dict[str, jax.Array]:
+        key = jax.random.key(0)  # nothing is drawn
+        state = loop.init(key, start, hyper, {})._replace(trained=trained)
+        rows = loop.advance(key, start, hyper, {}, state, stops)[1]
+        return {name: value[0] for name, value in rows.items()}
+
+    return jax.jit(look)
+
+
+@functools.lru_cache(maxsize=32)
+def _look_at_seen(task: Task, chosen: tuple | None) -> Callable[..., dict[str, jax.Array]]:
+    """`(start, hyper, seen) -> observables` of what the training set sees."""
+    if any(map(callable, chosen or ())):
+        raise ValueError("observables must be names where trajectory='features' is kept: the parameters are not known")
+
+    def look(start: Start, hyper: Any, seen: PyTree) -> dict[str, jax.Array]:
+        found = task.observe(seen, start.data, None, hyper)
+        names = [known("observable of the training set", name, found) for name in chosen or found]
+        return {name: found[name] for name in names}
+
+    return jax.jit(look)
+
+
+def _labelled(whole: Trajectory, rows: list[dict[str, np.ndarray]], steps: Sequence[int], index: Index | None) -> Any:
+    """Rows of runs as a Dataset: of all runs in C order, or of the one at `index`."""
+    import xarray as xr
+
+    task = whole[index or 0].source.task
+    one = whole.dataset.isel(dict(zip(whole.dims, index))) if index is not None else whole.dataset
+    runs, shape = ((), ()) if index is not None else (whole.dims, whole.shape)
+    data = {}
+    for name in rows[0]:
+        longest = tuple(max(sizes) for sizes in zip(*(row[name].shape for row in rows)))
+        # A static axis may change an observable's length.
+        padded = [
+            np.pad(row[name], [(0, most - own) for most, own in zip(longest, row[name].shape)], constant_values=np.nan)
+            for row in rows
+        ]
+        dims = (*runs, "step", *own_dims(name, len(longest) - 1, task.dims))
+        data[name] = (dims, np.stack(padded).reshape(*shape, *longest), dict(task.attrs.get(name, {})))
+    coords = {name: c for name, c in one.coords.items() if set(c.dims) <= set(runs)}
+    ds = xr.Dataset(data, coords).assign_coords(step=list(steps))
+    own = {d: np.arange(n) for d, n in ds.sizes.items() if d not in ds.coords}
+    return ds.assign_coords(own).assign_attrs(manifest=whole.dataset.attrs["manifest"])

@@ -1,0 +1,1 @@
+"""Bad input ends here, in one line that names the field, the value and its legal range."""

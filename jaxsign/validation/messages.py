@@ -1,0 +1,190 @@
+"""What is said while something runs, and in which words: for whoever listens, never an end of it where nobody does."""
+
+import contextlib
+import io
+import logging
+import os
+import select
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from jaxsign.validation.names import printable
+
+
+class Voice:
+    """A standard stream that is only ever talked to: closed, broken or full, it takes what is written and drops it.
+
+    Args:
+      name: "stderr" or "stdout", looked up in `sys` at every use.
+    """
+
+    def __init__(self, name: str = "stderr"):
+        self.name = name
+
+    def write(self, text: str) -> int:
+        """Writes text if anybody is there."""
+        try:
+            self._tried("write", text)
+        except UnicodeEncodeError:  # names of files may hold bytes that are no text
+            self._tried("write", text.encode("ascii", "backslashreplace").decode())
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes it if anybody is there."""
+        self._tried("flush")
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return bool(self._tried("isatty"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(getattr(sys, self.name), name)
+
+    def _tried(self, method: str, *arguments: str) -> Any:
+        stream = getattr(sys, self.name)
+        try:
+            return getattr(stream, method)(*arguments) if stream is not None else None
+        except UnicodeEncodeError:
+            raise
+        except (OSError, ValueError):  # ValueError: somebody has closed it
+            leave_closed_streams()
+            return None
+
+
+def say(words: object, stream: str = "stderr") -> None:
+    """Prints a `printable` line on a standard stream, at once; nothing where it is closed or its reader is gone.
+
+    Args:
+      words: the line.
+      stream: "stderr" or "stdout".
+    """
+    voice = Voice(stream)
+    voice.write(f"{printable(words)}\n")
+    voice.flush()
+
+
+def show(words: object) -> None:
+    """Prints a `printable` line that was asked for on standard output, at once.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    print(printable(words), flush=True)
+
+
+def size_words(count: int) -> str:
+    """A number of bytes in words.
+
+    Examples:
+      >>> size_words(999), size_words(52_300), size_words(123_456_789), size_words(4 * 10**12)
+      ('999 B', '52.3 kB', '123.5 MB', '4.0 TB')
+    """
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.95:
+            break
+        size, unit = size / 1000, larger
+    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 run", "2 runs"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def drop_unsaid() -> None:
+    """Drops what standard error holds and cannot write, at the end of a process, whose exit status it would change."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        _null(2)
+
+
+def occupy_closed_streams() -> None:
+    """Opens what stands for nothing where a standard stream is closed.
+
+    The next file that is opened would get its number, and what libraries write to standard error would go into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            _null(number)
+
+
+def leave_closed_streams() -> None:
+    """Sends nowhere what would go to a closed terminal or pipe: a later error would end what runs without a save."""
+    for number in (1, 2):
+        poll = select.poll()
+        poll.register(number, 0)
+        if poll.poll(0):  # asked for nothing, so an error, a hang-up or no such file
+            _null(number)
+
+
+class Printed(io.TextIOBase):
+    """Standard output that remembers with which error it was lost, and says nothing more then.
+
+    Args:
+      stream: what it stands for; None where it is closed.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Writes text.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        self._tried("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes what was written.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        self._tried("flush")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def _tried(self, method: str, *arguments: str) -> None:
+        try:
+            if self.stream is not None and self.lost is None:
+                getattr(self.stream, method)(*arguments)
+        except OSError as error:
+            self.lost = error
+            _null(1)  # what the stream still holds is written when the process ends
+            raise
+
+
+def _null(number: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != number:
+        os.dup2(null, number)
+        os.close(null)
+
+
+#: Warnings and logging are the process's, and Orbax takes one caller at a time (0.12): threads take turns.
+_ONE = threading.RLock()
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Silences the libraries' own warnings and logging, which speak of their insides; for one thread at a time."""
+    with _ONE, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)

@@ -1,0 +1,307 @@
+"""Sweeps that are killed: SIGKILL at random moments, signals, lost shards; what is left goes on to the same bits."""
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsign as js
+from jaxsign.sweep import execute as blocks
+from jaxsign.sweep import recorder
+from jaxsign.sweep.progress import listening
+
+
+@functools.cache
+def system(problem):
+    """Least squares on points that are cheap functions of the key: a child is up in a second."""
+
+    def points(key):
+        u = jax.random.key_data(key).astype(float) / 2.0**32
+        return jnp.sin(jnp.arange(96.0).reshape(8, 12) * (1 + u[0]) + u[1])
+
+    def loss(params, data, hyper):
+        return jnp.mean((data @ params["w"] + params["b"] - hyper["goal"] * data[:, 0]) ** 2)
+
+    return js.Task(
+        sample=lambda key, hyper, shared: points(key),
+        init=lambda key, data, hyper: {"w": data[0], "b": jnp.zeros(())},
+        loss=loss,
+        observe=lambda params, data, test, hyper: {"train_loss": loss(params, data, hyper), "weight": params["w"]},
+        name="least_squares",
+    )
+
+
+def sweep(**changes):
+    """24 runs whose every step is kept."""
+    base = {
+        "system": system, "problem": None, "hyper": {"goal": 1.0}, "steps": 6000, "record": 100,
+        "optimizers": {"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-3, 3e-3])},
+        "axes": {"goal": [0.5, 1.0], "seed": 6}, "observables": ["train_loss", "weight"], "trajectory": "signs",
+    }  # fmt: skip
+    return js.Sweep(**(base | changes))
+
+
+LIMITS = {"memory": 60_000, "lane_width": 2, "checkpoint_every": 0.05}
+
+
+def setup():
+    """Settings of a child: two devices, calls of some hundredths of a second, everything compiled before."""
+    jax.config.update("jax_num_cpu_devices", 2)
+    blocks.CALL_SECONDS = 0.02
+    recorder.KEYFRAME_EVERY = 300
+
+
+def forked(work):
+    """Runs `work` in a fork of this process, in which JAX has not started; its process id."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            setup()
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def torture(folder, kills, seed):
+    """Kills sweeps at random moments until there were enough kills; every directory is run to its end."""
+    import numcodecs.zstd  # noqa: F401 - imported before the forks, once for all
+    import tqdm  # noqa: F401
+    import xarray  # noqa: F401
+    import zarr  # noqa: F401
+    from orbax.checkpoint import v1  # noqa: F401
+
+    rng, folder = random.Random(seed), Path(folder)
+    outcome, at = {"kills": 0, "finished": 0, "stages": {}}, 0
+    while outcome["kills"] < kills or at:
+        out = folder / f"out-{outcome['finished']}"
+        child = forked(lambda out=out: js.run_sweep(sweep(), out, **LIMITS))
+        # Most children die while they train, some before.
+        begun, last = len(list(out.glob("trajectories/*/*.segment"))), outcome["kills"] == kills
+        early, delay = rng.random() < 0.2 and not last, rng.uniform(0, 0.5)
+        end = time.monotonic() + (rng.uniform(0.1, 2) if early else 600)
+        while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
+            time.sleep(0.005)
+            if (
+                not last
+                and not early
+                and end - time.monotonic() > 1
+                and len(list(out.glob("trajectories/*/*.segment"))) > begun
+            ):
+                end = time.monotonic() + delay
+        if done[0] == 0:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            outcome["kills"] += 1
+            at += 1
+            found = "with a checkpoint" if list(out.glob("checkpoints/*/*.json")) else "without"
+            outcome["stages"][found] = outcome["stages"].get(found, 0) + 1
+        else:
+            assert done[1] == 0, f"a child ended with {done[1]}"
+            outcome["finished"] += 1
+            at = 0
+    print(json.dumps(outcome))
+
+
+def values(out, made=None):
+    """Every number of a results directory and every parameter of its trajectories, as bytes by name."""
+    ds = js.open_results(out)
+    found = {name: np.asarray(v).tobytes() for name, v in ds.data_vars.items()}
+    for i, run in enumerate(js.open_trajectory(out, made or sweep())):
+        for t, params in run.iter(every=701):
+            found[f"{i}/{t}"] = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same sweep without any trouble, in this process: other calls, other keyframes, the same bits."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    js.run_sweep(sweep(), out, memory=LIMITS["memory"], lane_width=2)
+    return values(out)
+
+
+def killed_again_and_again(folder, kills, whole, seed=0):
+    # By its module's name, which is part of the definition.
+    code = f"import test_faults; test_faults.torture({str(folder)!r}, {kills}, {seed})"
+    command, here = [sys.executable, "-c", code], Path(__file__).parent
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3000, cwd=here)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "not used" not in done.stderr  # every checkpoint that was complete was good
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["kills"] == kills
+    print(outcome)
+    for i in range(outcome["finished"]):
+        assert values(folder / f"out-{i}") == whole
+        assert not (folder / f"out-{i}" / "checkpoints").exists()
+        shutil.rmtree(folder / f"out-{i}")
+    return outcome
+
+
+def test_guarantee_1_twenty_sigkills_at_random_moments_change_no_bit(tmp_path, whole):
+    outcome = killed_again_and_again(tmp_path, 20, whole)
+    assert (
+        outcome["stages"].get("with a checkpoint", 0) >= 5
+    )  # killed while runs were under way, not only before or after
+
+
+@pytest.mark.slow
+def test_guarantee_1_a_hundred_sigkills_at_random_moments_change_no_bit(tmp_path, whole):
+    outcome = killed_again_and_again(tmp_path, 100, whole, seed=1)
+    assert outcome["stages"].get("with a checkpoint", 0) >= 25
+
+
+def child(code, *arguments, **environment):
+    """A process that has this module as `t`, on two devices."""
+    text = f"import sys, jax, jaxsign as js, test_faults as t\nt.setup()\n{code}"
+    command = [sys.executable, "-c", text, *map(str, arguments)]
+    here = Path(__file__).parent
+    return subprocess.Popen(
+        command, cwd=here, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def segments(out):
+    return len(list(Path(out).glob("trajectories/*/*.segment")))
+
+
+def until(condition, *processes, seconds=120):
+    """Waits until a condition holds while processes live."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        for process in processes:
+            assert process.poll() in (None, 0), process.stderr.read()[-2000:]
+        time.sleep(0.01)
+
+
+RUN = "js.run_sweep(t.sweep(), sys.argv[1], **t.LIMITS, shard=eval(sys.argv[2]))"
+
+
+def test_guarantee_2_three_shards_one_killed_the_others_undisturbed_and_the_grid_complete(tmp_path, whole):
+    for attempt in range(4):  # on a busy machine the signal may come after the shard's last run
+        out = tmp_path / f"out-{attempt}"
+        shards = [child(RUN, out, (i, 3)) for i in range(3)]
+        until(lambda out=out: len({f.parent for f in out.glob("trajectories/*/*.segment")}) >= 3, *shards)
+        shards[1].kill()
+        done = [process.communicate() for process in shards]
+        assert [shards[i].returncode for i in (0, 2)] == [0, 0], done
+        if shards[1].returncode == -signal.SIGKILL and js.open_results(out)["status"].min() == -1:
+            break
+    else:
+        pytest.fail("no signal came in time")
+    again = child(RUN, out, (1, 3))
+    _, words = again.communicate()
+    assert again.returncode == 0, words
+    assert "which held shard 1/3, is gone: going on" in words
+    assert values(out) == whole
+
+
+def test_guarantee_1_a_signal_ends_with_a_checkpoint_and_the_rest_goes_on(tmp_path, whole, capfd):
+    out = tmp_path / "out"
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
+        code = (
+            "try: js.run_sweep(t.sweep(), sys.argv[1], **t.LIMITS)\nexcept KeyboardInterrupt as e: sys.exit(f'{e!r}')"
+        )
+        process, before = child(code, out), segments(out)
+        until(lambda before=before: segments(out) > before + 2, process)
+        asked = time.monotonic()
+        process.send_signal(getattr(signal, name))
+        _, words = process.communicate()
+        assert time.monotonic() - asked < 30
+        assert f"Interrupted('{name}')" in words
+        assert "runs are still to be run" in words
+        assert list(out.glob("checkpoints/*/*.json"))
+    before, (checkpoint, *_) = set(out.glob("trajectories/*/*.segment")), out.glob("checkpoints/*/*.json")
+    kept = {f: f.stat().st_mtime_ns for f in before}
+    js.run_sweep(sweep(), out, **LIMITS)
+    assert "not used" not in capfd.readouterr().err
+    # The block that was under way went on at its checkpoint: what it had kept before was not made again.
+    assert int(checkpoint.stem) > 0
+    assert {f: f.stat().st_mtime_ns for f in before} == kept
+    assert values(out) == whole
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGXCPU"])
+def test_warnings_ask_for_a_stop_however_often_they_come_and_leave_other_handlers_alone(name, capfd):
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with listening() as stop:
+            for _ in range(3):
+                os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)  # the batch system's next word: no reason to stop at once
+            assert stop.asked == name
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert capfd.readouterr().err.count(f"{name}: finishing the steps under way, then saving\n") == 1
+        assert signal.getsignal(number) == signal.SIG_DFL
+
+        signal.signal(number, signal.SIG_IGN)  # as nohup does
+        with listening() as stop:
+            os.kill(os.getpid(), number)
+            assert stop.asked is None
+        assert signal.getsignal(number) == signal.SIG_IGN
+
+        heard = []
+        signal.signal(number, lambda *which: heard.append(which[0]))  # a user's own
+        with listening() as stop:
+            os.kill(os.getpid(), number)
+            assert (heard, stop.asked) == ([number], None)
+    finally:
+        signal.signal(number, before)
+
+
+#: A sweep's listener on a terminal of its own, which is closed; its parent has no threads, as it has no JAX.
+TERMINAL = """
+import os, pty, sys
+child, terminal = pty.fork()
+if child == 0:
+    os.execv(sys.executable, [sys.executable, "-c", sys.argv[1], sys.argv[2]])
+said = b""
+while b"ready" not in said:
+    said += os.read(terminal, 1000)
+os.close(terminal)
+sys.exit(os.waitpid(child, 0)[1] != 0)
+"""
+LISTENER = """
+import sys, time
+from jaxsign.sweep.progress import listening
+with listening() as stop:
+    print("ready", flush=True)
+    while not stop.asked:
+        time.sleep(0.01)
+    for stream in (sys.stdout, sys.stderr):
+        print("saved", file=stream, flush=True)
+open(sys.argv[1], "w").write(stop.asked)
+"""
+
+
+def test_a_closed_terminal_does_not_end_a_sweep_without_a_save(tmp_path):
+    command = [sys.executable, "-c", TERMINAL, LISTENER, str(tmp_path / "done")]
+    subprocess.run(command, check=True, timeout=60, cwd=Path(js.__file__).parent.parent)
+    assert (tmp_path / "done").read_text() == "SIGHUP"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_faults_tries_every_kind_and_finds_nothing_wrong(tmp_path):
+    script = Path(__file__).parents[2] / "sweeps" / "faults.py"
+    command = [sys.executable, script, "--out", tmp_path, "--tries", "6", "--kills", "3"]
+    run = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stdout + run.stderr
+    kinds = ("flips", "swaps", "cuts", "copies", "losses", "edits", "links", "kills, new", "kills, sharded", "all")
+    assert all(f"\n{kind}" in run.stdout for kind in kinds)

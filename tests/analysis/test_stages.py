@@ -340,3 +340,13 @@ def test_several_levels_and_chosen_variables():
         js.at_train_loss(ds, 0.3, "test_loss")
     with pytest.raises(ValueError, match="at least one, got level="):
         js.at_train_loss(ds, [])
+
+
+def test_the_loss_read_at_a_level_is_the_level():
+    ds = xr.Dataset({"train_loss": ("step", [1.0, 0.01])}, {"step": [0, 1]})
+    assert float(js.at_train_loss(ds, 0.1)["train_loss"]) == pytest.approx(0.1)
+
+
+def test_runs_of_nan_are_read_without_a_warning():
+    ds = xr.Dataset({"train_loss": (("seed", "step"), [[1.0, 0.01], [np.nan, np.nan]])}, {"step": [0, 1]})
+    js.at_train_loss(ds, 0.1)

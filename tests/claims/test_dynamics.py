@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import re
 
+import jax
 import numpy as np
 import pytest
 import xarray as xr
@@ -330,3 +332,52 @@ def test_laws_follow_the_setting(good):
     assert (found.setting, found.verdict) == ("theory", "FAILS")
     assert number(found, "beyond 2 standard errors").median == pytest.approx(0.444)
     assert number(found, "test error at t=100").predicted == 0.0
+
+
+def test_a_loss_level_that_no_run_reaches_is_not_dropped(rates):
+    slow = rates.assign(train_loss=rates["train_loss"].clip(min=0.005))
+    assert row(slow, "G1").inside == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("claim", "step"), [("C2", 1), ("C2e", 100), ("S4", 200), ("A2", 901), ("S1", 12), ("C1", 1301)]
+)
+def test_diverged_runs_are_never_inside(good, claim, step):
+    bad = good.where(good.step < step).assign(
+        noise_l1=good.noise_l1, first_frozen_step=good.first_frozen_step, status=good.status * 0 + 1
+    )
+    assert row(bad, claim).verdict == "FAILS"
+
+
+def test_a_correlation_of_exactly_one_holds(good):
+    start = good["key_noise"].sel(step=0, drop=True)
+    same = good.assign(key_noise=xr.where(good.step <= 2, start, good["key_noise"]).transpose(*good["key_noise"].dims))
+    assert row(same, "S1").verdict == "HOLDS"
+
+
+def test_an_axis_of_one_point_changes_the_setting(good):
+    one = good.expand_dims(sigma_p=[9.0])  # what ds.sel(sigma_p=[9.0]) leaves of a sweep over sigma_p
+    assert setting_of(one) == "custom"
+
+
+@pytest.mark.parametrize(("dropped", "claims"), [("train_loss", ["C1", "A2"]), ("learning_rate", ["S1", "C1"])])
+def test_a_claim_whose_variables_are_missing_is_not_decided(good, dropped, claims):
+    assert len(js.check(good.drop_vars(dropped), claims).missing) == 2
+
+
+def test_tables_escape_what_markdown_and_latex_would_read(good):
+    for line in js.check(good, ["C2e", "S1"]).to_markdown().splitlines():
+        assert len(re.findall(r"(?<!\\)\|", line)) == 9
+    assert "~" not in js.check(good, ["S4"]).to_latex()
+
+
+def test_a_single_run_answers_claims():
+    problem, hyper = js.presets.theory()
+    task = js.two_layer(dataclasses.replace(problem, n_test=1), engine="feature_space")
+    run = js.train(jax.random.key(0), task, hyper, js.sign_gd(1e-4), steps=20, record=1)
+    table = js.check(run.to_xarray("sign_gd", learning_rate=1e-4), ["S1", "S2", "S4"])
+    assert [(row.claim.id, row.setting, row.inside) for row in table.rows] == [("S1", "theory", 1), ("S2", "theory", 1)]
+    assert table.missing[0][2] == "step 50 is not recorded"
+    nameless = js.check(run.to_xarray(), ["S1"])
+    assert "exactly one sign_gd optimizer, got 0" in nameless.missing[0][2]

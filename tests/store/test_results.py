@@ -514,3 +514,43 @@ def test_a_directory_removed_under_a_sweep_ends_in_one_line(tmp_path, monkeypatc
     monkeypatch.setattr(session.Session, "run", swept_away)
     with pytest.raises(UnusableData, match=r"lost its manifest\.json while this process ran: start it again"):
         js.run_sweep(small(), out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["seed", "learning_rate", "slope", "step", "n"])
+def test_a_flipped_byte_of_a_coordinate_is_never_a_number(copy, name):
+    file = copy / "results.zarr" / name / "c" / "0"
+    good = js.open_results(copy)[name].values
+    raw = file.read_bytes()
+    for place in range(len(raw)):
+        file.write_bytes(raw)
+        damage(file, place)
+        try:
+            read = js.open_results(copy)[name].values
+        except (ValueError, UnusableData):
+            continue
+        np.testing.assert_array_equal(read, good)
+
+
+def test_a_missing_chunk_of_finished_runs_is_an_error(copy):
+    (copy / "results.zarr" / "train_loss" / "c" / "0" / "0" / "0" / "0" / "0").unlink()
+    with pytest.raises(UnusableData):
+        js.open_results(copy)["train_loss"].load()
+
+
+@pytest.mark.parametrize("text", ['{"name": "webapp"}', "[1]"])
+def test_a_manifest_of_something_else_is_refused(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises((ValueError, UnusableData)):
+        js.run_sweep(small(), out=tmp_path)
+
+
+def test_a_sweep_runs_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert (js.run_sweep(small())["status"] == 0).all()
+
+
+@pytest.mark.parametrize("changes", [{"observables": ["trainloss"]}, {"trainable": ["v"]}])
+def test_a_refused_sweep_leaves_no_directory(tmp_path, changes):
+    with pytest.raises(ValueError):
+        js.run_sweep(dataclasses.replace(small(), **changes), out=tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []

@@ -385,3 +385,20 @@ def test_what_no_chosen_observable_looks_at_may_lie_on_several_devices():
     ds = js.run_sweep(made)
     assert np.isfinite(ds["seen"].sel(step=6)).all()
     assert bool((ds["status"] == 0).all())
+
+
+def test_a_summary_named_like_an_observable_is_refused():
+    def last(trace):
+        return {"train_loss": trace["train_loss"][-1]}
+
+    with pytest.raises(ValueError, match=r"train_loss.*(twice|both|already)"):
+        js.run_sweep(sweep(summary=last))
+
+
+def test_keywords_named_like_a_hyper_field_or_a_dimension_keep_a_column_each():
+    def mine(learning_rate, slope=1.0, seed=3.0):
+        return optax.sgd(learning_rate * slope * seed / 3)
+
+    ds = js.run_sweep(sweep(optimizers={"m": js.grid(mine, learning_rate=[0.1], slope=[1.0, 2.0], seed=[3.0, 4.0])}))
+    columns = [name for name, values in ds.coords.items() if values.dims == ("optimizer",)]
+    assert len(columns) == 5, columns  # optimizer, family, learning_rate, optimizer_slope, optimizer_seed

@@ -190,3 +190,20 @@ def test_bad_optimizer_keywords_are_refused(keywords, words):
     with pytest.raises(ValueError) as caught:
         js.grid(js.sign_gd, **keywords)
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("values", [[(60, 4), (80,)], [60, 80]])
+def test_values_of_a_zipped_axis_that_are_not_pairs_are_refused(values):
+    with pytest.raises(ValueError, match="needs 2 values"):
+        sweep(axes={("d", "s"): values})
+
+
+@pytest.mark.parametrize("changes", [{"hyper": None}, {"problem": None}, {"axes": None}])
+def test_none_for_what_a_system_needs_is_refused(changes):
+    with pytest.raises(ValueError):
+        sweep(**changes)
+
+
+def test_an_engine_axis_needs_a_system_with_engines():
+    with pytest.raises(ValueError):
+        sweep(system=lambda problem: js.two_layer(problem), axes={"engine": ["dense"]})

@@ -368,3 +368,14 @@ def test_bad_keys_tasks_optimizers_and_numbers(problem, hyper):
         js.train(jax.random.key(0), js.two_layer, hyper, SGD, steps=3)
     with pytest.raises(ValueError, match=r"sigma_p must be .* got sigma_p=-1"):
         js.train(jax.random.key(0), js.two_layer(problem), dataclasses.replace(hyper, sigma_p=-1.0), SGD, steps=3)
+
+
+def test_parameters_may_be_one_bare_array():
+    task = js.Task(
+        sample=lambda key, hyper, shared: jnp.ones(2),
+        init=lambda key, data, hyper: jnp.zeros(2),
+        loss=lambda params, data, hyper: jnp.sum((params - data) ** 2),
+        observe=lambda params, data, test, hyper: {"x": params[0]},
+    )
+    run = js.train(jax.random.key(0), task, None, optax.sgd(0.25), steps=3)
+    np.testing.assert_allclose(run.params, 0.875)

@@ -234,3 +234,43 @@ def test_hashes_are_the_same_in_another_process():
     assert done.returncode == 0, done.stderr
     here = [name_of(), *[name_of(optimizers={"mine": t}) for t in transforms()], name_of(summary=powers(2.0))]
     assert done.stdout.split() == here
+
+
+@dataclasses.dataclass(frozen=True)
+class Above:
+    level: float
+
+    def __call__(self, trace):
+        return {"x": jnp.mean(trace["norm"] > self.level)}
+
+    def method(self, trace):
+        return self(trace)
+
+
+def defaulted(k):
+    def summary(trace, k=k):
+        return {"x": trace["norm"][-1] * k}
+
+    return summary
+
+
+class Constant:
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, step):
+        return self.value
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda k: {"summary": Above(k)},
+        lambda k: {"summary": Above(k).method},
+        lambda k: {"summary": defaulted(k)},
+        lambda k: {"optimizers": {"a": optax.sgd(Constant(k))}},
+    ],
+    ids=["instance", "method", "default", "schedule"],
+)
+def test_a_number_that_a_callable_holds_changes_the_hash(make):
+    assert name_of(**make(1.0)) != name_of(**make(2.0))

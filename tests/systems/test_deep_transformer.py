@@ -16,7 +16,7 @@ import jaxsign as js
 from jaxsign.claims import architecture
 from jaxsign.claims import dynamics as two_layer
 from jaxsign.claims.catalogue import CLAIMS, known_system
-from jaxsign.systems.deep_transformer import model as model
+from jaxsign.systems import deep_transformer as system
 from jaxsign.systems.two_layer import model as shallow
 from jaxsign.training.start import draw
 
@@ -81,7 +81,7 @@ def drawn():
 
     def make(problem, seed=0):
         rng = np.random.default_rng(seed)
-        shapes = jax.eval_shape(lambda: model.init(key, problem, hyper))
+        shapes = jax.eval_shape(lambda: system.init(key, problem, hyper))
         params = {name: jnp.asarray(0.3 * rng.standard_normal(w.shape), w.dtype) for name, w in shapes.items()}
         return js.deep_transformer(problem), start.data, start.test, params
 
@@ -106,10 +106,10 @@ def test_the_model_is_the_written_one(drawn, changes, residual, eps):
 
     @jax.jit
     def everything(params):
-        small = model.activate(params, data)
-        fresh, _ = model.forward(params, model.test_patches(test), problem, residual)
-        out = model.forward(params, model.training_patches(params, data), problem, residual)
-        return *out, fresh, task.loss(params, data, hyper), task.loss(small, data, hyper), small, model.full(small)
+        small = system.activate(params, data)
+        fresh, _ = system.forward(params, system.test_patches(test), problem, residual)
+        out = system.forward(params, system.training_patches(params, data), problem, residual)
+        return *out, fresh, task.loss(params, data, hyper), task.loss(small, data, hyper), small, system.full(small)
 
     logits, layers, fresh, mine, compact, small, back = everything(params)
     found = [oracle(params, x, problem, residual) for x in np.asarray(data.x)]  # tokens in their slots
@@ -156,9 +156,9 @@ def test_depth_one_is_the_two_layer_system(drawn, eps):
     problem = js.DeepProblem(**SIZES, heads=2)
     task, data, test, params = drawn(problem)
     numbers = js.Hyper(sigma_p=2.0, alpha=0.1)
-    names = dict(zip(("w_q", "w_k"), model.PATCHES))
+    names = dict(zip(("w_q", "w_k"), system.PATCHES))
     weights = shallow.Params(
-        **{own: params[name] for own, name in names.items()}, w_v=params[model.PATCHES[2]].reshape(2, problem.m_v, -1),
+        **{own: params[name] for own, name in names.items()}, w_v=params[system.PATCHES[2]].reshape(2, problem.m_v, -1),
         heads=2,
     )  # fmt: skip
     other = js.two_layer(problem.data)
@@ -174,7 +174,7 @@ def test_depth_one_is_the_two_layer_system(drawn, eps):
         (gradient, mine), (theirs, found) = both(residual)
         for own, name in names.items():
             np.testing.assert_allclose(gradient[name], getattr(theirs, own), **close)
-        np.testing.assert_allclose(gradient[model.PATCHES[2]].reshape(theirs.w_v.shape), theirs.w_v, **close)
+        np.testing.assert_allclose(gradient[system.PATCHES[2]].reshape(theirs.w_v.shape), theirs.w_v, **close)
         for name in set(mine) - {"sign_agreement"}:
             np.testing.assert_allclose(mine[name][0] if name in task.dims else mine[name], found[name], **close)
         np.testing.assert_allclose(np.mean(mine["sign_agreement"]), found["sign_agreement"], **close)

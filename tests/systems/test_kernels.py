@@ -18,11 +18,9 @@ import jaxsign as js
 from jaxsign.analysis import landscape
 from jaxsign.claims import kernels as claims
 from jaxsign.claims import verdicts
+from jaxsign.systems import kernels as system
 from jaxsign.systems.attention import attention, default_constant, kernel
-from jaxsign.systems.kernels import data as source
-from jaxsign.systems.kernels import model as model
-from jaxsign.systems.kernels.problem import KERNELS, KernelHyper, KernelProblem
-from jaxsign.systems.kernels.task import kernel_attention
+from jaxsign.systems.kernels import KERNELS, KernelHyper, KernelProblem, kernel_attention
 
 ROOT = Path(__file__).parents[2]
 X64 = jax.config.jax_enable_x64
@@ -74,8 +72,8 @@ def targets(samples):
 
 
 def drawn(problem, seed=0, hyper=HYPER):
-    samples = source.sample(jax.random.key(seed), problem, hyper, problem.samples)
-    return samples, model.init(jax.random.key(seed + 100), problem, hyper)
+    samples = system.sample(jax.random.key(seed), problem, hyper, problem.samples)
+    return samples, system.init(jax.random.key(seed + 100), problem, hyper)
 
 
 @pytest.mark.x64
@@ -142,7 +140,7 @@ def test_what_w_v_reaches_is_exactly_the_rank_condition(kind, embed, heads, d, d
     problem = KernelProblem(samples=3, tokens=2, embed=embed, heads=heads, d=d, d_out=d_out, kernel=kind)
     hyper = KernelHyper(init_scale=1.0)  # neither uniform nor vanishing attention: the rank is seen in 32 bits too
     samples, params = drawn(problem, hyper=hyper)
-    c = float(model.constant(problem, hyper))
+    c = float(system.constant(problem, hyper))
     design, y = columns(params, samples, kind, c), targets(samples)
     assert np.linalg.matrix_rank(design, rtol=1e-8) == rank
     missed = y - design @ np.linalg.lstsq(design, y, rcond=1e-10)[0]
@@ -152,7 +150,7 @@ def test_what_w_v_reaches_is_exactly_the_rank_condition(kind, embed, heads, d, d
     if heads == 1:
         assert reaches_all == problem.fits_all
     if kind == "gaussian" or heads > 1:  # every program compiles for a second
-        best, found = jax.jit(model.value_optimum, static_argnums=2)(params, samples, kind, c)
+        best, found = jax.jit(system.value_optimum, static_argnums=2)(params, samples, kind, c)
         assert int(found) == rank
         assert float(best) == pytest.approx(share, abs=1e-4)
 
@@ -162,8 +160,8 @@ def test_the_mean_of_the_least_loss_is_the_share_out_of_reach():
 
     def best(key):
         one, two = jax.random.split(key)
-        samples = source.sample(one, problem, HYPER, problem.samples)
-        return model.value_optimum(model.init(two, problem, HYPER), samples, "gaussian", 0.3)[0]
+        samples = system.sample(one, problem, HYPER, problem.samples)
+        return system.value_optimum(system.init(two, problem, HYPER), samples, "gaussian", 0.3)[0]
 
     found = np.asarray(jax.jit(jax.vmap(best))(jax.random.split(jax.random.key(5), 400)))
     law = 1 - 3 * 2 / (8 * 4)  # 26 of 32 directions are missed: Beta(13, 3)
@@ -212,14 +210,14 @@ def test_the_gaussian_gradient_vanishes_at_large_initialisation_and_softmaxs_doe
 
 
 def test_random_samples_follow_their_laws():
-    samples = source.sample(jax.random.key(0), KernelProblem(embed=16, d_out=4), KernelHyper(target_std=0.5), 2000)
+    samples = system.sample(jax.random.key(0), KernelProblem(embed=16, d_out=4), KernelHyper(target_std=0.5), 2000)
     assert float(jnp.mean(jnp.sum(samples.x**2, axis=0))) == pytest.approx(1, rel=0.01)
     assert float(jnp.std(samples.y)) == pytest.approx(0.5, rel=0.02)
 
 
 def test_retrieval_asks_every_token_for_the_content_of_the_marked_one():
     problem = KernelProblem(tokens=3, embed=5, d_out=2, targets="retrieval")
-    samples = source.sample(jax.random.key(0), problem, KernelHyper(), 300)
+    samples = system.sample(jax.random.key(0), problem, KernelHyper(), 300)
     x, y = np.asarray(samples.x), np.asarray(samples.y)
     place = x[0].argmax(0)
     assert np.array_equal(x[0], np.eye(3)[place].T)
@@ -247,7 +245,7 @@ def observed():
     samples, params = drawn(problem)
     test = task.sample_test(jax.random.key(9), HYPER, None)
     seen = jax.jit(task.observe)(params, samples, test, HYPER)
-    return samples, params, test, float(model.constant(problem, HYPER)), seen
+    return samples, params, test, float(system.constant(problem, HYPER)), seen
 
 
 def test_the_landscape_is_the_loss_on_the_plane_of_its_directions(observed):

@@ -13,10 +13,8 @@ import pytest
 
 import jaxsign as js
 from jaxsign.claims import residual as claims
-from jaxsign.systems.residual import data as data_of
-from jaxsign.systems.residual import model as model
-from jaxsign.systems.residual.problem import ResidualHyper, ResidualProblem
-from jaxsign.systems.residual.task import residual_attention
+from jaxsign.systems import residual as system
+from jaxsign.systems.residual import ResidualHyper, ResidualProblem, residual_attention
 
 ROOT = Path(__file__).parents[2]
 PROBLEM = ResidualProblem(n=4, d=6, d_ff=7, d_out=3, depth=2)
@@ -66,7 +64,7 @@ def loss_by_hand(params, x, y, hyper):
 def arrays(params, data):
     """The same as JAX arrays of the default float."""
     cast = [jnp.asarray(a, jnp.zeros(()).dtype) for a in (*params, *data)]
-    return model.ResidualParams(*cast[:-2]), data_of.Tokens(*cast[-2:])
+    return system.ResidualParams(*cast[:-2]), system.Tokens(*cast[-2:])
 
 
 @pytest.mark.x64
@@ -75,7 +73,7 @@ def test_forward_loss_and_spectra_are_those_by_hand(eps):
     values, outputs, features, output = by_hand(params, x, HYPER)
     task = residual_attention(PROBLEM)
     given, data = arrays(params, (x, y))
-    flow = jax.jit(lambda p: model.forward(p, data.x, HYPER))(given)
+    flow = jax.jit(lambda p: system.forward(p, data.x, HYPER))(given)
     np.testing.assert_allclose(flow.output, output, rtol=1e3 * eps, atol=1e3 * eps)
     np.testing.assert_allclose(flow.values, values, rtol=1e3 * eps, atol=1e3 * eps)
     seen = jax.jit(lambda p: task.observe(p, data, None, HYPER))(given)
@@ -116,14 +114,14 @@ def test_what_is_drawn_has_the_stated_scales():
     data = residual_attention(problem).sample(js.stream(jax.random.key(0), "data"), ResidualHyper(), None)
     assert float(jnp.mean(jnp.sum(data.x**2, axis=1))) == pytest.approx(1, abs=0.05)
     assert float(jnp.std(data.y)) == pytest.approx(1, abs=0.05)
-    for name, weight in model.init(jax.random.key(1), problem)._asdict().items():
+    for name, weight in system.init(jax.random.key(1), problem)._asdict().items():
         fan_in = {"w_2": 120}.get(name, 80)
         assert float(jnp.std(weight)) * fan_in**0.5 == pytest.approx(1, abs=0.05), name
 
 
 def test_singular_values_of_what_is_not_finite_are_nan_and_leave_others_alone(capfd):
     a = jnp.stack([jnp.eye(2, 3), jnp.full((2, 3), jnp.nan), 2 * jnp.eye(2, 3)])
-    found = np.asarray(jax.vmap(model.singular_values)(a))
+    found = np.asarray(jax.vmap(system.singular_values)(a))
     np.testing.assert_allclose(found[[0, 2]], [[1, 1], [2, 2]])
     assert np.isnan(found[1]).all()
     assert capfd.readouterr().err == ""
@@ -197,7 +195,7 @@ def test_residuals_are_mapped_numbers_and_at_high_temperature_attention_is_the_m
     @jax.jit
     def flow(hyper):
         traces.append(hyper)
-        return model.forward(params, data.x, hyper)
+        return system.forward(params, data.x, hyper)
 
     cast = lambda *numbers: ResidualHyper(*(jnp.asarray(v, jnp.zeros(()).dtype) for v in numbers))  # noqa: E731
     plain, added = flow(cast(0, 0, 1e9)), flow(cast(1, 0, 1e9))

@@ -11,6 +11,7 @@ from jaxsign.systems.digits import data as data_of
 from jaxsign.systems.digits.data import DigitImages, Draw, Held, Patches
 from jaxsign.systems.digits.problem import DigitsHyper, DigitsProblem
 from jaxsign.training.task import Task
+from jaxsign.validation.values import instance
 
 Array = jax.Array
 ATTRS = {
@@ -64,8 +65,7 @@ def noisy_digits(problem: DigitsProblem) -> Task:
     References:
       Reconstructed after the noisy digits of arXiv 2410.04870.
     """
-    if not isinstance(problem, DigitsProblem):
-        raise ValueError(f"problem must be a js.DigitsProblem, got problem={problem!r}")
+    instance("problem", problem, DigitsProblem)
 
     def logits(params: Any, x: Array) -> Array:
         if problem.model == "vit":
@@ -127,14 +127,8 @@ def noisy_digits(problem: DigitsProblem) -> Task:
         loss=loss,
         observe=observe,
         describe=describe,
-        validate=_check,
+        validate=lambda hyper: instance("hyper", hyper, DigitsHyper).validate(),
         attrs=ATTRS,
         problem=problem,
         name="noisy_digits",
     )
-
-
-def _check(hyper: Any) -> None:
-    if not isinstance(hyper, DigitsHyper):
-        raise ValueError(f"hyper must be a js.DigitsHyper, got hyper={hyper!r}")
-    hyper.validate()

@@ -8,7 +8,7 @@ from jaxsign.systems.two_layer import feature_task as features
 from jaxsign.systems.two_layer import task as tasks
 from jaxsign.systems.two_layer.problem import OVERLAPS, Problem
 from jaxsign.training.task import Task
-from jaxsign.validation.values import known
+from jaxsign.validation.values import instance, known
 
 
 @functools.cache
@@ -59,8 +59,7 @@ def two_layer(problem: Problem, engine: str = "dense", overlap: str | None = Non
     References:
       arXiv 2410.04870.
     """
-    if not isinstance(problem, Problem):
-        raise ValueError(f"problem must be a js.Problem, got problem={problem!r}")
+    instance("problem", problem, Problem)
     known("engine", engine, ENGINES)
     if overlap is not None and overlap != problem.overlap:
         problem = dataclasses.replace(problem, overlap=known("overlap", overlap, OVERLAPS))

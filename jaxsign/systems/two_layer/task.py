@@ -13,6 +13,7 @@ from jaxsign.systems.two_layer import model as model
 from jaxsign.systems.two_layer import observables, underflow
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 from jaxsign.training.task import Task
+from jaxsign.validation.values import instance
 
 Array = jax.Array
 
@@ -126,9 +127,7 @@ def _seen(gradient: Any, weights: Array) -> underflow.Seen:
 
 def check_hyper(hyper: Any, problem: Problem) -> None:
     """Raises ValueError if `hyper` is no Hyper, or has a number outside its range."""
-    if not isinstance(hyper, Hyper):
-        raise ValueError(f"hyper must be a js.Hyper, got hyper={hyper!r}")
-    hyper.validate(problem)
+    instance("hyper", hyper, Hyper).validate(problem)
 
 
 def mini_batches(size: int | None) -> Callable[[Array, Any, Any], Any] | None:

@@ -13,6 +13,7 @@ from jaxsign.systems.two_layer import task as two_layer
 from jaxsign.systems.two_layer.model import HIGHEST, Features, Params, SeenParams
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 from jaxsign.training.task import Task
+from jaxsign.validation.values import instance
 
 Array = jax.Array
 ATTRS = {
@@ -124,8 +125,7 @@ def two_layer_curvature(problem: Problem) -> Task:
     References:
       arXiv 2410.04870 for the system; arXiv 2310.01082 for the measures; their form over features is derived here.
     """
-    if not isinstance(problem, Problem):
-        raise ValueError(f"problem must be a js.Problem, got problem={problem!r}")
+    instance("problem", problem, Problem)
     plain = two_layer.dense(problem)
 
     def seen_loss(features: Features, data: Any, hyper: Hyper) -> Array:

@@ -13,7 +13,7 @@ from jaxsign.systems.two_layer.feature_task import feature_space
 from jaxsign.systems.two_layer.features import FeatureParams
 from jaxsign.systems.two_layer.problem import Problem
 from jaxsign.training.task import Task
-from jaxsign.validation.values import known
+from jaxsign.validation.values import instance, known
 
 Array = jax.Array
 ENGINES: dict[str, Callable[[Problem], Task]] = {
@@ -62,8 +62,7 @@ def two_layer_updates(problem: Problem, engine: str = "dense") -> Task:
     References:
       arXiv 2410.04870 for the system; the observable is ours.
     """
-    if not isinstance(problem, Problem):
-        raise ValueError(f"problem must be a js.Problem, got problem={problem!r}")
+    instance("problem", problem, Problem)
     return _observing(ENGINES[known("engine", engine, ENGINES)](problem), problem.s)
 
 

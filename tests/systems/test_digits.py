@@ -16,7 +16,7 @@ from conftest import with_levels
 import jaxsign as js
 from jaxsign.claims import digits as claims
 from jaxsign.claims.catalogue import known_system
-from jaxsign.systems.digits import calibration, class_means, patch_attention, vision
+from jaxsign.systems.digits import calibration, models
 from jaxsign.systems.digits.data import Held, Patches
 
 ROOT = Path(__file__).parents[2]
@@ -81,10 +81,10 @@ def vit_by_hand(p, x, heads):
 @pytest.mark.parametrize("classes", [(3, 7), (0, 4, 9)])
 def test_two_layer_logits_are_those_by_hand_and_of_the_papers_model(eps, classes):
     problem = js.DigitsProblem(classes=classes, model="two_layer", **SMALL)
-    params = patch_attention.init(jax.random.key(0), problem, js.DigitsHyper(sigma_0=0.3))
+    params = models.init_two_layer(jax.random.key(0), problem, js.DigitsHyper(sigma_0=0.3))
     x = patches(problem)
     given = jnp.asarray(x, jnp.zeros(()).dtype)
-    found = np.asarray(jax.jit(patch_attention.logits, static_argnums=2)(params, given, 2))
+    found = np.asarray(jax.jit(models.two_layer_logits, static_argnums=2)(params, given, 2))
     weights = [np.asarray(w, float) for w in params]
     count, d = x.shape[1:]
     weights = [w.reshape(*w.shape[:-2], count * d) for w in weights]
@@ -103,12 +103,12 @@ def test_two_layer_logits_are_those_by_hand_and_of_the_papers_model(eps, classes
 @pytest.mark.x64
 def test_vit_logits_are_those_by_hand(eps):
     problem = js.DigitsProblem(classes=(3, 7, 8), model="vit", **SMALL)
-    shapes = jax.eval_shape(lambda key: vision.init(key, problem, js.DigitsHyper()), jax.random.key(1))
+    shapes = jax.eval_shape(lambda key: models.init_vit(key, problem, js.DigitsHyper()), jax.random.key(1))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.zeros(()).dtype}
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype), shapes)
     x = patches(problem)
-    found = jax.jit(lambda p, x: vision.logits(p, x, problem))(params, jnp.asarray(x, jnp.zeros(()).dtype))
+    found = jax.jit(lambda p, x: models.vit_logits(p, x, problem))(params, jnp.asarray(x, jnp.zeros(()).dtype))
     weights = jax.tree.map(lambda w: np.asarray(w, float), params)
     wanted = np.stack([vit_by_hand(weights, one, 2) for one in x])
     np.testing.assert_allclose(found, wanted, rtol=1e5 * eps, atol=1e4 * eps)
@@ -116,7 +116,7 @@ def test_vit_logits_are_those_by_hand(eps):
 
 def test_queries_and_keys_alone_have_the_size_sigma_0():
     problem = js.DigitsProblem(width=64, heads=2)
-    init = jax.jit(lambda s: vision.init(jax.random.key(0), problem, js.DigitsHyper(sigma_0=s)))
+    init = jax.jit(lambda s: models.init_vit(jax.random.key(0), problem, js.DigitsHyper(sigma_0=s)))
     small, large = init(0.01), init(0.1)
     small, large = (jax.tree.map(np.asarray, params) for params in (small, large))
     for name in small:
@@ -170,13 +170,13 @@ def test_observables_of_a_run_are_those_of_its_logits():
     task = js.noisy_digits(problem)
     assert task is js.noisy_digits(js.DigitsProblem(classes=(0, 1), model="two_layer", **SMALL))
     rng = np.random.default_rng(0)
-    params = patch_attention.init(jax.random.key(0), problem, js.DigitsHyper(sigma_0=0.5))
+    params = models.init_two_layer(jax.random.key(0), problem, js.DigitsHyper(sigma_0=0.5))
     parts = [
         Patches(jnp.asarray(patches(problem, seed, 6), jnp.float32), jnp.asarray(rng.integers(0, 2, 6)))
         for seed in range(3)
     ]
     seen = jax.jit(lambda *args: task.observe(*args, js.DigitsHyper()))(params, parts[0], Held(*parts[1:]))
-    z = [np.asarray(patch_attention.logits(params, part.x, 2), float) for part in parts]
+    z = [np.asarray(models.two_layer_logits(params, part.x, 2), float) for part in parts]
     y = [np.asarray(part.y) for part in parts]
     for name, logits, label in zip(("train", "val", "test"), z, y):
         margin = logits[np.arange(6), label] - logits[np.arange(6), 1 - label]
@@ -207,10 +207,10 @@ def test_margins_of_a_first_step_are_those_of_equal_images_in_noise():
         fresh = 2.0 * rng.standard_normal((200, 28, 28)) * mask
         errors.append([np.mean(np.tensordot(mu + fresh, w, 2) <= 0) for w in (np.sign(total), total)])
     given = (jnp.asarray(images, jnp.float32), jnp.asarray(labels), jnp.asarray(noise, jnp.float32))
-    margins = class_means.one_step_margins(*given)
+    margins = models.one_step_margins(*given)
     np.testing.assert_allclose(np.mean(errors, 0), norm.cdf(-np.array(margins)), atol=0.02)
     assert (np.mean(errors, 0) > 0.02).all()
-    double = class_means.one_step_margins(2 * given[0], *given[1:])
+    double = models.one_step_margins(2 * given[0], *given[1:])
     np.testing.assert_allclose(double, np.array(margins) * [2, 4], rtol=1e-5)
 
 

@@ -34,6 +34,7 @@ from jaxsign.systems.two_layer.with_updates import two_layer_updates as two_laye
 from jaxsign.systems.two_layer.problem import Problem as Problem
 from jaxsign.systems.two_layer.problem import Hyper as Hyper
 from jaxsign.systems.two_layer import presets as presets
+from jaxsign.systems.two_layer.data import TrainingSet as TrainingSet
 from jaxsign.systems.two_layer.data import Dataset as Dataset
 from jaxsign.systems.two_layer.model import Params as Params
 from jaxsign.systems.two_layer.model import apply as apply

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxsign.systems.two_layer import data as signal_noise
-from jaxsign.systems.two_layer.data import Dataset, TestSet
+from jaxsign.systems.two_layer.data import TestSet, TrainingSet
 from jaxsign.systems.two_layer.model import COLUMNS, logistic_loss
 from jaxsign.systems.two_layer.problem import OVERLAPS, Hyper, Problem
-from jaxsign.systems.two_layer.task import check_hyper, settled
+from jaxsign.systems.two_layer.task import check_hyper, with_coordinates
 from jaxsign.training.task import Task
 from jaxsign.validation.values import instance, known, positive_int
 
@@ -274,7 +274,7 @@ def columns(params: DeepParams, basis: Array) -> Array:
     return jnp.take_along_axis(basis, jnp.broadcast_to(active, (basis.shape[0], active.size)), axis=1)
 
 
-def training_patches(params: DeepParams, data: Dataset) -> Project:
+def training_patches(params: DeepParams, data: TrainingSet) -> Project:
     """Products of weights with the training patches, signal token first: one column for all signal patches."""
     basis = columns(params, data.basis)
     sign_mu = (data.y_clean * data.mu)[:, None]
@@ -305,7 +305,7 @@ def test_patches(test: TestSet) -> Project:
     return project
 
 
-def activate(params: DeepParams, data: Dataset) -> DeepParams:
+def activate(params: DeepParams, data: TrainingSet) -> DeepParams:
     """The same function with layer 1 on the coordinates that some training patch uses.
 
     Every other coordinate has gradient 0 at every step, so an optimizer that moves each coordinate by its own gradients
@@ -405,12 +405,12 @@ def deep_transformer(problem: DeepProblem) -> Task:
     instance("problem", problem, DeepProblem)
     data_problem = problem.data
 
-    def margins(params: DeepParams, data: Dataset, hyper: Hyper) -> tuple[Array, list[Layer]]:
+    def margins(params: DeepParams, data: TrainingSet, hyper: Hyper) -> tuple[Array, list[Layer]]:
         project = training_patches(params, data)
         logits, layers = forward(params, project, problem, hyper.residual)
         return data.y * logits, layers
 
-    def loss(params: DeepParams, batch: Dataset, hyper: Hyper) -> Array:
+    def loss(params: DeepParams, batch: TrainingSet, hyper: Hyper) -> Array:
         return jnp.sum(batch.weight * logistic_loss(margins(params, batch, hyper)[0]))
 
     def observe(params: DeepParams, data: Any, test: Any, hyper: Hyper) -> dict[str, Array]:
@@ -427,7 +427,7 @@ def deep_transformer(problem: DeepProblem) -> Task:
 
     def prepare(data: Any, test: Any, params: Any, hyper: Any, degree: Any) -> tuple[Any, Any, Any]:
         del hyper, degree
-        return data, settled(data_problem, data, test), params
+        return data, with_coordinates(data_problem, data, test), params
 
     def frozen(layer: int) -> Callable[[Any, Any, Any, Any], Array]:
         """Whether some weight of a layer's attention has a gradient of exactly 0.
@@ -437,7 +437,7 @@ def deep_transformer(problem: DeepProblem) -> Task:
         attention without residual connections does in deep layers.
         """
 
-        def alarm(params: DeepParams, batch: Dataset, hyper: Hyper, gradient: Any) -> Array:
+        def alarm(params: DeepParams, batch: TrainingSet, hyper: Hyper, gradient: Any) -> Array:
             del hyper
             names = [f"attention_{layer}/{name}" for name in ("w_q", "w_k", "w_v")]
             trained = [gradient[name] for name in names if gradient[name] is not None]
@@ -452,7 +452,7 @@ def deep_transformer(problem: DeepProblem) -> Task:
 
     layers = {f"first_frozen_layer_{layer}": frozen(layer) for layer in range(1, problem.depth + 1)}
 
-    def first(params: DeepParams, batch: Dataset, hyper: Hyper, gradient: Any) -> Array:
+    def first(params: DeepParams, batch: TrainingSet, hyper: Hyper, gradient: Any) -> Array:
         found = [alarm(params, batch, hyper, gradient) for alarm in layers.values()]
         return functools.reduce(jnp.logical_or, found)
 

@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxsign.systems.two_layer import data as signal_noise
-from jaxsign.systems.two_layer import feature_law as law_features
-from jaxsign.systems.two_layer import in_law, underflow
+from jaxsign.systems.two_layer import feature_law, underflow
 from jaxsign.systems.two_layer import model as two_layer
 from jaxsign.systems.two_layer.feature_gradient import value_and_gradient
 from jaxsign.systems.two_layer.features import FeatureData, FeatureParams, Inner, to_features
 from jaxsign.systems.two_layer.problem import Hyper, Problem
-from jaxsign.systems.two_layer.task import check_hyper, dense, mini_batches, settled
+from jaxsign.systems.two_layer.task import check_hyper, dense, mini_batches, with_coordinates
 from jaxsign.training.task import Padding, Task
 from jaxsign.validation.values import field_names
 
@@ -95,16 +94,16 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
       batch_size: examples of a mini-batch, or None.
     """
 
-    def room(hyper: Any) -> signal_noise.Room:
-        return signal_noise.Room(size, size if full else hyper.count)
+    def room(hyper: Any) -> signal_noise.PaddedSize:
+        return signal_noise.PaddedSize(size, size if full else hyper.count)
 
     def prepare(data: Any, test: Any, params: Any, hyper: Any, degree: Array) -> tuple[Any, Any, Any]:
         if law:
-            return law_features.to_features(data, test, params, shapes, hyper, degree)
-        return to_features(data, settled(shapes, data, test), params, degree, shapes.overlap == "exact")
+            return feature_law.to_features(data, test, params, shapes, hyper, degree)
+        return to_features(data, with_coordinates(shapes, data, test), params, degree, shapes.overlap == "exact")
 
     def init(key: Array, data: Any, hyper: Any) -> Any:
-        return law_features.init(key, shapes, data, hyper) if law else two_layer.init(key, shapes, hyper)
+        return feature_law.init(key, shapes, data, hyper) if law else two_layer.init(key, shapes, hyper)
 
     def gradient(params: FeatureParams, batch: FeatureData, hyper: Any, signs: bool) -> tuple[Array, FeatureParams]:
         return value_and_gradient(params, batch, signs, hyper.residual)
@@ -122,10 +121,10 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
         return underflow.frozen(matrices, used, tie, shapes.kernel, hyper.residual)
 
     def sample(key: Array, hyper: Any, shared: Any = None) -> Any:
-        return (in_law if law else signal_noise).sample(key, shapes, hyper, room(hyper))
+        return (feature_law if law else signal_noise).sample(key, shapes, hyper, room(hyper))
 
     def sample_test(key: Array, hyper: Any, shared: Any = None) -> Any:
-        return (in_law if law else signal_noise).sample_test(key, shapes, hyper, room(hyper))
+        return (feature_law if law else signal_noise).sample_test(key, shapes, hyper, room(hyper))
 
     return dataclasses.replace(
         dense(shapes),

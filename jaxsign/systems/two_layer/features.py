@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsign.systems.two_layer.data import Dataset, TestSet
+from jaxsign.systems.two_layer.data import TestSet, TrainingSet
 from jaxsign.systems.two_layer.model import HIGHEST, AnyWeights, Features
 from jaxsign.validation.values import field_names
 
@@ -130,7 +130,7 @@ jax.tree_util.register_dataclass(FeatureParams, data_fields=["w_q", "w_k", "w_v"
 
 
 def to_features(
-    data: Dataset, test: TestSet, params: AnyWeights, degree: Array, shared: bool
+    data: TrainingSet, test: TestSet, params: AnyWeights, degree: Array, shared: bool
 ) -> tuple[FeatureData, FeatureTest, FeatureParams]:
     """Maps dense draws to feature space, for a transform of degree p.
 
@@ -214,7 +214,7 @@ def mixing_matrix(test: Any, owner: Array, value: Array, metric: Array, degree: 
     return jnp.zeros((owner.shape[0], flat.size), weight.dtype).at[row, owner].add(weight)
 
 
-def _owners(data: Dataset, test: TestSet) -> tuple[Array, Array]:
+def _owners(data: TrainingSet, test: TestSet) -> tuple[Array, Array]:
     """(owner, value) of `mixing_matrix`, looked up through arrays of d coordinates."""
     n, patches, s = data.support.shape
     d, where = data.basis.shape[1], data.support.reshape(-1)

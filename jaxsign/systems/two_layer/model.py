@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsign.systems import attention as kernels
-from jaxsign.systems.two_layer.data import Dataset, TestSet
+from jaxsign.systems.two_layer.data import TestSet, TrainingSet
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 from jaxsign.validation.values import field_names
 
@@ -56,11 +56,11 @@ class Weights:
         """The columns of the patches that these weights multiply: all."""
         return basis
 
-    def features(self, data: Dataset) -> Features:
+    def features(self, data: TrainingSet) -> Features:
         """Features of the training examples: one product of each weight matrix with the patches.
 
         Args:
-          data: Dataset.
+          data: TrainingSet.
 
         Returns:
           Features, linear in each weight matrix.
@@ -252,13 +252,13 @@ class SeenParams:
     seen: Features
     heads: int = 1
 
-    def features(self, data: Dataset) -> Features:
+    def features(self, data: TrainingSet) -> Features:
         """The features that are known."""
         del data
         return self.seen
 
 
-def seen(params: "AnyWeights", data: Dataset) -> SeenParams:
+def seen(params: "AnyWeights", data: TrainingSet) -> SeenParams:
     """What a training set sees of weights: all that its observables depend on."""
     return SeenParams(params.features(data), heads=params.heads)
 
@@ -310,7 +310,7 @@ def tie(params: Params) -> TiedParams:
     )  # fmt: skip
 
 
-def activate(params: Params, data: Dataset) -> ActiveParams:
+def activate(params: Params, data: TrainingSet) -> ActiveParams:
     """Params -> ActiveParams at the same function on the training patches.
 
     Args:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxsign.systems.two_layer import data as signal_noise
 from jaxsign.systems.two_layer import model as model
 from jaxsign.systems.two_layer import observables, underflow
+from jaxsign.systems.two_layer.data import TestSet, TrainingSet
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 from jaxsign.training.task import Task
 from jaxsign.validation.values import instance
@@ -34,21 +35,21 @@ def dense(problem: Problem) -> Task:
       arXiv 2410.04870, model, data and loss.
     """
 
-    def sample(key: Array, hyper: Hyper, shared: Any = None) -> signal_noise.Dataset:
+    def sample(key: Array, hyper: Hyper, shared: Any = None) -> TrainingSet:
         del shared
         return signal_noise.sample(key, problem, hyper)
 
-    def sample_test(key: Array, hyper: Hyper, shared: Any = None) -> signal_noise.TestSet:
+    def sample_test(key: Array, hyper: Hyper, shared: Any = None) -> TestSet:
         del shared
         return signal_noise.sample_test(key, problem, hyper)
 
-    def init(key: Array, data: signal_noise.Dataset, hyper: Hyper) -> model.Params:
+    def init(key: Array, data: TrainingSet, hyper: Hyper) -> model.Params:
         del data
         return model.init(key, problem, hyper)
 
     def prepare(data: Any, test: Any, params: Any, hyper: Hyper, degree: Any) -> tuple[Any, Any, Any]:
         del hyper, degree
-        return data, settled(problem, data, test), params
+        return data, with_coordinates(problem, data, test), params
 
     def loss(params: observables.AnyParams, batch: Any, hyper: Hyper) -> Array:
         sign_mu = batch.y_clean * batch.mu
@@ -135,6 +136,6 @@ def mini_batches(size: int | None) -> Callable[[Array, Any, Any], Any] | None:
     return None if size is None else lambda key, data, hyper: signal_noise.mini_batch(key, size, data)
 
 
-def settled(problem: Problem, data: signal_noise.Dataset, test: signal_noise.TestSet) -> signal_noise.TestSet:
-    """The test set with coordinates in place of ranks."""
-    return signal_noise.settle(test, data) if problem.overlap == "none" else test
+def with_coordinates(problem: Problem, data: TrainingSet, test: TestSet) -> TestSet:
+    """The test set with coordinates in place of ranks, which only overlap="none" draws."""
+    return signal_noise.assign_coordinates(test, data) if problem.overlap == "none" else test

@@ -66,7 +66,7 @@ class Group:
 
     def kept(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
         """The index that cuts the padding of a larger program off an observable's array, its own dimensions last."""
-        padding, dims = self.fit.task.padding if self.fit.padded else None, self.fit.task.dims
+        padding, dims = self.fit.task.reduction.padding if self.fit.padded else None, self.fit.task.dims
         own = dims.get(name, dims.get(observable(name), ()))
         if padding is None or len(own) > len(shape):
             return tuple(map(slice, shape))
@@ -123,7 +123,8 @@ def _alike(
     How a point is trained must not depend on what else there is, or a sweep that gets more points would change.
     """
     joint = fitted([point for _, point in points])
-    best = joint.task is (task.choices or (task,))[0] and joint.compact == (joint.task.compact is not None)
+    first, compact = (task.reduction.choices or (task,))[0], joint.task.reduction.compact
+    best = joint.task is first and joint.compact == (compact is not None)
     if best and len({(found.decays, found.signs) for found in joint.degrees}) <= 1:  # what holds for all holds for each
         return [(joint, tuple(i for i, _ in points))]
     alike: dict[Any, list[tuple[int, Fit]]] = {}
@@ -195,7 +196,7 @@ def run_cost(group: Group, hyper: Any, sweep: Sweep) -> Cost:
     """Bytes of one run of a group, from abstract shapes."""
     task, start = group.task, group.start
     shapes, _, _ = observers(task, start, group.fit.case(hyper), sweep.observables, scalars=True)
-    compact = task.compact if group.fit.compact else None
+    compact = task.reduction.compact if group.fit.compact else None
     params = start.params if compact is None else jax.eval_shape(compact, start.params, start.data)
     row, state = sum(map(_bytes, shapes.values())), sum(map(_bytes, jax.tree.leaves((start.data, params))))
     levels = len(sweep.crossed)

@@ -94,8 +94,8 @@ class Program:
             return jax.jit(mapped, in_shardings=there, compiler_options=options, donate_argnums=donate)
 
         def seen(start: Start, trained: Any) -> Any:
-            assert group.task.project is not None
-            return group.task.project(loop.merged(start, trained), start.data)
+            assert group.task.reduction.project is not None
+            return group.task.reduction.project(loop.merged(start, trained), start.data)
 
         self.begin = drawing(group.task, mesh)
         self.seen = compiled(jax.vmap(seen), RUNS, RUNS, on=(0, 1))

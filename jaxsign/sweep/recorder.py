@@ -38,9 +38,9 @@ def make_tape(sweep: Sweep, group: Group) -> Tape | None:
     if sweep.trajectory == "signs":
         return sign_tape(TAPE_STEPS)
     if sweep.trajectory == "features":
-        if group.task.project is None:
+        if group.task.reduction.project is None:
             raise ValueError(f"trajectory='features' needs a task with project=, and {group.task.name} has none")
-        return feature_tape(TAPE_STEPS, group.task.project)
+        return feature_tape(TAPE_STEPS, group.task.reduction.project)
     return None
 
 
@@ -85,8 +85,8 @@ def snapshot_steps(sweep: Sweep) -> tuple[int, ...]:
 def _trained(sweep: Sweep, group: Group) -> tuple[PyTree, PyTree]:
     """(what is trained of one run, its parameters in that form), as abstract arrays."""
     params = group.start.params
-    if group.fit.compact and group.task.compact is not None:
-        params = jax.eval_shape(group.task.compact, params, group.start.data)
+    if group.fit.compact and group.task.reduction.compact is not None:
+        params = jax.eval_shape(group.task.reduction.compact, params, group.start.data)
     return split_params(params, trained_fields(group.task, params, sweep.trainable))[0], params
 
 

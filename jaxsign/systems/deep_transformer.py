@@ -17,6 +17,7 @@ from jaxsign.systems.two_layer.data import TestSet, TrainingSet
 from jaxsign.systems.two_layer.model import COLUMNS, logistic_loss
 from jaxsign.systems.two_layer.problem import OVERLAPS, Hyper, Problem
 from jaxsign.systems.two_layer.task import check_hyper, with_coordinates
+from jaxsign.training.reduction import Reduction
 from jaxsign.training.task import Task
 from jaxsign.validation.values import instance, known, positive_int
 
@@ -464,9 +465,6 @@ def deep_transformer(problem: DeepProblem) -> Task:
         loss=loss,
         observe=observe,
         watch={"first_frozen_step": first, **layers},
-        compact=activate,
-        expand=full,
-        frozen=("active", *(f"start/{name}" for name in PATCHES)),
         validate=lambda hyper: check_hyper(hyper, data_problem),
         dims=DIMS,
         attrs=ATTRS
@@ -476,6 +474,7 @@ def deep_transformer(problem: DeepProblem) -> Task:
         },
         problem=problem,
         name="deep_transformer",
+        reduction=Reduction(compact=activate, expand=full, frozen=("active", *(f"start/{name}" for name in PATCHES))),
     )
 
 

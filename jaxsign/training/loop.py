@@ -201,8 +201,8 @@ def make_loop(
     def parts(start: Start) -> tuple[tuple[str, ...], PyTree, PyTree]:
         """(names of the trained fields, their initial values, the fixed ones)."""
         params = start.params
-        if compact and task.compact is not None:
-            params = task.compact(params, start.data)
+        if compact and task.reduction.compact is not None:
+            params = task.reduction.compact(params, start.data)
         names = trained_fields(task, params, trainable)
         return (names, *split_params(params, names))
 
@@ -227,7 +227,7 @@ def make_loop(
 
     def params(start: Start, trained: PyTree) -> PyTree:
         full = merged(start, trained)
-        return task.expand(full) if compact and task.expand is not None else full
+        return task.reduction.expand(full) if compact and task.reduction.expand is not None else full
 
     def advance(
         key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any], state: State, stops: Stops
@@ -326,7 +326,7 @@ def make_loop(
                 plain |= {name: jnp.where(t > 0, _floating(value), jnp.nan) for name, value in steps.items()}
             found = {name: plain[name] for name in shapes if name in plain and name not in functions}
             if functions:
-                whole = task.expand(full) if compact and task.expand is not None else full
+                whole = task.reduction.expand(full) if compact and task.reduction.expand is not None else full
                 found |= {name: f(whole, data, test, hyper) for name, f in functions.items()}
             if need_test:
 

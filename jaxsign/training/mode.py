@@ -48,11 +48,11 @@ class Fit(NamedTuple):
     @property
     def program(self) -> Task:
         """The task whose program runs it."""
-        return self.task.padding.task if self.padded and self.task.padding else self.task
+        return self.task.reduction.padding.task if self.padded and self.task.reduction.padding else self.task
 
     def case(self, hyper: Any) -> Any:
         """One run's numbers as the program takes them."""
-        return self.task.padding.case(hyper) if self.padded and self.task.padding else hyper
+        return self.task.reduction.padding.case(hyper) if self.padded and self.task.reduction.padding else hyper
 
     @property
     def decays(self) -> bool:
@@ -97,15 +97,15 @@ def fit(
         raises comes through.
       ValueError: if the optimizer draws random numbers that are not the run's own.
     """
-    choices = task.choices or (task,)
+    choices = task.reduction.choices or (task,)
     noisy = _draws(choices[-1], factory, points, hyper, shared, trainable, label)
     reasons: list[str] = []
-    if any(choice.homogeneous or choice.compact is not None for choice in choices):
+    if any(choice.reduction.homogeneous or choice.reduction.compact is not None for choice in choices):
         whole = _trained(choices[-1], abstract_start(choices[-1], hyper, shared).params, trainable)
         for point in _programs_of(points):
             _run(factory, point, whole)  # fails here, in its own words, if it fails anywhere
     for i, choice in enumerate(choices):
-        if functions and choice.homogeneous and len(choices) > 1:
+        if functions and choice.reduction.homogeneous and len(choices) > 1:
             reasons.append(f"{choice.name}: functions of the weights are observed")
             continue
         try:
@@ -116,7 +116,8 @@ def fit(
                 raise
             reasons.append(f"{choice.name}: {refusal}")
             continue
-        return Fit(choice, compact, degrees, "; ".join(reasons), pad and choice.padding is not None and not noisy)
+        padded = pad and choice.reduction.padding is not None and not noisy
+        return Fit(choice, compact, degrees, "; ".join(reasons), padded)
     raise AssertionError("the last choice either fits or raises")
 
 
@@ -148,9 +149,9 @@ def _compact(
     Raises:
       NotExact: if it is not, and the task has nothing but its compact form.
     """
-    if task.compact is None:
+    if task.reduction.compact is None:
         return False
-    start, compact = abstract_start(task, hyper, shared), task.compact
+    start, compact = abstract_start(task, hyper, shared), task.reduction.compact
     full = _trained(task, start.params, trainable)
     small = jax.eval_shape(lambda s: _trained(task, compact(s.params, s.data), trainable), start)
     if refusal := _refusal(factory, points, small):
@@ -159,13 +160,13 @@ def _compact(
         reason = NOISE
     elif reads_gradients_coordinatewise(factory, points, full):
         return True
-    elif task.compact_decays and reads_gradients_coordinatewise(factory, points, full, parameters=True):
+    elif task.reduction.compact_decays and reads_gradients_coordinatewise(factory, points, full, parameters=True):
         reason = next((why for why in decay(factory, points) if why), "")
         if not reason:
             return True
     else:
         reason = "it moves a coordinate by more than that"
-    if task.compact_only:
+    if task.reduction.compact_only:
         raise NotExact(
             f"{task.name} needs an optimizer that moves each coordinate by its own gradients and by decoupled weight "
             f"decay only, got {describe_point(factory, points, label)}: {reason} (found by running it); "
@@ -182,7 +183,7 @@ def _degrees(
     Raises:
       NotExact: for an optimizer that is not coordinate-wise, odd and homogeneous, with what was measured.
     """
-    if not task.homogeneous:
+    if not task.reduction.homogeneous:
         return ()
     drawn = jax.eval_shape(lambda key, h: draw(task, key, h, shared), seed_key(0), hyper).params
     full = _trained(task, drawn, trainable)

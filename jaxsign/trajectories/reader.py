@@ -151,7 +151,7 @@ class Trajectory:
                 for texts in [[str(v) for v in axis.values[i]]]
             )
             own = group["points"]
-            tasks = [t for t in asked.choices or (asked,) if t.name == group["task"]]
+            tasks = [t for t in asked.reduction.choices or (asked,) if t.name == group["task"]]
             if fixed and family == group["family"] and keywords in own and tasks:
                 task = tasks[0]
                 degrees = group["degrees"]
@@ -375,7 +375,7 @@ class RunTrajectory:
     def projection(self) -> PyTree:
         """What the training set sees of the parameters, as abstract arrays."""
         task, _, loop, hyper, *_ = self.source
-        project = task.project
+        project = task.reduction.project
         assert project is not None
 
         def seen(start: Start) -> PyTree:

@@ -403,7 +403,7 @@ def named(learning_rate):
 def test_an_optimizer_that_names_parameters_passes_over_what_it_cannot_take(factory, problem, hyper):
     disjoint = dataclasses.replace(problem, supports="disjoint")
     found = fit(js.two_layer(disjoint, engine="auto"), factory, [{"learning_rate": 0.1}], hyper)
-    assert not found.task.homogeneous
+    assert not found.task.reduction.homogeneous
     assert "feature_space" in found.why
     assert "it treats parameters by their names or shapes" in found.why
 

@@ -17,7 +17,7 @@ from jaxsign.store import checkpoints
 from jaxsign.sweep import execute as blocks
 from jaxsign.sweep.identity.definition import definition
 from jaxsign.training.mode import fit
-from jaxsign.training.task import Padding
+from jaxsign.training.reduction import Padding, Reduction
 
 HYPER, STEPS, RATE = {"slope": 1.0}, 6, 0.5
 LIKE = {"w": jax.ShapeDtypeStruct((4, 3), jnp.float32), "b": jax.ShapeDtypeStruct((5,), jnp.float32)}
@@ -453,7 +453,7 @@ def test_a_probe_of_a_built_transform_sees_noise_however_small():
 
 def test_a_larger_task_s_program_never_draws_for_a_smaller_one():
     task = constant(None)
-    padded = dataclasses.replace(task, padding=Padding(task, lambda hyper: hyper, {}))
+    padded = dataclasses.replace(task, reduction=Reduction(padding=Padding(task, lambda hyper: hyper, {})))
     assert fit(padded, optax.sgd, [RATES], HYPER, pad=True).padded
     assert not fit(padded, optax.noisy_sgd, [RATES], HYPER, pad=True).padded
 

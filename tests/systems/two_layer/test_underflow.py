@@ -224,8 +224,8 @@ def started(engine="dense", **changes):
     task, hyper = js.two_layer(problem, engine=engine), jax.tree.map(jnp.asarray, HYPER)
     start = begin(task, jax.random.key(0), hyper, None, jnp.ones(()))
     params = start.params
-    if task.compact is not None and engine == "support":
-        params = task.compact(params, start.data)
+    if task.reduction.compact is not None and engine == "support":
+        params = task.reduction.compact(params, start.data)
     return task, params, start.data, hyper
 
 
@@ -312,7 +312,7 @@ def test_deep_layers_have_their_own_alarms():
     task, hyper = js.deep_transformer(problem), dataclasses.replace(HYPER, residual=1.0)
     hyper = jax.tree.map(jnp.asarray, hyper)
     start = begin(task, jax.random.key(0), hyper, None)
-    for params in (start.params, task.compact(start.params, start.data)):
+    for params in (start.params, task.reduction.compact(start.params, start.data)):
         assert set(task.watch) == {"first_frozen_step", "first_frozen_layer_1", "first_frozen_layer_2"}
         whole = {n: w for n, w in params.items() if n.startswith("attention")}
         slope = jax.grad(lambda w, p: task.loss({**p, **w}, start.data, hyper))(whole, params)

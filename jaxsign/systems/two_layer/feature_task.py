@@ -1,4 +1,4 @@
-"""The paper's system in feature space as a Task: from the dense draws of a seed, or drawn in law."""
+"""The two-layer system in feature space as a Task: from the dense draws of a seed, or drawn in distribution."""
 
 import dataclasses
 import functools
@@ -42,8 +42,8 @@ def feature_space(problem: Problem, law: bool = False) -> Task:
         dense: w <- w + u(g_w)      here: <w,xi_i> <- <w,xi_i> + sum_j |xi_ij|^(1+p) u(dL/d<w,xi_i>)
 
     Exact where supports are disjoint and the transform u moves each coordinate by its own gradients, is odd and
-    homogeneous of degree p in them; a numeric probe measures p, and others are refused. Decoupled weight decay stays
-    exact. Parameters are FeatureParams.
+    homogeneous of degree p in them. A numeric probe measures p, and other optimizers are refused. Decoupled weight
+    decay stays exact. Parameters are FeatureParams.
 
     Args:
       problem: shapes with supports="disjoint".
@@ -64,15 +64,15 @@ def feature_space(problem: Problem, law: bool = False) -> Task:
             f'engine="{_name(law)}" needs supports="disjoint", got supports={problem.supports!r}: where patches share '
             'coordinates the dynamics do not close on inner products; use engine="support"'
         )
-    # All that the program depends on: what n does beside its number of slots is data.
+    # The program depends on n only through the number of slots; the true count is traced.
     shapes = dataclasses.replace(problem, n=1, batch_size=None)
-    own, n = functools.partial(_slots, shapes, law, batch_size=problem.batch_size), problem.n
+    slots, n = functools.partial(_slots, shapes, law, batch_size=problem.batch_size), problem.n
 
     def case(hyper: Hyper) -> CountedHyper:
         return CountedHyper(**{name: getattr(hyper, name) for name in field_names(Hyper)}, count=float(n))
 
-    task = own(n, full=True)
-    padding = Padding(own(1 << (n - 1).bit_length(), full=False), case, {"sample": n})
+    task = slots(n, full=True)
+    padding = Padding(slots(1 << (n - 1).bit_length(), full=False), case, {"sample": n})
     return dataclasses.replace(
         task,
         validate=lambda hyper: check_hyper(hyper, problem),
@@ -91,9 +91,9 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
 
     Args:
       shapes: the problem, its n and batch_size aside.
-      law: whether features are drawn in law.
+      law: whether features are drawn in distribution.
       size: slots for examples.
-      full: whether all are filled; otherwise hyper.count says how many.
+      full: whether all slots hold an example; otherwise hyper.count says how many do.
       batch_size: examples of a mini-batch, or None.
     """
 
@@ -111,14 +111,19 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
     def gradient(params: FeatureParams, batch: FeatureData, hyper: Any, signs: bool) -> tuple[Array, FeatureParams]:
         return value_and_gradient(params, batch, signs, hyper.residual)
 
-    # The closed form is that of softmax and one noise patch; others differentiate, and may underflow.
+    # The closed form needs softmax and one noise patch; automatic differentiation, which may underflow, does the rest.
     closed = shapes.context == 2 and shapes.kernel == "softmax"
 
-    def alarm(params: FeatureParams, batch: FeatureData, hyper: Any, seen: FeatureParams | None) -> dict[str, Array]:
-        if seen is None:  # only signs are computed, from logarithms
+    def alarm(
+        params: FeatureParams, batch: FeatureData, hyper: Any, gradient: FeatureParams | None
+    ) -> dict[str, Array]:
+        if gradient is None:  # only signs are computed, from logarithms
             return dict.fromkeys(underflow.QUANTITIES, jnp.zeros((), bool))
         used, value = jnp.repeat(batch.weight > 0, shapes.patches), params.w_v
-        matrices = [_seen(a, b) for a, b in zip((seen.w_q, seen.w_k, seen.w_v), (params.w_q, params.w_k, value))]
+        matrices = [
+            _matrix(slope, weights)
+            for slope, weights in zip((gradient.w_q, gradient.w_k, gradient.w_v), (params.w_q, params.w_k, value))
+        ]
         largest = jnp.maximum(jnp.max(jnp.abs(value.noise)), jnp.abs(value.signal))
         tie = largest < jnp.finfo(largest.dtype).eps  # margins may all be 0
         return underflow.frozen(matrices, used, tie, shapes.kernel, hyper.residual)
@@ -146,9 +151,9 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
     )
 
 
-def _seen(gradient: Inner, weights: Inner) -> underflow.Seen:
-    """A matrix for the alarms."""
+def _matrix(gradient: Inner, weights: Inner) -> underflow.MatrixGradient:
+    """The gradient of a matrix, as the monitors need it."""
     nonzero = jnp.any(weights.signal != 0)
     if gradient.signal is None:
-        return underflow.Seen(None, None, nonzero)
-    return underflow.Seen(gradient.noise.reshape(gradient.signal.size, -1), gradient.signal, nonzero)
+        return underflow.MatrixGradient(None, None, nonzero)
+    return underflow.MatrixGradient(gradient.noise.reshape(gradient.signal.size, -1), gradient.signal, nonzero)

@@ -17,7 +17,7 @@ from jaxsign import plot
 from jaxsign.analysis.stages import manifest
 from jaxsign.claims.digits import DISPUTED, LEVEL, MODELS, compared, setting_of, tuned
 from jaxsign.systems.digits import data as data_of
-from jaxsign.systems.digits.class_means import one_step_margins
+from jaxsign.systems.digits.models import one_step_margins
 
 FAMILIES = {
     "sign_gd": {"label": "SignGD", "color": plot.COLOURS["sign_gd"], "ls": "-", "marker": "o"},

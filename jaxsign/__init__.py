@@ -34,22 +34,23 @@ from jaxsign.systems.two_layer.with_updates import two_layer_updates as two_laye
 from jaxsign.systems.two_layer.problem import Problem as Problem
 from jaxsign.systems.two_layer.problem import Hyper as Hyper
 from jaxsign.systems.two_layer import presets as presets
+from jaxsign.systems.two_layer.data import TrainingSet as TrainingSet
 from jaxsign.systems.two_layer.data import Dataset as Dataset
 from jaxsign.systems.two_layer.model import Params as Params
 from jaxsign.systems.two_layer.model import apply as apply
 
 # Companion systems
-from jaxsign.systems.linear_attention.task import linear_attention as linear_attention
-from jaxsign.systems.linear_attention.problem import RegressionProblem as RegressionProblem
-from jaxsign.systems.linear_attention.problem import RegressionHyper as RegressionHyper
-from jaxsign.systems.kernels.task import kernel_attention as kernel_attention
-from jaxsign.systems.kernels.problem import KernelProblem as KernelProblem
-from jaxsign.systems.kernels.problem import KernelHyper as KernelHyper
-from jaxsign.systems.residual.task import residual_attention as residual_attention
-from jaxsign.systems.residual.problem import ResidualProblem as ResidualProblem
-from jaxsign.systems.residual.problem import ResidualHyper as ResidualHyper
-from jaxsign.systems.deep_transformer.task import deep_transformer as deep_transformer
-from jaxsign.systems.deep_transformer.problem import DeepProblem as DeepProblem
+from jaxsign.systems.linear_attention import linear_attention as linear_attention
+from jaxsign.systems.linear_attention import RegressionProblem as RegressionProblem
+from jaxsign.systems.linear_attention import RegressionHyper as RegressionHyper
+from jaxsign.systems.kernels import kernel_attention as kernel_attention
+from jaxsign.systems.kernels import KernelProblem as KernelProblem
+from jaxsign.systems.kernels import KernelHyper as KernelHyper
+from jaxsign.systems.residual import residual_attention as residual_attention
+from jaxsign.systems.residual import ResidualProblem as ResidualProblem
+from jaxsign.systems.residual import ResidualHyper as ResidualHyper
+from jaxsign.systems.deep_transformer import deep_transformer as deep_transformer
+from jaxsign.systems.deep_transformer import DeepProblem as DeepProblem
 from jaxsign.systems.digits.task import noisy_digits as noisy_digits
 from jaxsign.systems.digits.problem import DigitsProblem as DigitsProblem
 from jaxsign.systems.digits.problem import DigitsHyper as DigitsHyper

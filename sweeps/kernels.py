@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxsign as js
-from jaxsign.systems.kernels.problem import KernelHyper, KernelProblem
-from jaxsign.systems.kernels.task import kernel_attention
+from jaxsign.systems.kernels import KernelHyper, KernelProblem, kernel_attention
 from jaxsign.training.start import field_of
 
 KERNELS = ["softmax", "gaussian"]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.stages import find_stages, manifest, need
 from jaxsign.claims.claim import Claim, Part, WholeClaim, above, one_family
-from jaxsign.systems.deep_transformer.problem import DeepProblem
+from jaxsign.systems.deep_transformer import DeepProblem
 from jaxsign.systems.two_layer.presets import paper_like
 from jaxsign.validation.values import field_names
 

@@ -11,7 +11,7 @@ from jaxsign.analysis.measures import slope
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.stages import manifest, need
 from jaxsign.claims.claim import Claim, Part, WholeClaim, above, numbers_of
-from jaxsign.systems.residual.problem import ResidualHyper, ResidualProblem
+from jaxsign.systems.residual import ResidualHyper, ResidualProblem
 
 INF = math.inf
 #: Share of the first loss below which a run is at the rounding of 64-bit floats, and its rate says nothing.

@@ -11,12 +11,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 #: "s3://bucket/x", also after Path has made "s3:/bucket/x" of it, "simplecache::s3://bucket/x", "C:\\x".
 _ELSEWHERE = re.compile(r"(?:[\w+.-]+::)*[A-Za-z][A-Za-z0-9+.-]*:[/\\]")
+
+Record = TypeVar("Record")
 
 #: Values of an axis or of a keyword, seeds, and recorded steps at most: a manifest lists them all.
 LONGEST = 2**20
@@ -68,6 +70,23 @@ def exact(field: str, value: Any, dtype: Any) -> None:
     if rounded != value:
         shown = int(rounded) if math.isfinite(rounded) else rounded
         raise ValueError(f"{field}={value} becomes {shown} in {np.dtype(dtype).name}: {_remedy(dtype)}")
+
+
+def instance(field: str, value: Any, kind: type[Record]) -> Record:
+    """Returns `value` if it is a record of a public class such as `js.Problem`.
+
+    Raises:
+      ValueError: naming field, class and value.
+
+    Examples:
+      >>> import jaxsign as js
+      >>> instance("problem", 3, js.Problem)
+      Traceback (most recent call last):
+      ValueError: problem must be a js.Problem, got problem=3
+    """
+    if not isinstance(value, kind):
+        raise ValueError(f"{field} must be a js.{kind.__name__}, got {field}={value!r}")
+    return value
 
 
 def positive_int(field: str, value: Any, minimum: int = 1) -> int:

@@ -1,30 +1,19 @@
-"""Kernel attention against NumPy sums, finite differences and least squares; its laws, landscape, claims and figure."""
+"""Kernel attention against NumPy sums, finite differences and least squares; its laws and landscape."""
 
-import csv
 import dataclasses
-import importlib.util
-import json
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import xarray as xr
 
 import jaxsign as js
 from jaxsign.analysis import landscape
-from jaxsign.claims import kernels as claims
-from jaxsign.claims import verdicts
+from jaxsign.systems import kernels as system
 from jaxsign.systems.attention import attention, default_constant, kernel
-from jaxsign.systems.kernels import data as source
-from jaxsign.systems.kernels import model as model
-from jaxsign.systems.kernels.problem import KERNELS, KernelHyper, KernelProblem
-from jaxsign.systems.kernels.task import kernel_attention
+from jaxsign.systems.kernels import KERNELS, KernelHyper, KernelProblem, kernel_attention
 
-ROOT = Path(__file__).parents[2]
 X64 = jax.config.jax_enable_x64
 HYPER = KernelHyper(init_scale=0.7, c_scale=1.5)
 SMALL = KernelProblem(samples=3, tokens=4, embed=5, d=2, heads=2, d_out=3)
@@ -74,8 +63,8 @@ def targets(samples):
 
 
 def drawn(problem, seed=0, hyper=HYPER):
-    samples = source.sample(jax.random.key(seed), problem, hyper, problem.samples)
-    return samples, model.init(jax.random.key(seed + 100), problem, hyper)
+    samples = system.sample(jax.random.key(seed), problem, hyper, problem.samples)
+    return samples, system.init(jax.random.key(seed + 100), problem, hyper)
 
 
 @pytest.mark.x64
@@ -142,7 +131,7 @@ def test_what_w_v_reaches_is_exactly_the_rank_condition(kind, embed, heads, d, d
     problem = KernelProblem(samples=3, tokens=2, embed=embed, heads=heads, d=d, d_out=d_out, kernel=kind)
     hyper = KernelHyper(init_scale=1.0)  # neither uniform nor vanishing attention: the rank is seen in 32 bits too
     samples, params = drawn(problem, hyper=hyper)
-    c = float(model.constant(problem, hyper))
+    c = float(system.constant(problem, hyper))
     design, y = columns(params, samples, kind, c), targets(samples)
     assert np.linalg.matrix_rank(design, rtol=1e-8) == rank
     missed = y - design @ np.linalg.lstsq(design, y, rcond=1e-10)[0]
@@ -152,7 +141,7 @@ def test_what_w_v_reaches_is_exactly_the_rank_condition(kind, embed, heads, d, d
     if heads == 1:
         assert reaches_all == problem.fits_all
     if kind == "gaussian" or heads > 1:  # every program compiles for a second
-        best, found = jax.jit(model.value_optimum, static_argnums=2)(params, samples, kind, c)
+        best, found = jax.jit(system.value_optimum, static_argnums=2)(params, samples, kind, c)
         assert int(found) == rank
         assert float(best) == pytest.approx(share, abs=1e-4)
 
@@ -162,8 +151,8 @@ def test_the_mean_of_the_least_loss_is_the_share_out_of_reach():
 
     def best(key):
         one, two = jax.random.split(key)
-        samples = source.sample(one, problem, HYPER, problem.samples)
-        return model.value_optimum(model.init(two, problem, HYPER), samples, "gaussian", 0.3)[0]
+        samples = system.sample(one, problem, HYPER, problem.samples)
+        return system.value_optimum(system.init(two, problem, HYPER), samples, "gaussian", 0.3)[0]
 
     found = np.asarray(jax.jit(jax.vmap(best))(jax.random.split(jax.random.key(5), 400)))
     law = 1 - 3 * 2 / (8 * 4)  # 26 of 32 directions are missed: Beta(13, 3)
@@ -212,14 +201,14 @@ def test_the_gaussian_gradient_vanishes_at_large_initialisation_and_softmaxs_doe
 
 
 def test_random_samples_follow_their_laws():
-    samples = source.sample(jax.random.key(0), KernelProblem(embed=16, d_out=4), KernelHyper(target_std=0.5), 2000)
+    samples = system.sample(jax.random.key(0), KernelProblem(embed=16, d_out=4), KernelHyper(target_std=0.5), 2000)
     assert float(jnp.mean(jnp.sum(samples.x**2, axis=0))) == pytest.approx(1, rel=0.01)
     assert float(jnp.std(samples.y)) == pytest.approx(0.5, rel=0.02)
 
 
 def test_retrieval_asks_every_token_for_the_content_of_the_marked_one():
     problem = KernelProblem(tokens=3, embed=5, d_out=2, targets="retrieval")
-    samples = source.sample(jax.random.key(0), problem, KernelHyper(), 300)
+    samples = system.sample(jax.random.key(0), problem, KernelHyper(), 300)
     x, y = np.asarray(samples.x), np.asarray(samples.y)
     place = x[0].argmax(0)
     assert np.array_equal(x[0], np.eye(3)[place].T)
@@ -247,7 +236,7 @@ def observed():
     samples, params = drawn(problem)
     test = task.sample_test(jax.random.key(9), HYPER, None)
     seen = jax.jit(task.observe)(params, samples, test, HYPER)
-    return samples, params, test, float(model.constant(problem, HYPER)), seen
+    return samples, params, test, float(system.constant(problem, HYPER)), seen
 
 
 def test_the_landscape_is_the_loss_on_the_plane_of_its_directions(observed):
@@ -328,114 +317,3 @@ def test_bad_numbers_are_refused_in_one_line(call, message):
 def test_equal_problems_are_the_identical_task():
     assert kernel_attention(KernelProblem()) is kernel_attention(KernelProblem(embed=64))
     assert kernel_attention(KernelProblem()) is not kernel_attention(KernelProblem(kernel="linear"))
-
-
-SEEDS = 64
-
-
-def runs(trainable, axes, points, names, targets="random"):
-    """A Dataset of one optimizer as a sweep stores it: `points(name, **labels)` is the number at the start and end."""
-    definition = {
-        "problem": {"samples": 8, "tokens": 4, "heads": 1, "d": 4, "targets": targets},
-        "trainable": trainable,
-    }
-    shape = tuple(len(values) for values in axes.values())
-    steps = np.array([0, 500, 1500])
-    variables = {}
-    for name in names:
-        values = np.zeros((*shape, 1, SEEDS, 3))
-        for place in np.ndindex(shape):
-            start, end = points(name, **{axis: values[i] for (axis, values), i in zip(axes.items(), place)})
-            values[place] = np.array([start, end, end])
-        variables[name] = ((*axes, "optimizer", "seed", "step"), values)
-    variables["status"] = ((*axes, "optimizer", "seed"), np.zeros((*shape, 1, SEEDS), np.int8))
-    coords = {**axes, "family": ("optimizer", ["gd"]), "optimizer": ["gd"], "seed": np.arange(SEEDS), "step": steps}
-    return xr.Dataset(variables, coords, {"manifest": json.dumps({"definition": definition, "system": ""})})
-
-
-def query_runs(gaussian):
-    """W_Q alone; `gaussian(init_scale, d)` is the Gaussian kernel's final loss, softmax's is 1, both start at 2."""
-
-    def points(name, kernel, d, init_scale, c_scale):
-        if name == "gradient_norm":
-            return (1e-6, 0) if kernel == "gaussian" else (1.0, 0)
-        return (2.0, gaussian(init_scale, d) if kernel == "gaussian" else 1.0)
-
-    axes = {"kernel": ["softmax", "gaussian"], "d": [4, 16], "init_scale": [0.5, 3.0], "c_scale": [1.0, 4.0]}
-    return runs(["w_q"], axes, points, ["train_loss", "train_ratio", "gradient_norm"])
-
-
-@pytest.mark.parametrize(
-    ("id", "value", "word"),
-    [("K4", 0.5, "HOLDS"), ("K4", 1.5, "FAILS"), ("K4f", 0.5, "HOLDS"), ("K5", 1.5, "HOLDS"), ("K5", 0.5, "FAILS"),
-     ("K5f", 0.5, "FAILS"), ("K6", 0.5, "HOLDS")],
-)  # fmt: skip
-def test_regimes_are_judged_by_their_own_point(id, value, word):
-    small = id.startswith("K4")
-    ds = query_runs(lambda init_scale, d: value if (init_scale, d) == ((0.5, 4) if small else (3.0, 16)) else 77.0)
-    claim = next(claim for claim in claims.CLAIMS if claim.id == id)
-    assert claims.setting_of(ds) == "query"
-    assert verdicts._decide(claim, "query", ds).verdict == word
-
-
-def test_claims_compare_each_kernel_at_its_best_rate_and_leave_diverged_runs_out():
-    ds = query_runs(lambda init_scale, d: 0.5)
-    worse = ds.assign_coords(optimizer=["gd 2"]).copy(deep=True)
-    worse["train_loss"][:] = 0.0
-    worse["train_ratio"][:] = 0.0
-    worse["status"][:] = 1
-    both = xr.concat([ds, worse], "optimizer")
-    at = claims.at(both, kernel="gaussian", d=4, init_scale=0.5, c_scale=1.0)
-    assert claims.best_rate(at, "train_loss").values.tolist() == [0.5] * SEEDS
-    none = at.assign(status=xr.ones_like(at["status"]))
-    assert np.isnan(claims.best_rate(none, "train_loss")).all()
-
-
-def test_claims_say_what_a_dataset_lacks():
-    ds = query_runs(lambda init_scale, d: 0.5)
-    with pytest.raises(js.CannotDecide, match="needs runs at init_scale=2"):
-        claims.at(ds, init_scale=2)
-    with pytest.raises(js.CannotDecide, match="several on"):
-        claims.at(ds, init_scale=0.5)
-    with pytest.raises(js.CannotDecide, match="step 1500 is not recorded"):
-        claims.CLAIMS[0].select(ds.isel(step=[0, 1]))
-
-
-def test_settings_are_called_after_what_is_trained():
-    assert claims.setting_of(runs(None, {}, None, [])) == "all"
-    assert claims.setting_of(runs(None, {}, None, [], "retrieval")) == "retrieval"
-    assert claims.setting_of(runs(["w_v", "w_q"], {}, None, [])) == "two_stage"
-    assert claims.setting_of(runs(["w_o"], {}, None, [])) == "custom"
-    assert len({claim.id for claim in claims.CLAIMS}) == len(claims.CLAIMS)
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(f"script_{path.parent.name}_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_two_stages_train_the_values_first_and_the_rest_after():
-    two_stage = load(ROOT / "sweeps" / "kernels.py").two_stage(learning_rate=0.2, value_rate=0.5, switch=2)
-    params = {"w_v": jnp.zeros(()), "w_q": jnp.zeros(())}
-    state, seen = two_stage.init(params), []
-    for _ in range(4):
-        updates, state = two_stage.update({"w_v": jnp.ones(()), "w_q": jnp.ones(())}, state, params)
-        seen.append([round(float(updates[name]), 6) for name in ("w_v", "w_q")])
-    assert seen == [[-0.5, 0.0], [-0.5, 0.0], [0.0, -0.2], [0.0, -0.2]]
-
-
-@pytest.mark.slow
-def test_the_experiment_runs_tiny_and_its_figure_shows_its_numbers(tmp_path, monkeypatch):
-    assert load(ROOT / "sweeps" / "kernels.py").main(["--tiny", "--out", str(tmp_path / "kernels")]) == 0
-    argv = ["x", "--results", str(tmp_path), "--out", str(tmp_path / "figures")]
-    monkeypatch.setattr(sys, "argv", argv)
-    load(ROOT / "figures" / "kernels.py").main()
-    assert {p.suffix for p in (tmp_path / "figures").iterdir()} == {".png", ".pdf", ".svg", ".csv"}
-    with open(tmp_path / "figures" / "kernels.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    seen = js.open_results(tmp_path / "kernels" / "two_stage")["landscape"].isel(step=-1).sel(kernel="gaussian", seed=0)
-    drawn = {float(r["y"]) for r in rows if r["panel"].startswith("Gaussian: ") and r["line"] == "a=-1"}
-    assert any(drawn == {float(f"{v:.6g}") for v in seen.isel(optimizer=i, first=0).values} for i in range(6))

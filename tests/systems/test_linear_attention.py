@@ -13,8 +13,7 @@ import pytest
 from scipy import stats
 
 import jaxsign as js
-from jaxsign.systems.linear_attention import data as regression
-from jaxsign.systems.linear_attention import model as model
+from jaxsign.systems import linear_attention as system
 
 X64 = jax.config.jax_enable_x64
 HYPER = js.RegressionHyper(init_std=0.3)
@@ -37,9 +36,9 @@ def by_hand(p, q, z, softmax=False):
 
 def drawn(**fields):
     problem = js.RegressionProblem(d=3, n_context=7, **fields)
-    prompts = regression.sample(jax.random.key(1), problem, HYPER, 5)
-    params = model.init(jax.random.key(2), problem, HYPER)
-    return problem, prompts, params, model.whole(params, problem.width)
+    prompts = system.sample_prompts(jax.random.key(1), problem, HYPER, 5)
+    params = system.init(jax.random.key(2), problem, HYPER)
+    return problem, prompts, params, system.whole(params, problem.width)
 
 
 @pytest.mark.x64
@@ -48,14 +47,14 @@ def drawn(**fields):
 def test_predictions_are_those_of_a_numpy_loop(form, depth):
     _, prompts, params, (p, q) = drawn(form=form, depth=depth)
     expected = [by_hand(p, q, prompts.matrix()[..., b]) for b in range(5)]
-    for found in (model.predict(params, prompts), model.forward(params, prompts.matrix())):
+    for found in (system.predict(params, prompts), system.forward(params, prompts.matrix())):
         np.testing.assert_allclose(found, expected, rtol=1e-10 if X64 else 1e-4, atol=1e-12 if X64 else 1e-5)
 
 
 def test_softmax_attention_is_that_of_a_numpy_loop():
     _, prompts, params, (p, q) = drawn(attention="softmax", depth=2)
     expected = [by_hand(p, q, prompts.matrix()[..., b], softmax=True) for b in range(5)]
-    np.testing.assert_allclose(model.forward(params, prompts.matrix(), "softmax"), expected, rtol=1e-4)
+    np.testing.assert_allclose(system.forward(params, prompts.matrix(), "softmax"), expected, rtol=1e-4)
 
 
 def test_the_sparse_form_is_the_full_one_with_its_zeros():
@@ -64,7 +63,7 @@ def test_the_sparse_form_is_the_full_one_with_its_zeros():
     assert whole.p.shape == (3, 4, 4)
     np.testing.assert_array_equal(whole.p[:, 3], np.broadcast_to([0, 0, 0, 1], (3, 4)))
     np.testing.assert_array_equal(whole.q[:, 3], 0)
-    np.testing.assert_allclose(model.predict(whole, prompts), model.predict(params, prompts), rtol=1e-6)
+    np.testing.assert_allclose(system.predict(whole, prompts), system.predict(params, prompts), rtol=1e-6)
 
 
 @pytest.mark.x64(only=True)
@@ -74,8 +73,8 @@ def test_gradients_through_gram_matrices_are_those_of_the_definition():
     def loss(predict):
         return lambda p: jnp.mean((predict(p) - prompts.target) ** 2)
 
-    mine = jax.grad(loss(lambda p: model.predict(p, prompts)))(params)
-    theirs = jax.grad(loss(lambda p: model.forward(p, prompts.matrix())))(params)
+    mine = jax.grad(loss(lambda p: system.predict(p, prompts)))(params)
+    theirs = jax.grad(loss(lambda p: system.forward(p, prompts.matrix())))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), mine, theirs)
 
 
@@ -84,13 +83,13 @@ def test_one_layer_is_one_step_of_preconditioned_gradient_descent():
     """P' = 0, Q' = -A: the prediction is <A^T X^T y / n, x_q>, one step from w = 0 on the prompt's own loss."""
     problem, prompts, _, _ = drawn(depth=1)
     a = np.random.default_rng(0).standard_normal((3, 3))
-    params = model.LinearParams(jnp.zeros((1, 3, 3)), jnp.asarray(-a)[None])
+    params = system.LinearParams(jnp.zeros((1, 3, 3)), jnp.asarray(-a)[None])
     x, w = np.asarray(prompts.x, np.float64), np.asarray(prompts.w, np.float64)
     for b in range(5):
         context, question = x[:, :-1, b], x[:, -1, b]
         y = context.T @ w[:, b]
         step = context @ y / problem.n_context  # minus the gradient of (1/2n) sum (<w, x_i> - y_i)^2 at w = 0
-        found = model.predict(params, jax.tree.map(lambda leaf, b=b: leaf[..., b : b + 1], prompts))[0]
+        found = system.predict(params, jax.tree.map(lambda leaf, b=b: leaf[..., b : b + 1], prompts))[0]
         np.testing.assert_allclose(found, step @ a @ question, rtol=1e-9 if X64 else 1e-4)
 
 
@@ -111,7 +110,8 @@ def test_inputs_have_their_laws():
     problem = js.RegressionProblem(d=4, n_context=3)
     draw = {
         name: np.asarray(
-            regression.sample(jax.random.key(0), dataclasses.replace(problem, inputs=name), HYPER, 3000).x, np.float64
+            system.sample_prompts(jax.random.key(0), dataclasses.replace(problem, inputs=name), HYPER, 3000).x,
+            np.float64,
         )
         for name in ("normal", "gamma", "spherical")
     }
@@ -131,7 +131,7 @@ def _above(law, r, low):
 
 @pytest.mark.parametrize("shape", [0.1, 1.0, 4.5])
 def test_gamma_draws_have_the_gamma_law(shape):
-    found = regression.gamma(jax.random.key(3), jnp.asarray(shape), (20, 1000))
+    found = system.gamma(jax.random.key(3), jnp.asarray(shape), (20, 1000))
     values = np.asarray(found, np.float64).ravel()
     values = values[values > 1e-12]
     assert stats.kstest(values, lambda r: _above(stats.gamma(shape), r, 1e-12)).pvalue > 1e-3

@@ -1,9 +1,4 @@
-"""The transformer with residuals: against NumPy by hand, the contraction bound, its claims, its sweep and figure."""
-
-import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
+"""The transformer with residuals: against NumPy by hand, and the contraction bound."""
 
 import jax
 import jax.numpy as jnp
@@ -12,22 +7,11 @@ import optax
 import pytest
 
 import jaxsign as js
-from jaxsign.claims import residual as claims
-from jaxsign.systems.residual import data as data_of
-from jaxsign.systems.residual import model as model
-from jaxsign.systems.residual.problem import ResidualHyper, ResidualProblem
-from jaxsign.systems.residual.task import residual_attention
+from jaxsign.systems import residual as system
+from jaxsign.systems.residual import ResidualHyper, ResidualProblem, residual_attention
 
-ROOT = Path(__file__).parents[2]
 PROBLEM = ResidualProblem(n=4, d=6, d_ff=7, d_out=3, depth=2)
 HYPER = ResidualHyper(attention_residual=0.7, ffn_residual=1.3, temperature=0.2)
-
-
-def load(folder, name):
-    spec = importlib.util.spec_from_file_location(f"residual_{folder}", ROOT / folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def draw(problem=PROBLEM, seed=0):
@@ -66,7 +50,7 @@ def loss_by_hand(params, x, y, hyper):
 def arrays(params, data):
     """The same as JAX arrays of the default float."""
     cast = [jnp.asarray(a, jnp.zeros(()).dtype) for a in (*params, *data)]
-    return model.ResidualParams(*cast[:-2]), data_of.Tokens(*cast[-2:])
+    return system.ResidualParams(*cast[:-2]), system.Tokens(*cast[-2:])
 
 
 @pytest.mark.x64
@@ -75,7 +59,7 @@ def test_forward_loss_and_spectra_are_those_by_hand(eps):
     values, outputs, features, output = by_hand(params, x, HYPER)
     task = residual_attention(PROBLEM)
     given, data = arrays(params, (x, y))
-    flow = jax.jit(lambda p: model.forward(p, data.x, HYPER))(given)
+    flow = jax.jit(lambda p: system.forward(p, data.x, HYPER))(given)
     np.testing.assert_allclose(flow.output, output, rtol=1e3 * eps, atol=1e3 * eps)
     np.testing.assert_allclose(flow.values, values, rtol=1e3 * eps, atol=1e3 * eps)
     seen = jax.jit(lambda p: task.observe(p, data, None, HYPER))(given)
@@ -116,14 +100,14 @@ def test_what_is_drawn_has_the_stated_scales():
     data = residual_attention(problem).sample(js.stream(jax.random.key(0), "data"), ResidualHyper(), None)
     assert float(jnp.mean(jnp.sum(data.x**2, axis=1))) == pytest.approx(1, abs=0.05)
     assert float(jnp.std(data.y)) == pytest.approx(1, abs=0.05)
-    for name, weight in model.init(jax.random.key(1), problem)._asdict().items():
+    for name, weight in system.init(jax.random.key(1), problem)._asdict().items():
         fan_in = {"w_2": 120}.get(name, 80)
         assert float(jnp.std(weight)) * fan_in**0.5 == pytest.approx(1, abs=0.05), name
 
 
 def test_singular_values_of_what_is_not_finite_are_nan_and_leave_others_alone(capfd):
     a = jnp.stack([jnp.eye(2, 3), jnp.full((2, 3), jnp.nan), 2 * jnp.eye(2, 3)])
-    found = np.asarray(jax.vmap(model.singular_values)(a))
+    found = np.asarray(jax.vmap(system.singular_values)(a))
     np.testing.assert_allclose(found[[0, 2]], [[1, 1], [2, 2]])
     assert np.isnan(found[1]).all()
     assert capfd.readouterr().err == ""
@@ -197,7 +181,7 @@ def test_residuals_are_mapped_numbers_and_at_high_temperature_attention_is_the_m
     @jax.jit
     def flow(hyper):
         traces.append(hyper)
-        return model.forward(params, data.x, hyper)
+        return system.forward(params, data.x, hyper)
 
     cast = lambda *numbers: ResidualHyper(*(jnp.asarray(v, jnp.zeros(()).dtype) for v in numbers))  # noqa: E731
     plain, added = flow(cast(0, 0, 1e9)), flow(cast(1, 0, 1e9))
@@ -225,98 +209,3 @@ def test_bad_input_is_one_clear_line(make, message):
         make()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def made(steps, loss, sigma, rates):
-    """A Dataset of one seed with both residuals, as `_rates` reads it."""
-    import xarray as xr
-
-    dims = ("optimizer", "seed", "step")
-    return xr.Dataset(
-        {"train_loss": (dims, loss[:, None]), "feature_sigma_min": (dims, sigma[:, None])},
-        coords={"step": steps, "seed": [0], "learning_rate": ("optimizer", rates)},
-    )
-
-
-def test_rates_of_the_claims_on_curves_whose_rates_are_known():
-    steps, rates = np.arange(0, 401, 10), np.array([0.1, 0.2, 0.3, 0.4, 0.5])
-    linear, power = np.exp(-0.03 * steps), (1.0 + steps) ** -2.0
-    worse = np.ones_like(linear)
-    sigma = np.full((5, steps.size), 0.2)
-    ds = made(steps, np.stack([worse, linear, worse, worse * np.nan, worse]), sigma, rates)
-    assert claims.best(ds)["learning_rate"].item() == 0.2
-    assert claims._rates(ds, claims._late).item() == pytest.approx(0.03)
-    assert claims._rates(ds, claims._late_over_early).item() == pytest.approx(1)
-    assert claims._rates(ds, claims._late_over_predicted).item() == pytest.approx(0.03 / -np.log1p(-0.2 * 0.04))
-    ds = made(steps, np.stack([worse, power, worse, worse, worse]), sigma, rates)
-    assert claims._rates(ds, claims._late_over_early).item() == pytest.approx(0.25, abs=0.03)
-    fast = np.maximum(np.exp(-0.5 * steps), 1e-30)  # at the rounding floor from step 140 on, where nothing is fitted
-    ds = made(steps, np.stack([worse, fast, worse, worse, worse]), sigma, rates)
-    assert claims._rates(ds, claims._late).item() == pytest.approx(0.5)
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """The tiny mode of the sweep, laid out as the figure wants it."""
-    root = tmp_path_factory.mktemp("residual")
-    assert load("sweeps", "residual").main(["--tiny", "--out", str(root / "residual")]) == 0
-    return root
-
-
-def test_tiny_sweep_runs_and_its_figure_is_drawn(results, tmp_path, monkeypatch):
-    ds = js.open_results(results / "residual" / "depth_1")
-    assert ds["attention_condition"].dims == (
-        "attention_residual",
-        "ffn_residual",
-        "optimizer",
-        "seed",
-        "step",
-        "layer",
-    )
-    assert bool((ds["status"].sel(attention_residual=1) == 0).isel(optimizer=0).all())
-    monkeypatch.setattr(sys, "argv", ["residual", "--results", str(results), "--out", str(tmp_path)])
-    load("figures", "residual").main()
-    assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".pdf", ".svg", ".csv"}
-    assert len((tmp_path / "residual.csv").read_text().splitlines()) > 50
-
-
-def test_sweep_wants_64_bit(tmp_path, capsys, monkeypatch):
-    if jax.config.jax_enable_x64:
-        pytest.skip("64-bit floats are on")
-    assert load("sweeps", "residual").main(["--out", str(tmp_path / "x")]) == 2
-    assert "--x64" in capsys.readouterr().err
-
-
-def test_claims_read_the_points_they_compare(results):
-    ds = js.open_results(results / "residual" / "depth_1").load()
-    both, none = claims.ablated(ds, 1, 1), claims.ablated(ds, 0, 0)
-    picked = ds["attention_sigma_min"].sel(attention_residual=1, ffn_residual=1, step=0).isel(optimizer=0, layer=0)
-    other = ds["attention_sigma_min"].sel(attention_residual=0, ffn_residual=0, step=0).isel(optimizer=0, layer=0)
-    part = next(c for c in claims.CLAIMS if c.id == "R4").parts[0]
-    np.testing.assert_allclose(part.measure(ds), picked / other)
-    assert both["train_loss"].dims == none["train_loss"].dims == ("optimizer", "seed", "step")
-    assert claims.setting_of(ds) == "custom"  # the tiny sizes
-    with pytest.raises(js.CannotDecide, match="residuals"):
-        claims.ablated(ds, 2, 0)
-    with pytest.raises(js.CannotDecide, match="64-bit"):
-        claims._margin(1e-3)(js.open_results(results / "residual" / "bound"))
-
-
-def test_settings_are_named_by_what_is_varied():
-    def setting(problem=None, **coords):
-        import json
-
-        import xarray as xr
-
-        definition = {
-            "problem": dataclasses.asdict(problem or ResidualProblem()), "hyper": dataclasses.asdict(ResidualHyper())
-        }  # fmt: skip
-        ds = xr.Dataset(coords={k: (k, v) for k, v in coords.items()})
-        return claims.setting_of(ds.assign_attrs(manifest=json.dumps({"definition": definition})))
-
-    assert setting(attention_residual=[1.0, 0.0]) == "depth 1"
-    assert setting(ResidualProblem(depth=4)) == "depth 4"
-    assert setting(depth=[1, 2, 4]) == "depths 1, 2, 4"
-    assert setting(temperature=[0.1, 1.0]) == "depth 1, temperatures"
-    assert setting(n=[8, 16]) == "depth 1, n/d"
-    assert setting(ResidualProblem(d=20)) == setting(temperature=[2.0]) == "custom"

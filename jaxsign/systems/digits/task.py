@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsign.systems.digits import calibration, class_means, patch_attention, vision
+from jaxsign.systems.digits import calibration, models
 from jaxsign.systems.digits import data as data_of
 from jaxsign.systems.digits.data import DigitImages, Draw, Held, Patches
 from jaxsign.systems.digits.problem import DigitsHyper, DigitsProblem
 from jaxsign.training.task import Task
+from jaxsign.validation.values import instance
 
 Array = jax.Array
 ATTRS = {
@@ -64,13 +65,12 @@ def noisy_digits(problem: DigitsProblem) -> Task:
     References:
       Reconstructed after the noisy digits of arXiv 2410.04870.
     """
-    if not isinstance(problem, DigitsProblem):
-        raise ValueError(f"problem must be a js.DigitsProblem, got problem={problem!r}")
+    instance("problem", problem, DigitsProblem)
 
     def logits(params: Any, x: Array) -> Array:
         if problem.model == "vit":
-            return vision.logits(params, x, problem)
-        return patch_attention.logits(params, x, problem.heads)
+            return models.vit_logits(params, x, problem)
+        return models.two_layer_logits(params, x, problem.heads)
 
     def sample(key: Array, hyper: DigitsHyper, shared: DigitImages | None = None) -> Draw:
         return data_of.sample(key, problem, hyper, shared)
@@ -81,7 +81,7 @@ def noisy_digits(problem: DigitsProblem) -> Task:
 
     def init(key: Array, data: Draw, hyper: DigitsHyper) -> Any:
         del data
-        return (vision if problem.model == "vit" else patch_attention).init(key, problem, hyper)
+        return (models.init_vit if problem.model == "vit" else models.init_two_layer)(key, problem, hyper)
 
     def prepare(data: Draw, test: Any, params: Any, hyper: Any, degree: Any) -> tuple[Patches, Held, Any]:
         del hyper, degree
@@ -116,7 +116,7 @@ def noisy_digits(problem: DigitsProblem) -> Task:
             for name, one in (("image_norm", images), ("noise_norm", data.noise))
         }
         train, held = data_of.splits(data, test, problem)
-        scores = class_means.scores(train, held.test.x, len(problem.classes))
+        scores = models.class_mean_scores(train, held.test.x, len(problem.classes))
         return norms | {"class_mean_error": jnp.mean(calibration.margins(scores, held.test.y) <= 0)}
 
     return Task(
@@ -127,14 +127,8 @@ def noisy_digits(problem: DigitsProblem) -> Task:
         loss=loss,
         observe=observe,
         describe=describe,
-        validate=_check,
+        validate=lambda hyper: instance("hyper", hyper, DigitsHyper).validate(),
         attrs=ATTRS,
         problem=problem,
         name="noisy_digits",
     )
-
-
-def _check(hyper: Any) -> None:
-    if not isinstance(hyper, DigitsHyper):
-        raise ValueError(f"hyper must be a js.DigitsHyper, got hyper={hyper!r}")
-    hyper.validate()

@@ -1,1 +1,1 @@
-"""The paper's system: a two-layer transformer on signal and sparse noise."""
+"""The paper's system: a two-layer transformer on signal and sparse noise (read problem, data, model, task)."""

@@ -1,4 +1,4 @@
-"""The signal + sparse-noise data of the two-layer paper, exact to its definition."""
+"""How are the training and test sets of the two-layer system drawn? Signal patches, sparse noise, mini-batches."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
+class TrainingSet:
     """Training examples, kept by their structure: signal patches are multiples of e_1, noise patches are dense.
 
     Args:
@@ -25,7 +25,7 @@ class Dataset:
       y_clean: (n,) labels that the signal patches carry, +-1.
       signal_slot: (n,) int32 in [0, context), the slot of the signal patch.
       mu: (), norm of the signal patch.
-      weight: (n,), share of each example in the mean loss: 1/n, or that of a mini-batch; 0 for padding.
+      weight: (n,), share of each example in the mean loss: 1/n, or 1/B in a mini-batch of size B; 0 for padding.
 
     References:
       arXiv 2410.04870, data model.
@@ -87,7 +87,10 @@ class TestSet:
     alpha: Array
 
 
-for _record in (Dataset, TestSet):
+#: The old name of TrainingSet.
+Dataset = TrainingSet
+
+for _record in (TrainingSet, TestSet):
     jax.tree_util.register_dataclass(_record, data_fields=field_names(_record), meta_fields=[])
 
 
@@ -161,16 +164,16 @@ def standard_noise(key: Array, shape: tuple[int, ...], law: str) -> Array:
     return jax.random.normal(key, shape)
 
 
-class Room(NamedTuple):
-    """Room for more examples than there are, so that one program serves several n: the rest is padding."""
+class PaddedSize(NamedTuple):
+    """A static number of slots and the number of examples in them, so that one program serves several n."""
 
-    size: int  # slots, static
+    size: int  # slots, static; those behind the examples are padding
     count: Any  # examples, may be traced
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Training examples without coordinates: all that is drawn of them beside their supports.
+    """Training examples without the coordinates of their noise: everything that is drawn except the supports.
 
     Args:
       noise: (n, context-1, s), values of the noise on its support; 0 for padding.
@@ -192,20 +195,20 @@ class Examples:
 jax.tree_util.register_dataclass(Examples, data_fields=field_names(Examples), meta_fields=[])
 
 
-def examples(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None) -> tuple[Examples, Array]:
+def examples(key: Array, problem: Problem, hyper: Hyper, padded: PaddedSize | None = None) -> tuple[Examples, Array]:
     """Draws labels, slots and the values of the noise.
 
     Args:
       key: key of the stream "data".
       problem: shapes.
       hyper: numbers, may be traced.
-      room: slots for examples and how many there are; None: problem.n of both.
+      padded: slots for examples, and how many examples there are; None: problem.n of both.
 
     Returns:
-      (Examples, (n,) keys of the examples' supports). The draws of an example do not depend on n: the first examples of
-      a larger training set are the smaller one.
+      (Examples, (n,) keys of the examples' supports). The draws of an example do not depend on n: a smaller training
+      set is the beginning of a larger one.
     """
-    size, count = (problem.n, problem.n) if room is None else room
+    size, count = (problem.n, problem.n) if padded is None else padded
     keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, size))
     u = jax.vmap(lambda k: jax.random.uniform(k, (3,)))(keys[:, 0])  # label, slot, flip
     y_clean = fair_sign(u[:, 0])
@@ -228,28 +231,28 @@ def mini_batch(key: Array, size: int, data: Any) -> Any:
       data: a record with `weight`, (n,).
 
     Returns:
-      The record with other weights: what is no part of the batch has weight 0.
+      The record with other weights: examples outside the batch have weight 0.
     """
     chosen = subsets(key[None], jnp.sum(data.weight > 0, dtype=jnp.int32), size)[0]
     places = jnp.arange(data.weight.size, dtype=jnp.int32)
-    there = jnp.any(chosen[:, None] == places[None], axis=0)
-    return dataclasses.replace(data, weight=there.astype(data.weight.dtype) / size)
+    in_batch = jnp.any(chosen[:, None] == places[None], axis=0)
+    return dataclasses.replace(data, weight=in_batch.astype(data.weight.dtype) / size)
 
 
 def _supports(key: Array, example_keys: Array, problem: Problem) -> Array:
-    """(n, context-1, s) int32 coordinates in [1, d) of the training noise; of padding they may be anything."""
+    """(n, context-1, s) int32 coordinates in [1, d) of the training noise; arbitrary for padding."""
     shape = (example_keys.shape[0], problem.patches, problem.s)
     if problem.supports == "independent":
         if problem.patches > 1:
             example_keys = jax.vmap(lambda k: jax.random.split(k, problem.patches))(example_keys).reshape(-1)
         return 1 + subsets(example_keys, problem.d - 1, problem.s).reshape(shape)
-    # Disjoint: cut one random order of all coordinates into supports. One O(d) array a run, none an example.
+    # Disjoint supports are slices of one random order of all coordinates: one array of size d a run, none an example.
     order = jax.random.permutation(key, jnp.arange(1, problem.d, dtype=jnp.int32))
     place = jnp.arange(math.prod(shape), dtype=jnp.int32)
     return order[jnp.minimum(place, problem.d - 2)].reshape(shape)
 
 
-def sample(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None) -> Dataset:
+def sample(key: Array, problem: Problem, hyper: Hyper, padded: PaddedSize | None = None) -> TrainingSet:
     """Draws a training set: signal patch y*mu*e_1, noise patches xi with s coordinates N(0, sigma_p^2).
 
         x = [y mu e_1, xi_1, ..., xi_{context-1}] with the signal in a uniform slot,
@@ -259,11 +262,11 @@ def sample(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None)
       key: key of the stream "data".
       problem: shapes.
       hyper: numbers, may be traced; standard draws do not depend on them.
-      room: slots for examples and how many there are, the others are padding: weight 0, noise 0 on coordinate 0.
-        None: problem.n of both.
+      padded: slots for examples, and how many examples there are; None: problem.n of both. The other slots are
+        padding: weight 0, and noise 0 on coordinate 0.
 
     Returns:
-      The Dataset.
+      The TrainingSet.
 
     Examples:
       >>> import jax
@@ -274,17 +277,17 @@ def sample(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None)
     References:
       arXiv 2410.04870, data model.
     """
-    n, patches, s, d = room.size if room else problem.n, problem.patches, problem.s, problem.d
-    drawn, keys = examples(key, problem, hyper, room)
-    there = drawn.weight > 0
-    support = jnp.where(there[:, None, None], _supports(key, keys, problem), 0)
-    shift = jnp.where(there, hyper.alpha * hyper.mu * drawn.y_clean, 0)
+    n, patches, s, d = padded.size if padded else problem.n, problem.patches, problem.s, problem.d
+    drawn, keys = examples(key, problem, hyper, padded)
+    valid = drawn.weight > 0
+    support = jnp.where(valid[:, None, None], _supports(key, keys, problem), 0)
+    shift = jnp.where(valid, hyper.alpha * hyper.mu * drawn.y_clean, 0)
     row = jnp.arange(n * patches, dtype=jnp.int32)[:, None]
     noise = drawn.noise.reshape(-1, s)
     xi = jnp.zeros((n * patches, d), noise.dtype).at[row, support.reshape(-1, s)].set(noise)
     xi = xi.at[:, 0].set(-jnp.repeat(shift, patches))
     e_1 = jnp.zeros((1, d), xi.dtype).at[0, 0].set(1.0)
-    return Dataset(
+    return TrainingSet(
         basis=jnp.concatenate([e_1, xi]),
         support=support,
         y=drawn.y,
@@ -295,12 +298,12 @@ def sample(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None)
     )
 
 
-def settle(test: TestSet, data: Dataset) -> TestSet:
-    """For overlap="none": turns the ranks drawn by `sample_test` into coordinates off every training support.
+def assign_coordinates(test: TestSet, data: TrainingSet) -> TestSet:
+    """For overlap="none": turns the ranks drawn by `sample_test` into coordinates outside every training support.
 
     Args:
       test: TestSet whose indices are ranks among the free coordinates.
-      data: the training set it must avoid.
+      data: the training set, whose coordinates must be avoided.
 
     Returns:
       A TestSet with coordinates in [1, d).
@@ -311,17 +314,17 @@ def settle(test: TestSet, data: Dataset) -> TestSet:
     return dataclasses.replace(test, indices=free_first[test.indices])
 
 
-def sample_test(key: Array, problem: Problem, hyper: Hyper, room: Room | None = None) -> TestSet:
+def sample_test(key: Array, problem: Problem, hyper: Hyper, padded: PaddedSize | None = None) -> TestSet:
     """Draws n_test fresh examples with clean labels and sparse noise patches.
 
     With overlap="none" the indices are ranks among the coordinates that no training patch uses, of which there are at
-    least d-1-n*(context-1)*s; `settle` turns them into coordinates once the training set is known.
+    least d-1-n*(context-1)*s; `assign_coordinates` turns them into coordinates once the training set is known.
 
     Args:
       key: key of the stream "test".
       problem: shapes and the overlap law.
       hyper: numbers, may be traced.
-      room: how many training examples there are; None: problem.n.
+      padded: how many training examples there are; None: problem.n.
 
     Returns:
       The TestSet.
@@ -341,7 +344,7 @@ def sample_test(key: Array, problem: Problem, hyper: Hyper, room: Room | None = 
     if problem.overlap == "exact":
         indices = 1 + subsets(keys, problem.d - 1, problem.s)
     else:
-        taken = problem.n if room is None else jnp.asarray(room.count).astype(jnp.int32)
+        taken = problem.n if padded is None else jnp.asarray(padded.count).astype(jnp.int32)
         indices = subsets(keys, problem.d - 1 - taken * problem.patches * problem.s, problem.s)
     noise = standard_noise(values, shape, problem.noise)
     return TestSet(

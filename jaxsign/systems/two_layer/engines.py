@@ -1,4 +1,4 @@
-"""Engine names -> tasks of the two-layer system, and what "auto" chooses from."""
+"""Which engines train the two-layer system, and which of them does "auto" choose from?"""
 
 import dataclasses
 import functools
@@ -8,14 +8,14 @@ from jaxsign.systems.two_layer import feature_task as features
 from jaxsign.systems.two_layer import task as tasks
 from jaxsign.systems.two_layer.problem import OVERLAPS, Problem
 from jaxsign.training.task import Task
-from jaxsign.validation.values import known
+from jaxsign.validation.values import instance, known
 
 
 @functools.cache
 def _auto(problem: Problem) -> Task:
     """The dense system, run by the fastest task that is exact for the optimizer: "auto"."""
     choices = [tasks.dense(problem)]
-    if problem.n * problem.patches * problem.s + 1 < problem.d:  # else every coordinate is active
+    if problem.n * problem.patches * problem.s + 1 < problem.d:  # otherwise every coordinate is active
         choices.insert(0, tasks.support(problem))
     if problem.supports == "disjoint":
         choices.insert(0, features.feature_space(problem))
@@ -41,7 +41,7 @@ def two_layer(problem: Problem, engine: str = "dense", overlap: str | None = Non
       engine: "dense" trains all d coordinates with any optimizer; "support" trains only the coordinates that training
         patches use, exact for optimizers that move each coordinate by its own gradients and decoupled weight decay;
         "feature_space" trains the inner products with the patches, exact for disjoint supports and optimizers that are
-        odd and homogeneous besides. They run the same seed's draws, and refuse what they are not exact for. "auto"
+        odd and homogeneous as well. All three train on the same draws of a seed and refuse other optimizers. "auto"
         picks the fastest of the three that is exact for the optimizer. "feature_space_law" draws the inner products
         themselves: equal to the others in distribution only, and its cost does not depend on d.
       overlap: "exact" or "none", replaces problem.overlap; None keeps it.
@@ -61,8 +61,7 @@ def two_layer(problem: Problem, engine: str = "dense", overlap: str | None = Non
     References:
       arXiv 2410.04870.
     """
-    if not isinstance(problem, Problem):
-        raise ValueError(f"problem must be a js.Problem, got problem={problem!r}")
+    instance("problem", problem, Problem)
     known("engine", engine, ENGINES)
     if overlap is not None and overlap != problem.overlap:
         problem = dataclasses.replace(problem, overlap=known("overlap", overlap, OVERLAPS))

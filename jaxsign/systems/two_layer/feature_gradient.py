@@ -1,4 +1,4 @@
-"""The loss of the feature-space model and its gradient in closed form, or its signs alone, which never underflow."""
+"""What is the loss gradient in feature space in closed form, and its signs without underflow?"""
 
 from typing import Any, NamedTuple
 
@@ -25,13 +25,13 @@ def value_and_gradient(
     N = r + sum_h (s_12 + s_22).
 
     With `signs` each entry is multiplied by a positive number. p, A, B and M decay exponentially (N does where
-    r = -2 heads), and products of them underflow. An example's own gradient loses its positive factors; the terms of a
-    sum over examples are kept as numbers times exponentials, and all exponentials are divided by the largest.
+    r = -2 heads), and products of them underflow. The gradients of one example's features therefore drop their positive
+    factors; sums over examples keep each term as a number times an exponential and divide by the largest exponential.
 
     Args:
       params: FeatureParams.
       data: FeatureData with one noise patch an example.
-      signs: whether only the signs of the gradient matter.
+      signs: whether only the signs of the gradient are needed.
       residual: r, ().
 
     Returns:
@@ -65,18 +65,18 @@ def value_and_gradient(
         def votes(exponent: Array) -> Array:
             """p_i exp(exponent) over the largest of p_i exp(exponent) |e_i|."""
             total = exponent_p + exponent
-            # Not more than exp(80): what e = 0 is multiplied by must be finite.
+            # At most exp(80), since this is multiplied with e, which may be 0: 0 * inf would be NaN.
             return jnp.exp(jnp.minimum(total - _largest(total + log_e), 80)) * rest_p[None]
 
         p_ab = votes(larger)
-        # Without feature noise B has no part in the votes for q_mu, and must not be what they are divided by.
+        # Without feature noise the votes for q_mu do not contain B, so that their largest exponential must not either.
         p_a = jnp.where(shift_ == 0, votes(exponent_a) * sign_ * rest_a, p_ab * (sign_ * a - shift_ * b))
         plus, minus, side = _value_votes(f, over_a, over_b, larger, residual)
         largest = _largest(exponent_p[0] + jnp.maximum(plus, minus))
         p_v = jnp.exp(exponent_p[0] + plus - largest) - jnp.exp(exponent_p[0] + minus - largest)
         d_v_mu = jnp.sum(slope * p_v * rest_p)
         d_q = jnp.sign(e)[:, None] * key_gap
-        # Where one of the two queries is 0 the other one decides, however small its weight.
+        # Where one of the two queries is 0 the other one decides, even if its weight underflows.
         d_k = -jnp.sign(e)[:, None] * jnp.where(q == 0, sign_[:, None] * q_mu, jnp.where(q_mu == 0, q, pull))
         d_v = slope * side
     else:
@@ -153,7 +153,7 @@ def _logistic(z: Array) -> _Logistic:
 
 
 def _largest(exponent: Array) -> Array:
-    """The largest along the last axis, which is kept; 0 where all are -inf."""
+    """The maximum over the last axis, which is kept; 0 where all are -inf."""
     top = jnp.max(exponent, -1, keepdims=True)
     return jnp.where(jnp.isneginf(top), 0, top)
 
@@ -161,11 +161,11 @@ def _largest(exponent: Array) -> Array:
 def _value_votes(f: _Forward, over_a: Array, over_b: Array, larger: Array, residual: Any) -> tuple[Array, Array, Array]:
     """Log max(c M - a N, 0), log max(a N - c M, 0) and the sign of N of every example, each (n,).
 
-    A large attention is 1 less a small one. Where the whole numbers and r cancel, all that is left of M or N is the
-    small ones, which may be below what the floats hold.
+    A large attention weight is 1 minus a small one. Where the whole numbers and r cancel, M or N is a sum of the small
+    ones, which may underflow.
 
     Args:
-      f: margins and what is before them.
+      f: margins and the intermediate results.
       over_a: exp(one.exponent) over exp(larger), (head, n).
       over_b: exp(two.exponent) over exp(larger), (head, n).
       larger: the larger exponent, (head, n).

@@ -1,4 +1,4 @@
-"""The paper's system in feature space as a Task: from the dense draws of a seed, or drawn in law."""
+"""The two-layer system in feature space as a Task: from the dense draws of a seed, or drawn in distribution."""
 
 import dataclasses
 import functools
@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxsign.systems.two_layer import data as signal_noise
-from jaxsign.systems.two_layer import feature_law as law_features
-from jaxsign.systems.two_layer import in_law, underflow
+from jaxsign.systems.two_layer import feature_law, underflow
 from jaxsign.systems.two_layer import model as two_layer
 from jaxsign.systems.two_layer.feature_gradient import value_and_gradient
 from jaxsign.systems.two_layer.features import FeatureData, FeatureParams, Inner, to_features
 from jaxsign.systems.two_layer.problem import Hyper, Problem
-from jaxsign.systems.two_layer.task import check_hyper, dense, mini_batches, settled
+from jaxsign.systems.two_layer.task import check_hyper, dense, mini_batches, with_coordinates
 from jaxsign.training.reduction import Padding, Reduction
 from jaxsign.training.task import Task
 from jaxsign.validation.values import field_names
@@ -43,8 +42,8 @@ def feature_space(problem: Problem, law: bool = False) -> Task:
         dense: w <- w + u(g_w)      here: <w,xi_i> <- <w,xi_i> + sum_j |xi_ij|^(1+p) u(dL/d<w,xi_i>)
 
     Exact where supports are disjoint and the transform u moves each coordinate by its own gradients, is odd and
-    homogeneous of degree p in them; a numeric probe measures p, and others are refused. Decoupled weight decay stays
-    exact. Parameters are FeatureParams.
+    homogeneous of degree p in them. A numeric probe measures p, and other optimizers are refused. Decoupled weight
+    decay stays exact. Parameters are FeatureParams.
 
     Args:
       problem: shapes with supports="disjoint".
@@ -65,15 +64,15 @@ def feature_space(problem: Problem, law: bool = False) -> Task:
             f'engine="{_name(law)}" needs supports="disjoint", got supports={problem.supports!r}: where patches share '
             'coordinates the dynamics do not close on inner products; use engine="support"'
         )
-    # All that the program depends on: what n does beside its number of slots is data.
+    # The program depends on n only through the number of slots; the true count is traced.
     shapes = dataclasses.replace(problem, n=1, batch_size=None)
-    own, n = functools.partial(_slots, shapes, law, batch_size=problem.batch_size), problem.n
+    slots, n = functools.partial(_slots, shapes, law, batch_size=problem.batch_size), problem.n
 
     def case(hyper: Hyper) -> CountedHyper:
         return CountedHyper(**{name: getattr(hyper, name) for name in field_names(Hyper)}, count=float(n))
 
-    task = own(n, full=True)
-    padding = Padding(own(1 << (n - 1).bit_length(), full=False), case, {"sample": n})
+    task = slots(n, full=True)
+    padding = Padding(slots(1 << (n - 1).bit_length(), full=False), case, {"sample": n})
     return dataclasses.replace(
         task,
         validate=lambda hyper: check_hyper(hyper, problem),
@@ -92,43 +91,48 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
 
     Args:
       shapes: the problem, its n and batch_size aside.
-      law: whether features are drawn in law.
+      law: whether features are drawn in distribution.
       size: slots for examples.
-      full: whether all are filled; otherwise hyper.count says how many.
+      full: whether all slots hold an example; otherwise hyper.count says how many do.
       batch_size: examples of a mini-batch, or None.
     """
 
-    def room(hyper: Any) -> signal_noise.Room:
-        return signal_noise.Room(size, size if full else hyper.count)
+    def room(hyper: Any) -> signal_noise.PaddedSize:
+        return signal_noise.PaddedSize(size, size if full else hyper.count)
 
     def prepare(data: Any, test: Any, params: Any, hyper: Any, degree: Array) -> tuple[Any, Any, Any]:
         if law:
-            return law_features.to_features(data, test, params, shapes, hyper, degree)
-        return to_features(data, settled(shapes, data, test), params, degree, shapes.overlap == "exact")
+            return feature_law.to_features(data, test, params, shapes, hyper, degree)
+        return to_features(data, with_coordinates(shapes, data, test), params, degree, shapes.overlap == "exact")
 
     def init(key: Array, data: Any, hyper: Any) -> Any:
-        return law_features.init(key, shapes, data, hyper) if law else two_layer.init(key, shapes, hyper)
+        return feature_law.init(key, shapes, data, hyper) if law else two_layer.init(key, shapes, hyper)
 
     def gradient(params: FeatureParams, batch: FeatureData, hyper: Any, signs: bool) -> tuple[Array, FeatureParams]:
         return value_and_gradient(params, batch, signs, hyper.residual)
 
-    # The closed form is that of softmax and one noise patch; others differentiate, and may underflow.
+    # The closed form needs softmax and one noise patch; automatic differentiation, which may underflow, does the rest.
     closed = shapes.context == 2 and shapes.kernel == "softmax"
 
-    def alarm(params: FeatureParams, batch: FeatureData, hyper: Any, seen: FeatureParams | None) -> dict[str, Array]:
-        if seen is None:  # only signs are computed, from logarithms
+    def alarm(
+        params: FeatureParams, batch: FeatureData, hyper: Any, gradient: FeatureParams | None
+    ) -> dict[str, Array]:
+        if gradient is None:  # only signs are computed, from logarithms
             return dict.fromkeys(underflow.QUANTITIES, jnp.zeros((), bool))
         used, value = jnp.repeat(batch.weight > 0, shapes.patches), params.w_v
-        matrices = [_seen(a, b) for a, b in zip((seen.w_q, seen.w_k, seen.w_v), (params.w_q, params.w_k, value))]
+        matrices = [
+            _matrix(slope, weights)
+            for slope, weights in zip((gradient.w_q, gradient.w_k, gradient.w_v), (params.w_q, params.w_k, value))
+        ]
         largest = jnp.maximum(jnp.max(jnp.abs(value.noise)), jnp.abs(value.signal))
         tie = largest < jnp.finfo(largest.dtype).eps  # margins may all be 0
         return underflow.frozen(matrices, used, tie, shapes.kernel, hyper.residual)
 
     def sample(key: Array, hyper: Any, shared: Any = None) -> Any:
-        return (in_law if law else signal_noise).sample(key, shapes, hyper, room(hyper))
+        return (feature_law if law else signal_noise).sample(key, shapes, hyper, room(hyper))
 
     def sample_test(key: Array, hyper: Any, shared: Any = None) -> Any:
-        return (in_law if law else signal_noise).sample_test(key, shapes, hyper, room(hyper))
+        return (feature_law if law else signal_noise).sample_test(key, shapes, hyper, room(hyper))
 
     return dataclasses.replace(
         dense(shapes),
@@ -147,9 +151,9 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
     )
 
 
-def _seen(gradient: Inner, weights: Inner) -> underflow.Seen:
-    """A matrix for the alarms."""
+def _matrix(gradient: Inner, weights: Inner) -> underflow.MatrixGradient:
+    """The gradient of a matrix, as the monitors need it."""
     nonzero = jnp.any(weights.signal != 0)
     if gradient.signal is None:
-        return underflow.Seen(None, None, nonzero)
-    return underflow.Seen(gradient.noise.reshape(gradient.signal.size, -1), gradient.signal, nonzero)
+        return underflow.MatrixGradient(None, None, nonzero)
+    return underflow.MatrixGradient(gradient.noise.reshape(gradient.signal.size, -1), gradient.signal, nonzero)

@@ -1,4 +1,4 @@
-"""The two-layer transformer in feature space: its parameters are the inner products with the patches."""
+"""How does the two-layer transformer look in feature space, where parameters are inner products with the patches?"""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsign.systems.two_layer.data import Dataset, TestSet
+from jaxsign.systems.two_layer.data import TestSet, TrainingSet
 from jaxsign.systems.two_layer.model import HIGHEST, AnyWeights, Features
 from jaxsign.validation.values import field_names
 
@@ -18,12 +18,12 @@ class Inner(NamedTuple):
 
     signal: Array  # (rows,) <w, e_1>; () for the value vector
     noise: Array  # (rows, n, context-1) <w, xi> without coordinate 0; (n, context-1) for the value vector
-    kept: Array  # () what weight decay has left of the initial weights: a coordinate of its own, with gradient 0
+    kept: Array  # () the factor by which weight decay has shrunk the initial weights: a parameter with gradient 0
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureParams:
-    """Weights seen through the patches alone, which is all that moves when supports are disjoint.
+    """Inner products of the weights with the patches; when supports are disjoint, training moves nothing else.
 
     Args:
       w_q: query features.
@@ -48,7 +48,7 @@ class FeatureParams:
         return Features(q_mu, k_mu, v_mu, q - q_mu[rows] * shift[None], k - k_mu[rows] * shift[None], v - v_mu * shift)
 
     def fresh_features(self, test: "FeatureTest") -> Features:
-        """Features of fresh examples: what decay has left of their start, and what overlaps have moved."""
+        """Features of fresh examples: their decayed start, and the motion of the training patches that they overlap."""
         shift = (test.alpha * test.mu * test.y)[:, None]
 
         def moved(inner: Inner, rest: Array) -> Array:
@@ -67,7 +67,7 @@ class FeatureParams:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureData:
-    """What feature space keeps of a training set: nothing of size d.
+    """A training set in feature space: no array of size d.
 
     Args:
       y: (n,) observed labels.
@@ -75,8 +75,8 @@ class FeatureData:
       signal_slot: (n,) int32.
       mu: (), norm of the signal patch.
       alpha: (), feature noise.
-      metric: (n, context-1), sum_j |xi_j|^(1+p): how far one unit of update moves <w, xi>.
-      value_metric: (), 2/m_v^p: how far it moves the value vector.
+      metric: (n, context-1), sum_j |xi_j|^(1+p): the change of <w, xi> by one unit of update.
+      value_metric: (), 2/m_v^p: the change of the value vector by one unit of update.
       weight: (n,), share of each example in the mean loss; 0 for padding.
     """
 
@@ -90,7 +90,7 @@ class FeatureData:
     weight: Array
 
     def scale(self, heads: int) -> FeatureParams:
-        """The metric of every parameter; that of e_1 is 1."""
+        """The metric of every parameter, with 1 for the products with e_1."""
         one = jnp.ones((), self.metric.dtype)
         rows = Inner(one[None], self.metric[None], one)
         return FeatureParams(rows, rows, Inner(self.value_metric, self.value_metric * self.metric, one), heads)
@@ -98,7 +98,7 @@ class FeatureData:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureTest:
-    """What feature space keeps of a test set.
+    """A test set in feature space: no array of size d.
 
         <w, xi'>_t = kept_t rest + sum_i C_ji <w, xi_i>_t,   rest = <w, xi'>_0 - sum_i C_ji <w, xi_i>_0
 
@@ -130,13 +130,13 @@ jax.tree_util.register_dataclass(FeatureParams, data_fields=["w_q", "w_k", "w_v"
 
 
 def to_features(
-    data: Dataset, test: TestSet, params: AnyWeights, degree: Array, shared: bool
+    data: TrainingSet, test: TestSet, params: AnyWeights, degree: Array, shared: bool
 ) -> tuple[FeatureData, FeatureTest, FeatureParams]:
-    """Maps dense draws to feature space, for a transform of degree p.
+    """Maps dense draws to feature space, for an optimizer of degree p.
 
     Args:
       data: training set with disjoint supports.
-      test: settled test set.
+      test: test set with coordinates.
       params: initial weights.
       degree: p, (); may be traced.
       shared: whether test patches may share coordinates with training patches.
@@ -144,7 +144,7 @@ def to_features(
     Returns:
       (FeatureData, FeatureTest, FeatureParams) of the same run.
     """
-    found, alpha = params.features(data), test.alpha
+    dense, alpha = params.features(data), test.alpha
     kept = jnp.ones((), alpha.dtype)
     shift = jnp.where(data.weight > 0, alpha * data.mu * data.y_clean, 0)[:, None]
 
@@ -153,14 +153,14 @@ def to_features(
         return noise + signal.reshape((*signal.shape, 1, 1)) * shift.reshape((1,) * signal.ndim + shift.shape)
 
     features = FeatureParams(
-        Inner(found.q_mu, along(found.q, found.q_mu, shift), kept),
-        Inner(found.k_mu, along(found.k, found.k_mu, shift), kept),
-        Inner(found.v_mu, along(found.v, found.v_mu, shift), kept),
+        Inner(dense.q_mu, along(dense.q, dense.q_mu, shift), kept),
+        Inner(dense.k_mu, along(dense.k, dense.k_mu, shift), kept),
+        Inner(dense.v_mu, along(dense.v, dense.v_mu, shift), kept),
         heads=params.heads,
     )
-    mine = feature_data(data, alpha, params.full().w_v.shape[1], degree)
+    training = feature_data(data, alpha, params.full().w_v.shape[1], degree)
     fresh = params.fresh_features(dataclasses.replace(test, alpha=jnp.zeros_like(alpha)))
-    mixing = mixing_matrix(test, *_owners(data, test), mine.metric, degree) if shared else None
+    mixing = mixing_matrix(test, *_owners(data, test), training.metric, degree) if shared else None
 
     def rest(fresh: Array, inner: Inner) -> Array:
         if mixing is None:
@@ -172,11 +172,11 @@ def to_features(
         rest(fresh.q, features.w_q), rest(fresh.k, features.w_k), rest(fresh.v, features.w_v),
         mixing, test.y, test.mu, alpha,
     )  # fmt: skip
-    return mine, tests, features
+    return training, tests, features
 
 
 def feature_data(data: Any, alpha: Array, m_v: int, degree: Array) -> FeatureData:
-    """What feature space keeps of a training set, for a transform of degree p.
+    """A training set in feature space, for an optimizer of degree p.
 
     Args:
       data: a record with noise (n, context-1, s), y, y_clean, signal_slot, mu and weight.
@@ -195,7 +195,7 @@ def feature_data(data: Any, alpha: Array, m_v: int, degree: Array) -> FeatureDat
 
 
 def mixing_matrix(test: Any, owner: Array, value: Array, metric: Array, degree: Array) -> Array:
-    """C of `FeatureTest`: disjoint supports give every coordinate at most one owner.
+    """C of `FeatureTest`: with disjoint supports at most one training patch owns a coordinate.
 
     Args:
       test: a record with values (n_test, context-1, s).
@@ -214,7 +214,7 @@ def mixing_matrix(test: Any, owner: Array, value: Array, metric: Array, degree: 
     return jnp.zeros((owner.shape[0], flat.size), weight.dtype).at[row, owner].add(weight)
 
 
-def _owners(data: Dataset, test: TestSet) -> tuple[Array, Array]:
+def _owners(data: TrainingSet, test: TestSet) -> tuple[Array, Array]:
     """(owner, value) of `mixing_matrix`, looked up through arrays of d coordinates."""
     n, patches, s = data.support.shape
     d, where = data.basis.shape[1], data.support.reshape(-1)

@@ -1,4 +1,4 @@
-"""The paper's two-layer transformer as pure functions of one example or of its inner products with the patches."""
+"""How does the two-layer transformer compute its output? From one example, or from its weights' features of patches."""
 
 import dataclasses
 from typing import NamedTuple
@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxsign.systems import attention as kernels
-from jaxsign.systems.two_layer.data import Dataset, TestSet
+from jaxsign.systems.two_layer.data import TestSet, TrainingSet
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 from jaxsign.validation.values import field_names
 
 Array = jax.Array
 HIGHEST = jax.lax.Precision.HIGHEST
-#: Of the attention kernel: scores have no factor 1/sqrt(m_k).
+#: The constant of the attention kernel; at 1/2 the scores have no factor 1/sqrt(m_k).
 CONSTANT = 0.5
 #: The support engine trains a multiple of this many coordinates: a product of 20 rows with 801 columns takes a third
 #: longer than with 832 (AVX-512).
@@ -32,7 +32,7 @@ class Features(NamedTuple):
 
 
 class Weights:
-    """What all forms of the weights share: their inner products with patches."""
+    """Weights in any form. A form defines W_Q, W_K and V on its columns; their products with patches follow."""
 
     heads: int
 
@@ -45,7 +45,7 @@ class Weights:
         raise NotImplementedError
 
     def value(self) -> Array:
-        """V = mean_r w_{V,+1,r} - mean_r w_{V,-1,r} on this form's columns: all that the model sees of W_V."""
+        """V = mean_r w_{V,+1,r} - mean_r w_{V,-1,r} on this form's columns: the model depends on W_V only through V."""
         raise NotImplementedError
 
     def full(self) -> "Params":
@@ -56,11 +56,11 @@ class Weights:
         """The columns of the patches that these weights multiply: all."""
         return basis
 
-    def features(self, data: Dataset) -> Features:
+    def features(self, data: TrainingSet) -> Features:
         """Features of the training examples: one product of each weight matrix with the patches.
 
         Args:
-          data: Dataset.
+          data: the training set.
 
         Returns:
           Features, linear in each weight matrix.
@@ -80,7 +80,7 @@ class Weights:
         """Features of sparse test examples, gathered: no (n_test, d) array.
 
         Args:
-          test: settled TestSet.
+          test: TestSet with coordinates, see `jaxsign.systems.two_layer.data.assign_coordinates`.
 
         Returns:
           Features with n_test examples.
@@ -88,7 +88,8 @@ class Weights:
         full = self.full()
         rows = full.w_q.shape[0]
         count, patches, s = test.indices.shape
-        # Rows of the transposed weights: one gather of 2*rows+1 neighbours a coordinate serves all three products.
+        # The transposed weights have the 2*rows+1 numbers of a coordinate in one row, so that one gather serves all
+        # three products.
         weights = jnp.concatenate([full.w_q, full.w_k, full.value()[None]]).T
         indices, values = (jnp.moveaxis(a, 2, 0) for a in (test.indices, test.values))
 
@@ -137,7 +138,7 @@ class Params(_Plain):
     heads: int = 1
 
     def value(self) -> Array:
-        """V = mean_r w_{V,+1,r} - mean_r w_{V,-1,r}, (d,): all that the model sees of W_V."""
+        """V = mean_r w_{V,+1,r} - mean_r w_{V,-1,r}, (d,): the model depends on W_V only through V."""
         mean = jnp.mean(self.w_v, axis=1)
         return mean[0] - mean[1]
 
@@ -151,12 +152,12 @@ class TiedParams(_Plain):
     """The same weights with one shared displacement for the value rows of each sign.
 
     All m_v rows of one sign have the same gradient, (dL/dv) sgn(j)/m_v, so an optimizer that is coordinate-wise and
-    reads gradients only moves them alike: their common displacement is all that needs training.
+    reads gradients only moves them alike: it is enough to train their common displacement.
 
     Args:
       w_q: (heads*m_k, d).
       w_k: (heads*m_k, d).
-      w_v: (2, d) displacement of every value row of a sign from its start; its gradient is a row's own.
+      w_v: (2, d) displacement of every value row of a sign from its start; its gradient is that of a single row.
       v_start: (d,) the value vector at the start; frozen.
       w_v_start: (2, m_v, d) value rows at the start; frozen.
       heads: static number of heads.
@@ -182,7 +183,7 @@ class Active(NamedTuple):
     """One matrix on the active coordinates."""
 
     moved: Array  # (rows, active); of W_V (2, active), the displacement of every row of a sign from its start
-    kept: Array  # () what weight decay has left of all other weights: a coordinate of its own, with gradient 0
+    kept: Array  # () the factor by which weight decay has shrunk all other weights: a parameter with gradient 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,13 +192,13 @@ class ActiveParams(Weights):
 
         W = kept * start off the active coordinates,   value row = kept * start + displacement
 
-    Every other coordinate has gradient 0 at every step, so an optimizer that moves each coordinate by its own
-    gradients only leaves it where it started, and decoupled weight decay shrinks all of them alike.
+    Every other coordinate has gradient 0 at every step. An optimizer that moves each coordinate by its own gradients
+    only leaves it where it started, and decoupled weight decay shrinks all of them by the same factor.
 
     Args:
       w_q: Active, (heads*m_k, active).
       w_k: Active, (heads*m_k, active).
-      w_v: Active, (2, active); its gradient is a row's own.
+      w_v: Active, (2, active); its gradient is that of a single row.
       v_start: (active,) the value vector at the start; frozen.
       active: (active,) int32, the coordinates; frozen.
       start: the full Params at the start; frozen.
@@ -228,11 +229,11 @@ class ActiveParams(Weights):
 
     def columns(self, basis: Array) -> Array:
         """The active columns of the patches."""
-        # Not basis[:, active]: XLA would lay that out with the patches last and copy it back at every step.
+        # XLA would lay basis[:, active] out with the patches last and copy it back at every step.
         return jnp.take_along_axis(basis, jnp.broadcast_to(self.active, (basis.shape[0], self.active.size)), axis=1)
 
     def full(self) -> Params:
-        """The full weights: what is left of the start, with the active coordinates replaced."""
+        """The full weights: the decayed start, with the active coordinates replaced."""
         (q, kept_q), (k, kept_k), (v, kept_v) = self.w_q, self.w_k, self.w_v
         w_q = (kept_q * self.start.w_q).at[:, self.active].set(q)
         w_k = (kept_k * self.start.w_k).at[:, self.active].set(k)
@@ -242,7 +243,7 @@ class ActiveParams(Weights):
 
 @dataclasses.dataclass(frozen=True)
 class SeenParams:
-    """Weights known by their features of one training set alone.
+    """Weights reduced to their features of one training set.
 
     Args:
       seen: Features of the training set.
@@ -252,14 +253,14 @@ class SeenParams:
     seen: Features
     heads: int = 1
 
-    def features(self, data: Dataset) -> Features:
-        """The features that are known."""
+    def features(self, data: TrainingSet) -> Features:
+        """The features, which are stored."""
         del data
         return self.seen
 
 
-def seen(params: "AnyWeights", data: Dataset) -> SeenParams:
-    """What a training set sees of weights: all that its observables depend on."""
+def seen(params: "AnyWeights", data: TrainingSet) -> SeenParams:
+    """Weights reduced to their features of a training set, which determine all observables without a test set."""
     return SeenParams(params.features(data), heads=params.heads)
 
 
@@ -267,7 +268,7 @@ AnyWeights = Params | TiedParams | ActiveParams
 
 
 def _row_gradient(moved: Array, rows: int) -> Array:
-    """`moved` itself, with the gradient that one of `rows` equal rows sees: 1/rows of the mean's."""
+    """`moved` itself, with the gradient of one of `rows` equal rows: 1/rows of the gradient of their mean."""
     still = jax.lax.stop_gradient(moved)
     return still + (moved - still) / rows
 
@@ -310,7 +311,7 @@ def tie(params: Params) -> TiedParams:
     )  # fmt: skip
 
 
-def activate(params: Params, data: Dataset) -> ActiveParams:
+def activate(params: Params, data: TrainingSet) -> ActiveParams:
     """Params -> ActiveParams at the same function on the training patches.
 
     Args:
@@ -318,16 +319,17 @@ def activate(params: Params, data: Dataset) -> ActiveParams:
       data: the training set; at most n*(context-1)*s + 1 of its coordinates are in use.
 
     Returns:
-      ActiveParams with that many coordinates, rounded up to whole rows of registers, or d; unused ones fill up.
+      ActiveParams with that many coordinates, rounded up to a multiple of COLUMNS and at most d; unused coordinates
+      fill the rest.
     """
     d = data.basis.shape[1]
     count = min(-(-(data.support.size + 1) // COLUMNS) * COLUMNS, d)
     used = jnp.zeros((d,), bool).at[0].set(True).at[data.support.reshape(-1)].set(True)
     active = jnp.argsort(~used, stable=True)[:count].astype(jnp.int32)
-    whole = jnp.ones((), params.w_q.dtype)
+    kept = jnp.ones((), params.w_q.dtype)
     return ActiveParams(
-        Active(params.w_q[:, active], whole), Active(params.w_k[:, active], whole),
-        Active(jnp.zeros_like(params.w_v[:, 0, :count]), whole),
+        Active(params.w_q[:, active], kept), Active(params.w_k[:, active], kept),
+        Active(jnp.zeros_like(params.w_v[:, 0, :count]), kept),
         params.value()[active], active, params, heads=params.heads,
     )  # fmt: skip
 
@@ -335,8 +337,8 @@ def activate(params: Params, data: Dataset) -> ActiveParams:
 def scores(features: Features, sign_mu: Array, heads: int) -> Array:
     """Attention scores of every example, z_la = <W_Q x_l, W_K x_a> per head; token 0 is the signal.
 
-    The example axis is last and stays in place, so that every sum over a head's rows runs over contiguous examples; as
-    matmuls these sums would be too small to pay.
+    The example axis is last and stays in place, so that every sum over a head's rows runs over contiguous examples.
+    These sums are too small for matrix products to be faster.
 
     Args:
       features: Features of n examples.
@@ -415,7 +417,7 @@ def apply(params: Params, x: Array, kernel: str = "softmax", residual: Array | f
     Args:
       params: Params.
       x: (context, d), one patch a row.
-      kernel: in the place of softmax: `Problem.kernel`.
+      kernel: of the attention, `Problem.kernel`.
       residual: r, `Hyper.residual`.
 
     Returns:

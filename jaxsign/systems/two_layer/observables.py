@@ -1,4 +1,4 @@
-"""What is recorded of the two-layer system: name -> pure function of its features."""
+"""Which quantities of the two-layer system are recorded, and under which names, dimensions and units?"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ def dims(context: int) -> dict[str, tuple[str, ...]]:
     """{observable: dimensions}; noise observables get a last dimension `patch` when context > 2."""
     patch = ("patch",) if context > 2 else ()
     return {
-        **{name: (*own, *patch) for name, own in _NOISE.items()},
+        **{name: (*dims, *patch) for name, dims in _NOISE.items()},
         "query_signal": ("row",),
         "key_signal": ("row",),
         "s11": ("head", "sample"),
@@ -66,7 +66,7 @@ def observe(
     Args:
       params: weights in any form, or FeatureParams with their data and test set.
       data: training set; noise observables use its observed labels.
-      test: settled test set, or None: then test_loss and test_error are left out.
+      test: test set with coordinates, or None: then test_loss and test_error are left out.
       kernel: of the attention.
       residual: weight of the residual path, ().
 
@@ -78,14 +78,14 @@ def observe(
     """
     f = params.features(data)
     sign_mu = data.y_clean * data.mu
-    there = data.weight > 0
-    label = jnp.where(there, data.y, 0)[:, None]  # padding has no noise and no vote
-    together = (jnp.sign(f.q) == jnp.sign(f.k)) & there[None, :, None]
+    valid = data.weight > 0
+    label = jnp.where(valid, data.y, 0)[:, None]  # padding has no noise and no vote
+    agree = (jnp.sign(f.q) == jnp.sign(f.k)) & valid[None, :, None]
     attention_log = model.log_attention(f, sign_mu, params.heads, kernel)
     value_noise, query_noise, key_noise = f.v * label, f.q * label[None], f.k * label[None]
     vote = jnp.sum(jnp.sign(key_noise), axis=(1, 2))
     untied = vote != 0
-    agree = untied & (jnp.sign(f.q_mu) == jnp.sign(vote))
+    follow = untied & (jnp.sign(f.q_mu) == jnp.sign(vote))
     margin = data.y * model.logits(f, sign_mu, params.heads, kernel, residual)
     attention = jnp.exp(attention_log) if kernel != "linear" else model.scores(f, sign_mu, params.heads)
     s21 = jnp.moveaxis(attention[1:, 0], 0, 2)  # (head, sample, patch)
@@ -101,8 +101,8 @@ def observe(
         "s21": s21,
         "log_s21": jnp.moveaxis(attention_log[1:, 0], 0, 2),
         "s22": jnp.diagonal(attention[1:, 1:]),
-        "sign_agreement": jnp.sum(together, dtype=f.q.dtype) / (jnp.sum(there, dtype=f.q.dtype) * f.q[:, 0].size),
-        "majority_agreement": jnp.sum(agree, dtype=f.q.dtype) / jnp.sum(untied, dtype=f.q.dtype),
+        "sign_agreement": jnp.sum(agree, dtype=f.q.dtype) / (jnp.sum(valid, dtype=f.q.dtype) * f.q[:, 0].size),
+        "majority_agreement": jnp.sum(follow, dtype=f.q.dtype) / jnp.sum(untied, dtype=f.q.dtype),
     }
     if f.v.shape[1] == 1:
         out = {name: value[..., 0] if name in _NOISE else value for name, value in out.items()}

@@ -1,4 +1,4 @@
-"""The two settings that every claim is reported for. Both are reconstructed, never "the paper's values"."""
+"""In which two settings is every claim reported? Both are reconstructed, since the paper states no sizes."""
 
 import dataclasses
 
@@ -8,8 +8,8 @@ from jaxsign.systems.two_layer.problem import Hyper, Problem
 def paper_like() -> tuple[Problem, Hyper]:
     """n=20, d=2000, s=40, m_k=m_v=20, sigma_p=2, mu=1, sigma_0=3e-3: sizes that reproduce the published behaviour.
 
-    Reconstructed: the published sources that we have do not state the sizes. Noise supports are drawn independently,
-    so training patches share coordinates with each other and with fresh test noise; the paper's theory regime does not.
+    Reconstructed: the published sources do not state the sizes. Noise supports are drawn independently, so training
+    patches share coordinates with each other and with fresh test noise, unlike in the paper's theory.
 
     Returns:
       (Problem, Hyper).
@@ -22,9 +22,9 @@ def paper_like() -> tuple[Problem, Hyper]:
 
 
 def theory() -> tuple[Problem, Hyper]:
-    """`paper_like` with disjoint supports and test noise off every training support: the paper's regime d -> infinity.
+    """`paper_like` with disjoint supports and test noise outside every training support: the limit d -> infinity.
 
-    Reconstructed, as `paper_like`.
+    Reconstructed, like `paper_like`; the limit is the regime of the paper's theory.
 
     Returns:
       (Problem, Hyper).

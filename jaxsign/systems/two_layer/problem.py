@@ -1,4 +1,4 @@
-"""Problem and Hyper of the two-layer system: what each number means, its legal range, and its check."""
+"""Which numbers fix the two-layer system, what does each mean, and which values are legal?"""
 
 import dataclasses
 import math
@@ -62,14 +62,16 @@ class Problem:
     overlap: str = "exact"
     batch_size: int | None = None
     kernel: str = "softmax"
-    # Added when results were stored already: those are of its default (see jaxsign.sweep.identity.definition).
+    # Omitted from a sweep's definition at its default, so that results stored without the field are still recognised.
     noise: str = dataclasses.field(default="gaussian", metadata={"added": True})
 
     def __post_init__(self) -> None:
         minimum = {"d": 2, "context": 2}
         for name in ("n", "d", "s", "m_k", "m_v", "heads", "context", "n_test"):
             number = positive_int(name, getattr(self, name), minimum.get(name, 1))
-            object.__setattr__(self, name, number)  # numpy ints become plain ints: equal problems hash equally
+            object.__setattr__(
+                self, name, number
+            )  # NumPy ints become Python ints, so that equal problems have equal hashes
         if self.batch_size is not None:
             object.__setattr__(self, "batch_size", positive_int("batch_size", self.batch_size))
             if self.batch_size > self.n:
@@ -148,7 +150,7 @@ class Hyper:
         Examples:
           >>> Hyper(sigma_p=2.0).validate(Problem(n=2, d=9, s=2, m_k=1, m_v=1))
         """
-        del problem  # every range is absolute today; a later field may depend on the shapes
+        del problem  # no range depends on the shapes
         ranges: dict[str, dict[str, Any]] = {
             "sigma_p": {"low": 0.0},
             "mu": {"low": 0.0, "open_low": True},
@@ -192,8 +194,8 @@ class Hyper:
     def from_snr(cls, problem: Problem, snr: float, vary: str = "sigma_p", **fields: float) -> "Hyper":
         """A Hyper at a signal-to-noise ratio, SNR = mu / (sigma_p sqrt(s)).
 
-        The two ways are different experiments: (mu, sigma_p, sigma_0, eta) -> (c mu, c sigma_p, sigma_0/c, eta/c)
-        leaves SignGD's run unchanged, but moving mu or sigma_p alone does not.
+        The two values of `vary` are different experiments: the change (mu, sigma_p, sigma_0, eta) -> (c mu, c sigma_p,
+        sigma_0/c, eta/c) leaves SignGD's run unchanged, but a change of mu or sigma_p alone does not.
 
         Args:
           problem: gives s.

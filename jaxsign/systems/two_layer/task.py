@@ -1,4 +1,4 @@
-"""The paper's system as a Task, one for each engine."""
+"""The two-layer system as a Task: the engines that train all coordinates, or those that training patches use."""
 
 import dataclasses
 import functools
@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jaxsign.systems.two_layer import data as signal_noise
 from jaxsign.systems.two_layer import model as model
 from jaxsign.systems.two_layer import observables, underflow
+from jaxsign.systems.two_layer.data import TestSet, TrainingSet
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 from jaxsign.training.reduction import Reduction
 from jaxsign.training.task import Task
+from jaxsign.validation.values import instance
 
 Array = jax.Array
 
@@ -34,21 +36,21 @@ def dense(problem: Problem) -> Task:
       arXiv 2410.04870, model, data and loss.
     """
 
-    def sample(key: Array, hyper: Hyper, shared: Any = None) -> signal_noise.Dataset:
+    def sample(key: Array, hyper: Hyper, shared: Any = None) -> TrainingSet:
         del shared
         return signal_noise.sample(key, problem, hyper)
 
-    def sample_test(key: Array, hyper: Hyper, shared: Any = None) -> signal_noise.TestSet:
+    def sample_test(key: Array, hyper: Hyper, shared: Any = None) -> TestSet:
         del shared
         return signal_noise.sample_test(key, problem, hyper)
 
-    def init(key: Array, data: signal_noise.Dataset, hyper: Hyper) -> model.Params:
+    def init(key: Array, data: TrainingSet, hyper: Hyper) -> model.Params:
         del data
         return model.init(key, problem, hyper)
 
     def prepare(data: Any, test: Any, params: Any, hyper: Hyper, degree: Any) -> tuple[Any, Any, Any]:
         del hyper, degree
-        return data, settled(problem, data, test), params
+        return data, with_coordinates(problem, data, test), params
 
     def loss(params: observables.AnyParams, batch: Any, hyper: Hyper) -> Array:
         sign_mu = batch.y_clean * batch.mu
@@ -59,13 +61,13 @@ def dense(problem: Problem) -> Task:
         return observables.observe(params, data, test, problem.kernel, hyper.residual)
 
     def alarm(params: model.AnyWeights, batch: Any, hyper: Hyper, gradient: Any) -> dict[str, Array]:
-        there = jnp.repeat(batch.weight > 0, batch.support.shape[1])[:, None]
-        used = jnp.any((params.columns(batch.basis)[1:, 1:] != 0) & there, 0)
+        weighted = jnp.repeat(batch.weight > 0, batch.support.shape[1])[:, None]
+        used = jnp.any((params.columns(batch.basis)[1:, 1:] != 0) & weighted, 0)
         value = params.value()
-        seen = [_seen(getattr(gradient, name), w) for name, w in (("w_q", params.query()), ("w_k", params.key()))]
-        seen.append(_seen(gradient.w_v, value))
+        matrices = [_matrix(getattr(gradient, name), w) for name, w in (("w_q", params.query()), ("w_k", params.key()))]
+        matrices.append(_matrix(gradient.w_v, value))
         tie = jnp.max(jnp.abs(value)) < jnp.finfo(value.dtype).eps  # margins may all be 0
-        return underflow.frozen(seen, used, tie, problem.kernel, hyper.residual)
+        return underflow.frozen(matrices, used, tie, problem.kernel, hyper.residual)
 
     return Task(
         sample=sample,
@@ -96,8 +98,8 @@ def support(problem: Problem) -> Task:
     """The dense system, trained on the coordinates that some training patch uses (at most n*(context-1)*s + 1).
 
     All other coordinates have gradient 0 at every step, so this is exact for every optimizer that moves a coordinate by
-    its own gradients and by decoupled weight decay only; a numeric probe decides, and others are refused. Test metrics
-    and final parameters are the full model's.
+    its own gradients and by decoupled weight decay only. A numeric probe of the optimizer decides; other optimizers are
+    refused. Test metrics and final parameters are those of the full model.
 
     Args:
       problem: shapes, supports and the overlap law of the test noise.
@@ -119,20 +121,18 @@ def support(problem: Problem) -> Task:
     return dataclasses.replace(full, reduction=reduction, name="two_layer_support")
 
 
-def _seen(gradient: Any, weights: Array) -> underflow.Seen:
-    """A matrix of any form for the alarms; of W_V one row, as the others have its gradient or minus that."""
+def _matrix(gradient: Any, weights: Array) -> underflow.MatrixGradient:
+    """The gradient of a matrix of any form; of W_V one row, since the others have the same gradient up to its sign."""
     leaves, nonzero = jax.tree.leaves(gradient), jnp.any(weights[..., 0] != 0)
     if not leaves:
-        return underflow.Seen(None, None, nonzero)
+        return underflow.MatrixGradient(None, None, nonzero)
     rows = leaves[0] if weights.ndim == 2 else leaves[0].reshape(-1, weights.size)[:1]
-    return underflow.Seen(rows[:, 1:], rows[:, 0], nonzero)
+    return underflow.MatrixGradient(rows[:, 1:], rows[:, 0], nonzero)
 
 
 def check_hyper(hyper: Any, problem: Problem) -> None:
-    """Raises ValueError if `hyper` is no Hyper, or has a number outside its range."""
-    if not isinstance(hyper, Hyper):
-        raise ValueError(f"hyper must be a js.Hyper, got hyper={hyper!r}")
-    hyper.validate(problem)
+    """Raises ValueError if `hyper` is no Hyper or has a number outside its range."""
+    instance("hyper", hyper, Hyper).validate(problem)
 
 
 def mini_batches(size: int | None) -> Callable[[Array, Any, Any], Any] | None:
@@ -140,6 +140,6 @@ def mini_batches(size: int | None) -> Callable[[Array, Any, Any], Any] | None:
     return None if size is None else lambda key, data, hyper: signal_noise.mini_batch(key, size, data)
 
 
-def settled(problem: Problem, data: signal_noise.Dataset, test: signal_noise.TestSet) -> signal_noise.TestSet:
-    """The test set with coordinates in place of ranks."""
-    return signal_noise.settle(test, data) if problem.overlap == "none" else test
+def with_coordinates(problem: Problem, data: TrainingSet, test: TestSet) -> TestSet:
+    """The test set with coordinates in place of ranks, which only overlap="none" draws."""
+    return signal_noise.assign_coordinates(test, data) if problem.overlap == "none" else test

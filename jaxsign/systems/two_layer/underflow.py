@@ -1,4 +1,4 @@
-"""Which gradients of the two-layer system are exactly 0 only because the floats cannot hold them."""
+"""Which gradients of the two-layer system are exactly 0 only because floats cannot hold them? Monitors of a run."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-#: What can freeze.
+#: The gradients that are monitored.
 QUANTITIES = ("query_noise", "key_noise", "value_noise", "query_signal", "key_signal", "value_signal")
-#: Of the alarms' names.
+#: Attributes of the monitors' results.
 ATTRS = {
     name: {"long_name": f"first step at which a gradient {of} is exactly 0 by underflow (-1: never)", "units": "step"}
     for name, of in {
@@ -21,8 +21,8 @@ ATTRS = {
 Find = Callable[[Any, Any, Any, Any], Mapping[str, Array]]
 
 
-class Seen(NamedTuple):
-    """One weight matrix as the alarms see it.
+class MatrixGradient(NamedTuple):
+    """The gradient of one weight matrix, as the monitors need it.
 
     Args:
       noise: (rows, columns) gradient by noise coordinates or features; None if the matrix is not trained.
@@ -35,19 +35,21 @@ class Seen(NamedTuple):
     nonzero: Array
 
 
-def frozen(matrices: Sequence[Seen], used: Array, tie: Array, kernel: str, residual: Array | float) -> dict[str, Array]:
-    """Whether some gradient of each kind is exactly 0 although its law is not.
+def frozen(
+    matrices: Sequence[MatrixGradient], used: Array, tie: Array, kernel: str, residual: Array | float
+) -> dict[str, Array]:
+    """Whether some gradient of each kind is exactly 0 although its formula is not.
 
         dL/dQ_l ~ p_i sum_(a<b) s_la s_lb (V_a - V_b)(K_a - K_b)        dL/dV_a = -y_i p_i w_i (r + sum_l s_la)
         dL/dK_a ~ p_i sum_(l,b) s_la s_lb (V_a - V_b) Q_l               (softmax attention; a signal's sums over i)
 
-    p_i and the attentions are positive, and numbers that are drawn at random are never equal. So a 0 means that every
-    term is too small for the floats, except where a matrix is 0 (sigma_0 = 0), and where value votes tie. From that
-    step on sign(0) = 0 freezes the coordinate.
+    p_i and the attention weights are positive, and random numbers are never equal. A 0 therefore means that every term
+    has underflowed, except where a matrix is 0 (sigma_0 = 0) and where value votes tie. From that step on sign(0) = 0
+    freezes the coordinate.
 
     Args:
       matrices: W_Q, W_K and the value vector, with the gradients that the optimizer sees.
-      used: (columns,) which noise columns are those of an example with a weight.
+      used: (columns,) which noise columns belong to an example with a weight.
       tie: () whether the value votes of the examples may cancel to the last bit.
       kernel: of the attention.
       residual: r, ().
@@ -55,29 +57,29 @@ def frozen(matrices: Sequence[Seen], used: Array, tie: Array, kernel: str, resid
     Returns:
       {quantity: () bool}; False for a matrix that is not trained.
     """
-    queries, keys, values = (seen.nonzero for seen in matrices)
+    queries, keys, values = (matrix.nonzero for matrix in matrices)
     if kernel == "gaussian":  # moves queries and keys towards each other
         queries = keys = queries | keys
     attended = (queries & keys) | (residual != 0) if kernel == "linear" else jnp.ones((), bool)
-    laws = {"query": values & keys, "key": values & queries, "value": attended}
+    nonzero = {"query": values & keys, "key": values & queries, "value": attended}
     no = jnp.zeros((), bool)
     out = {}
-    for seen, (name, law) in zip(matrices, laws.items()):
-        noise, signal = seen.noise, seen.signal
-        out[f"{name}_noise"] = no if noise is None else law & jnp.any(jnp.any(noise == 0, 0) & used)
-        out[f"{name}_signal"] = no if signal is None else law & jnp.any(signal == 0)
+    for matrix, (name, formula) in zip(matrices, nonzero.items()):
+        noise, signal = matrix.noise, matrix.signal
+        out[f"{name}_noise"] = no if noise is None else formula & jnp.any(jnp.any(noise == 0, 0) & used)
+        out[f"{name}_signal"] = no if signal is None else formula & jnp.any(signal == 0)
     out["value_signal"] &= ~tie
     return out
 
 
 def alarms(find: Find) -> dict[str, Callable[[Any, Any, Any, Any], Array]]:
-    """The `watch` of a Task: an alarm for every quantity, and `first_frozen_step` for the first of them.
+    """The `watch` of a Task: a monitor of every gradient, and `first_frozen_step` for the first of them.
 
     Args:
       find: `(params, batch, hyper, gradient) -> {quantity: () bool}`.
 
     Returns:
-      {name: alarm}.
+      {name: monitor}.
     """
 
     def one(name: str) -> Callable[[Any, Any, Any, Any], Array]:

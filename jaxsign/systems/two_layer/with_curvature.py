@@ -1,4 +1,4 @@
-"""The paper's system with the curvature of its loss observed along the run, exactly, through the patches' features."""
+"""How curved is the loss of the two-layer system along a run? Exact, through the features of the patches."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ from jaxsign.systems.two_layer import task as two_layer
 from jaxsign.systems.two_layer.model import HIGHEST, Features, Params, SeenParams
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 from jaxsign.training.task import Task
+from jaxsign.validation.values import instance
 
 Array = jax.Array
 ATTRS = {
@@ -57,15 +58,15 @@ def weight_diagonal(features: Features, full: Array, basis: Array, m_v: int) -> 
       m_v: value rows of a sign.
 
     Returns:
-      Of W_Q and W_K (rows, d), and of every value row alike (1, d).
+      The diagonals for W_Q (rows, d), W_K (rows, d) and, equal for all of them, a value row (1, d).
     """
     blocks = _Blocks(features)
 
-    def own(places: Array) -> Array:
+    def diagonal(places: Array) -> Array:
         square = full[places[:, :, None], places[:, None, :]]
         return jnp.einsum("aj,rab,bj->rj", basis, square, basis, precision=HIGHEST)
 
-    return own(blocks.query), own(blocks.key), own(blocks.value) / m_v**2
+    return diagonal(blocks.query), diagonal(blocks.key), diagonal(blocks.value) / m_v**2
 
 
 def weight_eigenvalues(features: Features, full: Array, basis: Array, m_v: int) -> Array:
@@ -99,11 +100,11 @@ def weight_eigenvalues(features: Features, full: Array, basis: Array, m_v: int) 
 def two_layer_curvature(problem: Problem) -> Task:
     """The two-layer transformer of the paper, with the curvature of its training loss among the observables.
 
-    `directional_smoothness` is u^T H u / ||u||^2 of the step u that led to a recorded one, over all weights;
-    `robust_condition` max / median of the Hessian's diagonal over the coordinates that some training patch uses (all
-    others have curvature 0), `robust_condition_eigen` the same of the eigenvalues that are not 0 by construction; both
-    at the test steps. All are exact: the loss sees the weights through their products with the patches alone, a few
-    hundred numbers. Trained is the dense system, with any optimizer.
+    `directional_smoothness` is u^T H u / ||u||^2 for the update u that led to a recorded step, over all weights. At the
+    test steps, `robust_condition` is max / median of the Hessian's diagonal over the coordinates that some training
+    patch uses (all others have curvature 0), and `robust_condition_eigen` is max / median of the eigenvalues that are
+    not 0 by construction. All are exact: the loss depends on the weights through their products with the patches, a few
+    hundred numbers. The dense system is trained, with any optimizer.
 
     Args:
       problem: a Problem.
@@ -124,15 +125,14 @@ def two_layer_curvature(problem: Problem) -> Task:
     References:
       arXiv 2410.04870 for the system; arXiv 2310.01082 for the measures; their form over features is derived here.
     """
-    if not isinstance(problem, Problem):
-        raise ValueError(f"problem must be a js.Problem, got problem={problem!r}")
+    instance("problem", problem, Problem)
     plain = two_layer.dense(problem)
 
     def seen_loss(features: Features, data: Any, hyper: Hyper) -> Array:
         return plain.loss(SeenParams(features, heads=problem.heads), data, hyper)
 
     def observe(params: Any, data: Any, test: Any, hyper: Hyper) -> dict[str, Array]:
-        found = plain.observe(params, data, test, hyper)
+        observables = plain.observe(params, data, test, hyper)
         if test is not None:  # costly, so at test steps only
             features = params.features(data)
             full = curvature.hessian(lambda f: seen_loss(f, data, hyper), features)
@@ -140,10 +140,10 @@ def two_layer_curvature(problem: Problem) -> Task:
             rows = jnp.concatenate([query, key, jnp.broadcast_to(value, (2 * problem.m_v, value.shape[1]))])
             used = jnp.any(data.basis != 0, axis=0)[None]
             size = jnp.where(used, jnp.abs(rows), jnp.nan)
-            found["robust_condition"] = jnp.nanmax(size) / jnp.nanmedian(size)
+            observables["robust_condition"] = jnp.nanmax(size) / jnp.nanmedian(size)
             spectrum = weight_eigenvalues(features, full, data.basis, problem.m_v)
-            found["robust_condition_eigen"] = curvature.robust_condition(spectrum)
-        return found
+            observables["robust_condition_eigen"] = curvature.robust_condition(spectrum)
+        return observables
 
     def observe_step(params: Any, before: Any, data: Any, hyper: Hyper) -> dict[str, Array]:
         def here(weights: Params) -> Array:

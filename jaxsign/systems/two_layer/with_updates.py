@@ -1,4 +1,4 @@
-"""The paper's system with the signs of every recorded step compared with those that SignGD's step would have had."""
+"""How often does an optimizer of the two-layer system move a coordinate in the direction that SignGD would?"""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from jaxsign.systems.two_layer.feature_task import feature_space
 from jaxsign.systems.two_layer.features import FeatureParams
 from jaxsign.systems.two_layer.problem import Problem
 from jaxsign.training.task import Task
-from jaxsign.validation.values import known
+from jaxsign.validation.values import instance, known
 
 Array = jax.Array
 ENGINES: dict[str, Callable[[Problem], Task]] = {
@@ -21,7 +21,7 @@ ENGINES: dict[str, Callable[[Problem], Task]] = {
     "support": two_layer.support,
     "feature_space": feature_space,
 }
-#: Fields of the weights and what their observables are called.
+#: Fields of the weights, and the last letter of their observables' names.
 GROUPS = {"w_q": "q", "w_k": "k", "w_v": "v"}
 ATTRS = {
     f"update_agreement_{name}": {
@@ -37,10 +37,10 @@ def two_layer_updates(problem: Problem, engine: str = "dense") -> Task:
 
         update_agreement = share of coordinates with sgn(W_t - W_(t-1)) = -sgn(grad L(W_(t-1))), of those with grad != 0
 
-    for queries (`update_agreement_q`), keys (`_k`) and values (`_v`): what the optimizer did in the step that led to a
-    recorded one against what SignGD would have done from the same place, with the gradient of the full training set.
-    1 for SignGD; a step that rounding swallows is no move. In feature space all s coordinates of a noise patch move
-    alike, so that its feature counts s times, and signs are those of the closed form, which do not underflow.
+    for queries (`update_agreement_q`), keys (`_k`) and values (`_v`). It compares the update that led to a recorded
+    step with SignGD's update from the same parameters and the gradient of the full training set. It is 1 for SignGD; an
+    update that is lost to rounding counts as a disagreement. In feature space all s coordinates of a noise patch
+    move alike, so that its feature counts s times, and the signs come from the closed form, which does not underflow.
 
     Args:
       problem: a Problem.
@@ -62,8 +62,7 @@ def two_layer_updates(problem: Problem, engine: str = "dense") -> Task:
     References:
       arXiv 2410.04870 for the system; the observable is ours.
     """
-    if not isinstance(problem, Problem):
-        raise ValueError(f"problem must be a js.Problem, got problem={problem!r}")
+    instance("problem", problem, Problem)
     return _observing(ENGINES[known("engine", engine, ENGINES)](problem), problem.s)
 
 
@@ -111,12 +110,12 @@ def agreement(after: Any, before: Any, slope: Any, coordinates: int = 1) -> Arra
     Returns:
       (), NaN where no coordinate has a gradient.
     """
-    found = []
+    counts = []
     names = getattr(slope, "_fields", ("",))
     for name, a, b, g in zip(names, *(jax.tree.leaves(tree) for tree in (after, before, slope))):
         weight = coordinates if name == "noise" else 1
-        there = g != 0
-        right = there & (jnp.sign(a - b) == -jnp.sign(g))
-        found.append(weight * jnp.stack([jnp.sum(right, dtype=g.dtype), jnp.sum(there, dtype=g.dtype)]))
-    hits, all_of_them = sum(found[1:], start=found[0])
-    return hits / all_of_them
+        moving = g != 0
+        right = moving & (jnp.sign(a - b) == -jnp.sign(g))
+        counts.append(weight * jnp.stack([jnp.sum(right, dtype=g.dtype), jnp.sum(moving, dtype=g.dtype)]))
+    agreeing, total = sum(counts[1:], start=counts[0])
+    return agreeing / total

@@ -155,7 +155,7 @@ def test_disjoint_supports_share_nothing_and_fresh_ones_are_uniform_over_the_res
     sizes = dataclasses.replace(problem, supports="disjoint", overlap="none", n_test=2000)
     task, key = js.two_layer(sizes), jax.random.key(0)
     data, test = jax.jit(lambda h: (task.sample(key, h, None), task.sample_test(key, h, None)))(hyper)
-    used, fresh = np.ravel(data.support).tolist(), np.asarray(signal_noise.settle(test, data).indices)[:, 0]
+    used, fresh = np.ravel(data.support).tolist(), np.asarray(signal_noise.assign_coordinates(test, data).indices)[:, 0]
     free = sorted(set(range(1, 60)) - set(used))
     assert len(used) == 6 * 5
     assert len(free) == 59 - 6 * 5

@@ -1,0 +1,449 @@
+"""Linear attention on in-context regression (arXiv 2310.01082): how is curvature seen in the simplest transformer?
+
+Fresh prompts at every step, squared error, losses and curvature on prompts that are never trained on. In this order:
+the problem and its numbers, prompts, the linear transformer, the Task.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsign.analysis import curvature
+from jaxsign.training.task import Task
+from jaxsign.validation.values import instance, known, positive_int, real
+
+Array = jax.Array
+
+
+INPUTS = ("normal", "gamma", "spherical")
+FORMS = ("sparse", "full")
+ATTENTIONS = ("linear", "softmax")
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionProblem:
+    """Everything that fixes the shapes and the law of in-context linear regression. Frozen and hashable.
+
+    Args:
+      d: dimension of an input x_i, int >= 1.
+      n_context: examples (x_i, y_i) in a prompt, int >= 1.
+      depth: attention layers L, int >= 1.
+      inputs: "normal" x ~ N(0, I); "gamma" x = sqrt(Gamma(shape, scale)) times a uniform direction; "spherical" a
+        uniform direction.
+      form: "sparse" trains P = diag(P', 1) and Q = diag(Q', 0) with P', Q' in R^(d x d); "full" trains all of both.
+      attention: "linear", or "softmax" over the keys of the scores.
+      batch_size: fresh prompts of a step, int >= 1.
+      n_eval: prompts of the fixed sample that losses and smoothness are measured on, int >= 1.
+      n_hessian: how many of these whole Hessians are measured on, the first ones, int >= 1; all if there are fewer.
+      noise_draws: fresh batches whose gradient noise is measured at every test step, int >= 0; 0: none.
+      noise_mean: prompts that the mean gradient is estimated from, int >= 1.
+
+    Raises:
+      ValueError: naming field, value and legal range.
+
+    Examples:
+      >>> RegressionProblem(n_context=5).width
+      6
+
+    References:
+      arXiv 2310.01082, settings 1-3 and the spherical one.
+    """
+
+    d: int = 5
+    n_context: int = 20
+    depth: int = 3
+    inputs: str = "normal"
+    form: str = "sparse"
+    attention: str = "linear"
+    batch_size: int = 1000
+    n_eval: int = 1000
+    n_hessian: int = 250
+    noise_draws: int = 0
+    noise_mean: int = 100_000
+
+    def __post_init__(self) -> None:
+        for name in ("d", "n_context", "depth", "batch_size", "n_eval", "n_hessian", "noise_draws", "noise_mean"):
+            number = positive_int(name, getattr(self, name), minimum=0 if name == "noise_draws" else 1)
+            object.__setattr__(self, name, number)
+        known("inputs", self.inputs, INPUTS)
+        known("form", self.form, FORMS)
+        known("attention", self.attention, ATTENTIONS)
+
+    @property
+    def width(self) -> int:
+        """Rows of a prompt matrix, d + 1."""
+        return self.d + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionHyper:
+    """The system's numbers, swept without recompiling: a pytree whose leaves may be traced.
+
+    Args:
+      init_std: standard deviation of every initial weight, finite, >= 0.
+      gamma_shape: k of the squared length of "gamma" inputs, finite, > 0.
+      gamma_scale: theta of it, finite, > 0; k * theta is the mean squared length.
+
+    Examples:
+      >>> RegressionHyper().init_std
+      0.05
+
+    References:
+      arXiv 2310.01082.
+    """
+
+    init_std: Any = 0.05
+    gamma_shape: Any = 0.1
+    gamma_scale: Any = 10.0
+
+    def validate(self) -> None:
+        """Checks every number on the host.
+
+        Raises:
+          ValueError: naming field, value and legal range.
+        """
+        for name in ("init_std", "gamma_shape", "gamma_scale"):
+            for number in np.ravel(getattr(self, name)).tolist():
+                real(name, number, low=0.0, open_low=name != "init_std")
+
+
+jax.tree_util.register_dataclass(
+    RegressionHyper, data_fields=["init_std", "gamma_shape", "gamma_scale"], meta_fields=[]
+)
+
+
+class Prompts(NamedTuple):
+    """Regression tasks, each with labelled inputs and one question. The prompts are the last axis throughout: the
+    arithmetic of a prompt is a few small matrices, and only across prompts is there anything to vectorise.
+
+    Args:
+      x: (d, n_context+1, B) inputs; the last one is the question.
+      w: (d, B) the task's weights, w* ~ N(0, I).
+    """
+
+    x: Array
+    w: Array
+
+    @property
+    def target(self) -> Array:
+        """(B,) the answer, <x_(n+1), w*>."""
+        return jnp.sum(self.x[:, -1] * self.w, axis=0)
+
+    def matrix(self) -> Array:
+        """(d+1, n_context+1, B) the prompts Z_0: columns (x_i; y_i), the last one (x_(n+1); 0)."""
+        y = jnp.sum(self.x * self.w[:, None], axis=0).at[-1].set(0)
+        return jnp.concatenate([self.x, y[None]])
+
+
+def sample_prompts(key: Array, problem: RegressionProblem, hyper: RegressionHyper, count: int) -> Prompts:
+    """Draws prompts: x_i by the problem's law, w* ~ N(0, I), y_i = <x_i, w*>.
+
+        normal: x ~ N(0, I)     spherical: x = u     gamma: x = sqrt(r) u,  r ~ Gamma(shape, scale)
+
+    with u uniform on the unit sphere.
+
+    Args:
+      key: a key.
+      problem: shapes and the law of x.
+      hyper: numbers of the gamma law, may be traced.
+      count: prompts, int >= 1.
+
+    Returns:
+      Prompts.
+
+    Examples:
+      >>> sample_prompts(jax.random.key(0), RegressionProblem(d=3, n_context=4), RegressionHyper(), 7).x.shape
+      (3, 5, 7)
+
+    References:
+      arXiv 2310.01082, data.
+    """
+    inputs, weights, lengths = jax.random.split(key, 3)
+    x = jax.random.normal(inputs, (problem.d, problem.n_context + 1, count))
+    w = jax.random.normal(weights, (problem.d, count))
+    if problem.inputs != "normal":
+        x = x * jax.lax.rsqrt(jnp.sum(x * x, axis=0, keepdims=True))
+    if problem.inputs == "gamma":
+        x = x * jnp.sqrt(hyper.gamma_scale * gamma(lengths, hyper.gamma_shape, x.shape[1:]))[None]
+    return Prompts(x, w)
+
+
+def gamma(key: Array, shape: Array, size: tuple[int, ...]) -> Array:
+    """Draws from Gamma(shape, 1) without a loop per number: proposals in one go, of which the accepted are kept.
+
+    `jax.random.gamma` loops until its slowest number is accepted. Here a quarter more proposals than needed are drawn,
+    all at once, and the accepted ones are taken in order, which are independent draws of the law: Marsaglia and Tsang
+    accept more than 95 % for shape >= 1, and Gamma(k) = Gamma(k+1) * U^(1/k) in law.
+
+    Args:
+      key: a key.
+      shape: k > 0, may be traced.
+      size: shape of the result; from some hundreds of numbers on there are always enough proposals.
+
+    Returns:
+      Array of `size`.
+
+    References:
+      Marsaglia and Tsang, ACM TOMS 2000.
+    """
+    count = 1
+    for length in size:
+        count *= length
+    proposals = count + count // 4 + 64
+    normals, uniforms, powers = jax.random.split(key, 3)
+    z = jax.random.normal(normals, (proposals,))
+    third = shape + 1 - 1 / 3  # of Gamma(k + 1)
+    cube = (1 + z / jnp.sqrt(9 * third)) ** 3
+    safe = jnp.maximum(cube, jnp.finfo(z.dtype).tiny)
+    log_u = -jax.random.exponential(uniforms, (proposals,))
+    accepted = (cube > 0) & (log_u < z * z / 2 + third * (1 - safe + jnp.log(safe)))
+    place = jnp.where(accepted, jnp.cumsum(accepted) - 1, count)
+    kept = jnp.zeros((count,), z.dtype).at[place].set(third * safe, mode="drop").reshape(size)
+    return kept * jnp.exp(-jax.random.exponential(powers, size) / shape)
+
+
+class LinearParams(NamedTuple):
+    """Weights of all layers.
+
+    Args:
+      p: (depth, d, d) P' for the sparse form, (depth, d+1, d+1) P for the full one.
+      q: the same of Q.
+    """
+
+    p: Array
+    q: Array
+
+
+def init(key: Array, problem: RegressionProblem, hyper: RegressionHyper) -> LinearParams:
+    """Draws every trained weight i.i.d. N(0, init_std^2).
+
+    Args:
+      key: key of the stream "init".
+      problem: shapes.
+      hyper: init_std, may be traced.
+
+    Returns:
+      LinearParams.
+
+    Examples:
+      >>> init(jax.random.key(0), RegressionProblem(d=2, depth=3), RegressionHyper()).p.shape
+      (3, 2, 2)
+
+    References:
+      arXiv 2310.01082, initialisation.
+    """
+    side = problem.d if problem.form == "sparse" else problem.width
+    p, q = (jax.random.normal(k, (problem.depth, side, side)) for k in jax.random.split(key))
+    return LinearParams(hyper.init_std * p, hyper.init_std * q)
+
+
+def whole(params: LinearParams, width: int) -> LinearParams:
+    """P and Q with all of their rows: diag(P', 1) and diag(Q', 0) for the sparse form."""
+    if params.p.shape[-1] == width:
+        return params
+    room = ((0, 0), (0, 1), (0, 1))
+    return LinearParams(jnp.pad(params.p, room).at[:, -1, -1].set(1), jnp.pad(params.q, room))
+
+
+def forward(params: LinearParams, z: Array, attention: str = "linear") -> Array:
+    """Predictions by the definition, layer by layer on the prompts themselves.
+
+        Z_(l+1) = Z_l + (1/n) P_l Z_l M (Z_l^T Q_l Z_l),   M = diag(I_n, 0),   prediction = -[Z_L]_(d+1, n+1)
+
+    The softmax variant takes the softmax of Z^T Q Z over the keys.
+
+    Args:
+      params: LinearParams.
+      z: (d+1, n+1, B) prompts.
+      attention: "linear" or "softmax".
+
+    Returns:
+      (B,).
+
+    References:
+      arXiv 2310.01082, linear transformer; the softmax variant as reconstructed in its place.
+    """
+    n = z.shape[1] - 1
+    high = jax.lax.Precision.HIGHEST
+    for p, q in zip(*whole(params, z.shape[0])):
+        query = jnp.einsum("ij,jmb->imb", q, z, precision=high)
+        score = jnp.einsum("ikb,imb->kmb", z, query, precision=high)  # key first
+        if attention == "softmax":
+            score = jax.nn.softmax(score, axis=0)
+        moved = jnp.einsum("ikb,kmb->imb", z[:, :n], score[:n], precision=high)
+        z = z + jnp.einsum("ij,jmb->imb", p, moved, precision=high) / n
+    return -z[-1, -1]
+
+
+def _times(a: Array, b: Array) -> Array:
+    """Products of small matrices (i, k, B) and (k, j, B), prompt by prompt; a batched `dot` takes 5 times as long.
+
+    Term by term like the Gram matrices: a sum over an axis, which XLA does not vectorise across prompts, takes twice as
+    long.
+    """
+    return functools.reduce(jnp.add, (a[:, k, None] * b[None, k] for k in range(a.shape[1])))
+
+
+def predict(params: LinearParams, prompts: Prompts) -> Array:
+    """Predictions of the linear transformer, through (d+1) x (d+1) matrices only.
+
+        G_0 = Z_0 M Z_0^T,   T_l = I + (1/n) P_l G_l Q_l,   Z_(l+1) = T_l Z_l,   G_(l+1) = T_l G_l T_l^T
+
+    since P Z M (Z^T Q Z) = P (Z M Z^T) Q Z: the n context columns never appear again, and of the last column only its
+    own d+1 numbers. Of the last layer only the label's row is needed.
+
+    Args:
+      params: LinearParams.
+      prompts: Prompts.
+
+    Returns:
+      (B,).
+
+    References:
+      Derived here from the model of arXiv 2310.01082.
+    """
+    z = prompts.matrix()
+    n = z.shape[1] - 1
+    last = z[:, n]
+    # Term by term: XLA's loop over the context is not vectorised across prompts.
+    gram = functools.reduce(jnp.add, (z[:, None, i] * z[None, :, i] for i in range(n)))
+    p, q = whole(params, z.shape[0])
+    high = jax.lax.Precision.HIGHEST
+    depth = p.shape[0]
+    for layer in range(depth):
+        # Weights multiply from the left, all prompts at once; G is symmetric, so that (G Q)_ij = sum_k Q_kj G_ki.
+        right = jnp.einsum("kj,kib->jib", q[layer], gram, precision=high)
+        if layer == depth - 1:
+            row = jnp.einsum("i,jib->jb", p[layer][-1], right, precision=high)  # the label's row of P G Q
+            return -(last[-1] + jnp.sum(row * last, axis=0) / n)
+        move = jnp.einsum("ai,jib->ajb", p[layer], right, precision=high) / n  # T - I
+        last = last + jnp.sum(move * last[None], axis=1)
+        half = _times(move, gram)
+        turned = jnp.swapaxes(half, 0, 1)
+        gram = gram + half + turned + _times(half, jnp.swapaxes(move, 0, 1))
+    raise AssertionError("depth >= 1")
+
+
+DIMS = {"gradient_noise": ("draw",)}
+ATTRS = {
+    "train_loss": {"long_name": "squared error on the fixed evaluation prompts", "units": "1"},
+    "gradient_norm": {"long_name": "gradient norm on the evaluation prompts", "units": "1"},
+    "robust_condition": {"long_name": "max / median of the Hessian's diagonal", "units": "1"},
+    "robust_condition_eigen": {"long_name": "max / median of the Hessian's eigenvalues", "units": "1"},
+    "directional_smoothness": {"long_name": "curvature along the last step, where it began", "units": "1"},
+    "gradient_before": {"long_name": "gradient norm where the last step began", "units": "1"},
+    "gradient_noise": {"long_name": "||g_B - g|| of fresh batches", "units": "1"},
+}
+
+
+def _loss(params: LinearParams, prompts: Prompts, attention: str) -> Array:
+    linear = attention == "linear"
+    error = (predict(params, prompts) if linear else forward(params, prompts.matrix(), attention)) - prompts.target
+    return jnp.mean(error * error)
+
+
+def _norm(tree: Any) -> Array:
+    return jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(tree)))
+
+
+@functools.cache
+def linear_attention(problem: RegressionProblem) -> Task:
+    """A linear transformer that learns to regress in context, on fresh prompts at every step.
+
+        f = E (prediction - <x_(n+1), w*>)^2
+
+    Losses and curvature are measured on `n_eval` prompts that are never trained on; the observable `train_loss` is the
+    loss there. Condition numbers, and with `noise_draws` the noise of the gradients of fresh batches, are measured at
+    the test steps.
+
+    Args:
+      problem: a RegressionProblem.
+
+    Returns:
+      The Task; equal problems give the identical object.
+
+    Raises:
+      ValueError: if it is no RegressionProblem.
+
+    Examples:
+      >>> import jaxsign as js
+      >>> task = js.linear_attention(js.RegressionProblem(d=2, n_context=4, depth=1, batch_size=8, n_eval=8))
+      >>> run = js.train(jax.random.key(0), task, js.RegressionHyper(), js.sign_gd(1e-2), steps=20, record=10)
+      >>> run.trace["directional_smoothness"].shape
+      (3,)
+
+    References:
+      arXiv 2310.01082.
+    """
+    instance("problem", problem, RegressionProblem)
+
+    def loss(params: LinearParams, batch: Prompts, hyper: RegressionHyper) -> Array:
+        del hyper
+        return _loss(params, batch, problem.attention)
+
+    def sample(key: Array, hyper: RegressionHyper, shared: Any = None) -> Prompts:
+        del shared
+        return sample_prompts(key, problem, hyper, problem.n_eval)
+
+    def noise_key(key: Array, hyper: RegressionHyper, shared: Any = None) -> Array:
+        """There is no test set but the key of the batches whose gradient noise is measured."""
+        del hyper, shared
+        return jax.random.key_data(key)
+
+    def fresh(key: Array, data: Prompts, hyper: RegressionHyper) -> Prompts:
+        del data
+        return sample_prompts(key, problem, hyper, problem.batch_size)
+
+    def noise_norms(params: LinearParams, words: Array, hyper: RegressionHyper) -> Array:
+        means, draws = jax.random.split(jax.random.wrap_key_data(words, impl="threefry2x32"))
+
+        def gradient(key: Array) -> LinearParams:
+            return jax.grad(loss)(params, sample_prompts(key, problem, hyper, problem.batch_size), hyper)
+
+        many = jax.random.split(means, -(-problem.noise_mean // problem.batch_size))
+        mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), jax.lax.map(gradient, many))
+        return curvature.gradient_noise(gradient, mean, draws, problem.noise_draws)
+
+    def observe(params: LinearParams, data: Prompts, test: Any, hyper: RegressionHyper) -> dict[str, Array]:
+        def here(p: LinearParams) -> Array:
+            return loss(p, data, hyper)
+
+        value, gradient = jax.value_and_grad(here)(params)
+        found = {"train_loss": value, "gradient_norm": _norm(gradient)}
+        if test is not None:  # costly, so at test steps only
+            few = jax.tree.map(lambda x: x[..., : problem.n_hessian], data)
+            full = curvature.hessian(lambda p: loss(p, few, hyper), params)
+            found["robust_condition"] = curvature.robust_condition(jnp.diagonal(full))
+            found["robust_condition_eigen"] = curvature.robust_condition(curvature.eigenvalues(full))
+            if problem.noise_draws:
+                found["gradient_noise"] = noise_norms(params, test, hyper)
+        return found
+
+    def observe_step(params: LinearParams, before: Any, data: Prompts, hyper: RegressionHyper) -> dict[str, Array]:
+        def here(p: LinearParams) -> Array:
+            return loss(p, data, hyper)
+
+        move = jax.tree.map(jnp.subtract, params, before)
+        return {
+            "directional_smoothness": curvature.directional_smoothness(here, before, move),
+            "gradient_before": _norm(jax.grad(here)(before)),
+        }
+
+    return Task(
+        sample=sample,
+        init=lambda key, data, hyper: init(key, problem, hyper),
+        loss=loss,
+        batch=fresh,
+        observe=observe,
+        observe_step=observe_step,
+        sample_test=noise_key,
+        validate=lambda hyper: instance("hyper", hyper, RegressionHyper).validate(),
+        dims=DIMS,
+        attrs=ATTRS,
+        problem=problem,
+        name="linear_attention",
+    )

@@ -1,4 +1,4 @@
-"""Attention kernels behind one signature: softmax, Gaussian and linear; from queries and keys, or inner products."""
+"""How does a query weigh keys? Softmax, Gaussian and linear attention behind one signature."""
 
 import functools
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def softmax(scores: Array, axis: int = -1) -> Array:
 
         d s_a = sum_b s_a s_b (d z_a - d z_b)
 
-    The usual form s_a (d z_a - sum_b s_b d z_b) cancels when some s_a is near 1, and the sign of what remains is
+    The usual form s_a (d z_a - sum_b s_b d z_b) cancels when some s_a is near 1. The sign of the result is then
     rounding noise, which a sign optimizer would follow. Here every pair's product s_a s_b is formed first.
 
     Args:
@@ -74,7 +74,7 @@ def _softmax_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tu
     (scores,), (dscores,) = primals, tangents
     s = softmax(scores, axis)
     keys = axis % scores.ndim
-    # (..., pairs, L, ...): the pairs get an axis of their own before that of the keys.
+    # (..., pairs, L, ...): the pairs get a separate axis before the axis of the keys.
     incidence = jnp.asarray(_pairs(scores.shape[keys]), s.dtype)
     incidence = incidence.reshape((1,) * keys + incidence.shape + (1,) * (scores.ndim - 1 - keys))
     positive, negative = jnp.maximum(incidence, 0), jnp.maximum(-incidence, 0)
@@ -93,8 +93,8 @@ def attention(
         gaussian  S_kj = exp(-c ||q_k - k_j||^2), not normalised
         linear    S_kj = 2c <q_k, k_j>
 
-    One constant serves all three: the Gaussian kernel's exponent is softmax's less c|q|^2 + c|k|^2. A model without the
-    factor 1/sqrt(d) has c = 1/2.
+    One constant serves all three: the Gaussian kernel's exponent is softmax's minus c|q|^2 + c|k|^2. A model without
+    the factor 1/sqrt(d) has c = 1/2.
 
     Args:
       kind: "softmax", "gaussian" or "linear".
@@ -102,7 +102,7 @@ def attention(
       query_squares: (..., n_q) |q|^2, read by the Gaussian kernel only.
       key_squares: (..., n_k) |k|^2, read by the Gaussian kernel only.
       c: (), the kernel constant, > 0, may be traced.
-      axis: the keys' axis of products, < 0, with the queries' before it; -2 leaves room for samples behind them.
+      axis: the keys' axis of products, < 0, with the queries' before it; at -2 the last axis holds samples.
 
     Returns:
       Like products.

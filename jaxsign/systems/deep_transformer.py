@@ -44,8 +44,8 @@ class DeepProblem:
       heads: attention heads of a layer, each with its own W_Q and W_K, outputs summed; int >= 1.
       mlp: whether a ReLU network follows every attention.
       layer_norm: whether tokens are centred and scaled to unit variance in front of every sublayer but the first
-        attention, which sees raw patches: centring would fill their zeros. Changes nothing at depth 1 without mlp.
-      hidden: units of the ReLU network, int >= 1; of no matter without mlp.
+        attention, which acts on raw patches: centring would fill their zeros. No effect at depth 1 without mlp.
+      hidden: units of the ReLU network, int >= 1; without mlp it has no effect.
       n_test: test examples, int >= 1.
       supports: "independent" or "disjoint", as in `js.Problem`.
       overlap: "exact" or "none", as in `js.Problem`.
@@ -83,7 +83,7 @@ class DeepProblem:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {name}={getattr(self, name)!r}")
         known("overlap", self.overlap, OVERLAPS)
-        _ = self.data  # its own checks
+        _ = self.data  # checks the fields that both problems have
 
     @property
     def width(self) -> int:
@@ -104,7 +104,7 @@ class DeepProblem:
         )  # fmt: skip
 
 
-#: {"attention_1/w_q": array, ...}; with "active" and "start/..." besides where layer 1 is on the active coordinates.
+#: {"attention_1/w_q": array, ...}; where layer 1 is on the active coordinates also "active" and "start/...".
 DeepParams = Mapping[str, Array]
 #: (rows, columns) weights -> (n, tokens, rows), their products with every token.
 Project = Callable[[Array], Array]
@@ -114,12 +114,12 @@ PATCHES = ("attention_1/w_q", "attention_1/w_k", "attention_1/w_v")
 
 
 class Layer(NamedTuple):
-    """What one attention layer computes.
+    """Queries, keys, values and attention of one layer.
 
     Args:
       query: (n, tokens, heads, m_k).
       key: (n, tokens, heads, m_k).
-      value: (n, tokens, width) W_V on what the layer sees.
+      value: (n, tokens, width) W_V times the input of the layer.
       log_attention: (n, heads, tokens, tokens), query token first.
     """
 
@@ -194,9 +194,9 @@ def module(problem: DeepProblem, columns: int) -> Any:
             h, layers = mixed + residual * layer.value, [layer]
             for depth in range(1, problem.depth + 1):
                 if depth > 1:
-                    seen = norm(h)
+                    normed = norm(h)
                     attention = Attention(width, name=f"attention_{depth}")
-                    mixed, layer = attention(functools.partial(_times, h=seen))
+                    mixed, layer = attention(functools.partial(_times, h=normed))
                     h = residual * h + mixed
                     layers.append(layer)
                 if problem.mlp:
@@ -233,7 +233,7 @@ def init(key: Array, problem: DeepProblem, hyper: Hyper) -> DeepParams:
       (8, 8)
 
     References:
-      arXiv 2410.04870, initialisation; that of the later layers is reconstructed.
+      arXiv 2410.04870, initialisation; for the later layers it is reconstructed.
     """
     from flax.traverse_util import flatten_dict
 
@@ -247,11 +247,11 @@ def init(key: Array, problem: DeepProblem, hyper: Hyper) -> DeepParams:
 def forward(
     params: DeepParams, project: Project, problem: DeepProblem, residual: Array | float
 ) -> tuple[Array, list[Layer]]:
-    """Logits of all examples, and what every layer computed.
+    """Logits of all examples, and the intermediate results of every attention.
 
     Args:
       params: weights in either form.
-      project: how weights of layer 1 multiply the patches, such as `training_patches`.
+      project: products of the weights of layer 1 with the patches, such as `training_patches(params, data)`.
       problem: shapes.
       residual: r, ().
 
@@ -261,10 +261,14 @@ def forward(
     from flax.traverse_util import unflatten_dict
 
     columns = params[PATCHES[0]].shape[1]
-    own = {name: w for name, w in params.items() if name != "active" and not name.startswith("start/")}
-    weights = {"params": unflatten_dict(own, sep="/")}
+    weights = {"params": unflatten_dict(_trained(params), sep="/")}
     weight = jnp.asarray(residual, params[PATCHES[0]].dtype)
     return module(problem, columns).apply(weights, project, weight)
+
+
+def _trained(params: DeepParams) -> dict[str, Array]:
+    """The weights of either form, without what the form on active coordinates keeps beside them."""
+    return {name: w for name, w in params.items() if name != "active" and not name.startswith("start/")}
 
 
 def columns(params: DeepParams, basis: Array) -> Array:
@@ -309,7 +313,7 @@ def test_patches(test: TestSet) -> Project:
 def activate(params: DeepParams, data: TrainingSet) -> DeepParams:
     """The same function with layer 1 on the coordinates that some training patch uses.
 
-    Every other coordinate has gradient 0 at every step, so an optimizer that moves each coordinate by its own gradients
+    Every other coordinate has gradient 0 at every step. An optimizer that moves each coordinate by its own gradients
     only leaves it where it started.
 
     Args:
@@ -331,8 +335,10 @@ def full(params: DeepParams) -> DeepParams:
     """The full weights of either form."""
     if "active" not in params:
         return params
-    own = {name: w for name, w in params.items() if name != "active" and not name.startswith("start/")}
-    return {**own, **{name: params[f"start/{name}"].at[:, params["active"]].set(params[name]) for name in PATCHES}}
+    return {
+        **_trained(params),
+        **{name: params[f"start/{name}"].at[:, params["active"]].set(params[name]) for name in PATCHES},
+    }
 
 
 DIMS = {
@@ -375,13 +381,13 @@ def deep_transformer(problem: DeepProblem) -> Task:
         L = mean_i log(1 + exp(-y_i F(W, X_i)))
 
     `help(jaxsign.systems.deep_transformer.module)` writes the layers out. At depth 1 without mlp it is
-    `js.two_layer`. The observables are the paper's in every layer, of what the layer sees, h_i(signal) and h_i(noise)
-    (for layer 1 the patches themselves, later with the layer norm if there is one), by the labels of the patches:
+    `js.two_layer`. The observables are the paper's, for the inputs h_i(signal) and h_i(noise) of every layer (the
+    patches in layer 1, later representations after the layer norm, if there is one) and the labels of the patches:
 
         query noise <w_Q, y_i h_i(noise)>      query signal <w_Q, mean_i y_i h_i(signal)>      keys alike
-        value noise y_i <a, W_V h_i(noise)>: what the readout would see of the layer's values directly
+        value noise y_i <a, W_V h_i(noise)>: the readout applied to the layer's values directly
 
-    Layer 1 is trained on the coordinates that some training patch uses wherever that is exact for the optimizer.
+    Layer 1 is trained on the coordinates that some training patch uses, wherever this is exact for the optimizer.
 
     Args:
       problem: a DeepProblem.
@@ -416,8 +422,8 @@ def deep_transformer(problem: DeepProblem) -> Task:
 
     def observe(params: DeepParams, data: Any, test: Any, hyper: Hyper) -> dict[str, Array]:
         margin, layers = margins(params, data, hyper)
-        found = [_of_layer(layer, data.y_clean, problem) for layer in layers]
-        out = {name: jnp.stack([one[name] for one in found]) for name in found[0]}
+        by_layer = [_of_layer(layer, data.y_clean, problem) for layer in layers]
+        out = {name: jnp.stack([one[name] for one in by_layer]) for name in by_layer[0]}
         out["train_loss"] = jnp.sum(data.weight * logistic_loss(margin))
         if test is not None:
             fresh, _ = forward(full(params), test_patches(test), problem, hyper.residual)
@@ -433,9 +439,9 @@ def deep_transformer(problem: DeepProblem) -> Task:
     def frozen(layer: int) -> Callable[[Any, Any, Any, Any], Array]:
         """Whether some weight of a layer's attention has a gradient of exactly 0.
 
-        Weights are drawn at random, so that no gradient is 0 in law, apart from those of coordinates that no training
-        patch uses, and from sigma_0 = 0. What makes it 0 is underflow, or tokens that rounding has made equal, as
-        attention without residual connections does in deep layers.
+        With random weights the probability of a gradient 0 is 0, except for coordinates that no training patch uses and
+        for sigma_0 = 0. A gradient becomes 0 by underflow, or where rounding has made tokens equal, which happens in
+        deep layers without residual connections.
         """
 
         def alarm(params: DeepParams, batch: TrainingSet, hyper: Hyper, gradient: Any) -> Array:
@@ -444,8 +450,8 @@ def deep_transformer(problem: DeepProblem) -> Task:
             trained = [gradient[name] for name in names if gradient[name] is not None]
             used = jnp.ones((), bool)
             if layer == 1:
-                there = jnp.concatenate([jnp.ones(1, bool), batch.weight > 0])[:, None]
-                used = jnp.any((columns(params, batch.basis) != 0) & there, 0)
+                weighted = jnp.concatenate([jnp.ones(1, bool), batch.weight > 0])[:, None]
+                used = jnp.any((columns(params, batch.basis) != 0) & weighted, 0)
             zero = [jnp.any(jnp.any(slope == 0, 0) & used) for slope in trained]
             return functools.reduce(jnp.logical_or, zero, jnp.zeros((), bool)) & jnp.any(params[names[0]][:, 0] != 0)
 
@@ -454,8 +460,7 @@ def deep_transformer(problem: DeepProblem) -> Task:
     layers = {f"first_frozen_layer_{layer}": frozen(layer) for layer in range(1, problem.depth + 1)}
 
     def first(params: DeepParams, batch: TrainingSet, hyper: Hyper, gradient: Any) -> Array:
-        found = [alarm(params, batch, hyper, gradient) for alarm in layers.values()]
-        return functools.reduce(jnp.logical_or, found)
+        return functools.reduce(jnp.logical_or, [alarm(params, batch, hyper, gradient) for alarm in layers.values()])
 
     return Task(
         sample=lambda key, hyper, shared: signal_noise.sample(key, data_problem, hyper),

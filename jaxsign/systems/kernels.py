@@ -26,7 +26,7 @@ TARGETS = ("random", "retrieval")
 
 @dataclasses.dataclass(frozen=True)
 class KernelProblem:
-    """Everything that fixes the shapes and the law of multi-head attention with a kernel. Frozen and hashable.
+    """Everything that fixes the shapes and data of multi-head attention with a kernel. Frozen and hashable.
 
     Args:
       samples: training samples N, int >= 1.
@@ -36,10 +36,10 @@ class KernelProblem:
       heads: number of heads H, int >= 1.
       d_out: output width, int >= 1.
       kernel: "softmax", "gaussian" (not normalised) or "linear".
-      targets: "random" targets, to be memorised; "retrieval": every token must report the content of the one token
-        that carries a marker, which fresh samples test.
+      targets: "random" targets are to be memorised; with "retrieval" the target of every token is the content of the
+        one token that carries a marker, which can be tested on fresh samples.
       n_test: fresh samples of "retrieval", int >= 1.
-      plane_points: grid points of a side of the landscape's plane, int >= 3.
+      plane_points: grid points along each side of the landscape's plane, int >= 3.
 
     Raises:
       ValueError: naming field, value and legal range.
@@ -122,13 +122,13 @@ class KernelHyper:
 jax.tree_util.register_dataclass(KernelHyper, data_fields=["init_scale", "c_scale", "target_std"], meta_fields=[])
 
 
-#: Coordinates of a token that mean something in "retrieval"; its content begins after them.
+#: Coordinates of a token in "retrieval": its marker, a constant 1, and the first one of its content.
 MARKER, CONSTANT, CONTENT = 0, 1, 2
 
 
 class Samples(NamedTuple):
-    """Sequences of tokens, each token with its target. The samples are the last axis throughout: a sample's own
-    arithmetic is a few small matrices, and only across samples is there anything to vectorise.
+    """Sequences of tokens, each token with its target. The samples are the last axis throughout: the matrices of a
+    sample are small, so that only operations across samples vectorise.
 
     Args:
       x: (D, n, B) tokens.
@@ -140,17 +140,17 @@ class Samples(NamedTuple):
 
 
 def sample(key: Array, problem: KernelProblem, hyper: KernelHyper, count: int) -> Samples:
-    """Draws samples by the problem's law.
+    """Draws samples from the problem's distribution.
 
         random     x ~ N(0, I/D),   y ~ N(0, target_std^2)
         retrieval  x = (1 if marked, 1, u),   u ~ N(0, I),   y = the first d_out numbers of the marked token's u
 
     In "retrieval" one token of a sample, uniformly, carries the marker, and all tokens have its content as their
-    target: attention must find it. The constant lets queries agree on what they look for.
+    target: attention must find it. The constant coordinate allows equal queries in all tokens.
 
     Args:
       key: a key.
-      problem: shapes and the law.
+      problem: shapes and kind of target.
       hyper: target_std, may be traced.
       count: samples, int >= 1.
 
@@ -162,7 +162,7 @@ def sample(key: Array, problem: KernelProblem, hyper: KernelHyper, count: int) -
       (5, 3, 7)
 
     References:
-      Random targets: arXiv 2411.07538, with laws reconstructed. Retrieval: ours.
+      Random targets: arXiv 2411.07538, with reconstructed distributions. Retrieval: ours.
     """
     inputs, other = jax.random.split(key)
     x = jax.random.normal(inputs, (problem.embed, problem.tokens, count))
@@ -295,8 +295,8 @@ def _outside(basis: Array, vector: Array) -> Array:
 def orthonormal(columns: Array) -> tuple[Array, Array]:
     """An orthonormal basis of the span of some columns, by Gram and Schmidt's process done twice.
 
-    Written out because LAPACK's decompositions, which XLA calls on a CPU, can wait for each other forever in a program
-    that runs on several devices.
+    It is written out because LAPACK's decompositions, which XLA calls on a CPU, can deadlock in a program that runs on
+    several devices.
 
     Args:
       columns: (m, k).
@@ -313,19 +313,19 @@ def orthonormal(columns: Array) -> tuple[Array, Array]:
     References:
       Giraud, Langou, Rozloznik, Computers and Mathematics with Applications 2005: twice is enough.
     """
-    room = min(columns.shape)
+    most = min(columns.shape)
     tolerance = 100 * jnp.finfo(columns.dtype).eps
 
-    def add(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
-        basis, rank = found
+    def add(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        basis, rank = state
         column = columns[:, i]
         rest = _outside(basis, _outside(basis, column))
         length = jnp.linalg.norm(rest)
-        new = (length > tolerance * jnp.linalg.norm(column)) & (rank < room)
+        new = (length > tolerance * jnp.linalg.norm(column)) & (rank < most)
         unit = rest / jnp.where(new, length, 1)
-        return basis.at[:, jnp.where(new, rank, room)].set(unit, mode="drop"), rank + new.astype(rank.dtype)
+        return basis.at[:, jnp.where(new, rank, most)].set(unit, mode="drop"), rank + new.astype(rank.dtype)
 
-    start = jnp.zeros((columns.shape[0], room), columns.dtype), jnp.zeros((), jnp.int32)
+    start = jnp.zeros((columns.shape[0], most), columns.dtype), jnp.zeros((), jnp.int32)
     return jax.lax.fori_loop(0, columns.shape[1], add, start)
 
 
@@ -334,7 +334,7 @@ def value_map(params: KernelParams, x: Array, kind: str, c: Array | float) -> Ar
 
         vec MH = sum_h (S_h X (x) (W_h^O)^T) vec W_h^V,   rank (H = 1) = rank(S X) * rank(W^O)
 
-    The rows of W_h^O are replaced by an orthonormal basis of theirs, which spans the same outputs with
+    The rows of W_h^O are replaced by an orthonormal basis of their span, which gives the same outputs with
     min(d, d_out) instead of d columns per embedding coordinate.
 
     Args:
@@ -356,20 +356,20 @@ def value_map(params: KernelParams, x: Array, kind: str, c: Array | float) -> Ar
     """
     basis = jax.vmap(lambda rows: orthonormal(rows.T)[0])(params.w_o)  # (heads, d_out, min(d, d_out))
     mixed = jnp.einsum("hkjb,Djb->hDkb", weights(params, x, kind, c), x, precision=HIGHEST)
-    whole = jnp.einsum("hDkb,hor->okbhDr", mixed, basis, precision=HIGHEST)
-    return whole.reshape(params.w_o.shape[2] * x.shape[1] * x.shape[2], -1)
+    outputs = jnp.einsum("hDkb,hor->okbhDr", mixed, basis, precision=HIGHEST)
+    return outputs.reshape(params.w_o.shape[2] * x.shape[1] * x.shape[2], -1)
 
 
 def value_optimum(params: KernelParams, samples: Samples, kind: str, c: Array | float) -> tuple[Array, Array]:
-    """The smallest loss that W_V alone can reach, as a share of that of a zero output, and the rank of what it spans.
+    """The smallest loss that W_V alone can reach, relative to a zero output's, and the dimension of its outputs.
 
         min_{W_V} ||MH - y||^2 / ||y||^2 = ||y - U U^T y||^2 / ||y||^2
 
-    with U an orthonormal basis of what `value_map` spans. For i.i.d. normal targets its mean is
+    with U an orthonormal basis of the span of `value_map`. For i.i.d. normal targets its mean is
     1 - rank / (N n d_out).
 
     Args:
-      params: KernelParams, of which W_V is not read.
+      params: KernelParams; W_V is not used.
       samples: Samples.
       kind: the kernel.
       c: its constant.
@@ -403,10 +403,10 @@ ATTRS = {
 
 
 class Fresh(NamedTuple):
-    """What the test steps look at.
+    """Draws for the measurements of the test steps.
 
     Args:
-      samples: fresh Samples; None where targets are random and nothing carries over to fresh ones.
+      samples: fresh Samples; None where targets are random, so that nothing learned applies to fresh ones.
       plane: (2, *w_q.shape) orthonormal directions of the landscape.
     """
 
@@ -421,8 +421,8 @@ def kernel_attention(problem: KernelProblem) -> Task:
         L = (1/2N) sum_i ||MH(X_i) - y_i||^2
 
     Test steps measure what W_V alone could reach, the curvature and the landscape in W_Q, and the loss on fresh
-    samples; what is not asked for costs nothing. The landscape's directions are drawn from the stream "test", so that
-    kernels are seen along the same ones.
+    samples; a measurement that is not among the observables of a run costs nothing. The landscape's directions are
+    drawn from the stream "test", so that all kernels are compared along the same directions.
 
     Args:
       problem: a KernelProblem.
@@ -464,17 +464,17 @@ def kernel_attention(problem: KernelProblem) -> Task:
             return loss(params._replace(w_q=w_q), data, hyper)
 
         value, gradient = jax.value_and_grad(of_queries)(params.w_q)
-        found = {
+        observables = {
             "train_loss": value,
             "train_ratio": ratio(value, data),
             "gradient_norm": jnp.sqrt(jnp.sum(gradient * gradient)),
         }
         if test is None:
-            return found
+            return observables
         best, rank = value_optimum(params, data, problem.kernel, constant(problem, hyper))
         plane = landscape.plane(of_queries, params.w_q, test.plane, problem.plane_points)
         diagonal = curvature.hessian_diagonal(of_queries, params.w_q)
-        found |= {
+        observables |= {
             "best_ratio": best,
             "value_rank": rank,
             "landscape": plane,
@@ -484,8 +484,8 @@ def kernel_attention(problem: KernelProblem) -> Task:
         }
         if test.samples is not None:
             fresh = loss(params, test.samples, hyper)
-            found |= {"test_loss": fresh, "test_ratio": ratio(fresh, test.samples)}
-        return found
+            observables |= {"test_loss": fresh, "test_ratio": ratio(fresh, test.samples)}
+        return observables
 
     return Task(
         sample=lambda key, hyper, shared: sample(key, problem, hyper, problem.samples),

@@ -26,7 +26,7 @@ ATTENTIONS = ("linear", "softmax")
 
 @dataclasses.dataclass(frozen=True)
 class RegressionProblem:
-    """Everything that fixes the shapes and the law of in-context linear regression. Frozen and hashable.
+    """Everything that fixes the shapes and distributions of in-context linear regression. Frozen and hashable.
 
     Args:
       d: dimension of an input x_i, int >= 1.
@@ -38,8 +38,8 @@ class RegressionProblem:
       attention: "linear", or "softmax" over the keys of the scores.
       batch_size: fresh prompts of a step, int >= 1.
       n_eval: prompts of the fixed sample that losses and smoothness are measured on, int >= 1.
-      n_hessian: how many of these whole Hessians are measured on, the first ones, int >= 1; all if there are fewer.
-      noise_draws: fresh batches whose gradient noise is measured at every test step, int >= 0; 0: none.
+      n_hessian: number of these prompts, the first ones, that the Hessian is measured on, int >= 1; all if fewer.
+      noise_draws: number of fresh batches that gradient noise is measured on at every test step, int >= 0.
       noise_mean: prompts that the mean gradient is estimated from, int >= 1.
 
     Raises:
@@ -86,7 +86,7 @@ class RegressionHyper:
     Args:
       init_std: standard deviation of every initial weight, finite, >= 0.
       gamma_shape: k of the squared length of "gamma" inputs, finite, > 0.
-      gamma_scale: theta of it, finite, > 0; k * theta is the mean squared length.
+      gamma_scale: theta of the squared length, finite, > 0; its mean is k * theta.
 
     Examples:
       >>> RegressionHyper().init_std
@@ -118,7 +118,7 @@ jax.tree_util.register_dataclass(
 
 class Prompts(NamedTuple):
     """Regression tasks, each with labelled inputs and one question. The prompts are the last axis throughout: the
-    arithmetic of a prompt is a few small matrices, and only across prompts is there anything to vectorise.
+    matrices of a prompt are small, so that only operations across prompts vectorise.
 
     Args:
       x: (d, n_context+1, B) inputs; the last one is the question.
@@ -140,7 +140,7 @@ class Prompts(NamedTuple):
 
 
 def sample_prompts(key: Array, problem: RegressionProblem, hyper: RegressionHyper, count: int) -> Prompts:
-    """Draws prompts: x_i by the problem's law, w* ~ N(0, I), y_i = <x_i, w*>.
+    """Draws prompts: x_i from the problem's distribution, w* ~ N(0, I), y_i = <x_i, w*>.
 
         normal: x ~ N(0, I)     spherical: x = u     gamma: x = sqrt(r) u,  r ~ Gamma(shape, scale)
 
@@ -148,8 +148,8 @@ def sample_prompts(key: Array, problem: RegressionProblem, hyper: RegressionHype
 
     Args:
       key: a key.
-      problem: shapes and the law of x.
-      hyper: numbers of the gamma law, may be traced.
+      problem: shapes and the distribution of x.
+      hyper: numbers of the gamma distribution, may be traced.
       count: prompts, int >= 1.
 
     Returns:
@@ -173,16 +173,16 @@ def sample_prompts(key: Array, problem: RegressionProblem, hyper: RegressionHype
 
 
 def gamma(key: Array, shape: Array, size: tuple[int, ...]) -> Array:
-    """Draws from Gamma(shape, 1) without a loop per number: proposals in one go, of which the accepted are kept.
+    """Draws from Gamma(shape, 1) without a loop per number: all proposals at once, of which the accepted ones are kept.
 
-    `jax.random.gamma` loops until its slowest number is accepted. Here a quarter more proposals than needed are drawn,
-    all at once, and the accepted ones are taken in order, which are independent draws of the law: Marsaglia and Tsang
-    accept more than 95 % for shape >= 1, and Gamma(k) = Gamma(k+1) * U^(1/k) in law.
+    `jax.random.gamma` loops until its slowest number is accepted. Here a quarter more proposals than needed are drawn
+    at once. The accepted ones, in order, are independent draws of Gamma(shape + 1): Marsaglia and Tsang accept more
+    than 95 % for shape >= 1, and Gamma(k) equals Gamma(k+1) * U^(1/k) in distribution.
 
     Args:
       key: a key.
       shape: k > 0, may be traced.
-      size: shape of the result; from some hundreds of numbers on there are always enough proposals.
+      size: shape of the result; some hundreds of numbers or more, so that there are always enough proposals.
 
     Returns:
       Array of `size`.
@@ -211,7 +211,7 @@ class LinearParams(NamedTuple):
 
     Args:
       p: (depth, d, d) P' for the sparse form, (depth, d+1, d+1) P for the full one.
-      q: the same of Q.
+      q: the same for Q.
     """
 
     p: Array
@@ -241,12 +241,12 @@ def init(key: Array, problem: RegressionProblem, hyper: RegressionHyper) -> Line
     return LinearParams(hyper.init_std * p, hyper.init_std * q)
 
 
-def whole(params: LinearParams, width: int) -> LinearParams:
+def padded(params: LinearParams, width: int) -> LinearParams:
     """P and Q with all of their rows: diag(P', 1) and diag(Q', 0) for the sparse form."""
     if params.p.shape[-1] == width:
         return params
-    room = ((0, 0), (0, 1), (0, 1))
-    return LinearParams(jnp.pad(params.p, room).at[:, -1, -1].set(1), jnp.pad(params.q, room))
+    border = ((0, 0), (0, 1), (0, 1))
+    return LinearParams(jnp.pad(params.p, border).at[:, -1, -1].set(1), jnp.pad(params.q, border))
 
 
 def forward(params: LinearParams, z: Array, attention: str = "linear") -> Array:
@@ -265,11 +265,11 @@ def forward(params: LinearParams, z: Array, attention: str = "linear") -> Array:
       (B,).
 
     References:
-      arXiv 2310.01082, linear transformer; the softmax variant as reconstructed in its place.
+      arXiv 2310.01082, linear transformer; the softmax variant is reconstructed.
     """
     n = z.shape[1] - 1
     high = jax.lax.Precision.HIGHEST
-    for p, q in zip(*whole(params, z.shape[0])):
+    for p, q in zip(*padded(params, z.shape[0])):
         query = jnp.einsum("ij,jmb->imb", q, z, precision=high)
         score = jnp.einsum("ikb,imb->kmb", z, query, precision=high)  # key first
         if attention == "softmax":
@@ -282,8 +282,8 @@ def forward(params: LinearParams, z: Array, attention: str = "linear") -> Array:
 def _times(a: Array, b: Array) -> Array:
     """Products of small matrices (i, k, B) and (k, j, B), prompt by prompt; a batched `dot` takes 5 times as long.
 
-    Term by term like the Gram matrices: a sum over an axis, which XLA does not vectorise across prompts, takes twice as
-    long.
+    The sum is written out like that of the Gram matrices: XLA does not vectorise a sum over an axis across prompts, so
+    that it takes twice as long.
     """
     return functools.reduce(jnp.add, (a[:, k, None] * b[None, k] for k in range(a.shape[1])))
 
@@ -293,8 +293,8 @@ def predict(params: LinearParams, prompts: Prompts) -> Array:
 
         G_0 = Z_0 M Z_0^T,   T_l = I + (1/n) P_l G_l Q_l,   Z_(l+1) = T_l Z_l,   G_(l+1) = T_l G_l T_l^T
 
-    since P Z M (Z^T Q Z) = P (Z M Z^T) Q Z: the n context columns never appear again, and of the last column only its
-    own d+1 numbers. Of the last layer only the label's row is needed.
+    since P Z M (Z^T Q Z) = P (Z M Z^T) Q Z. After G_0 only the last column of Z is needed, and in the last layer only
+    its label.
 
     Args:
       params: LinearParams.
@@ -309,9 +309,9 @@ def predict(params: LinearParams, prompts: Prompts) -> Array:
     z = prompts.matrix()
     n = z.shape[1] - 1
     last = z[:, n]
-    # Term by term: XLA's loop over the context is not vectorised across prompts.
+    # The sum is written out, since XLA does not vectorise a loop over the context across prompts.
     gram = functools.reduce(jnp.add, (z[:, None, i] * z[None, :, i] for i in range(n)))
-    p, q = whole(params, z.shape[0])
+    p, q = padded(params, z.shape[0])
     high = jax.lax.Precision.HIGHEST
     depth = p.shape[0]
     for layer in range(depth):
@@ -352,7 +352,7 @@ def _norm(tree: Any) -> Array:
 
 @functools.cache
 def linear_attention(problem: RegressionProblem) -> Task:
-    """A linear transformer that learns to regress in context, on fresh prompts at every step.
+    """A linear transformer that learns regression in context, on fresh prompts at every step.
 
         f = E (prediction - <x_(n+1), w*>)^2
 
@@ -390,7 +390,7 @@ def linear_attention(problem: RegressionProblem) -> Task:
         return sample_prompts(key, problem, hyper, problem.n_eval)
 
     def noise_key(key: Array, hyper: RegressionHyper, shared: Any = None) -> Array:
-        """There is no test set but the key of the batches whose gradient noise is measured."""
+        """The key of the batches that gradient noise is measured on, in place of a test set."""
         del hyper, shared
         return jax.random.key_data(key)
 
@@ -409,28 +409,28 @@ def linear_attention(problem: RegressionProblem) -> Task:
         return curvature.gradient_noise(gradient, mean, draws, problem.noise_draws)
 
     def observe(params: LinearParams, data: Prompts, test: Any, hyper: RegressionHyper) -> dict[str, Array]:
-        def here(p: LinearParams) -> Array:
+        def evaluation_loss(p: LinearParams) -> Array:
             return loss(p, data, hyper)
 
-        value, gradient = jax.value_and_grad(here)(params)
-        found = {"train_loss": value, "gradient_norm": _norm(gradient)}
-        if test is not None:  # costly, so at test steps only
+        value, gradient = jax.value_and_grad(evaluation_loss)(params)
+        observables = {"train_loss": value, "gradient_norm": _norm(gradient)}
+        if test is not None:  # at test steps only, since it is costly
             few = jax.tree.map(lambda x: x[..., : problem.n_hessian], data)
             full = curvature.hessian(lambda p: loss(p, few, hyper), params)
-            found["robust_condition"] = curvature.robust_condition(jnp.diagonal(full))
-            found["robust_condition_eigen"] = curvature.robust_condition(curvature.eigenvalues(full))
+            observables["robust_condition"] = curvature.robust_condition(jnp.diagonal(full))
+            observables["robust_condition_eigen"] = curvature.robust_condition(curvature.eigenvalues(full))
             if problem.noise_draws:
-                found["gradient_noise"] = noise_norms(params, test, hyper)
-        return found
+                observables["gradient_noise"] = noise_norms(params, test, hyper)
+        return observables
 
     def observe_step(params: LinearParams, before: Any, data: Prompts, hyper: RegressionHyper) -> dict[str, Array]:
-        def here(p: LinearParams) -> Array:
+        def evaluation_loss(p: LinearParams) -> Array:
             return loss(p, data, hyper)
 
         move = jax.tree.map(jnp.subtract, params, before)
         return {
-            "directional_smoothness": curvature.directional_smoothness(here, before, move),
-            "gradient_before": _norm(jax.grad(here)(before)),
+            "directional_smoothness": curvature.directional_smoothness(evaluation_loss, before, move),
+            "gradient_before": _norm(jax.grad(evaluation_loss)(before)),
         }
 
     return Task(

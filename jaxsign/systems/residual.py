@@ -25,7 +25,7 @@ class ResidualProblem:
     """Everything that fixes the shapes of a transformer with residuals on one sequence. Frozen and hashable.
 
     Args:
-      n: tokens, the rows of X, int >= 1; the contraction bound says something for n <= d.
+      n: tokens, the rows of X, int >= 1; the contraction bound is not trivial for n <= d.
       d: dimension of a token and of the residual stream, int >= 1.
       d_ff: hidden units of the feed-forward network, int >= 1.
       d_out: outputs of a token, int >= 1.
@@ -39,7 +39,7 @@ class ResidualProblem:
       24
 
     References:
-      Model of arXiv 2506.05249 in our words; the sizes are reconstructed.
+      The model described by arXiv 2506.05249; the sizes are reconstructed.
     """
 
     n: int = 16
@@ -98,7 +98,7 @@ jax.tree_util.register_dataclass(
 
 
 class Tokens(NamedTuple):
-    """What is fitted.
+    """A sequence and the targets that it is fitted to.
 
     Args:
       x: (n, d) tokens X.
@@ -110,7 +110,7 @@ class Tokens(NamedTuple):
 
 
 def sample(key: Array, problem: ResidualProblem) -> Tokens:
-    """Draws tokens of length about 1 and targets that know nothing of them.
+    """Draws tokens of length about 1 and targets that are independent of them.
 
         rows of X ~ N(0, I/d),   entries of Y ~ N(0, 1)
 
@@ -154,12 +154,12 @@ class ResidualParams(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """What flows through the layers.
+    """Intermediate results of the layers, and the output.
 
     Args:
-      values: (depth, n, d) X W_V, what attention averages.
+      values: (depth, n, d) X W_V, which attention averages.
       attention: (depth, n, d) H, the attention output with its residual.
-      features: (n, d) Z of the last layer, what the readout sees.
+      features: (n, d) Z of the last layer, the input of the readout.
       output: (n, d_out) F.
     """
 
@@ -207,7 +207,7 @@ def forward(params: ResidualParams, x: Array, hyper: ResidualHyper) -> Flow:
       Flow.
 
     References:
-      arXiv 2506.05249 in our words; the written-out form is reconstructed.
+      The model described by arXiv 2506.05249; the written-out form is reconstructed.
     """
     values, attention = [], []
     for w_q, w_k, w_v, w_1, w_2 in zip(*params[:-1]):
@@ -225,8 +225,8 @@ def forward(params: ResidualParams, x: Array, hyper: ResidualHyper) -> Flow:
 
 @jax.custom_batching.sequential_vmap
 def _svd(a: Array) -> Array:
-    """Batches are worked off one by one: on a CPU, a batch handed to LAPACK waits for workers of the very pool that it
-    runs in, so that several devices lock each other up for good (jaxlib 0.10.2).
+    """Singular values, one matrix of a batch after the other. On a CPU, LAPACK on a batch waits for workers of the pool
+    that it runs in, so that several devices deadlock (jaxlib 0.10.2).
     """
     return jnp.linalg.svd(a, compute_uv=False)
 
@@ -243,13 +243,13 @@ def singular_values(a: Array) -> Array:
 
 
 def condition_number(values: Array) -> Array:
-    """How much longer a matrix makes some directions than others, kappa = sigma_max / sigma_min.
+    """Ratio of the largest to the smallest stretch of a vector by a matrix, kappa = sigma_max / sigma_min.
 
     Args:
       values: (..., r) singular values in decreasing order, of all r = min(n, d) directions.
 
     Returns:
-      (...), in [1, inf]; above the inverse of the float's rounding it says no more than that.
+      (...), in [1, inf]; a number above 1 / (rounding of the floats) means only that kappa is at least that large.
 
     Examples:
       >>> float(condition_number(jnp.array([6.0, 3.0, 2.0])))
@@ -259,7 +259,7 @@ def condition_number(values: Array) -> Array:
 
 
 def stable_rank(values: Array) -> Array:
-    """How many directions carry a matrix, ||A||_F^2 / ||A||_2^2.
+    """The number of directions that dominate a matrix, ||A||_F^2 / ||A||_2^2.
 
     Args:
       values: (..., r) singular values in decreasing order.
@@ -320,7 +320,7 @@ def residual_attention(problem: ResidualProblem) -> Task:
 
         dL/dt = -||grad L||^2 <= -||Z^T R||_F^2 <= -s^2 ||R||_F^2 = -2 s^2 L
 
-    since the readout's gradient is a part of the whole one. A step of gradient descent, u = -eta grad L, obeys
+    since the gradient of the readout is a part of the full gradient. A step of gradient descent, u = -eta grad L, obeys
 
         L(t+1) = L(t) - eta ||grad L||^2 + 1/2 c eta^2 ||grad L||^2,   c = 2 (L(t+1) - L(t) - <grad L, u>) / ||u||^2
 
@@ -329,12 +329,12 @@ def residual_attention(problem: ResidualProblem) -> Task:
         L(t+1) <= (1 - 2 (1 - eta c / 2) eta s^2) L(t)   if eta c <= 2,   hence
         L(t+1) <= (1 - eta s^2) L(t)                     if eta c <= 1
 
-    That is what "small eta" means: no fixed eta is safe beforehand, since c depends on where the step is taken. The W_U
-    gradient alone gives the decrease to first order only, as the other weights move Z meanwhile. With W_U alone trained
-    c <= sigma_max(Z)^2, so that eta <= 1/sigma_max(Z)^2 is enough; the rate is then 1/kappa(Z)^2 at best.
+    This defines "small eta": no fixed eta is safe in advance, since c depends on the parameters. The gradient of W_U
+    alone gives the decrease to first order only, since the other weights change Z at the same time. If W_U alone is
+    trained, c <= sigma_max(Z)^2, so that eta <= 1/sigma_max(Z)^2 is enough; the rate is then at best 1/kappa(Z)^2.
 
-    The observables `contraction` (L(t+1) / L(t)), `sigma_before` (s where the step began) and `step_curvature` (c) are
-    those of the step that led to a recorded one. Where L is close to its rounding they mean nothing.
+    The observables `contraction` (L(t+1) / L(t)), `sigma_before` (s where the step began) and `step_curvature` (c)
+    belong to the update that led to a recorded step. They are meaningless where L is close to its rounding.
 
     Args:
       problem: a ResidualProblem.

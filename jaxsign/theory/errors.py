@@ -1,4 +1,4 @@
-"""Test error before attention moves: an effect of the coordinates that a fresh patch shares with training."""
+"""What is the test error before attention moves, if a fresh patch shares coordinates with training patches?"""
 
 import math
 from typing import Any
@@ -32,12 +32,12 @@ def overlap_share(problem: Problem) -> float:
 
 
 def sign_test_error(problem: Problem, mu: Any, sigma_p: Any) -> np.ndarray:
-    """SignGD's test error before attention moves: an effect of the coordinates a fresh patch shares with training.
+    """SignGD's test error before attention moves, due to the coordinates that a fresh patch shares with training.
 
         err = E_K Phi(-||mu|| / (sigma_p sqrt(K))),   K ~ Binomial(s (context-1), U)
 
-    A fresh example's context-1 noise patches together meet K coordinates that training has moved, each by as much as
-    the signal's; attention that is uniform weighs all patches alike, and the number of heads does not matter.
+    The context-1 noise patches of a fresh example contain K coordinates that training has moved, each by as much as the
+    signal's coordinate. Uniform attention gives all patches the same weight, so the number of heads does not matter.
 
     Args:
       problem: shapes. U = `overlap_share`.
@@ -57,9 +57,9 @@ def sign_test_error(problem: Problem, mu: Any, sigma_p: Any) -> np.ndarray:
     """
     from scipy.stats import binom, norm
 
-    met = problem.s * problem.patches
-    shared = np.arange(1, met + 1)
-    weight = binom.pmf(shared, met, overlap_share(problem))
+    coordinates = problem.s * problem.patches
+    shared = np.arange(1, coordinates + 1)
+    weight = binom.pmf(shared, coordinates, overlap_share(problem))
     ratio = np.asarray(mu, float) / np.asarray(sigma_p, float)
     return np.sum(weight * norm.cdf(-ratio[..., None] / np.sqrt(shared)), -1)
 
@@ -101,7 +101,7 @@ def sign_boundary(problem: Problem, error: float = 0.1) -> float:
 
         E_K Phi(-SNR sqrt(s/K)) = error,   K ~ Binomial(s (context-1), U)
 
-    About -Phi^-1(error) sqrt(U): data must be the cleaner the more coordinates fresh noise shares with training.
+    It is about -Phi^-1(error) sqrt(U): the more coordinates fresh noise shares with training, the larger the SNR.
 
     Args:
       problem: shapes.

@@ -1,4 +1,4 @@
-"""How fast the loss falls, late and in between: SignGD and Adam."""
+"""How fast does the training loss of SignGD and Adam fall, late and on the way to its late rate?"""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ Array = jax.Array
 def late_loss_rate(eta: Any, noise_l1: Any) -> Any:
     """Late linear rate of SignGD's training loss:  -d ln L/dt  =  4 eta min_i ||xi_i||_1.
 
-    Once attention sits on the noise, y_i F_i grows by 2 * 2 eta ||xi_i||_1 a step and the slowest example rules.
+    Once all attention is on the noise, y_i F_i grows by 2 * 2 eta ||xi_i||_1 a step, and the slowest example dominates.
 
     Args:
       eta: learning rate.
@@ -79,12 +79,12 @@ def adam_loss_rate(eta: float, noise_l1: Any, b1: float, b2: float) -> np.ndarra
     if b1 == b2 == 0:
         return sign
     ends = [0.5 * math.log(1 / b2) if b2 > 0 else math.inf, math.log(1 / b1) if b1 > 0 else math.inf]
-    found = np.full(sign.shape, np.nan)
+    rate = np.full(sign.shape, np.nan)
     for place, speed in np.ndenumerate(sign):
         last = min(*ends, 10 * float(speed))
 
         def ahead(r: Any, speed: float = float(speed)) -> Any:
-            """How much faster than r the loss would fall."""
+            """Excess of the loss's rate over r, for gradients that fall at rate r."""
             pull = np.sqrt(np.maximum(1 - b2 * np.exp(2 * r), 0) / (1 - b2))
             return speed * (1 - b1) * pull - r * (1 - b1 * np.exp(r))
 
@@ -96,12 +96,12 @@ def adam_loss_rate(eta: float, noise_l1: Any, b1: float, b2: float) -> np.ndarra
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if ahead(middle) > 0 else (low, middle)
-        found[place] = middle
-    return found
+        rate[place] = middle
+    return rate
 
 
 def adam_sublinear_rate(t: Any, b2: float) -> np.ndarray:
-    """Local rate of Adam's training loss on the way to its late one, where SignGD's is much larger.
+    """Local rate of Adam's training loss before its late rate, where SignGD's rate is much larger.
 
         -d ln L/dt = ln(1/b2) x / (2 (x - arctan x)),   x = sqrt(b2^-t - 1)
 

@@ -1,4 +1,4 @@
-"""What one step of SignGD does to every feature, exactly, where supports are disjoint; tracers are accepted.
+"""How does one step of SignGD change every feature? Exact where supports are disjoint; tracers are accepted.
 
 Notation as in `jaxsign.theory`.
 """

@@ -1,4 +1,4 @@
-"""When the four stages of SignGD end, from its own one-step laws."""
+"""When do the four stages of SignGD end? From its one-step laws."""
 
 import math
 
@@ -71,7 +71,7 @@ def stage_two_time(problem: Problem, hyper: Hyper, eta: float, agreement: float 
 def stage_three_time(problem: Problem, hyper: Hyper, eta: float) -> float:
     """Stage III ends when the last query signal has turned to its majority vote; typical step.
 
-    About half of the rows start against their vote and move by eta ||mu|| a step from |q_mu(0)| ~ sigma_0 ||mu|| |N|:
+    About half of the rows start with the wrong sign and move by eta ||mu|| a step from |q_mu(0)| ~ sigma_0 ||mu|| |N|:
 
         t_III = t_II + (sigma_0/eta) Phi^-1((1 + 2^(-2/rows))/2)      (median of the largest of rows/2 half-normals)
 

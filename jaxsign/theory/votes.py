@@ -1,14 +1,15 @@
-"""Test-error laws between SignGD and GD, for mini-batches and for the smooth sign.
+"""What are the test errors between SignGD's and GD's, with mini-batches and with the smooth sign?
 
 Before attention moves, training is a linear model: after t steps the mean value vector is v_1 on the signal and w_c on
 noise coordinate c, and a fresh patch shares K ~ Binomial(s, U) coordinates with training. SignGD's law,
-E_K Phi(-||mu||/(sigma_p sqrt(K))), takes |w_c| = |v_1| on all of them. What makes noise coordinates move less than the
-signal lowers the error, through one number, the mean square of what they move relative to it:
+E_K Phi(-||mu||/(sigma_p sqrt(K))), takes |w_c| = |v_1| on all of them. If noise coordinates move less than the signal,
+the error is smaller. It depends on one number, the mean square of their motion relative to the signal's:
 
     err = E_K Phi( -||mu|| / (sigma_p sqrt(K r2/U)) ),   r2 = E (w_c/v_1)^2, untouched coordinates included
 
-A mini-batch of B contains an example with probability B/n and always votes for the signal; so a noise coordinate moves
-B/n as far under SignGD, sqrt(B/n) as far under Adam (which divides by the root of E g^2), and as far as ever under GD.
+A mini-batch of B contains an example with probability B/n and always votes for the signal. Relative to full batches a
+noise coordinate therefore moves B/n as far under SignGD, sqrt(B/n) as far under Adam (which divides by the root of
+E g^2), and equally far under GD.
 """
 
 import math
@@ -26,13 +27,13 @@ def sign_batch_share(problem: Problem, batch_size: int, steps: int | None = None
 
         r2 = P(a>0)/t + (1 - 1/t) E[ (2/pi) arcsin( c / sqrt(a b) ) ]
 
-    a and b count the users of a coordinate in two independent mini-batches and c those in both: their votes, signs of
-    sums of a and b normal values with c in common, agree as the orthant formula says.
+    a and b count the users of a coordinate in two independent mini-batches, and c the users in both. The votes are
+    signs of sums of a and b normal values with c in common; the orthant formula gives the probability that they agree.
 
     Args:
       problem: shapes; context 2, independent supports.
       batch_size: B, int in [1, n].
-      steps: t, int >= 1, after which the random walk of the votes still counts by 1/t; None: t -> infinity.
+      steps: t, int >= 1; the random walk of the votes contributes 1/t. None: t -> infinity.
 
     Returns:
       r2 in [0, U].
@@ -46,15 +47,15 @@ def sign_batch_share(problem: Problem, batch_size: int, steps: int | None = None
       (0.3325, 0.0039)
 
     References:
-      Derived here: full batches give U and with it SignGD's law.
+      Derived here: full batches give U, and so SignGD's law.
     """
     from scipy.stats import binom, hypergeom
 
     density, size = _density(problem, batch_size)
     total = 0.0
     for both in range(max(0, 2 * size - problem.n), size + 1):
-        own = np.arange(size - both + 1)
-        c, a, b = np.meshgrid(np.arange(both + 1), own, own, indexing="ij", sparse=True)
+        only_one = np.arange(size - both + 1)
+        c, a, b = np.meshgrid(np.arange(both + 1), only_one, only_one, indexing="ij", sparse=True)
         weight = binom.pmf(c, both, density) * binom.pmf(a, size - both, density) * binom.pmf(b, size - both, density)
         agree = np.where(c > 0, c / np.sqrt(np.maximum((c + a) * (c + b), 1)), 0.0)
         total += hypergeom.pmf(both, problem.n, size, size) * np.sum(weight * np.arcsin(np.minimum(agree, 1)))

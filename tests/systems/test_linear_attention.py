@@ -38,7 +38,7 @@ def drawn(**fields):
     problem = js.RegressionProblem(d=3, n_context=7, **fields)
     prompts = system.sample_prompts(jax.random.key(1), problem, HYPER, 5)
     params = system.init(jax.random.key(2), problem, HYPER)
-    return problem, prompts, params, system.whole(params, problem.width)
+    return problem, prompts, params, system.padded(params, problem.width)
 
 
 @pytest.mark.x64

@@ -1,1 +1,1 @@
-"""Noisy digits: real images in a noisy border."""
+"""Noisy digits: a small transformer on real images with a noisy border."""

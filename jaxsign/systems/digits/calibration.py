@@ -1,10 +1,10 @@
-"""Temperature scaling: one number, fitted on validation logits, that takes the scale of margins out of a test loss."""
+"""How large is a test loss apart from the scale of its margins? Temperature scaling, fitted on validation logits."""
 
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-#: Natural logarithms of b s between which the root is sought, s the size of the logits, and how often it is halved.
+#: The interval of ln(b s) that contains the root, with s the size of the logits, and the number of halvings.
 RANGE, HALVINGS = (-12.0, 12.0), 32
 
 
@@ -35,7 +35,7 @@ def margins(logits: Array, y: Array) -> Array:
 def targets(y: Array, classes: int) -> Array:
     """(n, classes) Platt's targets, (n+1)/(n+classes) for the label and 1/(n+classes) for the others.
 
-    They keep the best temperature finite where the validation set is separated without an error.
+    They keep the best temperature finite if all validation images are classified correctly.
     """
     count = y.shape[0]
     one = jax.nn.one_hot(y, classes)
@@ -47,8 +47,8 @@ def temperature(logits: Array, y: Array) -> Array:
 
         b = 1/T:   d/db mean_i [ -sum_c t_ic log softmax(b z_i)_c ] = mean_i sum_c (softmax(b z_i)_c - t_ic) z_ic = 0
 
-    The cross-entropy is convex in b, so that its derivative has one root at most, found by halving an interval of
-    log b; where it has none, because the logits tell nothing, T is the largest one of the interval and z/T almost 0.
+    The cross-entropy is convex in b, so that its derivative has at most one root, which bisection over log b finds. If
+    the logits carry no information there is no root; T is then the largest one of the interval, and z/T is almost 0.
 
     Args:
       logits: (n, classes).
@@ -63,9 +63,9 @@ def temperature(logits: Array, y: Array) -> Array:
       2.885
 
     References:
-      Guo et al., arXiv 1706.04599; the targets are those of Platt, 1999.
+      Guo et al., arXiv 1706.04599; targets of Platt, 1999.
     """
-    wanted = targets(y, logits.shape[1])
+    smoothed = targets(y, logits.shape[1])
     size = jnp.sqrt(jnp.mean((logits - jnp.mean(logits, axis=1, keepdims=True)) ** 2))
     size = jnp.maximum(size, jnp.finfo(logits.dtype).tiny)
     unit = logits / size
@@ -73,7 +73,7 @@ def temperature(logits: Array, y: Array) -> Array:
     def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = (low + high) / 2
-        slope = jnp.sum((jax.nn.softmax(jnp.exp(middle) * unit) - wanted) * unit)
+        slope = jnp.sum((jax.nn.softmax(jnp.exp(middle) * unit) - smoothed) * unit)
         return jnp.where(slope > 0, low, middle), jnp.where(slope > 0, middle, high)
 
     ends = jax.lax.fori_loop(0, HALVINGS, halve, tuple(jnp.asarray(end, logits.dtype) for end in RANGE))

@@ -1,4 +1,4 @@
-"""Noisy digits: the image set, and pure samplers of balanced disjoint splits with noise in the border, key first."""
+"""Which images are noisy digits drawn from, and how? Balanced disjoint splits, and noise in the border."""
 
 import importlib.resources
 import os
@@ -39,7 +39,7 @@ class Patches(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What stream "data" gives: clean images of all three splits, and the training images' noise.
+    """The draws of the stream "data": clean images of all three splits, and the training images' noise.
 
     Args:
       images: (n_train + n_val + n_test, 28, 28) scaled images without noise, in this order.
@@ -56,7 +56,7 @@ class Held(NamedTuple):
     """The images that are not trained on.
 
     Args:
-      val: Patches, for choices such as a learning rate, a step and a temperature.
+      val: Patches, for the choice of a learning rate, a step or a temperature.
       test: Patches.
     """
 
@@ -88,7 +88,7 @@ def load_digits(data_dir: str | os.PathLike | None = None, problem: DigitsProble
     if data_dir is None:
         with importlib.resources.files("jaxsign.systems.digits").joinpath("mnist_10k.npz").open("rb") as file:
             stored = np.load(file, allow_pickle=False)
-            found, source = DigitImages(stored["images"], stored["labels"]), "the embedded image set"
+            image_set, source = DigitImages(stored["images"], stored["labels"]), "the embedded image set"
     else:
         places = [idx.find(data_dir, f"train-{name}-ubyte") for name in ("images-idx3", "labels-idx1")]
         images, labels = map(idx.read, places)
@@ -101,20 +101,20 @@ def load_digits(data_dir: str | os.PathLike | None = None, problem: DigitsProble
             )
         if labels.size and labels.max() > 9:
             raise ValueError(f"{places[1]} must hold labels in [0, 9], got {labels.max()}")
-        found, source = DigitImages(images, labels), str(places[1])
+        image_set, source = DigitImages(images, labels), str(places[1])
     if problem is not None:
         for digit in problem.classes:
-            count = int(np.sum(found.labels == digit))
+            count = int(np.sum(image_set.labels == digit))
             if count < problem.per_class:
                 raise ValueError(
                     f"(n_train + n_val + n_test) / {len(problem.classes)} classes = {problem.per_class} images of the "
                     f"digit {digit} are needed, got {count} in {source}"
                 )
-    return found
+    return image_set
 
 
 def border() -> np.ndarray:
-    """(28, 28) bool: rows and columns 0..4 and 23..27, where the noise is.
+    """(28, 28) bool mask of the noisy border: rows and columns 0..4 and 23..27.
 
     Examples:
       >>> int(border().sum())
@@ -126,12 +126,12 @@ def border() -> np.ndarray:
 
 
 def border_noise(key: Array, hyper: DigitsHyper, count: int) -> Array:
-    """Noise of the border, N(0, noise^2) there and 0 elsewhere, (count, 28, 28)."""
+    """Noise of the border, (count, 28, 28): N(0, noise^2) in the border and 0 elsewhere."""
     return jnp.where(jnp.asarray(border())[None], hyper.noise * jax.random.normal(key, (count, SIDE, SIDE)), 0)
 
 
 def choose(key: Array, labels: Array, problem: DigitsProblem) -> Array:
-    """Places of images drawn without replacement: per_class of each class, every subset equally likely.
+    """Indices of images drawn without replacement: per_class of each class, every subset equally likely.
 
     Args:
       key: a key.
@@ -139,7 +139,7 @@ def choose(key: Array, labels: Array, problem: DigitsProblem) -> Array:
       problem: classes and splits.
 
     Returns:
-      (classes, per_class) int32. A class with fewer images than that is filled up with others, see `sample`.
+      (classes, per_class) int32. A class with fewer images is filled up with images of other classes, see `sample`.
 
     Examples:
       >>> problem = DigitsProblem(classes=(0, 1), n_train=2, n_val=2, n_test=2)
@@ -148,8 +148,8 @@ def choose(key: Array, labels: Array, problem: DigitsProblem) -> Array:
     """
     lots = jax.random.uniform(key, labels.shape)
     digits = jnp.asarray(problem.classes, labels.dtype)
-    own = jnp.where(labels[None] == digits[:, None], lots[None], -1.0)
-    return jax.lax.top_k(own, problem.per_class)[1]
+    ranks = jnp.where(labels[None] == digits[:, None], lots[None], -1.0)
+    return jax.lax.top_k(ranks, problem.per_class)[1]
 
 
 def sample(key: Array, problem: DigitsProblem, hyper: DigitsHyper, shared: DigitImages | None) -> Draw:
@@ -160,12 +160,12 @@ def sample(key: Array, problem: DigitsProblem, hyper: DigitsHyper, shared: Digit
     Args:
       key: key of the stream "data".
       problem: classes and sizes of the splits.
-      hyper: scale and noise, may be traced; draws do not depend on them, so that scales are compared in pairs.
+      hyper: scale and noise, may be traced; draws do not depend on them, so that comparisons of scales are paired.
       shared: DigitImages.
 
     Returns:
-      Draw, each split ordered by class. An image that is not of its class, since the set has too few of it, is NaN, and
-      the run's status then says so; `load_digits(problem=...)` checks beforehand.
+      Draw, each split ordered by class. If the set has too few images of a class, the missing ones are NaN, so that
+      the run's status is 1 (diverged); `load_digits(problem=...)` checks this in advance.
 
     Raises:
       ValueError: if there is no image set, or it has fewer images than are drawn.
@@ -184,11 +184,11 @@ def sample(key: Array, problem: DigitsProblem, hyper: DigitsHyper, shared: Digit
     ends = np.cumsum([size // count for size in (problem.n_train, problem.n_val, problem.n_test)])
     splits = jnp.split(chosen, ends[:-1].tolist(), axis=1)
     order = jnp.concatenate([split.reshape(-1) for split in splits])
-    own = jnp.concatenate([jnp.repeat(jnp.arange(count, dtype=jnp.int32), split.shape[1]) for split in splits])
-    right = labels[order] == jnp.asarray(problem.classes, labels.dtype)[own]
+    classes = jnp.concatenate([jnp.repeat(jnp.arange(count, dtype=jnp.int32), split.shape[1]) for split in splits])
+    right = labels[order] == jnp.asarray(problem.classes, labels.dtype)[classes]
     pixels = images[order].astype(jnp.zeros(()).dtype) / 255
     pixels = jnp.where(right[:, None, None], hyper.scale * pixels, jnp.nan)
-    return Draw(pixels, own, border_noise(noise, hyper, problem.n_train))
+    return Draw(pixels, classes, border_noise(noise, hyper, problem.n_train))
 
 
 def cut(images: Array, patch: int) -> Array:
@@ -207,7 +207,7 @@ def splits(draw: Draw, noise: Array, problem: DigitsProblem) -> tuple[Patches, H
     """Adds the noise and cuts the images: (training set, validation and test set).
 
     Args:
-      draw: what stream "data" gave.
+      draw: the draws of the stream "data".
       noise: (n_val + n_test, 28, 28) noise of the stream "test".
       problem: sizes of the splits.
     """

@@ -1,4 +1,4 @@
-"""IDX files, the format of the MNIST database, plain or gzipped: read with every length checked, nothing executed."""
+"""How are IDX files, the format of the MNIST database, read? Plain or gzipped, with every length checked."""
 
 import gzip
 import io
@@ -13,7 +13,7 @@ from jaxsign.validation.values import local_path
 
 #: Third byte of an IDX file of unsigned bytes.
 UNSIGNED_BYTE = 8
-#: Bytes that a byte of a gzip file can hold at most.
+#: The largest number of bytes that one byte of a gzip file can hold.
 DEFLATED = 1032
 
 
@@ -49,7 +49,7 @@ def read(path: str | os.PathLike) -> np.ndarray:
 
 
 def _read(path: Path, file: io.BufferedIOBase) -> np.ndarray:
-    """What an open file holds; no more of it is read than its header says."""
+    """The array of an open file, of which no more bytes are read than its header promises."""
     magic = file.read(4)
     if len(magic) < 4 or magic[:3] != bytes([0, 0, UNSIGNED_BYTE]) or magic[3] == 0:
         raise ValueError(
@@ -64,7 +64,7 @@ def _read(path: Path, file: io.BufferedIOBase) -> np.ndarray:
     length = math.prod(sizes)
     expected = f"instead of {begin + length} for the shape {sizes}"
     stored, zipped = path.stat().st_size, path.suffix == ".gz"
-    # Before memory is taken for it.
+    # These checks come before memory is allocated for the content.
     if not zipped and stored != begin + length:
         raise ValueError(
             f"{path} is {'truncated' if stored < begin + length else 'too long'}: {stored} bytes {expected}"

@@ -1,4 +1,4 @@
-"""What reads noisy digits: the paper's attention model on patches, a vision transformer, and the nearest class mean."""
+"""Which models classify noisy digits? The paper's, a vision transformer, and the nearest class mean as a reference."""
 
 import functools
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ ATTENTION = ("query", "key")
 
 
 class PatchParams(NamedTuple):
-    """Weights, all trained, on the pixels of an image, patch by patch.
+    """Weights of the two-layer attention model, for each pixel of an image.
 
     Args:
       w_q: (width, tokens, patch^2) queries, all heads.
@@ -57,9 +57,9 @@ def two_layer_logits(params: PatchParams, x: Array, heads: int) -> Array:
         F_j = (1/m_v) sum_h sum_l 1^T W_{V,j} X softmax(X^T W_K^T W_Q x^(l))
 
     over the heads h and the query patches l. Token x^(l) is the image with all pixels but those of patch l set to 0, so
-    that weights know where a patch is, and patches share no coordinate; with uniform attention F is linear in the
-    pixels. The softmax of two logits has the logistic loss of F = F_1 - F_{-1}: with
-    two classes this is the paper's model.
+    that the weights depend on the position of a patch and patches share no coordinate; with uniform attention F is
+    linear in the pixels. The cross-entropy of two logits is the logistic loss of F = F_1 - F_{-1}, so that with two
+    classes this is the paper's model.
 
     Args:
       params: PatchParams.
@@ -78,10 +78,10 @@ def two_layer_logits(params: PatchParams, x: Array, heads: int) -> Array:
         return jnp.einsum("nld,wld->lnw", x, weights, precision=HIGHEST).reshape(tokens, n, heads, -1)
 
     scores = jnp.einsum("qnhr,knhr->nhqk", split(params.w_q), split(params.w_k), precision=HIGHEST)
-    received = jnp.sum(jax.nn.softmax(scores), axis=(1, 2))  # (n, tokens): what a patch gets from all queries
-    seen = (received[:, :, None] * x).reshape(n, tokens * d)
+    received = jnp.sum(jax.nn.softmax(scores), axis=(1, 2))  # (n, tokens): attention on a patch by all queries
+    attended = (received[:, :, None] * x).reshape(n, tokens * d)
     value = jnp.mean(params.w_v, axis=1).reshape(-1, tokens * d)
-    return jnp.matmul(seen, value.T, precision=HIGHEST)
+    return jnp.matmul(attended, value.T, precision=HIGHEST)
 
 
 @functools.cache
@@ -136,7 +136,7 @@ def _network_of(problem: DigitsProblem) -> Any:
 
 
 def init_vit(key: Array, problem: DigitsProblem, hyper: DigitsHyper) -> dict[str, Any]:
-    """Draws the weights: N(0, sigma_0^2) for queries and keys, LeCun's normal law of variance 1/fan_in for all others.
+    """Draws the weights: N(0, sigma_0^2) for queries and keys, LeCun's normal of variance 1/fan_in for all others.
 
     Args:
       key: key of the stream "init".
@@ -191,8 +191,9 @@ def one_step_margins(images: Array, labels: Array, noise: Array) -> tuple[Array,
         GD,     w = sum_i y_i x_i:        sqrt(n) ||mu||_2^2 / (sigma^2 sqrt(p))
 
     with mu half the difference of the classes' mean images, and p pixels of noise of standard deviation sigma, each
-    shared by all n images and none of them in mu; how images of a class differ is left out. Scaling the images by s
-    scales the first by s and the second by s^2: below sigma ||mu||_1 / (sqrt(n) ||mu||_2^2) SignGD errs less.
+    shared by all n images and outside the support of mu; differences between images of a class are neglected. If the
+    images are scaled by s, the first number is scaled by s and the second by s^2: for s below
+    sigma ||mu||_1 / (sqrt(n) ||mu||_2^2) SignGD has the smaller error.
 
     Args:
       images: (n, 28, 28) training images without noise.

@@ -1,4 +1,4 @@
-"""DigitsProblem and DigitsHyper: real digits inside a noisy border, what each number means."""
+"""Which numbers fix noisy digits, what does each mean, and which values are legal?"""
 
 import dataclasses
 from typing import Any
@@ -18,7 +18,7 @@ class DigitsProblem:
     """Everything that fixes the shapes of noisy digits and of the model that reads them. Frozen and hashable.
 
     Args:
-      classes: the digits that are told apart, two to ten different ints in [0, 9].
+      classes: the digits to classify, two to ten different ints in [0, 9].
       n_train: training images, a multiple of the number of classes, so that every split is balanced.
       n_val: validation images, likewise.
       n_test: test images, likewise.
@@ -100,8 +100,8 @@ class DigitsHyper:
     """The system's numbers, swept without recompiling: a pytree whose leaves may be traced.
 
     Args:
-      scale: factor of every image, finite, > 0. The source calls it SNR; it is no ratio of norms, which the constants
-        `image_norm` and `noise_norm` of a run give.
+      scale: factor of every image, finite, > 0. The source calls it SNR, but it is no ratio of norms; see the constants
+        `image_norm` and `noise_norm` of a run.
       noise: standard deviation of the border's noise, finite, >= 0.
       sigma_0: standard deviation of the initial weights of the two-layer model, and of the queries and keys of "vit",
         finite, >= 0: small, so that attention begins almost uniform.

@@ -1,4 +1,4 @@
-"""Noisy digits as a Task: cross-entropy on a training split; error, loss, calibrated loss and margins on two others."""
+"""Noisy digits as a Task: which loss is trained, and what is measured on the validation and test images?"""
 
 import functools
 from typing import Any
@@ -37,11 +37,11 @@ def noisy_digits(problem: DigitsProblem) -> Task:
 
         x = scale * image + noise in the border of width 5,   L = mean_i -log softmax(F(x_i))_{y_i}
 
-    Training, validation and test images are disjoint in every run; what the scale is does not change who is drawn.
-    Of the observables, `calibrated_loss` is the test loss of F/T with the one temperature T that fits the validation
-    split best, so that test loss splits into what error and what the size of margins makes. There is no closed-form law
-    for real digits: the constant `class_mean_error` is that of the nearest class mean on the same draws, a reference.
-    Needs `shared=js.load_digits()`. The optimizers' steps are full-batch.
+    Training, validation and test images are disjoint in every run, and the same images are drawn at every scale. The
+    observable `calibrated_loss` is the test loss of F/T, with the temperature T that fits the validation images best.
+    It separates the effect of errors on the test loss from the effect of the scale of margins. Real digits have no
+    closed-form law; for reference, the constant `class_mean_error` is the error of the nearest class mean on the same
+    draws. A run needs `shared=js.load_digits()`. Steps are full-batch.
 
     Args:
       problem: a DigitsProblem.
@@ -94,19 +94,19 @@ def noisy_digits(problem: DigitsProblem) -> Task:
     def observe(params: Any, data: Patches, test: Held | None, hyper: DigitsHyper) -> dict[str, Array]:
         del hyper
         parts = {"train": data} if test is None else {"train": data, "val": test.val, "test": test.test}
-        found, seen = {}, {}
+        observables, margins = {}, {}
         for name, part in parts.items():
             z = logits(params, part.x)
-            seen[name] = calibration.margins(z, part.y)
-            found[f"{name}_loss"] = calibration.cross_entropy(z, part.y)
-            found[f"{name}_error"] = jnp.mean(seen[name] <= 0)
+            margins[name] = calibration.margins(z, part.y)
+            observables[f"{name}_loss"] = calibration.cross_entropy(z, part.y)
+            observables[f"{name}_error"] = jnp.mean(margins[name] <= 0)
             if name == "val":
-                found["temperature"] = calibration.temperature(z, part.y)
+                observables["temperature"] = calibration.temperature(z, part.y)
             if name == "test":
-                found["calibrated_loss"] = calibration.cross_entropy(z / found["temperature"], part.y)
+                observables["calibrated_loss"] = calibration.cross_entropy(z / observables["temperature"], part.y)
         if test is not None:
-            found |= {"test_margin": jnp.mean(seen["test"]), "test_margin_std": jnp.std(seen["test"])}
-        return found
+            observables |= {"test_margin": jnp.mean(margins["test"]), "test_margin_std": jnp.std(margins["test"])}
+        return observables
 
     def describe(data: Draw, test: Any, hyper: DigitsHyper) -> dict[str, Array]:
         del hyper

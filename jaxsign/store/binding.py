@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxsign.store.manifest import UnusableData, examined
+from jaxsign.store.manifest import UnusableData, inspect_manifest
 
 #: A seal is a frame that zstd, and so every reader of Zarr, skips: magic, length, then what follows here and a digest.
 _SKIPPABLE, _WORD, _DIGEST = 0x184D2A53, b"jaxsign1", 16
@@ -100,7 +100,7 @@ def binding(manifest: Mapping[str, Any] | None) -> Binding:
 def binding_at(path: Path) -> Binding:
     """The binding of a results directory, as far as its manifest can be read: `verify` reads what there is."""
     try:
-        return binding(examined(path)[0])
+        return binding(inspect_manifest(path)[0])
     except UnusableData:
         return binding(None)
 

@@ -138,6 +138,12 @@ def damage(folder: Path) -> list[str]:
     return lines
 
 
+def records(path: Path) -> list[Path]:
+    """The records of all checkpoints of a results directory, by block and step."""
+    paths = [record for record in files.files_below(path / FOLDER, "*.json") if record.stem.isdecimal()]
+    return sorted(paths, key=lambda record: (record.parent.name, int(record.stem)))
+
+
 def _steps(folder: Path) -> list[int]:
     return sorted(int(f.stem) for f in folder.glob("*.json") if f.stem.isdigit())
 

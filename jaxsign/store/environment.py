@@ -7,7 +7,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsign.compilation import compiler_options
+from jaxsign.store import times
 
 
 def cores() -> int:
@@ -55,7 +55,7 @@ def environment() -> dict[str, Any]:
         },
         "compiler_options": compiler_options(device.platform),
         "resume": "bit-identical" if exact else "statistically equal",
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "finished": times.now(),
     }
 
 

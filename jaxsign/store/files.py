@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import json
 import os
 import re
@@ -38,7 +39,8 @@ _PREPARED, _LOCK = (
 )
 #: Some of these words are in every JSON file of a sweep.
 _WORDS = (b'"step"', b'"about"', b'"leaves"', b'"kind"', b'"runs"', b'"segments"')
-_MAGIC = b"jaxsign\x01"
+#: The first bytes of a segment of a trajectory.
+SEGMENT_MAGIC = b"jaxsign\x01"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Bytes of a lock at most.
 _LOCK_BYTES = 4096
@@ -59,7 +61,7 @@ def directory(out: str | os.PathLike, links: Sequence[str] = ()) -> Path:
         raise ValueError(
             f"out must have at most {_longest()} bytes, since files in it have longer paths, got {str(path)!r}"
         )
-    with named(path):
+    with explain_os_errors(path):
         if path.is_symlink() and not path.exists():
             raise ValueError(f"out={str(path)!r} is a link to {os.readlink(path)!r}, which does not exist")
         for above in path.resolve().parents:
@@ -150,7 +152,7 @@ def is_results(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def named(path: Path) -> Iterator[None]:
+def explain_os_errors(path: Path) -> Iterator[None]:
     """Turns what the system says against a directory (no such place, no permission, no space) into bad input.
 
     Only what this package itself does with files belongs inside: an error of the user's functions is not about `out`.
@@ -404,6 +406,11 @@ def flock(handle: int, how: int, path: Path) -> None:
         ) from None
 
 
+def files_below(folder: Path, pattern: str) -> list[Path]:
+    """The files below a folder with names like a pattern, sorted; a running sweep may remove them meanwhile."""
+    return sorted(Path(parent, file) for parent, _, names in os.walk(folder) for file in fnmatch.filter(names, pattern))
+
+
 # Removal
 
 
@@ -452,7 +459,7 @@ def _is_own(name: str, handle: int) -> bool:
         return head.startswith(b"\x28\xb5\x2f\xfd")
     if name.endswith(".json"):
         return any(word in head for word in _WORDS)
-    return sum(a != b for a, b in zip(head, _MAGIC)) <= 2
+    return sum(a != b for a, b in zip(head, SEGMENT_MAGIC)) <= 2
 
 
 def is_own(file: Path) -> bool:

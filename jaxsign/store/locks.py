@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxsign.store.files import LOCKS, flock, make_folder, named, open_lock, read
+from jaxsign.store import times
+from jaxsign.store.files import LOCKS, explain_os_errors, flock, make_folder, open_lock, read
 from jaxsign.store.manifest import MANIFEST, UnusableData
-from jaxsign.validation.messages import say
+from jaxsign.validation.messages import say, time_words
 from jaxsign.validation.names import printable
 
 FOLDER = LOCKS
@@ -46,10 +47,9 @@ class Held:
 
     def __init__(self, file: Path, handle: int, gone: str | None):
         self.file, self.handle, self.gone = file, handle, gone
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         # The token tells two holds of one process apart. Nothing is worked on before an epoch is known.
         self._write({
-            "pid": os.getpid(), "host": socket.gethostname(), "since": since, "token": secrets.token_hex(4),
+            "pid": os.getpid(), "host": socket.gethostname(), "since": times.now(), "token": secrets.token_hex(4),
             "epoch": None,
         })  # fmt: skip
 
@@ -93,7 +93,7 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[Held]:
       ValueError: if the file system has no locks.
     """
     folder, words = path / FOLDER, f"shard {shard[0]}/{shard[1]} of {str(path)!r}"
-    with named(path):
+    with explain_os_errors(path):
         make_folder(folder)
         watch(path, shard)
         file = folder / f"shard-{shard[0]}-of-{shard[1]}.lock"
@@ -165,6 +165,44 @@ def others(path: Path, shard: tuple[int, int], epoch: int | None = None) -> list
         if holder and (epoch is None or holder.get("epoch", epoch) == epoch):
             out.append(f"{file.stem}: {_words(holder)}")
     return out
+
+
+def holders(path: Path) -> tuple[list[str], list[str]]:
+    """(words for the processes that run a results directory, words for those that ended without releasing their lock).
+
+    Nothing is locked unless a process with the recorded number lives: a run that starts at this moment would otherwise
+    find its lock taken. Processes on other machines are judged by when they last touched their lock.
+    """
+    running: list[str] = []
+    gone: list[str] = []
+    for file, (index, count) in _shards(path).items():
+        try:
+            holder = _holder(file)
+            words = f"process {holder['pid']} on {holder['host']} since {times.words(times.parse(holder['since']))}"
+            here, age = holder["host"] == socket.gethostname(), time.time() - file.stat().st_mtime
+            lives = _lives_here(int(holder["pid"]), file) if here else age < 3 * HEARTBEAT
+        except (OSError, ValueError, KeyError, TypeError):  # nobody's, or being written
+            continue
+        shard = "" if count == 1 else f"shard {index}/{count}: "
+        last = "" if here else f", last sign of life {time_words(max(age, 0.0))} ago"
+        (running if lives and not holder.get("gone") else gone).append(f"{shard}{words}{last}")
+    return running, gone
+
+
+def _lives_here(pid: int, file: Path) -> bool:
+    """Whether a process of this machine lives and holds a lock."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    with file.open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False  # another process has the number by now
 
 
 def watch(path: Path, shard: tuple[int, int] | None = None) -> None:
@@ -245,7 +283,7 @@ def _remove_empty(folder: Path) -> None:
 def manifest_lock(path: Path) -> Iterator[None]:
     """Waits for, then holds, the right to change the manifest and the shape of the arrays of a results directory."""
     folder = path / FOLDER
-    with named(path):
+    with explain_os_errors(path):
         make_folder(folder)
         handle = _waited(folder, fcntl.LOCK_EX, os.O_CREAT)
     try:

@@ -8,14 +8,14 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from jaxsign.store.binding import binding
-from jaxsign.store.files import inside, is_results, named, refuse_links, remove_prepared
+from jaxsign.store.files import explain_os_errors, inside, is_results, refuse_links, remove_prepared
 from jaxsign.store.labels import manifest_text, with_bools
-from jaxsign.store.manifest import ARRAYS, MANIFEST, UnusableData, check_fit, examined, read_manifest, to_disk
+from jaxsign.store.manifest import ARRAYS, MANIFEST, UnusableData, check_fit, inspect_manifest, read_manifest, to_disk
 from jaxsign.store.watched import (
     MENDED,
     Expected,
@@ -35,8 +35,9 @@ from jaxsign.validation.values import local_path
 Owned = Callable[[bool], contextlib.AbstractContextManager]
 #: Seconds for which finished blocks may wait for their status: what it speaks of goes to the disk for all at once.
 HELD = 1.0
-#: Seconds after which what looks damaged is looked at again: moving new metadata to their place takes less.
-SETTLE = 0.3
+#: Seconds after which metadata that look damaged are read again: moving new ones to their place takes less.
+RETRY_AFTER = 0.3
+T = TypeVar("T")
 
 
 class Memory:
@@ -112,7 +113,7 @@ class Store(Memory):
 
         self.path, self.variables, self.owned = path, variables, owned
         try:
-            manifest = examined(path)[0]
+            manifest = inspect_manifest(path)[0]
         except UnusableData:
             if mode != "r":
                 raise
@@ -135,7 +136,7 @@ class Store(Memory):
             self.commit_due()
             return
         # Part of a chunk is read, filled in and written: by one at a time.
-        with self.owned(not mine.all()), named(self.path):
+        with self.owned(not mine.all()), explain_os_errors(self.path):
             self._inside(name, box)
             super().write(name, box, values, mine, records)
 
@@ -145,7 +146,7 @@ class Store(Memory):
         Raises:
           ValueError: if the system refuses, naming the directory and the reason.
         """
-        with self.owned(not all(mine.all() for _, _, mine in self.held)), named(self.path):
+        with self.owned(not all(mine.all() for _, _, mine in self.held)), explain_os_errors(self.path):
             self.flush()
             for box, values, mine in self.held:
                 self._inside("status", box)
@@ -218,7 +219,7 @@ class Store(Memory):
         Raises:
           ValueError: if the system refuses, naming the directory and the reason.
         """
-        with self.owned(False), named(self.path):
+        with self.owned(False), explain_os_errors(self.path):
             self.arrays["status"][box] = self.variables["status"].fill
             self.flush()
             for _, name, index in list(self._damaged(box)):
@@ -382,24 +383,24 @@ def open_results(out: str | os.PathLike) -> Any:
 
 def opened(path: Path) -> Any:
     """`open_results` of a path that is not read as a user's any more: a "~" in it is a name like any other."""
-    return settled(lambda: _opened(path))
+    return try_twice(lambda: _opened(path))
 
 
-def settled(ask: Callable[[], Any]) -> Any:
-    """What a question about a directory answers; asked again, as a sweep that is just extending it may be in the way.
+def try_twice(read: Callable[[], T]) -> T:
+    """The result of `read()`, which is called again after an error: a sweep may be replacing metadata just then.
 
     Raises:
-      UnusableData: if it is asked twice and raises the same both times.
+      UnusableData: if two calls in a row raise the same.
     """
-    said = ""
+    message = ""
     while True:
         try:
-            return ask()
+            return read()
         except UnusableData as error:
-            if str(error) == said:
+            if str(error) == message:
                 raise
-            said = str(error)
-            time.sleep(SETTLE)
+            message = str(error)
+            time.sleep(RETRY_AFTER)
 
 
 def _opened(path: Path) -> Any:
@@ -459,5 +460,5 @@ def read_status(path: Path) -> np.ndarray:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnusableData(f"{path / ARRAYS / 'status'} cannot be read: {' '.join(str(error).split())}") from None
     variable = Variable((), found.shape, found.dtype, found.fill_value, found.chunks, {})
-    store = watched(path / ARRAYS, expected(path, {"status": variable}, examined(path)[0]))
+    store = watched(path / ARRAYS, expected(path, {"status": variable}, inspect_manifest(path)[0]))
     return np.asarray(zarr.open_array(store, path="status", mode="r", zarr_format=3)[...])

@@ -7,12 +7,12 @@ import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxsign.store import times
 from jaxsign.store.levels import coordinates as level_coordinates
 from jaxsign.validation.values import LONGEST, RUNS
 
@@ -65,7 +65,7 @@ def _text_like(pattern: str, legal: str) -> Check:
 def _moment(where: str, value: Any) -> None:
     _text(where, value)
     try:
-        year = datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ").year
+        year = times.parse(value).year
     except ValueError:
         year = 0
     if year < 1970:

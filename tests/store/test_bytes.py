@@ -508,7 +508,7 @@ def test_what_only_looks_damaged_while_metadata_are_moved_is_looked_at_again(mon
         return ["zarr.json is damaged"] if len(asked) == 1 else []
 
     monkeypatch.setattr(results, "damaged_metadata", first)
-    monkeypatch.setattr(results, "SETTLE", 0.0)
+    monkeypatch.setattr(results, "RETRY_AFTER", 0.0)
     assert js.open_results(tmp_path / "out").sizes["seed"] == 2
     monkeypatch.setattr(results, "damaged_metadata", lambda path, crcs: ["zarr.json is damaged"])
     with pytest.raises(UnusableData, match=r"zarr\.json is damaged"):

@@ -1,4 +1,4 @@
-"""Who works in a results directory: one lock a shard, with pid and host, and one around changes of the manifest."""
+"""Who works in a results directory? One lock a shard with pid and host, and one around changes of the manifest."""
 
 import contextlib
 import errno
@@ -22,18 +22,21 @@ from jaxsign.validation.messages import say, time_words
 from jaxsign.validation.names import printable
 
 FOLDER = LOCKS
-#: A holder on another machine touches its lock this often; without a touch for three times as long it counts as gone.
+#: Seconds after which a holder touches its lock again; on another machine, one that does not for three times as long
+#: counts as gone.
 HEARTBEAT = 20.0
-#: Seconds of waiting for the manifest's lock before it is said.
+#: Seconds of waiting for the manifest's lock before a line on stderr says so.
 PATIENCE = 2.0
 
+#: (index, count): shard 0 of 4 is (0, 4).
+Shard = tuple[int, int]
 _SHARD = re.compile(r"shard-(\d+)-of-([1-9]\d*)\.lock")
-#: Descriptors that hold locks. A fork would keep its parent's locks after the parent's end: it closes them at once.
+#: Descriptors that hold locks. A fork closes them at once: it would keep its parent's locks after the parent's end.
 _HANDLES: set[int] = set()
 
 
 class Busy(ValueError):
-    """Living processes hold what is asked for."""
+    """A living process holds the lock."""
 
 
 class Held:
@@ -42,47 +45,42 @@ class Held:
     Args:
       file: the lock's file.
       handle: its descriptor, locked.
-      gone: words for a dead holder that had it before, None if there was none.
+      gone: words for a dead holder before this one, None if there was none.
     """
 
     def __init__(self, file: Path, handle: int, gone: str | None):
         self.file, self.handle, self.gone = file, handle, gone
-        # The token tells two holds of one process apart. Nothing is worked on before an epoch is known.
-        self._write({
-            "pid": os.getpid(), "host": socket.gethostname(), "since": times.now(), "token": secrets.token_hex(4),
-            "epoch": None,
-        })  # fmt: skip
+        self._write(_this_process(since=times.now()) | {"epoch": None})  # no work begins before an epoch is known
 
     def _write(self, record: dict[str, Any]) -> None:
         self.record, self.text = record, json.dumps(record)
-        os.ftruncate(self.handle, 0)
-        os.pwrite(self.handle, self.text.encode(), 0)
+        _rewrite(self.handle, self.text)
 
     def works_by(self, epoch: int) -> None:
-        """Notes by which epoch of the manifest the holder works."""
+        """Notes the epoch of the manifest by which the holder works."""
         self._write({**self.record, "epoch": epoch})
 
     def lost(self) -> str | None:
-        """Why the shard is not this process's any more, None if it is."""
+        """Why this process does not hold the shard any more, None if it does."""
         return lost(self.file, self.text)
 
     def release(self, manifest: Path) -> None:
-        """Empties the lock, or removes it where no manifest was made; another's is left alone."""
+        """Empties the lock, or removes it if no manifest was made; a lock that another process took over stays."""
         if self.handle not in _HANDLES or os.pread(self.handle, 4096, 0).decode(errors="replace") != self.text:
             return
-        os.ftruncate(self.handle, 0)  # an empty lock: nobody's
+        os.ftruncate(self.handle, 0)  # an empty lock has no holder
         if _is_open_at(self.handle, self.file) and not manifest.exists():
             self.file.unlink()
             _remove_empty(self.file.parent)
 
 
 @contextlib.contextmanager
-def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[Held]:
+def shard_lock(path: Path, shard: Shard) -> Iterator[Held]:
     """Holds one shard of a results directory, unless a living process holds blocks of it.
 
     Shard i of a takes the blocks i, i + a, i + 2 a, ...: shards of different counts may have blocks in common. The
-    kernel drops a dead process's lock, so a shard whose holder was killed on this machine is free at once. A holder on
-    another machine shows that it lives by touching its lock every HEARTBEAT seconds.
+    kernel drops a dead process's lock, so a shard is free at once when its holder on this machine is killed. A holder
+    on another machine shows that it lives by touching its lock every HEARTBEAT seconds.
 
     Args:
       path: results directory; it must exist.
@@ -97,11 +95,10 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[Held]:
         make_folder(folder)
         watch(path, shard)
         file = folder / f"shard-{shard[0]}-of-{shard[1]}.lock"
-        # `others` holds a lock for a moment to see whether it is free.
-        try:
+        try:  # more than once: `others` holds a lock for a moment to see whether it is free
             handle = _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB, tries=10)
         except ValueError:
-            file.unlink()  # nobody can hold anything there
+            file.unlink()  # a file system without locks: nobody can hold it
             _remove_empty(folder)
             raise
     if handle is None:
@@ -112,7 +109,7 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[Held]:
             reason = f"is being run by {_words(before)}; if that process is surely gone, delete {file}"
             raise Busy(f"{words} {reason}")
         _note_gone(handle, before)
-        with manifest_lock(path):  # of two that start at once, the second one sees the first
+        with manifest_lock(path):  # if two start at once, the second one sees the first
             for other, (i, count) in _shards(path).items():
                 if other == file or not overlap(shard, (i, count)):
                     continue
@@ -120,7 +117,7 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[Held]:
                     if new:
                         file.unlink()
                     raise Busy(f"{words} has blocks in common with shard {i}/{count}, run by {_words(holder)}")
-                _mark(other)  # workers that go on for a dead driver stop
+                _mark_gone(other)  # workers of a dead driver then stop
             before.pop("gone", None)
             dead = f"{_words(before)}, which held shard {shard[0]}/{shard[1]}, is gone: going on" if before else None
             held = Held(file, handle, dead)
@@ -131,14 +128,14 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[Held]:
             yield held
         finally:
             done.set()
-            if handle in _HANDLES:  # a fork has no such thread
+            if handle in _HANDLES:  # a fork does not have the thread
                 beat.join()
             held.release(path / MANIFEST)
     finally:
         _close(handle)
 
 
-def overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+def overlap(one: Shard, other: Shard) -> bool:
     """Whether two shards (index, count) may have blocks in common.
 
     Examples:
@@ -148,23 +145,23 @@ def overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return (one[0] - other[0]) % math.gcd(one[1], other[1]) == 0
 
 
-def others(path: Path, shard: tuple[int, int], epoch: int | None = None) -> list[str]:
+def others(path: Path, shard: Shard, epoch: int | None = None) -> list[str]:
     """Words for the living holders of other shards of a results directory.
 
-    One on another machine counts as living unless `watch` has found it dead.
+    A holder on another machine counts as living unless `watch` has marked it as gone.
 
     Args:
       path: results directory.
-      shard: (index, count) of the one that asks.
-      epoch: only those that work by this epoch of the manifest already; None for all.
+      shard: (index, count) of the caller.
+      epoch: only holders that work by this epoch of the manifest already; None for all.
     """
-    out = []
+    words = []
     for file, other in _shards(path).items():
         holder = _at_work(file) if other != shard else None
-        # A lock without an epoch is an earlier version's; with None, its holder is about to read the manifest.
+        # Locks of earlier versions have no epoch; with None, the holder is about to read the manifest.
         if holder and (epoch is None or holder.get("epoch", epoch) == epoch):
-            out.append(f"{file.stem}: {_words(holder)}")
-    return out
+            words.append(f"{file.stem}: {_words(holder)}")
+    return words
 
 
 def holders(path: Path) -> tuple[list[str], list[str]]:
@@ -205,42 +202,41 @@ def _lives_here(pid: int, file: Path) -> bool:
     return False  # another process has the number by now
 
 
-def watch(path: Path, shard: tuple[int, int] | None = None) -> None:
-    """Watches locks of other machines, all together, and marks those that nobody touches: they count as free from then.
+def watch(path: Path, shard: Shard | None = None) -> None:
+    """Watches all locks of other machines at once, and marks those that nobody touches: from then on they are free.
 
-    Returns as soon as one is touched. No two clocks are compared.
+    Returns as soon as one is touched. Clocks of two machines are not compared.
 
     Args:
       path: results directory.
       shard: (index, count), to watch only shards that have blocks in common with it; None for all.
     """
-    seen: dict[Path, tuple[str, int]] = {}
+    watched: dict[Path, tuple[str, int]] = {}
     for file, other in _shards(path).items():
         with contextlib.suppress(FileNotFoundError):
             if (shard is None or overlap(shard, other)) and _elsewhere(_holder(file)):
-                seen[file] = file.read_text(errors="replace"), os.stat(file).st_mtime_ns
-    if not seen:
+                watched[file] = file.read_text(errors="replace"), os.stat(file).st_mtime_ns
+    if not watched:
         return
-    count = "a lock" if len(seen) == 1 else f"{len(seen)} locks"
-    words = f"{path}: watching {count} of other hosts for up to {3 * HEARTBEAT:.0f} s"
-    say(words)
+    count = "a lock" if len(watched) == 1 else f"{len(watched)} locks"
+    say(f"{path}: watching {count} of other hosts for up to {3 * HEARTBEAT:.0f} s")
     end = time.monotonic() + 3 * HEARTBEAT
     while time.monotonic() < end:
         time.sleep(min(1.0, HEARTBEAT / 4))
-        for file, (_, touched) in list(seen.items()):
+        for file, (_, touched) in list(watched.items()):
             try:
                 if os.stat(file).st_mtime_ns != touched:
                     return
             except FileNotFoundError:
-                del seen[file]
-    for file, (text, _) in seen.items():
-        _mark(file, text)
+                del watched[file]
+    for file, (text, _) in watched.items():
+        _mark_gone(file, text)
 
 
 def lost(file: Path, text: str) -> str | None:
-    """Why a lock is not that of the holder who wrote this text into it any more; None if it is."""
+    """Why the process that wrote this text into a lock does not hold it any more; None if it does."""
     try:
-        if file.read_text(errors="replace") == text:  # opened anew: network file systems look again then
+        if file.read_text(errors="replace") == text:  # opened anew, since network file systems cache an open file
             return None
     except FileNotFoundError:
         return f"lost {file.name}, which was deleted,"
@@ -251,28 +247,37 @@ def lost(file: Path, text: str) -> str | None:
 
 
 def take_over(file: Path) -> str:
-    """Makes a lock this process's, whoever had it: the one before finds by `lost` that it is not its own any more.
+    """Takes a lock over from any holder, who learns of it by `lost`; returns the text to give to `lost`.
 
-    The caller holds the manifest's lock. Returns the text to give to `lost`.
+    The caller holds the manifest's lock.
     """
-    text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "token": secrets.token_hex(4)})
+    text = json.dumps(_this_process())
     handle = _opened(file, os.O_CREAT)
     try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, text.encode(), 0)
+        _rewrite(handle, text)
     finally:
         _close(handle)
     return text
 
 
-def _shards(path: Path) -> dict[Path, tuple[int, int]]:
+def _this_process(**since: str) -> dict[str, Any]:
+    """A lock's record of this process; the token tells two holds of one process apart."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), **since, "token": secrets.token_hex(4)}
+
+
+def _rewrite(handle: int, text: str) -> None:
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, text.encode(), 0)
+
+
+def _shards(path: Path) -> dict[Path, Shard]:
     """{file: (index, count)} of every lock of a shard."""
     names = {file: _SHARD.fullmatch(file.name) for file in sorted((path / FOLDER).glob("shard-*.lock"))}
     return {file: (int(name[1]), int(name[2])) for file, name in names.items() if name}
 
 
 def _remove_empty(folder: Path) -> None:
-    """Removes the folder of locks unless another shard has one there."""
+    """Removes the folder of locks unless another shard has a lock there."""
     if not list(folder.glob("shard-*.lock")):
         (folder / "manifest.lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -281,7 +286,7 @@ def _remove_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def manifest_lock(path: Path) -> Iterator[None]:
-    """Waits for, then holds, the right to change the manifest and the shape of the arrays of a results directory."""
+    """Waits for, then holds, the lock around changes of the manifest and of the arrays' shapes."""
     folder = path / FOLDER
     with explain_os_errors(path):
         make_folder(folder)
@@ -294,11 +299,11 @@ def manifest_lock(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing_lock(path: Path, exclusive: bool) -> Iterator[None]:
-    """Waits until nobody holds the manifest's lock, and keeps it from being taken.
+    """Holds the manifest's lock while something is written.
 
     Args:
       path: results directory, with its locks; nothing is created.
-      exclusive: alone, as for changes of the manifest; otherwise beside others who write.
+      exclusive: without other writers, as for changes of the manifest; otherwise the lock is shared with them.
 
     Raises:
       FileNotFoundError: if the lock is not there any more.
@@ -311,15 +316,14 @@ def writing_lock(path: Path, exclusive: bool) -> Iterator[None]:
 
 
 def _waited(folder: Path, kind: int, flags: int) -> int:
-    """A descriptor that holds the manifest's lock; says so where that takes long."""
+    """A descriptor that holds the manifest's lock; a line on stderr tells of a long wait."""
     file, tries = folder / "manifest.lock", int(PATIENCE / 0.05)
     handle = _taken(file, kind | fcntl.LOCK_NB, 1, flags)
     if handle is None:
         handle = _taken(file, kind | fcntl.LOCK_NB, tries, flags, 0.05)
     if handle is None:
-        words = f"{folder.parent}: waiting for {MANIFEST}, which another process is making, extending or mending"
-        say(words)
-    while handle is None:  # not in one call, which no signal would end
+        say(f"{folder.parent}: waiting for {MANIFEST}, which another process is making, extending or mending")
+    while handle is None:  # many calls: a signal would not end a single long one
         handle = _taken(file, kind | fcntl.LOCK_NB, tries, flags, 0.05)
     return handle
 
@@ -345,7 +349,7 @@ os.register_at_fork(after_in_child=_leave_parents_locks)
 
 
 def _is_open_at(handle: int, file: Path) -> bool:
-    """Whether a file is still the one that was opened."""
+    """Whether the name still belongs to the file that was opened."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(file))
     except FileNotFoundError:
@@ -366,7 +370,7 @@ def _taken(file: Path, kind: int, tries: int, flags: int = os.O_CREAT, every: fl
         _close(handle)
         if not taken:
             return None
-        # Otherwise a start that was refused has removed it meanwhile.
+        # The lock was taken, but a start that was refused has removed the file meanwhile: once more.
 
 
 def _flock(handle: int, kind: int, tries: int, every: float, file: Path) -> bool:
@@ -384,7 +388,7 @@ def _flock(handle: int, kind: int, tries: int, every: float, file: Path) -> bool
 
 
 def _holder(file: Path) -> dict[str, Any]:
-    """What a lock says about its holder; {} of an empty, half-written or removed one."""
+    """A lock's record of its holder; {} if the lock is empty, half-written or removed."""
     try:
         holder = json.loads(read(file, 4096) or b"{}")
     except (ValueError, UnusableData, FileNotFoundError):
@@ -400,12 +404,12 @@ def _words(holder: dict[str, Any]) -> str:
 
 
 def _elsewhere(holder: dict[str, Any]) -> bool:
-    """Whether a lock's holder is on another machine, and not known to be dead."""
+    """Whether the holder is on another machine, and not known to be dead."""
     return bool(holder) and holder.get("host") != socket.gethostname() and not holder.get("gone")
 
 
 def _at_work(file: Path) -> dict[str, Any] | None:
-    """The holder of a lock, as far as can be told without waiting; None of one that has not said yet who it is."""
+    """The living holder of a lock, found without waiting; None if there is none, or no record of it yet."""
     holder = _holder(file)
     if not holder or holder.get("gone"):
         return None
@@ -421,13 +425,13 @@ def _at_work(file: Path) -> dict[str, Any] | None:
     return None
 
 
-def _mark(file: Path, text: str | None = None) -> None:
-    """Notes in a dead holder's lock that it is dead, if it still says `text`: nobody has to find out again."""
+def _mark_gone(file: Path, text: str | None = None) -> None:
+    """Notes in a lock that its holder is dead, if it still contains `text`: no other process has to find out again."""
     try:
         handle = _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
     except FileNotFoundError:
         return
-    if handle is None:  # it lives after all
+    if handle is None:  # the holder lives after all
         return
     try:
         if text is None or file.read_text(errors="replace") == text:
@@ -437,12 +441,11 @@ def _mark(file: Path, text: str | None = None) -> None:
 
 
 def _note_gone(handle: int, holder: dict[str, Any]) -> None:
-    """Writes into a lock that this process has locked that the holder it names is dead."""
+    """Notes in a lock, which this process has locked, that its recorded holder is dead."""
     if holder and not holder.get("gone"):
         touched = os.fstat(handle)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({**holder, "gone": True}).encode(), 0)
-        os.utime(handle, ns=(touched.st_atime_ns, touched.st_mtime_ns))  # its holder's last sign of life
+        _rewrite(handle, json.dumps({**holder, "gone": True}))
+        os.utime(handle, ns=(touched.st_atime_ns, touched.st_mtime_ns))  # keeps the holder's last sign of life
 
 
 def _touch(handle: int, done: threading.Event) -> None:

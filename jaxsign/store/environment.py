@@ -61,10 +61,7 @@ def environment() -> dict[str, Any]:
 
 def package_versions() -> dict[str, str | None]:
     """Versions of the packages that the numbers depend on."""
-    versions: dict[str, str | None] = {
-        name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "orbax-checkpoint")
-    }
-    return {**versions, "jaxsign": _own_version()}
+    return {name: _version(name) for name in ("jax", "jaxlib", "optax", "orbax-checkpoint", "jaxsign")}
 
 
 def partitionable() -> bool:
@@ -97,8 +94,9 @@ def _commit() -> str | None:
         return None
 
 
-def _own_version() -> str | None:
+def _version(package: str) -> str | None:
+    """A package's version; None for jaxsign itself if it is run without being installed."""
     try:
-        return metadata.version("jaxsign")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None

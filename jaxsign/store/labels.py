@@ -211,8 +211,7 @@ def coordinates(sweep: Any) -> dict[str, tuple[tuple[str, ...], Any, dict[str, s
     for axis in sweep.grid_axes:
         for i, name in enumerate(axis.members):
             out[name] = ((axis.name,), _column([point[i] for point in axis.values]), _AXIS_ATTRS.get(name, {}))
-    derived = getattr(type(sweep.hyper), "derived", {})
-    for name, field in derived.items():
+    for name, field in _derived(sweep.hyper).items():
         if name in out:
             out[field] = _dependent(sweep, field)
     labels, families, points = zip(*sweep.optimizer_points)
@@ -229,19 +228,15 @@ def coordinates(sweep: Any) -> dict[str, tuple[tuple[str, ...], Any, dict[str, s
 
 def keyword_coordinates(sweep: Any) -> dict[str, str]:
     """{keyword of an optimizer: its coordinate's name}, which differs if an axis or a number of the system has it."""
-    derived = getattr(type(sweep.hyper), "derived", {})
-    members = [name for axis in sweep.grid_axes for name in axis.members]
-    taken = {*members, *(derived[name] for name in members if name in derived), *base_coordinates(sweep), *sweep.dims}
-    taken |= {"family", "step", *RUN_VARIABLES}
+    members, fields = _members_and_fields(sweep)
+    taken = {*members, *fields, *base_coordinates(sweep), *sweep.dims, "family", "step", *RUN_VARIABLES}
     keywords = dict.fromkeys(keyword for _, _, point in sweep.optimizer_points for keyword in point)
     return {keyword: f"optimizer_{keyword}" if keyword in taken else keyword for keyword in keywords}
 
 
 def coordinate_names(sweep: Any) -> list[tuple[str, str]]:
     """(kind, name) of every dimension and coordinate of a sweep's Dataset that is known before it is traced."""
-    derived = getattr(type(sweep.hyper), "derived", {})
-    members = [name for axis in sweep.grid_axes for name in axis.members]
-    fields = [derived[name] for name in members if name in derived]
+    members, fields = _members_and_fields(sweep)
     return [
         *BASE_NAMES,
         *(("axis", name) for name in members),
@@ -249,6 +244,17 @@ def coordinate_names(sweep: Any) -> list[tuple[str, str]]:
         *(("keyword of an optimizer", name) for name in keyword_coordinates(sweep).values()),
         *(("dimension of captured levels", name) for name in level_coords(sweep.crossed)),
     ]
+
+
+def _derived(hyper: Any) -> Mapping[str, str]:
+    """{derived axis: the field that it sets} of a system's numbers."""
+    return getattr(type(hyper), "derived", {})
+
+
+def _members_and_fields(sweep: Any) -> tuple[list[str], list[str]]:
+    """(names of all axes' members, fields that derived axes among them set)."""
+    members, derived = [name for axis in sweep.grid_axes for name in axis.members], _derived(sweep.hyper)
+    return members, [derived[name] for name in members if name in derived]
 
 
 _AXIS_ATTRS = {
@@ -290,10 +296,9 @@ def base_coordinates(sweep: Any) -> dict[str, float]:
     if hyper is None:
         return {}
     names = list(hyper) if isinstance(hyper, Mapping) else field_names(type(hyper))
-    used = {name for axis in sweep.grid_axes for name in axis.members}
-    used |= {field for name, field in getattr(type(hyper), "derived", {}).items() if name in used}
+    members, fields = _members_and_fields(sweep)
     values = hyper if isinstance(hyper, Mapping) else {name: getattr(hyper, name) for name in names}
-    numbers = {name: plain_number(name, values[name]) for name in names if name not in used}
+    numbers = {name: plain_number(name, values[name]) for name in names if name not in {*members, *fields}}
     return {
         name: value if type(value) is int and abs(value) > 2**53 else float(value)
         for name, value in numbers.items()

@@ -27,6 +27,8 @@ FOLDER = LOCKS
 HEARTBEAT = 20.0
 #: Seconds of waiting for the manifest's lock before a line on stderr says so.
 PATIENCE = 2.0
+#: Seconds of trying to take a shard's lock: `others` holds it for a moment to see whether it is free.
+TRIES = 0.9
 
 #: (index, count): shard 0 of 4 is (0, 4).
 Shard = tuple[int, int]
@@ -95,8 +97,10 @@ def shard_lock(path: Path, shard: Shard) -> Iterator[Held]:
         make_folder(folder)
         watch(path, shard)
         file = folder / f"shard-{shard[0]}-of-{shard[1]}.lock"
-        try:  # more than once: `others` holds a lock for a moment to see whether it is free
-            handle = _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB, tries=10)
+        deadline = time.monotonic() + TRIES
+        try:
+            while (handle := _taken(file, fcntl.LOCK_EX)) is None and time.monotonic() < deadline:
+                time.sleep(0.1)
         except ValueError:
             file.unlink()  # a file system without locks: nobody can hold it
             _remove_empty(folder)
@@ -252,7 +256,7 @@ def take_over(file: Path) -> str:
     The caller holds the manifest's lock.
     """
     text = json.dumps(_this_process())
-    handle = _opened(file, os.O_CREAT)
+    handle = _opened(file, make=True)
     try:
         _rewrite(handle, text)
     finally:
@@ -290,7 +294,7 @@ def manifest_lock(path: Path) -> Iterator[None]:
     folder = path / FOLDER
     with explain_os_errors(path):
         make_folder(folder)
-        handle = _waited(folder, fcntl.LOCK_EX, os.O_CREAT)
+        handle = _waited(folder, fcntl.LOCK_EX, make=True)
     try:
         yield
     finally:
@@ -308,28 +312,26 @@ def writing_lock(path: Path, exclusive: bool) -> Iterator[None]:
     Raises:
       FileNotFoundError: if the lock is not there any more.
     """
-    handle = _waited(path / FOLDER, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, 0)
+    handle = _waited(path / FOLDER, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, make=False)
     try:
         yield
     finally:
         _close(handle)
 
 
-def _waited(folder: Path, kind: int, flags: int) -> int:
+def _waited(folder: Path, kind: int, make: bool) -> int:
     """A descriptor that holds the manifest's lock; a line on stderr tells of a long wait."""
-    file, tries = folder / "manifest.lock", int(PATIENCE / 0.05)
-    handle = _taken(file, kind | fcntl.LOCK_NB, 1, flags)
-    if handle is None:
-        handle = _taken(file, kind | fcntl.LOCK_NB, tries, flags, 0.05)
-    if handle is None:
-        say(f"{folder.parent}: waiting for {MANIFEST}, which another process is making, extending or mending")
-    while handle is None:  # many calls: a signal would not end a single long one
-        handle = _taken(file, kind | fcntl.LOCK_NB, tries, flags, 0.05)
+    patience: float | None = time.monotonic() + PATIENCE
+    while (handle := _taken(folder / "manifest.lock", kind, make)) is None:
+        if patience and time.monotonic() > patience:
+            say(f"{folder.parent}: waiting for {MANIFEST}, which another process is making, extending or mending")
+            patience = None
+        time.sleep(0.05)
     return handle
 
 
-def _opened(file: Path, flags: int = 0) -> int:
-    handle = open_lock(file, make=bool(flags & os.O_CREAT))
+def _opened(file: Path, make: bool) -> int:
+    handle = open_lock(file, make)
     _HANDLES.add(handle)
     return handle
 
@@ -356,35 +358,20 @@ def _is_open_at(handle: int, file: Path) -> bool:
         return False
 
 
-def _taken(file: Path, kind: int, tries: int, flags: int = os.O_CREAT, every: float = 0.1) -> int | None:
-    """A descriptor that holds a lock; None if another process keeps it."""
+def _taken(file: Path, kind: int, make: bool = True) -> int | None:
+    """A descriptor that holds a lock, found without waiting; None if another process holds it."""
     while True:
-        handle = _opened(file, flags)
+        handle = _opened(file, make)
         try:
-            taken = _flock(handle, kind, tries, every, file)
-            if taken and _is_open_at(handle, file):
+            flock(handle, kind | fcntl.LOCK_NB, file.parent.parent)
+            if _is_open_at(handle, file):
                 return handle
-        except BaseException:
+        except BaseException as error:
             _close(handle)
+            if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.EACCES):
+                return None
             raise
-        _close(handle)
-        if not taken:
-            return None
-        # The lock was taken, but a start that was refused has removed the file meanwhile: once more.
-
-
-def _flock(handle: int, kind: int, tries: int, every: float, file: Path) -> bool:
-    for attempt in range(tries):
-        try:
-            flock(handle, kind, file.parent.parent)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-        else:
-            return True
-        if attempt + 1 < tries:
-            time.sleep(every)
-    return False
+        _close(handle)  # a start that was refused has removed the file meanwhile: once more
 
 
 def _holder(file: Path) -> dict[str, Any]:
@@ -416,7 +403,7 @@ def _at_work(file: Path) -> dict[str, Any] | None:
     if _elsewhere(holder):
         return holder
     try:
-        handle = _taken(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 0)
+        handle = _taken(file, fcntl.LOCK_SH, make=False)
     except FileNotFoundError:
         return None
     if handle is None:
@@ -428,7 +415,7 @@ def _at_work(file: Path) -> dict[str, Any] | None:
 def _mark_gone(file: Path, text: str | None = None) -> None:
     """Notes in a lock that its holder is dead, if it still contains `text`: no other process has to find out again."""
     try:
-        handle = _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+        handle = _taken(file, fcntl.LOCK_EX, make=False)
     except FileNotFoundError:
         return
     if handle is None:  # the holder lives after all

@@ -28,38 +28,20 @@ def _refuse(where: str, legal: str, value: Any) -> None:
     raise Wrong(f"{where} must be {legal}, got {reprlib.repr(value)}")
 
 
-def _whole(low: int = 0, high: int = 2**63 - 1) -> Check:
+def _check(legal: str, is_legal: Callable[[Any], Any]) -> Check:
     def check(where: str, value: Any) -> None:
-        if type(value) is not int or not low <= value <= high:
-            _refuse(where, f"an int in [{low}, {high}]", value)
-
-    return check
-
-
-def _seconds(where: str, value: Any) -> None:
-    if type(value) not in (int, float) or not 0 <= value < 1e9:
-        _refuse(where, "a number of seconds in [0, 1e9)", value)
-
-
-def _number(where: str, value: Any) -> None:
-    if type(value) not in (int, float):
-        _refuse(where, "a number", value)
-
-
-def _kind(kind: type, legal: str) -> Check:
-    def check(where: str, value: Any) -> None:
-        if type(value) is not kind:
+        if not is_legal(value):
             _refuse(where, legal, value)
 
     return check
+
+
+def _whole(low: int = 0, high: int = 2**63 - 1) -> Check:
+    return _check(f"an int in [{low}, {high}]", lambda value: type(value) is int and low <= value <= high)
 
 
 def _text_like(pattern: str, legal: str) -> Check:
-    def check(where: str, value: Any) -> None:
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            _refuse(where, legal, value)
-
-    return check
+    return _check(legal, lambda value: isinstance(value, str) and re.fullmatch(pattern, value))
 
 
 def _moment(where: str, value: Any) -> None:
@@ -131,9 +113,11 @@ def _anything(where: str, value: Any) -> None:
     pass
 
 
-_object = _kind(dict, "a table")
-_text = _kind(str, "a text")
-_flag = _kind(bool, "true or false")
+_object = _check("a table", lambda value: type(value) is dict)
+_text = _check("a text", lambda value: type(value) is str)
+_flag = _check("true or false", lambda value: type(value) is bool)
+_number = _check("a number", lambda value: type(value) in (int, float))
+_seconds = _check("a number of seconds in [0, 1e9)", lambda value: type(value) in (int, float) and 0 <= value < 1e9)
 _texts = _table(_optional(_text))
 _crc = _whole(0, 2**32 - 1)
 _count = _whole(1)

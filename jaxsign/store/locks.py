@@ -28,7 +28,7 @@ HEARTBEAT = 20.0
 #: Seconds of waiting for the manifest's lock before a line on stderr says so.
 PATIENCE = 2.0
 #: Seconds of trying to take a shard's lock: `others` holds it for a moment to see whether it is free.
-TRIES = 0.9
+SHARD_PATIENCE = 0.9
 
 #: (index, count): shard 0 of 4 is (0, 4).
 Shard = tuple[int, int]
@@ -97,7 +97,7 @@ def shard_lock(path: Path, shard: Shard) -> Iterator[Held]:
         make_folder(folder)
         watch(path, shard)
         file = folder / f"shard-{shard[0]}-of-{shard[1]}.lock"
-        deadline = time.monotonic() + TRIES
+        deadline = time.monotonic() + SHARD_PATIENCE
         try:
             while (handle := _taken(file, fcntl.LOCK_EX)) is None and time.monotonic() < deadline:
                 time.sleep(0.1)

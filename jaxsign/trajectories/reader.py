@@ -72,7 +72,7 @@ class Trajectory:
       sweep: the system and the axes.
       groups: the manifest's groups.
       optimizers: [family, keywords] of every point of the optimizer dimension.
-      copies: {stored place: every (unit, number of the run in it), the latest first}.
+      units: {stored place: every (unit, number of the run in it), the latest first}.
       damage: a line for every unit that cannot be read.
       order: for every dimension, the definition's index at every stored place.
     """
@@ -83,7 +83,7 @@ class Trajectory:
     sweep: Sweep
     groups: Sequence[Mapping[str, Any]]
     optimizers: Sequence[tuple[str, Mapping[str, Any]]]
-    copies: Mapping[tuple[int, ...], Sequence[tuple[StoredUnit, int]]]
+    units: Mapping[tuple[int, ...], Sequence[tuple[StoredUnit, int]]]
     damage: Sequence[str]
     order: Sequence[Sequence[int]]
 
@@ -234,7 +234,7 @@ class RunTrajectory:
     def _place(self) -> tuple[StoredUnit, int]:
         """(unit, number in it) of an undamaged copy of the run; the latest one if all are damaged."""
         place = tuple(list(order).index(i) for order, i in zip(self.whole.order, self.index))
-        copies = self.whole.copies.get(place, ())
+        copies = self.whole.units.get(place, ())
         if not copies:
             lost = f": {self.whole.damage[0]}" if self.whole.damage else ""
             raise UnusableData(

@@ -20,7 +20,7 @@ UNHEARD = 141
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line with exit status 2."""
+    """An argument parser that reports errors in one line with exit status 2."""
 
     def error(self, message: str) -> Any:
         """Prints one line and exits."""

@@ -41,7 +41,7 @@ _JSON_WORDS = (b'"step"', b'"about"', b'"leaves"', b'"kind"', b'"runs"', b'"segm
 #: The first bytes of a segment of a trajectory.
 SEGMENT_MAGIC = b"jaxsign\x01"
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-#: Bytes of a lock at most.
+#: Maximum bytes of a lock.
 _LOCK_BYTES = 4096
 
 
@@ -122,7 +122,7 @@ def _is_lock(file: Path) -> bool:
 
 
 def _like_lock(raw: bytes) -> bool:
-    """Whether bytes may be those of a lock: nothing, or a small record, perhaps cut off."""
+    """Whether bytes may be a lock's content: nothing, or a small record, perhaps cut off."""
     if not raw.strip(b"\0 \n") or (raw[:1] == b"{" and len(raw) <= _LOCK_BYTES):
         return True
     try:

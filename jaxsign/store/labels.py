@@ -137,7 +137,7 @@ def check_task(task: Any) -> None:
 
 
 def own_dims(name: str, rank: int, dims: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Dimension names of one observable, without those of runs and steps.
+    """Dimension names of one observable, without the dimensions of runs and steps.
 
     Examples:
       >>> own_dims("s11", 2, {"s11": ("head", "sample")}), own_dims("mine", 1, {})

@@ -20,9 +20,9 @@ ARRAYS = "results.zarr"
 MANIFEST = "manifest.json"
 #: A second copy of the manifest: nothing else can be read without one.
 COPY = "manifest.copy.json"
-#: Bytes of a manifest at most; those of a million seeds take a tenth.
+#: Maximum bytes of a manifest; one with a million seeds takes a tenth of it.
 BYTES = 2**28
-#: Version of the files' layout. A newer one is refused; those of the earliest on are read, and written as this one.
+#: Version of the files' layout, and the earliest one that is read. A newer version is refused.
 FORMAT, EARLIEST = 2, 1
 
 

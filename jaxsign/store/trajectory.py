@@ -258,7 +258,7 @@ def begin(folder: Path, step: int, snapshots: Sequence[int] | None, binding: Bin
     Args:
       folder: the unit's folder; no run of it counts as stored until `finish`.
       step: the step at which training resumes.
-      snapshots: the steps before it whose parameters are kept; None: all of them.
+      snapshots: the earlier steps at which parameters are kept; None: all of them.
       binding: of the results directory.
     """
     for file in (folder / INDEX, *sorted(folder.glob(_SEGMENTS))):
@@ -420,8 +420,8 @@ def _header(file: Path) -> dict[str, Any] | None:
 def remove_leftovers(path: Path) -> None:
     """Removes units that never finished, are damaged or were replaced; every run is whole and none is being trained.
 
-    A run that a later unit holds undamaged is struck from the index of the earlier one, whose folder is removed with
-    its last run. Units of other results directories stay, and stderr names them.
+    If a later unit holds a run undamaged, the run is struck from the index of the earlier unit; the earlier unit's
+    folder is removed with its last run. Units of other results directories stay, and stderr names them.
     """
     binding = binding_at(path)
     finished = newest_first(units(path, binding))

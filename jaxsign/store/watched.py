@@ -233,7 +233,7 @@ def stored_blocks(
 
 
 def stored_blocks_entry(path: Path, manifest: Mapping[str, Any], status: np.ndarray) -> dict[str, Any]:
-    """The manifest's entry about blocks with stored runs: those that it knew of, and those of the status.
+    """The manifest's entry about blocks with stored runs: the blocks it listed before, and those of the status.
 
     With this entry, a status that is lost later is not mistaken for runs that have never been run.
     """

@@ -46,6 +46,7 @@ def imported(tree):
         id(node)
         for scope in ast.walk(tree)
         if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        or (isinstance(scope, ast.If) and getattr(scope.test, "id", None) == "TYPE_CHECKING")
         for node in ast.walk(scope)
     }
     for node in ast.walk(tree):
@@ -91,6 +92,13 @@ def test_public_names_are_explicit_and_no_submodules():
         if not inspect.ismodule(value):
             assert alias.name not in modules
             assert value.__doc__
+
+
+def test_trajectories_import_no_particular_system():
+    for path in sorted((PACKAGE / "trajectories").glob("*.py")):
+        for names, _ in imported(ast.parse(path.read_text())):
+            systems = [name for name in names if name.startswith("jaxsign.systems.")]
+            assert systems in ([], ["jaxsign.systems.by_public_name"]), path.name
 
 
 @pytest.mark.parametrize("folder", ["figures", "sweeps"])

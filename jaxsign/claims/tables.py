@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxsign.store.manifest import partial
+from jaxsign.store.manifest import replace_file
 
 #: What every line of a table says; these three are its identity and its verdict.
 IDENTITY = ("claim", "setting", "verdict")
@@ -78,18 +78,14 @@ def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
       ValueError: if it is anything else, or the system refuses.
     """
     file = check_file(path)
-    temporary = partial(file)
     try:
-        with open(temporary, "x", newline="", encoding="utf-8") as stream:
+        with replace_file(file) as temporary, open(temporary, "x", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, COLUMNS)
             writer.writeheader()
             for record in records:
                 writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()})
-        os.replace(temporary, file)
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be written: {_reason(error)}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[tuple[str, str], str]:

@@ -1,4 +1,4 @@
-"""What all commands share: arguments, exit statuses, errors in one line, and the settings of JAX."""
+"""What do all commands share: arguments, exit statuses, errors in one line, and the settings of JAX?"""
 
 import argparse
 import contextlib
@@ -15,12 +15,12 @@ from jaxsign.validation.messages import Printed, drop_unsaid, occupy_closed_stre
 from jaxsign.validation.values import positive_int, real
 
 DONE, FAILED, BAD_INPUT, UNUSABLE, INTERRUPTED = 0, 1, 2, 3, 130
-#: What a shell says of a program that wrote to a pipe without a reader (128 + SIGPIPE).
+#: The status that a shell gives a program which wrote to a pipe without a reader (128 + SIGPIPE).
 UNHEARD = 141
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line with exit status 2."""
+    """An argument parser that reports errors in one line with exit status 2."""
 
     def error(self, message: str) -> Any:
         """Prints one line and exits."""
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(BAD_INPUT)
 
     def exit(self, status: int = 0, message: str | None = None) -> Any:
-        """Ends the process, after help for instance: quietly if nobody reads it."""
+        """Ends the process, for instance after help; quietly if nobody reads the output."""
         raise SystemExit(guarded(self.prog, lambda: status) if message is None else super().exit(status, message))
 
 
@@ -51,7 +51,7 @@ def positive(text: str) -> float:
 def guarded(prog: str, work: Callable[[], int]) -> int:
     """Runs a command; bad input, damaged data and interrupts end in one line and their exit status.
 
-    Where the reader of its output is gone, as with `| head`, it ends without a word, as other commands do.
+    If the reader of the output is gone, as with `| head`, the command ends without a message, as other commands do.
     """
     occupy_closed_streams()
     printed = Printed(sys.stdout)
@@ -59,7 +59,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         printed.flush()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
+                stream.reconfigure(errors="backslashreplace")  # names of files may contain bytes that are no text
         with contextlib.redirect_stdout(printed):
             status = work()
             printed.flush()
@@ -88,7 +88,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
 
 
 def configure(devices: int | None = None, x64: bool = False) -> None:
-    """Sets what JAX fixes when it starts: CPU devices (default one per core), 64-bit floats, deterministic GPU kernels.
+    """Sets options that JAX reads when it starts: CPU devices (default one per core), 64-bit floats, GPU determinism.
 
     Args:
       devices: CPU devices, int >= 1; None leaves a backend that has already started as it is.

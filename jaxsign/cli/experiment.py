@@ -1,4 +1,4 @@
-"""The command line that every sweeps/NAME.py shares, and how such a file is loaded."""
+"""Which options does every sweeps/NAME.py have, and how is such a file loaded?"""
 
 import argparse
 import contextlib
@@ -20,7 +20,7 @@ Build = Callable[[argparse.Namespace], Mapping[str, Sweep]]
 def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
     """The command line of one experiment: `python sweeps/NAME.py --out DIR [--seeds N] [--steps N] [--tiny] ...`.
 
-    Every sweep that `build` returns is run into DIR/KEY (DIR itself if there is one), the finished ones are loaded.
+    Every sweep that `build` returns is run into DIR/KEY (into DIR if it is the only one); finished ones are loaded.
     Bad input ends in one line on stderr and exit status 2. `--help` lists every axis.
 
     Args:
@@ -72,7 +72,7 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
 
 
 def _axes_text(sweeps: Mapping[str, Sweep]) -> str:
-    """One line per axis of every sweep, for --help; lines that all sweeps share come once."""
+    """One line per axis of every sweep, for --help; lines that all sweeps share are listed once."""
     axes = {key: _axis_lines(sweep) for key, sweep in sweeps.items()}
     first, *others = axes.values() if len(axes) > 1 else ([],)
     shared = [line for line in first if all(line in lines for lines in others)]
@@ -97,7 +97,7 @@ def _axis_lines(sweep: Sweep) -> list[str]:
 
 
 def build_options(parser: argparse.ArgumentParser) -> None:
-    """What an experiment's `build` is given."""
+    """Options of an experiment's `build`."""
     parser.add_argument("--seeds", type=count, help="number of seeds, 0..N-1")
     parser.add_argument("--steps", type=count, help="optimizer steps")
     parser.add_argument("--engine", help="engine of the two-layer system")
@@ -107,7 +107,7 @@ def build_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
-    """How, where and with what the sweeps are run; none of it changes what they are."""
+    """Options of running the sweeps; none of them changes a definition."""
     parser.add_argument("--only", metavar="KEY[,KEY]", help="these of several sweeps; the others are left as they are")
     parser.add_argument("--devices", type=count, metavar="N", help="CPU devices, default one per core")
     parser.add_argument(
@@ -162,11 +162,11 @@ def load_build(file: str) -> Build:
     if not path.is_file() or spec is None or spec.loader is None:
         raise ValueError(f"FILE must be a Python file that exists and ends in .py, got {file!r}")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # as an import does: its dataclasses look their module up
+    sys.modules[spec.name] = module  # as an import does, since dataclasses look their module up
     try:
         with _importable(path.parent):
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a user's file: whatever it raises, it is the file that is wrong
+    except (Exception, SystemExit) as error:  # a user's file: any error means that it cannot be loaded
         raise ValueError(f"{file!r} cannot be loaded: {type(error).__name__}: {error}") from None
     if not callable(getattr(module, "build", None)):
         raise ValueError(f"{file!r} defines no build(args) that returns {{key: js.Sweep}}")
@@ -183,7 +183,7 @@ def load_build(file: str) -> Build:
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Puts a folder first on the path, as for a script that is run."""
+    """Puts a folder first on the import path, as Python does for the folder of a script."""
     entry = str(folder.resolve())
     sys.path.insert(0, entry)
     try:

@@ -1,57 +1,28 @@
-"""The command `jaxsign`: claims, report, plan, status, verify and export."""
+"""What does the command `jaxsign` do: claims, report, plan, status, verify and export."""
 
 import argparse
 import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxsign import report
 from jaxsign.claims import tables
 from jaxsign.claims.verdicts import check
-from jaxsign.cli import status as tools
 from jaxsign.cli.console import DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
+from jaxsign.cli.directories import each_usable, results_below
 from jaxsign.cli.experiment import build_options, load_build
 from jaxsign.cli.netcdf import export_netcdf
-from jaxsign.store.manifest import MANIFEST, UnusableData, has_manifest
-from jaxsign.store.results import ARRAYS, is_results
-from jaxsign.validation.messages import counted, say, show, size_words
+from jaxsign.cli.status import print_plan, print_status, print_verify
+from jaxsign.store.files import is_results
+from jaxsign.store.verify import undamaged
+from jaxsign.validation.messages import counted, show, size_words
 from jaxsign.validation.values import local_path
-
-
-def each_usable(directories: Sequence[str], work: Callable[[Path], Any]) -> tuple[dict[Path, Any], int]:
-    """({results directory: what `work` makes of it}, how many were left out) at and below some directories.
-
-    One that is damaged is named on stderr and left out; one that has nothing stored yet is passed over.
-
-    Raises:
-      ValueError: if there is none.
-      UnusableData: if all are damaged.
-    """
-    done: dict[Path, Any] = {}
-    damaged: list[str] = []
-    for path in tools.results_below(*directories):
-        try:
-            if is_results(path):
-                done[path] = work(path)
-            elif has_manifest(path) or (path / ARRAYS).is_dir():
-                raise UnusableData(f"{path} must hold both {MANIFEST} and {ARRAYS}; jaxsign verify says what is left")
-        except UnusableData as error:
-            damaged.append(str(error))
-    if not done and damaged:
-        more = f" (and {counted(len(damaged) - 1, 'more directory')})".replace("ys)", "ies)")
-        raise UnusableData(damaged[0] + more * (len(damaged) > 1))
-    if not done:
-        raise ValueError(f"DIR must hold results, nothing is stored yet in {', '.join(map(repr, directories))}")
-    for line in damaged:
-        say(f"left out: {line}")
-    return done, len(damaged)
 
 
 def _claims(args: argparse.Namespace) -> int:
     """Prints the claims table of all results below DIR."""
-    # Files first: they are refused before minutes are spent, and the reference is read before anything is written.
+    # Files are checked first: minutes are not spent in vain, and the reference is read before anything is written.
     csv = None if args.csv is None else local_path("--csv", args.csv)
     reference = None if args.against is None else local_path("--against", args.against)
     if csv is not None:
@@ -59,14 +30,14 @@ def _claims(args: argparse.Namespace) -> int:
     before = None if reference is None else tables.read(reference)
     if csv is not None and reference is not None and tables.same_file(csv, reference):
         raise ValueError(f"--csv would replace the table that --against compares with, got {args.csv!r} for both")
-    found, left_out = each_usable(args.dirs, lambda path: tools.undamaged(path)[0])
-    table = check(list(found.values()), claims=args.claim)
+    datasets, left_out = each_usable(args.dirs, lambda path: undamaged(path)[0])
+    table = check(list(datasets.values()), claims=args.claim)
     for line in (table.to_markdown() if args.markdown else str(table)).split("\n") if table.rows else []:
         show(line)
     for reason in [] if table.rows else table.reasons():
         show(f"no claim can be decided from {' '.join(args.dirs)}: {reason}")
     if csv is not None:
-        table.to_csv(tables.check_file(csv))  # again: another program may have written it in the meantime
+        table.to_csv(tables.check_file(csv))  # once more: another program may have written it since
     changed = [] if before is None else table.differences(before)
     for line in changed if table.rows else []:  # where nothing is decided, the lines above have said so
         show(f"differs from {args.against}: {line}")
@@ -81,43 +52,42 @@ def _claims(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     """Writes one page about all results below the directories."""
     report.check_file(local_path("--out", args.out))
-    found, left_out = each_usable(args.dirs, lambda path: tools.undamaged(path)[0])
+    datasets, left_out = each_usable(args.dirs, lambda path: undamaged(path)[0])
     parents = [Path(os.path.abspath(local_path("DIR", directory))).parent for directory in args.dirs]
-    names = {}  # from the given directory on
-    for path in found:
-        whole = Path(os.path.abspath(path))
-        names[path] = str(next(whole.relative_to(parent) for parent in parents if whole.is_relative_to(parent)))
-    short = len(set(names.values())) == len(found)  # whole paths if two are the same
-    file = report.write(
-        args.out, {names[path] if short else str(path.resolve()): ds for path, ds in found.items()}, args.figures
-    )
-    show(f"{file}: {size_words(file.stat().st_size)}, {counted(len(found), 'sweep')}")
+    names = {}  # relative paths, which begin with the given directory
+    for path in datasets:
+        full = Path(os.path.abspath(path))
+        names[path] = str(next(full.relative_to(parent) for parent in parents if full.is_relative_to(parent)))
+    if len(set(names.values())) < len(names):
+        names = {path: str(path.resolve()) for path in names}
+    file = report.write(args.out, {names[path]: ds for path, ds in datasets.items()}, args.figures)
+    show(f"{file}: {size_words(file.stat().st_size)}, {counted(len(datasets), 'sweep')}")
     return UNUSABLE if left_out else DONE
 
 
 def _plan(args: argparse.Namespace) -> int:
     """Prints what the sweeps of an experiment will take."""
     speed = args.seed_steps_per_second
-    configure(args.devices if speed is None else None, args.x64)  # another machine's speed: its devices too
+    configure(args.devices if speed is None else None, args.x64)  # the speed of another machine goes with its devices
     given = [(name, getattr(args, name)) for name in ("seeds", "steps", "engine", "tiny", "x64")]
     words = [f"--{name}" if value is True else f"--{name} {value}" for name, value in given if value]
     command = " ".join(["python", shlex.quote(args.file), "--out DIR", *words])
-    tools.print_plan(load_build(args.file)(args), command, args.memory, speed, args.devices or 1)
+    print_plan(load_build(args.file)(args), command, args.memory, speed, args.devices or 1)
     return DONE
 
 
 def _status(args: argparse.Namespace) -> int:
-    return UNUSABLE if tools.print_status(*args.dirs) else DONE
+    return UNUSABLE if print_status(*args.dirs) else DONE
 
 
 def _verify(args: argparse.Namespace) -> int:
-    return DONE if tools.print_verify(*args.dirs) else FAILED
+    return DONE if print_verify(*args.dirs) else FAILED
 
 
 def _export(args: argparse.Namespace) -> int:
-    held = [path for path in tools.results_below(*args.dirs) if is_results(path)]
-    if args.out is not None and len(held) > 1:
-        raise ValueError(f"--out FILE is for one results directory, {' '.join(args.dirs)!r} holds {len(held)}")
+    paths = [path for path in results_below(*args.dirs) if is_results(path)]
+    if args.out is not None and len(paths) > 1:
+        raise ValueError(f"--out FILE is for one results directory, {' '.join(args.dirs)!r} holds {len(paths)}")
     file = local_path("--out", args.out) if args.out is not None else None
 
     def work(path: Path) -> None:
@@ -133,12 +103,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="jaxsign", description="Plan sweeps, and read, check and export their results.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, work: Callable[[argparse.Namespace], int], text: str, results: bool = True) -> Any:
-        own = commands.add_parser(name, help=text, description=text)
+    def command(name: str, work: Callable[[argparse.Namespace], int], text: str, results: bool = True) -> Parser:
+        subparser = commands.add_parser(name, help=text, description=text)
         if results:
-            own.add_argument("dirs", metavar="DIR", nargs="+", help="results directories, or ones that hold several")
-        own.set_defaults(work=work)
-        return own
+            subparser.add_argument(
+                "dirs", metavar="DIR", nargs="+", help="results directories, or ones that hold several"
+            )
+        subparser.set_defaults(work=work)
+        return subparser
 
     claims = command("claims", _claims, "predicted, measured and verdict of every claim that the DIRs can decide")
     claims.add_argument("--claim", action="append", metavar="ID", help="only this claim; may be repeated")

@@ -1,21 +1,23 @@
-"""Results as one netCDF 3 file."""
+"""How are results written as one netCDF 3 file (`jaxsign export`)?"""
 
 import os
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxsign.cli.status import undamaged
-from jaxsign.store.manifest import partial
-from jaxsign.store.results import ARRAYS
+from jaxsign.store.manifest import ARRAYS, replace_file
+from jaxsign.store.verify import undamaged
 from jaxsign.validation import names
 from jaxsign.validation.messages import counted, size_words
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 #: Bytes of one variable of a netCDF 3 file: SciPy writes its size as a signed 32-bit number, padded to four.
 NETCDF_BYTES = 2**31 - 4
-#: Words that netCDF keeps for its types.
+#: Names of netCDF's types, which no variable may have.
 TYPES = (
     "byte", "char", "short", "ushort", "int", "uint", "int64", "uint64", "float", "real", "double", "bool", "string",
 )  # fmt: skip
@@ -26,10 +28,10 @@ MADE_BY = "jaxsign export"
 def export_netcdf(path: Path, file: Path) -> str:
     """Writes results as a netCDF 3 file (64-bit offsets), in one move.
 
-    Integers beyond 32 bits become floats where these hold them exactly, 16-bit floats become 32-bit ones. Names beyond
-    ASCII are UTF-8, as netCDF says, which SciPy reads as Latin-1; a name that netCDF keeps for a type, such as
-    "double", gets a "_". Each such variable has its own name as the attribute `name`. xarray and SciPy hold about three
-    times the file in memory while they write it.
+    Integers beyond 32 bits become floats where these hold them exactly; 16-bit floats become 32-bit ones. Names beyond
+    ASCII are written as UTF-8, as netCDF demands, although SciPy reads them as Latin-1; the name of a netCDF type, such
+    as "double", gets a "_". Each such variable keeps its original name as the attribute `name`. xarray and SciPy hold
+    about three times the file in memory while they write it.
 
     Args:
       path: results directory.
@@ -47,26 +49,23 @@ def export_netcdf(path: Path, file: Path) -> str:
     shown, file = file, Path(os.path.realpath(file))  # the file that a link leads to is replaced, not the link
     if file.exists() and not (file.is_file() and _exported(file)):
         raise ValueError(f"{str(file)!r} is not a file that jaxsign export has made: move it away or give --out FILE")
-    ds, found = undamaged(path)
-    # In the order of their names: zarr lists arrays in any order.
-    held = {str(name): _held(name, variable) for name, variable in sorted(ds.drop_encoding().variables.items())}
-    coords = {name: held.pop(name) for name in sorted(map(str, ds.coords))}
-    ds = _spelled(xr.Dataset(held, coords, {**ds.attrs, "made_by": MADE_BY}))
-    temporary = partial(file)
+    ds, checked = undamaged(path)
+    # Sorted by name, since zarr lists arrays in any order.
+    variables = {str(name): _representable(name, v) for name, v in sorted(ds.drop_encoding().variables.items())}
+    coords = {name: variables.pop(name) for name in sorted(map(str, ds.coords))}
+    ds = _spelled(xr.Dataset(variables, coords, {**ds.attrs, "made_by": MADE_BY}))
     try:
-        unfilled = {name: {"_FillValue": None} for name in ds.variables}  # a NaN stays the NaN that it is
-        ds.to_netcdf(temporary, engine="scipy", format="NETCDF3_64BIT", encoding=unfilled)
-        os.replace(temporary, file)
+        with replace_file(file) as temporary:
+            unfilled = {name: {"_FillValue": None} for name in ds.variables}  # NaN stays NaN
+            ds.to_netcdf(temporary, engine="scipy", format="NETCDF3_64BIT", encoding=unfilled)
     except OSError as error:
         raise ValueError(f"{str(file)!r} cannot be written: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    partly = f"; {found.not_run} of {counted(found.runs, 'run')} not run: status -1" if found.not_run else ""
-    return f"{shown}: {size_words(file.stat().st_size)}, {counted(found.runs, 'run')}{partly}"
+    partly = f"; {checked.not_run} of {counted(checked.runs, 'run')} not run: status -1" if checked.not_run else ""
+    return f"{shown}: {size_words(file.stat().st_size)}, {counted(checked.runs, 'run')}{partly}"
 
 
-def _spelled(ds: Any) -> Any:
-    """A Dataset whose names SciPy writes as netCDF wants them: in UTF-8, of which SciPy is given the single bytes.
+def _spelled(ds: "xr.Dataset") -> "xr.Dataset":
+    """A Dataset whose names reach the file in UTF-8, as netCDF demands: SciPy is given their single bytes.
 
     Raises:
       ValueError: naming the first name that netCDF 3 cannot hold.
@@ -83,7 +82,7 @@ def _spelled(ds: Any) -> Any:
 
 
 def _spelling(name: str) -> str:
-    """The bytes of a name in UTF-8, one character each; composed, and with "_" after it if it is a type of netCDF's."""
+    """A name in composed UTF-8, one character a byte, with "_" after it if netCDF has a type of that name."""
     return unicodedata.normalize("NFC", name).encode().decode("latin-1") + ("_" if name in TYPES else "")
 
 
@@ -91,7 +90,7 @@ def _exported(file: Path) -> bool:
     """Whether a file was made by `export_netcdf`."""
     from scipy.io import netcdf_file
 
-    if not file.is_file():  # a pipe would wait for its writer
+    if not file.is_file():  # reading a pipe would wait for its writer
         return False
     try:
         with netcdf_file(file, "r", mmap=True) as stream:
@@ -100,11 +99,11 @@ def _exported(file: Path) -> bool:
         return False
 
 
-def _held(name: Any, array: Any) -> Any:
-    """An array as netCDF 3 can hold it.
+def _representable(name: Any, array: "xr.Variable") -> "xr.Variable":
+    """A variable with a dtype that netCDF 3 can hold.
 
     Raises:
-      ValueError: naming the variable, if it cannot be held without a loss.
+      ValueError: naming the variable, if netCDF 3 cannot hold it exactly.
     """
     kind, width = array.dtype.kind, array.dtype.itemsize
     if kind == "f" and width == 2:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsign.store.manifest import partial
+from jaxsign.store.manifest import replace_file
 from jaxsign.validation.values import local_path
 
 #: Of the table of plotted numbers.
@@ -139,10 +139,5 @@ def _is_table(path: Path) -> bool:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Where a file is written that then replaces another one in one move, the one that a link leads to."""
-    file = Path(os.path.realpath(path))
-    temporary = partial(file)
-    try:
+    with replace_file(Path(os.path.realpath(path))) as temporary:
         yield temporary
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)

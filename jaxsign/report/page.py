@@ -20,7 +20,7 @@ from jaxsign.claims.catalogue import setting_of
 from jaxsign.claims.claim import system_of
 from jaxsign.claims.verdicts import HEADER, check
 from jaxsign.report.drawings import Drawing, drawings
-from jaxsign.store.manifest import partial
+from jaxsign.store.manifest import replace_file
 from jaxsign.validation.names import printable
 from jaxsign.validation.values import local_path
 
@@ -142,15 +142,11 @@ def write(file: str | os.PathLike, runs: Mapping[str, Any], figures: str | os.Pa
     check_file(path)
     page = render(runs, figures)
     target = Path(os.path.realpath(path))  # the file that a link leads to is replaced, not the link
-    temporary = partial(target)
     try:
-        with temporary.open("x", encoding="utf-8") as stream:
+        with replace_file(target) as temporary, temporary.open("x", encoding="utf-8") as stream:
             stream.write(page)
-        os.replace(temporary, target)
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be written: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

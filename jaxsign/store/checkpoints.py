@@ -1,57 +1,75 @@
-"""Checkpoints of runs that are under way, by Orbax, with a CRC of every leaf beside them."""
+"""How are runs under way kept on disk: checkpoints by Orbax, each with a record of CRCs beside it."""
 
 import contextlib
 import json
 import os
 import re
 import tempfile
-import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxsign.store import files
-from jaxsign.store.manifest import UnusableData, checksum, to_disk, write_json
+from jaxsign.store.manifest import UnusableData, checksum, to_disk, write_checked_json
 from jaxsign.validation.messages import say, silence
 
 FOLDER = files.CHECKPOINTS
-#: The newest ones of a block that are kept, so that a damaged one costs a minute and not the block.
+#: Number of checkpoints kept of a block: a damaged one then costs a minute and not the block.
 KEPT = 2
-#: What Orbax reads as something else in a path: a pattern, another separator, a bucket, bytes that are not UTF-8.
+#: Parts of a path that Orbax misreads: patterns, another separator, buckets, bytes that are not UTF-8.
 _MISREAD = re.compile(r"[\[\]\\\ud800-\udfff]|gs:/")
-#: One thread at a time, see `_quiet`.
-_ORBAX = threading.RLock()
+
+
+class Leaf(NamedTuple):
+    """One leaf of a saved state, as the checkpoint's record describes it.
+
+    Args:
+      name: its path in the state.
+      shape: of its array, without typed keys.
+      dtype: its name.
+      crc: CRC-32 of the array's bytes.
+    """
+
+    name: str
+    shape: list[int]
+    dtype: str
+    crc: int
+
+
+class _Unusable(Exception):
+    """A checkpoint that cannot be used; the message says why."""
 
 
 def save(folder: Path, step: int, state: Any, about: Mapping[str, Any]) -> None:
-    """Saves a state; it counts as there once the record beside it is.
+    """Saves a state; it counts once the record beside it is written.
 
     Args:
       folder: the block's own folder.
       step: optimizer step; a checkpoint of the same step is replaced.
       state: pytree of NumPy arrays.
-      about: what must be equal for the checkpoint to be used again, as plain JSON.
+      about: plain JSON that must be equal for the checkpoint to be used again.
     """
     from orbax.checkpoint import v1 as ocp
 
-    leaves = [(jax.tree_util.keystr(path), _plain(x)) for path, x in jax.tree_util.tree_flatten_with_path(state)[0]]
-    kept = {str(i): x for i, (_, x) in enumerate(leaves) if x.size}  # Orbax refuses arrays without entries
+    paths, _ = jax.tree_util.tree_flatten_with_path(state)
+    leaves = [(jax.tree_util.keystr(path), np.asarray(_untyped(x))) for path, x in paths]
+    arrays = {str(i): x for i, (_, x) in enumerate(leaves) if x.size}  # Orbax refuses arrays without entries
     files.make_folder(folder)
     record = folder / f"{step}.json"
     _clear(folder, step)
-    with silence(), _alone(ocp), _reachable(folder) as place:
-        ocp.save(place / str(step), kept, overwrite=True)
-    described = [[name, list(x.shape), x.dtype.name, _crc(x)] for name, x in leaves]
-    written = _files(folder / str(step))
+    with silence(), _single_process(ocp), _readable(folder) as readable:
+        ocp.save(readable / str(step), arrays, overwrite=True)
+    described = [Leaf(name, list(x.shape), x.dtype.name, _crc(x)) for name, x in leaves]
+    written = files.files_below(folder / str(step), "*")
     to_disk(written, folder.parent.parent)
     crcs = {str(f.relative_to(folder)): zlib.crc32(f.read_bytes()) for f in written}
-    whole = {"step": step, "about": about, "leaves": described, "files": crcs}
-    write_json(record, {**whole, "checksum": checksum(whole)})
+    write_checked_json(record, {"step": step, "about": about, "leaves": described, "files": crcs})
     to_disk([record], folder)
     for old in _steps(folder)[:-KEPT]:
         _clear(folder, old)
@@ -61,7 +79,7 @@ def _clear(folder: Path, step: int) -> None:
     """Removes a checkpoint, its record first.
 
     Raises:
-      UnusableData: if something else is in its place.
+      UnusableData: if another program's file or folder has its name.
     """
     record, state = folder / f"{step}.json", folder / str(step)
     if os.path.lexists(record):
@@ -74,26 +92,26 @@ def _clear(folder: Path, step: int) -> None:
 
 
 def load(folder: Path, like: Any, about: Mapping[str, Any]) -> tuple[int, Any] | None:
-    """The newest good checkpoint of a block; damaged ones are reported and passed over.
+    """The newest usable checkpoint of a block; stderr names those that are passed over, and why.
 
     Args:
       folder: the block's own folder.
       like: pytree of arrays or abstract arrays with the structure, shapes and dtypes to expect.
-      about: what must be equal.
+      about: as it was given to `save`.
 
     Returns:
       (step, pytree of NumPy arrays), or None if there is none.
     """
     for step in reversed(_steps(folder)):
-        found, reason = _load(folder, step, like, about)
-        if found is not None:
-            return step, found
-        say(f"{folder / str(step)}: not used: {reason}")
+        try:
+            return step, _load(folder, step, like, about)
+        except _Unusable as reason:
+            say(f"{folder / str(step)}: not used: {reason}")
     return None
 
 
 def export(folder: Path, params: Any) -> None:
-    """Saves parameters as a plain Orbax checkpoint, which needs no jaxsign to be read.
+    """Saves parameters as a plain Orbax checkpoint, which is read without jaxsign.
 
     Raises:
       ValueError: if `folder` exists, cannot be made, or has a path that Orbax itself would not find again.
@@ -105,24 +123,24 @@ def export(folder: Path, params: Any) -> None:
     if odd := _MISREAD.search(str(folder.absolute())):
         raise ValueError(f"folder must have a path that Orbax can read, without {odd[0]!r}, got {str(folder)!r}")
     try:
-        with silence(), _alone(ocp):
+        with silence(), _single_process(ocp):
             ocp.save(folder.absolute(), params)
     except OSError as error:
         raise ValueError(f"folder={str(folder)!r} cannot be made: {error.strerror or error}") from None
 
 
 def remove(folder: Path) -> None:
-    """Removes the checkpoints of a block whose results are stored."""
+    """Removes the checkpoints of a block once its results are stored."""
     files.remove(folder, files.BLOCK)
-    with contextlib.suppress(OSError):  # the last block's takes the folder of all with it
+    with contextlib.suppress(OSError):  # not empty yet: the folder goes with the last block
         folder.parent.rmdir()
 
 
 def remove_all(folder: Path) -> None:
-    """Removes what is left of checkpoints once every run is stored, such as those of blocks that are numbered anew."""
+    """Removes all checkpoints once every run is stored: an extension may have left some under old block numbers."""
     for block in files.own_folders(folder):
         files.remove(block, files.BLOCK)
-    with contextlib.suppress(OSError):  # what is somebody else's stays, and the folder with it
+    with contextlib.suppress(OSError):  # other programs' files stay, and the folder with them
         folder.rmdir()
 
 
@@ -132,100 +150,122 @@ def damage(folder: Path) -> list[str]:
     for record in sorted(folder.rglob("*.json")):
         if not record.stem.isdigit():
             continue
-        reason = _load(record.parent, int(record.stem), None, None)[1]
-        if reason:
+        try:
+            _read(record.parent, int(record.stem), _record(record.parent, int(record.stem)))
+        except _Unusable as reason:
             lines.append(f"{record.parent / record.stem}: {reason}")
     return lines
+
+
+def records(path: Path) -> list[Path]:
+    """The records of all checkpoints of a results directory, by block and step."""
+    paths = [record for record in files.files_below(path / FOLDER, "*.json") if record.stem.isdecimal()]
+    return sorted(paths, key=lambda record: (record.parent.name, int(record.stem)))
 
 
 def _steps(folder: Path) -> list[int]:
     return sorted(int(f.stem) for f in folder.glob("*.json") if f.stem.isdigit())
 
 
-def _plain(leaf: Any) -> np.ndarray:
-    """A leaf as a NumPy array, a typed key as its words."""
-    return np.asarray(_words(leaf))
-
-
 def _crc(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).tobytes())
 
 
-def _load(folder: Path, step: int, like: Any, about: Mapping[str, Any] | None) -> tuple[Any, str]:
-    """(state, ""), or (None, why it cannot be used); with like=None it is only checked."""
+def _load(folder: Path, step: int, like: Any, about: Mapping[str, Any]) -> Any:
+    """The state of one checkpoint, with the structure of `like`.
+
+    Raises:
+      _Unusable: if it is damaged or of something else.
+    """
+    record = _record(folder, step)
+    if record["about"] != about:
+        raise _Unusable("it is of another definition, plan or set of runs")
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    shapes = [(jax.tree_util.keystr(path), _shape_of_untyped(leaf)) for path, leaf in paths]
+    wanted = [[name, list(x.shape), np.dtype(x.dtype).name] for name, x in shapes]
+    saved = [[leaf.name, leaf.shape, leaf.dtype] for leaf in record["leaves"]]
+    if wanted != saved:
+        first = next((pair for pair in zip(saved, wanted) if pair[0] != pair[1]), (len(saved), len(wanted)))
+        raise _Unusable(f"its arrays have another structure, other shapes or dtypes: {first[0]}, not {first[1]}")
+    arrays = _read(folder, step, record)
+    return jax.tree.unflatten(structure, [_typed(array, leaf) for array, (_, leaf) in zip(arrays, paths)])
+
+
+def _record(folder: Path, step: int) -> dict[str, Any]:
+    """The record beside a checkpoint, with its leaves as `Leaf`.
+
+    Raises:
+      _Unusable: if it is damaged.
+    """
+    try:
+        record = json.loads((folder / f"{step}.json").read_text())
+        if record["checksum"] != checksum(record):
+            raise _Unusable("its record is damaged")
+        if record["step"] != step:
+            raise _Unusable(f"its record is of step {record['step']}")
+        leaves = [Leaf(*leaf) for leaf in record["leaves"]]
+        return {"about": record["about"], "leaves": leaves, "files": record["files"]}
+    except OSError as error:
+        raise _Unusable(f"its record cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise _Unusable(f"its record is damaged: {error}") from None
+
+
+def _read(folder: Path, step: int, record: Mapping[str, Any]) -> list[np.ndarray]:
+    """The arrays of a checkpoint, after the CRCs of its files and of the arrays were checked.
+
+    Raises:
+      _Unusable: if a file or an array is damaged.
+    """
     from orbax.checkpoint import v1 as ocp
 
-    try:
-        whole = json.loads((folder / f"{step}.json").read_text())
-        if whole["checksum"] != checksum(whole):
-            return None, "its record is damaged"
-        if whole["step"] != step:
-            return None, f"its record is of step {whole['step']}"
-        described = whole["leaves"]
-        if about is not None and whole["about"] != about:
-            return None, "it is of another definition, plan or set of runs"
-    except OSError as error:
-        return None, f"its record cannot be read: {error.strerror or error}"
-    except (ValueError, KeyError, TypeError) as error:
-        return None, f"its record is damaged: {error}"
-    expected = [] if like is None else jax.tree_util.tree_flatten_with_path(like)[0]
-    words = [(jax.tree_util.keystr(path), _shape_of_words(leaf)) for path, leaf in expected]
-    wanted = [[name, list(x.shape), np.dtype(x.dtype).name] for name, x in words]
-    found = [entry[:3] for entry in described]
-    if like is not None and wanted != found:
-        first = next((pair for pair in zip(found, wanted) if pair[0] != pair[1]), (len(found), len(wanted)))
-        return None, f"its arrays have another structure, other shapes or dtypes: {first[0]}, not {first[1]}"
-    for name, crc in whole["files"].items():  # Orbax itself does not notice all of it, nor say so in one line
+    for name, crc in record["files"].items():  # Orbax does not notice all damage, nor report it in one line
         file = folder / name
         try:
             good = file.is_file() and zlib.crc32(file.read_bytes()) == crc
         except OSError as error:
-            return None, f"its file {name} cannot be read: {error.strerror or error}"
+            raise _Unusable(f"its file {name} cannot be read: {error.strerror or error}") from None
         if not good:
-            return None, f"its file {name} is missing or does not have the CRC that it was saved with"
-    full = {str(i): (shape, jnp.dtype(dtype)) for i, (_, shape, dtype, _) in enumerate(described) if 0 not in shape}
+            raise _Unusable(f"its file {name} is missing or does not have the CRC that it was saved with")
+    leaves: list[Leaf] = record["leaves"]
     try:
-        abstract = {name: np.empty(*entry) for name, entry in full.items()}
-        with silence(), _alone(ocp), _reachable(folder) as place:
-            loaded = ocp.load(place / str(step), abstract)
-        leaves = [np.asarray(loaded.get(str(i), np.empty(d[1], jnp.dtype(d[2])))) for i, d in enumerate(described)]
+        empty = [np.empty(leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves]
+        with silence(), _single_process(ocp), _readable(folder) as readable:
+            loaded = ocp.load(readable / str(step), {str(i): x for i, x in enumerate(empty) if x.size})
+        arrays = [np.asarray(loaded.get(str(i), x)) for i, x in enumerate(empty)]
     except MemoryError:
         raise
-    except Exception as error:  # Orbax and its stores raise many kinds about bytes that are not what was written
-        return None, f"it cannot be read: {' '.join(str(error).split())[:200]}"
-    for leaf, (name, shape, dtype, crc) in zip(leaves, described):
-        if list(leaf.shape) != shape or leaf.dtype.name != dtype or _crc(leaf) != crc:
-            return None, f"leaf {name} does not have the CRC that it was saved with"
-    if like is None:
-        return None, ""
-    typed = [_typed(words, leaf) for words, (_, leaf) in zip(leaves, expected)]
-    return jax.tree.unflatten(jax.tree.structure(like), typed), ""
+    except Exception as error:  # Orbax and its stores raise many kinds about bytes that were changed
+        raise _Unusable(f"it cannot be read: {' '.join(str(error).split())[:200]}") from None
+    for array, leaf in zip(arrays, leaves):
+        if list(array.shape) != leaf.shape or array.dtype.name != leaf.dtype or _crc(array) != leaf.crc:
+            raise _Unusable(f"leaf {leaf.name} does not have the CRC that it was saved with")
+    return arrays
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _shape_of_words(leaf: Any) -> Any:
-    """Shape and dtype of what is saved of a leaf."""
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.eval_shape(_words, leaf) if is_key else leaf
+def _untyped(leaf: Any) -> Any:
+    """A typed key as an array of its words; any other leaf as it is."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _words(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+def _shape_of_untyped(leaf: Any) -> Any:
+    return jax.eval_shape(_untyped, leaf) if _is_key(leaf) else leaf
 
 
-def _typed(words: Any, like: Any) -> Any:
-    """Words of a key as the key that they were."""
-    if not jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return words
-    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(jnp.empty(like.shape, like.dtype)))
+def _typed(array: Any, like: Any) -> Any:
+    """The words of a key as a typed key again."""
+    if not _is_key(like):
+        return array
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(jnp.empty(like.shape, like.dtype)))
 
 
 @contextlib.contextmanager
-def _reachable(folder: Path) -> Iterator[Path]:
-    """A folder under a path that Orbax takes as it is."""
+def _readable(folder: Path) -> Iterator[Path]:
+    """A path of a folder that Orbax does not misread, by way of a link if need be."""
     if not _MISREAD.search(str(folder.absolute())):
         yield folder.absolute()
         return
@@ -236,16 +276,17 @@ def _reachable(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _alone(ocp: Any) -> Iterator[None]:
-    """Makes Orbax wait for no other process of `jax.distributed`: blocks belong to one process each.
+def _single_process(ocp: ModuleType) -> Iterator[None]:
+    """Makes Orbax wait for no other process of `jax.distributed`, since every block belongs to one process.
 
-    Orbax can be told which processes take part, but before every save it still asks all of them whether they agree on
-    the path (0.12), unless there is only one.
+    `active_processes` is not enough. Up to Orbax 0.12.8 at least, `_check_directory_consistency` asks all processes
+    before a save whether they agree on the path, unless `jax.process_count()` is 1: the save would wait for processes
+    that save nothing, and fail. So the count is replaced until Orbax is done.
     """
     if jax.process_count() == 1:
         yield
         return
-    me, count = jax.process_index(), jax.process_count
+    me, process_count = jax.process_index(), jax.process_count
     options = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}-{os.getpid()}"
     )
@@ -254,4 +295,4 @@ def _alone(ocp: Any) -> Iterator[None]:
         with ocp.Context(multiprocessing_options=options):
             yield
     finally:
-        jax.process_count = count
+        jax.process_count = process_count

@@ -1,4 +1,4 @@
-"""Where and with what a sweep ran: command, versions, device, dtype, precision, flags."""
+"""Where and how was a sweep run: command, versions, device, dtype, precision and flags?"""
 
 import functools
 import os
@@ -7,7 +7,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsign.compilation import compiler_options
+from jaxsign.store import times
 
 
 def cores() -> int:
-    """CPU cores that this process may use; all of the machine's where the system does not say (macOS)."""
+    """CPU cores that this process may use; all cores of the machine if the system does not tell (macOS)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def physical_memory() -> int | None:
-    """Bytes of the machine's memory; None where the system does not say."""
+    """Bytes of the machine's memory; None if the system does not tell."""
     try:
         size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -36,7 +36,7 @@ def physical_memory() -> int | None:
 
 
 def environment() -> dict[str, Any]:
-    """What the manifest says of this process."""
+    """The manifest's entries about this process."""
     device = jax.local_devices()[0]
     flags = os.environ.get("XLA_FLAGS", "")
     exact = device.platform == "cpu" or "xla_gpu_deterministic_ops=true" in flags
@@ -55,26 +55,23 @@ def environment() -> dict[str, Any]:
         },
         "compiler_options": compiler_options(device.platform),
         "resume": "bit-identical" if exact else "statistically equal",
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "finished": times.now(),
     }
 
 
 def package_versions() -> dict[str, str | None]:
-    """Versions of the packages that decide numbers."""
-    versions: dict[str, str | None] = {
-        name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "orbax-checkpoint")
-    }
-    return {**versions, "jaxsign": _own_version()}
+    """Versions of the packages that the numbers depend on."""
+    return {name: _version(name) for name in ("jax", "jaxlib", "optax", "orbax-checkpoint", "jaxsign")}
 
 
 def partitionable() -> bool:
-    """JAX's flag that decides what keys draw."""
+    """JAX's flag that changes the draws of keys."""
     return bool(jax.config.values.get("jax_threefry_partitionable", True))
 
 
 @functools.cache
 def cpu_model() -> str:
-    """The processor's name; "" where the system does not say."""
+    """The processor's name; "" if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -83,13 +80,13 @@ def cpu_model() -> str:
 
 
 def _command() -> str:
-    """The command line of this process, its interpreter without the folder: "python sweeps/snr.py --out DIR"."""
+    """The command line of this process, without the interpreter's folder: "python sweeps/snr.py --out DIR"."""
     interpreter, *words = sys.orig_argv or [sys.executable]
     return shlex.join([os.path.basename(interpreter), *words])
 
 
 def _commit() -> str | None:
-    """The git commit of this code, None where there is no git or no repository."""
+    """The git commit of this code, None without git or a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
@@ -97,8 +94,9 @@ def _commit() -> str | None:
         return None
 
 
-def _own_version() -> str | None:
+def _version(package: str) -> str | None:
+    """A package's version; None for jaxsign itself if it is run without being installed."""
     try:
-        return metadata.version("jaxsign")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None

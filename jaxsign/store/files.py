@@ -1,8 +1,9 @@
-"""Whose what is: the directory that may hold results, what a sweep makes and removes there, and nothing by a link."""
+"""Which files belong to a sweep? Where it may write, what it may remove, and never through a link."""
 
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import json
 import os
 import re
@@ -11,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxsign.store.binding import ZSTD_MAGIC
 from jaxsign.store.manifest import ARRAYS, COPY, MANIFEST, UnusableData, has_manifest, write_json
 from jaxsign.validation.values import local_path
 
 LOCKS, CHECKPOINTS, TRAJECTORIES = "locks", "checkpoints", "trajectories"
 #: Folders that may be links to another disk, where the user says so.
 LINKABLE = (TRAJECTORIES, CHECKPOINTS)
-#: In a folder that a link leads to: which results directory it belongs to.
+#: In a folder that a link leads to: the results directory that it belongs to.
 MARK = "results-directory.json"
 
 _PARTIAL = r"([0-9a-f]{8}\.[0-9a-f]+|(manifest\.json|runs\.json|\d+\.json|\d{9}\.segment)\.\d+)\.partial"
@@ -25,30 +27,29 @@ _ORBAX = (
     r"(_CHECKPOINT_METADATA|_METADATA|_sharding|_strings\.json|orbax\.checkpoint|commit_success\.txt|state|pytree|"
     r"metadata|array_metadatas|d|(ocdbt\.)?process_\d+|manifest\.ocdbt|[0-9a-f]{32})(\.__lock|\.orbax-checkpoint-tmp.*)?"
 )
-#: What a sweep writes into its folders, by patterns of the names below them; those of folders end with "/".
+#: Patterns of the names below a block, a checkpoint's state and a unit; names of folders end with "/".
 BLOCK = re.compile(rf"\d+\.json|{_PARTIAL}|\d+(\.orbax-checkpoint-tmp[^/]*)?/({_ORBAX}/)*({_ORBAX})?")
 STATE = re.compile(rf"({_ORBAX}/)*({_ORBAX})?")
 UNIT = re.compile(rf"\d{{9}}\.segment|runs\.json|{_PARTIAL}")
 _ZARR = r"\.[0-9a-f]{32}\.partial"
 _TEMPLATE = re.compile(rf"([^/]+/)?zarr(\.json|{_ZARR})|[^/]+/(c({_ZARR})?|c/(\d+/)*(\d+({_ZARR})?)?)?")
 _BLOCKS, _UNITS = re.compile(r"block-\d{6,}"), re.compile(r"unit-\d{6,}-[0-9a-f]{12}")
-_PREPARED, _LOCK = (
-    re.compile(rf"{re.escape(ARRAYS)}\.[0-9a-f]+\.partial"),
-    re.compile(r"[a-z]+(-\d+-of-\d+|-[0-9a-f]+)?\.lock"),
-)
-#: Some of these words are in every JSON file of a sweep.
-_WORDS = (b'"step"', b'"about"', b'"leaves"', b'"kind"', b'"runs"', b'"segments"')
-_MAGIC = b"jaxsign\x01"
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-#: Bytes of a lock at most.
+_PREPARED = re.compile(rf"{re.escape(ARRAYS)}\.[0-9a-f]+\.partial")
+_LOCK = re.compile(r"[a-z]+(-\d+-of-\d+|-[0-9a-f]+)?\.lock")
+#: Every JSON file of a sweep contains one of these words.
+_JSON_WORDS = (b'"step"', b'"about"', b'"leaves"', b'"kind"', b'"runs"', b'"segments"')
+#: The first bytes of a segment of a trajectory.
+SEGMENT_MAGIC = b"jaxsign\x01"
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Maximum bytes of a lock.
 _LOCK_BYTES = 4096
 
 
 def directory(out: str | os.PathLike, links: Sequence[str] = ()) -> Path:
-    """Checks that `out` can hold results: new, empty, or a results directory; returns its whole path.
+    """Checks that `out` can hold results: new, empty, or a results directory; returns its absolute path.
 
     Args:
-      out: as the user gives it; it may be a link itself.
+      out: as given by the user; it may be a link itself.
       links: names of folders in it that may be links.
 
     Raises:
@@ -59,7 +60,7 @@ def directory(out: str | os.PathLike, links: Sequence[str] = ()) -> Path:
         raise ValueError(
             f"out must have at most {_longest()} bytes, since files in it have longer paths, got {str(path)!r}"
         )
-    with named(path):
+    with explain_os_errors(path):
         if path.is_symlink() and not path.exists():
             raise ValueError(f"out={str(path)!r} is a link to {os.readlink(path)!r}, which does not exist")
         for above in path.resolve().parents:
@@ -73,19 +74,19 @@ def directory(out: str | os.PathLike, links: Sequence[str] = ()) -> Path:
 
 
 def _longest() -> int:
-    """Bytes of a results directory's path at most: checkpoints and chunks lie deeper."""
+    """Maximum bytes of a results directory's path, which leave room for the paths of checkpoints and chunks."""
     return os.pathconf("/", "PC_PATH_MAX") - 512
 
 
 def _refuse_strangers(path: Path, links: Sequence[str]) -> None:
-    """Refuses a directory without a manifest that holds more than a sweep leaves that is cut off before it has one."""
+    """Refuses a directory without a manifest, unless it holds only the remains of a sweep that was killed early."""
     for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
         folder = entry.is_dir(follow_symlinks=False)
-        if entry.is_symlink() and entry.name in LINKABLE and not (reason := _link_refused(path, entry.name, links)):
-            _no_mark(path / entry.name, None)
-            continue
         if entry.is_symlink() and entry.name in LINKABLE:
-            raise ValueError(f"out must be new, empty or a results directory, got one in which {reason}")
+            if reason := _link_refused(path, entry.name, links):
+                raise ValueError(f"out must be new, empty or a results directory, got one in which {reason}")
+            _refuse_foreign_mark(path / entry.name, None)
+            continue
         if folder and entry.name == ARRAYS:
             raise ValueError(
                 f"out={str(path)!r} holds {ARRAYS} without {MANIFEST}, which says what it is: put it back or move "
@@ -93,9 +94,9 @@ def _refuse_strangers(path: Path, links: Sequence[str]) -> None:
             )
         stranger = None if _begun(path, entry.name) or (folder and _PREPARED.fullmatch(entry.name)) else entry.name
         if folder and entry.name in (LOCKS, *LINKABLE):
-            held = sorted(os.listdir(path / entry.name))
-            own = [] if entry.name in LINKABLE else [name for name in held if _is_lock(path / entry.name / name)]
-            stranger = next((f"{entry.name}/{name}" for name in held if name not in own), None)
+            names = sorted(os.listdir(path / entry.name))
+            foreign = (name for name in names if entry.name != LOCKS or not _is_lock(path / LOCKS / name))
+            stranger = next((f"{entry.name}/{name}" for name in foreign), None)
         if stranger is not None:
             raise ValueError(
                 f"out must be new, empty or a results directory, got out={str(path)!r} with {stranger!r} and without "
@@ -104,7 +105,7 @@ def _refuse_strangers(path: Path, links: Sequence[str]) -> None:
 
 
 def _begun(path: Path, name: str) -> bool:
-    """Whether an entry is a file that was being prepared, or the copy of a manifest that is gone with its arrays."""
+    """Whether an entry is a temporary file of a sweep, or the copy of a manifest that is gone with its arrays."""
     if not (name == COPY or re.fullmatch(_PARTIAL, name)) or not stat.S_ISREG(os.lstat(path / name).st_mode):
         return False
     head = read(path / name, 4096)
@@ -121,7 +122,7 @@ def _is_lock(file: Path) -> bool:
 
 
 def _like_lock(raw: bytes) -> bool:
-    """Whether bytes may be a lock: nothing, or a small record, perhaps cut off."""
+    """Whether bytes may be a lock's content: nothing, or a small record, perhaps cut off."""
     if not raw.strip(b"\0 \n") or (raw[:1] == b"{" and len(raw) <= _LOCK_BYTES):
         return True
     try:
@@ -150,10 +151,10 @@ def is_results(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Turns what the system says against a directory (no such place, no permission, no space) into bad input.
+def explain_os_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError about a directory (no such place, no permission, no space) into one line about `out`.
 
-    Only what this package itself does with files belongs inside: an error of the user's functions is not about `out`.
+    Only this package's own work on files belongs inside: an error of the user's functions is not about `out`.
 
     Raises:
       ValueError: naming the directory and the system's reason.
@@ -169,50 +170,51 @@ def named(path: Path) -> Iterator[None]:
         ) from None
 
 
-# Nothing by a link
+# Links
 
 
-def links_of(path: Path, stored: Mapping[str, Any] | None, asked: Sequence[str]) -> dict[str, str]:
-    """{folder: where it leads} of the links that the manifest has or the user names now.
+def links_of(path: Path, stored: Mapping[str, Any] | None, links: Sequence[str]) -> dict[str, str]:
+    """{folder: where it leads} of the links in the manifest and of those that the user allows now.
 
     Raises:
       ValueError: if a name is none of LINKABLE, or such a link leads nowhere, or to another directory's folder.
     """
-    for name in asked:
+    for name in links:
         if name not in LINKABLE:
-            raise ValueError(f"links must be of {', '.join(map(repr, LINKABLE))}, got links={tuple(asked)!r}")
-    own = (stored or {}).get("id")
-    out = dict((stored or {}).get("links", {}))
-    for name in asked:
-        if (path / name).is_symlink():
-            if not (path / name).is_dir():
-                raise ValueError(f"{path / name} is a link to {os.readlink(path / name)!r}, which is not a folder")
-            _no_mark(path / name, own)
-            if name in out and not _marked(path / name):
-                raise ValueError(_not_mounted(path / name))
-            out[name] = os.path.realpath(path / name)
-    return out
+            raise ValueError(f"links must be of {', '.join(map(repr, LINKABLE))}, got links={tuple(links)!r}")
+    targets = dict((stored or {}).get("links", {}))
+    for name in links:
+        folder = path / name
+        if folder.is_symlink():
+            if not folder.is_dir():
+                raise ValueError(f"{folder} is a link to {os.readlink(folder)!r}, which is not a folder")
+            _refuse_foreign_mark(folder, (stored or {}).get("id"))
+            if name in targets and not _mark_in(folder):
+                raise ValueError(_not_mounted(folder))
+            targets[name] = os.path.realpath(folder)
+    return targets
 
 
-def mark_links(path: Path, manifest: Mapping[str, Any], asked: Sequence[str]) -> None:
-    """Writes into the folders that the user's links lead to which results directory they are of."""
-    for name in asked:
-        if (path / name).is_symlink() and _marked(path / name).get("id") != manifest["id"]:
+def mark_links(path: Path, manifest: Mapping[str, Any], links: Sequence[str]) -> None:
+    """Notes in every folder that a link of the user leads to which results directory it belongs to."""
+    for name in links:
+        if (path / name).is_symlink() and _mark_in(path / name).get("id") != manifest["id"]:
             write_json(path / name / MARK, {"id": manifest["id"], "directory": str(path)})
 
 
-def _marked(folder: Path) -> dict[str, Any]:
+def _mark_in(folder: Path) -> dict[str, Any]:
+    """The mark in a folder that a link leads to; {} if there is none."""
     try:
-        found = json.loads(read(folder / MARK, 2**16))
+        mark = json.loads(read(folder / MARK, 2**16))
     except (OSError, ValueError, UnusableData):
         return {}
-    return found if isinstance(found, dict) else {}
+    return mark if isinstance(mark, dict) else {}
 
 
-def _no_mark(folder: Path, own: str | None) -> None:
-    """Refuses a folder of another results directory."""
-    mark = _marked(folder)
-    if mark and (own is None or mark.get("id") != own):
+def _refuse_foreign_mark(folder: Path, identity: str | None) -> None:
+    """Refuses a folder with the mark of another results directory than the one with this id."""
+    mark = _mark_in(folder)
+    if mark and (identity is None or mark.get("id") != identity):
         raise ValueError(
             f"{folder} leads to the folder {os.path.realpath(folder)!r} of the results directory "
             f"{mark.get('directory')!r}: link another one, or remove its {MARK}"
@@ -227,33 +229,34 @@ def _not_mounted(link: Path) -> str:
 
 
 def _link_refused(path: Path, name: str, links: Sequence[str] | Mapping[str, str]) -> str | None:
-    """Why a folder must not be this link; None if it may be."""
-    target = os.readlink(path / name)
+    """Why a folder must not be a link; None if the user has allowed this one."""
     if name not in links:
-        return (
-            f"{path / name} is a link to {target!r}: if that is meant, say links=({name!r},), or --allow-link {name} "
-            "on the command line"
-        )
+        return _allow(path / name, "")
     if isinstance(links, Mapping) and links[name] != os.path.realpath(path / name):
-        return (
-            f"{path / name} is a link to {target!r}, and led to {links[name]!r} when it was allowed: if that is meant, "
-            f"say links=({name!r},), or --allow-link {name} on the command line"
-        )
+        return _allow(path / name, f", and led to {links[name]!r} when it was allowed")
     return None
 
 
-def planted(path: Path, stored: Mapping[str, Any] | None = None, names: Sequence[str] | None = None) -> str | None:
-    """What is wrong with the first link, pipe or device where a sweep's own files are; None if there is none.
+def _allow(link: Path, but: str) -> str:
+    """A line about a link that is not allowed, and how to allow it."""
+    return (
+        f"{link} is a link to {os.readlink(link)!r}{but}: if that is meant, say links=({link.name!r},), or "
+        f"--allow-link {link.name} on the command line"
+    )
 
-    A link leads what is read or written out of the directory. Whoever may write here, or whose archive was unpacked
-    here, could have any file of the user overwritten by one.
+
+def planted(path: Path, stored: Mapping[str, Any] | None = None, names: Sequence[str] | None = None) -> str | None:
+    """A line about the first link, pipe or device in the place of a sweep's file or folder; None if there is none.
+
+    A link would lead reads and writes out of the directory. Anyone who may write here, or the author of an archive
+    that was unpacked here, could have any file of the user overwritten by one.
 
     Args:
       path: results directory.
-      stored: its manifest, which has the links that the user has allowed.
-      names: look only at these of the directory's own entries.
+      stored: its manifest, with the links that the user has allowed.
+      names: look only at these entries of the directory; None: all of a sweep's.
     """
-    links, own = (stored or {}).get("links", {}), (stored or {}).get("id")
+    links, identity = (stored or {}).get("links", {}), (stored or {}).get("id")
     for name in names or (LOCKS, ARRAYS, CHECKPOINTS, TRAJECTORIES):
         file = path / name
         try:
@@ -263,13 +266,10 @@ def planted(path: Path, stored: Mapping[str, Any] | None = None, names: Sequence
         if stat.S_ISLNK(mode) and name in LINKABLE:
             if reason := _link_refused(path, name, links):
                 return reason
-            if not _marked(file):
+            if not (mark := _mark_in(file)):
                 return _not_mounted(file)
-            if _marked(file).get("id") != own:  # a manifest may come from anybody: its links are not enough
-                return (
-                    f"{file} is a link to {os.readlink(file)!r}, without a {MARK} of this one: if that is meant, "
-                    f"say links=({name!r},), or --allow-link {name} on the command line"
-                )
+            if mark.get("id") != identity:  # the manifest's links are not enough, since anybody may have written it
+                return _allow(file, f", without a {MARK} of this one")
         elif not stat.S_ISDIR(mode):
             return _odd(file)
         if odd := _odd_below(str(file), {CHECKPOINTS: _BLOCKS, TRAJECTORIES: _UNITS}.get(name)):
@@ -288,11 +288,12 @@ def refuse_links(path: Path, stored: Mapping[str, Any] | None = None, names: Seq
 
 
 def _odd_below(folder: str, only: re.Pattern | None) -> str | None:
-    """The first entry below a folder that is neither a file nor a folder; `only`: below entries of these names."""
+    """The first entry below a folder that is neither a file nor a folder; only in entries with names like `only`."""
     folders = [folder]
     while folders:
         above = folders.pop()
-        with contextlib.suppress(FileNotFoundError), os.scandir(above) as entries:  # of a sweep under way
+        # A sweep under way may remove folders meanwhile.
+        with contextlib.suppress(FileNotFoundError), os.scandir(above) as entries:
             for entry in entries:
                 if only and above == folder and not only.fullmatch(entry.name):
                     continue
@@ -304,6 +305,7 @@ def _odd_below(folder: str, only: re.Pattern | None) -> str | None:
 
 
 def _odd(file: Path) -> str:
+    """A line about an entry that is not the file or folder that a sweep has there."""
     mode = os.lstat(file).st_mode
     if stat.S_ISLNK(mode):
         return (
@@ -315,10 +317,10 @@ def _odd(file: Path) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder unless it is there; what has its name must be no link.
+    """Makes a folder unless it exists.
 
     Raises:
-      UnusableData: if it is something else than a folder.
+      UnusableData: if a link or a file has its name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
@@ -329,7 +331,7 @@ def make_folder(folder: Path) -> None:
 
 
 def inside(path: Path, below: Path) -> None:
-    """Checks that no folder on the way from a results directory down is a link; those that are not there are passed.
+    """Checks that no folder on the way from a results directory down is a link; missing folders are passed over.
 
     Raises:
       UnusableData: naming the first one.
@@ -344,11 +346,11 @@ def inside(path: Path, below: Path) -> None:
 
 
 def read(file: Path, most: int) -> bytes:
-    """The first bytes of a file, at most so many; a pipe is not waited for, and no link is followed.
+    """The first bytes of a file, at most `most`; no link is followed, and no pipe is waited for.
 
     Raises:
       UnusableData: if it is no file.
-      OSError: if there is none, or it cannot be read.
+      OSError: if it is missing or cannot be read.
     """
     handle = _opened(file, os.O_RDONLY)
     with open(handle, "rb") as stream:
@@ -356,11 +358,11 @@ def read(file: Path, most: int) -> bytes:
 
 
 def open_lock(file: Path, make: bool = True) -> int:
-    """Opens a file for locking, which is made if need be; the mode is left to the umask, so that a group may share it.
+    """Opens a file for locking. Its mode follows the umask, so that a group may share it.
 
     Args:
       file: its name.
-      make: whether to make it if it is not there.
+      make: whether to make it if it does not exist.
 
     Raises:
       UnusableData: if it is no lock of a sweep.
@@ -373,9 +375,9 @@ def open_lock(file: Path, make: bool = True) -> int:
     return handle
 
 
-def _opened(file: Path, how: int) -> int:
+def _opened(file: Path, flags: int) -> int:
     try:
-        handle = os.open(file, how | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        handle = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR) and os.path.lexists(file):
             raise UnusableData(_odd(file)) from None
@@ -386,15 +388,15 @@ def _opened(file: Path, how: int) -> int:
     return handle
 
 
-def flock(handle: int, how: int, path: Path) -> None:
+def flock(handle: int, operation: int, path: Path) -> None:
     """`fcntl.flock`, which some file systems do not have.
 
     Raises:
-      ValueError: on such a one, naming the directory.
-      OSError: as flock does, of a lock that is held.
+      ValueError: on such a file system, naming the directory.
+      OSError: as flock does, if the lock is held.
     """
     try:
-        fcntl.flock(handle, how)
+        fcntl.flock(handle, operation)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):
             raise
@@ -404,6 +406,11 @@ def flock(handle: int, how: int, path: Path) -> None:
         ) from None
 
 
+def files_below(folder: Path, pattern: str) -> list[Path]:
+    """The files below a folder with names like a pattern, sorted; a running sweep may remove them meanwhile."""
+    return sorted(Path(parent, file) for parent, _, names in os.walk(folder) for file in fnmatch.filter(names, pattern))
+
+
 # Removal
 
 
@@ -411,11 +418,11 @@ def remove(folder: Path, written: re.Pattern) -> None:
     """Removes a folder of a sweep: every entry that the sweep wrote, then the folder if it is empty.
 
     Args:
-      folder: the folder; nothing is done if it is a link or is not there.
+      folder: the folder; nothing is done if it is a link or missing.
       written: BLOCK, STATE or UNIT.
     """
     with contextlib.suppress(OSError):
-        handle = os.open(folder, _FOLDER)
+        handle = os.open(folder, _FOLDER_FLAGS)
         try:
             _clear(handle, "", written)
         finally:
@@ -424,13 +431,13 @@ def remove(folder: Path, written: re.Pattern) -> None:
 
 
 def _clear(handle: int, above: str, written: re.Pattern) -> None:
-    with os.scandir(handle) as found:
-        entries = list(found)
+    with os.scandir(handle) as scan:
+        entries = list(scan)
     for entry in entries:
         name = above + entry.name
         with contextlib.suppress(OSError):
             if entry.is_dir(follow_symlinks=False) and written.fullmatch(name + "/"):
-                inner = os.open(entry.name, _FOLDER, dir_fd=handle)
+                inner = os.open(entry.name, _FOLDER_FLAGS, dir_fd=handle)
                 try:
                     _clear(inner, name + "/", written)
                 finally:
@@ -441,23 +448,23 @@ def _clear(handle: int, above: str, written: re.Pattern) -> None:
 
 
 def _is_own(name: str, handle: int) -> bool:
-    """Whether a file's content is of the kind that its name says; damage of some bytes makes no other kind of it."""
+    """Whether a file's content fits its name; damage of some bytes does not make it another program's."""
     if not (name.endswith((".json", ".segment")) or name.isdigit()) or name.startswith(("zarr.", "_strings.")):
-        return True  # its name is no other program's
+        return True  # no other program uses the name
     with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=handle), "rb") as stream:
         head = stream.read(4096)
     if len(head.strip(b"\0")) <= 16:
         return True
     if name.isdigit():  # a coordinate's chunk
-        return head.startswith(b"\x28\xb5\x2f\xfd")
+        return head.startswith(ZSTD_MAGIC)
     if name.endswith(".json"):
-        return any(word in head for word in _WORDS)
-    return sum(a != b for a, b in zip(head, _MAGIC)) <= 2
+        return any(word in head for word in _JSON_WORDS)
+    return sum(a != b for a, b in zip(head, SEGMENT_MAGIC)) <= 2
 
 
 def is_own(file: Path) -> bool:
-    """Whether what is in the place of a checkpoint or segment was written by a sweep, damaged or not."""
-    handle = os.open(file.parent, _FOLDER)
+    """Whether the file in the place of a checkpoint or segment was written by a sweep, damaged or not."""
+    handle = os.open(file.parent, _FOLDER_FLAGS)
     try:
         return stat.S_ISREG(os.lstat(file).st_mode) and _is_own(file.name, handle)
     finally:
@@ -466,26 +473,26 @@ def is_own(file: Path) -> bool:
 
 def own_folders(folder: Path) -> list[Path]:
     """The folders of blocks and units below `checkpoints/` or `trajectories/`, sorted."""
-    with contextlib.suppress(OSError), os.scandir(folder) as found:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
         return sorted(
             folder / entry.name
-            for entry in found
+            for entry in entries
             if entry.is_dir(follow_symlinks=False) and (_BLOCKS.fullmatch(entry.name) or _UNITS.fullmatch(entry.name))
         )
     return []
 
 
 def remove_prepared(folder: Path) -> None:
-    """Removes a store that was being prepared."""
+    """Removes a store that was prepared beside its place."""
     remove(folder, _TEMPLATE)
 
 
 def remove_partial(path: Path) -> None:
-    """Removes what a process that is gone was preparing; the caller holds the manifest's lock, as that one did."""
+    """Removes temporary files of a process that is gone; the caller holds the manifest's lock, as that process did."""
     if not path.is_dir():
         return
-    with os.scandir(path) as found:
-        names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found if not entry.is_symlink()]
+    with os.scandir(path) as entries:
+        names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if not entry.is_symlink()]
     for name, folder in names:
         if folder and _PREPARED.fullmatch(name):
             remove_prepared(path / name)

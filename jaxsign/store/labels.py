@@ -1,9 +1,9 @@
-"""Names, dimensions, coordinates and units of results: arrays -> xarray."""
+"""How are results labelled: names, dimensions, coordinates and units of xarray Datasets?"""
 
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from jaxsign.store.levels import DIMS, observable
 from jaxsign.store.levels import coordinates as level_coords
 from jaxsign.validation import names
 from jaxsign.validation.values import field_names, plain_number
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Variables that every run has.
 RUN_VARIABLES: Mapping[str, tuple[str, Any, Mapping[str, str]]] = {
@@ -22,15 +25,16 @@ RUN_VARIABLES: Mapping[str, tuple[str, Any, Mapping[str, str]]] = {
 
 #: Dimensions and coordinates that every sweep's Dataset has.
 BASE_NAMES = (("dimension", "optimizer"), ("dimension", "seed"), ("dimension", "step"), ("coordinate", "family"))
-#: The attribute that marks bools, which are stored as integers so that -1 can say that a run has not run.
+#: The attribute that marks bools. They are stored as integers, with -1 for runs that have not run.
 BOOL = "kind", "bool: 0 false, 1 true, -1 not run"
 
 
 def stored_as(dtype: Any) -> tuple[np.dtype, Any, dict[str, str]]:
-    """How results of a device's dtype are stored: (dtype, what a run that has not run reads as, attributes).
+    """How results of a device's dtype are stored: (dtype, fill value of runs that have not run, attributes).
 
-    Floats are NaN where a run has not run, signed integers -1, unsigned ones their largest number, and bools are kept
-    as int8 with -1. Floats that NumPy does not have, such as bfloat16, become 32-bit ones, which hold them exactly.
+    The fill value is NaN for floats, -1 for signed integers, the largest number for unsigned ones. Bools become int8,
+    with -1 as fill value. Floats that NumPy does not have, such as bfloat16, become 32-bit ones, which hold them
+    exactly.
 
     Examples:
       >>> stored_as(np.dtype("uint8"))
@@ -48,59 +52,59 @@ def stored_as(dtype: Any) -> tuple[np.dtype, Any, dict[str, str]]:
     return np.dtype(np.float32), np.nan, {"computed_as": dtype.name}
 
 
-def with_bools(ds: Any) -> Any:
-    """A Dataset whose bools are bools; where a run has not run they are numbers, NaN for it.
+def with_bools(ds: "xr.Dataset") -> "xr.Dataset":
+    """A Dataset with its bools as bools, or as floats with NaN if some runs have not run.
 
     Args:
       ds: Dataset with the variable `status`.
     """
     key, mark = BOOL
-    # Earlier versions stored bools as such, with True where a run has not run.
-    found = {name: v for name, v in ds.data_vars.items() if v.attrs.get(key) == mark or v.dtype == bool}
-    if not found:
+    # Earlier versions stored bools as bools, with True for runs that have not run.
+    bools = {name: v for name, v in ds.data_vars.items() if v.attrs.get(key) == mark or v.dtype == bool}
+    if not bools:
         return ds
     complete = bool((ds["status"] >= 0).all())
-    for name, variable in found.items():
+    for name, variable in bools.items():
         attrs = {k: value for k, value in variable.attrs.items() if k != key}
         if complete:
-            found[name] = variable.astype(bool)
-            found[name].attrs = attrs
+            bools[name] = variable.astype(bool)
+            bools[name].attrs = attrs
         else:
-            found[name] = variable.astype(float).where(ds["status"] >= 0).transpose(*variable.dims)
-            found[name].attrs = {**attrs, key: mark.replace("-1", "NaN")}
-    return ds.assign(found)
+            bools[name] = variable.astype(float).where(ds["status"] >= 0).transpose(*variable.dims)
+            bools[name].attrs = {**attrs, key: mark.replace("-1", "NaN")}
+    return ds.assign(bools)
 
 
 def check_results(
     parts: Mapping[str, Mapping[str, Any]],
-    own: Mapping[str, tuple[str, ...]],
+    dims: Mapping[str, tuple[str, ...]],
     taken: Iterable[tuple[str, str]] = BASE_NAMES,
 ) -> None:
     """Checks that one Dataset can hold a run's results: every name once, every dimension with one size.
 
     Args:
       parts: {kind, such as "observable": {name: array or its shape, without the steps}}.
-      own: {name: names of its dimensions} where they are given.
-      taken: (kind, name) of the dimensions and coordinates that the Dataset has besides.
+      dims: {name: names of its dimensions} of results with given names.
+      taken: (kind, name) of the other dimensions and coordinates of the Dataset.
 
     Raises:
       ValueError: naming kind, name and what it collides with.
     """
     taken = [*taken, *(("variable", name) for name in RUN_VARIABLES)]
-    entries = [(kind, name) for kind, found in parts.items() for name in found]
-    seen = names.different([*taken, *entries])
+    entries = [(kind, name) for kind, results in parts.items() for name in results]
+    used = names.different([*taken, *entries])
     sizes: dict[str, tuple[str, int]] = {}
-    for kind, found in parts.items():
-        for name, value in found.items():
-            given = own.get(name)
+    for kind, results in parts.items():
+        for name, value in results.items():
+            given = dims.get(name)
             if given is not None and len(given) != len(value.shape):
                 raise ValueError(f"{kind} {name!r} has {len(value.shape)} dimensions, and dims names {list(given)}")
-            dims = own_dims(name, len(value.shape), own)
-            if len(set(dims)) < len(dims):
-                raise ValueError(f"{kind} {name!r} has one dimension twice: dims names {list(dims)}")
-            for dim, size in zip(dims, value.shape):
-                if names.alike(dim) in seen:
-                    other, same = seen[names.alike(dim)]
+            value_dims = own_dims(name, len(value.shape), dims)
+            if len(set(value_dims)) < len(value_dims):
+                raise ValueError(f"{kind} {name!r} has one dimension twice: dims names {list(value_dims)}")
+            for dim, size in zip(value_dims, value.shape):
+                if names.alike(dim) in used:
+                    other, same = used[names.alike(dim)]
                     raise ValueError(
                         f"dimension {dim!r} of the {kind} {name!r} has the name of the {other} {same!r}: rename it"
                     )
@@ -114,7 +118,7 @@ def check_results(
 
 
 def check_task(task: Any) -> None:
-    """Checks the names that a task gives: dimensions, attributes and alarms.
+    """Checks the names in a task: dimensions, attributes and alarms.
 
     Raises:
       ValueError: naming the name.
@@ -133,17 +137,17 @@ def check_task(task: Any) -> None:
 
 
 def own_dims(name: str, rank: int, dims: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Dimension names of one observable, without the runs' and the step's.
+    """Dimension names of one observable, without the dimensions of runs and steps.
 
     Examples:
       >>> own_dims("s11", 2, {"s11": ("head", "sample")}), own_dims("mine", 1, {})
       (('head', 'sample'), ('mine_dim0',))
     """
-    named = tuple(dims.get(name, ()))
-    return named if len(named) == rank else tuple(f"{name}_dim{i}" for i in range(rank))
+    given = tuple(dims.get(name, ()))
+    return given if len(given) == rank else tuple(f"{name}_dim{i}" for i in range(rank))
 
 
-def run_dataset(run: Any, family: str, keywords: Mapping[str, float]) -> Any:
+def run_dataset(run: Any, family: str, keywords: Mapping[str, float]) -> "xr.Dataset":
     """One js.Run as an xarray.Dataset with dims (optimizer, seed, step, ...), the first two of length 1.
 
     Args:
@@ -160,7 +164,7 @@ def run_dataset(run: Any, family: str, keywords: Mapping[str, float]) -> Any:
     for name in keywords:
         names.result_name("keyword of an optimizer", name)
     parts = {"constant": run.constants, "summary": run.summary, "alarm": run.watch}
-    arrays = {kind: {name: np.asarray(value) for name, value in found.items()} for kind, found in parts.items()}
+    arrays = {kind: {name: np.asarray(value) for name, value in values.items()} for kind, values in parts.items()}
     trace = {name: np.asarray(value) for name, value in run.trace.items()}
     arrays = {"observable": {name: value[0] for name, value in trace.items()}, **arrays}
     check_results(arrays, run.dims, [*BASE_NAMES, *(("keyword of an optimizer", name) for name in keywords)])
@@ -207,8 +211,7 @@ def coordinates(sweep: Any) -> dict[str, tuple[tuple[str, ...], Any, dict[str, s
     for axis in sweep.grid_axes:
         for i, name in enumerate(axis.members):
             out[name] = ((axis.name,), _column([point[i] for point in axis.values]), _AXIS_ATTRS.get(name, {}))
-    derived = getattr(type(sweep.hyper), "derived", {})
-    for name, field in derived.items():
+    for name, field in _derived(sweep.hyper).items():
         if name in out:
             out[field] = _dependent(sweep, field)
     labels, families, points = zip(*sweep.optimizer_points)
@@ -224,20 +227,16 @@ def coordinates(sweep: Any) -> dict[str, tuple[tuple[str, ...], Any, dict[str, s
 
 
 def keyword_coordinates(sweep: Any) -> dict[str, str]:
-    """{keyword of an optimizer: its coordinate's name}: another one where an axis or a number of the system has it."""
-    derived = getattr(type(sweep.hyper), "derived", {})
-    members = [name for axis in sweep.grid_axes for name in axis.members]
-    taken = {*members, *(derived[name] for name in members if name in derived), *base_coordinates(sweep), *sweep.dims}
-    taken |= {"family", "step", *RUN_VARIABLES}
+    """{keyword of an optimizer: its coordinate's name}, which differs if an axis or a number of the system has it."""
+    members, fields = _members_and_fields(sweep)
+    taken = {*members, *fields, *base_coordinates(sweep), *sweep.dims, "family", "step", *RUN_VARIABLES}
     keywords = dict.fromkeys(keyword for _, _, point in sweep.optimizer_points for keyword in point)
     return {keyword: f"optimizer_{keyword}" if keyword in taken else keyword for keyword in keywords}
 
 
 def coordinate_names(sweep: Any) -> list[tuple[str, str]]:
     """(kind, name) of every dimension and coordinate of a sweep's Dataset that is known before it is traced."""
-    derived = getattr(type(sweep.hyper), "derived", {})
-    members = [name for axis in sweep.grid_axes for name in axis.members]
-    fields = [derived[name] for name in members if name in derived]
+    members, fields = _members_and_fields(sweep)
     return [
         *BASE_NAMES,
         *(("axis", name) for name in members),
@@ -245,6 +244,17 @@ def coordinate_names(sweep: Any) -> list[tuple[str, str]]:
         *(("keyword of an optimizer", name) for name in keyword_coordinates(sweep).values()),
         *(("dimension of captured levels", name) for name in level_coords(sweep.crossed)),
     ]
+
+
+def _derived(hyper: Any) -> Mapping[str, str]:
+    """{derived axis: the field that it sets} of a system's numbers."""
+    return getattr(type(hyper), "derived", {})
+
+
+def _members_and_fields(sweep: Any) -> tuple[list[str], list[str]]:
+    """(names of all axes' members, fields that derived axes among them set)."""
+    members, derived = [name for axis in sweep.grid_axes for name in axis.members], _derived(sweep.hyper)
+    return members, [derived[name] for name in members if name in derived]
 
 
 _AXIS_ATTRS = {
@@ -255,7 +265,7 @@ _AXIS_ATTRS = {
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    """Numbers as an array, NaN where there is none; anything else as strings."""
+    """Numbers as an array, with NaN for None; anything else as strings."""
     if all(isinstance(v, bool) for v in values):
         return np.array(values, bool)
     numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
@@ -269,7 +279,7 @@ def _column(values: list[Any]) -> np.ndarray:
 
 
 def _dependent(sweep: Any, field: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
-    """A derived axis's field over the axes that it depends on."""
+    """The field behind a derived axis, over the axes that it depends on."""
     shape = tuple(len(axis.values) for axis in sweep.grid_axes)
     table = np.array([float(getattr(sweep.hyper_at(i), field)) for i in sweep.combinations()]).reshape(shape)
     dims = [axis.name for axis in sweep.grid_axes]
@@ -286,10 +296,9 @@ def base_coordinates(sweep: Any) -> dict[str, float]:
     if hyper is None:
         return {}
     names = list(hyper) if isinstance(hyper, Mapping) else field_names(type(hyper))
-    used = {name for axis in sweep.grid_axes for name in axis.members}
-    used |= {field for name, field in getattr(type(hyper), "derived", {}).items() if name in used}
+    members, fields = _members_and_fields(sweep)
     values = hyper if isinstance(hyper, Mapping) else {name: getattr(hyper, name) for name in names}
-    numbers = {name: plain_number(name, values[name]) for name in names if name not in used}
+    numbers = {name: plain_number(name, values[name]) for name in names if name not in {*members, *fields}}
     return {
         name: value if type(value) is int and abs(value) > 2**53 else float(value)
         for name, value in numbers.items()
@@ -298,5 +307,5 @@ def base_coordinates(sweep: Any) -> dict[str, float]:
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """The manifest as the JSON text that a Dataset carries in its attribute `manifest`."""
+    """The manifest as JSON text, for the attribute `manifest` of a Dataset."""
     return json.dumps(manifest, sort_keys=True)

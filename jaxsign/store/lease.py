@@ -1,4 +1,4 @@
-"""Whether a results directory is still the one that a process has opened: asked before every write."""
+"""Is a results directory still the one that a process has opened? This is checked before every write."""
 
 import contextlib
 import os
@@ -10,22 +10,22 @@ from jaxsign.store.manifest import MANIFEST, UnusableData, read_manifest
 
 
 class Stale(UnusableData):
-    """The directory is not the one that was opened: a process that goes on would write into another's results.
+    """The directory is not the one that was opened: a process that went on would write into another's results.
 
-    The command was right and is to be given again, so it is what lies on disk that cannot be used.
+    The command was right, and is to be given again. So the exit status is the one for unusable data, not for bad input.
     """
 
 
 class Lease:
     """The right to write into a results directory as it was opened.
 
-    It ends when the directory is moved, removed or begun anew, when it is extended or defined anew, and when another
-    process has taken a lock over that the work depends on. It never comes back: the work is started again.
+    The right ends when the directory is moved, removed, begun anew, extended or defined anew, and when another process
+    has taken over a lock that the work depends on. It never comes back: the command must be given again.
 
     Args:
       path: results directory with a manifest; the caller holds the manifest's lock.
       arrays: its folder of arrays.
-      held: {lock: the text that it must keep}.
+      held: {lock: the text that it must contain}.
     """
 
     def __init__(self, path: Path, arrays: Path, held: Mapping[Path, str]):
@@ -34,18 +34,18 @@ class Lease:
         assert stored is not None
         self.id, self.epoch = identity(stored)
         self.stamp = _stamp(path / MANIFEST)
-        # Kept open: the number of a folder that is removed would otherwise be given to the next one.
+        # Kept open: the inode number of a removed folder would otherwise be given to the next one.
         self.folders = {folder: os.open(folder, os.O_RDONLY | os.O_DIRECTORY) for folder in (path, arrays)}
         self.reason: str | None = None
 
     def close(self) -> None:
-        """Lets the directory go."""
+        """Closes the folders that the lease keeps open."""
         for handle in self.folders.values():
             os.close(handle)
         self.folders = {}
 
     def check(self) -> None:
-        """Makes sure that the directory is still the one that was opened.
+        """Checks that the directory is still the one that was opened.
 
         Raises:
           Stale: with the reason.
@@ -56,13 +56,13 @@ class Lease:
 
     @contextlib.contextmanager
     def writing(self, exclusive: bool = False) -> Iterator[None]:
-        """Keeps the directory as it is while something is written into it.
+        """Holds the manifest's lock, so that nothing changes the directory while something is written into it.
 
         Args:
-          exclusive: with no other writer beside this one.
+          exclusive: without other writers.
 
         Raises:
-          Stale: if it is not the one that was opened; nothing is to be written then.
+          Stale: if the directory is not the one that was opened.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -73,6 +73,7 @@ class Lease:
             yield
 
     def _reason(self) -> str | None:
+        """Why the lease has ended, None if it has not."""
         if os.getpid() != self.pid:
             return "is written by the process that this one was forked from, and not by a fork"
         for folder, handle in self.folders.items():
@@ -98,18 +99,18 @@ class Lease:
 
 
 def identity(manifest: Mapping) -> tuple[str | None, int]:
-    """(id, epoch) of a manifest; (None, 0) of one that an earlier version wrote."""
+    """(id, epoch) of a manifest; (None, 0) for a manifest of an earlier version."""
     return manifest.get("id"), manifest.get("epoch", 0)
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is replaced; None if it is not there."""
+    """(inode, time, size) of a file, which differ after it was replaced; None if it is missing."""
     try:
-        handle = os.open(file, os.O_RDONLY)  # opened: network file systems answer stat from what they remember
+        handle = os.open(file, os.O_RDONLY)  # opened, since network file systems cache stat
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        found = os.fstat(handle)
+        status = os.fstat(handle)
     finally:
         os.close(handle)
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_size

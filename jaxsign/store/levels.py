@@ -1,4 +1,4 @@
-"""Results that are captured where the training loss crosses a level: their names, dimensions and coordinates."""
+"""How are results named that are captured where the training loss crosses a level? With which coordinates?"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from jaxsign.validation.values import real, representable
 
 #: Ends the names of captured variables.
 SUFFIX = "_at_level"
-#: Dimensions of captured variables, after the runs': the level, and the step before the crossing or the crossing's own.
+#: Dimensions of captured variables after the runs': the level, and the step before or at the crossing.
 DIMS = ("level", "crossing")
 CROSSING = ("before", "at")
 
@@ -30,17 +30,17 @@ def check_levels(levels: Any) -> tuple[float, ...]:
     """
     if isinstance(levels, (str, Mapping)) or np.ndim(levels) != 1:
         raise ValueError(f"levels must be a list of training losses > 0, got levels={levels!r}")
-    out = sorted((real("levels", level, 0.0, open_low=True) for level in levels), reverse=True)
-    for level in out:
+    checked = sorted((real("levels", level, 0.0, open_low=True) for level in levels), reverse=True)
+    for level in checked:
         representable("levels", level, np.dtype(jax.dtypes.canonicalize_dtype(float)))
-    for level in out:
-        if out.count(level) > 1:
+    for level in checked:
+        if checked.count(level) > 1:
             raise ValueError(f"levels must be distinct training losses, got {level!r} twice")
-    return tuple(out)
+    return tuple(checked)
 
 
 def captured_names(observables: Iterable[str]) -> set[str]:
-    """Names of the variables that hold what is captured of these observables.
+    """Names of the variables for the captured values of these observables.
 
     Examples:
       >>> sorted(captured_names(["test_error"]))
@@ -60,7 +60,7 @@ def coordinates(levels: tuple[float, ...]) -> dict[str, tuple[tuple[str, ...], A
 
 
 def observable(name: str) -> str:
-    """The observable behind a captured variable's name; other names as they are.
+    """The observable of a captured variable's name; other names are returned unchanged.
 
     Examples:
       >>> observable("test_error_at_level"), observable("test_error")

@@ -1,4 +1,4 @@
-"""Who works in a results directory: one lock a shard, with pid and host, and one around changes of the manifest."""
+"""Who works in a results directory? One lock a shard with pid and host, and one around changes of the manifest."""
 
 import contextlib
 import errno
@@ -15,24 +15,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxsign.store.files import LOCKS, flock, make_folder, named, open_lock, read
+from jaxsign.store import times
+from jaxsign.store.files import LOCKS, explain_os_errors, flock, make_folder, open_lock, read
 from jaxsign.store.manifest import MANIFEST, UnusableData
-from jaxsign.validation.messages import say
+from jaxsign.validation.messages import say, time_words
 from jaxsign.validation.names import printable
 
 FOLDER = LOCKS
-#: A holder on another machine touches its lock this often; without a touch for three times as long it counts as gone.
+#: Seconds after which a holder touches its lock again; on another machine, one that does not for three times as long
+#: counts as gone.
 HEARTBEAT = 20.0
-#: Seconds of waiting for the manifest's lock before it is said.
+#: Seconds of waiting for the manifest's lock before a line on stderr says so.
 PATIENCE = 2.0
+#: Seconds of trying to take a shard's lock: `others` holds it for a moment to see whether it is free.
+SHARD_PATIENCE = 0.9
 
+#: (index, count): shard 0 of 4 is (0, 4).
+Shard = tuple[int, int]
 _SHARD = re.compile(r"shard-(\d+)-of-([1-9]\d*)\.lock")
-#: Descriptors that hold locks. A fork would keep its parent's locks after the parent's end: it closes them at once.
+#: Descriptors that hold locks. A fork closes them at once: it would keep its parent's locks after the parent's end.
 _HANDLES: set[int] = set()
 
 
 class Busy(ValueError):
-    """Living processes hold what is asked for."""
+    """A living process holds the lock."""
 
 
 class Held:
@@ -41,48 +47,42 @@ class Held:
     Args:
       file: the lock's file.
       handle: its descriptor, locked.
-      gone: words for a dead holder that had it before, None if there was none.
+      gone: words for a dead holder before this one, None if there was none.
     """
 
     def __init__(self, file: Path, handle: int, gone: str | None):
         self.file, self.handle, self.gone = file, handle, gone
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        # The token tells two holds of one process apart. Nothing is worked on before an epoch is known.
-        self._write({
-            "pid": os.getpid(), "host": socket.gethostname(), "since": since, "token": secrets.token_hex(4),
-            "epoch": None,
-        })  # fmt: skip
+        self._write(_this_process(since=times.now()) | {"epoch": None})  # no work begins before an epoch is known
 
     def _write(self, record: dict[str, Any]) -> None:
         self.record, self.text = record, json.dumps(record)
-        os.ftruncate(self.handle, 0)
-        os.pwrite(self.handle, self.text.encode(), 0)
+        _rewrite(self.handle, self.text)
 
     def works_by(self, epoch: int) -> None:
-        """Notes by which epoch of the manifest the holder works."""
+        """Notes the epoch of the manifest by which the holder works."""
         self._write({**self.record, "epoch": epoch})
 
     def lost(self) -> str | None:
-        """Why the shard is not this process's any more, None if it is."""
+        """Why this process does not hold the shard any more, None if it does."""
         return lost(self.file, self.text)
 
     def release(self, manifest: Path) -> None:
-        """Empties the lock, or removes it where no manifest was made; another's is left alone."""
+        """Empties the lock, or removes it if no manifest was made; a lock that another process took over stays."""
         if self.handle not in _HANDLES or os.pread(self.handle, 4096, 0).decode(errors="replace") != self.text:
             return
-        os.ftruncate(self.handle, 0)  # an empty lock: nobody's
+        os.ftruncate(self.handle, 0)  # an empty lock has no holder
         if _is_open_at(self.handle, self.file) and not manifest.exists():
             self.file.unlink()
             _remove_empty(self.file.parent)
 
 
 @contextlib.contextmanager
-def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[Held]:
+def shard_lock(path: Path, shard: Shard) -> Iterator[Held]:
     """Holds one shard of a results directory, unless a living process holds blocks of it.
 
     Shard i of a takes the blocks i, i + a, i + 2 a, ...: shards of different counts may have blocks in common. The
-    kernel drops a dead process's lock, so a shard whose holder was killed on this machine is free at once. A holder on
-    another machine shows that it lives by touching its lock every HEARTBEAT seconds.
+    kernel drops a dead process's lock, so a shard is free at once when its holder on this machine is killed. A holder
+    on another machine shows that it lives by touching its lock every HEARTBEAT seconds.
 
     Args:
       path: results directory; it must exist.
@@ -93,15 +93,16 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[Held]:
       ValueError: if the file system has no locks.
     """
     folder, words = path / FOLDER, f"shard {shard[0]}/{shard[1]} of {str(path)!r}"
-    with named(path):
+    with explain_os_errors(path):
         make_folder(folder)
         watch(path, shard)
         file = folder / f"shard-{shard[0]}-of-{shard[1]}.lock"
-        # `others` holds a lock for a moment to see whether it is free.
+        deadline = time.monotonic() + SHARD_PATIENCE
         try:
-            handle = _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB, tries=10)
+            while (handle := _taken(file, fcntl.LOCK_EX)) is None and time.monotonic() < deadline:
+                time.sleep(0.1)
         except ValueError:
-            file.unlink()  # nobody can hold anything there
+            file.unlink()  # a file system without locks: nobody can hold it
             _remove_empty(folder)
             raise
     if handle is None:
@@ -112,7 +113,7 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[Held]:
             reason = f"is being run by {_words(before)}; if that process is surely gone, delete {file}"
             raise Busy(f"{words} {reason}")
         _note_gone(handle, before)
-        with manifest_lock(path):  # of two that start at once, the second one sees the first
+        with manifest_lock(path):  # if two start at once, the second one sees the first
             for other, (i, count) in _shards(path).items():
                 if other == file or not overlap(shard, (i, count)):
                     continue
@@ -120,7 +121,7 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[Held]:
                     if new:
                         file.unlink()
                     raise Busy(f"{words} has blocks in common with shard {i}/{count}, run by {_words(holder)}")
-                _mark(other)  # workers that go on for a dead driver stop
+                _mark_gone(other)  # workers of a dead driver then stop
             before.pop("gone", None)
             dead = f"{_words(before)}, which held shard {shard[0]}/{shard[1]}, is gone: going on" if before else None
             held = Held(file, handle, dead)
@@ -131,14 +132,14 @@ def shard_lock(path: Path, shard: tuple[int, int]) -> Iterator[Held]:
             yield held
         finally:
             done.set()
-            if handle in _HANDLES:  # a fork has no such thread
+            if handle in _HANDLES:  # a fork does not have the thread
                 beat.join()
             held.release(path / MANIFEST)
     finally:
         _close(handle)
 
 
-def overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+def overlap(one: Shard, other: Shard) -> bool:
     """Whether two shards (index, count) may have blocks in common.
 
     Examples:
@@ -148,61 +149,98 @@ def overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return (one[0] - other[0]) % math.gcd(one[1], other[1]) == 0
 
 
-def others(path: Path, shard: tuple[int, int], epoch: int | None = None) -> list[str]:
+def others(path: Path, shard: Shard, epoch: int | None = None) -> list[str]:
     """Words for the living holders of other shards of a results directory.
 
-    One on another machine counts as living unless `watch` has found it dead.
+    A holder on another machine counts as living unless `watch` has marked it as gone.
 
     Args:
       path: results directory.
-      shard: (index, count) of the one that asks.
-      epoch: only those that work by this epoch of the manifest already; None for all.
+      shard: (index, count) of the caller.
+      epoch: only holders that work by this epoch of the manifest already; None for all.
     """
-    out = []
+    words = []
     for file, other in _shards(path).items():
         holder = _at_work(file) if other != shard else None
-        # A lock without an epoch is an earlier version's; with None, its holder is about to read the manifest.
+        # Locks of earlier versions have no epoch; with None, the holder is about to read the manifest.
         if holder and (epoch is None or holder.get("epoch", epoch) == epoch):
-            out.append(f"{file.stem}: {_words(holder)}")
-    return out
+            words.append(f"{file.stem}: {_words(holder)}")
+    return words
 
 
-def watch(path: Path, shard: tuple[int, int] | None = None) -> None:
-    """Watches locks of other machines, all together, and marks those that nobody touches: they count as free from then.
+def holders(path: Path) -> tuple[list[str], list[str]]:
+    """(words for the processes that run a results directory, words for those that ended without releasing their lock).
 
-    Returns as soon as one is touched. No two clocks are compared.
+    Nothing is locked unless a process with the recorded number lives: a run that starts at this moment would otherwise
+    find its lock taken. Processes on other machines are judged by when they last touched their lock.
+    """
+    running: list[str] = []
+    gone: list[str] = []
+    for file, (index, count) in _shards(path).items():
+        try:
+            holder = _holder(file)
+            words = f"process {holder['pid']} on {holder['host']} since {times.words(times.parse(holder['since']))}"
+            here, age = holder["host"] == socket.gethostname(), time.time() - file.stat().st_mtime
+            lives = _lives_here(int(holder["pid"]), file) if here else age < 3 * HEARTBEAT
+        except (OSError, ValueError, KeyError, TypeError):  # nobody's, or being written
+            continue
+        shard = "" if count == 1 else f"shard {index}/{count}: "
+        last = "" if here else f", last sign of life {time_words(max(age, 0.0))} ago"
+        (running if lives and not holder.get("gone") else gone).append(f"{shard}{words}{last}")
+    return running, gone
+
+
+def _lives_here(pid: int, file: Path) -> bool:
+    """Whether a process of this machine lives and holds a lock."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    with file.open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False  # another process has the number by now
+
+
+def watch(path: Path, shard: Shard | None = None) -> None:
+    """Watches all locks of other machines at once, and marks those that nobody touches: from then on they are free.
+
+    Returns as soon as one is touched. Clocks of two machines are not compared.
 
     Args:
       path: results directory.
       shard: (index, count), to watch only shards that have blocks in common with it; None for all.
     """
-    seen: dict[Path, tuple[str, int]] = {}
+    watched: dict[Path, tuple[str, int]] = {}
     for file, other in _shards(path).items():
         with contextlib.suppress(FileNotFoundError):
             if (shard is None or overlap(shard, other)) and _elsewhere(_holder(file)):
-                seen[file] = file.read_text(errors="replace"), os.stat(file).st_mtime_ns
-    if not seen:
+                watched[file] = file.read_text(errors="replace"), os.stat(file).st_mtime_ns
+    if not watched:
         return
-    count = "a lock" if len(seen) == 1 else f"{len(seen)} locks"
-    words = f"{path}: watching {count} of other hosts for up to {3 * HEARTBEAT:.0f} s"
-    say(words)
+    count = "a lock" if len(watched) == 1 else f"{len(watched)} locks"
+    say(f"{path}: watching {count} of other hosts for up to {3 * HEARTBEAT:.0f} s")
     end = time.monotonic() + 3 * HEARTBEAT
     while time.monotonic() < end:
         time.sleep(min(1.0, HEARTBEAT / 4))
-        for file, (_, touched) in list(seen.items()):
+        for file, (_, touched) in list(watched.items()):
             try:
                 if os.stat(file).st_mtime_ns != touched:
                     return
             except FileNotFoundError:
-                del seen[file]
-    for file, (text, _) in seen.items():
-        _mark(file, text)
+                del watched[file]
+    for file, (text, _) in watched.items():
+        _mark_gone(file, text)
 
 
 def lost(file: Path, text: str) -> str | None:
-    """Why a lock is not that of the holder who wrote this text into it any more; None if it is."""
+    """Why the process that wrote this text into a lock does not hold it any more; None if it does."""
     try:
-        if file.read_text(errors="replace") == text:  # opened anew: network file systems look again then
+        if file.read_text(errors="replace") == text:  # opened anew, since network file systems cache an open file
             return None
     except FileNotFoundError:
         return f"lost {file.name}, which was deleted,"
@@ -213,28 +251,37 @@ def lost(file: Path, text: str) -> str | None:
 
 
 def take_over(file: Path) -> str:
-    """Makes a lock this process's, whoever had it: the one before finds by `lost` that it is not its own any more.
+    """Takes a lock over from any holder, who learns of it by `lost`; returns the text to give to `lost`.
 
-    The caller holds the manifest's lock. Returns the text to give to `lost`.
+    The caller holds the manifest's lock.
     """
-    text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "token": secrets.token_hex(4)})
-    handle = _opened(file, os.O_CREAT)
+    text = json.dumps(_this_process())
+    handle = _opened(file, make=True)
     try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, text.encode(), 0)
+        _rewrite(handle, text)
     finally:
         _close(handle)
     return text
 
 
-def _shards(path: Path) -> dict[Path, tuple[int, int]]:
+def _this_process(**since: str) -> dict[str, Any]:
+    """A lock's record of this process; the token tells two holds of one process apart."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), **since, "token": secrets.token_hex(4)}
+
+
+def _rewrite(handle: int, text: str) -> None:
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, text.encode(), 0)
+
+
+def _shards(path: Path) -> dict[Path, Shard]:
     """{file: (index, count)} of every lock of a shard."""
     names = {file: _SHARD.fullmatch(file.name) for file in sorted((path / FOLDER).glob("shard-*.lock"))}
     return {file: (int(name[1]), int(name[2])) for file, name in names.items() if name}
 
 
 def _remove_empty(folder: Path) -> None:
-    """Removes the folder of locks unless another shard has one there."""
+    """Removes the folder of locks unless another shard has a lock there."""
     if not list(folder.glob("shard-*.lock")):
         (folder / "manifest.lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -243,11 +290,11 @@ def _remove_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def manifest_lock(path: Path) -> Iterator[None]:
-    """Waits for, then holds, the right to change the manifest and the shape of the arrays of a results directory."""
+    """Waits for, then holds, the lock around changes of the manifest and of the arrays' shapes."""
     folder = path / FOLDER
-    with named(path):
+    with explain_os_errors(path):
         make_folder(folder)
-        handle = _waited(folder, fcntl.LOCK_EX, os.O_CREAT)
+        handle = _waited(folder, fcntl.LOCK_EX, make=True)
     try:
         yield
     finally:
@@ -256,38 +303,35 @@ def manifest_lock(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing_lock(path: Path, exclusive: bool) -> Iterator[None]:
-    """Waits until nobody holds the manifest's lock, and keeps it from being taken.
+    """Holds the manifest's lock while something is written.
 
     Args:
       path: results directory, with its locks; nothing is created.
-      exclusive: alone, as for changes of the manifest; otherwise beside others who write.
+      exclusive: without other writers, as for changes of the manifest; otherwise the lock is shared with them.
 
     Raises:
       FileNotFoundError: if the lock is not there any more.
     """
-    handle = _waited(path / FOLDER, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, 0)
+    handle = _waited(path / FOLDER, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, make=False)
     try:
         yield
     finally:
         _close(handle)
 
 
-def _waited(folder: Path, kind: int, flags: int) -> int:
-    """A descriptor that holds the manifest's lock; says so where that takes long."""
-    file, tries = folder / "manifest.lock", int(PATIENCE / 0.05)
-    handle = _taken(file, kind | fcntl.LOCK_NB, 1, flags)
-    if handle is None:
-        handle = _taken(file, kind | fcntl.LOCK_NB, tries, flags, 0.05)
-    if handle is None:
-        words = f"{folder.parent}: waiting for {MANIFEST}, which another process is making, extending or mending"
-        say(words)
-    while handle is None:  # not in one call, which no signal would end
-        handle = _taken(file, kind | fcntl.LOCK_NB, tries, flags, 0.05)
+def _waited(folder: Path, kind: int, make: bool) -> int:
+    """A descriptor that holds the manifest's lock; a line on stderr tells of a long wait."""
+    patience: float | None = time.monotonic() + PATIENCE
+    while (handle := _taken(folder / "manifest.lock", kind, make)) is None:
+        if patience and time.monotonic() > patience:
+            say(f"{folder.parent}: waiting for {MANIFEST}, which another process is making, extending or mending")
+            patience = None
+        time.sleep(0.05)
     return handle
 
 
-def _opened(file: Path, flags: int = 0) -> int:
-    handle = open_lock(file, make=bool(flags & os.O_CREAT))
+def _opened(file: Path, make: bool) -> int:
+    handle = open_lock(file, make)
     _HANDLES.add(handle)
     return handle
 
@@ -307,46 +351,31 @@ os.register_at_fork(after_in_child=_leave_parents_locks)
 
 
 def _is_open_at(handle: int, file: Path) -> bool:
-    """Whether a file is still the one that was opened."""
+    """Whether the name still belongs to the file that was opened."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(file))
     except FileNotFoundError:
         return False
 
 
-def _taken(file: Path, kind: int, tries: int, flags: int = os.O_CREAT, every: float = 0.1) -> int | None:
-    """A descriptor that holds a lock; None if another process keeps it."""
+def _taken(file: Path, kind: int, make: bool = True) -> int | None:
+    """A descriptor that holds a lock, found without waiting; None if another process holds it."""
     while True:
-        handle = _opened(file, flags)
+        handle = _opened(file, make)
         try:
-            taken = _flock(handle, kind, tries, every, file)
-            if taken and _is_open_at(handle, file):
+            flock(handle, kind | fcntl.LOCK_NB, file.parent.parent)
+            if _is_open_at(handle, file):
                 return handle
-        except BaseException:
+        except BaseException as error:
             _close(handle)
+            if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.EACCES):
+                return None
             raise
-        _close(handle)
-        if not taken:
-            return None
-        # Otherwise a start that was refused has removed it meanwhile.
-
-
-def _flock(handle: int, kind: int, tries: int, every: float, file: Path) -> bool:
-    for attempt in range(tries):
-        try:
-            flock(handle, kind, file.parent.parent)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-        else:
-            return True
-        if attempt + 1 < tries:
-            time.sleep(every)
-    return False
+        _close(handle)  # a start that was refused has removed the file meanwhile: once more
 
 
 def _holder(file: Path) -> dict[str, Any]:
-    """What a lock says about its holder; {} of an empty, half-written or removed one."""
+    """A lock's record of its holder; {} if the lock is empty, half-written or removed."""
     try:
         holder = json.loads(read(file, 4096) or b"{}")
     except (ValueError, UnusableData, FileNotFoundError):
@@ -362,19 +391,19 @@ def _words(holder: dict[str, Any]) -> str:
 
 
 def _elsewhere(holder: dict[str, Any]) -> bool:
-    """Whether a lock's holder is on another machine, and not known to be dead."""
+    """Whether the holder is on another machine, and not known to be dead."""
     return bool(holder) and holder.get("host") != socket.gethostname() and not holder.get("gone")
 
 
 def _at_work(file: Path) -> dict[str, Any] | None:
-    """The holder of a lock, as far as can be told without waiting; None of one that has not said yet who it is."""
+    """The living holder of a lock, found without waiting; None if there is none, or no record of it yet."""
     holder = _holder(file)
     if not holder or holder.get("gone"):
         return None
     if _elsewhere(holder):
         return holder
     try:
-        handle = _taken(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 0)
+        handle = _taken(file, fcntl.LOCK_SH, make=False)
     except FileNotFoundError:
         return None
     if handle is None:
@@ -383,13 +412,13 @@ def _at_work(file: Path) -> dict[str, Any] | None:
     return None
 
 
-def _mark(file: Path, text: str | None = None) -> None:
-    """Notes in a dead holder's lock that it is dead, if it still says `text`: nobody has to find out again."""
+def _mark_gone(file: Path, text: str | None = None) -> None:
+    """Notes in a lock that its holder is dead, if it still contains `text`: no other process has to find out again."""
     try:
-        handle = _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+        handle = _taken(file, fcntl.LOCK_EX, make=False)
     except FileNotFoundError:
         return
-    if handle is None:  # it lives after all
+    if handle is None:  # the holder lives after all
         return
     try:
         if text is None or file.read_text(errors="replace") == text:
@@ -399,12 +428,11 @@ def _mark(file: Path, text: str | None = None) -> None:
 
 
 def _note_gone(handle: int, holder: dict[str, Any]) -> None:
-    """Writes into a lock that this process has locked that the holder it names is dead."""
+    """Notes in a lock, which this process has locked, that its recorded holder is dead."""
     if holder and not holder.get("gone"):
         touched = os.fstat(handle)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({**holder, "gone": True}).encode(), 0)
-        os.utime(handle, ns=(touched.st_atime_ns, touched.st_mtime_ns))  # its holder's last sign of life
+        _rewrite(handle, json.dumps({**holder, "gone": True}))
+        os.utime(handle, ns=(touched.st_atime_ns, touched.st_mtime_ns))  # keeps the holder's last sign of life
 
 
 def _touch(handle: int, done: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""results.zarr: pre-allocated, written block by block, checked when it is read."""
+"""How are results written and read: results.zarr, pre-allocated, written block by block, checked at every read."""
 
 import contextlib
 import math
@@ -8,14 +8,23 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
 from jaxsign.store.binding import binding
-from jaxsign.store.files import inside, is_results, named, refuse_links, remove_prepared
+from jaxsign.store.files import explain_os_errors, inside, is_results, refuse_links, remove_prepared
 from jaxsign.store.labels import manifest_text, with_bools
-from jaxsign.store.manifest import ARRAYS, MANIFEST, UnusableData, check_fit, examined, read_manifest, to_disk
+from jaxsign.store.manifest import (
+    ARRAYS,
+    MANIFEST,
+    UnusableData,
+    check_fit,
+    inspect_manifest,
+    read_manifest,
+    to_disk,
+    unreadable,
+)
 from jaxsign.store.watched import (
     MENDED,
     Expected,
@@ -31,12 +40,16 @@ from jaxsign.store.watched import (
 from jaxsign.validation.messages import say, silence
 from jaxsign.validation.values import local_path
 
-#: `owned(exclusive)` keeps a directory this process's while something is written into it, see `lease.Lease.writing`.
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: `owned(exclusive)` makes sure that a directory is this process's while it is written to, see `lease.Lease.writing`.
 Owned = Callable[[bool], contextlib.AbstractContextManager]
-#: Seconds for which finished blocks may wait for their status: what it speaks of goes to the disk for all at once.
+#: Seconds for which finished blocks may wait for their status: their chunks are then synced to the disk together.
 HELD = 1.0
-#: Seconds after which what looks damaged is looked at again: moving new metadata to their place takes less.
-SETTLE = 0.3
+#: Seconds after which metadata that look damaged are read again: moving new ones to their place takes less.
+RETRY_AFTER = 0.3
+T = TypeVar("T")
 
 
 class Memory:
@@ -51,7 +64,7 @@ class Memory:
         self.arrays: dict[str, Any] = {name: np.full(v.shape, v.fill, v.dtype) for name, v in variables.items()}
 
     def write(self, name: str, box: Slices, values: np.ndarray, mine: np.ndarray, records: slice | None = None) -> None:
-        """Writes runs of one block; what the block holds of other runs, and beyond the values' own sizes, stays.
+        """Writes runs of one block; other runs of the block, and entries beyond the values' sizes, stay as they are.
 
         Args:
           name: the variable.
@@ -62,28 +75,28 @@ class Memory:
         """
         variable, array = self.variables[name], self.arrays[name]
         index = box if records is None else (*box, records)
-        own = tuple(slice(0, size) for size in values.shape[1 + len(index) - len(box) :])
-        whole = (*index, *(slice(0, size) for size in variable.shape[len(index) :]))
-        shape = tuple(s.stop - s.start for s in whole)
-        if mine.all() and shape[len(index) :] == values.shape[1 + len(index) - len(box) :]:
-            array[whole] = values.reshape(shape)
+        sizes = values.shape[1 + len(index) - len(box) :]  # of the values' own dimensions
+        full = (*index, *(slice(0, size) for size in variable.shape[len(index) :]))
+        shape = tuple(s.stop - s.start for s in full)
+        if mine.all() and shape[len(index) :] == sizes:
+            array[full] = values.reshape(shape)
             return
-        block = np.full(shape, variable.fill, variable.dtype) if mine.all() else np.array(array[whole])
-        part = block[mine]
-        part[(slice(None), *(slice(None) for _ in index[len(box) :]), *own)] = values
-        block[mine] = part
-        array[whole] = block
+        block = np.full(shape, variable.fill, variable.dtype) if mine.all() else np.array(array[full])
+        runs = block[mine]
+        runs[(slice(None), *(slice(None) for _ in index[len(box) :]), *(slice(0, size) for size in sizes))] = values
+        block[mine] = runs
+        array[full] = block
 
     def flush(self) -> None:
-        """Nothing is to be done for memory."""
+        """Does nothing in memory."""
 
     def commit(self) -> None:
-        """As above."""
+        """Does nothing in memory."""
 
     def commit_due(self) -> None:
-        """As above."""
+        """Does nothing in memory."""
 
-    def dataset(self, coords: Mapping[str, tuple]) -> Any:
+    def dataset(self, coords: Mapping[str, tuple]) -> "xr.Dataset":
         """The variables as an xarray.Dataset."""
         import xarray as xr
 
@@ -92,16 +105,16 @@ class Memory:
 
 
 class Store(Memory):
-    """Variables in results.zarr, one chunk a block and range of recorded steps; status is a block's last word.
+    """Variables in results.zarr, one chunk for every block and range of recorded steps.
 
-    A run is in the store if its status says so, and that is written once everything else of its block is on the disk.
-    Every write replaces one chunk file in one move, with a seal behind it, so it may be repeated or cut off any time.
+    A run is stored if its status says so, which is written once all other chunks of its block are on the disk. Every
+    write replaces one chunk file in one move, with a seal at its end, so it may be repeated or cut off at any time.
 
     Args:
       path: results directory.
       variables: {name: Variable}.
       mode: "r" to read only.
-      owned: `owned(exclusive)` keeps the directory this process's while something is written into it, or raises.
+      owned: `owned(exclusive)` makes sure that the directory is this process's during a write, or raises.
     """
 
     def __init__(
@@ -112,11 +125,11 @@ class Store(Memory):
 
         self.path, self.variables, self.owned = path, variables, owned
         try:
-            manifest = examined(path)[0]
+            manifest = inspect_manifest(path)[0]
         except UnusableData:
             if mode != "r":
                 raise
-            manifest = None  # `verify` reads what there is
+            manifest = None  # `verify` reads as much as it can
         self.expected = expected(path, variables, manifest)
         store = watched(path / ARRAYS, self.expected, read_only=mode == "r")
         root: Any = zarr.open_group(store, mode=mode, zarr_format=3)
@@ -125,7 +138,7 @@ class Store(Memory):
         self.committed = -math.inf
 
     def write(self, name: str, box: Slices, values: np.ndarray, mine: np.ndarray, records: slice | None = None) -> None:
-        """As in memory; a status waits for `commit`, which comes of itself unless the last one was a moment ago.
+        """As in memory. A status waits for `commit`, which is called here unless the last one was a moment ago.
 
         Raises:
           ValueError: if the system refuses, naming the directory and the reason.
@@ -134,18 +147,18 @@ class Store(Memory):
             self.held.append((box, values, mine))
             self.commit_due()
             return
-        # Part of a chunk is read, filled in and written: by one at a time.
-        with self.owned(not mine.all()), named(self.path):
+        # Only one process at a time may read, fill in and write part of a chunk.
+        with self.owned(not mine.all()), explain_os_errors(self.path):
             self._inside(name, box)
             super().write(name, box, values, mine, records)
 
     def commit(self) -> None:
-        """Puts all that was written on the disk, and then says by their status that the runs are there.
+        """Waits until all chunks are on the disk, and then writes the status of their runs.
 
         Raises:
           ValueError: if the system refuses, naming the directory and the reason.
         """
-        with self.owned(not all(mine.all() for _, _, mine in self.held)), named(self.path):
+        with self.owned(not all(mine.all() for _, _, mine in self.held)), explain_os_errors(self.path):
             self.flush()
             for box, values, mine in self.held:
                 self._inside("status", box)
@@ -154,7 +167,7 @@ class Store(Memory):
             self.committed = time.monotonic()
 
     def commit_due(self) -> None:
-        """`commit`, if a status waits and the last one was not a moment ago."""
+        """Calls `commit` if a status waits and the last commit was not a moment ago."""
         if self.held and time.monotonic() - self.committed >= HELD:
             self.commit()
 
@@ -171,7 +184,7 @@ class Store(Memory):
         return self._line("status", *next(chunk_files(self.path / ARRAYS / "status", self.variables["status"], box)))
 
     def missing(self, box: Slices) -> np.ndarray:
-        """Which runs of a block are not in the store, as a bool array; all of them if its status is lost or damaged.
+        """Which runs of a block are not stored, as a bool array; all of them if its status is lost or damaged.
 
         Raises:
           UnusableData: if the system refuses to read it.
@@ -184,7 +197,7 @@ class Store(Memory):
         return np.asarray(self.arrays["status"][box]) < 0
 
     def damage(self, box: Slices, upto: int | None = None) -> list[str]:
-        """What is wrong with a block that should be there: a line for every chunk file that is gone or damaged.
+        """The damage of a stored block: a line for every chunk file that is lost or damaged.
 
         Args:
           box: the block.
@@ -196,7 +209,7 @@ class Store(Memory):
         return [line for line, *_ in self._damaged(box, upto)]
 
     def _damaged(self, box: Slices, upto: int | None = None) -> Iterator[tuple[str, str, Slices]]:
-        """(what is wrong, variable, index) of every such chunk."""
+        """(line, variable, index) of every lost or damaged chunk."""
         for name, variable in self.variables.items():
             stepped = "step" in variable.dims
             if upto is not None and not stepped:
@@ -211,14 +224,14 @@ class Store(Memory):
         return self.expected.fault(key, self.expected.content(key))
 
     def forget(self, box: Slices) -> None:
-        """Takes a damaged block back, so that a cut while it is run again leaves nothing that counts as stored.
+        """Clears a damaged block, so that none of it counts as stored if its second run is killed.
 
-        The status goes first; chunks that are lost or damaged then hold the fill value, and may be filled in parts.
+        The status is cleared first. Lost or damaged chunks then get the fill value, and may be written in parts.
 
         Raises:
           ValueError: if the system refuses, naming the directory and the reason.
         """
-        with self.owned(False), named(self.path):
+        with self.owned(False), explain_os_errors(self.path):
             self.arrays["status"][box] = self.variables["status"].fill
             self.flush()
             for _, name, index in list(self._damaged(box)):
@@ -226,16 +239,16 @@ class Store(Memory):
 
 
 def _write_template(folder: Path, variables: Mapping[str, Variable], coords: Mapping[str, tuple]) -> dict[str, int]:
-    """Writes a store without any chunk of its variables; returns the CRC-32 of every file."""
+    """Writes a store's metadata and coordinates, without chunks of its variables; returns the CRC-32 of every file."""
     import xarray as xr
     import zarr
     from zarr.codecs import ZstdCodec
 
-    with _zarr_warnings():
+    with silence():  # zarr: variable-length strings have no final specification yet
         codec = ZstdCodec(level=3, checksum=True)
         encoding = {name: {"compressors": [codec]} for name in coords}
         template = xr.Dataset(coords=dict(coords))
-        # A store, not a path: xarray expands "~" in paths and drops "..".
+        # A store in place of a path, in which xarray would expand "~" and drop "..".
         store = zarr.storage.LocalStore(folder)
         template.to_zarr(store, mode="w", consolidated=False, zarr_format=3, encoding=encoding)
         root = zarr.open_group(folder, mode="r+", zarr_format=3)
@@ -251,7 +264,7 @@ def _write_template(folder: Path, variables: Mapping[str, Variable], coords: Map
 def prepared(
     path: Path, variables: Mapping[str, Variable], coords: Mapping[str, tuple]
 ) -> Iterator[tuple[Path, dict[str, int]]]:
-    """A store's metadata and coordinates beside their place: (folder, CRCs), gone again at the end."""
+    """(folder, CRCs) of a store's metadata and coordinates, prepared beside their place and removed at the end."""
     folder = path / f"{ARRAYS}.{secrets.token_hex(8)}.partial"
     folder.mkdir()
     try:
@@ -261,7 +274,7 @@ def prepared(
 
 
 def put_in_place(path: Path, folder: Path) -> None:
-    """Moves prepared metadata and coordinates to their place, file by file; chunks of variables stay."""
+    """Moves prepared metadata and coordinates to their place, file by file; chunks of variables are not touched."""
     moved = []
     for file in sorted(folder.rglob("*")):
         if file.is_file():
@@ -273,9 +286,9 @@ def put_in_place(path: Path, folder: Path) -> None:
 
 
 def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable], manifest: Mapping[str, Any]) -> None:
-    """Prepares the chunks that stored runs have beyond their own sizes, after an extension made an observable longer.
+    """Prepares new chunks of stored runs after an extension made an observable longer.
 
-    They hold nothing but the fill value; written, they are told apart from lost ones.
+    These chunks contain only the fill value. They are written so that a missing file always means a lost chunk.
 
     Args:
       path: results directory with the arrays as they were.
@@ -289,7 +302,7 @@ def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable],
     before, status = Store(path, old, mode="r"), old["status"]
     begun = []
     for box in blocks(status.shape, status.chunks):
-        with contextlib.suppress(UnusableData):  # a block whose status is damaged is run again as a whole
+        with contextlib.suppress(UnusableData):  # a block with a damaged status is run again as a whole
             if (np.asarray(before.arrays["status"][box]) >= 0).any():
                 begun.append(box)
     none = np.zeros([1] * len(status.shape), bool)
@@ -305,20 +318,8 @@ def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable],
                     array[index] = variable.fill
 
 
-@contextlib.contextmanager
-def _zarr_warnings() -> Iterator[None]:
-    """Silences zarr's remark that variable-length strings have no final zarr v3 specification yet."""
-    with silence():
-        yield
-
-
-def _crc(file: Path) -> int | None:
-    """The CRC-32 of a file; None if it is no file."""
-    return zlib.crc32(file.read_bytes()) if file.is_file() else None  # a pipe would wait for its writer
-
-
 def damaged_metadata(path: Path, crcs: Mapping[str, int]) -> list[str]:
-    """A line for every zarr.json and every coordinate's chunk that is not what the manifest's CRC says.
+    """A line for every zarr.json and every coordinate's chunk with another CRC than the manifest's.
 
     Args:
       path: results directory.
@@ -328,9 +329,9 @@ def damaged_metadata(path: Path, crcs: Mapping[str, int]) -> list[str]:
     for name, crc in crcs.items():
         file = path / ARRAYS / name
         try:
-            good = _crc(file) == crc
+            good = file.is_file() and zlib.crc32(file.read_bytes()) == crc  # reading a pipe would wait for its writer
         except OSError as error:
-            lines.append(f"{file} cannot be read: {error.strerror or error}")
+            lines.append(str(unreadable(file, error)))
             continue
         if not good:
             lines.append(f"{file} is damaged or missing: its CRC is not the manifest's")
@@ -338,25 +339,25 @@ def damaged_metadata(path: Path, crcs: Mapping[str, int]) -> list[str]:
 
 
 def stored_variables(path: Path) -> dict[str, Variable]:
-    """The variables of a store as its metadata say."""
+    """{name: variable} of a store, according to its metadata."""
     import zarr
 
     root: Any = zarr.open_group(path / ARRAYS, mode="r", zarr_format=3)
-    out = {}
+    variables = {}
     runs = root["status"].metadata.dimension_names
     for name, array in root.arrays():
         dims = tuple(array.metadata.dimension_names or ())
         if name not in dims and dims[: len(runs)] == tuple(runs):
             attrs = dict(array.attrs)
-            out[name] = Variable(dims, array.shape, array.dtype, array.fill_value, array.chunks, attrs)
-    return out
+            variables[name] = Variable(dims, array.shape, array.dtype, array.fill_value, array.chunks, attrs)
+    return variables
 
 
-def open_results(out: str | os.PathLike) -> Any:
+def open_results(out: str | os.PathLike) -> "xr.Dataset":
     """Opens a results directory as a lazy xarray.Dataset, after checking its metadata against the manifest's CRCs.
 
     Chunk checksums guard the numbers when they are read; the CRCs guard shapes, dtypes and fill values. Runs that have
-    not run yet have status -1; of them, floats and bools are NaN, signed integers -1, unsigned ones their largest.
+    not run yet have status -1; their floats and bools are NaN, signed integers -1, unsigned ones the largest number.
 
     Args:
       out: a results directory, finished or not.
@@ -370,39 +371,39 @@ def open_results(out: str | os.PathLike) -> Any:
 
     Examples:
       >>> import jaxsign as js, tempfile
-      >>> made = js.Sweep(system=js.two_layer, problem=js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10),
+      >>> sweep = js.Sweep(system=js.two_layer, problem=js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10),
       ...     hyper=js.Hyper(sigma_p=2.0), optimizers={"sign_gd": js.sign_gd(1e-3)}, axes={"seed": 2}, steps=20)
       >>> with tempfile.TemporaryDirectory() as out:
-      ...     _ = js.run_sweep(made, out)
+      ...     _ = js.run_sweep(sweep, out)
       ...     int((js.open_results(out)["status"] == 0).sum())
       2
     """
     return opened(local_path("out", out).absolute())
 
 
-def opened(path: Path) -> Any:
-    """`open_results` of a path that is not read as a user's any more: a "~" in it is a name like any other."""
-    return settled(lambda: _opened(path))
+def opened(path: Path) -> "xr.Dataset":
+    """`open_results` of an absolute path, in which "~" is a name like any other."""
+    return try_twice(lambda: _opened(path))
 
 
-def settled(ask: Callable[[], Any]) -> Any:
-    """What a question about a directory answers; asked again, as a sweep that is just extending it may be in the way.
+def try_twice(read: Callable[[], T]) -> T:
+    """The result of `read()`, which is called again after an error: a sweep may be replacing metadata just then.
 
     Raises:
-      UnusableData: if it is asked twice and raises the same both times.
+      UnusableData: if two calls in a row raise the same.
     """
-    said = ""
+    message = ""
     while True:
         try:
-            return ask()
+            return read()
         except UnusableData as error:
-            if str(error) == said:
+            if str(error) == message:
                 raise
-            said = str(error)
-            time.sleep(SETTLE)
+            message = str(error)
+            time.sleep(RETRY_AFTER)
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path) -> "xr.Dataset":
     import xarray as xr
 
     if not is_results(path):
@@ -418,32 +419,32 @@ def _opened(path: Path) -> Any:
             broken = lost_chunks(path, variables, status)
         if broken:
             raise UnusableData(f"{broken[0]}; {MENDED}")
-        with _zarr_warnings():
+        with silence():  # zarr: variable-length strings have no final specification yet
             needed = expected(path, variables, manifest, status)
-            # A number of seconds stays a number, as it is in memory.
+            # Without decoding, a number of seconds stays a number, as in memory.
             ds = xr.open_zarr(watched(path / ARRAYS, needed), consolidated=False, chunks=None, decode_times=False)
         strings = {name: c.astype(object) for name, c in ds.coords.items() if c.dtype.kind not in "biuf"}
-        ds = ds.assign_coords(strings)  # NumPy's new string dtype does not compare with plain strings everywhere yet
+        ds = ds.assign_coords(strings)  # not everything compares NumPy's new string dtype with plain strings yet
         ds = ds.isel(places(ds["status"].dims, manifest["order"]))
         for name, value in manifest.get("base", {}).items():
             ds = ds.assign_coords({name: value})
-        ds = with_bools(ds)  # which are read here
+        ds = with_bools(ds)  # bools are read here
     except (UnusableData, MemoryError):
         raise
-    except Exception as error:  # whatever zarr and its codecs raise about bytes that are not what was written
+    except Exception as error:  # zarr and its codecs raise many kinds about bytes that were changed
         raise UnusableData(f"{path / ARRAYS} cannot be read: {' '.join(str(error).split())}") from None
     ds.attrs["manifest"] = manifest_text(manifest)
     return ds
 
 
 def places(dims: Sequence[str], order: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """{dimension: stored place of each of the definition's points}, dimensions in order left out.
+    """{dimension: stored place of each of the definition's points}, without dimensions stored in that order.
 
     Examples:
       >>> places(("snr", "seed"), [[0, 1], [2, 0, 1]])
       {'seed': array([1, 2, 0])}
     """
-    return {dim: np.argsort(own) for dim, own in zip(dims, order) if list(own) != sorted(own)}
+    return {dim: np.argsort(points) for dim, points in zip(dims, order) if list(points) != sorted(points)}
 
 
 def read_status(path: Path) -> np.ndarray:
@@ -455,9 +456,9 @@ def read_status(path: Path) -> np.ndarray:
     import zarr
 
     try:
-        found: Any = zarr.open_array(path / ARRAYS / "status", mode="r", zarr_format=3)
+        array: Any = zarr.open_array(path / ARRAYS / "status", mode="r", zarr_format=3)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnusableData(f"{path / ARRAYS / 'status'} cannot be read: {' '.join(str(error).split())}") from None
-    variable = Variable((), found.shape, found.dtype, found.fill_value, found.chunks, {})
-    store = watched(path / ARRAYS, expected(path, {"status": variable}, examined(path)[0]))
+    variable = Variable((), array.shape, array.dtype, array.fill_value, array.chunks, {})
+    store = watched(path / ARRAYS, expected(path, {"status": variable}, inspect_manifest(path)[0]))
     return np.asarray(zarr.open_array(store, path="status", mode="r", zarr_format=3)[...])

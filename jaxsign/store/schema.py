@@ -1,4 +1,4 @@
-"""What a manifest and the index of a trajectory must be before anything in them is used: types, ranges, agreement."""
+"""Are a manifest and the index of a trajectory well-formed? Types, ranges and agreement, checked before any use."""
 
 import hashlib
 import itertools
@@ -7,65 +7,47 @@ import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxsign.store import times
 from jaxsign.store.levels import coordinates as level_coordinates
 from jaxsign.validation.values import LONGEST, RUNS
 
-#: Takes where a value stands, such as "plan.block", and the value; raises Wrong.
+#: `(where, value)` raises Wrong; `where` names the value's place, such as "plan.block".
 Check = Callable[[str, Any], None]
 
 
 class Wrong(Exception):
-    """An entry that is not what it must be; the message names it, its value and what is legal."""
+    """An illegal entry; the message names it, its value and the legal range."""
 
 
 def _refuse(where: str, legal: str, value: Any) -> None:
     raise Wrong(f"{where} must be {legal}, got {reprlib.repr(value)}")
 
 
-def _whole(low: int = 0, high: int = 2**63 - 1) -> Check:
+def _check(legal: str, is_legal: Callable[[Any], Any]) -> Check:
     def check(where: str, value: Any) -> None:
-        if type(value) is not int or not low <= value <= high:
-            _refuse(where, f"an int in [{low}, {high}]", value)
-
-    return check
-
-
-def _seconds(where: str, value: Any) -> None:
-    if type(value) not in (int, float) or not 0 <= value < 1e9:
-        _refuse(where, "a number of seconds in [0, 1e9)", value)
-
-
-def _number(where: str, value: Any) -> None:
-    if type(value) not in (int, float):
-        _refuse(where, "a number", value)
-
-
-def _kind(kind: type, legal: str) -> Check:
-    def check(where: str, value: Any) -> None:
-        if type(value) is not kind:
+        if not is_legal(value):
             _refuse(where, legal, value)
 
     return check
+
+
+def _whole(low: int = 0, high: int = 2**63 - 1) -> Check:
+    return _check(f"an int in [{low}, {high}]", lambda value: type(value) is int and low <= value <= high)
 
 
 def _text_like(pattern: str, legal: str) -> Check:
-    def check(where: str, value: Any) -> None:
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            _refuse(where, legal, value)
-
-    return check
+    return _check(legal, lambda value: isinstance(value, str) and re.fullmatch(pattern, value))
 
 
 def _moment(where: str, value: Any) -> None:
     _text(where, value)
     try:
-        year = datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ").year
+        year = times.parse(value).year
     except ValueError:
         year = 0
     if year < 1970:
@@ -95,7 +77,7 @@ def _table(item: Check, name: Check | None = None, least: int = 0) -> Check:
 
 
 def _record(needed: Mapping[str, Check], also: Mapping[str, Check] | None = None) -> Check:
-    """A table that must have some entries and may have others; what is not named here may be anything."""
+    """A table that must have some entries and may have others; entries that are not named here may be anything."""
 
     def check(where: str, value: Any) -> None:
         _object(where, value)
@@ -131,14 +113,16 @@ def _anything(where: str, value: Any) -> None:
     pass
 
 
-_object = _kind(dict, "a table")
-_text = _kind(str, "a text")
-_flag = _kind(bool, "true or false")
+_object = _check("a table", lambda value: type(value) is dict)
+_text = _check("a text", lambda value: type(value) is str)
+_flag = _check("true or false", lambda value: type(value) is bool)
+_number = _check("a number", lambda value: type(value) in (int, float))
+_seconds = _check("a number of seconds in [0, 1e9)", lambda value: type(value) in (int, float) and 0 <= value < 1e9)
 _texts = _table(_optional(_text))
 _crc = _whole(0, 2**32 - 1)
 _count = _whole(1)
 _digest = _text_like("[0-9a-f]{64}", "64 hexadecimal digits")
-#: The name of a variable, which is a folder of the store, and of a file in it: neither leads out of it.
+#: Names of a variable, which is a folder of the store, and of a file in the store: neither leads out of the store.
 _name = _text_like(r"(?!\.{1,2}$)[^/\0]+", "a name without slashes")
 _file = _text_like(r"(?:(?!\.{1,2}/)[^/\0]+/)*(?!\.{1,2}$)[^/\0]+", "a file inside the store")
 
@@ -212,7 +196,7 @@ _INDEX = _record(
 
 
 def index_wrong(about: Any) -> str:
-    """What the index of a unit of trajectories gets wrong, in words; "" if nothing.
+    """The first illegal entry in the index of a unit of trajectories, in words; "" if there is none.
 
     Examples:
       >>> index_wrong({"kind": "signs", "runs": [0]})
@@ -242,7 +226,7 @@ def content_hash(definition: Mapping[str, Any]) -> str:
 
 
 def wrong(manifest: Mapping[str, Any]) -> str:
-    """What a manifest gets wrong, in words; "" if nothing. Entries that are not known here may be anything.
+    """The first illegal entry of a manifest, in words; "" if there is none. Unknown entries may be anything.
 
     Examples:
       >>> wrong({"definition": {}})
@@ -258,7 +242,7 @@ def wrong(manifest: Mapping[str, Any]) -> str:
 
 
 def _check_definition(definition: Mapping[str, Any]) -> None:
-    """Checks what the types do not say: steps in order, seeds that differ, points with a value for every member."""
+    """Checks a definition beyond its types: steps in order, distinct seeds, points with a value for every member."""
     steps, record = definition["steps"], definition["record"]
     if record[-1] > steps or any(a >= b for a, b in itertools.pairwise(record)):
         _refuse("definition.record", f"increasing steps up to {steps}", record)
@@ -279,9 +263,9 @@ def _check_parts(manifest: Mapping[str, Any]) -> None:
         raise Wrong("hash is not that of its definition")
     points = sum(len(entry["points"]) for entry in definition["optimizers"].values())
     sizes = [*(len(axis["values"]) for axis in definition["axes"]), points, len(definition["seeds"])]
-    for own, size in zip(order, sizes):
-        if sorted(own) != list(range(size)):
-            _refuse("order", f"each of 0 to {size - 1} once", own)
+    for places, size in zip(order, sizes):
+        if sorted(places) != list(range(size)):
+            _refuse("order", f"each of 0 to {size - 1} once", places)
     runs = math.prod(sizes)
     if len(order) != len(sizes) or runs > RUNS:
         _refuse("order", f"a list for each of {len(sizes)} dimensions, of {RUNS} runs at most", [len(o) for o in order])
@@ -295,9 +279,9 @@ def _check_parts(manifest: Mapping[str, Any]) -> None:
         _refuse("runs", "counts that add up to their total", counts)
     hyper = definition["hyper"] or {}
     for name, value in manifest["base"].items():
-        own = hyper.get(name)
-        if isinstance(own, (int, float)) and own == own and float(own) != float(value):
-            _refuse(f"base.{name}", f"the definition's {own}", value)
+        defined = hyper.get(name)
+        if isinstance(defined, (int, float)) and defined == defined and float(defined) != float(value):
+            _refuse(f"base.{name}", f"the definition's {defined}", value)
     for group in plan["groups"]:
         if group["family"] not in definition["optimizers"]:
             _refuse("plan.groups: family", f"one of {sorted(definition['optimizers'])}", group["family"])
@@ -306,29 +290,30 @@ def _check_parts(manifest: Mapping[str, Any]) -> None:
 
 
 def contradiction(manifest: Mapping[str, Any], arrays: Path) -> str:
-    """What the arrays beside a manifest say against it, in words; "" if nothing.
+    """A contradiction between a manifest and the arrays beside it, in words; "" if there is none.
 
     Shapes, chunks and coordinates are compared with the definition and its order, so that no number is read under the
-    label of another one. Their files must be those of the manifest's CRCs.
+    label of another one. The arrays' files must have the manifest's CRCs.
 
     Args:
-      manifest: without fault by itself, see `wrong`.
+      manifest: well-formed, see `wrong`.
       arrays: the store's folder.
 
     Raises:
-      Exception: whatever zarr raises about metadata that cannot be read.
+      Exception: many kinds, raised by zarr about metadata that cannot be read.
     """
     import zarr
 
     root: Any = zarr.open_group(arrays, mode="r", zarr_format=3)
-    held = dict(root.arrays())
+    arrays_by_name = dict(root.arrays())
     definition, order = manifest["definition"], manifest["order"]
-    sizes, dims = [len(own) for own in order], [axis["members"][0] for axis in definition["axes"]]
+    sizes, dims = [len(places) for places in order], [axis["members"][0] for axis in definition["axes"]]
     dims += ["optimizer", "seed"]
     for name, chunk in manifest["chunks"].items():
-        if name not in held:
+        if name not in arrays_by_name:
             return f"chunks names {name!r}, which the store does not have"
-        array, names = held[name], tuple(held[name].metadata.dimension_names or ())
+        array = arrays_by_name[name]
+        names = tuple(array.metadata.dimension_names or ())
         if list(array.shape[: len(sizes)]) != sizes or list(names[: len(sizes)]) != dims:
             return f"order has {dict(zip(dims, sizes))}, the array {name!r} {dict(zip(names, array.shape))}"
         if list(array.chunks) != chunk:
@@ -338,39 +323,39 @@ def contradiction(manifest: Mapping[str, Any], arrays: Path) -> str:
         steps = min(manifest["plan"]["records"], len(definition["record"]))
         if "step" in names and chunk[names.index("step")] != steps:
             return f"plan.records is {manifest['plan']['records']}, the array {name!r} has other chunks"
-    for name, array in held.items():
+    for name, array in arrays_by_name.items():
         if name not in manifest["chunks"] and list(array.metadata.dimension_names or ())[: len(dims)] == dims:
             return f"chunks lacks {name!r}, which the store has"
     for name, (dim, values) in _labels(definition).items():
-        array = held.get(name)
+        array = arrays_by_name.get(name)
         if array is None or tuple(array.metadata.dimension_names or ()) != (dim,):
-            continue  # named otherwise by the version that wrote it
-        place = order[dims.index(dim)] if dim in dims else range(len(values))
+            continue  # the version that wrote it used another name
+        places = order[dims.index(dim)] if dim in dims else range(len(values))
         stored = np.asarray(array[...]).tolist()
-        if len(stored) != len(values) or not all(_same(found, values[i]) for found, i in zip(stored, place)):
+        if len(stored) != len(values) or not all(_same(label, values[i]) for label, i in zip(stored, places)):
             return f"the stored coordinate {name!r} is not what definition and order say"
     return ""
 
 
 def _labels(definition: Mapping[str, Any]) -> dict[str, tuple[str, list[Any]]]:
-    """{coordinate: (its dimension, its values in the definition's order)}, as far as plain JSON tells."""
-    out: dict[str, tuple[str, list[Any]]] = {}
+    """{coordinate: (its dimension, its values in the definition's order)} of coordinates with plain JSON values."""
+    labels: dict[str, tuple[str, list[Any]]] = {}
     points = [(family, p) for family, entry in definition["optimizers"].items() for p in entry["points"]]
     for keyword in dict.fromkeys(keyword for _, point in points for keyword in point):
         values = [point.get(keyword) for _, point in points]
-        out[keyword] = out[f"optimizer_{keyword}"] = ("optimizer", values)
+        labels[keyword] = labels[f"optimizer_{keyword}"] = ("optimizer", values)
     for axis in definition["axes"]:
         for i, name in enumerate(axis["members"]):
-            out[name] = (axis["members"][0], [point[i] for point in axis["values"]])
-    out["family"] = ("optimizer", [family for family, _ in points])
-    out |= {"seed": ("seed", definition["seeds"]), "step": ("step", definition["record"])}
+            labels[name] = (axis["members"][0], [point[i] for point in axis["values"]])
+    labels["family"] = ("optimizer", [family for family, _ in points])
+    labels |= {"seed": ("seed", definition["seeds"]), "step": ("step", definition["record"])}
     for name, (dims, values, _) in level_coordinates(tuple(definition.get("levels", ()))).items():
-        out[name] = (dims[0], values.tolist())
-    return out
+        labels[name] = (dims[0], values.tolist())
+    return labels
 
 
 def _same(stored: Any, value: Any) -> bool:
-    """Whether a stored coordinate is a value of the definition; what is stored as words of its own is not compared."""
+    """Whether a stored coordinate equals a value of the definition; values stored as words are not compared."""
     if isinstance(value, (list, dict)) or (isinstance(stored, str) and not isinstance(value, str)):
         return True
     missing = stored != stored

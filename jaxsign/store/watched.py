@@ -1,4 +1,4 @@
-"""The files of results.zarr: which there must be, and a zarr store that seals and checks them."""
+"""Which files must results.zarr have, and are they whole? A zarr store seals them and checks them at every read."""
 
 import asyncio
 import functools
@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxsign.store.binding import Binding, binding, binding_at
 from jaxsign.store.labels import stored_as
-from jaxsign.store.manifest import ARRAYS, MANIFEST, UnusableData
+from jaxsign.store.manifest import ARRAYS, MANIFEST, UnusableData, unreadable
 
 Slices = tuple[slice, ...]
 MENDED = "the sweep's own command mends it"
@@ -27,7 +27,7 @@ class Variable(NamedTuple):
       dims: names of its dimensions: the runs' first, then the step, then its own.
       shape: their sizes.
       dtype: of its numbers.
-      fill: what a run that has not run reads as.
+      fill: the value of runs that have not run.
       chunks: the chunk's extents.
       attrs: units, long_name.
     """
@@ -40,7 +40,7 @@ class Variable(NamedTuple):
     attrs: Mapping[str, str]
 
     def stored_like(self, other: "Variable") -> "Variable":
-        """The variable with the dtype, fill and marks that the numbers of another one are stored with."""
+        """The variable with the dtype, fill and marks of another one."""
         if self.dtype == other.dtype:
             return self
         marks = stored_as(bool)[2]
@@ -57,6 +57,11 @@ def blocks(shape: Sequence[int], extents: Sequence[int]) -> list[Slices]:
     """
     ranges = [[slice(a, min(a + e, size)) for a in range(0, size, e)] for size, e in zip(shape, extents)]
     return list(itertools.product(*ranges))
+
+
+def grid_of_blocks(shape: Sequence[int], extents: Sequence[int]) -> list[int]:
+    """How many blocks a store has along each dimension."""
+    return [-(-size // extent) for size, extent in zip(shape, extents)]
 
 
 def chunk_files(
@@ -82,15 +87,15 @@ def chunk_files(
 
 
 class Expected:
-    """Which files of results.zarr there must be, and what they must hold.
+    """The files that results.zarr must have, and their expected content.
 
-    zarr reads a chunk without a file as the fill value. That is right for blocks that have not run, and for them alone.
+    zarr reads a chunk without a file as the fill value, which is right only for blocks that have not run.
 
     Args:
       arrays: the folder of the arrays.
-      files: {file that there always must be, such as a coordinate's chunk: its CRC-32}, by its name in `arrays`.
-      variables: {variable with a chunk for every block: bytes of the numbers of a chunk}.
-      begun: for every block of the grid, whether some run of it is known to be stored.
+      files: {file that must always exist, such as a coordinate's chunk: its CRC-32}, by its name in `arrays`.
+      variables: {variable with a chunk for every block: bytes of a chunk's numbers}.
+      begun: for every block of the grid, whether a run of it is known to be stored.
       binding: what the chunks are bound to.
     """
 
@@ -100,91 +105,93 @@ class Expected:
         self.arrays, self.files, self.variables = arrays, dict(files), dict(variables)
         self.begun, self.binding = begun, binding
         self.written: set[Path] = set()
-        # Not the device: one file system has other numbers on other machines.
+        # Without the device number, which differs between machines that share a file system.
         self.identity = os.stat(arrays).st_ino
 
     def in_place(self) -> None:
-        """Raises UnusableData if the folder is gone, or another one is in its place."""
+        """Raises UnusableData if the folder is gone or was replaced."""
         try:
-            here = os.stat(self.arrays)
+            status = os.stat(self.arrays)
         except OSError as error:
             raise UnusableData(
                 f"{self.arrays} was moved or removed while its results were open: {error.strerror or error}"
             ) from None
-        if here.st_ino != self.identity:
+        if status.st_ino != self.identity:
             raise UnusableData(f"{self.arrays} was replaced while its results were open: open them again")
 
     def needed(self, key: str) -> bool:
-        """Whether there must be a file of this name by now: the status of a block is written after all the rest."""
-        name, _, place = key.partition("/c/")
-        if name not in self.variables or not place:
+        """Whether a file of this name must exist by now: a block's status is written after its other chunks."""
+        name, place = self._chunk(key)
+        if name is None:
             return key in self.files
-        block = place.split("/")[: self.begun.ndim]
+        block = place[: self.begun.ndim]
         index = tuple(map(int, block))
         known = all(i < size for i, size in zip(index, self.begun.shape)) and bool(self.begun[index])
         return known or (name != "status" and self.arrays.joinpath("status", "c", *block).exists())
 
+    def _chunk(self, key: str) -> tuple[str | None, list[str]]:
+        """(variable, place) of the chunk with this name; (None, []) of any other file."""
+        name, _, place = key.partition("/c/")
+        return (name, place.split("/")) if name in self.variables and place else (None, [])
+
     def fault(self, key: str, raw: bytes | None) -> str:
-        """What is wrong with a file, "" if nothing is; raw: its bytes, None without a file."""
+        """A line about the damage of a file, "" if it is whole; raw: its bytes, None if it is missing."""
         file = self.arrays / key
         if raw is None:
             return f"{file} is missing, although its runs are stored" if self.needed(key) else ""
         if key in self.files:
             good = zlib.crc32(raw) == self.files[key]
             return "" if good else f"{file} is damaged, or was replaced since: its CRC is not the manifest's"
-        size = self.variables.get(key.partition("/c/")[0]) if "/c/" in key else None
-        reason = self.binding.chunk_fault(key, raw, size) if size is not None else ""
+        name, _ = self._chunk(key)
+        reason = self.binding.chunk_fault(key, raw, self.variables[name]) if name else ""
         return f"{file} is damaged: {reason}" if reason else ""
 
     def content(self, key: str) -> bytes | None:
-        """The bytes of a file, None if there is none.
+        """The bytes of a file, None if it is missing.
 
         Raises:
-          UnusableData: if the system refuses to read it: it need not be damaged.
+          UnusableData: if the system refuses to read it.
         """
         try:
             return (self.arrays / key).read_bytes()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
         except OSError as error:
-            raise UnusableData(f"{self.arrays / key} cannot be read: {error.strerror or error}") from None
+            raise unreadable(self.arrays / key, error) from None
 
     def checked(self, key: str) -> bytes | None:
-        """The bytes of a file, None if there is none and need not be.
+        """The bytes of a file, None if it is missing and need not exist.
 
         Raises:
-          UnusableData: if it is damaged, lost or cannot be read, or the whole folder is no longer there.
+          UnusableData: if it is damaged, lost or cannot be read, or the whole folder is gone.
         """
         raw = self.content(key)
         self.in_place()
         if raw is None and self.needed(key):
-            raw = self.content(key)  # once more: a sweep under way may just have written it
+            raw = self.content(key)  # again: a sweep under way may just have written it
         line = self.fault(key, raw)
-        if line and raw is not None and "/c/" in key and self._grown():
+        if line and raw is not None and "/c/" in key and self._extended():
             line = self.fault(key, raw)
         if line:
             raise UnusableData(f"{line}; {MENDED}")
         return raw
 
-    def _grown(self) -> bool:
-        """Whether the directory was extended since, and writes seals that were not known."""
-        now = binding_at(self.arrays.parent)
-        grown = (
-            len(now.known) > len(self.binding.known) > 0 and now.known[: len(self.binding.known)] == self.binding.known
-        )
-        self.binding = now if grown else self.binding
-        return grown
+    def _extended(self) -> bool:
+        """Whether the directory was extended since it was opened; its new seals are known from then on."""
+        now, known = binding_at(self.arrays.parent), self.binding.known
+        extended = len(now.known) > len(known) > 0 and now.known[: len(known)] == known
+        self.binding = now if extended else self.binding
+        return extended
 
     def sealed(self, key: str, raw: bytes) -> bytes:
-        """The bytes to write for a file."""
-        name, _, place = key.partition("/c/")
-        return raw + self.binding.seal(key, raw) if name in self.variables and place else raw
+        """The bytes to write for a file: a chunk's are followed by its seal."""
+        return raw + self.binding.seal(key, raw) if self._chunk(key)[0] else raw
 
 
 def expected(
     path: Path, variables: Mapping[str, Variable], manifest: Mapping[str, Any] | None, status: np.ndarray | None = None
 ) -> Expected:
-    """What the files of a store must be, by the manifest and, if it was read before, by the status."""
+    """The files that a store must have, by the manifest and, if it was read before, by the status."""
     shape, extents = variables["status"].shape, variables["status"].chunks
     begun = stored_blocks(path, manifest, shape, extents)
     if status is not None:
@@ -194,42 +201,41 @@ def expected(
 
 
 def chunk_sizes(variables: Mapping[str, Variable]) -> dict[str, int]:
-    """Bytes of the numbers of a chunk."""
+    """{variable: bytes of the numbers of one of its chunks}."""
     return {name: math.prod(v.chunks) * v.dtype.itemsize for name, v in variables.items()}
 
 
 def _begun(status: np.ndarray, extents: Sequence[int]) -> np.ndarray:
-    """Of every block, whether some run of it is stored."""
-    counts = [-(-size // extent) for size, extent in zip(status.shape, extents)]
-    return np.reshape([(status[box] >= 0).any() for box in blocks(status.shape, extents)], counts)
+    """For every block, whether a run of it is stored."""
+    begun = [(status[box] >= 0).any() for box in blocks(status.shape, extents)]
+    return np.reshape(begun, grid_of_blocks(status.shape, extents))
 
 
 def stored_blocks(
     path: Path, manifest: Mapping[str, Any] | None, shape: Sequence[int], extents: Sequence[int]
 ) -> np.ndarray:
-    """Of every block of the grid, whether the manifest knows that runs of it are stored.
+    """For every block of the grid, whether the manifest knows that runs of it are stored.
 
     Raises:
       UnusableData: if its entry does not fit the grid.
     """
-    counts = [-(-size // extent) for size, extent in zip(shape, extents)]
-    out = np.zeros(counts, bool)
+    stored = np.zeros(grid_of_blocks(shape, extents), bool)
     entry = (manifest or {}).get("stored_blocks")
     if entry is None:
-        return out
+        return stored
     try:
         grid = [int(size) for size in entry["grid"]]
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(entry["bits"]), np.uint8), count=math.prod(grid))
-        out[tuple(slice(0, size) for size in grid)] = bits.reshape(grid)
+        stored[tuple(slice(0, size) for size in grid)] = bits.reshape(grid)
     except (KeyError, TypeError, ValueError) as error:
         raise UnusableData(f"{path / MANIFEST} has stored_blocks that do not fit its grid: {error}") from None
-    return out
+    return stored
 
 
 def stored_blocks_entry(path: Path, manifest: Mapping[str, Any], status: np.ndarray) -> dict[str, Any]:
-    """The manifest's entry of which blocks have stored runs: those that it knew of, and what the status says.
+    """The manifest's entry about blocks with stored runs: the blocks it listed before, and those of the status.
 
-    A status that is lost later is then not taken for runs that have not been run.
+    With this entry, a status that is lost later is not mistaken for runs that have never been run.
     """
     extents = manifest["chunks"]["status"]
     begun = _begun(status, extents) | stored_blocks(path, manifest, status.shape, extents)
@@ -237,45 +243,39 @@ def stored_blocks_entry(path: Path, manifest: Mapping[str, Any], status: np.ndar
 
 
 def lost_chunks(path: Path, variables: Mapping[str, Variable], status: np.ndarray) -> list[str]:
-    """A line for every array that lacks chunk files of runs that are in the store."""
+    """A line for every array that lacks chunk files of stored runs."""
     extents = variables["status"].chunks
     begun = [box for box in blocks(status.shape, extents) if (status[box] >= 0).any()]
     lines = []
     for name, variable in variables.items():
         folder = path / ARRAYS / name
-        there = {f for f, _, _ in _walk(folder / "c")}
+        present = {os.path.join(parent, name) for parent, _, names in os.walk(folder / "c") for name in names}
         expected = [str(file) for box in begun for file, _ in chunk_files(folder, variable, box)]
-        lost = sum(file not in there for file in expected)
+        lost = sum(file not in present for file in expected)
         if lost:
             lines.append(f"{folder} has {len(expected) - lost} of its {len(expected)} chunks")
     return lines
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, str, str]]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            yield os.path.join(parent, name), parent, name
-
-
 def watched(arrays: Path, expected: Expected, read_only: bool = True) -> Any:
-    """The folder as a zarr store that raises UnusableData where `expected` does; what it writes, it notes there."""
+    """The folder as a zarr store that checks what it reads by `expected`, and notes there which files it writes."""
     return _store_class()(arrays, read_only=read_only, expected=expected)
 
 
 @functools.cache
 def _store_class() -> type:
-    """The class, made late: zarr takes half a second to import."""
+    """The class of `watched`, defined late: zarr takes half a second to import."""
     from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
     from zarr.core.buffer import default_buffer_prototype
     from zarr.storage import LocalStore
 
-    def part(raw: bytes, asked: Any) -> bytes:
-        """The bytes asked for, of a file that was read and checked as a whole."""
-        if isinstance(asked, RangeByteRequest):
-            return raw[asked.start : asked.end]
-        if isinstance(asked, OffsetByteRequest):
-            return raw[asked.offset :]
-        return raw[max(0, len(raw) - asked.suffix) :] if isinstance(asked, SuffixByteRequest) else raw
+    def part(raw: bytes, request: Any) -> bytes:
+        """The requested bytes of a file, which was read and checked as a whole."""
+        if isinstance(request, RangeByteRequest):
+            return raw[request.start : request.end]
+        if isinstance(request, OffsetByteRequest):
+            return raw[request.offset :]
+        return raw[max(0, len(raw) - request.suffix) :] if isinstance(request, SuffixByteRequest) else raw
 
     class Watched(LocalStore):
         def __init__(self, root: Path | str, *, read_only: bool = True, expected: Expected):
@@ -285,7 +285,7 @@ def _store_class() -> type:
         def with_read_only(self, read_only: bool = True) -> Any:
             return type(self)(self.root, read_only=read_only, expected=self.expected)
 
-        def __reduce__(self) -> Any:  # a class inside a function has no name to be pickled by
+        def __reduce__(self) -> Any:  # pickle cannot find a class inside a function
             return watched, (self.root, self.expected, self.read_only)
 
         def get_sync(self, key: str, *, prototype: Any = None, byte_range: Any = None) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxsign.store import checkpoints
 from jaxsign.store.binding import Binding
-from jaxsign.store.files import named
+from jaxsign.store.files import explain_os_errors
 from jaxsign.store.results import Memory, Owned, Store
 from jaxsign.sweep.layout import Layout, Unit
 from jaxsign.sweep.programs import Compiled
@@ -229,7 +229,7 @@ class Blocks:
                 self.sink.commit()
                 self._flush(recorder)
                 saved, about = work.saved(place, state), work.about(self.base, self.binding)
-                with self.owned(False), named(self.path):
+                with self.owned(False), explain_os_errors(self.path):
                     checkpoints.save(self._folder(work), place.step, saved, about)
                 self.last_save = time.monotonic()
             if self.stop.asked and not place.done(schedule):
@@ -241,11 +241,11 @@ class Blocks:
         found = None
         if self.path is not None and self._folder(work).is_dir():
             abstract, about = work.abstract(), work.about(self.base, self.binding)
-            with named(self.path):
+            with explain_os_errors(self.path):
                 found = checkpoints.load(self._folder(work), abstract, about)
         going = work.restore(found[1]) if found else None
         if recorder is not None:
-            with self.owned(False), named(self.path or Path()):
+            with self.owned(False), explain_os_errors(self.path or Path()):
                 if not recorder.going_on(going[0].step if going else 0):
                     say(f"{recorder.folder}: its segments are not whole: its runs begin again")
                     going = None
@@ -256,7 +256,7 @@ class Blocks:
 
     def _flush(self, recorder: Recorder | None) -> None:
         """Waits until what a checkpoint goes on from is on the disk."""
-        with named(self.path or Path()):
+        with explain_os_errors(self.path or Path()):
             self.sink.flush()
             if recorder is not None:
                 recorder.flush()
@@ -278,7 +278,7 @@ class Blocks:
         steps = part.after.step - part.before.step
         self.pace.took(work.unit.group, steps, dispatched)
         if recorder is not None and taken is not None and steps:
-            with self.owned(False), named(self.path or Path()):
+            with self.owned(False), explain_os_errors(self.path or Path()):
                 recorder.take(taken)
         work.take(part, rows)
         self.sink.commit_due()
@@ -288,7 +288,7 @@ class Blocks:
         self, work: Work, state: State, constants: Mapping[str, Any], recorder: Recorder | None, seen: Any
     ) -> None:
         if recorder is not None:  # before the status, which is a run's last word
-            with self.owned(False), named(self.path or Path()):
+            with self.owned(False), explain_os_errors(self.path or Path()):
                 recorder.finish(state.trained, seen)
         diverged = work.finish(state, constants)
         if self.path is not None and self._folder(work).is_dir():

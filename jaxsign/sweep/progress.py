@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from jaxsign.validation.messages import Voice, leave_closed_streams, say
+from jaxsign.validation.messages import Voice, clock, leave_closed_streams, say
 
 #: Without a terminal, a line is printed this often (seconds).
 LINE_EVERY = 60.0
@@ -79,19 +79,6 @@ class Progress:
                 say(self.words())
         else:
             self.bar.set_postfix_str(f"{self.rate:.3g} seed-steps/s, {self.diverged} diverged", refresh=False)
-
-
-def clock(seconds: float) -> str:
-    """A duration in words.
-
-    Examples:
-      >>> clock(42), clock(200), clock(10_000), clock(1e6)
-      ('42 s', '3.3 min', '2.8 h', '11.6 d')
-    """
-    for size, unit in ((86400, "d"), (3600, "h"), (120, "min")):
-        if seconds >= size:
-            return f"{seconds / min(size, 60 if unit == 'min' else size):.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 #: SIGINT and SIGTERM; a second one stops at once.

@@ -231,7 +231,7 @@ class Recorder:
             for x in raw or []:
                 record.numbers(x[i])
             for x in steps:
-                record.changes(x)
+                record.deltas(x)
             records.append(record.compressed())
         words = self.binding.words(unit=self.folder.name)
         trajectory.write_segment(self.folder, start, stop, raw is not None, records, words)

@@ -15,7 +15,7 @@ from jaxsign.compilation import undisturbed
 from jaxsign.store import files, locks, results
 from jaxsign.store.environment import environment
 from jaxsign.store.labels import base_coordinates, coordinates, manifest_text
-from jaxsign.store.manifest import examined, read_manifest, restore
+from jaxsign.store.manifest import inspect_manifest, read_manifest, restore
 from jaxsign.store.results import Memory
 from jaxsign.sweep import cluster
 from jaxsign.sweep import groups as plan
@@ -125,7 +125,7 @@ def run_sweep(
     path, own = files.directory(out, links), check_shard(shard)
     if scheduler is not None and own != (0, 1):
         raise ValueError(f"scheduler={scheduler!r} shares the blocks out itself: leave shard={shard!r} away")
-    stored, damage = examined(path)
+    stored, damage = inspect_manifest(path)
     allowed = files.links_of(path, stored, links)
     if stored and not links:
         files.refuse_links(path, stored)
@@ -136,7 +136,7 @@ def run_sweep(
     for line in damage.values():
         say(f"{line}: the other of its two files is taken")
     if damage and os.access(path, os.W_OK):
-        with results.named(path), locks.manifest_lock(path):
+        with results.explain_os_errors(path), locks.manifest_lock(path):
             restore(path)
     if accept and not (match and match.changed):
         say(f"{path}: accept={accept!r} is not kept: no code differs from what is stored")
@@ -153,7 +153,7 @@ def run_sweep(
         _say_versions(path, stored, match)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
-        with files.named(path):
+        with files.explain_os_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         with cluster.connected(scheduler) as client:
             match = _run_shard(sweep, path, own, limits, client, accept, computation, wait_for_workers, links)
@@ -267,7 +267,7 @@ def _run_shard(
             say(held.gone)
         session = Session(sweep, path, shard, held, limits, accept, computation, links)
         try:
-            with files.named(path):
+            with files.explain_os_errors(path):
                 missing = session.missing()
             count = sum(int(runs.sum()) for runs in missing.values())
             with Progress(count, sweep.schedule.steps) as progress:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxsign.store import checkpoints, files, locks, results, trajectory, watched
 from jaxsign.store.environment import environment
-from jaxsign.store.files import named
+from jaxsign.store.files import explain_os_errors
 from jaxsign.store.labels import base_coordinates
 from jaxsign.store.lease import Lease, Stale, identity
 from jaxsign.store.manifest import begun_anew, check_fit, read_manifest, write_manifest
@@ -95,7 +95,7 @@ class Session:
         except BaseException:
             self.compiler.close()
             raise
-        with named(path):
+        with explain_os_errors(path):
             self.store = Store(path, found, owned=self.lease.writing)
         self.base = checkpoint_base(self._manifest())
 
@@ -126,7 +126,7 @@ class Session:
     def _allow_links(self) -> None:
         """Keeps in the manifest which links the user has allowed, and refuses all others."""
         stored = read_manifest(self.path)
-        with named(self.path):
+        with explain_os_errors(self.path):
             if stored is not None and (links := files.links_of(self.path, stored, self.links)):
                 if links != stored.get("links") or "id" not in stored:
                     anew = {} if "id" in stored else begun_anew(stored)
@@ -169,11 +169,11 @@ class Session:
                         record["plan"] = {**plan_record(sweep, groups, layout, widths, self.limits), **kept}
                     base = described.get("base_hash", checkpoint_base(stored))
                     entries = begun_anew(stored) if match.changed else {}
-                    with named(path):
+                    with explain_os_errors(path):
                         stored = write_manifest(path, {**record, "base_hash": base, **entries})
                 here = starts(stored, environment())
                 if here["starts"] != stored.get("starts"):
-                    with named(path):
+                    with explain_os_errors(path):
                         write_manifest(path, {**stored, **here})
                 return layout, programs, found
         programs = make_programs(sweep, groups, layout, widths)
@@ -196,10 +196,10 @@ class Session:
                 found = {name: v.stored_like(old[name]) if name in old else v for name, v in found.items()}
         # Arrays that are mended as they were leave what other shards write where it is.
         anew = stored is None or grown or bool(match.changed) or set(found) != set(stored["chunks"])
-        with named(path):
+        with explain_os_errors(path):
             files.remove_partial(path)
         coords = stored_coordinates(sweep, layout, found)
-        with named(path), results.prepared(path, found, coords) as (folder, crcs):
+        with explain_os_errors(path), results.prepared(path, found, coords) as (folder, crcs):
             manifest = {
                 "runs": {}, "wall_seconds": 0.0, "sessions": [], **(stored or {"sealed": True}), **environment(),
                 **starts(stored, environment()), **(begun_anew(stored) if anew else {}), **described,
@@ -311,7 +311,7 @@ class Session:
     def _smaller(self, runs: int) -> None:
         """Fewer runs a call from now on, and on every resume."""
         self.layout = dataclasses.replace(self.layout, runs=runs)
-        with self.lease.writing(exclusive=True), named(self.path):
+        with self.lease.writing(exclusive=True), explain_os_errors(self.path):
             stored = self._manifest()
             write_manifest(self.path, {**stored, "plan": {**stored["plan"], "runs": runs}})
 
@@ -352,7 +352,7 @@ class Session:
         self.compiler.close()
 
     def _account(self, seconds: float) -> None:
-        with self.lease.writing(exclusive=True), named(self.path):
+        with self.lease.writing(exclusive=True), explain_os_errors(self.path):
             stored = self._manifest()
             entry = {}
             try:
@@ -376,7 +376,7 @@ class Session:
             return
         if locks.others(self.path, self.shard):
             locks.watch(self.path)  # without the manifest's lock, which those who live need
-        with self.lease.writing(exclusive=True), named(self.path):
+        with self.lease.writing(exclusive=True), explain_os_errors(self.path):
             if not locks.others(self.path, self.shard):
                 trajectory.remove_leftovers(self.path)
                 checkpoints.remove_all(self.path / checkpoints.FOLDER)

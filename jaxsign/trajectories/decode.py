@@ -1,4 +1,4 @@
-"""Segments of trajectories -> what was trained after each of their steps, by the additions of training itself."""
+"""What were the trained parameters after every step of a segment? Training's own additions are repeated."""
 
 import math
 from collections.abc import Sequence
@@ -43,16 +43,16 @@ def read(segment: Segment, run: int, described: Described) -> list[np.ndarray]:
 
 
 def padded(x: np.ndarray) -> np.ndarray:
-    """Rows for every step of a tape, 0 where there is none: one program reads segments of any length."""
+    """Rows for all TAPE_STEPS steps, zeros after the last one: one program then decodes segments of any length."""
     return np.concatenate([x, np.zeros((TAPE_STEPS - len(x), *x.shape[1:]), x.dtype)])
 
 
 @jax.jit
 def after_every_step(trained: PyTree, codes: jax.Array, amplitude: jax.Array) -> PyTree:
-    """What is trained after every step of a segment."""
+    """Trained parameters after every step of a segment, stacked."""
 
-    def step(here: Any, move: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
-        after = apply_codes(here, *move)
+    def step(before: Any, update: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
+        after = apply_codes(before, *update)
         return after, after
 
     stacked = jax.lax.scan(step, [split(leaf) for leaf in jax.tree.leaves(trained)], (codes, amplitude))[1]
@@ -65,16 +65,16 @@ def after_every_step(trained: PyTree, codes: jax.Array, amplitude: jax.Array) ->
 
 @jax.jit
 def after_steps(trained: PyTree, codes: jax.Array, amplitude: jax.Array, start: int, stop: int) -> PyTree:
-    """What is trained after the steps [start, stop) of a segment."""
+    """Trained parameters after the steps [start, stop) of a segment."""
 
-    def step(t: jax.Array, here: Any) -> Any:
-        return apply_codes(here, codes[t], amplitude[t])
+    def step(t: jax.Array, before: Any) -> Any:
+        return apply_codes(before, codes[t], amplitude[t])
 
-    moved = jax.lax.fori_loop(start, stop, step, [split(leaf) for leaf in jax.tree.leaves(trained)])
-    leaves = [join(parts, leaf.shape) for parts, leaf in zip(moved, jax.tree.leaves(trained))]
+    after = jax.lax.fori_loop(start, stop, step, [split(leaf) for leaf in jax.tree.leaves(trained)])
+    leaves = [join(parts, leaf.shape) for parts, leaf in zip(after, jax.tree.leaves(trained))]
     return jax.tree.unflatten(jax.tree.structure(trained), leaves)
 
 
 def at(stacked: PyTree, i: int) -> PyTree:
-    """One step of what is stacked."""
+    """One step of stacked parameters."""
     return jax.tree.map(lambda x: x[i], stacked)

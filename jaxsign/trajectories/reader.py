@@ -1,4 +1,4 @@
-"""Trajectories read back: any run's parameters at any step, equal to those of its training to the bit."""
+"""What were a run's parameters at any stored step? They equal those of its training to the bit."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,13 @@ import optax
 from jaxsign.compilation import each_undisturbed, undisturbed
 from jaxsign.store import checkpoints, results, trajectory
 from jaxsign.store.manifest import UnusableData, read_manifest
-from jaxsign.store.trajectory import Unit
+from jaxsign.store.trajectory import EVERY_STEP, StoredUnit
 from jaxsign.sweep.identity.definition import short_name
 from jaxsign.sweep.identity.match import compare
 from jaxsign.sweep.programs import drawing, local_mesh
 from jaxsign.sweep.recorder import start_crcs
 from jaxsign.sweep.sweep import Sweep
-from jaxsign.systems.two_layer.engines import two_layer
-from jaxsign.systems.two_layer.problem import Hyper, Problem
+from jaxsign.systems import by_public_name
 from jaxsign.training.loop import Loop
 from jaxsign.training.mode import Mode
 from jaxsign.training.rng import seed_key, seed_words
@@ -32,22 +31,24 @@ from jaxsign.training.task import Task
 from jaxsign.trajectories.decode import after_every_step, after_steps, at, bits_of, code_bytes, padded, read
 from jaxsign.validation.values import local_path, positive_int
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 PyTree = Any
 Index = tuple[int, ...]
-#: Systems that are built from a manifest; a name that is not here is never looked up. Others are given as sweep=.
-SYSTEMS = {"jaxsign.two_layer": (two_layer, Problem, Hyper)}
-
-#: Steps of a segment from which on all of it is decoded at once, and steps whose parameters are made together.
-FEW, TOGETHER = 8, 16
+#: If more steps of a segment than this are wanted, all of it is decoded at once.
+FEW = 8
+#: Steps of which full parameters are computed in one call.
+TOGETHER = 16
 
 
 class Source(NamedTuple):
-    """What one run's start is drawn from.
+    """The task, numbers and seed that one run's start is drawn from.
 
     Args:
       task: the task that was trained.
-      compact: whether in its compact form.
-      loop: its training loop, for the forms of its parameters.
+      compact: whether it was trained in its compact form.
+      loop: its training loop, which knows the forms of its parameters.
       hyper: the run's numbers.
       degree: the optimizer's degree.
       seed: the run's seed.
@@ -68,7 +69,7 @@ class Trajectory:
     Args:
       path: results directory.
       kind: "signs", "features", "log2" or "steps".
-      dataset: the results, whose coordinates label the runs.
+      dataset: the results; their coordinates label the runs.
       sweep: the system and the axes.
       groups: the manifest's groups.
       optimizers: [family, keywords] of every point of the optimizer dimension.
@@ -79,22 +80,22 @@ class Trajectory:
 
     path: Path
     kind: str
-    dataset: Any
+    dataset: "xr.Dataset"
     sweep: Sweep
     groups: Sequence[Mapping[str, Any]]
     optimizers: Sequence[tuple[str, Mapping[str, Any]]]
-    units: Mapping[tuple[int, ...], Sequence[tuple[Unit, int]]]
+    units: Mapping[tuple[int, ...], Sequence[tuple[StoredUnit, int]]]
     damage: Sequence[str]
     order: Sequence[Sequence[int]]
 
     @property
     def dims(self) -> tuple[str, ...]:
         """Names of the runs' dimensions: the axes, optimizer, seed."""
-        return tuple(self.dataset["status"].dims)
+        return tuple(map(str, self.dataset["status"].dims))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Their sizes."""
+        """Sizes of the runs' dimensions."""
         return tuple(self.dataset["status"].shape)
 
     def __len__(self) -> int:
@@ -141,9 +142,13 @@ class Trajectory:
         return RunTrajectory(self, tuple(index))
 
     def source(self, index: Index) -> Source:
-        """What one run's start is drawn from."""
+        """The task, numbers and seed that one run's start is drawn from.
+
+        Raises:
+          UnusableData: if the manifest names no group for the run.
+        """
         *axes, optimizer, seed = index
-        asked, hyper = self.sweep.task(tuple(axes)), self.sweep.hyper_at(tuple(axes))
+        system_task, hyper = self.sweep.task(tuple(axes)), self.sweep.hyper_at(tuple(axes))
         family, keywords = self.optimizers[optimizer]
         for group in self.groups:
             fixed = all(
@@ -151,12 +156,12 @@ class Trajectory:
                 for axis, i in zip(self.sweep.grid_axes, axes)
                 for texts in [[str(v) for v in axis.values[i]]]
             )
-            own = group["points"]
-            tasks = [t for t in asked.reduction.choices or (asked,) if t.name == group["task"]]
-            if fixed and family == group["family"] and keywords in own and tasks:
+            points = group["points"]
+            tasks = [t for t in system_task.reduction.choices or (system_task,) if t.name == group["task"]]
+            if fixed and family == group["family"] and keywords in points and tasks:
                 task = tasks[0]
                 degrees = group["degrees"]
-                degree = degrees[own.index(keywords)]["p"] if degrees else 0.0
+                degree = degrees[points.index(keywords)]["p"] if degrees else 0.0
                 compact, seeds = group["compact"], self.sweep.seeds
                 loop = _loop(task, compact, self.sweep.trainable)
                 return Source(task, compact, loop, hyper, degree, seeds[seed])
@@ -173,7 +178,7 @@ class RunTrajectory:
     """The trajectory of one run.
 
     Args:
-      whole: the trajectories it belongs to.
+      whole: the trajectories of all runs.
       index: its index on every dimension of (axes, optimizer, seed).
     """
 
@@ -181,32 +186,32 @@ class RunTrajectory:
     index: Index
 
     def __repr__(self) -> str:
-        named = {d: self.whole.dataset[d].values[i] for d, i in zip(self.whole.dims, self.index)}
-        return f"RunTrajectory({self.whole.kind!r}, {', '.join(f'{k}={v}' for k, v in named.items())})"
+        labels = {d: self.whole.dataset[d].values[i] for d, i in zip(self.whole.dims, self.index)}
+        return f"RunTrajectory({self.whole.kind!r}, {', '.join(f'{k}={v}' for k, v in labels.items())})"
 
     @functools.cached_property
     def steps(self) -> np.ndarray:
-        """Steps whose parameters are kept: all of them, or the snapshots'."""
-        if self.whole.kind in ("signs", "features"):
+        """Steps whose parameters are kept: every step, or those of the snapshots."""
+        if self.whole.kind in EVERY_STEP:
             return np.arange(self.whole.sweep.schedule.steps + 1)
         return np.array([segment.start for segment in self._place[0].segments])
 
     @functools.cached_property
     def first_bad_step(self) -> int:
-        """The step at which the run diverged, -1 if it did not: nothing is returned from there on."""
+        """The step at which the run diverged, -1 if it did not; no parameters are returned from that step on."""
         return int(self.whole.dataset["first_bad_step"].values[self.index])
 
     @functools.cached_property
     def source(self) -> Source:
-        """What the run's start is drawn from."""
+        """The task, numbers and seed that the run's start is drawn from."""
         return self.whole.source(self.index)
 
     @functools.cached_property
     def start(self) -> Start:
-        """The run's start, drawn again and compared with the CRC of the one that was trained.
+        """The run's start, drawn again and compared with the CRC of the start of its training.
 
         Raises:
-          UnusableData: if it is not the same to the bit.
+          UnusableData: if the two are not equal to the bit.
         """
         with undisturbed(), jax.disable_jit(False):
             return self._drawn()
@@ -214,7 +219,7 @@ class RunTrajectory:
     def _drawn(self) -> Start:
         task, _, _, hyper, degree, seed = self.source
         mesh = local_mesh()
-        count, dtype = 2 * mesh.size, jnp.zeros(()).dtype  # two turns a device: XLA inlines a loop of one
+        count, dtype = 2 * mesh.size, jnp.zeros(()).dtype  # two a device: XLA inlines a loop of one turn
         hypers = jax.tree.map(lambda leaf: np.full(count, leaf, dtype), hyper)
         seeds = np.stack([seed_words(seed)] * count)
         drawn = drawing(task, mesh)(seeds, hypers, np.full(count, degree, dtype), self.whole.sweep.shared)
@@ -227,19 +232,16 @@ class RunTrajectory:
         return jax.tree.map(_first, drawn)
 
     @functools.cached_property
-    def _place(self) -> tuple[Unit, int]:
-        """(unit, number in it) of a whole copy of the run."""
-        place = tuple(list(own).index(i) for own, i in zip(self.whole.order, self.index))
-        found = self.whole.units.get(place, ())
-        if not found:
+    def _place(self) -> tuple[StoredUnit, int]:
+        """(unit, number in it) of an undamaged copy of the run; the latest one if all are damaged."""
+        place = tuple(list(order).index(i) for order, i in zip(self.whole.order, self.index))
+        copies = self.whole.units.get(place, ())
+        if not copies:
             lost = f": {self.whole.damage[0]}" if self.whole.damage else ""
             raise UnusableData(
                 f"{self.whole.path} holds no trajectory of run {self.index}{lost}; the sweep's own command computes it"
             )
-        if len(found) == 1:
-            return found[0]
-        whole = (copy for copy in found if not trajectory.whole(*copy))
-        return next(whole, found[0])  # which says what is wrong with it when it is read
+        return trajectory.newest_whole(copies)
 
     def _check(self, step: int) -> int:
         last = self.whole.sweep.schedule.steps
@@ -258,7 +260,7 @@ class RunTrajectory:
           step: one of `steps`; the number of steps trained is the end.
 
         Returns:
-          The system's parameters in full; what the training set sees of them for "features".
+          The system's full parameters; for "features", the features that the training set sees.
 
         Raises:
           ValueError: for a step that is not kept, or at which the run had diverged.
@@ -270,12 +272,12 @@ class RunTrajectory:
             return self._full(trained)
 
     def iter(self, start: int = 0, stop: int | None = None, every: int = 1) -> Iterator[tuple[int, PyTree]]:
-        """(step, parameters) of every kept step from `start` to `stop`, both included, one decoding for all.
+        """(step, parameters) of every kept step from `start` to `stop`, both included; the segments are decoded once.
 
         Args:
           start: first step.
           stop: last step; None: the end, or the last one before the run diverged.
-          every: int >= 1, only every so many.
+          every: int >= 1, only every `every`-th kept step.
         """
         last = self.whole.sweep.schedule.steps if self.first_bad_step < 0 else self.first_bad_step - 1
         wanted = [t for t in self.steps.tolist() if start <= t <= (last if stop is None else stop)]
@@ -297,12 +299,12 @@ class RunTrajectory:
             return trained
         return _params(self.source.loop)(self.start, trained)
 
-    def _fulls(self, found: Iterator[tuple[int, PyTree]]) -> Iterator[tuple[int, PyTree]]:
-        """Parameters in full, `TOGETHER` steps a call."""
+    def _fulls(self, steps: Iterator[tuple[int, PyTree]]) -> Iterator[tuple[int, PyTree]]:
+        """(step, full parameters) of every (step, trained parameters), `TOGETHER` steps a call."""
         if self.whole.kind == "features":
-            yield from found
+            yield from steps
             return
-        while batch := list(itertools.islice(found, TOGETHER)):
+        while batch := list(itertools.islice(steps, TOGETHER)):
             filled = [trained for _, trained in batch] + [batch[-1][1]] * (TOGETHER - len(batch))
             stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
             full = jax.tree.map(np.asarray, _many_params(self.source.loop)(self.start, stacked))
@@ -310,56 +312,64 @@ class RunTrajectory:
                 yield step, jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), full)
 
     def trained(self, wanted: Sequence[int]) -> Iterator[tuple[int, PyTree]]:
-        """(step, what is trained) of steps in increasing order."""
+        """(step, trained parameters) of steps in increasing order."""
         return each_undisturbed(self._trained(wanted))
 
     def _trained(self, wanted: Sequence[int]) -> Iterator[tuple[int, PyTree]]:
         unit, run = self._place
         if self.whole.kind == "features":
-            yield from self._seen(unit, run, wanted)
-            return
-        first = initially(self.source.loop)(self.start)
-        leaves = [(tuple(shape), dtype) for _, shape, dtype in unit.about["leaves"]]
-        if self.whole.kind != "signs":
-            for segment in unit.segments:
-                if segment.start in wanted:
-                    yield segment.start, self._keyframe(first, read(segment, run, bits_of(leaves)))
-            return
-        targets, here, i = list(wanted), first, 0
+            yield from self._features(unit, run, wanted)
+        elif self.whole.kind == "signs":
+            yield from self._updated(unit, run, wanted)
+        else:
+            yield from self._snapshots(unit, run, wanted)
+
+    def _snapshots(self, unit: StoredUnit, run: int, wanted: Sequence[int]) -> Iterator[tuple[int, PyTree]]:
+        first, leaves = initially(self.source.loop)(self.start), _leaves(unit)
+        for segment in unit.segments:
+            if segment.start in wanted:
+                yield segment.start, self._keyframe(first, read(segment, run, bits_of(leaves)))
+
+    def _updated(self, unit: StoredUnit, run: int, wanted: Sequence[int]) -> Iterator[tuple[int, PyTree]]:
+        """The steps of "signs": the last keyframe before them, and the updates of the steps since."""
+        first, leaves = initially(self.source.loop)(self.start), _leaves(unit)
+        targets, params, i = list(wanted), first, 0
         while targets:
             i = max([i, *(j for j, s in enumerate(unit.segments) if s.keyframe and s.start <= targets[0])])
             segment = unit.segments[i]
             steps = segment.stop - segment.start
-            kept = [*bits_of([((steps, len(leaves)), leaves[0][1])]), ((steps, code_bytes(leaves)), "|u1")]
-            *raw, sizes, changes = read(segment, run, [*(bits_of(leaves) if segment.keyframe else []), *kept])
+            updates = [*bits_of([((steps, len(leaves)), leaves[0][1])]), ((steps, code_bytes(leaves)), "|u1")]
+            *raw, sizes, signs = read(segment, run, [*(bits_of(leaves) if segment.keyframe else []), *updates])
             if segment.keyframe:
-                here = self._keyframe(first, raw)
-            codes = padded(trajectory.unchanged(changes))
-            amplitude = padded(trajectory.unchanged(sizes).view(leaves[0][1]))
+                params = self._keyframe(first, raw)
+            codes = padded(trajectory.undo_deltas(signs))
+            amplitude = padded(trajectory.undo_deltas(sizes).view(leaves[0][1]))
             inside = [t for t in targets if t <= segment.stop]
             if len(inside) > FEW:
-                # One program for all steps; its arrays are read on the host, where cutting them up costs nothing.
-                after = jax.tree.map(np.asarray, after_every_step(here, codes, amplitude))
+                # One program for all steps; its arrays are read on the host, where slicing them costs nothing.
+                after = jax.tree.map(np.asarray, after_every_step(params, codes, amplitude))
                 for step in inside:
-                    yield step, here if step == segment.start else at(after, step - segment.start - 1)
-                here = at(after, steps - 1)
+                    yield step, params if step == segment.start else at(after, step - segment.start - 1)
+                params = at(after, steps - 1)
             else:
                 done = 0
                 for step in inside:
-                    here, done = after_steps(here, codes, amplitude, done, step - segment.start), step - segment.start
-                    yield step, here
+                    params = after_steps(params, codes, amplitude, done, step - segment.start)
+                    done = step - segment.start
+                    yield step, params
                 if len(inside) < len(targets):
-                    here = after_steps(here, codes, amplitude, done, steps)
+                    params = after_steps(params, codes, amplitude, done, steps)
             targets, i = targets[len(inside) :], i + 1
 
     def _keyframe(self, first: PyTree, raw: Sequence[np.ndarray]) -> PyTree:
+        """Parameters from their bits, which are stored as differences (XOR) from the initial ones."""
         leaves = [
             jnp.asarray((np.asarray(x).view(f"u{x.dtype.itemsize}") ^ bits).view(x.dtype))
             for x, bits in zip(jax.tree.leaves(first), raw)
         ]
         return jax.tree.unflatten(jax.tree.structure(first), leaves)
 
-    def _seen(self, unit: Unit, run: int, wanted: Sequence[int]) -> Iterator[tuple[int, PyTree]]:
+    def _features(self, unit: StoredUnit, run: int, wanted: Sequence[int]) -> Iterator[tuple[int, PyTree]]:
         like = self.projection
         structure, shapes = jax.tree.structure(like), jax.tree.leaves(like)
         for segment in unit.segments:
@@ -367,26 +377,31 @@ class RunTrajectory:
             if not inside:
                 continue
             count = max(segment.stop - segment.start, 1)
-            found = read(segment, run, bits_of([((count, *x.shape), x.dtype.str) for x in shapes]))
-            values = [trajectory.unchanged(bits).view(x.dtype) for bits, x in zip(found, shapes)]
+            deltas = read(segment, run, bits_of([((count, *x.shape), x.dtype.str) for x in shapes]))
+            values = [trajectory.undo_deltas(bits).view(x.dtype) for bits, x in zip(deltas, shapes)]
             for step in inside:
                 yield step, jax.tree.unflatten(structure, [jnp.asarray(v[step - segment.start]) for v in values])
 
     @functools.cached_property
     def projection(self) -> PyTree:
-        """What the training set sees of the parameters, as abstract arrays."""
+        """The features that the training set sees, as abstract arrays."""
         task, _, loop, hyper, *_ = self.source
         project = task.reduction.project
         assert project is not None
 
-        def seen(start: Start) -> PyTree:
+        def features(start: Start) -> PyTree:
             return project(loop.merged(start, loop.init(seed_key(0), start, None, {}).trained), start.data)
 
-        return jax.eval_shape(seen, abstract_start(task, hyper, self.whole.sweep.shared))
+        return jax.eval_shape(features, abstract_start(task, hyper, self.whole.sweep.shared))
+
+
+def _leaves(unit: StoredUnit) -> list[tuple[tuple[int, ...], str]]:
+    """(shape, dtype) of every trained leaf."""
+    return [(tuple(shape), dtype) for _, shape, dtype in unit.about["leaves"]]
 
 
 def _first(x: jax.Array) -> jax.Array:
-    """The first run of a block's array, by way of the host; typed keys stay keys."""
+    """The first run of a block's array, copied through the host; typed keys stay keys."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(np.asarray(jax.random.key_data(x))[0], impl=jax.random.key_impl(x))
     return jnp.asarray(np.asarray(x)[0])
@@ -394,7 +409,7 @@ def _first(x: jax.Array) -> jax.Array:
 
 @functools.lru_cache(maxsize=32)
 def initially(loop: Loop) -> Callable[[Start], PyTree]:
-    """The jitted `start -> what is trained` at step 0."""
+    """The jitted `start -> trained parameters` of step 0."""
     return jax.jit(lambda start: loop.init(seed_key(0), start, None, {}).trained)
 
 
@@ -414,7 +429,7 @@ def open_trajectory(out: str | os.PathLike, sweep: Sweep | None = None) -> Traje
 
     Args:
       out: a results directory of a sweep with `trajectory=`.
-      sweep: the sweep, for systems that are not jaxsign's own or use `shared=`: nothing that a file names is imported.
+      sweep: the sweep, needed for a system of your own or one with `shared=`: nothing that a file names is imported.
 
     Returns:
       Trajectory; `trajectory[i]`, `trajectory.sel(seed=3)` give one run.
@@ -425,11 +440,11 @@ def open_trajectory(out: str | os.PathLike, sweep: Sweep | None = None) -> Traje
 
     Examples:
       >>> import jaxsign as js, tempfile
-      >>> made = js.Sweep(system=js.two_layer, problem=js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10),
+      >>> sweep = js.Sweep(system=js.two_layer, problem=js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10),
       ...     hyper=js.Hyper(sigma_p=2.0), optimizers={"sign_gd": js.sign_gd(1e-3)}, axes={"seed": 2}, steps=20,
       ...     trajectory="signs")
       >>> with tempfile.TemporaryDirectory() as out:
-      ...     _ = js.run_sweep(made, out)
+      ...     _ = js.run_sweep(sweep, out)
       ...     js.open_trajectory(out).sel(seed=1).params(7).w_q.shape
       (3, 50)
     """
@@ -440,35 +455,36 @@ def open_trajectory(out: str | os.PathLike, sweep: Sweep | None = None) -> Traje
     stored = manifest["definition"]
     if stored.get("trajectory") is None:
         raise ValueError(f"out must hold trajectories: {str(path)!r} was run without trajectory=")
-    here = np.dtype(jnp.zeros(()).dtype).name
-    if stored["dtype"] != here:
-        raise ValueError(f"out={str(path)!r} was trained in {stored['dtype']}, this process computes in {here}")
+    dtype = np.dtype(jnp.zeros(()).dtype).name
+    if stored["dtype"] != dtype:
+        raise ValueError(f"out={str(path)!r} was trained in {stored['dtype']}, this process computes in {dtype}")
     if sweep is None:
         sweep = _rebuilt(path, stored)
     else:
         sweep = sweep.at_cadence_of(stored)
-        asked = compare(str(path), manifest, sweep)
-        if asked.part or asked.grown(manifest):
+        match = compare(str(path), manifest, sweep)
+        if match.part or match.grown(manifest):
             raise ValueError(f"out={str(path)!r}: sweep= must be the stored sweep, not a part or an extension of it")
-    units: dict[tuple[int, ...], list[tuple[Unit, int]]] = {}
-    found = list(trajectory.units(path))
-    whole = [unit for unit in found if isinstance(unit, Unit)]
-    for unit in sorted(whole, key=lambda unit: unit.finished, reverse=True):
-        for run, place in unit.places().items():
-            units.setdefault(place, []).append((unit, run))
+    units = list(trajectory.units(path))
+    copies = trajectory.copies_of_runs(trajectory.newest_first(units))
+    damage = [unit for unit in units if isinstance(unit, str)]
     points = [(family, point) for family, entry in stored["optimizers"].items() for point in entry["points"]]
     kind = stored["trajectory"] if isinstance(stored["trajectory"], str) else "steps"
-    damage = [line for line in found if isinstance(line, str)]
-    return Trajectory(path, kind, dataset, sweep, manifest["plan"]["groups"], points, units, damage, manifest["order"])
+    groups = manifest["plan"]["groups"]
+    return Trajectory(path, kind, dataset, sweep, groups, points, copies, damage, manifest["order"])
 
 
 def _rebuilt(path: Path, stored: Mapping[str, Any]) -> Sweep:
-    """The system and the axes of a stored definition of one of SYSTEMS; its optimizers are not needed."""
-    name = short_name(stored["system"]["name"])
-    if name not in SYSTEMS or stored["shared"] is not None:
-        what = f"the system {name!r}" if name not in SYSTEMS else "shared="
-        raise ValueError(f"out={str(path)!r} has {what}: give the sweep that made it as sweep=")
-    system, problem, hyper = SYSTEMS[name]
+    """A sweep with the system and the axes of a stored definition; reading needs no optimizers.
+
+    Raises:
+      ValueError: if the system is not one of jaxsign, or has shared arrays, which are not stored.
+    """
+    name, systems = short_name(stored["system"]["name"]), by_public_name()
+    if name not in systems or stored["shared"] is not None:
+        reason = "shared=" if name in systems else f"the system {name!r}"
+        raise ValueError(f"out={str(path)!r} has {reason}: give the sweep that made it as sweep=")
+    system, problem, hyper = systems[name]
     axes: dict[Any, Any] = {"seed": stored["seeds"]}
     for axis in stored["axes"]:
         one = len(axis["members"]) == 1

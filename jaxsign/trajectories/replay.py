@@ -1,8 +1,8 @@
-"""New observables of old runs, from their trajectories: nothing is trained."""
+"""What are new observables of old runs? They are computed from trajectories; nothing is trained."""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +19,22 @@ from jaxsign.training.task import Task
 from jaxsign.trajectories.reader import Index, RunTrajectory, Trajectory, initially
 from jaxsign.validation.values import known
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 PyTree = Any
 
 
 @undisturbed()
 def replay(
     trajectory: Trajectory | RunTrajectory, observables: Sequence[str | Callable] | None = None, record: Any = 10
-) -> Any:
+) -> "xr.Dataset":
     """Observables of stored runs, computed from their trajectories: nothing is trained.
 
     Args:
       trajectory: from `js.open_trajectory`, all runs or one.
-      observables: names, or functions `(params, data, test, hyper) -> array`; None: everything. From "features" only
-        what the training set sees.
+      observables: names, or functions `(params, data, test, hyper) -> array`; None: everything. "features" allow only
+        names of observables of the training set.
       record: int k for steps 0, k, 2k, ..., or an increasing array of steps; of these, those that are kept.
 
     Returns:
@@ -45,18 +48,18 @@ def replay(
       >>> import jax.numpy as jnp, jaxsign as js, tempfile
       >>> def largest_weight(params, data, test, hyper):
       ...     return jnp.max(jnp.abs(params.w_q))
-      >>> made = js.Sweep(system=js.two_layer, problem=js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10),
+      >>> sweep = js.Sweep(system=js.two_layer, problem=js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10),
       ...     hyper=js.Hyper(sigma_p=2.0), optimizers={"sign_gd": js.sign_gd(1e-3)}, axes={"seed": 2}, steps=20,
       ...     trajectory="signs")
       >>> with tempfile.TemporaryDirectory() as out:
-      ...     _ = js.run_sweep(made, out)
+      ...     _ = js.run_sweep(sweep, out)
       ...     js.replay(js.open_trajectory(out), [largest_weight], record=4)["largest_weight"].dims
       ('optimizer', 'seed', 'step')
     """
     whole = trajectory if isinstance(trajectory, Trajectory) else trajectory.whole
     runs = list(trajectory) if isinstance(trajectory, Trajectory) else [trajectory]
-    asked = Schedule.build(whole.sweep.schedule.steps, record, 1).record
-    steps = [t for t in asked.tolist() if t in set(runs[0].steps.tolist())]
+    kept = set(runs[0].steps.tolist())
+    steps = [t for t in Schedule.build(whole.sweep.schedule.steps, record, 1).record.tolist() if t in kept]
     if not steps:
         raise ValueError(f"record must name kept steps, out of {runs[0].steps.tolist()}, got {record!r}")
     rows = [_observed(run, observables, steps) for run in runs]
@@ -70,48 +73,53 @@ def _observed(run: RunTrajectory, observables: Any, steps: Sequence[int]) -> dic
     chosen = tuple(observables) if observables is not None else None
     good = [t for t in steps if run.first_bad_step < 0 or t < run.first_bad_step]
     if run.whole.kind == "features":
-        look, like = _look_at_seen(task, chosen), run.projection
+        observe, like = _observe_features(task, chosen), run.projection
     else:
-        look, like = _look(task, compact, run.whole.sweep.trainable, chosen), initially(run.source.loop)(run.start)
-    shapes = jax.eval_shape(look, run.start, numbers, like)
+        observe = _observe_params(task, compact, run.whole.sweep.trainable, chosen)
+        like = initially(run.source.loop)(run.start)
+    shapes = jax.eval_shape(observe, run.start, numbers, like)
     out = {name: np.full((len(steps), *x.shape), np.nan, x.dtype) for name, x in shapes.items()}
     for i, (_, trained) in enumerate(run.trained(good)):
-        for name, value in look(run.start, numbers, trained).items():
+        for name, value in observe(run.start, numbers, trained).items():
             out[name][i] = value
     return out
 
 
 @functools.lru_cache(maxsize=32)
-def _look(task: Task, compact: bool, trainable: Any, chosen: tuple | None) -> Callable[..., dict[str, jax.Array]]:
-    """`(start, hyper, trained) -> observables`: a training loop of no steps that stops once to look."""
+def _observe_params(
+    task: Task, compact: bool, trainable: Any, chosen: tuple | None
+) -> Callable[..., dict[str, jax.Array]]:
+    """`(start, hyper, trained) -> observables`: a training loop without steps that observes once."""
     loop = Loop(Mode(task, compact), optax.identity, chosen, trainable=trainable)
     first, none = np.array([True, False]), np.zeros(2, np.int32)
     stops = Stops(none, none, first, first, ~first & False)
 
-    def look(start: Start, hyper: Any, trained: PyTree) -> dict[str, jax.Array]:
+    def observe(start: Start, hyper: Any, trained: PyTree) -> dict[str, jax.Array]:
         key = jax.random.key(0)  # nothing is drawn
         state = loop.init(key, start, hyper, {})._replace(trained=trained)
         rows = loop.advance(key, start, hyper, {}, state, stops)[1]
         return {name: value[0] for name, value in rows.items()}
 
-    return jax.jit(look)
+    return jax.jit(observe)
 
 
 @functools.lru_cache(maxsize=32)
-def _look_at_seen(task: Task, chosen: tuple | None) -> Callable[..., dict[str, jax.Array]]:
-    """`(start, hyper, seen) -> observables` of what the training set sees."""
+def _observe_features(task: Task, chosen: tuple | None) -> Callable[..., dict[str, jax.Array]]:
+    """`(start, hyper, features) -> observables` of the features that the training set sees."""
     if any(map(callable, chosen or ())):
         raise ValueError("observables must be names where trajectory='features' is kept: the parameters are not known")
 
-    def look(start: Start, hyper: Any, seen: PyTree) -> dict[str, jax.Array]:
-        found = task.observe(seen, start.data, None, hyper)
-        names = [known("observable of the training set", name, found) for name in chosen or found]
-        return {name: found[name] for name in names}
+    def observe(start: Start, hyper: Any, features: PyTree) -> dict[str, jax.Array]:
+        values = task.observe(features, start.data, None, hyper)
+        names = [known("observable of the training set", name, values) for name in chosen or values]
+        return {name: values[name] for name in names}
 
-    return jax.jit(look)
+    return jax.jit(observe)
 
 
-def _labelled(whole: Trajectory, rows: list[dict[str, np.ndarray]], steps: Sequence[int], index: Index | None) -> Any:
+def _labelled(
+    whole: Trajectory, rows: list[dict[str, np.ndarray]], steps: Sequence[int], index: Index | None
+) -> "xr.Dataset":
     """Rows of runs as a Dataset: of all runs in C order, or of the one at `index`."""
     import xarray as xr
 
@@ -123,12 +131,12 @@ def _labelled(whole: Trajectory, rows: list[dict[str, np.ndarray]], steps: Seque
         longest = tuple(max(sizes) for sizes in zip(*(row[name].shape for row in rows)))
         # A static axis may change an observable's length.
         padded = [
-            np.pad(row[name], [(0, most - own) for most, own in zip(longest, row[name].shape)], constant_values=np.nan)
+            np.pad(row[name], [(0, most - n) for most, n in zip(longest, row[name].shape)], constant_values=np.nan)
             for row in rows
         ]
         dims = (*runs, "step", *own_dims(name, len(longest) - 1, task.dims))
         data[name] = (dims, np.stack(padded).reshape(*shape, *longest), dict(task.attrs.get(name, {})))
     coords = {name: c for name, c in one.coords.items() if set(c.dims) <= set(runs)}
     ds = xr.Dataset(data, coords).assign_coords(step=list(steps))
-    own = {d: np.arange(n) for d, n in ds.sizes.items() if d not in ds.coords}
-    return ds.assign_coords(own).assign_attrs(manifest=whole.dataset.attrs["manifest"])
+    counters = {d: np.arange(n) for d, n in ds.sizes.items() if d not in ds.coords}
+    return ds.assign_coords(counters).assign_attrs(manifest=whole.dataset.attrs["manifest"])

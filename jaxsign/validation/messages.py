@@ -90,6 +90,30 @@ def size_words(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
 
 
+def clock(seconds: float) -> str:
+    """A duration in words.
+
+    Examples:
+      >>> clock(42), clock(200), clock(10_000), clock(1e6)
+      ('42 s', '3.3 min', '2.8 h', '11.6 d')
+    """
+    for size, unit in ((86400, "d"), (3600, "h"), (120, "min")):
+        if seconds >= size:
+            return f"{seconds / min(size, 60 if unit == 'min' else size):.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def time_words(seconds: float) -> str:
+    """A duration in words.
+
+    Examples:
+      >>> time_words(0.003), time_words(4.25), time_words(42.0), time_words(200)
+      ('< 0.1 s', '4.2 s', '42 s', '3.3 min')
+    """
+    short = "< 0.1 s" if seconds < 0.05 else f"{seconds:.1f} s"
+    return short if seconds < 10 else clock(seconds)
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun: "1 run", "2 runs"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

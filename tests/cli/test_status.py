@@ -1,4 +1,4 @@
-"""jaxsign plan, status, verify and export: what they print, what they exit with, what they never touch."""
+"""jaxsign plan, status and verify: what they print, what they exit with, what they never touch."""
 
 import json
 import os
@@ -9,125 +9,37 @@ import socket
 import numpy as np
 import pytest
 import xarray as xr
+from line_experiment import RUNS, chunks, files, flip, load, refused, run, store, write
 
 import jaxsign as js
-from jaxsign.cli import main as cli
-from jaxsign.cli import netcdf
 from jaxsign.store import checkpoints, locks
 from jaxsign.sweep import forecast
 from jaxsign.sweep import timing as calibrate
 
-#: An experiment of a system of one number; `neighbour` is found only if its folder is on the path.
-EXPERIMENT = """
-import dataclasses
-import functools
-
-import jax
-import jax.numpy as jnp
-import optax
-
-import jaxsign as js
-from neighbour import SLOPES
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    n: int = 4
-
-
-@functools.cache
-def system(problem):
-    def residual(params, data, hyper):
-        return params["w"] * data - hyper["slope"] * data
-
-    def observe(params, data, test, hyper):
-        gap = residual(params, data, hyper)
-        return {"train_loss": jnp.mean(gap**2), "residual": gap, "count": jnp.sum(gap > 0, dtype=jnp.int32)}
-
-    return js.Task(
-        sample=lambda key, hyper, shared: 1 + jnp.arange(1.0 * problem.n),
-        init=lambda key, data, hyper: {"w": jnp.zeros(())},
-        loss=lambda params, data, hyper: jnp.mean(residual(params, data, hyper) ** 2),
-        observe=observe, dims={"residual": ("sample",)}, name="line",
-    )
-
-
-def build(args):
-    if args.engine:
-        assert not (args.help or args.out)  # sweep_cli hands these to build as well
-        raise ValueError(f"there is no engine {args.engine!r}")
-    seeds = args.seeds or 3
-    sweep = js.Sweep(
-        system=system, problem=Line(), hyper={"slope": 1.0, "tilt": 0.5}, steps=args.steps or 6, record=2,
-        optimizers={"gd": js.grid(optax.sgd, learning_rate=[0.01, 1e30]), "mine": optax.sgd(0.03)},
-        axes={"slope": SLOPES, "n": [2, 4], "seed": seeds}, observables=["train_loss", "residual", "count"],
-    )
-    return {"line": sweep}
-"""
-RUNS = 2 * 2 * 3 * 3
-
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("experiment")
-    (folder / "neighbour.py").write_text("SLOPES = [1.0, 2.0]\n")
-    (folder / "line.py").write_text(EXPERIMENT)
-    return folder / "line.py"
+    return write(tmp_path_factory.mktemp("experiment"))
 
 
 @pytest.fixture(scope="module")
 def sweep(experiment):
-    args = {"seeds": None, "steps": None, "engine": None, "tiny": False}
-    return cli.load_build(str(experiment))(cli.argparse.Namespace(**args))["line"]
+    return load(experiment)
 
 
 @pytest.fixture(scope="module")
 def stored(sweep, tmp_path_factory):
-    """(results of the whole sweep, results of one of its two shards)."""
-    folder = tmp_path_factory.mktemp("stored")
-    for name, shard in (("whole", None), ("half", (0, 2))):
-        js.run_sweep(sweep, folder / name, shard=shard)
-    return folder / "whole", folder / "half"
+    return store(sweep, tmp_path_factory.mktemp("stored"))
 
 
 @pytest.fixture
 def whole(stored, tmp_path):
-    shutil.copytree(stored[0], tmp_path / "whole")
-    return tmp_path / "whole"
+    return shutil.copytree(stored[0], tmp_path / "whole")
 
 
 @pytest.fixture
 def half(stored, tmp_path):
-    shutil.copytree(stored[1], tmp_path / "half")
-    return tmp_path / "half"
-
-
-def run(capsys, *argv):
-    """(exit status, stdout, stderr) of a command."""
-    capsys.readouterr()
-    try:
-        status = cli.main(list(map(str, argv)))
-    except SystemExit as stop:
-        status = stop.code
-    text = capsys.readouterr()
-    return status, text.out, text.err
-
-
-def refused(capsys, message, *argv, status=2):
-    """A command that prints one line on stderr, with the message in it, and nothing else."""
-    found, out, err = run(capsys, *argv)
-    assert (found, out, err.count("\n")) == (status, "", 1), err
-    assert message in err
-
-
-def files(path):
-    return {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in path.rglob("*") if f.is_file()}
-
-
-def flip(file, place=-1):
-    raw = bytearray(file.read_bytes())
-    raw[place] ^= 0x10
-    file.write_bytes(bytes(raw))
+    return shutil.copytree(stored[1], tmp_path / "half")
 
 
 def test_plan_counts_what_the_manifest_counts(experiment, sweep, stored, capsys):
@@ -281,10 +193,6 @@ def test_verify_counts_what_it_read(stored, capsys):
     assert re.fullmatch(rf"{stored[0]}: good: {RUNS} runs, {count} chunks \(\S+ kB\) and 0 checkpoints read\n", out)
 
 
-def chunks(path, name):
-    return sorted(f for f in (path / "results.zarr" / name / "c").rglob("*") if f.is_file())
-
-
 def test_verify_says_what_has_not_been_run(stored, capsys):
     before = files(stored[0].parent)
     status, out, _ = run(capsys, "verify", stored[0].parent)
@@ -379,165 +287,3 @@ def test_directories_without_results_are_refused(tmp_path, capsys, command):
     options = ["--format", "netcdf"] if command == "export" else []
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "manifest.json"):
         refused(capsys, "DIR must hold finished results or those of a sweep under way", command, path, *options)
-
-
-def same(found, ds):
-    """Bit-equal values of all variables, coordinates among the coordinates."""
-    assert set(found.coords) == set(ds.coords)
-    assert set(found.data_vars) == set(ds.data_vars)
-    for name in ds.variables:
-        assert found[name].dims == ds[name].dims
-        assert {k: v for k, v in found[name].attrs.items() if k != "_FillValue"} == ds[name].attrs
-        if ds[name].dtype.kind == "f":
-            assert found[name].dtype == ds[name].dtype
-            assert found[name].values.tobytes() == ds[name].values.tobytes()
-        else:
-            np.testing.assert_array_equal(found[name].values, ds[name].values)
-
-
-def test_export_comes_back_equal(whole, half, tmp_path, capsys):
-    status, out, _ = run(capsys, "export", tmp_path, "--format", "netcdf")
-    assert status == 0
-    lines = out.splitlines()
-    assert re.fullmatch(rf"{half / 'results.nc'}: \S+ kB, {RUNS} runs; 18 of {RUNS} runs not run: status -1", lines[0])
-    assert re.fullmatch(rf"{whole / 'results.nc'}: \S+ kB, {RUNS} runs", lines[1])
-    for path in (whole, half):
-        ds = js.open_results(path)
-        with xr.open_dataset(path / "results.nc") as found:
-            same(found, ds)
-            assert found["status"].dtype == np.int8
-            assert json.loads(found.attrs["manifest"]) == json.loads((path / "manifest.json").read_text())
-    assert run(capsys, "export", whole, "--format", "netcdf")[0] == 0  # over an earlier export
-    assert run(capsys, "export", whole, "--format", "netcdf", "--out", tmp_path / "mine.nc")[0] == 0
-    assert (tmp_path / "mine.nc").read_bytes() == (whole / "results.nc").read_bytes()
-    assert not list(tmp_path.rglob("*.partial"))
-    assert run(capsys, "verify", whole)[0] == 0
-
-
-def test_export_converts_what_netcdf_cannot_hold_and_refuses_what_it_would_change():
-    held = {
-        name: netcdf._held(name, xr.DataArray(np.array(values, dtype)))
-        for name, values, dtype in [
-            ("small", [1, 2], "int64"), ("wide", [2**40], "int64"), ("bytes", [255], "uint8"), ("half", [0.5], "f2"),
-        ]
-    }  # fmt: skip
-    assert {k: str(v.dtype) for k, v in held.items()} == {
-        "small": "int32", "wide": "float64", "bytes": "int32", "half": "float32",
-    }  # fmt: skip
-    assert held["wide"].item() == 2**40
-    for values, message in (([2**60], r"mine holds integers beyond 2\^53"), ([1j], "mine is of dtype complex128")):
-        with pytest.raises(ValueError, match=message):
-            netcdf._held("mine", xr.DataArray(values))
-
-
-def test_export_refuses_and_leaves_everything_as_it_is(whole, half, tmp_path, capsys, monkeypatch):
-    command = ["export", whole, "--format", "netcdf"]
-    refused(capsys, "--out FILE is for one results directory", "export", tmp_path, *command[2:], "--out", "x.nc")
-    refused(capsys, "invalid choice: 'hdf'", "export", whole, "--format", "hdf")
-    refused(capsys, "cannot be written: No such file or directory", *command, "--out", tmp_path / "no" / "x.nc")
-    ds = xr.Dataset({"a": 1.0})
-    ds.to_netcdf(tmp_path / "other.nc", engine="scipy")
-    (tmp_path / "thesis.tex").write_text("mine")
-    before = files(tmp_path)
-    for file in ("other.nc", "thesis.tex"):
-        refused(capsys, "is not a file that jaxsign export has made", *command, "--out", tmp_path / file)
-    monkeypatch.setattr(netcdf, "NETCDF_BYTES", 1000)
-    refused(capsys, "residual takes 2.3 kB, and a variable of a netCDF 3 file at most 1.0 kB", *command)
-    assert files(tmp_path) == before
-    monkeypatch.undo()
-    flip(chunks(whole, "train_loss")[0])
-    refused(capsys, f"{chunks(whole, 'train_loss')[0]} is damaged", *command, status=3)
-    refused(capsys, f"{chunks(whole, 'train_loss')[0]} is damaged", "claims", whole, status=3)
-
-
-@pytest.fixture(scope="module")
-def decided(tmp_path_factory):
-    """Results that decide S2, and their claims table."""
-    folder = tmp_path_factory.mktemp("decided")
-    sweep = js.Sweep(
-        system=js.two_layer, problem=js.Problem(n=6, d=60, s=5, m_k=4, m_v=3, n_test=16), hyper=js.Hyper(sigma_p=2.0),
-        optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-3])}, axes={"seed": 12}, steps=20, record=1,
-        observables=["train_loss", "sign_agreement"],
-    )  # fmt: skip
-    js.run_sweep(sweep, folder / "runs")
-    js.check(js.open_results(folder / "runs"), ["S2"]).to_csv(folder / "claims.csv")
-    return folder
-
-
-def test_claims_are_compared_with_a_reference_before_it_can_be_replaced(decided, tmp_path, capsys):
-    reference = tmp_path / "reference.csv"
-    text = (decided / "claims.csv").read_text()
-    word = next(word for word in ("HOLDS", "FAILS", "UNDECIDED") if word in text)
-    other = "FAILS" if word == "HOLDS" else "HOLDS"
-    reference.write_text(text.replace(word, other))
-    before = files(tmp_path)
-    command = ["claims", decided / "runs", "--claim", "S2"]
-    (tmp_path / "soft.csv").symlink_to(reference)
-    os.link(reference, tmp_path / "hard.csv")
-    for name in ("reference.csv", "soft.csv", "hard.csv", "../" + tmp_path.name + "/reference.csv"):
-        argv = [*command, "--csv", tmp_path / name, "--against", reference]
-        refused(capsys, "would replace the table that --against compares with", *argv)
-        refused(capsys, "would replace the table that", *command, "--csv", reference, "--against", tmp_path / name)
-    assert files(tmp_path)[reference] == before[reference]
-    status, out, _ = run(capsys, *command, "--against", reference, "--csv", tmp_path / "new.csv")
-    assert status == 0
-    assert f"differs from {reference}: S2 custom: {other} -> {word}\n" in out
-    assert "all verdicts" not in out
-    assert (tmp_path / "new.csv").read_text() == text
-    assert run(capsys, *command, "--against", reference, "--strict")[0] == 1  # documented: a difference counts
-    _, out, _ = run(capsys, *command, "--against", tmp_path / "new.csv")
-    assert f"all verdicts are those of {tmp_path / 'new.csv'}\n" in out
-
-
-def test_claims_say_what_the_reference_had_and_they_have_not(decided, tmp_path, capsys):
-    reference = tmp_path / "reference.csv"
-    text = (decided / "claims.csv").read_text()
-    reference.write_text(text + "ZZ,elsewhere" + "," * (text.splitlines()[0].count(",") - 1) + "HOLDS\n")
-    command = ["claims", decided / "runs", "--against", reference]
-    status, out, _ = run(capsys, *command)
-    assert status == 0
-    assert "ZZ elsewhere: HOLDS -> not decided" in out
-    assert "all verdicts" not in out
-    _, out, _ = run(capsys, *command, "--claim", "S2")
-    assert "ZZ" not in out
-    assert "all verdicts are those of" in out
-    _, out, _ = run(capsys, "claims", decided / "runs", "--against", decided / "claims.csv", "--claim", "S1")
-    assert "holds no verdict on these claims" in out
-    assert "all verdicts" not in out
-    reference.write_text(text.replace("S2,custom", "S1,custom"))  # nothing is decided: that is no agreement either
-    status, out, _ = run(capsys, *command, "--claim", "S1")
-    assert status == 0
-    assert "no claim can be decided from" in out
-    assert "all verdicts" not in out
-    assert run(capsys, *command, "--claim", "S1", "--strict")[0] == 1
-    reference.write_text(text.splitlines()[0] + "\n")
-    _, out, _ = run(capsys, *command, "--claim", "S2")
-    assert "S2 custom: new, " in out
-    assert f"{reference} holds no verdict on these claims\n" in out
-    assert "all verdicts" not in out
-
-
-def test_claims_refuse_files_before_anything_is_read(decided, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "check", None)  # minutes are not spent first
-    (tmp_path / "notes.txt").write_text("mine\n")
-    (tmp_path / "empty.csv").write_text("")
-    before = files(tmp_path)
-    command = ["claims", decided / "runs"]
-    refused(capsys, "is not a claims table of jaxsign", *command, "--csv", tmp_path / "notes.txt")
-    refused(capsys, "must be in a folder that exists", *command, "--csv", tmp_path / "no" / "x.csv")
-    refused(capsys, "must be a file, got the directory", *command, "--csv", tmp_path)
-    refused(capsys, "--csv='': an empty path", *command, "--csv", "")
-    for name in ("empty.csv", "notes.txt", "missing.csv", "", "x" * 300):
-        refused(capsys, name[:20], *command, "--against", tmp_path / name)
-    refused(capsys, "--against='': an empty path", *command, "--against", "")
-    assert files(tmp_path) == before
-
-
-@pytest.mark.parametrize("argv", [["report"], ["export", "--format", "netcdf"], ["claims"]], ids=lambda argv: argv[0])
-def test_files_that_are_written_are_never_pipes_or_empty_files_of_others(decided, tmp_path, capsys, argv):
-    os.mkfifo(tmp_path / "pipe")  # opened to look into it, it would wait for ever
-    (tmp_path / "empty").write_text("")
-    option = "--csv" if argv[0] == "claims" else "--out"
-    for name in ("pipe", "empty"):
-        refused(capsys, f"{name}'", argv[0], decided / "runs", *argv[1:], option, tmp_path / name)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "pipe"]

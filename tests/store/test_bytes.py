@@ -306,7 +306,7 @@ def test_chunks_are_on_the_disk_before_their_status_and_that_before_the_manifest
 
 
 def test_segments_are_on_the_disk_before_the_index_or_checkpoint_that_counts_on_them(tmp_path, monkeypatch):
-    synced, sync, write = set(), os.fsync, trajectory.write_json
+    synced, sync, write = set(), os.fsync, trajectory.write_checked_json
 
     def fsync(handle):
         sync(handle)
@@ -325,7 +325,7 @@ def test_segments_are_on_the_disk_before_the_index_or_checkpoint_that_counts_on_
     saved = []
     monkeypatch.setattr(os, "fsync", fsync)
     for module in (trajectory, checkpoints):
-        monkeypatch.setattr(module, "write_json", written)
+        monkeypatch.setattr(module, "write_checked_json", written)
     js.run_sweep(signs(), tmp_path, lane_width=2, memory=12_000, checkpoint_every=1e-3)
     assert saved
 
@@ -508,7 +508,7 @@ def test_what_only_looks_damaged_while_metadata_are_moved_is_looked_at_again(mon
         return ["zarr.json is damaged"] if len(asked) == 1 else []
 
     monkeypatch.setattr(results, "damaged_metadata", first)
-    monkeypatch.setattr(results, "SETTLE", 0.0)
+    monkeypatch.setattr(results, "RETRY_AFTER", 0.0)
     assert js.open_results(tmp_path / "out").sizes["seed"] == 2
     monkeypatch.setattr(results, "damaged_metadata", lambda path, crcs: ["zarr.json is damaged"])
     with pytest.raises(UnusableData, match=r"zarr\.json is damaged"):

@@ -25,6 +25,7 @@ from jaxsign.sweep import groups as plan
 from jaxsign.sweep import worker as session
 from jaxsign.sweep.execute import Blocks
 from jaxsign.sweep.identity import definition as definitions
+from jaxsign.validation.messages import silence
 
 #: What a finished results directory holds.
 WHOLE = {"locks", "manifest.copy.json", "manifest.json", "results.zarr"}
@@ -108,7 +109,7 @@ def test_results_are_read_lazily(stored):
 
 def test_results_open_without_jaxsign(stored):
     path, ds = stored
-    with results._zarr_warnings():  # zarr warns about its own string type
+    with silence():  # zarr warns about its own string type
         plain = xr.open_zarr(path / "results.zarr", consolidated=False)
     for name in ds.data_vars:
         assert plain[name].dims == ds[name].dims

@@ -265,6 +265,24 @@ def test_a_user_s_system_is_given_as_sweep(tmp_path):
         js.open_trajectory(tmp_path / "out", dataclasses.replace(made, steps=7))
 
 
+@pytest.mark.parametrize(
+    ("system", "problem", "hyper"),
+    [
+        (js.linear_attention, js.RegressionProblem(d=3, n_context=4, depth=2, batch_size=8, n_eval=8, n_hessian=4),
+         js.RegressionHyper()),
+        (js.residual_attention, js.ResidualProblem(n=4, d=6, d_ff=8, d_out=2), js.ResidualHyper()),
+    ],
+)  # fmt: skip
+def test_every_system_of_jaxsign_opens_without_its_sweep(tmp_path, system, problem, hyper):
+    sweep = js.Sweep(
+        system=system, problem=problem, hyper=hyper, optimizers={"sign_gd": js.sign_gd(1e-3)}, axes={"seed": 2},
+        steps=6, record=3, trajectory=[0, 3, 6],
+    )  # fmt: skip
+    js.run_sweep(sweep, tmp_path / "out")
+    run, same = js.open_trajectory(tmp_path / "out")[1], js.open_trajectory(tmp_path / "out", sweep)[1]
+    jax.tree.map(np.testing.assert_array_equal, run.params(6), same.params(6))
+
+
 def test_a_diverged_run_is_kept_up_to_where_it_diverged(tmp_path):
     rates = {"sign_gd": js.grid(js.sign_gd, learning_rate=[0.25, 1e30])}
     made = user_sweep(optimizers=rates, axes={"seed": 2}, steps=20)
@@ -292,9 +310,9 @@ def test_codes_of_any_shape_come_back_and_bad_bytes_do_not(kept, tmp_path):
     record = trajectory.Record()
     for dtype in (np.uint8, np.uint32):
         codes = rng.integers(0, 255, (9, 11)).astype(dtype)
-        record.changes(codes)
+        record.deltas(codes)
         (found,) = trajectory.decompress(record.compressed(), [(codes.shape, codes.dtype.str)])
-        np.testing.assert_array_equal(trajectory.unchanged(found), codes)
+        np.testing.assert_array_equal(trajectory.undo_deltas(found), codes)
 
     path = tmp_path / "copy"
     shutil.copytree(kept("support")[0], path)

@@ -18,8 +18,8 @@ import pytest
 import xarray as xr
 
 import jaxsign as js
-from jaxsign.cli import status as tools
-from jaxsign.store import environment
+from jaxsign.cli import status
+from jaxsign.store import environment, verify
 from jaxsign.store.manifest import read_manifest
 from jaxsign.sweep.identity.definition import content_hash
 
@@ -408,9 +408,9 @@ def test_a_change_is_accepted_with_a_reason_and_leaves_a_trace(load, out, capsys
     assert note["date"].startswith("20")
     assert note["versions"]["jax"] == jax.__version__
     capsys.readouterr()
-    tools.print_status(str(out))
+    status.print_status(str(out))
     assert "the slope was wrong (system: SLOPE 1.0 -> 1.5)" in capsys.readouterr().out
-    assert tools.print_verify(str(out))
+    assert status.print_verify(str(out))
     assert "the slope was wrong (system: SLOPE 1.0 -> 1.5)" in capsys.readouterr().out
     assert "the slope was wrong" in js.report.render({"mine": ds})
     js.run_sweep(changed.build(2), out)  # known from now on
@@ -637,7 +637,7 @@ def test_results_of_earlier_versions_are_read_verified_and_loaded(before, tmp_pa
     path = stored_before(name, tmp_path, version)
     held = files(path)
     assert (js.open_results(path)["status"] == 0).all()
-    assert tools.check_directory(path).verdict == "good"
+    assert verify.check_directory(path).verdict == "good"
     ds = js.run_sweep(before.BUILD[name](), path)
     assert capsys.readouterr().err == f"{path}: finished before, loaded\n"
     assert (ds["status"] == 0).all()
@@ -662,7 +662,7 @@ def test_results_of_earlier_versions_are_extended(before, tmp_path, name, versio
     capsys.readouterr()
     js.run_sweep(before.BUILD[name](3), path)
     assert capsys.readouterr().err == f"{path}: finished before, loaded\n"
-    assert tools.check_directory(path).verdict == "good"
+    assert verify.check_directory(path).verdict == "good"
 
 
 def test_a_part_of_results_of_version_0_1_is_loaded(before, tmp_path):

@@ -95,16 +95,16 @@ def _bound(factory: Any) -> list[tuple[str, float]]:
     return own + _bound(factory.func)
 
 
-def check_outputs(sweep: Any, groups: Sequence[Any]) -> None:
-    """Checks what the runs return, found by tracing them: names, dtypes, dimensions, the same of every group.
+def check_outputs(groups: Sequence[Any]) -> None:
+    """Checks the results of all runs by tracing them: names, dtypes and dimensions, the same for every group.
 
     Args:
-      sweep: a Sweep.
-      groups: its groups.
+      groups: the groups of a sweep.
 
     Raises:
       ValueError: naming kind and name, and what it collides with or why it cannot be kept.
     """
+    sweep = groups[0].sweep
     known, recorded = coordinate_names(sweep), jnp.asarray(sweep.schedule.record, jnp.int32)
     traced: dict[Task, dict[str, Mapping[str, Any]]] = {}
     first: dict[str, tuple[str, Any, str]] = {}
@@ -113,11 +113,11 @@ def check_outputs(sweep: Any, groups: Sequence[Any]) -> None:
     for group in groups:
         label = f"optimizer {group.family!r} of {group.task.name}"
         if group.task not in traced:
-            traced[group.task] = _returned(sweep, group, recorded)
+            traced[group.task] = _results(group, recorded)
         parts = traced[group.task]
         for kind, found in parts.items():
             for name, value in found.items():
-                shape = tuple(len(range(n)[kept]) for n, kept in zip(value.shape, group.kept(name, value.shape)))
+                shape = tuple(len(range(n)[kept]) for n, kept in zip(value.shape, group.unpadded(name, value.shape)))
                 before, info, other = first.setdefault(name, (kind, value, label))
                 if info.dtype != value.dtype or before != kind:
                     raise ValueError(
@@ -139,11 +139,10 @@ def check_outputs(sweep: Any, groups: Sequence[Any]) -> None:
     check_results(longest, groups[0].task.dims, known)
 
 
-def _returned(sweep: Any, group: Any, recorded: Any) -> dict[str, Mapping[str, Any]]:
-    """{kind: {name: abstract array}} of what the runs of a group return, without steps."""
-    task, start = group.task, group.start
-    hyper = group.fit.case(sweep.hyper_at(tuple(group.fixed.get(i, 0) for i in range(len(sweep.grid_axes)))))
-    observed = observers(task, start, hyper, sweep.observables, scalars=True)[0]
+def _results(group: Any, recorded: Any) -> dict[str, Mapping[str, Any]]:
+    """{kind: {name: abstract array}} of the results of a group's runs, observables without the step dimension."""
+    sweep, task, start = group.sweep, group.task, group.start
+    observed = observers(task, start, group.hyper, sweep.observables, scalars=True)[0]
     default = jax.dtypes.canonicalize_dtype(float)
     trace = {name: jax.ShapeDtypeStruct((recorded.size, *x.shape), default) for name, x in observed.items()}
     for name in start.constants:

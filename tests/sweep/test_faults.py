@@ -245,7 +245,7 @@ def test_warnings_ask_for_a_stop_however_often_they_come_and_leave_other_handler
             for _ in range(3):
                 os.kill(os.getpid(), number)
             os.kill(os.getpid(), signal.SIGTERM)  # the batch system's next word: no reason to stop at once
-            assert stop.asked == name
+            assert stop.signal == name
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         assert capfd.readouterr().err.count(f"{name}: finishing the steps under way, then saving\n") == 1
@@ -254,14 +254,14 @@ def test_warnings_ask_for_a_stop_however_often_they_come_and_leave_other_handler
         signal.signal(number, signal.SIG_IGN)  # as nohup does
         with listening() as stop:
             os.kill(os.getpid(), number)
-            assert stop.asked is None
+            assert stop.signal is None
         assert signal.getsignal(number) == signal.SIG_IGN
 
         heard = []
         signal.signal(number, lambda *which: heard.append(which[0]))  # a user's own
         with listening() as stop:
             os.kill(os.getpid(), number)
-            assert (heard, stop.asked) == ([number], None)
+            assert (heard, stop.signal) == ([number], None)
     finally:
         signal.signal(number, before)
 
@@ -283,11 +283,11 @@ import sys, time
 from jaxsign.sweep.progress import listening
 with listening() as stop:
     print("ready", flush=True)
-    while not stop.asked:
+    while not stop.signal:
         time.sleep(0.01)
     for stream in (sys.stdout, sys.stderr):
         print("saved", file=stream, flush=True)
-open(sys.argv[1], "w").write(stop.asked)
+open(sys.argv[1], "w").write(stop.signal)
 """
 
 

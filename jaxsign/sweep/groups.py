@@ -1,15 +1,19 @@
 """Which runs of a sweep share one compiled program."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
+
 from jaxsign.optimizers.grid import static_word
 from jaxsign.store.levels import observable
 from jaxsign.sweep.naming import check_numbers, check_outputs
 from jaxsign.sweep.sweep import Sweep
+from jaxsign.training.loop import observers
 from jaxsign.training.mode import Fit, fit
 from jaxsign.training.start import Start, abstract_start
 from jaxsign.training.task import Task
@@ -68,6 +72,11 @@ class Group:
     def hyper(self) -> Any:
         """Numbers of the first point, as the program takes them."""
         return self.fit.case(self.sweep.hyper_at(self.first_point))
+
+    @functools.cached_property
+    def observables(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """{name: abstract array} of the observables of one run."""
+        return dict(observers(self.task, self.start, self.hyper, self.sweep.observables, scalars=True)[0])
 
     @property
     def size(self) -> int:

@@ -14,7 +14,6 @@ from jaxsign.store.levels import DIMS, captured_names, observable
 from jaxsign.store.results import Slices, Variable, blocks
 from jaxsign.sweep.groups import Group, Index
 from jaxsign.sweep.sweep import Sweep
-from jaxsign.training.loop import observers
 
 #: {number of a block: which of its runs are meant}, such as those that are missing.
 BlockRuns = Mapping[int, np.ndarray]
@@ -152,11 +151,9 @@ def result_variables(
       shapes: for every group, {name: abstract array} of one run's results.
       layout: where runs are stored.
     """
-    first = groups[0]
-    sweep, task = first.sweep, first.task
+    sweep, task, traces = groups[0].sweep, groups[0].task, groups[0].observables
     names = dict.fromkeys(name for results in shapes for name in results)
     # Constants, summaries, monitors and the status have no step dimension.
-    traces = observers(task, first.start, first.hyper, sweep.observables, scalars=True)[0]
     stepped = set(traces) if sweep.keep_trace else set()
     captured = captured_names(traces) if sweep.crossed else set()
     out, notes = {}, {}

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxsign.store.labels import check_results, check_task, coordinate_names
 from jaxsign.store.levels import captured_names
-from jaxsign.training.loop import functions_by_name, observers
+from jaxsign.training.loop import functions_by_name
 from jaxsign.training.outputs import outputs
 from jaxsign.training.task import Task
 from jaxsign.validation import names
@@ -141,8 +141,7 @@ def check_outputs(groups: Sequence[Any]) -> None:
 
 def _results(group: Any, recorded: Any) -> dict[str, Mapping[str, Any]]:
     """{kind: {name: abstract array}} of the results of a group's runs, observables without the step dimension."""
-    sweep, task, start = group.sweep, group.task, group.start
-    observed = observers(task, start, group.hyper, sweep.observables, scalars=True)[0]
+    sweep, task, start, observed = group.sweep, group.task, group.start, group.observables
     default = jax.dtypes.canonicalize_dtype(float)
     trace = {name: jax.ShapeDtypeStruct((recorded.size, *x.shape), default) for name, x in observed.items()}
     for name in start.constants:

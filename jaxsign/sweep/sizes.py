@@ -10,7 +10,6 @@ import numpy as np
 from jaxsign.sweep import recorder
 from jaxsign.sweep.groups import Group
 from jaxsign.sweep.sweep import Sweep
-from jaxsign.training.loop import observers
 
 #: Maximum runs of one call, and the bytes that their records, data and parameters may take together on a CPU.
 BLOCK_RUNS, BLOCK_BYTES = 1024, 256 * 2**20
@@ -42,12 +41,11 @@ class Cost(NamedTuple):
 
 def run_cost(group: Group) -> Cost:
     """Bytes of one run of a group, from abstract shapes."""
-    sweep, task, start = group.sweep, group.task, group.start
-    shapes, _, _ = observers(task, start, group.hyper, sweep.observables, scalars=True)
+    task, start = group.task, group.start
     compact = task.compact if group.fit.compact else None
     params = start.params if compact is None else jax.eval_shape(compact, start.params, start.data)
-    row, state = sum(map(_bytes, shapes.values())), sum(map(_bytes, jax.tree.leaves((start.data, params))))
-    levels = len(sweep.crossed)
+    row, state = sum(map(_bytes, group.observables.values())), sum(map(_bytes, jax.tree.leaves((start.data, params))))
+    levels = len(group.sweep.crossed)
     captured = sum(map(_bytes, jax.tree.leaves(params))) + 2 * levels * row if levels else 0
     return Cost(row, state, recorder.tape_bytes(group), captured)
 

@@ -19,7 +19,8 @@ from jaxsign.store.results import Memory
 from jaxsign.sweep import cluster
 from jaxsign.sweep.execute import Blocks, retry_on_oom
 from jaxsign.sweep.identity.definition import content_hash, definition
-from jaxsign.sweep.identity.match import Match, compare, fingerprints, other_versions
+from jaxsign.sweep.identity.match import Match, compare, fingerprints
+from jaxsign.sweep.identity.versions import other_versions
 from jaxsign.sweep.layout import requested_runs
 from jaxsign.sweep.plan import Limits, Plan
 from jaxsign.sweep.programs import Compiler

@@ -18,7 +18,8 @@ from jaxsign.store.results import Store, Variable
 from jaxsign.sweep.execute import Blocks, retry_on_oom
 from jaxsign.sweep.groups import make_groups
 from jaxsign.sweep.identity.definition import content_hash, definition
-from jaxsign.sweep.identity.match import Match, accepted, checkpoint_base, compare, fingerprints, starts
+from jaxsign.sweep.identity.match import Match, accepted, checkpoint_base, compare, fingerprints
+from jaxsign.sweep.identity.versions import starts
 from jaxsign.sweep.layout import BlockRuns
 from jaxsign.sweep.plan import Limits, Plan
 from jaxsign.sweep.programs import Compiled, Compiler

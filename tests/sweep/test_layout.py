@@ -9,7 +9,8 @@ import test_groups as tp
 
 from jaxsign.store.results import Memory, Variable, places
 from jaxsign.sweep.groups import make_groups
-from jaxsign.sweep.identity.definition import definition, extension
+from jaxsign.sweep.identity.definition import definition
+from jaxsign.sweep.identity.match import extension
 from jaxsign.sweep.layout import Layout, owners, result_variables, stored_coordinates, work_units
 
 

@@ -1,9 +1,13 @@
-"""Calls of a run: from step 0 to the end, every step once, every recorded step once and in order."""
+"""Calls of a run: from step 0 to the end, every step once, every recorded step once and in order; lack of memory."""
 
+import jax
 import numpy as np
 import pytest
+from test_faults import LIMITS, sweep
+from test_worker import SMALL, small_values
 
-from jaxsign.sweep.execute import Cursor, next_call
+import jaxsign as js
+from jaxsign.sweep.execute import Blocks, Cursor, next_call
 from jaxsign.training.schedule import Schedule, log_steps
 
 
@@ -102,3 +106,21 @@ def test_step_0_is_recorded_before_any_step_is_trained():
     assert first.slots.tolist() == [0]
     assert first.stops.end.tolist() == [0, 1, 1]
     assert first.after == (1, 1)
+
+
+def test_the_call_is_halved_once_when_memory_runs_out(tmp_path, monkeypatch, capfd):
+    js.run_sweep(sweep(**SMALL), tmp_path / "whole", **LIMITS)
+    most, run = {"runs": 5}, Blocks._run
+
+    def small_device(self, work):
+        if len(work.unit.members) > most["runs"]:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
+        return run(self, work)
+
+    monkeypatch.setattr(Blocks, "_run", small_device)
+    js.run_sweep(sweep(**SMALL), tmp_path / "out", **LIMITS)
+    assert "out of memory with" in capfd.readouterr().err
+    assert small_values(tmp_path / "out") == small_values(tmp_path / "whole")
+    most["runs"] = 0
+    with pytest.raises(ValueError, match="do not fit either"):
+        js.run_sweep(sweep(**SMALL), tmp_path / "other", **LIMITS)

@@ -380,7 +380,7 @@ GROWN = pytest.mark.parametrize(
 
 
 @GROWN
-def test_guarantee_4_how_a_point_is_trained_does_not_depend_on_the_others(factory, few, more):
+def test_how_a_point_is_trained_does_not_depend_on_the_others(factory, few, more):
     (alone,), grown = make_groups(auto(factory, **few)), make_groups(auto(factory, **more))
     assert len(grown) == 2
     (same,) = [group for group in grown if 0 in group.optimizers]
@@ -389,7 +389,7 @@ def test_guarantee_4_how_a_point_is_trained_does_not_depend_on_the_others(factor
 
 @pytest.mark.slow
 @GROWN
-def test_guarantee_4_a_new_point_does_not_change_how_the_stored_ones_are_trained(tmp_path, factory, few, more):
+def test_a_new_point_does_not_change_how_the_stored_ones_are_trained(tmp_path, factory, few, more):
     js.run_sweep(auto(factory, **few), tmp_path / "out", lane_width=2)
     ds = js.run_sweep(auto(factory, **more), tmp_path / "out")
     fresh = js.run_sweep(auto(factory, **more), lane_width=2)

@@ -120,7 +120,7 @@ def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None
     variables, _ = plan.variables(dict(enumerate(compiled)))
     groups = tuple(
         GroupForecast(
-            group.family, group.fit.task.name, _setting(group), sum(runs), len(runs), size, width, duration
+            group.family, group.choice.task.name, _setting(group), sum(runs), len(runs), size, width, duration
         )
         for group, runs, size, width, duration in zip(plan.groups, counts, sizes, plan.widths, seconds)
     )  # fmt: skip

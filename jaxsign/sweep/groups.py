@@ -14,7 +14,7 @@ from jaxsign.store.levels import observable
 from jaxsign.sweep.naming import check_numbers, check_outputs
 from jaxsign.sweep.sweep import Sweep
 from jaxsign.training.loop import observers
-from jaxsign.training.mode import Fit, fit
+from jaxsign.training.mode import Choice, choose_mode
 from jaxsign.training.start import Start, abstract_start
 from jaxsign.training.task import Task
 
@@ -27,7 +27,7 @@ class Group:
 
     Args:
       sweep: the sweep.
-      fit: the task that is trained, and how.
+      choice: the task and the mode in which it is trained.
       factory: optimizer factory with its static keywords bound by `static`.
       static: static keywords.
       floats: names of the traced keywords.
@@ -38,7 +38,7 @@ class Group:
     """
 
     sweep: Sweep
-    fit: Fit
+    choice: Choice
     factory: Any
     static: Mapping[str, Any]
     floats: tuple[str, ...]
@@ -50,13 +50,12 @@ class Group:
     @property
     def task(self) -> Task:
         """The task whose program trains the group."""
-        return self.fit.program
+        return self.choice.mode.task
 
     @property
     def program_key(self) -> tuple[Any, ...]:
         """Everything that the compiled program depends on: groups with equal keys share it."""
-        how = (self.fit.compact, self.fit.decays, self.fit.signs)
-        return self.task, self.family, repr(sorted(self.static.items(), key=repr)), self.floats, *how
+        return self.choice.mode, self.family, repr(sorted(self.static.items(), key=repr)), self.floats
 
     @property
     def first_point(self) -> Index:
@@ -71,7 +70,7 @@ class Group:
     @property
     def hyper(self) -> Any:
         """Numbers of the first point, as the program takes them."""
-        return self.fit.case(self.sweep.hyper_at(self.first_point))
+        return self.choice.case(self.sweep.hyper_at(self.first_point))
 
     @functools.cached_property
     def observables(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -86,12 +85,13 @@ class Group:
 
     def degree(self, optimizer: int) -> float:
         """Homogeneity degree of one optimizer of the group, 0 if the task does not need it."""
-        degrees = self.fit.degrees
+        degrees = self.choice.degrees
         return degrees[self.optimizers.index(optimizer)].p if degrees else 0.0
 
     def unpadded(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
         """The index that cuts the padding of a larger program off an observable's array, its own dimensions last."""
-        padding, dims = self.fit.task.padding if self.fit.padded else None, self.fit.task.dims
+        task, dims = self.choice.task, self.choice.task.dims
+        padding = task.reduction.padding if self.choice.padded else None
         own_dims = dims.get(name, dims.get(observable(name), ()))
         if padding is None or len(own_dims) > len(shape):
             return tuple(map(slice, shape))
@@ -99,18 +99,19 @@ class Group:
 
     def identity(self) -> dict[str, Any]:
         """What names the group whatever the order of axes' values: family, static keywords and axes, training mode."""
-        axes = self.sweep.grid_axes
+        axes, mode = self.sweep.grid_axes, self.choice.mode
         fixed = {axes[i].name: [str(v) for v in axes[i].values[k]] for i, k in self.fixed.items()}
-        how = [self.fit.task.name, self.fit.compact, self.fit.decays, self.fit.signs]
+        how = [self.choice.task.name, mode.compact, mode.decays, mode.signs]
         static = {k: static_word(v) if callable(v) else str(v) for k, v in self.static.items()}
         return {"family": self.family, "static": static, "fixed": fixed, "how": how}
 
     def summary(self) -> dict[str, Any]:
         """How the group is trained, for the manifest."""
+        choice = self.choice
         return {
-            "task": self.fit.task.name, "passed_over": self.fit.why, "compact": self.fit.compact,
-            "optimizers": len(self.optimizers), "signs_only": self.fit.signs,
-            "degrees": [dataclasses.asdict(degree) for degree in self.fit.degrees],
+            "task": choice.task.name, "passed_over": choice.why, "compact": choice.mode.compact,
+            "optimizers": len(self.optimizers), "signs_only": choice.mode.signs,
+            "degrees": [dataclasses.asdict(degree) for degree in choice.degrees],
         }  # fmt: skip
 
 
@@ -136,14 +137,16 @@ def make_groups(sweep: Sweep) -> list[Group]:
             static = {k: v for k, v in keywords[0].items() if k not in grid.floats}
             label = None if grid.keywords else f"optimizer {family!r}"
 
-            def fitted(
+            def choose(
                 points: list, task: Task = task, hyper: Any = hyper, grid: Any = grid, label: Any = label
-            ) -> Fit:
-                return fit(task, grid.factory, points, hyper, sweep.shared, sweep.trainable, functions, label, pad)
+            ) -> Choice:
+                return choose_mode(
+                    task, grid.factory, points, hyper, sweep.shared, sweep.trainable, functions, label, pad
+                )
 
-            for mode, optimizers in _by_mode(task, fitted, list(zip(members, keywords))):
-                start = abstract_start(mode.program, mode.case(hyper), sweep.shared)
-                groups.append(Group(sweep, mode, grid.factory, static, grid.floats, family, optimizers, fixed, start))
+            for choice, optimizers in _by_mode(task, choose, list(zip(members, keywords))):
+                start = abstract_start(choice.mode.task, choice.case(hyper), sweep.shared)
+                groups.append(Group(sweep, choice, grid.factory, static, grid.floats, family, optimizers, fixed, start))
     check_outputs(groups)
     return groups
 
@@ -160,22 +163,23 @@ def _same_static_keywords(sweep: Sweep) -> Iterator[tuple[str, list[int]]]:
 
 
 def _by_mode(
-    task: Task, fitted: Callable[[list], Fit], points: list[tuple[int, Mapping[str, Any]]]
-) -> list[tuple[Fit, tuple[int, ...]]]:
-    """(mode, indices on the optimizer dimension) of the points of one optimizer that are trained in one mode.
+    task: Task, choose: Callable[[list], Choice], points: list[tuple[int, Mapping[str, Any]]]
+) -> list[tuple[Choice, tuple[int, ...]]]:
+    """(choice, indices on the optimizer dimension) of the points of one optimizer that are trained in one mode.
 
     The mode of a point must not depend on the other points, or a sweep that gets more points would change.
     """
-    joint = fitted([point for _, point in points])
-    best = joint.task is (task.choices or (task,))[0] and joint.compact == (joint.task.compact is not None)
+    joint = choose([point for _, point in points])
+    first, compact = (task.reduction.choices or (task,))[0], joint.task.reduction.compact
+    best = joint.task is first and joint.mode.compact == (compact is not None)
     if best and len({(degree.decays, degree.signs) for degree in joint.degrees}) <= 1:  # holds for each point alone
         return [(joint, tuple(i for i, _ in points))]
-    alike: dict[Any, list[tuple[int, Fit]]] = {}
+    alike: dict[Any, list[tuple[int, Choice]]] = {}
     for i, point in points:
-        mode = fitted([point])
-        alike.setdefault((mode.task, mode.compact, mode.decays, mode.signs), []).append((i, mode))
+        choice = choose([point])
+        alike.setdefault(choice.mode, []).append((i, choice))
     out = []
     for members in alike.values():
-        degrees = tuple(degree for _, mode in members for degree in mode.degrees)
+        degrees = tuple(degree for _, choice in members for degree in choice.degrees)
         out.append((members[0][1]._replace(degrees=degrees), tuple(i for i, _ in members)))
     return out

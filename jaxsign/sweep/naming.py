@@ -32,7 +32,7 @@ def check_names(sweep: Any) -> None:
         names.result_name(kind, name)
     functions = [("observable", name) for name in functions_by_name(sweep.observables)]
     for task in dict.fromkeys(map(sweep.task, sweep.combinations())):
-        for choice in (task, *task.choices):
+        for choice in (task, *task.reduction.choices):
             check_task(choice)
             dimensions = dict.fromkeys(dim for dims in choice.dims.values() for dim in dims)
             names.different([*known, *functions, *(("alarm", name) for name in choice.watch)])

@@ -108,9 +108,10 @@ class Plan:
         costs = [sizes.run_cost(group) for group in groups]
         for group, cost in zip(groups, costs):
             if cost.state > limits.capacity():
+                name, capacity = group.choice.task.name, limits.capacity()
                 raise ValueError(
-                    f"problem is too large for the memory: one run of {group.fit.task.name} has {cost.state:,} bytes "
-                    f"of data and parameters, this machine has {limits.capacity():,}"
+                    f"problem is too large for the memory: one run of {name} has {cost.state:,} bytes of data and "
+                    f"parameters, this machine has {capacity:,}"
                 )
         widths = tuple(limits.lane_width or _cached_width(group, cost) for group, cost in zip(groups, costs))
         plan = cls(sweep, groups, _new_layout(sweep, costs, widths, limits), widths, limits)

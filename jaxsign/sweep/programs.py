@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxsign.compilation import compiler_options
 from jaxsign.sweep.groups import Group, Index
 from jaxsign.sweep.layout import unpadded_shape
-from jaxsign.training.loop import State, Stops, Tape, make_loop
+from jaxsign.training.loop import Loop, State, Stops, Tape
 from jaxsign.training.outputs import outputs
 from jaxsign.training.rng import seed_words
 from jaxsign.training.start import Start, begin
@@ -57,11 +57,9 @@ class Program:
         self.group, self.width, self.slots = group, width, max(slots, 2)
         self.mesh, self.quantum = mesh, width * mesh.size
         sweep = group.sweep
-        fit = group.fit
-        loop = make_loop(
-            group.task, group.factory, observables=sweep.observables, scalars=True, trainable=sweep.trainable,
-            compact=fit.compact, decays=fit.decays, signs=fit.signs, levels=sweep.crossed,
-            tape=tape,
+        loop = Loop(
+            group.choice.mode, group.factory, sweep.observables, scalars=True, trainable=sweep.trainable,
+            levels=sweep.crossed, tape=tape,
         )  # fmt: skip
         static, recorded = dict(group.static), jnp.asarray(sweep.schedule.record, jnp.int32)
 
@@ -92,8 +90,8 @@ class Program:
             return jax.jit(mapped, in_shardings=shardings, compiler_options=options, donate_argnums=donate)
 
         def project(start: Start, trained: Any) -> Any:
-            assert group.task.project is not None
-            return group.task.project(loop.merged(start, trained), start.data)
+            assert group.task.reduction.project is not None
+            return group.task.reduction.project(loop.merged(start, trained), start.data)
 
         self.begin = drawing(group.task, mesh)
         self.project = compiled(jax.vmap(project), RUNS, RUNS, on=(0, 1))
@@ -111,7 +109,7 @@ class Program:
         padded = [*members, *[members[-1]] * (size - len(members))]
         dtype = jnp.zeros(()).dtype
         seeds = np.stack([seed_words(sweep.seeds[m[-1]]) for m in padded])
-        hypers = [self.group.fit.case(sweep.hyper_at(m[:-2])) for m in padded]
+        hypers = [self.group.choice.case(sweep.hyper_at(m[:-2])) for m in padded]
         hyper = jax.tree.map(lambda *leaves: np.asarray(leaves, dtype), *hypers)
         points = [sweep.optimizer_points[m[-2]][2] for m in padded]
         floats = {name: np.asarray([p[name] for p in points], dtype) for name in self.group.floats}

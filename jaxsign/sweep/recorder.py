@@ -38,9 +38,9 @@ def make_tape(group: Group) -> Tape | None:
     if group.sweep.trajectory == "signs":
         return sign_tape(TAPE_STEPS)
     if group.sweep.trajectory == "features":
-        if group.task.project is None:
+        if group.task.reduction.project is None:
             raise ValueError(f"trajectory='features' needs a task with project=, and {group.task.name} has none")
-        return feature_tape(TAPE_STEPS, group.task.project)
+        return feature_tape(TAPE_STEPS, group.task.reduction.project)
     return None
 
 
@@ -85,9 +85,7 @@ def snapshot_steps(sweep: Sweep) -> tuple[int, ...]:
 
 def _trained(group: Group) -> tuple[PyTree, PyTree]:
     """(trained parameters of one run, all of its parameters in the form that is trained), as abstract arrays."""
-    params = group.start.params
-    if group.fit.compact and group.task.compact is not None:
-        params = jax.eval_shape(group.task.compact, params, group.start.data)
+    params = jax.eval_shape(group.choice.mode.reduced, group.start.params, group.start.data)
     return split_params(params, trained_fields(group.task, params, group.sweep.trainable))[0], params
 
 

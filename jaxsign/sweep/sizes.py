@@ -41,9 +41,8 @@ class Cost(NamedTuple):
 
 def run_cost(group: Group) -> Cost:
     """Bytes of one run of a group, from abstract shapes."""
-    task, start = group.task, group.start
-    compact = task.compact if group.fit.compact else None
-    params = start.params if compact is None else jax.eval_shape(compact, start.params, start.data)
+    start = group.start
+    params = jax.eval_shape(group.choice.mode.reduced, start.params, start.data)
     row, state = sum(map(_bytes, group.observables.values())), sum(map(_bytes, jax.tree.leaves((start.data, params))))
     levels = len(group.sweep.crossed)
     captured = sum(map(_bytes, jax.tree.leaves(params))) + 2 * levels * row if levels else 0

@@ -31,7 +31,7 @@ def trained_fields(task: Task, params: PyTree, trainable: Sequence[str] | None) 
       ValueError: for an unknown or empty `trainable`.
     """
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
-    names = [name for name in dict.fromkeys(field_of(path) for path, _ in paths) if name not in task.frozen]
+    names = [name for name in dict.fromkeys(field_of(path) for path, _ in paths) if name not in task.reduction.frozen]
     if trainable is None:
         return tuple(names)
     if not trainable:

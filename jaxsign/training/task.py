@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from jaxsign.training.reduction import Reduction
+
 Array = jax.Array
 PyTree = Any
 
@@ -23,46 +25,35 @@ class Task:
       loss: `(params, batch, hyper) -> ()`, differentiated with respect to params at every step.
       observe: `(params, data, test, hyper) -> {name: array}` at every recorded step. `test` is None between the
         test steps; names that appear only with a test set are NaN there.
-      observe_step: `(params, before, data, hyper) -> {name: array}` at every recorded step but 0, where it is NaN: what
-        is seen of the step that has just been taken; before are the parameters that it was taken from.
-      sample_test: `(key, hyper, shared) -> test`, once a run, or None.
-      prepare: `(data, test, params, hyper, degree) -> (data, test, params)`, once a run: brings together what was drawn
-        apart; everything below sees what it returns. degree is that of the optimizer if the system is homogeneous.
-      homogeneous: refuse optimizers that are not coordinate-wise, odd and homogeneous of some degree (their updates are
-        u(c g) = sgn(c)|c|^p u(g)), decoupled weight decay aside.
-      gradient: `(params, batch, hyper, signs) -> (loss, tree like params)`, the loss and its gradient in closed form;
-        with `signs` (the optimizer reads nothing else of a gradient) each entry may be off by a positive factor, which
-        is how underflow is avoided. None: automatic differentiation of `loss`.
+      observe_step: `(params, before, data, hyper) -> {name: array}` at every recorded step but 0, where it is NaN:
+        observables of the step that has just been taken; before are the parameters that it was taken from.
+      sample_test: `(key, hyper, shared) -> test`, once a run, with the key of stream "test". None: no test set.
+      prepare: `(data, test, params, hyper, degree) -> (data, test, params)`, once a run: combines the separate draws;
+        `loss`, `observe` and `batch` see its result. degree is the optimizer's if the reduction is homogeneous. None:
+        the draws themselves.
       batch: `(key, data, hyper) -> batch`, every step with the step's own key; None: the data themselves. Within a
-        step, whatever reads a batch (`loss`, `gradient`, `watch`, an optimizer that evaluates the loss) sees the same
+        step, all readers of a batch (`loss`, `gradient`, `watch`, an optimizer that evaluates the loss) get the same
         one. A loss that draws, such as dropout, takes the key from here: return `(data, key)`. The key of step t is
         `fold_in(js.stream(key, "train"), t)`: it depends on the seed and the step alone.
+      gradient: `(params, batch, hyper, signs) -> (loss, tree like params)`, the loss and its gradient in closed form;
+        with `signs` (the optimizer reads only the signs of a gradient) each entry may be off by a positive factor,
+        which avoids underflow. None: automatic differentiation of `loss`.
       scale: `(data, hyper) -> tree like params` that multiplies the optimizer's updates, decoupled weight decay aside
-        where the system is homogeneous; None: 1.
-      describe: `(data, test, hyper) -> {name: array}`, constants of a run such as its noise norms, stored once; sees
-        the draws as they were.
-      watch: {name: `(params, batch, hyper, gradient) -> bool ()`}, alarms looked at on every step, with the gradient
+        where the reduction is homogeneous; None: 1.
+      describe: `(data, test, hyper) -> {name: array}`, constants of a run such as its noise norms, stored once; it
+        gets the draws from before `prepare`.
+      watch: {name: `(params, batch, hyper, gradient) -> bool ()`}, monitors evaluated at every step, with the gradient
         of the trained parameters as the optimizer sees it (None where only its signs are computed, which do not
-        underflow); the trainer keeps under each name the first step at which it rang, -1 if never.
-      compact: `(params, data) -> params`, an equivalent smaller parametrisation that is exact for optimizers that move
-        each coordinate by its own gradients only; `loss`, `observe` and `watch` accept both forms.
-      expand: the inverse of `compact`, used once on the final parameters.
-      project: `(params, data) -> params`, what the training set sees of parameters of any form, as one more form that
-        `observe` takes with the same data and test=None; None: there is no smaller one.
-      compact_only: refuse optimizers for which `compact` is not exact, instead of training the full parameters.
-      compact_decays: whether `compact` stays exact under decoupled weight decay.
-      frozen: names of the fields of params (in either form) that are never trained.
+        underflow); the trainer keeps under each name the first step at which it was triggered, -1 if never.
       validate: `hyper -> None`, a host-side check of concrete numbers that raises ValueError.
       dims: {observable: names of its dimensions}; unnamed ones are called `NAME_dim0`, ...
       attrs: {observable: {"units": ..., "long_name": ...}}.
-      choices: the tasks that run this very system, fastest first; the first one that is exact for the optimizer is
-        trained in this task's place. (): this task itself.
-      padding: a larger task whose program runs this one too, or None.
-      problem: what fixed the shapes, for manifests.
+      problem: the record that fixed the shapes, for manifests.
       name: the system's name in messages and manifests.
+      reduction: exact shortcuts, such as a smaller parametrisation; most systems have none.
 
-    `observe` is given no key, so what it returns, test quantities included, is without the noise of a step. A key for
-    the whole run may be kept in the data: `sample` can return one.
+    `observe` is given no key, so its values, test quantities included, are without the noise of a step. A key for the
+    whole run may be kept in the data: `sample` can return one.
 
     Examples:
       >>> import dataclasses, jax, jax.numpy as jnp
@@ -86,48 +77,21 @@ class Task:
     observe_step: Callable[[PyTree, PyTree, PyTree, Any], dict[str, Array]] | None = None
     sample_test: Callable[[Array, Any, Any], PyTree] | None = None
     prepare: Callable[[PyTree, PyTree | None, PyTree, Any, Array], tuple[PyTree, PyTree, PyTree]] | None = None
-    homogeneous: bool = False
-    gradient: Callable[[PyTree, PyTree, Any, bool], tuple[Array, PyTree]] | None = None
     batch: Callable[[Array, PyTree, Any], PyTree] | None = None
+    gradient: Callable[[PyTree, PyTree, Any, bool], tuple[Array, PyTree]] | None = None
     scale: Callable[[PyTree, Any], PyTree] | None = None
     describe: Callable[[PyTree, PyTree | None, Any], dict[str, Array]] | None = None
     watch: Mapping[str, Callable[[PyTree, PyTree, Any, PyTree], Array]] = dataclasses.field(default_factory=dict)
-    compact: Callable[[PyTree, PyTree], PyTree] | None = None
-    expand: Callable[[PyTree], PyTree] | None = None
-    project: Callable[[PyTree, PyTree], PyTree] | None = None
-    compact_only: bool = False
-    compact_decays: bool = False
-    frozen: tuple[str, ...] = ()
     validate: Callable[[Any], None] | None = None
     dims: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     attrs: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
-    choices: tuple["Task", ...] = ()
-    padding: "Padding | None" = None
     problem: Any = None
     name: str = "task"
-
-
-@dataclasses.dataclass(frozen=True)
-class Padding:
-    """How a task is run by the program of a larger one, so that several sizes share what is compiled.
-
-    Args:
-      task: the larger task; it has no padding of its own.
-      case: `hyper -> hyper of the larger task`, which says what is there and what is padding.
-      sizes: {dimension: size}, what is kept of the larger task's observables.
-    """
-
-    task: Task
-    case: Callable[[Any], Any]
-    sizes: Mapping[str, int]
-
-    def kept(self, dims: tuple[str, ...]) -> tuple[slice, ...]:
-        """The index that keeps what is there of an observable with these dimensions."""
-        return tuple(slice(self.sizes.get(dim)) for dim in dims)
+    reduction: Reduction = dataclasses.field(default_factory=Reduction)
 
 
 def packaged(*functions: Callable | None) -> bool:
-    """Whether functions are this package's own: what they compute cannot change while a process runs.
+    """Whether functions belong to this package, so that their results cannot change while a process runs.
 
     Examples:
       >>> packaged(packaged, None), packaged(max)

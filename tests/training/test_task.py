@@ -9,6 +9,7 @@ import optax
 
 import jaxsign as js
 from jaxsign.systems.two_layer import data as signal_noise
+from jaxsign.training.reduction import Reduction
 
 
 def logistic_regression(problem):
@@ -109,7 +110,8 @@ def test_alarms_keep_the_first_step_and_constants_are_stored():
 
 def test_shared_arrays_reach_the_sampler_and_frozen_fields_are_never_trained():
     images = jnp.arange(8.0).reshape(2, 4)
-    task = dataclasses.replace(LINEAR, sample=lambda key, hyper, shared: shared[1], frozen=("tail",))
+    reduction = Reduction(frozen=("tail",))
+    task = dataclasses.replace(LINEAR, sample=lambda key, hyper, shared: shared[1], reduction=reduction)
     found = run(task, shared=images)
     np.testing.assert_allclose(found.params["w"], -0.5 * STEPS * np.arange(4.0, 8.0))
     np.testing.assert_array_equal(found.params["tail"]["u"], 0)

@@ -16,6 +16,7 @@ from jaxsign.cli import main as cli
 from jaxsign.store import trajectory
 from jaxsign.store.results import UnusableData
 from jaxsign.sweep import recorder
+from jaxsign.training.reduction import Reduction
 
 PROBLEM = js.Problem(n=4, d=60, s=4, m_k=3, m_v=3, n_test=8)
 HYPER = js.Hyper(sigma_p=2.0, sigma_0=0.05)
@@ -181,7 +182,7 @@ def line(problem):
         init=lambda key, data, hyper: {"w": jnp.zeros(3)},
         loss=lambda params, data, hyper: jnp.sum((params["w"] - hyper["goal"]) ** 2),
         observe=lambda params, data, test, hyper: {"train_loss": jnp.sum(params["w"]), "w": params["w"]},
-        project=lambda params, data: {"w": params["w"] * data},
+        reduction=Reduction(project=lambda params, data: {"w": params["w"] * data}),
     )
 
 

@@ -193,7 +193,7 @@ def programs(sweep: Sweep, entries: Sequence[str]) -> dict[str, dict[str, Digest
         found, start = _drawn(trace, task, hyper, shared)
         if "system" in out:
             found |= _trained(trace, task, hyper, start)
-            for choice in task.choices:
+            for choice in task.reduction.choices:
                 inner, begun = _drawn(trace, choice, hyper, shared)
                 inner |= _trained(trace, choice, hyper, begun)
                 found |= {f"{name} of {choice.name}": value for name, value in inner.items()}
@@ -242,13 +242,16 @@ def _trained(trace: Tracer, task: Task, hyper: Any, start: Start) -> Digests:
         out["batch"], batch = trace(task.batch, key, data, hyper)
     if task.scale is not None:
         out["scale"] = trace(task.scale, data, hyper)[0]
-    how = (task.frozen, task.homogeneous, task.compact_only, task.compact_decays, sorted(task.watch))
-    out["how it is trained"] = _hash(repr(how))[:16]
+    reduction = task.reduction
+    settings = (
+        reduction.frozen, reduction.homogeneous, reduction.compact_only, reduction.compact_decays, sorted(task.watch)
+    )  # fmt: skip
+    out["how it is trained"] = _hash(repr(settings))[:16]
     forms = {"": start.params}
-    if task.compact is not None:
-        out["compact"], forms["compact "] = trace(task.compact, start.params, data)
-        if task.expand is not None:
-            out["expand"] = trace(task.expand, forms["compact "])[0]
+    if reduction.compact is not None:
+        out["compact"], forms["compact "] = trace(reduction.compact, start.params, data)
+        if reduction.expand is not None:
+            out["expand"] = trace(reduction.expand, forms["compact "])[0]
     for form, params in forms.items():
         if task.gradient is None:
             out[f"{form}loss"] = trace(_differentiated(task), params, batch, hyper)[0]
@@ -264,8 +267,8 @@ def _trained(trace: Tracer, task: Task, hyper: Any, start: Start) -> Digests:
             out[f"{form}observe with test"] = trace(task.observe, params, data, test, hyper)[0]
         if task.observe_step is not None:
             out[f"{form}observe_step"] = trace(task.observe_step, params, params, data, hyper)[0]
-        if task.project is not None:
-            out[f"{form}project"] = trace(task.project, params, data)[0]
+        if reduction.project is not None:
+            out[f"{form}project"] = trace(reduction.project, params, data)[0]
     return out
 
 

@@ -14,6 +14,7 @@ from jaxsign.systems.two_layer import data as signal_noise
 from jaxsign.systems.two_layer.model import logistic_loss
 from jaxsign.systems.two_layer.problem import Hyper
 from jaxsign.systems.two_layer.task import check_hyper, settled
+from jaxsign.training.reduction import Reduction
 from jaxsign.training.task import Task
 
 Array = jax.Array
@@ -148,9 +149,6 @@ def deep_transformer(problem: DeepProblem) -> Task:
         loss=loss,
         observe=observe,
         watch={"first_frozen_step": first, **layers},
-        compact=model.activate,
-        expand=model.full,
-        frozen=("active", *(f"start/{name}" for name in model.PATCHES)),
         validate=lambda hyper: check_hyper(hyper, data_problem),
         dims=DIMS,
         attrs=ATTRS
@@ -160,6 +158,11 @@ def deep_transformer(problem: DeepProblem) -> Task:
         },
         problem=problem,
         name="deep_transformer",
+        reduction=Reduction(
+            compact=model.activate,
+            expand=model.full,
+            frozen=("active", *(f"start/{name}" for name in model.PATCHES)),
+        ),
     )
 
 

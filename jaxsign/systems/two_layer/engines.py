@@ -19,7 +19,9 @@ def _auto(problem: Problem) -> Task:
         choices.insert(0, tasks.support(problem))
     if problem.supports == "disjoint":
         choices.insert(0, features.feature_space(problem))
-    return dataclasses.replace(tasks.dense(problem), choices=tuple(choices), name="two_layer_auto")
+    dense = tasks.dense(problem)
+    reduction = dataclasses.replace(dense.reduction, choices=tuple(choices))
+    return dataclasses.replace(dense, reduction=reduction, name="two_layer_auto")
 
 
 ENGINES: dict[str, Callable[[Problem], Task]] = {

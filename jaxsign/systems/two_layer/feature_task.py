@@ -15,7 +15,8 @@ from jaxsign.systems.two_layer.feature_gradient import value_and_gradient
 from jaxsign.systems.two_layer.features import FeatureData, FeatureParams, Inner, to_features
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 from jaxsign.systems.two_layer.task import check_hyper, dense, mini_batches, settled
-from jaxsign.training.task import Padding, Task
+from jaxsign.training.reduction import Padding, Reduction
+from jaxsign.training.task import Task
 from jaxsign.validation.values import field_names
 
 Array = jax.Array
@@ -71,11 +72,13 @@ def feature_space(problem: Problem, law: bool = False) -> Task:
     def case(hyper: Hyper) -> CountedHyper:
         return CountedHyper(**{name: getattr(hyper, name) for name in field_names(Hyper)}, count=float(n))
 
+    task = own(n, full=True)
+    padding = Padding(own(1 << (n - 1).bit_length(), full=False), case, {"sample": n})
     return dataclasses.replace(
-        own(n, full=True),
+        task,
         validate=lambda hyper: check_hyper(hyper, problem),
-        padding=Padding(own(1 << (n - 1).bit_length(), full=False), case, {"sample": n}),
         problem=problem,
+        reduction=dataclasses.replace(task.reduction, padding=padding),
     )
 
 
@@ -136,15 +139,11 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
         gradient=gradient if closed else None,
         batch=mini_batches(batch_size),
         scale=lambda data, hyper: data.scale(shapes.heads),
-        homogeneous=True,
         watch=underflow.alarms(alarm),
-        compact=None,
-        expand=None,
-        project=lambda params, data: params,
-        frozen=(),
         validate=None,
         problem=None,
         name=f"two_layer_{_name(law)}",
+        reduction=Reduction(homogeneous=True, project=lambda params, data: params),
     )
 
 

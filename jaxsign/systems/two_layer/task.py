@@ -12,6 +12,7 @@ from jaxsign.systems.two_layer import data as signal_noise
 from jaxsign.systems.two_layer import model as model
 from jaxsign.systems.two_layer import observables, underflow
 from jaxsign.systems.two_layer.problem import Hyper, Problem
+from jaxsign.training.reduction import Reduction
 from jaxsign.training.task import Task
 
 Array = jax.Array
@@ -76,15 +77,17 @@ def dense(problem: Problem) -> Task:
         describe=lambda data, test, hyper: observables.noise_norms(data),
         watch=underflow.alarms(alarm),
         batch=mini_batches(problem.batch_size),
-        compact=lambda params, data: model.tie(params),
-        expand=lambda params: params.full(),
-        project=model.seen,
-        frozen=("v_start", "w_v_start"),
         validate=lambda hyper: check_hyper(hyper, problem),
         dims=observables.dims(problem.context),
         attrs=observables.ATTRS,
         problem=problem,
         name="two_layer",
+        reduction=Reduction(
+            compact=lambda params, data: model.tie(params),
+            expand=lambda params: params.full(),
+            frozen=("v_start", "w_v_start"),
+            project=model.seen,
+        ),
     )
 
 
@@ -105,14 +108,15 @@ def support(problem: Problem) -> Task:
     References:
       Derived here from the model of arXiv 2410.04870.
     """
-    return dataclasses.replace(
-        dense(problem),
+    full = dense(problem)
+    reduction = dataclasses.replace(
+        full.reduction,
         compact=model.activate,
         compact_only=True,
         compact_decays=True,
         frozen=("v_start", "active", "start"),
-        name="two_layer_support",
     )
+    return dataclasses.replace(full, reduction=reduction, name="two_layer_support")
 
 
 def _seen(gradient: Any, weights: Array) -> underflow.Seen:

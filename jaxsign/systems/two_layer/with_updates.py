@@ -89,11 +89,12 @@ def _observing(plain: Task, s: int) -> Task:
             for field, name in GROUPS.items()
         }
 
-    padding = plain.padding
-    if padding is not None:
-        padding = dataclasses.replace(padding, task=_observing(padding.task, s))
+    reduction = plain.reduction
+    if reduction.padding is not None:
+        padding = dataclasses.replace(reduction.padding, task=_observing(reduction.padding.task, s))
+        reduction = dataclasses.replace(reduction, padding=padding)
     return dataclasses.replace(
-        plain, observe_step=observe_step, attrs={**plain.attrs, **ATTRS}, padding=padding,
+        plain, observe_step=observe_step, attrs={**plain.attrs, **ATTRS}, reduction=reduction,
         name=plain.name.replace("two_layer", "two_layer_updates"),
     )  # fmt: skip
 

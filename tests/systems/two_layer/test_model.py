@@ -64,7 +64,7 @@ def test_other_kernels_and_a_residual_path_are_direct_sums(problem, oracle, eps,
     if engine == "feature_space":
         data, _, params = to_features(data, test, params, jnp.zeros(()), True)
     elif engine == "support":
-        params = js.two_layer(sizes, engine).compact(params, data)
+        params = js.two_layer(sizes, engine).reduction.compact(params, data)
     task = js.two_layer(sizes, engine)
     loss, seen = jax.jit(lambda p: (task.loss(p, data, hyper), task.observe(p, data, None, hyper)))(params)
     w_q, w_k, v = (np.asarray(a, float) for a in (full.w_q, full.w_k, full.value()))
@@ -126,14 +126,14 @@ def inner(matrix):
 @pytest.mark.parametrize(("engine", "heads", "context"), [("dense", 1, 2), ("support", 2, 3)])
 def test_compact_weights_are_the_same_function_with_a_rows_gradient(system, eps, engine, heads, context):
     task, params, data, *_ = system(heads, context, engine)
-    start, slopes = task.compact(params, data), jax.jit(jax.value_and_grad(task.loss, allow_int=True))
+    start, slopes = task.reduction.compact(params, data), jax.jit(jax.value_and_grad(task.loss, allow_int=True))
     columns = np.asarray(getattr(start, "active", np.arange(params.w_q.shape[1])))
     assert set(np.flatnonzero(np.abs(data.basis).sum(0))) <= set(columns)
-    assert task.expand(start).w_v.shape == params.w_v.shape
+    assert task.reduction.expand(start).w_v.shape == params.w_v.shape
     moves = jnp.asarray(np.random.default_rng(2).normal(size=inner(start.w_v).shape), params.w_v.dtype)
     moved_start = dataclasses.replace(start, w_v=start.w_v._replace(moved=moves) if engine == "support" else moves)
     for compact in (start, moved_start):
-        full = task.expand(compact)
+        full = task.reduction.expand(compact)
         moved = np.asarray(params.w_v).copy()
         moved[:, :, columns] += np.asarray(inner(compact.w_v))[:, None]
         np.testing.assert_array_equal(full.w_v, moved)
@@ -147,7 +147,7 @@ def test_compact_weights_are_the_same_function_with_a_rows_gradient(system, eps,
                 assert not np.delete(row, columns, axis=-1).any()
             if engine == "support":
                 assert getattr(slope, name).kept == 0  # weight decay alone moves it
-    for a, b in zip(jax.tree.leaves(task.expand(start)), jax.tree.leaves(params)):
+    for a, b in zip(jax.tree.leaves(task.reduction.expand(start)), jax.tree.leaves(params)):
         np.testing.assert_array_equal(a, b)
 
 

@@ -75,7 +75,7 @@ class Group:
     @functools.cached_property
     def observables(self) -> dict[str, jax.ShapeDtypeStruct]:
         """{name: abstract array} of the observables of one run."""
-        return dict(observers(self.task, self.start, self.hyper, self.sweep.observables, scalars=True)[0])
+        return observers(self.task, self.start, self.hyper, self.sweep.observables, scalars=True).shapes
 
     @property
     def size(self) -> int:

@@ -305,7 +305,7 @@ def _differentiated(task: Task) -> Callable:
 def _summary(sweep: Sweep, task: Task, hyper: Any, start: Start) -> str:
     """The program of a sweep's summary."""
     assert sweep.summary is not None
-    shapes, _, _ = observers(task, start, hyper, sweep.observables, scalars=True)
+    shapes = observers(task, start, hyper, sweep.observables, scalars=True).shapes
     record, summary = sweep.schedule.record, sweep.summary
     rows = {
         name: jax.ShapeDtypeStruct((record.size, *value.shape), _floating(value.dtype))

@@ -93,11 +93,11 @@ class Plan:
 
     @classmethod
     def new(cls, sweep: Sweep, limits: Limits, groups: Sequence[Group] | None = None, measured: bool = True) -> "Plan":
-        """The plan of results that are not begun yet.
+        """The plan of new results.
 
         Args:
           sweep: the sweep.
-          limits: what the run may use.
+          limits: limits of the run.
           groups: the groups of the sweep, if they are known.
           measured: whether lane widths may be measured, which takes some seconds for a long sweep.
 
@@ -113,7 +113,7 @@ class Plan:
                     f"problem is too large for the memory: one run of {name} has {cost.state:,} bytes of data and "
                     f"parameters, this machine has {capacity:,}"
                 )
-        widths = tuple(limits.lane_width or _cached_width(group, cost) for group, cost in zip(groups, costs))
+        widths = tuple(limits.lane_width or _cache_width(group, cost) for group, cost in zip(groups, costs))
         plan = cls(sweep, groups, _new_layout(sweep, costs, widths, limits), widths, limits)
         if not measured or limits.lane_width is not None:
             return plan
@@ -129,13 +129,13 @@ class Plan:
         limits: Limits,
         groups: Sequence[Group] | None = None,
     ) -> "Plan":
-        """The plan of results that are begun; only the lane width of a new group is chosen now.
+        """The plan of results that exist already; only the lane width of a new group is chosen now.
 
         Args:
           sweep: the sweep.
           manifest: of the results.
           order: for every dimension of (axes, optimizer, seed), the sweep's index of every stored point, or -1.
-          limits: what the run may use.
+          limits: limits of the run.
           groups: the groups of the sweep, if they are known.
         """
         groups, record = tuple(groups or make_groups(sweep)), manifest["plan"]
@@ -208,7 +208,7 @@ class Plan:
         }  # fmt: skip
 
 
-def _cached_width(group: Group, cost: sizes.Cost) -> int:
+def _cache_width(group: Group, cost: sizes.Cost) -> int:
     """The lane width that keeps a group's state in the cache, with two lanes at least, for two devices."""
     half = max(1, min(sizes.BLOCK_RUNS, group.size) // 2)
     return min(sizes.lane_width(cost.state, jax.local_devices()[0].platform), half)

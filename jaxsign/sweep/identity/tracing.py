@@ -260,8 +260,8 @@ def _trained(trace: Tracer, task: Task, hyper: Any, start: Start) -> Digests:
             for signs in (False, True):
                 gradient = _bound(task.gradient, signs)
                 out[f"{form}gradient{' by signs' * signs}"] = trace(gradient, params, batch, hyper)[0]
-        for name, alarm in task.watch.items():
-            out[f"{form}watch.{name}"] = trace(alarm, params, batch, hyper, params)[0]
+        for name, monitor in task.watch.items():
+            out[f"{form}watch.{name}"] = trace(monitor, params, batch, hyper, params)[0]
         out[f"{form}observe"] = trace(task.observe, params, data, None, hyper)[0]
         if test is not None:
             out[f"{form}observe with test"] = trace(task.observe, params, data, test, hyper)[0]

@@ -33,12 +33,12 @@ import jax
 
 import jaxsign as js
 from jaxsign.cli.console import configure
-from jaxsign.store import trajectory
-from jaxsign.sweep import execute as blocks
-from jaxsign.sweep import groups as plan
-from jaxsign.sweep.plan import Limits, begin_layout, compile_units, everything, make_programs
+from jaxsign.store import locks, trajectory
+from jaxsign.sweep.execute import Cursor, next_call
+from jaxsign.sweep.plan import Limits, Plan
 from jaxsign.sweep.programs import Compiler
-from jaxsign.sweep.stretches import Place, stretch
+from jaxsign.sweep.progress import Progress, Stop
+from jaxsign.sweep.worker import Session
 from jaxsign.validation.values import local_path
 
 REPEATS = 2
@@ -65,22 +65,15 @@ class Clock:
 
 
 def timed(made, out):
-    """The clock of run_sweep into a fresh directory: of Blocks.run, with all programs compiled before."""
+    """The clock of all runs into a fresh directory, with all programs compiled before."""
     shutil.rmtree(out, ignore_errors=True)
-    original, clock = blocks.Blocks.run, Clock()
-
-    def run(itself, units, compiled):
-        for found in compiled.values():
-            for future in (found.begin, found.init, found.advance):
-                future.result()
-        with clock:
-            original(itself, units, compiled)
-
-    blocks.Blocks.run = run
-    try:
-        js.run_sweep(made, out)
-    finally:
-        blocks.Blocks.run = original
+    out.mkdir(parents=True)
+    with locks.shard_lock(out, (0, 1)) as held:
+        session, clock = Session(made, out, (0, 1), held, Limits()), Clock()
+        session.compiler.wait()
+        with Progress(made.size, made.steps) as progress, clock:
+            session.run(session.missing(), Stop(), progress)
+        session.close(clock.wall)
     return clock
 
 
@@ -88,15 +81,13 @@ class Bare:
     """The same units in calls of the whole run each: what the device has to do and nothing else."""
 
     def __init__(self, made):
-        groups = plan.groups(made)
-        layout, widths = begin_layout(made, groups, Limits())
-        # One call a unit: as many stops as there are records, all of them in one stretch.
-        (program,) = make_programs(made, groups, layout, widths)
-        self.made, self.program, self.compiler = made, program, Compiler()
-        self.todo, compiled = compile_units(made, [program], layout, everything(layout), self.compiler)
-        self.compiled, self.records = compiled[0], layout.records
-        for future in (self.compiled.begin, self.compiled.init, self.compiled.advance):
-            future.result()
+        plan = Plan.new(made, Limits())
+        # One call a unit: as many stops as there are records, all of them in one call.
+        (self.program,) = plan.programs
+        self.made, self.compiler, self.records = made, Compiler(), plan.layout.records
+        self.todo = plan.units(plan.layout.all_runs())
+        self.compiled = plan.compiled(self.todo, self.compiler)[0]
+        self.compiled.wait()
 
     def timed(self):
         """The clock of all units."""
@@ -106,16 +97,16 @@ class Bare:
 
     def run(self):
         """Trains all units."""
-        begin, init, advance = (f.result() for f in (self.compiled.begin, self.compiled.init, self.compiled.advance))
+        begin, init, advance = self.compiled.wait()
         for unit in self.todo:
             seeds, hyper, floats, degrees = self.program.arguments(unit.members, self.compiled.size)
             start = begin(seeds, hyper, degrees, None)
-            state, place = init(seeds, start, hyper, floats), Place()
-            while not place.done(self.made.schedule):
+            state, cursor = init(seeds, start, hyper, floats), Cursor()
+            while not cursor.done(self.made.schedule):
                 steps = self.made.schedule.steps
-                part = stretch(self.made.schedule, place, self.program.slots, steps, self.records)
-                state, rows, _ = advance(seeds, start, hyper, floats, state, part.stops)
-                place = part.after
+                call = next_call(self.made.schedule, cursor, self.program.slots, steps, self.records)
+                state, rows, _ = advance(seeds, start, hyper, floats, state, call.stops)
+                cursor = call.after
             jax.block_until_ready((state, rows))
 
 

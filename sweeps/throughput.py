@@ -74,7 +74,7 @@ from limits import arithmetic, machine, measure_limits, median_seconds
 
 import jaxsign as js
 from jaxsign.cli.console import configure
-from jaxsign.sweep.groups import lane_width
+from jaxsign.sweep.sizes import lane_width
 from jaxsign.validation.values import local_path, positive_int
 
 RUNS = (1, 4, 16, 64, 256, 1024, 4096)

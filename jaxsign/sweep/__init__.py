@@ -1,1 +1,1 @@
-"""From axes to results: the table of runs, its blocks, and the loop that runs them."""
+"""Many runs: the definition of a sweep, its plan, and the loop that trains and stores its runs."""

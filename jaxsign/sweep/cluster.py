@@ -1,4 +1,4 @@
-"""Blocks as tasks of a Dask cluster: every worker opens the same directory, a lost worker's block runs elsewhere."""
+"""A sweep on a Dask cluster: every worker opens the same directory, and the task of a lost worker runs elsewhere."""
 
 import asyncio
 import contextlib
@@ -24,30 +24,31 @@ from jaxsign.store.environment import cores
 from jaxsign.store.lease import Stale
 from jaxsign.sweep import shipping
 from jaxsign.sweep.identity.definition import content_hash, definition
-from jaxsign.sweep.plan import Limits, Missing
+from jaxsign.sweep.layout import BlockRuns
+from jaxsign.sweep.plan import Limits
 from jaxsign.sweep.progress import Interrupted, Progress, Stop
 from jaxsign.sweep.worker import Joined, Session
 from jaxsign.validation.messages import say
 
 #: Seconds to wait for a scheduler to answer.
 TIMEOUT = 10
-#: Tasks that wait at the scheduler for every one that runs: the rest stays here, where it costs no memory there.
+#: Tasks at the scheduler per worker. The others wait in this process, where they cost the scheduler no memory.
 AHEAD = 2
-#: Loggers of Dask that have a level of their own.
+#: Loggers of Dask with a level of their own.
 LOGGERS = ("distributed", "distributed.client")
 #: Locks of pieces, see `work`.
 PIECES = "piece-*.lock"
 
 
 class Order(NamedTuple):
-    """What a worker is asked to do.
+    """A task for a worker: the sweep, its directory, and the runs to train.
 
     Args:
       sweep: the sweep, from `shipping.packed`.
       definition: hash of its definition.
       path: results directory, the same for all machines.
-      joined: what the driver opened there.
-      limits: what a call may use.
+      joined: the directory as the driver has opened it.
+      limits: limits of the run.
       x64: whether floats have 64 bits.
       flags: XLA_FLAGS.
       missing: {number of a block: which of its runs to run}.
@@ -63,7 +64,7 @@ class Order(NamedTuple):
     missing: dict[int, np.ndarray]
 
     def piece(self) -> str:
-        """A name for what is to be run, the same whoever is asked."""
+        """A name for the runs to train, the same for every worker."""
         digest = hashlib.sha256()
         for number, mine in sorted(self.missing.items()):
             digest.update(f"{number} {mine.tobytes().hex()} ".encode())
@@ -87,13 +88,13 @@ def connected(address: str | None) -> Iterator[Any]:
             f"scheduler={address!r} needs Dask: install jaxsign with the extra cluster (jaxsign[cluster])"
         ) from None
     levels, lost = {name: logging.getLogger(name).level for name in LOGGERS}, False
-    for name in LOGGERS:  # what matters is said in our own words
+    for name in LOGGERS:  # errors that matter are reported in our own words
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         _probe(address)
         try:
             client = Client(address, timeout=TIMEOUT, set_as_default=False)
-        except Exception as error:  # whatever Dask and its network raise
+        except Exception as error:  # Dask and its network raise many kinds
             raise ValueError(f"scheduler={address!r} does not answer: {_line(error)}") from None
         try:
             yield client
@@ -102,13 +103,13 @@ def connected(address: str | None) -> Iterator[Any]:
             with contextlib.suppress(Exception):  # of a scheduler that is gone
                 client.close(timeout=2)
     finally:
-        if not lost:  # otherwise Dask goes on about it in threads of its own
+        if not lost:  # after a loss, threads of Dask would keep logging it
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
 
 
 def _probe(address: str) -> None:
-    """Asks who listens at an address: Dask's own client waits for ever for some that are no schedulers.
+    """Checks that a scheduler listens at an address: Dask's client waits forever for some other servers.
 
     Raises:
       ValueError: unless it is a scheduler.
@@ -127,39 +128,39 @@ def _probe(address: str) -> None:
     words = f"scheduler must be the address of a running Dask scheduler, got {address!r}, which "
     try:
         with ThreadPoolExecutor(1) as pool:  # the caller's thread may have an event loop of its own
-            found = pool.submit(bounded).result()
+            identity = pool.submit(bounded).result()
     except TimeoutError:
         raise ValueError(f"{words}does not answer within {TIMEOUT} s") from None
-    except Exception as error:  # whatever Dask and its network raise
+    except Exception as error:  # Dask and its network raise many kinds
         raise ValueError(f"{words}is silent or no scheduler: {_line(error)}") from None
-    kind = found.get("type") if isinstance(found, dict) else None
+    kind = identity.get("type") if isinstance(identity, dict) else None
     if kind != "Scheduler":
         raise ValueError(f"{words}is a {kind or 'stranger'}")
 
 
 def _line(error: BaseException) -> str:
-    """An error in one line, whose first words say most."""
+    """An error in one line, cut off after 300 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def run(
-    client: Any, session: Session, by: locks.Held, missing: Missing, stop: Stop, progress: Progress, patience: float
+    client: Any, session: Session, by: locks.Held, missing: BlockRuns, stop: Stop, progress: Progress, patience: float
 ) -> None:
-    """Has the workers of a cluster run what is missing.
+    """Lets the workers of a cluster train the missing runs.
 
     Args:
       client: from `connected`.
-      session: the directory, opened here; it is made or extended by now.
+      session: the directory, opened by this process, which has made or extended it.
       by: this process's lock of the directory. Workers write only as long as it is held.
       missing: {number of a block: which of its runs are missing}.
-      stop: whether a signal has arrived.
-      progress: what is said.
-      patience: seconds to wait for workers where there are none.
+      stop: the signal that has arrived.
+      progress: counts runs and steps.
+      patience: seconds to wait if there are no workers.
 
     Raises:
-      Interrupted: after a signal; blocks that workers had begun go on from their checkpoints next time.
+      Interrupted: after a signal; the next call resumes unfinished blocks from their checkpoints.
       ValueError: if a block fails on every worker that tries it, if the scheduler is lost, or there are no workers.
-      Stale: if the directory is not the one that was opened any more.
+      Stale: if the directory was replaced since it was opened.
     """
     from distributed import wait
 
@@ -170,7 +171,7 @@ def run(
     flags, x64 = os.environ.get("XLA_FLAGS", ""), jnp.zeros(()).dtype == jnp.float64
     order = Order(
         shipping.packed(session.sweep), content_hash(definition(session.sweep)), str(session.path.absolute()), joined,
-        session.limits, x64, flags, {},
+        session.plan.limits, x64, flags, {},
     )  # fmt: skip
     under_way: set[Any] = set()
     alone: float | None = None
@@ -197,8 +198,8 @@ def run(
                         progress.finished(runs, diverged)
                 if error is not None:
                     raise _failed(error)
-            if stop.asked:
-                raise Interrupted(stop.asked)
+            if stop.signal:
+                raise Interrupted(stop.signal)
     finally:
         with contextlib.suppress(Exception):  # of a scheduler that is gone
             client.cancel(list(under_way))
@@ -209,7 +210,7 @@ def run(
 
 @contextlib.contextmanager
 def _scheduler(address: str) -> Iterator[None]:
-    """Says that the scheduler is lost where Dask raises one of its many kinds of errors about it."""
+    """Reports a lost scheduler in one error, whichever of its many kinds Dask raises."""
     try:
         yield
     except (OSError, TimeoutError, CancelledError, asyncio.CancelledError):
@@ -220,10 +221,10 @@ def _scheduler(address: str) -> Iterator[None]:
 
 
 def _waiting_for_workers(address: str, workers: int, since: float | None, patience: float) -> float | None:
-    """Since when there have been no workers, None if there are some.
+    """The time since which there are no workers, None if there are some.
 
     Raises:
-      ValueError: if that has lasted too long.
+      ValueError: if there have been none for `patience` seconds.
     """
     if workers:
         return None
@@ -241,7 +242,7 @@ def _waiting_for_workers(address: str, workers: int, since: float | None, patien
 
 
 def _failed(error: BaseException) -> BaseException:
-    """What to raise for a block that failed on a worker."""
+    """The error to raise for a block that failed on a worker."""
     from distributed.scheduler import KilledWorker
 
     if isinstance(error, Stale):
@@ -255,7 +256,7 @@ def _failed(error: BaseException) -> BaseException:
     return ValueError(f"a block failed on a worker: {_line(error)}{hint}")
 
 
-#: One block at a time in a worker's process, which keeps the directory open and the programs compiled.
+#: A worker's process trains one block at a time, and keeps the directory open and the programs compiled in between.
 _BUSY = threading.Lock()
 _OPEN: dict[tuple[str, str], Session] = {}
 
@@ -263,15 +264,15 @@ _OPEN: dict[tuple[str, str], Session] = {}
 @undisturbed()
 @jax.disable_jit(False)
 def work(order: Order) -> tuple[int, int]:
-    """Runs one piece in a worker; returns how many runs that were, and how many of them diverged."""
+    """Trains the runs of an order in a worker; returns how many runs that were, and how many of them diverged."""
     with _BUSY:
         os.environ.setdefault("XLA_FLAGS", order.flags)
         jax.config.update("jax_enable_x64", order.x64)
-        with contextlib.suppress(RuntimeError):  # JAX has started: it has the devices that it has
+        with contextlib.suppress(RuntimeError):  # JAX has started, and its number of devices is fixed
             jax.config.update("jax_num_cpu_devices", cores())
         session = _session(order)
         lease = session.lease
-        # A worker that was lost may still be at this piece: from here on its writes are refused.
+        # A lost worker may still train this piece: from here on its writes are refused.
         driver, mine = Path(order.path, locks.FOLDER, order.joined.lock), Path(order.path, locks.FOLDER, order.piece())
         mine = mine.with_name(PIECES.replace("*", mine.name))
         lease.held = {driver: order.joined.text}
@@ -284,20 +285,20 @@ def work(order: Order) -> tuple[int, int]:
 
 
 def _session(order: Order) -> Session:
-    """The directory, opened once as long as it stays the one that the driver has opened."""
+    """The open directory; it is opened again only if it is not the one that the driver has opened."""
     key = order.path, order.definition
-    found = _OPEN.get(key)
-    if found is not None:
-        same = (found.lease.id, found.lease.epoch) == order.joined[:2]
-        found.lease.held = {}
+    session = _OPEN.get(key)
+    if session is not None:
+        same = (session.lease.id, session.lease.epoch) == order.joined[:2]
+        session.lease.held = {}
         try:
-            found.lease.check()
+            session.lease.check()
         except Stale:
             same = False
         if same:
-            return found
+            return session
         del _OPEN[key]
-        found.release()
+        session.release()
     try:
         sweep = shipping.unpacked(order.sweep)
     except (ImportError, AttributeError, pickle.UnpicklingError) as error:

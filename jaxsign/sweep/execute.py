@@ -1,4 +1,4 @@
-"""The block loop: a unit of runs, stretch by stretch, to a store; checkpoints, signals and progress in between."""
+"""Trains units of runs call by call and stores their results; saves checkpoints and listens to signals in between."""
 
 import contextlib
 import functools
@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -17,22 +17,90 @@ from jaxsign.store import checkpoints
 from jaxsign.store.binding import Binding
 from jaxsign.store.files import explain_os_errors
 from jaxsign.store.results import Memory, Owned, Store
-from jaxsign.sweep.layout import Layout, Unit
+from jaxsign.sweep.layout import Layout, WorkUnit
 from jaxsign.sweep.programs import Compiled
 from jaxsign.sweep.progress import Interrupted, Progress, Stop
-from jaxsign.sweep.recorder import Recorder, Taken
-from jaxsign.sweep.stretches import Place, Stretch, stretch
-from jaxsign.training.loop import State
+from jaxsign.sweep.recorder import Recorder, TapedCall
+from jaxsign.training.loop import State, Stops
+from jaxsign.training.schedule import Schedule
 from jaxsign.validation.messages import say
 
-#: A call aims at this many seconds: two of them may be under way when a signal arrives.
+T = TypeVar("T")
+#: Seconds that a call should take: two calls may be under way when a signal arrives.
 CALL_SECONDS = 2.0
-#: Steps of a group's first call, before anything is known of its speed.
+#: Steps of a group's first call, before its speed is known.
 FIRST_STEPS = 32
 
 
+class Cursor(NamedTuple):
+    """Progress of a run: steps trained, recorded steps stored."""
+
+    step: int = 0
+    record: int = 0
+
+    def done(self, schedule: Schedule) -> bool:
+        """Whether the run is finished."""
+        return self.step == schedule.steps and self.record == schedule.record.size
+
+
+class Call(NamedTuple):
+    """The part of a run that one call of the program trains.
+
+    Args:
+      stops: where the call stops to record, padded with stops that do nothing.
+      slots: which of the stops hold records, in order.
+      before: progress of the run before the call.
+      after: progress of the run after the call.
+    """
+
+    stops: Stops
+    slots: np.ndarray
+    before: Cursor
+    after: Cursor
+
+
+def next_call(schedule: Schedule, cursor: Cursor, slots: int, steps: int, records: int) -> Call:
+    """The next call: at most `slots` stops and `steps` steps, not beyond the end of a chunk of `records` records.
+
+    Args:
+      schedule: the sweep's steps and recorded steps.
+      cursor: progress of the run.
+      slots: stops of the program.
+      steps: maximum steps, int >= 1.
+      records: recorded steps of a chunk of the store.
+
+    Examples:
+      >>> schedule = Schedule.build(10, 4, 8)
+      >>> first = next_call(schedule, Cursor(), slots=4, steps=6, records=99)
+      >>> first.stops.end.tolist(), first.stops.record.tolist(), first.after
+      ([0, 4, 6, 6], [True, True, False, False], Cursor(step=6, record=2))
+      >>> next_call(schedule, first.after, slots=4, steps=6, records=99).after.done(schedule)
+      True
+    """
+    t, r = cursor
+    chunk_end = min((r // records + 1) * records, schedule.record.size)
+    budget = steps
+    stops: list[tuple[int, int, bool, bool]] = []  # start, end, whether to record, whether to evaluate the test set
+    while len(stops) < slots and (r < chunk_end or (r == schedule.record.size and t < schedule.steps)):
+        goal = int(schedule.record[r]) if r < schedule.record.size else schedule.steps
+        if goal - t > budget:
+            if budget:
+                stops.append((t, t + budget, False, False))
+                t += budget
+            break
+        recorded = r < schedule.record.size
+        stops.append((t, goal, recorded, recorded and bool(schedule.test[r])))
+        budget, t, r = budget - (goal - t), goal, r + recorded
+    recording = np.flatnonzero([record for *_, record, _ in stops])
+    stops += [(t, t, False, False)] * (slots - len(stops))
+    start, end, record, test = zip(*stops)
+    ends = np.array(end, np.int32)
+    flags = np.array(record, bool), np.array(test, bool), ends == schedule.steps
+    return Call(Stops(np.array(start, np.int32), ends, *flags), recording, cursor, Cursor(t, r))
+
+
 class Pace:
-    """How many steps a call of a group should train, from the time that its calls took."""
+    """How many steps a call of a group should train, from the times of its earlier calls."""
 
     def __init__(self) -> None:
         self.steps: dict[int, int] = {}
@@ -42,29 +110,30 @@ class Pace:
         """Steps of the next call."""
         return self.steps.get(group, FIRST_STEPS)
 
-    def took(self, group: int, steps: int, dispatched: float) -> None:
-        """A call was fetched."""
+    def fetched(self, group: int, steps: int, dispatched: float) -> None:
+        """Learns from a call whose results have just been fetched."""
         now = time.monotonic()
         seconds = max(now - max(dispatched, self.ready), 1e-6)
         self.ready = now
         if steps:
-            wanted = int(CALL_SECONDS / seconds * steps)
-            self.steps[group] = int(np.clip(wanted, 1, 8 * max(steps, self.allowed(group))))
+            ideal = int(CALL_SECONDS / seconds * steps)
+            self.steps[group] = int(np.clip(ideal, 1, 8 * max(steps, self.allowed(group))))
 
 
 class Work:
-    """One unit under way: its programs, and the records of the chunk that is being filled.
+    """One unit that is being trained: its programs, and the records of the chunk that is being filled.
 
     Args:
       unit: the unit.
       compiled: its group's programs.
       layout: where runs are stored.
-      sink: where results go.
+      sink: stores the results.
     """
 
-    def __init__(self, unit: Unit, compiled: Compiled, layout: Layout, sink: Memory):
+    def __init__(self, unit: WorkUnit, compiled: Compiled, layout: Layout, sink: Memory):
         self.unit, self.compiled, self.sink = unit, compiled, sink
-        self.sweep, self.group = compiled.program.sweep, compiled.program.group
+        self.group = compiled.program.group
+        self.sweep = self.group.sweep
         self.count, self.total = len(unit.members), self.sweep.schedule.record.size
         self.records = min(layout.records, self.total)
         self.rows = {
@@ -72,31 +141,31 @@ class Work:
             for name, info in compiled.rows.items()
         }
 
-    def take(self, part: Stretch, rows: Mapping[str, Any]) -> None:
-        """Puts a stretch's records into the chunk that is being filled, and that into the store when it is full."""
-        first = part.before.record // self.records * self.records
+    def take(self, call: Call, rows: Mapping[str, Any]) -> None:
+        """Adds a call's records to the chunk that is being filled, and stores the chunk when it is full."""
+        first = call.before.record // self.records * self.records
         for name, value in jax.device_get(rows).items():
-            value = value[: self.count, part.slots]
-            value = value[self.group.kept(name, value.shape)]
-            self.rows[name][:, part.before.record - first : part.after.record - first] = value
-        last = part.after.record
-        if last > part.before.record and (last == self.total or last % self.records == 0) and self.sweep.keep_trace:
+            value = value[: self.count, call.slots]
+            value = value[self.group.unpadded(name, value.shape)]
+            self.rows[name][:, call.before.record - first : call.after.record - first] = value
+        last = call.after.record
+        if last > call.before.record and (last == self.total or last % self.records == 0) and self.sweep.keep_trace:
             for name, value in self.rows.items():
                 self._write(name, value[:, : last - first], slice(first, last))
 
     def finish(self, state: State, constants: Mapping[str, Any]) -> int:
-        """Stores the numbers of finished runs, the status last; returns how many of them diverged."""
+        """Stores the results of finished runs, the status last; returns how many of them diverged."""
         captured = state.crossings.results() if state.crossings else {}
-        # A store of an older version may lack alarms.
-        rang = {name: step for name, step in state.rang.items() if name in self.sink.variables}
-        values = {**rang, **captured, **constants, "first_bad_step": state.bad}
+        # Results of an older version may lack monitors.
+        triggered = {name: step for name, step in state.rang.items() if name in self.sink.variables}
+        values = {**triggered, **captured, **constants, "first_bad_step": state.bad}
         if self.compiled.summarise is not None:
             padded = {name: _padded(x, self.compiled.size) for name, x in self.rows.items()}
             values |= self.compiled.summarise.result()(constants, padded)
-        found = {name: np.asarray(value)[: self.count] for name, value in jax.device_get(values).items()}
-        bad = found["first_bad_step"] >= 0
-        for name, value in found.items():
-            self._write(name, value[self.group.kept(name, value.shape)])
+        results = {name: np.asarray(value)[: self.count] for name, value in jax.device_get(values).items()}
+        bad = results["first_bad_step"] >= 0
+        for name, value in results.items():
+            self._write(name, value[self.group.unpadded(name, value.shape)])
         self._write("status", np.where(bad, 1, 0).astype(np.int8))
         return int(bad.sum())
 
@@ -107,33 +176,31 @@ class Work:
             self.sink.write(name, box, values[done : done + count], mine, records)
             done += count
 
-    def saved(self, place: Place, state: State) -> dict[str, Any]:
-        """What a checkpoint holds: nothing of padding, so that it serves any number of devices."""
-        # Copies: the next call may write over the device's own memory.
-        own = jax.tree.map(lambda x: _host(x)[: self.count], state)
-        return {"place": np.array(place, np.int32), "state": own, "rows": self.rows}
+    def checkpoint(self, cursor: Cursor, state: State) -> dict[str, Any]:
+        """The content of a checkpoint, without padding, so that any number of devices can resume from it."""
+        # Copies, since the next call may overwrite the memory of the device.
+        runs = jax.tree.map(lambda x: _host(x)[: self.count], state)
+        return {"place": np.array(cursor, np.int32), "state": runs, "rows": self.rows}
 
     def abstract(self) -> dict[str, Any]:
-        """Shapes and dtypes of what `saved` returns."""
-        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.count, *x.shape[1:]), x.dtype), self.compiled.state)
-        return {"place": np.zeros(2, np.int32), "state": own, "rows": self.rows}
+        """The content of a checkpoint with shapes and dtypes in place of the state."""
+        runs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.count, *x.shape[1:]), x.dtype), self.compiled.state)
+        return {"place": np.zeros(2, np.int32), "state": runs, "rows": self.rows}
 
-    def restore(self, saved: Mapping[str, Any]) -> tuple[Place, State] | None:
-        """Goes on from what `saved` returned; None if chunks before it are not in the store, or damaged."""
-        place = Place(*map(int, saved["place"]))
-        first = place.record // self.records * self.records
+    def restore(self, saved: Mapping[str, Any]) -> tuple[Cursor, State] | None:
+        """Resumes from the content of a checkpoint; None if chunks before it are missing or damaged."""
+        cursor = Cursor(*map(int, saved["place"]))
+        first = cursor.record // self.records * self.records
         if first and self.sweep.keep_trace and isinstance(self.sink, Store):
             lines = [line for box in self.unit.boxes for line in self.sink.damage(box, first)]
             if lines:
                 say(f"{lines[0]}: its runs begin again")
                 return None
         self.rows = {name: np.array(value) for name, value in saved["rows"].items()}
-        return place, jax.tree.map(lambda x: _padded(x, self.compiled.size), saved["state"])
+        return cursor, jax.tree.map(lambda x: _padded(x, self.compiled.size), saved["state"])
 
     def about(self, base: str, binding: Binding) -> dict[str, Any]:
-        """What a checkpoint belongs to: these runs of this sweep, in this directory; neither devices nor the size of a
-        call matter.
-        """
+        """Identifies the runs, sweep and directory of a checkpoint; neither devices nor the size of a call matter."""
         sweep, runs = self.sweep, []
         for member in self.unit.members:
             _, family, keywords = sweep.optimizer_points[member[-2]]
@@ -141,13 +208,13 @@ class Work:
             runs.append([points, family, sorted(keywords.items()), sweep.seeds[member[-1]]])
         digest = hashlib.sha256(json.dumps(runs, default=str).encode()).hexdigest()
         width = self.compiled.program.width
-        # The id, since an extension leaves what is under way as it is; earlier versions wrote none.
-        own = {"directory": binding.known[0]} if binding.sealed else {}
-        return {"sweep": base, "runs": digest, "lane_width": width, "records": self.records, **own}
+        # Only the id of the directory, since checkpoints stay valid when it is extended.
+        directory = {"directory": binding.known[0]} if binding.sealed else {}
+        return {"sweep": base, "runs": digest, "lane_width": width, "records": self.records, **directory}
 
 
 def _host(x: Any) -> Any:
-    """A copy on the host; typed keys stay keys."""
+    """A copy on the host; a typed key stays a key."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         words: Any = np.array(jax.random.key_data(x))
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
@@ -155,22 +222,22 @@ def _host(x: Any) -> Any:
 
 
 def _padded(x: Any, size: int) -> Any:
-    """Rows for every run of a call, the last one repeated."""
+    """An array of runs padded to the `size` runs of a call with the last one."""
     return x[np.minimum(np.arange(size), len(x) - 1)]
 
 
 class Blocks:
-    """Runs units one after the other; the next call is dispatched before the last one's results are fetched.
+    """Trains units one after the other; a call is dispatched before the results of the one before it are fetched.
 
     Args:
       layout: where runs are stored.
-      sink: where results go.
+      sink: stores the results.
       path: results directory, or None for memory.
-      base: hash of what all runs of the sweep have in common, for checkpoints.
-      stop: whether a signal has arrived.
-      progress: what is said.
+      base: hash of everything that all runs of the sweep share, for checkpoints.
+      stop: the signal that has arrived.
+      progress: counts runs and steps.
       every: seconds between checkpoints.
-      owned: `owned(exclusive)` keeps the directory this process's while something is written into it, or raises.
+      owned: `owned(exclusive)` is a context that reserves the directory for a write of this process, or raises.
     """
 
     def __init__(
@@ -183,28 +250,28 @@ class Blocks:
         self.pending: deque[Callable[[], None]] = deque()
         self.binding = sink.expected.binding if isinstance(sink, Store) else Binding(None, None)
 
-    def run(self, units: Sequence[Unit], compiled: Mapping[int, Compiled]) -> None:
+    def run(self, units: Sequence[WorkUnit], compiled: Mapping[int, Compiled]) -> None:
         """Trains units and stores their results.
 
         Raises:
-          Interrupted: after a signal, with a checkpoint of what was under way.
+          Interrupted: after a signal, with a checkpoint of the unit that was being trained.
         """
         try:
             for unit in units:
                 self._run(Work(unit, compiled[unit.group], self.layout, self.sink))
-                if self.stop.asked:
+                if self.stop.signal:
                     break
             self._drain()
         finally:
             self.sink.commit()
             self.sink.flush()  # the manifest may count it now
-        if self.stop.asked:
-            raise Interrupted(self.stop.asked)
+        if self.stop.signal:
+            raise Interrupted(self.stop.signal)
 
     def _run(self, work: Work) -> None:
         compiled, program, schedule = work.compiled, work.compiled.program, work.sweep.schedule
         self.progress.doing(f"{work.group.family}: compiling")
-        begin, init, advance = (f.result() for f in (compiled.begin, compiled.init, compiled.advance))
+        begin, init, advance = compiled.wait()
         self.progress.doing(work.group.family)
         seeds, hyper, floats, degrees = program.arguments(work.unit.members, compiled.size)
         start = begin(seeds, hyper, degrees, work.sweep.shared)
@@ -212,56 +279,60 @@ class Blocks:
         recorder = None
         if self.path is not None and work.sweep.trajectory is not None:
             recorder = Recorder(work.sweep, work.unit, self.path, self.binding, start, initial.trained)
-        place, state = self._restored(work, recorder) or (Place(), initial)
-        while not place.done(schedule):
+        cursor, state = self._resume(work, recorder) or (Cursor(), initial)
+        while not cursor.done(schedule):
             steps, before = self.pace.allowed(work.unit.group), None
             if recorder is not None:
-                steps, before = min(steps, recorder.limit(place.step)), recorder.before(place.step, state.trained)
-            part = stretch(schedule, place, program.slots, steps, work.records)
+                steps, before = min(steps, recorder.limit(cursor.step)), recorder.before(cursor.step, state.trained)
+            call = next_call(schedule, cursor, program.slots, steps, work.records)
             now = time.monotonic()
-            state, rows, taped = advance(seeds, start, hyper, floats, state, part.stops)
-            taken = Taken(part.before.step, part.after.step, taped, before) if recorder is not None else None
-            self._later(functools.partial(self._take, work, part, rows, now, recorder, taken))
-            place = part.after
-            due = self.stop.asked or time.monotonic() - self.last_save >= self.every
-            if self.path is not None and due and not place.done(schedule):
-                self._drain()
-                self.sink.commit()
-                self._flush(recorder)
-                saved, about = work.saved(place, state), work.about(self.base, self.binding)
-                with self.owned(False), explain_os_errors(self.path):
-                    checkpoints.save(self._folder(work), place.step, saved, about)
-                self.last_save = time.monotonic()
-            if self.stop.asked and not place.done(schedule):
+            state, rows, tape = advance(seeds, start, hyper, floats, state, call.stops)
+            taped = TapedCall(call.before.step, call.after.step, tape, before) if recorder is not None else None
+            self._later(functools.partial(self._take, work, call, rows, now, recorder, taped))
+            cursor = call.after
+            due = self.stop.signal or time.monotonic() - self.last_save >= self.every
+            if due and not cursor.done(schedule):
+                self._save(work, cursor, state, recorder)
+            if self.stop.signal and not cursor.done(schedule):
                 return
-        seen = program.seen(start, state.trained) if work.sweep.trajectory == "features" and recorder else None
-        self._later(functools.partial(self._finish, work, state, start.constants, recorder, seen))
+        features = program.project(start, state.trained) if work.sweep.trajectory == "features" and recorder else None
+        self._later(functools.partial(self._finish, work, state, start.constants, recorder, features))
 
-    def _restored(self, work: Work, recorder: Recorder | None) -> tuple[Place, State] | None:
-        found = None
+    def _resume(self, work: Work, recorder: Recorder | None) -> tuple[Cursor, State] | None:
+        """Progress and state of a unit's checkpoint; None if it has no usable one."""
+        checkpoint = None
         if self.path is not None and self._folder(work).is_dir():
             abstract, about = work.abstract(), work.about(self.base, self.binding)
             with explain_os_errors(self.path):
-                found = checkpoints.load(self._folder(work), abstract, about)
-        going = work.restore(found[1]) if found else None
+                checkpoint = checkpoints.load(self._folder(work), abstract, about)
+        resumed = work.restore(checkpoint[1]) if checkpoint else None
         if recorder is not None:
             with self.owned(False), explain_os_errors(self.path or Path()):
-                if not recorder.going_on(going[0].step if going else 0):
+                if not recorder.resume(resumed[0].step if resumed else 0):
                     say(f"{recorder.folder}: its segments are not whole: its runs begin again")
-                    going = None
-                    recorder.going_on(0)
-        if going:
-            self.progress.trained(work.count, going[0].step, before=True)
-        return going
+                    resumed = None
+                    recorder.resume(0)
+        if resumed:
+            self.progress.trained(work.count, resumed[0].step, before=True)
+        return resumed
 
-    def _flush(self, recorder: Recorder | None) -> None:
-        """Waits until what a checkpoint goes on from is on the disk."""
-        with explain_os_errors(self.path or Path()):
+    def _save(self, work: Work, cursor: Cursor, state: State, recorder: Recorder | None) -> None:
+        """Saves a checkpoint of a unit, after everything that it relies on is on the disk."""
+        if self.path is None:
+            return
+        self._drain()
+        self.sink.commit()
+        with explain_os_errors(self.path):
             self.sink.flush()
             if recorder is not None:
                 recorder.flush()
+        checkpoint, about = work.checkpoint(cursor, state), work.about(self.base, self.binding)
+        with self.owned(False), explain_os_errors(self.path):
+            checkpoints.save(self._folder(work), cursor.step, checkpoint, about)
+        self.last_save = time.monotonic()
 
     def _later(self, fetch: Callable[[], None]) -> None:
+        """Fetches the results of all earlier calls, and those of this one later."""
         self.pending.append(fetch)
         if len(self.pending) > 1:
             self.pending.popleft()()
@@ -271,28 +342,30 @@ class Blocks:
             self.pending.popleft()()
 
     def _take(
-        self, work: Work, part: Stretch, rows: Mapping[str, Any], dispatched: float, recorder: Recorder | None,
-        taken: Taken | None,
+        self, work: Work, call: Call, rows: Mapping[str, Any], dispatched: float, recorder: Recorder | None,
+        taped: TapedCall | None,
     ) -> None:  # fmt: skip
+        """Fetches a call's results and stores them."""
         jax.block_until_ready(rows)
-        steps = part.after.step - part.before.step
-        self.pace.took(work.unit.group, steps, dispatched)
-        if recorder is not None and taken is not None and steps:
+        steps = call.after.step - call.before.step
+        self.pace.fetched(work.unit.group, steps, dispatched)
+        if recorder is not None and taped is not None and steps:
             with self.owned(False), explain_os_errors(self.path or Path()):
-                recorder.take(taken)
-        work.take(part, rows)
+                recorder.take(taped)
+        work.take(call, rows)
         self.sink.commit_due()
         self.progress.trained(work.count, steps)
 
     def _finish(
-        self, work: Work, state: State, constants: Mapping[str, Any], recorder: Recorder | None, seen: Any
+        self, work: Work, state: State, constants: Mapping[str, Any], recorder: Recorder | None, features: Any
     ) -> None:
-        if recorder is not None:  # before the status, which is a run's last word
+        """Stores the results of a finished unit and removes its checkpoints."""
+        if recorder is not None:  # before the status, which says that everything of a run is stored
             with self.owned(False), explain_os_errors(self.path or Path()):
-                recorder.finish(state.trained, seen)
+                recorder.finish(state.trained, features)
         diverged = work.finish(state, constants)
         if self.path is not None and self._folder(work).is_dir():
-            self.sink.commit()  # what the checkpoints are for is on the disk before they go
+            self.sink.commit()  # results must be on the disk before their checkpoints are removed
             with self.owned(False):
                 checkpoints.remove(self._folder(work))
         self.progress.finished(work.count, diverged)
@@ -300,3 +373,29 @@ class Blocks:
     def _folder(self, work: Work) -> Path:
         assert self.path is not None
         return self.path / checkpoints.FOLDER / f"block-{work.unit.number:06d}"
+
+
+def retry_on_oom(attempt: Callable[[int], T], runs: int) -> T:
+    """Calls `attempt(runs)`, and once more with half of the runs of a call if the device has no memory for them.
+
+    Raises:
+      ValueError: if half of them do not fit either.
+    """
+    try:
+        return attempt(runs)
+    except jax.errors.JaxRuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        say(f"out of memory with {runs} runs a call: going on with {max(1, runs // 2)}")
+        try:
+            return attempt(max(1, runs // 2))
+        except jax.errors.JaxRuntimeError as again:
+            if not _out_of_memory(again):
+                raise
+            raise ValueError(
+                f"memory must be less than half of what was tried: {max(1, runs // 2)} runs a call do not fit either"
+            ) from None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error)

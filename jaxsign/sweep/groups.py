@@ -1,13 +1,13 @@
-"""How a sweep is cut: groups that share one program, runs and records of one call, lanes inside a call."""
+"""Which runs of a sweep share one compiled program."""
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
-import numpy as np
 
 from jaxsign.optimizers.grid import static_word
 from jaxsign.store.levels import observable
@@ -18,18 +18,16 @@ from jaxsign.training.mode import Choice, choose_mode
 from jaxsign.training.start import Start, abstract_start
 from jaxsign.training.task import Task
 
-#: Runs of one call at most, and the bytes that their records, data and parameters may take together on a CPU.
-BLOCK_RUNS, BLOCK_BYTES = 1024, 256 * 2**20
-#: A lane's state should stay inside a core's second-level cache.
-LANE_BYTES = 2**21
+Index = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs of one task and one optimizer family, which one compiled program serves.
+    """Runs of one task and one optimizer family that one compiled program trains.
 
     Args:
-      choice: the task that is trained, and how.
+      sweep: the sweep.
+      choice: the task and the mode in which it is trained.
       factory: optimizer factory with its static keywords bound by `static`.
       static: static keywords.
       floats: names of the traced keywords.
@@ -39,6 +37,7 @@ class Group:
       start: shapes and dtypes of one run's start.
     """
 
+    sweep: Sweep
     choice: Choice
     factory: Any
     static: Mapping[str, Any]
@@ -50,217 +49,137 @@ class Group:
 
     @property
     def task(self) -> Task:
-        """The task whose program runs the group."""
+        """The task whose program trains the group."""
         return self.choice.mode.task
 
     @property
     def program_key(self) -> tuple[Any, ...]:
-        """What the compiled program depends on: groups with equal keys share it."""
+        """Everything that the compiled program depends on: groups with equal keys share it."""
         return self.choice.mode, self.family, repr(sorted(self.static.items(), key=repr)), self.floats
 
+    @property
+    def first_point(self) -> Index:
+        """Index of the first point of the axes that belongs to the group."""
+        return tuple(self.fixed.get(i, 0) for i in range(len(self.sweep.grid_axes)))
+
+    @property
+    def first_run(self) -> Index:
+        """Index of the group's first run on (axes, optimizer, seed)."""
+        return (*self.first_point, self.optimizers[0], 0)
+
+    @property
+    def hyper(self) -> Any:
+        """Numbers of the first point, as the program takes them."""
+        return self.choice.case(self.sweep.hyper_at(self.first_point))
+
+    @functools.cached_property
+    def observables(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """{name: abstract array} of the observables of one run."""
+        return observers(self.task, self.start, self.hyper, self.sweep.observables, scalars=True).shapes
+
+    @property
+    def size(self) -> int:
+        """Number of runs."""
+        mapped = [len(axis.values) for i, axis in enumerate(self.sweep.grid_axes) if i not in self.fixed]
+        return math.prod(mapped) * len(self.optimizers) * len(self.sweep.seeds)
+
     def degree(self, optimizer: int) -> float:
-        """The degree of one optimizer of the group, 0 where the task does not ask."""
+        """Homogeneity degree of one optimizer of the group, 0 if the task does not need it."""
         degrees = self.choice.degrees
         return degrees[self.optimizers.index(optimizer)].p if degrees else 0.0
 
-    def kept(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    def unpadded(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
         """The index that cuts the padding of a larger program off an observable's array, its own dimensions last."""
-        padding, dims = self.choice.task.reduction.padding if self.choice.padded else None, self.choice.task.dims
-        own = dims.get(name, dims.get(observable(name), ()))
-        if padding is None or len(own) > len(shape):
+        task, dims = self.choice.task, self.choice.task.dims
+        padding = task.reduction.padding if self.choice.padded else None
+        own_dims = dims.get(name, dims.get(observable(name), ()))
+        if padding is None or len(own_dims) > len(shape):
             return tuple(map(slice, shape))
-        return (*map(slice, shape[: len(shape) - len(own)]), *padding.kept(own))
+        return (*map(slice, shape[: len(shape) - len(own_dims)]), *padding.kept(own_dims))
+
+    def identity(self) -> dict[str, Any]:
+        """What names the group whatever the order of axes' values: family, static keywords and axes, training mode."""
+        axes, mode = self.sweep.grid_axes, self.choice.mode
+        fixed = {axes[i].name: [str(v) for v in axes[i].values[k]] for i, k in self.fixed.items()}
+        how = [self.choice.task.name, mode.compact, mode.decays, mode.signs]
+        static = {k: static_word(v) if callable(v) else str(v) for k, v in self.static.items()}
+        return {"family": self.family, "static": static, "fixed": fixed, "how": how}
+
+    def summary(self) -> dict[str, Any]:
+        """How the group is trained, for the manifest."""
+        choice = self.choice
+        return {
+            "task": choice.task.name, "passed_over": choice.why, "compact": choice.mode.compact,
+            "optimizers": len(self.optimizers), "signs_only": choice.mode.signs,
+            "degrees": [dataclasses.asdict(degree) for degree in choice.degrees],
+        }  # fmt: skip
 
 
-def groups(sweep: Sweep) -> list[Group]:
-    """The programs that a sweep needs: one per point of the static axes, family and static keywords.
+def make_groups(sweep: Sweep) -> list[Group]:
+    """The groups of a sweep: one per point of the static axes, optimizer family, static keywords and training mode.
 
     Raises:
-      ValueError: for a result or number that cannot be kept as it is, see `jaxsign.sweep.naming`.
+      ValueError: for a result or number that cannot be stored unchanged, see `jaxsign.sweep.naming`.
     """
     check_numbers(sweep)  # once more: 64-bit floats may have been turned on or off since the sweep was built
     static_axes = [i for i, axis in enumerate(sweep.grid_axes) if axis.static]
-    points = itertools.product(*(range(len(sweep.grid_axes[i].values)) for i in static_axes))
-    families: dict[tuple[str, str], list[int]] = {}
-    first = 0
-    for family, grid in sweep.grids.items():
-        for i in range(len(grid.points)):
-            families.setdefault((family, repr(grid.static(i))), []).append(first + i)
-        first += len(grid.points)
-    out = []
+    points = list(itertools.product(*(range(len(sweep.grid_axes[i].values)) for i in static_axes)))
+    # Pad only if several static points can share a program and no user function would see the padding.
     functions = any(map(callable, sweep.observables or ()))
-    # Room for more pays where several static points can share a program; functions of a run must not see it.
-    pad = math.prod(len(sweep.grid_axes[i].values) for i in static_axes) > 1 and not functions and not sweep.summary
-    pad = pad and sweep.trajectory is None
-    for point in points:
-        fixed = dict(zip(static_axes, point))
+    pad = len(points) > 1 and not functions and not sweep.summary and sweep.trajectory is None
+    groups = []
+    for fixed in (dict(zip(static_axes, point)) for point in points):
         index = tuple(fixed.get(i, 0) for i in range(len(sweep.grid_axes)))
         task, hyper = sweep.task(index), sweep.hyper_at(index)
-        for (family, _), members in families.items():
+        for family, members in _same_static_keywords(sweep):
             grid = sweep.grids[family]
             keywords = [sweep.optimizer_points[i][2] for i in members]
             static = {k: v for k, v in keywords[0].items() if k not in grid.floats}
             label = None if grid.keywords else f"optimizer {family!r}"
 
-            def fitted(
+            def choose(
                 points: list, task: Task = task, hyper: Any = hyper, grid: Any = grid, label: Any = label
             ) -> Choice:
                 return choose_mode(
                     task, grid.factory, points, hyper, sweep.shared, sweep.trainable, functions, label, pad
                 )
 
-            for how, own in _alike(task, fitted, list(zip(members, keywords))):
-                start = abstract_start(how.mode.task, how.case(hyper), sweep.shared)
-                out.append(Group(how, grid.factory, static, grid.floats, family, own, fixed, start))
-    check_outputs(sweep, out)
-    return out
+            for choice, optimizers in _by_mode(task, choose, list(zip(members, keywords))):
+                start = abstract_start(choice.mode.task, choice.case(hyper), sweep.shared)
+                groups.append(Group(sweep, choice, grid.factory, static, grid.floats, family, optimizers, fixed, start))
+    check_outputs(groups)
+    return groups
 
 
-def _alike(
-    task: Task, fitted: Callable[[list], Choice], points: list[tuple[int, Mapping[str, Any]]]
+def _same_static_keywords(sweep: Sweep) -> Iterator[tuple[str, list[int]]]:
+    """(family, indices on the optimizer dimension) of the points of one family with equal static keywords."""
+    first = 0
+    for family, grid in sweep.grids.items():
+        alike: dict[str, list[int]] = {}
+        for i in range(len(grid.points)):
+            alike.setdefault(repr(grid.static(i)), []).append(first + i)
+        first += len(grid.points)
+        yield from ((family, members) for members in alike.values())
+
+
+def _by_mode(
+    task: Task, choose: Callable[[list], Choice], points: list[tuple[int, Mapping[str, Any]]]
 ) -> list[tuple[Choice, tuple[int, ...]]]:
-    """Points of one optimizer, those that are trained alike together: (how, their indices on the optimizer dimension).
+    """(choice, indices on the optimizer dimension) of the points of one optimizer that are trained in one mode.
 
-    How a point is trained must not depend on what else there is, or a sweep that gets more points would change.
+    The mode of a point must not depend on the other points, or a sweep that gets more points would change.
     """
-    joint = fitted([point for _, point in points])
+    joint = choose([point for _, point in points])
     first, compact = (task.reduction.choices or (task,))[0], joint.task.reduction.compact
     best = joint.task is first and joint.mode.compact == (compact is not None)
-    if best and len({(found.decays, found.signs) for found in joint.degrees}) <= 1:  # what holds for all holds for each
+    if best and len({(degree.decays, degree.signs) for degree in joint.degrees}) <= 1:  # holds for each point alone
         return [(joint, tuple(i for i, _ in points))]
     alike: dict[Any, list[tuple[int, Choice]]] = {}
     for i, point in points:
-        how = fitted([point])
-        alike.setdefault(how.mode, []).append((i, how))
+        choice = choose([point])
+        alike.setdefault(choice.mode, []).append((i, choice))
     out = []
-    for own in alike.values():
-        degrees = tuple(found for _, how in own for found in how.degrees)
-        out.append((own[0][1]._replace(degrees=degrees), tuple(i for i, _ in own)))
+    for members in alike.values():
+        degrees = tuple(degree for _, choice in members for degree in choice.degrees)
+        out.append((members[0][1]._replace(degrees=degrees), tuple(i for i, _ in members)))
     return out
-
-
-def block_shape(sweep: Sweep, room: int) -> tuple[int, ...]:
-    """Extent of a block on every dimension of (axes, optimizer, seed): at most `room` runs of one optimizer.
-
-    Blocks fill the seeds first, then the mapped axes from the innermost outwards, in even parts. The optimizers stay
-    apart, so that another one can join later.
-
-    Args:
-      sweep: the sweep.
-      room: runs of a block at most, int >= 1.
-
-    Returns:
-      One extent per dimension.
-    """
-    sizes = sweep.shape
-    free = [not axis.static for axis in sweep.grid_axes] + [False, True]
-    extents = [1] * len(sizes)
-    for i in reversed(range(len(sizes))):
-        if free[i]:
-            # Even parts: a call costs what the largest one does.
-            extents[i] = -(-sizes[i] // -(-sizes[i] // min(sizes[i], room)))
-            room //= extents[i]
-        if room <= 1:
-            break
-    return tuple(extents)
-
-
-def run_count(sweep: Sweep, group: Group) -> int:
-    """Runs of one group."""
-    mapped = [len(axis.values) for i, axis in enumerate(sweep.grid_axes) if i not in group.fixed]
-    return math.prod(mapped) * len(group.optimizers) * len(sweep.seeds)
-
-
-class Cost(NamedTuple):
-    """Bytes of one run while it is under way.
-
-    Args:
-      row: what a recorded step keeps.
-      state: its data and parameters.
-      tape: what waits to be written of its trajectory.
-      levels: what capturing at levels keeps: the parameters one step earlier, and what was captured. It does not count
-        for the lane's width: narrower lanes cost more than what it takes of the cache.
-    """
-
-    row: int
-    state: int
-    tape: int = 0
-    levels: int = 0
-
-    @property
-    def call(self) -> int:
-        """Bytes of one run of a call, without its records."""
-        return self.state + self.tape + self.levels
-
-
-def run_cost(group: Group, hyper: Any, sweep: Sweep) -> Cost:
-    """Bytes of one run of a group, from abstract shapes."""
-    task, start = group.task, group.start
-    shapes, _, _ = observers(task, start, group.choice.case(hyper), sweep.observables, scalars=True)
-    compact = task.reduction.compact if group.choice.mode.compact else None
-    params = start.params if compact is None else jax.eval_shape(compact, start.params, start.data)
-    row, state = sum(map(_bytes, shapes.values())), sum(map(_bytes, jax.tree.leaves((start.data, params))))
-    levels = len(sweep.crossed)
-    captured = sum(map(_bytes, jax.tree.leaves(params))) + 2 * levels * row if levels else 0
-    return Cost(row, state, levels=captured)
-
-
-def room(costs: Sequence[Cost], sweep: Sweep, lanes: int, budget: int, firm: bool = True) -> tuple[int, int]:
-    """(runs of one call, recorded steps that are kept at a time) within a memory budget.
-
-    All recorded steps are kept where `lanes` runs fit with them, and always where a summary reads them; otherwise as
-    many as fit, and results are written chunk by chunk.
-
-    Args:
-      costs: of every group; the largest counts.
-      sweep: the sweep.
-      lanes: runs of a call at least: a lane on every device.
-      budget: bytes.
-      firm: whether the budget was asked for; otherwise one run always fits.
-
-    Raises:
-      ValueError: if not even one run fits into a firm budget.
-    """
-    row, state = max(c.row for c in costs), max(c.call for c in costs)
-    total = sweep.schedule.record.size
-    records = total
-    if sweep.summary is None and lanes * (row * total + state) > budget:
-        records = min(total, max(2, (budget // lanes - state) // max(row, 1)))
-    one = row * records + state
-    if one > budget and firm:
-        raise ValueError(f"memory must be at least {one} bytes, which one run needs, got memory={budget}")
-    return max(1, min(BLOCK_RUNS, budget // max(one, 1))), records
-
-
-def _bytes(shape: Any) -> int:
-    return math.prod(shape.shape) * shape.dtype.itemsize  # of a typed key, too
-
-
-def lane_width(state_bytes: int, backend: str) -> int:
-    """Runs that one lane maps together: as many powers of two as keep the state in cache on a CPU, 64 elsewhere.
-
-    Examples:
-      >>> lane_width(600_000, "cpu"), lane_width(1_000, "cpu"), lane_width(10**8, "cpu")
-      (2, 64, 1)
-    """
-    if backend != "cpu":
-        return 64
-    return int(2 ** np.clip(np.floor(np.log2(LANE_BYTES / max(state_bytes, 1))), 0, 6))
-
-
-def identity(sweep: Sweep, group: Group) -> dict[str, Any]:
-    """What names a group whatever the order of axes' values: family, static keywords and points, how it is trained."""
-    fixed = {sweep.grid_axes[i].name: [str(v) for v in sweep.grid_axes[i].values[k]] for i, k in group.fixed.items()}
-    mode = group.choice.mode
-    how = [group.choice.task.name, mode.compact, mode.decays, mode.signs]
-    static = {k: static_word(v) if callable(v) else str(v) for k, v in group.static.items()}
-    return {"family": group.family, "static": static, "fixed": fixed, "how": how}
-
-
-def summary(group: Group) -> dict[str, Any]:
-    """How a group is run, for the manifest."""
-    return {
-        "task": group.choice.task.name, "passed_over": group.choice.why, "compact": group.choice.mode.compact,
-        "optimizers": len(group.optimizers), "signs_only": group.choice.mode.signs,
-        "degrees": [dataclasses.asdict(found) for found in group.choice.degrees],
-    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every name and number of a sweep, checked before anything is compiled or written."""
+"""Checks of every name and number of a sweep, before anything is compiled or written."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxsign.store.labels import check_results, check_task, coordinate_names
 from jaxsign.store.levels import captured_names
-from jaxsign.training.loop import functions_by_name, observers
+from jaxsign.training.loop import functions_by_name
 from jaxsign.training.outputs import outputs
 from jaxsign.training.task import Task
 from jaxsign.validation import names
@@ -19,13 +19,13 @@ from jaxsign.validation.values import distinct, exact, floats_of, numbers_of, pl
 
 
 def check_names(sweep: Any) -> None:
-    """Checks the names that are known when a sweep is built: of numbers, optimizers, functions, dimensions, alarms.
+    """Checks the names that a sweep has when it is built: of numbers, optimizers, functions, dimensions, monitors.
 
     Args:
       sweep: a Sweep.
 
     Raises:
-      ValueError: naming kind and name, and what it collides with or why it cannot be kept.
+      ValueError: naming kind and name, and the name that it collides with or the reason why it cannot be stored.
     """
     known = coordinate_names(sweep)
     for kind, name in known:
@@ -34,19 +34,19 @@ def check_names(sweep: Any) -> None:
     for task in dict.fromkeys(map(sweep.task, sweep.combinations())):
         for choice in (task, *task.reduction.choices):
             check_task(choice)
-            own = dict.fromkeys(dim for dims in choice.dims.values() for dim in dims)
+            dimensions = dict.fromkeys(dim for dims in choice.dims.values() for dim in dims)
             names.different([*known, *functions, *(("alarm", name) for name in choice.watch)])
-            names.different([*known, *(("dimension", dim) for dim in own)])
+            names.different([*known, *(("dimension", dim) for dim in dimensions)])
 
 
 def check_numbers(sweep: Any) -> None:
-    """Checks that the run's float dtype keeps every number what it is, and the values of a grid or an axis apart.
+    """Checks that the float dtype represents every number, and keeps the values of a grid or an axis distinct.
 
     Args:
       sweep: a Sweep.
 
     Raises:
-      ValueError: naming field, value and what it becomes, see `jaxsign.validation.values.representable`.
+      ValueError: naming field, value and its rounded value, see `jaxsign.validation.values.representable`.
     """
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
     for family, grid in sweep.grids.items():
@@ -68,16 +68,16 @@ def check_numbers(sweep: Any) -> None:
         for member, values in zip(axis.members, zip(*axis.values)) if not axis.static else ():
             for value in values:
                 exact(f"axis {member!r}: {member}", value, dtype)
-    seen = set()
+    checked = set()
     for index in sweep.combinations():
-        where = ", ".join(f"{name}={value!r}" for name, value in sweep.setting(index).items())
+        point = ", ".join(f"{name}={value!r}" for name, value in sweep.setting(index).items())
         problem, hyper = sweep.problem_at(index), sweep.hyper_at(index)
         for field, value in numbers_of(hyper):
-            exact(f"{field} at {where}: {field}" if where else field, value, dtype)
+            exact(f"{field} at {point}: {field}" if point else field, value, dtype)
         for field, value in (*floats_of("problem", problem), *floats_of("hyper", hyper)):
-            if (field, value) not in seen:
-                seen.add((field, value))
-                representable(f"{field} at {where}: {field}" if where else field, value, dtype)
+            if (field, value) not in checked:
+                checked.add((field, value))
+                representable(f"{field} at {point}: {field}" if point else field, value, dtype)
 
 
 def _as_floats(point: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -86,25 +86,25 @@ def _as_floats(point: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _bound(factory: Any) -> list[tuple[str, float]]:
-    """(keyword, float) of what `functools.partial` has bound."""
+    """(keyword, float) of the floats that `functools.partial` has bound."""
     if not isinstance(factory, partial):
         return []
     given = {**{f"argument {i}": value for i, value in enumerate(factory.args)}, **factory.keywords}
     plain = {name: plain_number(name, value) for name, value in given.items()}
-    own = [(name, value) for name, value in plain.items() if isinstance(value, float)]
-    return own + _bound(factory.func)
+    floats = [(name, value) for name, value in plain.items() if isinstance(value, float)]
+    return floats + _bound(factory.func)
 
 
-def check_outputs(sweep: Any, groups: Sequence[Any]) -> None:
-    """Checks what the runs return, found by tracing them: names, dtypes, dimensions, the same of every group.
+def check_outputs(groups: Sequence[Any]) -> None:
+    """Checks the results of all runs by tracing them: names, dtypes and dimensions, the same for every group.
 
     Args:
-      sweep: a Sweep.
-      groups: its groups.
+      groups: the groups of a sweep.
 
     Raises:
-      ValueError: naming kind and name, and what it collides with or why it cannot be kept.
+      ValueError: naming kind and name, and the name that it collides with or the reason why it cannot be stored.
     """
+    sweep = groups[0].sweep
     known, recorded = coordinate_names(sweep), jnp.asarray(sweep.schedule.record, jnp.int32)
     traced: dict[Task, dict[str, Mapping[str, Any]]] = {}
     first: dict[str, tuple[str, Any, str]] = {}
@@ -113,11 +113,11 @@ def check_outputs(sweep: Any, groups: Sequence[Any]) -> None:
     for group in groups:
         label = f"optimizer {group.family!r} of {group.task.name}"
         if group.task not in traced:
-            traced[group.task] = _returned(sweep, group, recorded)
+            traced[group.task] = _results(group, recorded)
         parts = traced[group.task]
-        for kind, found in parts.items():
-            for name, value in found.items():
-                shape = tuple(len(range(n)[kept]) for n, kept in zip(value.shape, group.kept(name, value.shape)))
+        for kind, results in parts.items():
+            for name, value in results.items():
+                shape = tuple(len(range(n)[index]) for n, index in zip(value.shape, group.unpadded(name, value.shape)))
                 before, info, other = first.setdefault(name, (kind, value, label))
                 if info.dtype != value.dtype or before != kind:
                     raise ValueError(
@@ -126,12 +126,12 @@ def check_outputs(sweep: Any, groups: Sequence[Any]) -> None:
                     )
                 if len(info.shape) != len(shape):
                     raise ValueError(f"{kind} {name!r} changes its rank along a static axis")
-                held = longest.setdefault(kind, {}).get(name)
-                most: tuple[int, ...] = shape if held is None else tuple(map(max, held.shape, shape))
+                known_shape = longest.setdefault(kind, {}).get(name)
+                most: tuple[int, ...] = shape if known_shape is None else tuple(map(max, known_shape.shape, shape))
                 longest[kind][name] = jax.ShapeDtypeStruct(most, value.dtype)
-        here = {name for found in parts.values() for name in found}
-        every = every or here
-        if different := every ^ here:
+        returned = {name for results in parts.values() for name in results}
+        every = every or returned
+        if different := every ^ returned:
             name = min(different)
             raise ValueError(
                 f"{first[name][0]} {name!r} is returned for some runs only: every run must return the same names"
@@ -139,11 +139,9 @@ def check_outputs(sweep: Any, groups: Sequence[Any]) -> None:
     check_results(longest, groups[0].task.dims, known)
 
 
-def _returned(sweep: Any, group: Any, recorded: Any) -> dict[str, Mapping[str, Any]]:
-    """{kind: {name: abstract array}} of what the runs of a group return, without steps."""
-    task, start = group.task, group.start
-    hyper = group.choice.case(sweep.hyper_at(tuple(group.fixed.get(i, 0) for i in range(len(sweep.grid_axes)))))
-    observed = observers(task, start, hyper, sweep.observables, scalars=True)[0]
+def _results(group: Any, recorded: Any) -> dict[str, Mapping[str, Any]]:
+    """{kind: {name: abstract array}} of the results of a group's runs, observables without the step dimension."""
+    sweep, task, start, observed = group.sweep, group.task, group.start, group.observables
     default = jax.dtypes.canonicalize_dtype(float)
     trace = {name: jax.ShapeDtypeStruct((recorded.size, *x.shape), default) for name, x in observed.items()}
     for name in start.constants:
@@ -160,6 +158,6 @@ def _returned(sweep: Any, group: Any, recorded: Any) -> dict[str, Mapping[str, A
         "alarm": {name: jax.ShapeDtypeStruct((), jnp.int32) for name in task.watch},
     }  # fmt: skip
     captured = captured_names(observed) if sweep.crossed else ()
-    own = [(kind, name) for kind, found in parts.items() for name in found]
-    names.different([*own, *(("captured variable", name) for name in sorted(captured))])
+    result_names = [(kind, name) for kind, results in parts.items() for name in results]
+    names.different([*result_names, *(("captured variable", name) for name in sorted(captured))])
     return parts

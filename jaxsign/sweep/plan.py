@@ -1,33 +1,32 @@
-"""How a sweep is run on this machine: limits, lane widths, blocks and programs, new or as a manifest has them."""
+"""How a sweep is run: its groups, where every run is stored, the lane width of every group, and the limits."""
 
 import dataclasses
+import functools
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxsign.store.environment import physical_memory
-from jaxsign.sweep import groups as plan
-from jaxsign.sweep import recorder
-from jaxsign.sweep.groups import Group
+from jaxsign.store.results import Variable
+from jaxsign.sweep import sizes
+from jaxsign.sweep.groups import Group, make_groups
 from jaxsign.sweep.identity.definition import plain_point, skeleton
-from jaxsign.sweep.layout import Layout, Unit, first_index, units
+from jaxsign.sweep.layout import BlockRuns, Layout, WorkUnit, result_variables, stored_coordinates, work_units
 from jaxsign.sweep.programs import Compiled, Compiler, Program, local_mesh
+from jaxsign.sweep.recorder import make_tape, most_stops
 from jaxsign.sweep.sweep import Sweep
 from jaxsign.sweep.timing import lane_widths
 from jaxsign.validation.messages import say
 from jaxsign.validation.values import LONGEST, positive_int
 
-Missing = Mapping[int, np.ndarray]
-
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a run of a sweep may use: bytes of a call, runs of a lane, seconds between checkpoints.
+    """Limits of a run of a sweep: bytes of a call, runs of a lane, seconds between checkpoints.
 
     Raises:
       ValueError: naming field, value and legal range.
@@ -47,153 +46,188 @@ class Limits:
         if not 0 < self.checkpoint_every < math.inf:
             raise ValueError(f"checkpoint_every must be > 0 seconds, got {self.checkpoint_every!r}")
 
-    def bytes(self) -> int:
-        """The memory budget on this machine."""
+    def budget(self) -> int:
+        """Bytes that the runs of one call may take together on this machine."""
         if self.memory is not None:
             return self.memory
-        device = jax.local_devices()[0]
-        stats = device.memory_stats() if device.platform != "cpu" else None
-        return stats["bytes_limit"] // 2 * len(jax.local_devices()) if stats else plan.BLOCK_BYTES
+        device_bytes = _device_bytes()
+        return device_bytes // 2 * len(jax.local_devices()) if device_bytes else sizes.BLOCK_BYTES
 
-    def there(self) -> int:
-        """Bytes of the memory that one run must fit into: the device's, a CPU's being the machine's."""
-        device = jax.local_devices()[0]
-        stats = device.memory_stats() if device.platform != "cpu" else None
-        return int(stats["bytes_limit"]) if stats else physical_memory() or sys.maxsize
+    def capacity(self) -> int:
+        """Bytes of the memory that one run must fit into: of the device, or of the machine if that is a CPU."""
+        return _device_bytes() or physical_memory() or sys.maxsize
 
 
-def begin_layout(
-    sweep: Sweep, groups: Sequence[Group], limits: Limits, measured: bool = True
-) -> tuple[Layout, list[int]]:
-    """(layout of a new directory, lane width of every group): the cache's, or a timed one if `measured` and it pays.
+def _device_bytes() -> int | None:
+    """Bytes of the first device's own memory; None on a CPU and where the device does not say."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    return int(stats["bytes_limit"]) if stats else None
 
-    Raises:
-      ValueError: if one run does not fit into the memory.
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a sweep is run on this machine.
+
+    Args:
+      sweep: the sweep.
+      groups: its groups, each of which is trained by one program.
+      layout: where every run is stored, and how many runs a call trains.
+      widths: lane width of every group.
+      limits: memory, lane width and time between checkpoints that the user asked for.
+
+    Examples:
+      >>> import jaxsign as js
+      >>> sweep = js.Sweep(system=js.two_layer, problem=js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10),
+      ...     hyper=js.Hyper(sigma_p=2.0), optimizers={"sign_gd": js.sign_gd(1e-3)}, axes={"seed": 8}, steps=20)
+      >>> plan = Plan.new(sweep, Limits(lane_width=4))
+      >>> len(plan.groups), plan.widths, [len(unit.members) for unit in plan.units(plan.layout.all_runs())]
+      (1, (4,), [8])
     """
-    costs = [
-        plan.run_cost(g, sweep.hyper_at(first_index(sweep, g)), sweep)._replace(tape=recorder.tape_bytes(sweep, g))
-        for g in groups
-    ]
-    for group, cost in zip(groups, costs):
-        if cost.state > limits.there():
-            raise ValueError(
-                f"problem is too large for the memory: one run of {group.choice.task.name} has {cost.state:,} bytes of "
-                f"data and parameters, this machine has {limits.there():,}"
-            )
-    devices = jax.local_devices()
-    widths = []
-    for group, cost in zip(groups, costs):
-        # Two lanes at least, for two devices; never more than there are runs for.
-        few = max(1, min(plan.BLOCK_RUNS, plan.run_count(sweep, group)) // 2)
-        widths.append(limits.lane_width or min(plan.lane_width(cost.state, devices[0].platform), few))
 
-    def layout() -> Layout:
-        runs, records = plan.room(costs, sweep, max(widths) * len(devices), limits.bytes(), limits.memory is not None)
-        order = tuple(tuple(range(size)) for size in sweep.shape)
-        return Layout(order, plan.block_shape(sweep, runs), records, runs)
+    sweep: Sweep
+    groups: tuple[Group, ...]
+    layout: Layout
+    widths: tuple[int, ...]
+    limits: Limits
 
-    if measured and limits.lane_width is None:
-        found = layout()
-        programs = make_programs(sweep, groups, found, widths)
-        widths = lane_widths(sweep, groups, programs, programs[0].slots)
-    return layout(), widths
+    @classmethod
+    def new(cls, sweep: Sweep, limits: Limits, groups: Sequence[Group] | None = None, measured: bool = True) -> "Plan":
+        """The plan of new results.
+
+        Args:
+          sweep: the sweep.
+          limits: limits of the run.
+          groups: the groups of the sweep, if they are known.
+          measured: whether lane widths may be measured, which takes some seconds for a long sweep.
+
+        Raises:
+          ValueError: if one run does not fit into the memory.
+        """
+        groups = tuple(groups or make_groups(sweep))
+        costs = [sizes.run_cost(group) for group in groups]
+        for group, cost in zip(groups, costs):
+            if cost.state > limits.capacity():
+                name, capacity = group.choice.task.name, limits.capacity()
+                raise ValueError(
+                    f"problem is too large for the memory: one run of {name} has {cost.state:,} bytes of data and "
+                    f"parameters, this machine has {capacity:,}"
+                )
+        widths = tuple(limits.lane_width or _cache_width(group, cost) for group, cost in zip(groups, costs))
+        plan = cls(sweep, groups, _new_layout(sweep, costs, widths, limits), widths, limits)
+        if not measured or limits.lane_width is not None:
+            return plan
+        widths = tuple(lane_widths(plan.programs))
+        return cls(sweep, groups, _new_layout(sweep, costs, widths, limits), widths, limits)
+
+    @classmethod
+    def stored(
+        cls,
+        sweep: Sweep,
+        manifest: Mapping[str, Any],
+        order: Sequence[Sequence[int]],
+        limits: Limits,
+        groups: Sequence[Group] | None = None,
+    ) -> "Plan":
+        """The plan of results that exist already; only the lane width of a new group is chosen now.
+
+        Args:
+          sweep: the sweep.
+          manifest: of the results.
+          order: for every dimension of (axes, optimizer, seed), the sweep's index of every stored point, or -1.
+          limits: limits of the run.
+          groups: the groups of the sweep, if they are known.
+        """
+        groups, record = tuple(groups or make_groups(sweep)), manifest["plan"]
+        layout = Layout(tuple(map(tuple, order)), tuple(record["block"]), record["records"], record["runs"])
+        known = {text: entry["lane_width"] for entry in record["groups"] for text in _texts(entry, entry["points"])}
+        begun = sorted(set(known.values()))
+        if limits.lane_width is not None and begun != [limits.lane_width]:
+            say(f"lane_width={limits.lane_width} is for new groups only: this sweep was begun with lanes of {begun}")
+        stored = [
+            next((known[text] for text in _texts(group.identity(), _points(group)) if text in known), 0)
+            for group in groups
+        ]
+        new = stored if all(stored) else cls.new(sweep, limits, groups).widths
+        widths = tuple(width or chosen for width, chosen in zip(stored, new))
+        return cls(sweep, groups, layout, widths, limits)
+
+    @functools.cached_property
+    def programs(self) -> list[Program]:
+        """The programs of every group on the devices of this process."""
+        slots = most_stops(self.sweep, min(self.layout.records, self.sweep.schedule.record.size) + 1)
+        mesh = local_mesh()
+        return [Program(group, width, slots, mesh, make_tape(group)) for group, width in zip(self.groups, self.widths)]
+
+    def units(self, missing: BlockRuns) -> list[WorkUnit]:
+        """The missing runs, in units that are trained together.
+
+        Args:
+          missing: {number of a block: which of its runs are missing}.
+        """
+        return work_units(self.groups, self.layout, missing)
+
+    def compiled(self, units: Sequence[WorkUnit], compiler: Compiler, every: bool = True) -> dict[int, Compiled]:
+        """{number of a group: its programs for some units}, being compiled.
+
+        Args:
+          units: from `units`.
+          compiler: traces the programs and has them compiled.
+          every: whether groups without a unit are compiled as well.
+        """
+        compiled: dict[int, Compiled] = {}
+        for number, program in enumerate(self.programs):
+            counts = [len(unit.members) for unit in units if unit.group == number]
+            if counts or every:
+                size = program.padded(max(counts, default=1))
+                compiled[number] = compiler.compile(program, size)
+        return compiled
+
+    def variables(self, compiled: Mapping[int, Compiled]) -> tuple[dict[str, Variable], dict[str, str]]:
+        """{name: Variable} of the results, and notes on padded ones, from the programs of every group."""
+        return result_variables(self.groups, [compiled[g].results for g in range(len(self.groups))], self.layout)
+
+    def coordinates(self, variables: Mapping[str, Variable]) -> dict[str, tuple]:
+        """{name: (dims, values, attrs)} of the coordinates of the results, in stored order."""
+        return stored_coordinates(self.sweep, self.layout, variables)
+
+    def with_call_size(self, runs: int) -> "Plan":
+        """The same plan with at most so many runs per call."""
+        return dataclasses.replace(self, layout=dataclasses.replace(self.layout, runs=runs))
+
+    def record(self) -> dict[str, Any]:
+        """The plan as plain JSON, for the manifest."""
+        layout = self.layout
+        return {
+            "block": list(layout.extents), "runs": layout.runs, "records": layout.records,
+            "memory": self.limits.budget(), "devices": jax.local_device_count(),
+            "groups": [
+                {**group.identity(), **group.summary(), "lane_width": width, "points": _points(group)}
+                for group, width in zip(self.groups, self.widths)
+            ],
+        }  # fmt: skip
 
 
-def stored_layout(
-    sweep: Sweep, groups: Sequence[Group], stored: Mapping[str, Any], order: Sequence[Sequence[int]], limits: Limits
-) -> tuple[Layout, list[int]]:
-    """(layout, lane widths) of a directory that was begun before; only a new group's width is chosen now."""
-    record = stored["plan"]
-    layout = Layout(tuple(map(tuple, order)), tuple(record["block"]), record["records"], record["runs"])
-    known = {text: entry["lane_width"] for entry in record["groups"] for text in _texts(entry, entry["points"])}
-    asked, begun = limits.lane_width, sorted(set(known.values()))
-    if asked is not None and begun != [asked]:
-        say(f"lane_width={asked} is for new groups only: this sweep was begun with lanes of {begun}")
-    kept = []
-    for group in groups:
-        texts = _texts(plan.identity(sweep, group), _group_points(sweep, group))
-        kept.append(next((known[text] for text in texts if text in known), 0))
-    fresh = kept if all(kept) else begin_layout(sweep, groups, limits)[1]
-    return layout, [width or new for width, new in zip(kept, fresh)]
+def _cache_width(group: Group, cost: sizes.Cost) -> int:
+    """The lane width that keeps a group's state in the cache, with two lanes at least, for two devices."""
+    half = max(1, min(sizes.BLOCK_RUNS, group.size) // 2)
+    return min(sizes.lane_width(cost.state, jax.local_devices()[0].platform), half)
+
+
+def _new_layout(sweep: Sweep, costs: Sequence[sizes.Cost], widths: Sequence[int], limits: Limits) -> Layout:
+    """The layout of new results."""
+    lanes = max(widths) * len(jax.local_devices())
+    runs, records = sizes.call_size(costs, sweep, lanes, limits.budget(), limits.memory is not None)
+    order = tuple(tuple(range(size)) for size in sweep.shape)
+    return Layout(order, sizes.block_shape(sweep, runs), records, runs)
 
 
 def _texts(entry: Mapping[str, Any], points: Sequence[Any]) -> list[str]:
-    """What the points of a group are recognised by in a manifest."""
-    own = [entry[name] for name in ("family", "fixed", "how")]
-    return [json.dumps([*own, skeleton(point)], sort_keys=True) for point in points]
+    """Texts by which the points of a group are recognised in a manifest."""
+    names = [entry[name] for name in ("family", "fixed", "how")]
+    return [json.dumps([*names, skeleton(point)], sort_keys=True) for point in points]
 
 
-def _group_points(sweep: Sweep, group: Group) -> list[dict[str, Any]]:
-    return [plain_point(group.family, sweep.optimizer_points[i][2]) for i in group.optimizers]
-
-
-def plan_record(
-    sweep: Sweep, groups: Sequence[Group], layout: Layout, widths: Sequence[int], limits: Limits
-) -> dict[str, Any]:
-    """How a sweep is run, for the manifest."""
-    return {
-        "block": list(layout.extents), "runs": layout.runs, "records": layout.records, "memory": limits.bytes(),
-        "devices": jax.local_device_count(),
-        "groups": [
-            {
-                **plan.identity(sweep, group), **plan.summary(group), "lane_width": width,
-                "points": _group_points(sweep, group),
-            }
-            for group, width in zip(groups, widths)
-        ],
-    }  # fmt: skip
-
-
-def make_programs(sweep: Sweep, groups: Sequence[Group], layout: Layout, widths: Sequence[int]) -> list[Program]:
-    """The programs of every group on this process's devices."""
-    mesh, slots = local_mesh(), recorder.most_stops(sweep, min(layout.records, sweep.schedule.record.size) + 1)
-    return [
-        Program(sweep, group, width, slots, mesh, recorder.make_tape(sweep, group))
-        for group, width in zip(groups, widths)
-    ]
-
-
-def everything(layout: Layout) -> dict[int, np.ndarray]:
-    """{number of a block: all of its runs}."""
-    return {number: np.ones([s.stop - s.start for s in box], bool) for number, box in enumerate(layout.blocks())}
-
-
-def compile_units(
-    sweep: Sweep, programs: Sequence[Program], layout: Layout, missing: Missing, compiler: Compiler, every: bool = True
-) -> tuple[list[Unit], dict[int, Compiled]]:
-    """(what is to be done, the programs for it); with `every`, programs also of groups with nothing to do."""
-    todo = units(sweep, [program.group for program in programs], layout, missing)
-    compiled: dict[int, Compiled] = {}
-    for number, program in enumerate(programs):
-        sizes = [len(unit.members) for unit in todo if unit.group == number]
-        if sizes or every:
-            group = program.group
-            member = (*first_index(sweep, group), group.optimizers[0], 0)
-            compiled[number] = compiler.compile(program, [member], program.padded(max(sizes, default=1)))
-    return todo, compiled
-
-
-def fitting(attempt: Callable[[int], None], runs: int) -> None:
-    """Calls `attempt(runs)`, and once more with half of the runs of a call if the device has no memory for them.
-
-    Raises:
-      ValueError: if half of them do not fit either.
-    """
-    try:
-        attempt(runs)
-    except jax.errors.JaxRuntimeError as error:
-        if not _out_of_memory(error):
-            raise
-        say(f"out of memory with {runs} runs a call: going on with {max(1, runs // 2)}")
-        try:
-            attempt(max(1, runs // 2))
-        except jax.errors.JaxRuntimeError as again:
-            if not _out_of_memory(again):
-                raise
-            raise ValueError(
-                f"memory must be less than half of what was tried: {max(1, runs // 2)} runs a call do not fit either"
-            ) from None
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return "RESOURCE_EXHAUSTED" in str(error)
+def _points(group: Group) -> list[dict[str, Any]]:
+    """The points of a group's optimizers as plain JSON."""
+    return [plain_point(group.family, group.sweep.optimizer_points[i][2]) for i in group.optimizers]

@@ -1,7 +1,8 @@
-"""The compiled programs of one group: a unit of runs in, its state and records out."""
+"""The compiled programs of one group: from a unit of runs to their state and records."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -11,9 +12,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxsign.compilation import compiler_options
-from jaxsign.sweep.groups import Group
-from jaxsign.sweep.layout import Index, cut
-from jaxsign.sweep.sweep import Sweep
+from jaxsign.sweep.groups import Group, Index
+from jaxsign.sweep.layout import unpadded_shape
 from jaxsign.training.loop import Loop, State, Stops, Tape
 from jaxsign.training.outputs import outputs
 from jaxsign.training.rng import seed_words
@@ -24,7 +24,7 @@ RUNS, ALL = PartitionSpec("run"), PartitionSpec()
 
 
 class Arguments(NamedTuple):
-    """What the runs of a unit differ in, one entry a run: words of the keys, numbers, optimizer floats, degrees."""
+    """Where the runs of a unit differ, one entry per run: words of the keys, numbers, optimizer floats, degrees."""
 
     seeds: np.ndarray
     hyper: Any
@@ -40,25 +40,23 @@ def local_mesh() -> jax.sharding.Mesh:
 
 class Program:
     """The programs of one group: `begin` draws (shared by all groups of a task), `init`, `advance`, `summarise`, and
-    `seen`, what the training sets see of the parameters.
+    `project`, which computes the features.
 
-    Runs are trained in lanes, a vmap of fixed width; lanes are dealt out to the devices in order and run there one
-    after the other. Neither their number nor their place changes a bit of a run.
+    Runs are trained in lanes, a vmap of fixed width. Lanes are dealt out to the devices in order, and a device trains
+    its lanes one after the other. Neither the number of lanes nor the device changes a bit of a run.
 
     Args:
-      sweep: the sweep.
-      group: its group.
+      group: the group.
       width: runs that one lane maps together.
       slots: stops of one call, at least 2: XLA inlines loops of one turn, which rounds differently.
       mesh: local devices as a mesh with the axis "run".
-      tape: keeps something of every step.
+      tape: records every step, or None.
     """
 
-    def __init__(
-        self, sweep: Sweep, group: Group, width: int, slots: int, mesh: jax.sharding.Mesh, tape: Tape | None = None
-    ):
-        self.sweep, self.group, self.width, self.slots = sweep, group, width, max(slots, 2)
+    def __init__(self, group: Group, width: int, slots: int, mesh: jax.sharding.Mesh, tape: Tape | None = None):
+        self.group, self.width, self.slots = group, width, max(slots, 2)
         self.mesh, self.quantum = mesh, width * mesh.size
+        sweep = group.sweep
         loop = Loop(
             group.choice.mode, group.factory, sweep.observables, scalars=True, trainable=sweep.trainable,
             levels=sweep.crossed, tape=tape,
@@ -84,30 +82,30 @@ class Program:
         options = compiler_options(mesh.devices.flat[0].platform)
 
         def compiled(function: Callable, *specs: Any, on: Sequence[int] = (), donate: Any = ()) -> jax.stages.Wrapped:
-            """`on`: which arguments lie on the devices. XLA decides itself where those lie that it finds no use for,
-            and then refuses them from there; arrays of the host may not be told where to lie.
+            """`on`: the arguments that are on the devices. Their sharding must be given: XLA would choose another one
+            for an argument that the program does not use, and then refuse ours. Host arrays must not get one.
             """
-            there = tuple(NamedSharding(mesh, spec) if i in on else None for i, spec in enumerate(specs))
+            shardings = tuple(NamedSharding(mesh, spec) if i in on else None for i, spec in enumerate(specs))
             mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)
-            return jax.jit(mapped, in_shardings=there, compiler_options=options, donate_argnums=donate)
+            return jax.jit(mapped, in_shardings=shardings, compiler_options=options, donate_argnums=donate)
 
-        def seen(start: Start, trained: Any) -> Any:
+        def project(start: Start, trained: Any) -> Any:
             assert group.task.reduction.project is not None
             return group.task.reduction.project(loop.merged(start, trained), start.data)
 
         self.begin = drawing(group.task, mesh)
-        self.seen = compiled(jax.vmap(seen), RUNS, RUNS, on=(0, 1))
+        self.project = compiled(jax.vmap(project), RUNS, RUNS, on=(0, 1))
         self.init = compiled(jax.vmap(init), *[RUNS] * 4, on=(1,))
         self.advance = compiled(advance, *[RUNS] * 5, ALL, on=(1, 4), donate=(4,))
         self.summarise = compiled(jax.vmap(summarise), RUNS, RUNS)
 
     def padded(self, count: int) -> int:
-        """Runs of a call that holds so many: whole lanes on every device."""
+        """`count` rounded up to whole lanes on every device."""
         return -(-count // self.quantum) * self.quantum
 
     def arguments(self, members: Sequence[Index], size: int) -> Arguments:
-        """What the runs differ in, padded to `size` with the last run."""
-        sweep = self.sweep
+        """The arguments of some runs, padded to `size` with the last run."""
+        sweep = self.group.sweep
         padded = [*members, *[members[-1]] * (size - len(members))]
         dtype = jnp.zeros(()).dtype
         seeds = np.stack([seed_words(sweep.seeds[m[-1]]) for m in padded])
@@ -120,13 +118,13 @@ class Program:
 
 
 class Compiled(NamedTuple):
-    """A group's programs for calls of `size` runs, compiled or being compiled, and what they return.
+    """A group's programs for calls of `size` runs, compiled or being compiled, and the shapes of their results.
 
     Args:
       program: the group's Program.
       size: runs of one call.
-      begin, init, advance: futures of the compiled programs.
-      summarise: the same, None without a summary.
+      begin, init, advance: futures of the compiled programs; None where they are only traced.
+      summarise: the same; None also without a summary.
       state: abstract State of a call's runs.
       rows: {observable: abstract array} of one run's record, without padding.
       results: {name: abstract array} of one run's results, without padding.
@@ -134,24 +132,32 @@ class Compiled(NamedTuple):
 
     program: Program
     size: int
-    begin: Future
-    init: Future
-    advance: Future
+    begin: Future | None
+    init: Future | None
+    advance: Future | None
     summarise: Future | None
     state: Any
     rows: dict[str, Any]
     results: dict[str, Any]
 
+    def wait(self) -> tuple[Callable, Callable, Callable]:
+        """The compiled `begin`, `init` and `advance`, as soon as all of them are compiled."""
+        assert self.begin and self.init and self.advance, "the programs are only traced"  # noqa: PT018
+        return self.begin.result(), self.init.result(), self.advance.result()
+
 
 class Compiler:
-    """Compiles ahead in two threads, while other programs are traced and while they run; groups share what they can.
+    """Compiles ahead in two threads, while other programs are traced and while they run.
 
     Groups that differ in numbers only, such as those of an n-axis in feature space, share their programs.
+
+    Args:
+      compile: False only traces the programs.
     """
 
-    def __init__(self) -> None:
-        self.threads = ThreadPoolExecutor(max_workers=2)
-        self.starts: dict[Any, tuple[Any, Future]] = {}
+    def __init__(self, compile: bool = True) -> None:
+        self.threads = ThreadPoolExecutor(max_workers=2) if compile else None
+        self.starts: dict[Any, tuple[Any, Future | None]] = {}
         self.rest: dict[Any, tuple] = {}
 
     def __enter__(self) -> "Compiler":
@@ -162,22 +168,35 @@ class Compiler:
 
     def close(self) -> None:
         """Ends the threads."""
-        self.threads.shutdown(cancel_futures=True)
+        if self.threads is not None:
+            self.threads.shutdown(cancel_futures=True)
 
-    def compile(self, program: Program, members: Sequence[Index], size: int) -> Compiled:
+    def wait(self) -> None:
+        """Returns as soon as everything that was traced is compiled."""
+        pending = [future for _, future in self.starts.values()] + [
+            f for entry in self.rest.values() for f in entry[:3]
+        ]
+        futures.wait([future for future in pending if future is not None])
+
+    def _submit(self, traced: jax.stages.Lowered) -> Future | None:
+        """Has a traced program compiled, unless programs are only traced."""
+        return self.threads.submit(traced.compile) if self.threads is not None else None
+
+    def compile(self, program: Program, size: int) -> Compiled:
         """Traces a group's programs for calls of `size` runs and has them compiled."""
-        sweep, group = program.sweep, program.group
-        seeds, hyper, floats, degrees = program.arguments(members[:1], size)
+        group = program.group
+        sweep = group.sweep
+        seeds, hyper, floats, degrees = program.arguments([group.first_run], size)
         if (group.task, size) not in self.starts:
             traced = program.begin.lower(seeds, hyper, degrees, sweep.shared)
-            self.starts[group.task, size] = traced.out_info, self.threads.submit(traced.compile)
-        start, beginning = self.starts[group.task, size]
+            self.starts[group.task, size] = traced.out_info, self._submit(traced)
+        start, begin = self.starts[group.task, size]
         key = (group.program_key, program.width, program.slots, size)
         if key not in self.rest:
             initial = program.init.lower(seeds, start, hyper, floats)
             state = initial.out_info
             advance = program.advance.lower(seeds, start, hyper, floats, state, no_stops(program.slots))
-            futures: list[Any] = [self.threads.submit(advance.compile), self.threads.submit(initial.compile)]
+            compiling = [self._submit(advance), self._submit(initial)]
             total = sweep.schedule.record.size
             rows = {
                 name: jax.ShapeDtypeStruct((x.shape[0], total, *x.shape[2:]), x.dtype)
@@ -186,17 +205,20 @@ class Compiler:
             summary = program.summarise.lower(start.constants, rows) if sweep.summary else None
             last = {"status": jax.ShapeDtypeStruct((size,), np.int8), "first_bad_step": state.bad}
             captured = state.crossings.results() if state.crossings else {}
-            found = disjoint(
+            results = disjoint(
                 rows if sweep.keep_trace else {}, summary.out_info if summary else {}, state.rang, captured,
                 start.constants, last,
             )  # fmt: skip
-            futures.append(self.threads.submit(summary.compile) if summary else None)
-            self.rest[key] = (*futures, state, rows, found)
-        advancing, starting, summarising, state, traced, found = self.rest[key]
-        one = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in found.items()}
-        results = {name: cut(group, name, info) for name, info in one.items()}
-        rows = {name: cut(group, name, jax.ShapeDtypeStruct(x.shape[2:], x.dtype)) for name, x in traced.items()}
-        return Compiled(program, size, beginning, starting, advancing, summarising, state, rows, results)
+            compiling.append(self._submit(summary) if summary else None)
+            self.rest[key] = (*compiling, state, rows, results)
+        advance, init, summarise, state, rows, results = self.rest[key]
+
+        def unpadded(arrays: Mapping[str, Any], leading: int) -> dict[str, Any]:
+            """The arrays of one run: without leading dimensions, and without the padding of a larger program."""
+            one = {name: jax.ShapeDtypeStruct(x.shape[leading:], x.dtype) for name, x in arrays.items()}
+            return {name: unpadded_shape(group, name, info) for name, info in one.items()}
+
+        return Compiled(program, size, begin, init, advance, summarise, state, unpadded(rows, 2), unpadded(results, 1))
 
 
 def no_stops(slots: int) -> Stops:
@@ -219,15 +241,16 @@ def disjoint(*parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drawing(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
-    """`_drawing`, kept for this package's own systems; a user's functions may read what has changed since."""
-    own = packaged(task.sample, task.sample_test, task.init, task.prepare, task.describe)
-    return _kept_drawing(task, mesh) if own else _drawing(task, mesh)
+    """The jitted `(seeds, hyper, degrees, shared) -> Start` of a block.
+
+    It is cached for this package's own systems only: a user's functions may read globals that have changed since.
+    """
+    cacheable = packaged(task.sample, task.sample_test, task.init, task.prepare, task.describe)
+    return _cached_drawing(task, mesh) if cacheable else _drawing(task, mesh)
 
 
 def _drawing(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
-    """The jitted `(seeds, hyper, degrees, shared) -> Start` of a block; one run after the other, since compiling draws
-    under vmap takes longer than drawing.
-    """
+    """`drawing`, uncached. It draws one run after the other, since compiling draws under vmap takes longer."""
 
     def block(seeds: jax.Array, hyper: Any, degrees: jax.Array, shared: Any) -> Start:
         return jax.lax.map(lambda args: begin(task, _key(args[0]), args[1], shared, args[2]), (seeds, hyper, degrees))
@@ -235,7 +258,7 @@ def _drawing(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     return jax.jit(jax.shard_map(block, mesh=mesh, in_specs=(RUNS, RUNS, RUNS, ALL), out_specs=RUNS, check_vma=False))
 
 
-_kept_drawing = functools.lru_cache(maxsize=32)(_drawing)
+_cached_drawing = functools.lru_cache(maxsize=32)(_drawing)
 
 
 def _key(words: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a running sweep says on stderr, and how it hears that it should stop."""
+"""What a running sweep says on stderr, and which signals stop it."""
 
 import contextlib
 import signal
@@ -41,12 +41,12 @@ class Progress:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.close()
 
-    def doing(self, what: str) -> None:
-        """Names what is being done."""
-        self.bar.set_description(what)
+    def doing(self, activity: str) -> None:
+        """Names the activity in front of the bar."""
+        self.bar.set_description(activity)
 
     def trained(self, runs: int, steps: int, before: bool = False) -> None:
-        """Counts steps of some runs; `before`: they were trained by an earlier process."""
+        """Counts steps of some runs; `before`: an earlier process has trained them."""
         self.seed_steps += runs * steps
         if self.since is None or before:  # compiling is over; the first call is not timed
             self.since = time.monotonic(), self.seed_steps
@@ -66,11 +66,11 @@ class Progress:
         return (self.seed_steps - before) / max(time.monotonic() - since, 1e-9)
 
     def words(self) -> str:
-        """One line: how far, how fast, how long still."""
+        """One line: runs done, speed, time left."""
         left = max(self.total * self.steps - self.seed_steps, 0) / max(self.rate, 1e-9)
-        lost = f", {self.diverged} diverged" if self.diverged else ""
+        diverged = f", {self.diverged} diverged" if self.diverged else ""
         speed = f"{self.rate:.3g} seed-steps/s, {clock(left)} left" if self.rate else "no steps yet"
-        return f"{self.runs} of {self.total} runs{lost}, {speed}"
+        return f"{self.runs} of {self.total} runs{diverged}, {speed}"
 
     def _say(self) -> None:
         if self.bar.disable:
@@ -81,30 +81,30 @@ class Progress:
             self.bar.set_postfix_str(f"{self.rate:.3g} seed-steps/s, {self.diverged} diverged", refresh=False)
 
 
-#: SIGINT and SIGTERM; a second one stops at once.
-ASKED = ("SIGINT", "SIGTERM")
-#: The terminal was closed, the batch system says that the time is nearly over, the limit of CPU time is reached: these
-#: come more than once by themselves.
-WARNED = ("SIGHUP", "SIGUSR1", "SIGXCPU")
+#: Signals that a user sends; a second one stops at once.
+REQUESTS = ("SIGINT", "SIGTERM")
+#: Signals of a closed terminal, of a batch system whose time is nearly over, and of the limit of CPU time. The system
+#: may send them more than once.
+WARNINGS = ("SIGHUP", "SIGUSR1", "SIGXCPU")
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal arrived; what is finished is stored, what is under way has a checkpoint."""
+    """A signal arrived. Finished runs are stored, and the others have a checkpoint."""
 
 
 class Stop:
-    """The signal that has arrived, None if none has."""
+    """The name of the first signal that has arrived, None if none has."""
 
     def __init__(self) -> None:
-        self.asked: str | None = None
+        self.signal: str | None = None
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
-    """Turns signals into a request to stop at the next good moment; a second SIGINT or SIGTERM stops at once.
+    """Turns signals into a request to stop after the steps under way; a second SIGINT or SIGTERM stops at once.
 
-    SIGHUP, SIGUSR1 and SIGXCPU are heard only where they would end the process: what is ignored, as by nohup, or has
-    a handler stays so. Signals reach Python's main thread only: elsewhere nothing is changed.
+    SIGHUP, SIGUSR1 and SIGXCPU are handled only where they would end the process: if they are ignored, as under nohup,
+    or have a handler, that stays. Only Python's main thread can handle signals; in other threads this does nothing.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -115,18 +115,18 @@ def listening() -> Iterator[Stop]:
 
     def hear(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if name in ASKED and any(earlier in ASKED for earlier in heard):
+        if name in REQUESTS and any(earlier in REQUESTS for earlier in heard):
             raise KeyboardInterrupt
         heard.append(name)
         leave_closed_streams()
-        if stop.asked is None:
-            stop.asked = name
-            hint = "; again to stop at once" if name in ASKED else ""
+        if stop.signal is None:
+            stop.signal = name
+            hint = "; again to stop at once" if name in REQUESTS else ""
             say(f"{name}: finishing the steps under way, then saving{hint}")
 
-    for name in (*ASKED, *WARNED):
+    for name in (*REQUESTS, *WARNINGS):
         number = getattr(signal, name, None)
-        if number is not None and (name in ASKED or signal.getsignal(number) == signal.SIG_DFL):
+        if number is not None and (name in REQUESTS or signal.getsignal(number) == signal.SIG_DFL):
             before[number] = signal.signal(number, hear)
     try:
         yield stop

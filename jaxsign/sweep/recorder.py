@@ -1,4 +1,4 @@
-"""Trajectories while runs are under way: what the device keeps of a call goes into segments on disk."""
+"""Trajectories while runs are trained: how the tape of every call becomes a segment on disk."""
 
 import itertools
 import math
@@ -15,45 +15,46 @@ from jaxsign.optimizers.probes import sign_like
 from jaxsign.store import trajectory
 from jaxsign.store.binding import Binding
 from jaxsign.sweep.groups import Group
-from jaxsign.sweep.layout import Unit
+from jaxsign.sweep.layout import WorkUnit
 from jaxsign.sweep.sweep import Sweep
 from jaxsign.training.loop import Tape
 from jaxsign.training.start import Start, field_of, split_params, trained_fields
 from jaxsign.training.tape import feature_tape, sign_tape
 
 PyTree = Any
-#: Steps of a call at most where something of every step is kept.
+#: Maximum steps per call when every step is recorded.
 TAPE_STEPS = 128
-#: Steps from one raw keyframe of a sign trajectory to the next: random access replays half of them. Keyframes are most
-#: of its bytes.
+#: Steps between raw keyframes of a sign trajectory. Random access replays half of them on average, and keyframes take
+#: most of the trajectory's bytes.
 KEYFRAME_EVERY = 500
 
 
-def make_tape(sweep: Sweep, group: Group) -> Tape | None:
-    """What a group's program keeps of every step.
+def make_tape(group: Group) -> Tape | None:
+    """The tape on which a group's program records every step; None if the trajectory needs none.
 
     Raises:
-      ValueError: if the optimizer or the system cannot be kept like that.
+      ValueError: if the system cannot be recorded like that.
     """
-    if sweep.trajectory == "signs":
+    if group.sweep.trajectory == "signs":
         return sign_tape(TAPE_STEPS)
-    if sweep.trajectory == "features":
+    if group.sweep.trajectory == "features":
         if group.task.reduction.project is None:
             raise ValueError(f"trajectory='features' needs a task with project=, and {group.task.name} has none")
         return feature_tape(TAPE_STEPS, group.task.reduction.project)
     return None
 
 
-def check(sweep: Sweep, groups: Sequence[Group]) -> None:
-    """Refuses optimizers whose steps are no sign steps before anything runs; each step is checked again as it is made.
+def check_recordable(groups: Sequence[Group]) -> None:
+    """Refuses optimizers whose steps are no sign steps, before anything runs; every step is checked again when taken.
 
     Raises:
       ValueError: naming the optimizer and what was measured.
     """
+    sweep = groups[0].sweep
     if sweep.trajectory is None:
         return
     for group in groups:
-        make_tape(sweep, group)
+        make_tape(group)
         if sweep.trajectory != "signs":
             continue
         other = "use trajectory='features', 'log2' or a list of steps"
@@ -62,7 +63,7 @@ def check(sweep: Sweep, groups: Sequence[Group]) -> None:
                 f"trajectory='signs' needs weights that are trained themselves, got {group.task.name}: {other}, or "
                 'engine="support"'
             )
-        trained, _ = _trained(sweep, group)
+        trained, _ = _trained(group)
         points = [sweep.optimizer_points[i][2] for i in group.optimizers]
         for point, reason in zip(points, sign_like(group.factory, points, trained)):
             if reason:
@@ -73,7 +74,7 @@ def check(sweep: Sweep, groups: Sequence[Group]) -> None:
 
 
 def snapshot_steps(sweep: Sweep) -> tuple[int, ...]:
-    """The steps whose parameters are kept raw; () for trajectories of every step."""
+    """The steps at which parameters are kept raw; () for trajectories of every step."""
     if sweep.trajectory in (None, "signs", "features"):
         return ()
     if sweep.trajectory == "log2":
@@ -82,18 +83,16 @@ def snapshot_steps(sweep: Sweep) -> tuple[int, ...]:
     return tuple(int(step) for step in sweep.trajectory)
 
 
-def _trained(sweep: Sweep, group: Group) -> tuple[PyTree, PyTree]:
-    """(what is trained of one run, its parameters in that form), as abstract arrays."""
-    params = group.start.params
-    if group.choice.mode.compact and group.task.reduction.compact is not None:
-        params = jax.eval_shape(group.task.reduction.compact, params, group.start.data)
-    return split_params(params, trained_fields(group.task, params, sweep.trainable))[0], params
+def _trained(group: Group) -> tuple[PyTree, PyTree]:
+    """(trained parameters of one run, all of its parameters in the form that is trained), as abstract arrays."""
+    params = jax.eval_shape(group.choice.mode.reduced, group.start.params, group.start.data)
+    return split_params(params, trained_fields(group.task, params, group.sweep.trainable))[0], params
 
 
-def _kept(sweep: Sweep, group: Group) -> PyTree:
+def _taped(group: Group) -> PyTree:
     """What a call's tape holds of one run, as abstract arrays; None without a tape."""
-    tape = make_tape(sweep, group)
-    return jax.eval_shape(tape.blank, *_trained(sweep, group), group.start.data) if tape is not None else None
+    tape = make_tape(group)
+    return jax.eval_shape(tape.blank, *_trained(group), group.start.data) if tape is not None else None
 
 
 def _bytes(tree: PyTree) -> int:
@@ -101,7 +100,7 @@ def _bytes(tree: PyTree) -> int:
 
 
 def most_stops(sweep: Sweep, stops: int) -> int:
-    """Stops that a call needs, out of so many: with a tape, no more than there are records in its steps."""
+    """Stops that a call needs, at most `stops`: with a tape, no more than there are records in its steps."""
     if sweep.trajectory not in ("signs", "features"):
         return stops
     record = sweep.schedule.record
@@ -109,23 +108,27 @@ def most_stops(sweep: Sweep, stops: int) -> int:
     return min(stops, int(inside.max()) + 1)
 
 
-def tape_bytes(sweep: Sweep, group: Group) -> int:
-    """Bytes in memory of a run's tape: one call's is being filled, one waits, and one is copied."""
-    return 3 * _bytes(_kept(sweep, group))
+def tape_bytes(group: Group) -> int:
+    """Bytes in memory of a run's tapes: one is being filled, one waits to be fetched, and one is copied."""
+    return 3 * _bytes(_taped(group))
 
 
-def disk_bytes(sweep: Sweep, group: Group) -> int:
-    """Bytes that a run's trajectory takes on disk, about: raw but for codes, a hundredth of which are left of them."""
-    steps, raw = sweep.schedule.steps, _bytes(_trained(sweep, group)[0]) if sweep.trajectory is not None else 0
+def disk_bytes(group: Group) -> int:
+    """Estimated bytes of a run's trajectory on disk: codes compress to a hundredth, everything else hardly does."""
+    sweep = group.sweep
+    steps, raw = sweep.schedule.steps, _bytes(_trained(group)[0]) if sweep.trajectory is not None else 0
     if sweep.trajectory == "signs":
-        return raw * ((steps - 1) // KEYFRAME_EVERY) + _bytes(_kept(sweep, group)) * steps // TAPE_STEPS // 100
+        return raw * ((steps - 1) // KEYFRAME_EVERY) + _bytes(_taped(group)) * steps // TAPE_STEPS // 100
     if sweep.trajectory == "features":
-        return _bytes(_kept(sweep, group)) * steps // TAPE_STEPS
+        return _bytes(_taped(group)) * steps // TAPE_STEPS
     return raw * len(snapshot_steps(sweep))
 
 
-class Taken(NamedTuple):
-    """What a call leaves for the recorder: its steps, its tape and a copy of what was trained before it."""
+class TapedCall(NamedTuple):
+    """One call for the recorder: its first step and the step after it, its tape, and the trained parameters before it.
+
+    `before` is None where they are not kept raw.
+    """
 
     start: int
     stop: int
@@ -141,11 +144,11 @@ class Recorder:
       unit: its runs.
       path: results directory.
       binding: of the directory.
-      start: where the runs start, on the device.
-      trained: what is trained of them at step 0.
+      start: data and initial parameters of the runs, on the device.
+      trained: their trained parameters at step 0.
     """
 
-    def __init__(self, sweep: Sweep, unit: Unit, path: Path, binding: Binding, start: Start, trained: PyTree):
+    def __init__(self, sweep: Sweep, unit: WorkUnit, path: Path, binding: Binding, start: Start, trained: PyTree):
         self.sweep, self.kind, self.count = sweep, sweep.trajectory, len(unit.members)
         self.snapshots = snapshot_steps(sweep)
         places = [
@@ -168,13 +171,13 @@ class Recorder:
             "start": start_crcs(start, self.count),
         }
 
-    def going_on(self, step: int) -> bool:
-        """Prepares to go on at a step; False if what was kept before it is not whole."""
+    def resume(self, step: int) -> bool:
+        """Prepares to record from a step on; False if the segments before it are damaged or missing."""
         needed = [s for s in self.snapshots if s < step] if self.snapshots else None
         return trajectory.begin(self.folder, step, needed, self.binding)
 
     def limit(self, step: int) -> int:
-        """Steps of the next call at most."""
+        """Maximum steps of the next call."""
         if self.snapshots:
             return min((s - step for s in self.snapshots if s > step), default=self.sweep.schedule.steps)
         if self.kind == "signs":
@@ -182,50 +185,50 @@ class Recorder:
         return TAPE_STEPS
 
     def before(self, step: int, trained: PyTree) -> PyTree | None:
-        """A copy on the device of what is trained, where it is kept raw: a call writes over its own."""
-        wanted = step in self.snapshots if self.snapshots else self.kind == "signs" and self._keyframe(step)
-        return jax.tree.map(lambda x: x.copy(), trained) if wanted else None
+        """A copy on the device of the trained parameters, if this step is kept raw: a call overwrites its arguments."""
+        raw = step in self.snapshots if self.snapshots else self.kind == "signs" and self._keyframe(step)
+        return jax.tree.map(lambda x: x.copy(), trained) if raw else None
 
     def _keyframe(self, step: int) -> bool:
         return step > 0 and step % KEYFRAME_EVERY == 0
 
-    def take(self, taken: Taken) -> None:
+    def take(self, call: TapedCall) -> None:
         """Writes one call's segment.
 
         Raises:
-          ValueError: if some update was no sign update.
+          ValueError: if some update was not a sign update.
         """
         if self.snapshots:
-            if taken.before is not None:
-                self._write(taken.start, taken.start, self._raw(taken.before), None)
+            if call.before is not None:
+                self._write(call.start, call.start, self._raw(call.before), None)
             return
-        steps = taken.stop - taken.start
+        steps = call.stop - call.start
         if self.kind == "features":
-            runs = zip(*(_rows(x) for x in taken.taped))
-            self._write(taken.start, taken.stop, None, ([_bits(x[:steps]) for x in run] for run in runs))
+            runs = zip(*(_rows(x) for x in call.taped))
+            self._write(call.start, call.stop, None, ([_bits(x[:steps]) for x in run] for run in runs))
             return
-        off = np.asarray(taken.taped["off"])[: self.count]
+        off = np.asarray(call.taped["off"])[: self.count]
         if (off >= 0).any():
             run = int(np.argmax(off >= 0))
             raise ValueError(
                 f"trajectory='signs' needs steps of one size, amplitude * {{-1, 0, +1}}: a run of "
-                f"{self.folder.name} took another one at step {taken.start + off[run]}; "
+                f"{self.folder.name} took another one at step {call.start + off[run]}; "
                 "use trajectory='features', 'log2' or a list of steps"
             )
-        raw = self._raw(taken.before) if taken.before is not None else None
-        rows = zip(_rows(taken.taped["amplitude"]), _rows(taken.taped["codes"]))
+        raw = self._raw(call.before) if call.before is not None else None
+        rows = zip(_rows(call.taped["amplitude"]), _rows(call.taped["codes"]))
         parts = ([_bits(amplitude[:steps]), codes[:steps]] for amplitude, codes in rows)
-        self._write(taken.start, taken.stop, raw, parts)
+        self._write(call.start, call.stop, raw, parts)
 
     def _raw(self, trained: PyTree) -> list[np.ndarray]:
-        """What was trained, as what its bits differ in from the start: coordinates that never move are 0."""
+        """Trained parameters as the XOR of their bits with those of step 0: coordinates that never move are 0."""
         leaves = [np.asarray(x)[: self.count] for x in jax.tree.leaves(trained)]
         return [_bits(x) ^ _bits(first) for x, first in zip(leaves, self.first)]
 
     def _write(
         self, start: int, stop: int, raw: list[np.ndarray] | None, parts: Iterable[list[np.ndarray]] | None
     ) -> None:
-        """Writes a segment: for every run what is raw, and what changes from step to step."""
+        """Writes a segment: for every run its raw leaves, and the arrays that change from step to step."""
         record, records = trajectory.Record(), []
         for i, steps in zip(range(self.count), parts if parts is not None else itertools.repeat([])):
             for x in raw or []:
@@ -236,18 +239,18 @@ class Recorder:
         words = self.binding.words(unit=self.folder.name)
         trajectory.write_segment(self.folder, start, stop, raw is not None, records, words)
 
-    def finish(self, trained: PyTree, seen: PyTree | None) -> None:
-        """Writes what is kept of the end, and the index that makes the runs count as stored.
+    def finish(self, trained: PyTree, features: PyTree | None) -> None:
+        """Writes the last step, and the index by which the runs count as stored.
 
         Args:
-          trained: what is trained, at the end.
-          seen: its features there, where these are kept.
+          trained: the trained parameters at the end.
+          features: the features at the end, if the trajectory keeps features.
         """
         end = self.sweep.schedule.steps
         if end in self.snapshots:
             self._write(end, end, self._raw(trained), None)
-        if seen is not None:
-            leaves = [np.asarray(x)[: self.count] for x in jax.tree.leaves(seen)]
+        if features is not None:
+            leaves = [np.asarray(x)[: self.count] for x in jax.tree.leaves(features)]
             self._write(end, end, None, ([_bits(x[i])[None] for x in leaves] for i in range(self.count)))
             self.about["features"] = [[list(x.shape[1:]), x.dtype.str] for x in leaves]
         trajectory.finish(self.folder, self.about, self.binding)
@@ -258,17 +261,17 @@ class Recorder:
 
 
 def start_crcs(start: Start, count: int) -> list[int]:
-    """A CRC of the data and initial parameters of every run, which are drawn again when they are wanted."""
+    """A CRC of the data and initial parameters of every run: a reader draws them again and compares."""
     crcs = [0] * count
     for leaf in jax.tree.leaves((start.data, start.params)):
         words = jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        own = np.ascontiguousarray(np.asarray(words)[:count])
-        crcs = [zlib.crc32(x.tobytes(), crc) for x, crc in zip(own, crcs)]
+        runs = np.ascontiguousarray(np.asarray(words)[:count])
+        crcs = [zlib.crc32(run.tobytes(), crc) for run, crc in zip(runs, crcs)]
     return crcs
 
 
 def _rows(array: jax.Array) -> Iterator[np.ndarray]:
-    """The runs of an array, as views of the devices' own memory where that is the host's."""
+    """The runs of an array, as views of the devices' memory where the host can read it."""
     for shard in sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0):
         yield from np.asarray(shard.data)
 

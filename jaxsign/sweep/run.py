@@ -1,13 +1,12 @@
-"""run_sweep: check, load what is finished, run the rest here, in shards, or on a cluster."""
+"""run_sweep: runs a sweep here, in shards or on a cluster, and loads it if it is finished."""
 
 import contextlib
-import dataclasses
 import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -18,26 +17,21 @@ from jaxsign.store.labels import base_coordinates, coordinates, manifest_text
 from jaxsign.store.manifest import inspect_manifest, read_manifest, restore
 from jaxsign.store.results import Memory
 from jaxsign.sweep import cluster
-from jaxsign.sweep import groups as plan
-from jaxsign.sweep.execute import Blocks
+from jaxsign.sweep.execute import Blocks, retry_on_oom
 from jaxsign.sweep.identity.definition import content_hash, definition
-from jaxsign.sweep.identity.match import Match, compare, fingerprints, other_versions
-from jaxsign.sweep.layout import Layout, stored_coordinates, variables
-from jaxsign.sweep.plan import (  # fmt: skip
-    Limits,
-    begin_layout,
-    compile_units,
-    everything,
-    fitting,
-    make_programs,
-    plan_record,
-)
+from jaxsign.sweep.identity.match import Match, compare, fingerprints
+from jaxsign.sweep.identity.versions import other_versions
+from jaxsign.sweep.layout import requested_runs
+from jaxsign.sweep.plan import Limits, Plan
 from jaxsign.sweep.programs import Compiler
 from jaxsign.sweep.progress import Progress, listening
 from jaxsign.sweep.sweep import Sweep
-from jaxsign.sweep.worker import Session, Shard, left, tell
+from jaxsign.sweep.worker import Session, Shard, count_statuses, has_work_left
 from jaxsign.validation.messages import occupy_closed_streams, say
 from jaxsign.validation.values import positive_int
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 @undisturbed()
@@ -54,15 +48,15 @@ def run_sweep(
     accept: str | None = None,
     wait_for_workers: float = 300.0,
     links: Sequence[str] = (),
-) -> Any:
+) -> "xr.Dataset":
     """Runs every run of a sweep that is not stored yet and returns one labelled Dataset.
 
     Static axes and optimizer families are grouped and compiled once per value; everything else is mapped. Runs go in
     blocks over all local devices, so memory is bounded by the block and not by the grid. With `out`, the same call
-    continues what was cut off and does nothing where all is there; more values on an axis, more seeds or another
-    optimizer are filled in; fewer load that part; any other change is refused. Functions are compared by what they
-    compute: comments, layout, names and the files that they are in do not matter. SIGINT, SIGTERM, SIGHUP, SIGUSR1 and
-    SIGXCPU end it after the steps under way.
+    resumes an interrupted sweep and loads a finished one. A definition with more values on an axis, more seeds or
+    another optimizer extends the stored one, and a definition with fewer loads a part of it. Any other change is
+    refused. Functions are compared by what they compute: comments, formatting, names and files do not matter. SIGINT,
+    SIGTERM, SIGHUP, SIGUSR1 and SIGXCPU end it after the steps under way.
 
     Args:
       sweep: a Sweep.
@@ -72,16 +66,18 @@ def run_sweep(
         takes both from `jax.distributed`, which it starts if need be.
       scheduler: address of a Dask scheduler, such as "tcp://node1:8786": its workers, which see the same `out`, run the
         blocks as tasks; a block whose worker dies is run by another one. Needs the extra `cluster`.
-      memory: bytes that the runs of one call may take together; default 256 MiB on a CPU, half of what the device says
-        it has elsewhere. Stored when the directory is begun, and kept.
-      lane_width: runs that one vmap holds, int >= 1; default by what fits a core's cache, measured where the sweep is
-        long. Stored when the directory is begun, and kept: another width rounds differently.
+      memory: bytes that the runs of one call may take together; default 256 MiB on a CPU, half of the memory of any
+        other device. The value of the first call is stored in the directory and kept.
+      lane_width: runs that one vmap holds, int >= 1; by default as many as fit a core's cache, or the fastest width if
+        the sweep is long enough to measure it. The value of the first call is stored in the directory and kept, since
+        another width rounds differently.
       checkpoint_every: seconds between checkpoints of the runs under way, > 0.
-      accept: reason for which a change of code is accepted, in words: what is stored stays, what is missing is run with
-        the code as it is now. The manifest keeps the reason, the difference and the date. Values cannot be accepted.
+      accept: reason, in words, for which a change of code is accepted: stored runs stay, and missing ones are run with
+        the code as it is now. The manifest records the reason, the difference and the date. A change of values cannot
+        be accepted.
       wait_for_workers: seconds for which a scheduler may be without workers, at the beginning or later, > 0.
-      links: "trajectories" or "checkpoints" where that folder of `out` is a link to another disk. The manifest keeps
-        where it leads, so that it is said once; any other link in `out` is refused.
+      links: "trajectories" or "checkpoints" if that folder of `out` is a link to another disk. The manifest records
+        the target, so that `links` is given only once; any other link in `out` is refused.
 
     Returns:
       xarray.Dataset with dims (axes in order, optimizer, seed, step, the observable's own), lazy when `out` is given.
@@ -90,10 +86,10 @@ def run_sweep(
     Raises:
       ValueError: if `out` is not writable, belongs to another definition or is being run by another process, or the
         scheduler does not answer; nothing is written then. Also if a scheduler or all its workers are lost.
-      UnusableData: if what `out` holds is damaged beyond running it again, or a link that was not allowed, or if it was
-        moved, removed, begun anew or extended by others while it ran.
-      Exception: whatever the system's, the optimizers' or the observed functions raise, as they raise it.
-      KeyboardInterrupt: after such a signal; what was finished is stored, and the same call goes on from there.
+      UnusableData: if `out` is damaged so that a run cannot mend it, or contains a link that was not allowed, or if it
+        was moved, removed, begun anew or extended by others while it ran.
+      Exception: any exception of the system, the optimizers or the observed functions, unchanged.
+      KeyboardInterrupt: after such a signal; finished runs are stored, and the same call resumes the others.
 
     Examples:
       >>> import jaxsign as js
@@ -111,43 +107,27 @@ def run_sweep(
     if not 0 < wait_for_workers < math.inf:
         raise ValueError(f"wait_for_workers must be > 0 seconds, got {wait_for_workers!r}")
     if out is None:
-        if sweep.trajectory is not None:
-            raise ValueError(f"trajectory={sweep.trajectory!r} needs out=: trajectories are kept on disk")
-        if shard is not None or scheduler is not None:
-            raise ValueError(f"shard={shard!r} and scheduler={scheduler!r} need out=: processes share results on disk")
-        if accept is not None:
-            raise ValueError(f"accept={accept!r} needs out=: it is about results that are stored")
-        if links:
-            raise ValueError(f"links={links!r} needs out=: it is about folders in it")
+        _refuse_without_out(sweep, shard, scheduler, accept, links)
         return _in_memory(sweep, limits)
     accept = _reason(accept)
     links = (links,) if isinstance(links, str) else tuple(links)
-    path, own = files.directory(out, links), check_shard(shard)
-    if scheduler is not None and own != (0, 1):
+    path, checked_shard = files.directory(out, links), check_shard(shard)
+    if scheduler is not None and checked_shard != (0, 1):
         raise ValueError(f"scheduler={scheduler!r} shares the blocks out itself: leave shard={shard!r} away")
     stored, damage = inspect_manifest(path)
     allowed = files.links_of(path, stored, links)
     if stored and not links:
         files.refuse_links(path, stored)
     sweep = sweep.at_cadence_of(stored["definition"]) if stored else sweep
-    # Refused before anything is written, loaded without a lock where nothing is left to do.
+    # Refused before anything is written, loaded without a lock if no work is left.
     computation = fingerprints(sweep, definition(sweep))
     match = compare(os.fsdecode(out), stored, sweep, accept, computation) if stored else None
-    for line in damage.values():
-        say(f"{line}: the other of its two files is taken")
-    if damage and os.access(path, os.W_OK):
-        with results.explain_os_errors(path), locks.manifest_lock(path):
-            restore(path)
+    _mend_manifest(path, damage)
     if accept and not (match and match.changed):
         say(f"{path}: accept={accept!r} is not kept: no code differs from what is stored")
-    if stored and match and not match.changed and not match.grown(stored) and allowed == stored.get("links", {}):
-        asked = dataclasses.replace(_EVERYWHERE, order=tuple(map(tuple, match.order))).asked() if match.part else None
-        if not left(path, stored, asked):
-            mixed = [
-                f"runs before {note['date']} are of other code: {note['reason']}" for note in stored.get("accepted", ())
-            ]
-            say("; ".join([f"{path}: finished before, {_loaded(sweep, match, stored)}", *mixed]))
-            return _opened(path, sweep, match)
+    if stored and match and allowed == stored.get("links", {}) and _is_complete(path, stored, match):
+        _say_loaded(path, sweep, match, stored)
+        return _opened(path, sweep, match)
     files.writable(path)
     if stored and match:
         _say_versions(path, stored, match)
@@ -156,7 +136,9 @@ def run_sweep(
         with files.explain_os_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         with cluster.connected(scheduler) as client:
-            match = _run_shard(sweep, path, own, limits, client, accept, computation, wait_for_workers, links)
+            match = _run_shard(
+                sweep, path, checked_shard, limits, client, accept, computation, wait_for_workers, links
+            )  # fmt: skip
     except BaseException:
         for folder in missing:  # innermost first; one that holds something stays
             with contextlib.suppress(OSError):
@@ -165,15 +147,36 @@ def run_sweep(
     return _opened(path, sweep, match)
 
 
-#: A layout of which only the order counts.
-_EVERYWHERE = Layout((), (), 1, 1)
+def _refuse_without_out(sweep: Sweep, shard: Any, scheduler: Any, accept: Any, links: Any) -> None:
+    """Refuses arguments that need a results directory.
+
+    Raises:
+      ValueError: naming the argument.
+    """
+    if sweep.trajectory is not None:
+        raise ValueError(f"trajectory={sweep.trajectory!r} needs out=: trajectories are kept on disk")
+    if shard is not None or scheduler is not None:
+        raise ValueError(f"shard={shard!r} and scheduler={scheduler!r} need out=: processes share results on disk")
+    if accept is not None:
+        raise ValueError(f"accept={accept!r} needs out=: it is about results that are stored")
+    if links:
+        raise ValueError(f"links={links!r} needs out=: it is about folders in it")
+
+
+def _mend_manifest(path: Path, damage: Mapping[str, str]) -> None:
+    """Reports damage of the manifest, and restores it from its copy if the directory is writable."""
+    for line in damage.values():
+        say(f"{line}: the other of its two files is taken")
+    if damage and os.access(path, os.W_OK):
+        with results.explain_os_errors(path), locks.manifest_lock(path):
+            restore(path)
 
 
 def _reason(accept: Any) -> str | None:
     """A reason in words, on one line.
 
     Raises:
-      ValueError: if there are none.
+      ValueError: if it has no words.
     """
     if accept is None:
         return None
@@ -182,16 +185,24 @@ def _reason(accept: Any) -> str | None:
     return " ".join(accept.split())
 
 
-def _loaded(sweep: Sweep, match: Match, stored: Mapping[str, Any]) -> str:
-    """Words for what is loaded of a finished directory."""
-    if not match.part:
-        return "loaded"
-    total = math.prod(map(len, stored["order"]))
-    return f"loaded in part: {sweep.size} of {total} runs"
+def _is_complete(path: Path, stored: Mapping[str, Any], match: Match) -> bool:
+    """Whether every run of the sweep is stored, and the directory needs no change."""
+    if match.changed or match.grown(stored):
+        return False
+    return not has_work_left(path, stored, requested_runs(match.order) if match.part else None)
+
+
+def _say_loaded(path: Path, sweep: Sweep, match: Match, stored: Mapping[str, Any]) -> None:
+    """One line on stderr for results that are loaded without running anything."""
+    loaded = "loaded"
+    if match.part:
+        loaded = f"loaded in part: {sweep.size} of {math.prod(map(len, stored['order']))} runs"
+    mixed = [f"runs before {note['date']} are of other code: {note['reason']}" for note in stored.get("accepted", ())]
+    say("; ".join([f"{path}: finished before, {loaded}", *mixed]))
 
 
 def _say_versions(path: Path, stored: Mapping[str, Any], match: Match) -> None:
-    """One line on stderr where results of other versions are gone on with."""
+    """One line on stderr if results of other versions are continued."""
     here = environment()
     others = other_versions(stored, here["versions"], here["flags"])
     if others or match.notes:
@@ -200,24 +211,24 @@ def _say_versions(path: Path, stored: Mapping[str, Any], match: Match) -> None:
         say(f"{path}: {'; '.join([words] * bool(words) + match.notes)}")
 
 
-def _opened(path: Path, sweep: Sweep, match: Match | None) -> Any:
-    """The results of a directory: all, or those that the sweep asks for in its order, lazily."""
+def _opened(path: Path, sweep: Sweep, match: Match | None) -> "xr.Dataset":
+    """The results of a directory, lazily: all of them, or the runs of the sweep in its order if it is a part."""
     ds = results.open_results(path)
     if match is None or not match.part:
         return ds
-    where, stored = {}, read_manifest(path)
+    selection, stored = {}, read_manifest(path)
     assert stored is not None
-    for dim, asked, own in zip(sweep.dims, match.order, stored["order"]):
-        index = {i: own[place] for place, i in enumerate(asked) if i >= 0}
-        where[dim] = [index[i] for i in range(len(index))]
-    ds = ds.isel(where)
+    for dim, requested, order in zip(sweep.dims, match.order, stored["order"]):
+        index = {i: order[place] for place, i in enumerate(requested) if i >= 0}
+        selection[dim] = [index[i] for i in range(len(index))]
+    ds = ds.isel(selection)
     ds = ds.drop_vars([name for name, c in ds.coords.items() if set(c.dims) & set(sweep.dims)])
     for name, (dims, values, attrs) in coordinates(sweep).items():
         ds = ds.assign_coords({name: (dims, values, attrs)})
     described = definition(sweep)
     manifest = {
         **stored, "definition": described, "hash": content_hash(described), "part_of": stored["hash"],
-        "runs": tell(ds["status"].values),
+        "runs": count_statuses(ds["status"].values),
     }  # fmt: skip
     ds.attrs["manifest"] = manifest_text(manifest)
     return ds
@@ -259,7 +270,7 @@ def _run_shard(
 ) -> Match | None:  # fmt: skip
     """Runs one shard's missing blocks of a results directory, which is made or extended if need be.
 
-    Returns how the sweep relates to what was stored when it was opened, None if nothing was.
+    Returns how the sweep relates to the one that was stored before, None for a new directory.
     """
     started = time.time()
     with locks.shard_lock(path, shard) as held, listening() as stop:
@@ -280,43 +291,40 @@ def _run_shard(
     return session.match
 
 
-def _in_memory(sweep: Sweep, limits: Limits) -> Any:
+def _in_memory(sweep: Sweep, limits: Limits) -> "xr.Dataset":
     """Runs the whole grid into arrays in memory."""
     started = time.time()
-    groups = plan.groups(sweep)
-    layout, widths = begin_layout(sweep, groups, limits)
-    programs = make_programs(sweep, groups, layout, widths)
+    plan = Plan.new(sweep, limits)
     with Compiler() as compiler, listening() as stop:
-        made: list[Any] = []
 
-        def attempt(runs: int) -> None:
-            smaller = dataclasses.replace(layout, runs=runs)
-            todo, compiled = compile_units(sweep, programs, smaller, everything(smaller), compiler)
-            found, notes = variables(sweep, groups, [compiled[g].results for g in range(len(groups))], smaller)
-            size = sum(math.prod(v.shape) * v.dtype.itemsize for v in found.values())
-            if size > limits.there():
+        def attempt(runs: int) -> tuple[Memory, dict[str, str]]:
+            smaller = plan.with_call_size(runs)
+            units = smaller.units(smaller.layout.all_runs())
+            compiled = smaller.compiled(units, compiler)
+            variables, notes = smaller.variables(compiled)
+            size = sum(math.prod(v.shape) * v.dtype.itemsize for v in variables.values())
+            if size > limits.capacity():
                 raise ValueError(
-                    f"out= is needed: the results take {size:,} bytes, this machine has {limits.there():,}"
+                    f"out= is needed: the results take {size:,} bytes, this machine has {limits.capacity():,}"
                 )
-            made[:] = [Memory(found), found, notes]
+            sink = Memory(variables)
             with Progress(sweep.size, sweep.schedule.steps) as progress:
-                Blocks(smaller, made[0], None, "", stop, progress, limits.checkpoint_every).run(todo, compiled)
+                Blocks(smaller.layout, sink, None, "", stop, progress, limits.checkpoint_every).run(units, compiled)
+            return sink, notes
 
-        fitting(attempt, layout.runs)
-    sink, found, notes = made
-    counts = tell(sink.arrays["status"])
-    ds = sink.dataset(stored_coordinates(sweep, layout, found)).assign_coords(base_coordinates(sweep))
+        sink, notes = retry_on_oom(attempt, plan.layout.runs)
+    counts = count_statuses(sink.arrays["status"])
+    ds = sink.dataset(plan.coordinates(sink.variables)).assign_coords(base_coordinates(sweep))
     manifest = {
         "definition": _definition_or_none(sweep), **environment(), "wall_seconds": round(time.time() - started, 3),
-        "runs": counts, "padded": notes, "base": base_coordinates(sweep),
-        "plan": plan_record(sweep, groups, layout, widths, limits),
+        "runs": counts, "padded": notes, "base": base_coordinates(sweep), "plan": plan.record(),
     }  # fmt: skip
     ds.attrs["manifest"] = manifest_text(manifest)
     return ds
 
 
 def _definition_or_none(sweep: Sweep) -> dict[str, Any]:
-    """The definition for the manifest of an in-memory sweep, where lambdas are welcome."""
+    """The definition for the manifest of an in-memory sweep, which may hold lambdas."""
     try:
         return definition(sweep)
     except ValueError as reason:

@@ -1,4 +1,4 @@
-"""A sweep on its way to another process: what the user's script itself defines goes along, with its text."""
+"""A sweep as bytes for another process, with the functions that the user's script itself defines."""
 
 import functools
 import io
@@ -14,26 +14,27 @@ from jaxsign.sweep.sweep import Sweep
 def packed(sweep: Sweep) -> bytes:
     """A sweep as bytes for `unpacked`.
 
-    Modules go by name, as always, and must be importable there. Functions of `__main__` and those without a name go by
-    value. Their text goes along: a function is recognised by it, also on a machine that does not have the file.
+    Functions of a module are sent by name, and the module must be importable in the other process. Functions of
+    `__main__` and those without a name are sent by value, together with the text of their file: the sweep's identity
+    depends on that text, and another machine may lack the file.
 
     Raises:
-      ValueError: if something of it cannot be sent.
+      ValueError: if a part of the sweep cannot be sent.
     """
     import cloudpickle
 
     texts: dict[str, str] = {}
 
     class Pickler(cloudpickle.Pickler):
-        """Cloudpickle, which sends a cached function by name only, and no code's file."""
+        """Cloudpickle alone would send cached functions by name, and no text of a file."""
 
         def reducer_override(self, value: Any) -> Any:
             if isinstance(value, types.CodeType):
                 texts[value.co_filename] = "".join(linecache.getlines(value.co_filename))
                 return marshal.loads, (marshal.dumps(value),)
             if isinstance(value, functools._lru_cache_wrapper) and value.__module__ == "__main__":
-                how = value.cache_parameters()
-                return _cached, (value.__wrapped__, how["maxsize"], how["typed"])
+                parameters = value.cache_parameters()
+                return _cached, (value.__wrapped__, parameters["maxsize"], parameters["typed"])
             return super().reducer_override(value)
 
     stream = io.BytesIO()
@@ -48,10 +49,10 @@ def packed(sweep: Sweep) -> bytes:
 
 
 def unpacked(data: bytes) -> Sweep:
-    """The sweep that `packed` was given; it comes from the driver, as all code that a Dask worker runs."""
+    """The inverse of `packed`. Unpickling runs code of the driver, as all tasks of a Dask worker do."""
     texts, sweep = pickle.loads(data)
     for name, text in texts.items():
-        # Without a time, an entry is kept whatever lies at that path on this machine.
+        # An entry without a modification time is never replaced by a file at that path on this machine.
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     return pickle.loads(sweep)
 

@@ -1,4 +1,4 @@
-"""A sweep's axes and optimizers -> its table of runs, checked before anything is compiled."""
+"""The definition of a sweep: a system, its numbers, axes and optimizers, checked before anything is compiled."""
 
 import dataclasses
 import functools
@@ -67,7 +67,7 @@ class Sweep:
 
     Args:
       system: `(problem, engine=...) -> Task`, such as `js.two_layer`; called without engine if `engine` is None.
-      problem: what fixes the shapes (a frozen dataclass), or None for a system without one.
+      problem: a frozen dataclass that fixes the shapes, or None for a system without one.
       hyper: the system's numbers (a dataclass or dict of floats), or None.
       optimizers: {family: js.grid(...), an Optax transform, or a factory without required keywords}. A factory that
         takes a keyword `key` or `seed` gets one per run; an optimizer that draws the same for every seed is refused.
@@ -89,9 +89,9 @@ class Sweep:
       summary: pure function of a run's trace to {name: scalar}.
       keep_trace: False stores the summary only.
       shared: arrays common to all runs.
-      trajectory: what is kept beside the results, for `js.open_trajectory`: "signs" every parameter at every step, for
-        optimizers that move by amplitude * {-1, 0, +1}; "features" what the training set sees of them at every step;
-        "log2" or a list or array of steps: the raw parameters at steps 0, 1, 2, 4, ..., or at these.
+      trajectory: parameters stored beside the results, for `js.open_trajectory`: "signs" every parameter at every step,
+        for optimizers that move by amplitude * {-1, 0, +1}; "features" their features on the training set at every
+        step; "log2" or a list or array of steps: the raw parameters at steps 0, 1, 2, 4, ..., or at these steps.
 
     Raises:
       ValueError: naming field, value and legal range.
@@ -128,7 +128,7 @@ class Sweep:
     def __post_init__(self) -> None:
         if not isinstance(self.axes, Mapping):
             raise ValueError(f"axes must be a dict of name: values, got axes={self.axes!r}")
-        # Kept as what can be gone through twice: a sweep is copied with changes.
+        # An iterator would be empty when the sweep is copied with changes.
         axes = {
             key: list(itertools.islice(values, LONGEST + 1)) if isinstance(values, Iterator) else values
             for key, values in self.axes.items()
@@ -166,9 +166,9 @@ class Sweep:
         return Schedule.build(self.steps, self.record, self.test_every)
 
     def at_cadence_of(self, stored: Mapping[str, Any]) -> "Sweep":
-        """The sweep with the recorded steps and test steps of a stored definition where none were given.
+        """The sweep with the recorded steps and test steps of a stored definition if none were given.
 
-        What is recorded by default has changed since the first version, and may change again.
+        The default steps have changed since the first version, and may change again.
         """
         changes: dict[str, Any] = {}
         if stored.get("steps") == self.steps:
@@ -247,16 +247,16 @@ class Sweep:
         """One value of an axis as a plain number or word.
 
         Raises:
-          ValueError: naming axis and value: for arrays, for what is no real number on an axis of numbers, and for
-            integers beyond 64 bits.
+          ValueError: naming axis and value: for arrays, for integers beyond 64 bits, and for anything but real
+            numbers on an axis of numbers.
         """
         if np.ndim(value) if hasattr(value, "dtype") else False:
             raise ValueError(f"axis {name!r} must be a list of single values, got {one_line(value)} in it")
         value = plain_number(f"axis {name!r}: {name}", value)
         text_value(f"axis {name!r}", value)
         if number:
-            own = self.hyper.get(name) if isinstance(self.hyper, Mapping) else getattr(self.hyper, name, None)
-            flag = isinstance(value, bool) and not isinstance(own, bool)
+            field = self.hyper.get(name) if isinstance(self.hyper, Mapping) else getattr(self.hyper, name, None)
+            flag = isinstance(value, bool) and not isinstance(field, bool)
             if flag or not isinstance(value, (int, float)):
                 raise ValueError(f"axis {name!r} must be a list of numbers, got {one_line(value)} in it")
             if isinstance(value, int) and abs(value) >= 2**63:
@@ -282,8 +282,8 @@ class Sweep:
 
     def _optimizer_numbers(self) -> set[str]:
         """Names that belong to optimizers: their factories' keywords and the usual ones of built transforms."""
-        own = ({*inspect.signature(grid.factory).parameters} - {*PER_RUN} for grid in self.grids.values())
-        return {*NUMBERS, *itertools.chain(*own)}
+        keywords = ({*inspect.signature(grid.factory).parameters} - {*PER_RUN} for grid in self.grids.values())
+        return {*NUMBERS, *itertools.chain(*keywords)}
 
     @functools.cached_property
     def optimizer_points(self) -> tuple[tuple[str, str, dict[str, Any]], ...]:
@@ -292,14 +292,14 @@ class Sweep:
         for family, grid in self.grids.items():
             varying = [k for k in grid.keywords if len({repr(point[k]) for point in grid.points}) > 1]
             points += [(point_label(family, point, varying), family, dict(point)) for point in grid.points]
-        seen: dict[str, str] = {}
+        families: dict[str, str] = {}
         for label, family, _ in points:
-            if label in seen:
+            if label in families:
                 raise ValueError(
-                    f"optimizer labels must be unique, got {label!r} of optimizers[{seen[label]!r}] and of "
+                    f"optimizer labels must be unique, got {label!r} of optimizers[{families[label]!r}] and of "
                     f"optimizers[{family!r}]: rename one"
                 )
-            seen[label] = family
+            families[label] = family
         return tuple(points)
 
     @property
@@ -387,16 +387,16 @@ def _trajectory(trajectory: Any, steps: int) -> str | tuple[int, ...] | None:
     odd = isinstance(trajectory, (str, bytes, Mapping, set)) or not np.iterable(trajectory)
     if odd or (whole is not None and (whole.ndim != 1 or not np.issubdtype(whole.dtype, np.integer))):
         raise ValueError(f"{legal}, got trajectory={trajectory!r}")
-    found: list[int] = []
+    kept_steps: list[int] = []
     for step in trajectory if whole is None else whole.tolist():
         if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or not 0 <= step <= steps:
             raise ValueError(f"{legal}, got {step!r} in it")
-        if found and step <= found[-1]:
-            raise ValueError(f"{legal}, got {step!r} after {found[-1]}")
-        found.append(int(step))
-    if not found:
+        if kept_steps and step <= kept_steps[-1]:
+            raise ValueError(f"{legal}, got {step!r} after {kept_steps[-1]}")
+        kept_steps.append(int(step))
+    if not kept_steps:
         raise ValueError(f"{legal}, got trajectory={trajectory!r}")
-    return tuple(found)
+    return tuple(kept_steps)
 
 
 def _names(record: Any) -> list[str]:
@@ -427,8 +427,8 @@ def _check_values(name: Any, points: list[tuple[Any, ...]]) -> None:
     if not points:
         raise ValueError(f"axis {name!r} must have at least one value, got an empty list")
     shown = [point if isinstance(name, tuple) else point[0] for point in points]
-    seen = set()
+    distinct = set()
     for point in shown:
-        if hashed(point) in seen:
+        if hashed(point) in distinct:
             raise ValueError(f"axis {name!r} has a duplicate value, got {point!r} twice")
-        seen.add(hashed(point))
+        distinct.add(hashed(point))

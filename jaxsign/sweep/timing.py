@@ -1,15 +1,14 @@
-"""Short measurements: what a run of a group costs on this machine, and which lane width is fastest."""
+"""Short measurements: how long a run of a group takes on this machine, and which lane width is fastest."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxsign.sweep.groups import BLOCK_RUNS, Group, run_count
-from jaxsign.sweep.layout import first_index
 from jaxsign.sweep.programs import Compiled, Compiler, Program, no_stops
+from jaxsign.sweep.sizes import BLOCK_RUNS
 from jaxsign.sweep.sweep import Sweep
 from jaxsign.training.loop import Stops
 
@@ -17,20 +16,20 @@ from jaxsign.training.loop import Stops
 LONG_SECONDS = 600.0
 #: Sweeps of fewer seed-steps are not even timed.
 FEW_SEED_STEPS = 100_000
-#: Another width than the cache's must be faster by this factor: timings scatter.
+#: A width replaces the one that fits the cache only if it is faster by this factor, since timings scatter.
 BETTER = 1.1
-#: A measurement trains for about this long.
+#: Seconds for which a measurement trains.
 SPAN = 0.2
 
 
 class Speed(NamedTuple):
-    """Seconds that one run costs with all devices at work.
+    """Seconds that one run takes with all devices at work.
 
     Args:
       begin: drawing its data and parameters.
       step: an optimizer step.
       row: a recorded step.
-      test: looking at the test set.
+      test: evaluating the test set.
     """
 
     begin: float
@@ -47,16 +46,14 @@ class Speed(NamedTuple):
 
 
 def measure(compiled: Compiled) -> Speed:
-    """Times the programs of a group on one call's runs."""
-    program, size, sweep = compiled.program, compiled.size, compiled.program.sweep
-    group = program.group
-    first = (*first_index(sweep, group), group.optimizers[0])
-    members = [(*first, i % len(sweep.seeds)) for i in range(size)]
+    """Times the programs of a group on the runs of one call."""
+    program, size, group = compiled.program, compiled.size, compiled.program.group
+    members = [(*group.first_run[:-1], i % len(group.sweep.seeds)) for i in range(size)]
     seeds, hyper, floats, degrees = program.arguments(members, size)
-    begin, init, advance = (f.result() for f in (compiled.begin, compiled.init, compiled.advance))
-    start = jax.block_until_ready(begin(seeds, hyper, degrees, sweep.shared))
+    begin, init, advance = compiled.wait()
+    start = jax.block_until_ready(begin(seeds, hyper, degrees, group.sweep.shared))
     begun = time.perf_counter()
-    start = jax.block_until_ready(begin(seeds, hyper, degrees, sweep.shared))
+    start = jax.block_until_ready(begin(seeds, hyper, degrees, group.sweep.shared))
     drawing = time.perf_counter() - begun
     state = init(seeds, start, hyper, floats)
 
@@ -82,46 +79,46 @@ def measure(compiled: Compiled) -> Speed:
     return Speed(drawing / size, max(seconds, 1e-9) / steps / size, row / size, test / size)
 
 
-def lane_widths(sweep: Sweep, groups: Sequence[Group], programs: Sequence[Program], slots: int) -> list[int]:
-    """The lane width of every group: the cache's, or a measured one where the sweep is long.
+def run_seconds(compiled: Sequence[Compiled]) -> list[float]:
+    """Measured seconds of one run of every group; groups that share a program are measured once."""
+    seconds: dict[int, float] = {}
+    for one in compiled:
+        if id(one.advance) not in seconds:
+            seconds[id(one.advance)] = float(measure(one).run(one.program.group.sweep))
+    return [seconds[id(one.advance)] for one in compiled]
+
+
+def lane_widths(programs: Sequence[Program]) -> list[int]:
+    """The lane width of every group: the one that fits the cache, or a measured one if the sweep is long.
 
     A quarter and four times the cache's width are tried on each group that takes a good part of a long sweep.
 
     Args:
-      sweep: the sweep.
-      groups: its groups.
-      programs: their programs with the cache's widths.
-      slots: stops of a call.
+      programs: of every group, with the width that fits the cache.
     """
     widths = [program.width for program in programs]
+    sweep, mesh = programs[0].group.sweep, programs[0].mesh
     if sweep.size * sweep.schedule.steps < FEW_SEED_STEPS:
         return widths
-    mesh = programs[0].mesh
     with Compiler() as compiler:
 
-        def speed(group: Group, width: int) -> Speed:
-            program = Program(sweep, group, width, slots, mesh)
-            member = (*first_index(sweep, group), group.optimizers[0], 0)
-            return measure(compiler.compile(program, [member], program.quantum))
+        def seconds_of_a_run(program: Program, width: int) -> float:
+            other = Program(program.group, width, program.slots, mesh)
+            return measure(compiler.compile(other, other.quantum)).run(sweep)
 
-        seconds = [speed(group, width).run(sweep) * run_count(sweep, group) for group, width in zip(groups, widths)]
+        seconds = [seconds_of_a_run(program, program.width) * program.group.size for program in programs]
         if sum(seconds) < LONG_SECONDS:
             return widths
-        tried: dict[Any, int] = {}
-        for i, group in enumerate(groups):
-            key = (group.program_key, widths[i])
-            if key not in tried and seconds[i] > 0.1 * sum(seconds):
-                most = max(1, min(BLOCK_RUNS, run_count(sweep, group)) // mesh.size)
-                others = {w for w in (max(widths[i] // 4, 1), widths[i] * 4) if w <= most} - {widths[i]}
-                found = {w: speed(group, w).run(sweep) for w in others}
-                own = seconds[i] / run_count(sweep, group)
-                best = min(found, key=lambda w: found[w], default=widths[i])
-                tried[key] = best if found.get(best, own) * BETTER < own else widths[i]
-            widths[i] = tried.get(key, widths[i])
+        fastest: dict[Any, int] = {}
+        for i, program in enumerate(programs):
+            group, width = program.group, program.width
+            key = (group.program_key, width)
+            if key not in fastest and seconds[i] > 0.1 * sum(seconds):
+                most = max(1, min(BLOCK_RUNS, group.size) // mesh.size)
+                others = {w for w in (max(width // 4, 1), width * 4) if w <= most} - {width}
+                measured = {w: seconds_of_a_run(program, w) for w in others}
+                current = seconds[i] / group.size
+                best = min(measured, key=lambda w: measured[w], default=width)
+                fastest[key] = best if measured.get(best, current) * BETTER < current else width
+            widths[i] = fastest.get(key, width)
     return widths
-
-
-def estimate(sweep: Sweep, compiled: Mapping[int, Compiled], groups: Sequence[Group]) -> tuple[list[Speed], float]:
-    """(speed of every group, seconds that all runs take on this machine)."""
-    speeds = [measure(compiled[i]) for i in range(len(groups))]
-    return speeds, sum(speed.run(sweep) * run_count(sweep, group) for speed, group in zip(speeds, groups))

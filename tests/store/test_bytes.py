@@ -20,7 +20,7 @@ from jaxsign.cli import main as cli
 from jaxsign.store import checkpoints, results, trajectory
 from jaxsign.store.binding import binding_at, frame_size
 from jaxsign.store.manifest import UnusableData, checksum, read_manifest, write_manifest
-from jaxsign.sweep import groups as plan
+from jaxsign.sweep import sizes
 from jaxsign.sweep.execute import Blocks
 
 #: A zstd frame whose header says that 10 GB follow.
@@ -32,13 +32,13 @@ def made(tmp_path_factory):
     """(directory of three blocks of two runs, its numbers)."""
     path = tmp_path_factory.mktemp("made") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "BLOCK_RUNS", 2)
+        patch.setattr(sizes, "BLOCK_RUNS", 2)
         return path, tr.values(js.run_sweep(tr.small(), out=path))
 
 
 @pytest.fixture
 def copy(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "BLOCK_RUNS", 2)
+    monkeypatch.setattr(sizes, "BLOCK_RUNS", 2)
     return Path(shutil.copytree(made[0], tmp_path / "copy"))
 
 
@@ -147,7 +147,7 @@ def test_a_lost_status_is_still_damage_after_an_extension(copy, capsys):
 
 
 def test_a_status_that_no_manifest_knows_of_reads_as_not_run(tmp_path, made, monkeypatch):
-    monkeypatch.setattr(plan, "BLOCK_RUNS", 2)
+    monkeypatch.setattr(sizes, "BLOCK_RUNS", 2)
     with monkeypatch.context() as patch:
         tr.counted_writes(patch, 5, KeyboardInterrupt())
         patch.setattr("jaxsign.sweep.worker.Session.close", lambda itself, seconds: None)  # as SIGKILL does
@@ -282,7 +282,7 @@ def test_a_cut_while_a_damaged_block_is_run_again_leaves_nothing_that_counts_as_
 
 
 def test_chunks_are_on_the_disk_before_their_status_and_that_before_the_manifest(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "BLOCK_RUNS", 2)
+    monkeypatch.setattr(sizes, "BLOCK_RUNS", 2)
     synced, sync, replace = set(), os.fsync, Path.replace
 
     def fsync(handle):

@@ -420,7 +420,7 @@ def test_every_kind_of_start_is_kept_and_the_promise_follows(out, stored, monkey
     assert (len(manifest["starts"]), manifest["resume"]) == (1, "bit-identical")
     assert "gone on with" not in err
     monkeypatch.setattr("jaxsign.store.environment.cpu_model", lambda: "another processor")
-    monkeypatch.setattr("jaxsign.sweep.identity.match.cpu_model", lambda: "another processor")
+    monkeypatch.setattr("jaxsign.sweep.identity.versions.cpu_model", lambda: "another processor")
     manifest, err = more(5)
     assert [start["cpu"] for start in manifest["starts"]] == [first["cpu"], "another processor"]
     assert manifest["resume"] == "statistically equal"

@@ -504,8 +504,9 @@ def ordered(tmp_path):
             session = Session(made, out, (0, 1), held, Limits(**LIMITS))
             joined = Joined(session.lease.id, session.lease.epoch, held.file.name, held.text)
             order = cluster_module.Order(
-                shipping.packed(made), content_hash(definition(made)), str(out), joined, session.limits, False, "", {}
-            )
+                shipping.packed(made), content_hash(definition(made)), str(out), joined, session.plan.limits, False,
+                "", {},
+            )  # fmt: skip
             try:
                 yield [order._replace(missing=piece) for piece in session.pieces(session.missing())]
             finally:

@@ -21,7 +21,7 @@ import xarray as xr
 import jaxsign as js
 from jaxsign.store import results
 from jaxsign.store.results import UnusableData
-from jaxsign.sweep import groups as plan
+from jaxsign.sweep import sizes
 from jaxsign.sweep import worker as session
 from jaxsign.sweep.execute import Blocks
 from jaxsign.sweep.identity import definition as definitions
@@ -78,7 +78,7 @@ def stored(tmp_path_factory):
     """(directory, the Dataset that run_sweep returned): blocks of 10 runs of a grid of 120."""
     path = tmp_path_factory.mktemp("stored") / "new" / "results"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "BLOCK_RUNS", 10)
+        patch.setattr(sizes, "BLOCK_RUNS", 10)
         return path, js.run_sweep(sweep(), out=path)
 
 
@@ -91,7 +91,7 @@ def copy(stored, tmp_path):
 @pytest.mark.x64
 def test_stored_results_are_the_results_in_memory(stored, monkeypatch):
     path, ds = stored
-    monkeypatch.setattr(plan, "BLOCK_RUNS", 10)
+    monkeypatch.setattr(sizes, "BLOCK_RUNS", 10)
     memory = js.run_sweep(sweep())
     assert ds.drop_attrs(deep=False).identical(memory.drop_attrs(deep=False))
     assert js.open_results(str(path)).identical(ds)
@@ -323,7 +323,7 @@ def counted_writes(monkeypatch, fail_after=math.inf, error=None):
 def test_a_run_that_is_cut_off_keeps_finished_blocks_and_is_continued_by_the_same_call(
     tmp_path, monkeypatch, error, capsys
 ):
-    monkeypatch.setattr(plan, "BLOCK_RUNS", 2)  # three blocks
+    monkeypatch.setattr(sizes, "BLOCK_RUNS", 2)  # three blocks
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         names = counted_writes(patch, 5, error)  # the first block has four variables
@@ -354,7 +354,7 @@ def test_a_run_that_is_cut_off_keeps_finished_blocks_and_is_continued_by_the_sam
 
 @pytest.mark.parametrize("moved", [0, 1, 7])
 def test_a_run_that_is_cut_off_while_the_store_is_made_is_continued(tmp_path, monkeypatch, moved):
-    monkeypatch.setattr(plan, "BLOCK_RUNS", 2)
+    monkeypatch.setattr(sizes, "BLOCK_RUNS", 2)
     replace, done = os.replace, []
 
     def failing(source, target, **rest):
@@ -382,7 +382,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path, monkeypatch):
     (out / "results.zarr.4194305.partial" / "train_loss").mkdir(parents=True)
     (out / "results.zarr.4194305.partial" / "train_loss" / "zarr.json").write_text("{")
     (out / "manifest.json.4194305.partial").write_text("{")
-    monkeypatch.setattr(plan, "BLOCK_RUNS", 2)
+    monkeypatch.setattr(sizes, "BLOCK_RUNS", 2)
     assert js.run_sweep(small(), out=out)["train_loss"].notnull().all()
     assert {f.name for f in out.iterdir()} == WHOLE
 

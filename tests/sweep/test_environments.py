@@ -143,7 +143,7 @@ def test_a_system_without_affinity_or_a_size_of_memory(monkeypatch):
 
         monkeypatch.setattr(os, "sysconf", sysconf)
         assert physical_memory() is None
-        assert Limits().there() > 2**60
+        assert Limits().capacity() > 2**60
 
 
 @pytest.mark.parametrize("platform", ["nonsense", "rocm"])

@@ -12,7 +12,8 @@ import test_results as tr
 
 import jaxsign as js
 from jaxsign.store import locks, results
-from jaxsign.sweep import groups as plan
+from jaxsign.sweep import sizes
+from jaxsign.sweep.groups import make_groups
 from jaxsign.sweep.identity.definition import content_hash, definition
 
 LANES = {"lane_width": 2}
@@ -35,7 +36,7 @@ def sweep(optimizers=GD, slope=(1.0, 3.0), n=(4,), seed=(3, 1), **changes):
 
 @pytest.fixture
 def blocks_of(monkeypatch):
-    return lambda runs: monkeypatch.setattr(plan, "BLOCK_RUNS", runs)
+    return lambda runs: monkeypatch.setattr(sizes, "BLOCK_RUNS", runs)
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def originals(tmp_path_factory):
     """{little memory or not: (directory of a finished sweep of 8 runs in blocks of 2, its Dataset)}."""
     out = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "BLOCK_RUNS", 3)
+        patch.setattr(sizes, "BLOCK_RUNS", 3)
         for limits in (LANES, LITTLE):
             path = tmp_path_factory.mktemp("original")
             out["memory" in limits] = path, tr.values(js.run_sweep(sweep(), path, **limits))
@@ -78,7 +79,7 @@ def originals(tmp_path_factory):
 @pytest.fixture
 def original(originals, tmp_path, monkeypatch):
     """`original(limits)`: a copy of the directory, and the Dataset."""
-    monkeypatch.setattr(plan, "BLOCK_RUNS", 3)
+    monkeypatch.setattr(sizes, "BLOCK_RUNS", 3)
 
     def copied(limits=LANES):
         path, ds = originals["memory" in limits]
@@ -379,8 +380,8 @@ GROWN = pytest.mark.parametrize(
 
 
 @GROWN
-def test_guarantee_4_how_a_point_is_trained_does_not_depend_on_the_others(factory, few, more):
-    (alone,), grown = plan.groups(auto(factory, **few)), plan.groups(auto(factory, **more))
+def test_how_a_point_is_trained_does_not_depend_on_the_others(factory, few, more):
+    (alone,), grown = make_groups(auto(factory, **few)), make_groups(auto(factory, **more))
     assert len(grown) == 2
     (same,) = [group for group in grown if 0 in group.optimizers]
     assert same.program_key == alone.program_key
@@ -388,7 +389,7 @@ def test_guarantee_4_how_a_point_is_trained_does_not_depend_on_the_others(factor
 
 @pytest.mark.slow
 @GROWN
-def test_guarantee_4_a_new_point_does_not_change_how_the_stored_ones_are_trained(tmp_path, factory, few, more):
+def test_a_new_point_does_not_change_how_the_stored_ones_are_trained(tmp_path, factory, few, more):
     js.run_sweep(auto(factory, **few), tmp_path / "out", lane_width=2)
     ds = js.run_sweep(auto(factory, **more), tmp_path / "out")
     fresh = js.run_sweep(auto(factory, **more), lane_width=2)

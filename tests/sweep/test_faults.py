@@ -19,7 +19,6 @@ import pytest
 import jaxsign as js
 from jaxsign.sweep import execute as blocks
 from jaxsign.sweep import recorder
-from jaxsign.sweep.progress import listening
 
 
 @functools.cache
@@ -152,7 +151,7 @@ def killed_again_and_again(folder, kills, whole, seed=0):
     return outcome
 
 
-def test_guarantee_1_twenty_sigkills_at_random_moments_change_no_bit(tmp_path, whole):
+def test_twenty_sigkills_at_random_moments_change_no_bit(tmp_path, whole):
     outcome = killed_again_and_again(tmp_path, 20, whole)
     assert (
         outcome["stages"].get("with a checkpoint", 0) >= 5
@@ -160,7 +159,7 @@ def test_guarantee_1_twenty_sigkills_at_random_moments_change_no_bit(tmp_path, w
 
 
 @pytest.mark.slow
-def test_guarantee_1_a_hundred_sigkills_at_random_moments_change_no_bit(tmp_path, whole):
+def test_a_hundred_sigkills_at_random_moments_change_no_bit(tmp_path, whole):
     outcome = killed_again_and_again(tmp_path, 100, whole, seed=1)
     assert outcome["stages"].get("with a checkpoint", 0) >= 25
 
@@ -192,7 +191,7 @@ def until(condition, *processes, seconds=120):
 RUN = "js.run_sweep(t.sweep(), sys.argv[1], **t.LIMITS, shard=eval(sys.argv[2]))"
 
 
-def test_guarantee_2_three_shards_one_killed_the_others_undisturbed_and_the_grid_complete(tmp_path, whole):
+def test_three_shards_one_killed_the_others_undisturbed_and_the_grid_complete(tmp_path, whole):
     for attempt in range(4):  # on a busy machine the signal may come after the shard's last run
         out = tmp_path / f"out-{attempt}"
         shards = [child(RUN, out, (i, 3)) for i in range(3)]
@@ -211,7 +210,7 @@ def test_guarantee_2_three_shards_one_killed_the_others_undisturbed_and_the_grid
     assert values(out) == whole
 
 
-def test_guarantee_1_a_signal_ends_with_a_checkpoint_and_the_rest_goes_on(tmp_path, whole, capfd):
+def test_a_signal_ends_with_a_checkpoint_and_the_rest_goes_on(tmp_path, whole, capfd):
     out = tmp_path / "out"
     for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
         code = (
@@ -234,67 +233,6 @@ def test_guarantee_1_a_signal_ends_with_a_checkpoint_and_the_rest_goes_on(tmp_pa
     assert int(checkpoint.stem) > 0
     assert {f: f.stat().st_mtime_ns for f in before} == kept
     assert values(out) == whole
-
-
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGXCPU"])
-def test_warnings_ask_for_a_stop_however_often_they_come_and_leave_other_handlers_alone(name, capfd):
-    number = getattr(signal, name)
-    before = signal.signal(number, signal.SIG_DFL)
-    try:
-        with listening() as stop:
-            for _ in range(3):
-                os.kill(os.getpid(), number)
-            os.kill(os.getpid(), signal.SIGTERM)  # the batch system's next word: no reason to stop at once
-            assert stop.asked == name
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-        assert capfd.readouterr().err.count(f"{name}: finishing the steps under way, then saving\n") == 1
-        assert signal.getsignal(number) == signal.SIG_DFL
-
-        signal.signal(number, signal.SIG_IGN)  # as nohup does
-        with listening() as stop:
-            os.kill(os.getpid(), number)
-            assert stop.asked is None
-        assert signal.getsignal(number) == signal.SIG_IGN
-
-        heard = []
-        signal.signal(number, lambda *which: heard.append(which[0]))  # a user's own
-        with listening() as stop:
-            os.kill(os.getpid(), number)
-            assert (heard, stop.asked) == ([number], None)
-    finally:
-        signal.signal(number, before)
-
-
-#: A sweep's listener on a terminal of its own, which is closed; its parent has no threads, as it has no JAX.
-TERMINAL = """
-import os, pty, sys
-child, terminal = pty.fork()
-if child == 0:
-    os.execv(sys.executable, [sys.executable, "-c", sys.argv[1], sys.argv[2]])
-said = b""
-while b"ready" not in said:
-    said += os.read(terminal, 1000)
-os.close(terminal)
-sys.exit(os.waitpid(child, 0)[1] != 0)
-"""
-LISTENER = """
-import sys, time
-from jaxsign.sweep.progress import listening
-with listening() as stop:
-    print("ready", flush=True)
-    while not stop.asked:
-        time.sleep(0.01)
-    for stream in (sys.stdout, sys.stderr):
-        print("saved", file=stream, flush=True)
-open(sys.argv[1], "w").write(stop.asked)
-"""
-
-
-def test_a_closed_terminal_does_not_end_a_sweep_without_a_save(tmp_path):
-    command = [sys.executable, "-c", TERMINAL, LISTENER, str(tmp_path / "done")]
-    subprocess.run(command, check=True, timeout=60, cwd=Path(js.__file__).parent.parent)
-    assert (tmp_path / "done").read_text() == "SIGHUP"
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ import pytest
 import test_groups as tp
 
 from jaxsign.store.results import Memory, Variable, places
-from jaxsign.sweep import groups as plan
-from jaxsign.sweep.identity.definition import definition, extension
-from jaxsign.sweep.layout import Layout, owners, stored_coordinates, units, variables
+from jaxsign.sweep.groups import make_groups
+from jaxsign.sweep.identity.definition import definition
+from jaxsign.sweep.identity.match import extension
+from jaxsign.sweep.layout import Layout, owners, result_variables, stored_coordinates, work_units
 
 
 def random_layout(rng, made):
@@ -35,15 +36,15 @@ def random_missing(rng, layout):
 def test_units_take_every_missing_run_once_and_to_its_group(trial):
     rng = np.random.default_rng(trial)
     made = tp.random_sweep(rng)
-    groups, layout = plan.groups(made), random_layout(rng, made)
+    groups, layout = make_groups(made), random_layout(rng, made)
     boxes, missing = layout.blocks(), random_missing(rng, layout)
     expected = np.zeros(layout.shape, bool)
     for number, mask in missing.items():
         expected[boxes[number]] = mask
 
     times, taken = np.zeros(layout.shape, int), []
-    owner = owners(made, groups, layout)
-    for unit in units(made, groups, layout, missing):
+    owner = owners(groups, layout)
+    for unit in work_units(groups, layout, missing):
         assert unit.boxes[0] == boxes[unit.number]
         assert {owner[boxes.index(box)] for box in unit.boxes} == {unit.group}
         numbers = [boxes.index(box) for box in unit.boxes]
@@ -69,33 +70,33 @@ def test_units_take_every_missing_run_once_and_to_its_group(trial):
 
 def test_units_hold_as_many_blocks_as_fit_a_call():
     made = tp.sweep(axes={"goal": [0.0, 1.0, 2.0, 3.0], "seed": 5}, optimizers={"gd": tp.family(2)})
-    groups, order = plan.groups(made), tuple(tuple(range(size)) for size in made.shape)
+    groups, order = make_groups(made), tuple(tuple(range(size)) for size in made.shape)
     layout = Layout(order, (1, 1, 5), records=9, runs=12)
     everything = {number: np.ones((1, 1, 5), bool) for number in range(8)}
-    found = units(made, groups, layout, everything)
+    found = work_units(groups, layout, everything)
     assert [unit.number for unit in found] == [0, 2, 4, 6]
     assert [len(unit.members) for unit in found] == [10] * 4
     # what is missing counts, not what a block holds
     few = {number: np.arange(5).reshape(1, 1, 5) < 3 for number in range(8)}
-    assert [len(unit.members) for unit in units(made, groups, layout, few)] == [12, 12]
+    assert [len(unit.members) for unit in work_units(groups, layout, few)] == [12, 12]
     # a call that holds less than a block takes it in pieces
-    pieces = units(made, groups, Layout(order, (1, 1, 5), records=9, runs=2), {3: everything[3]})
+    pieces = work_units(groups, Layout(order, (1, 1, 5), records=9, runs=2), {3: everything[3]})
     assert [[member[-1] for member in unit.members] for unit in pieces] == [[0, 1], [2, 3], [4]]
-    assert units(made, groups, layout, {}) == units(made, groups, layout, {0: ~everything[0]}) == []
+    assert work_units(groups, layout, {}) == work_units(groups, layout, {0: ~everything[0]}) == []
 
 
 @pytest.mark.parametrize("trial", range(20))
 def test_numbers_of_units_end_up_at_their_own_runs(trial):
     rng = np.random.default_rng(100 + trial)
     made = tp.random_sweep(rng)
-    groups, layout = plan.groups(made), random_layout(rng, made)
+    groups, layout = make_groups(made), random_layout(rng, made)
     shape = layout.shape
     sink = Memory({"x": Variable(made.dims, shape, np.dtype("int64"), -1, layout.extents, {})})
-    everything = {number: np.ones([s.stop - s.start for s in box], bool) for number, box in enumerate(layout.blocks())}
+    everything = layout.all_runs()
     missing = {number: mask & (rng.random(mask.shape) < 0.5) for number, mask in everything.items()}
     rest = {number: everything[number] & ~mask for number, mask in missing.items()}
     for todo in (missing, rest):  # a second session fills what the first one left
-        for unit in units(made, groups, layout, todo):
+        for unit in work_units(groups, layout, todo):
             values, done = np.array([np.ravel_multi_index(m, shape) for m in unit.members]), 0
             for box, mine in zip(unit.boxes, unit.mine):
                 sink.write("x", box, values[done : done + mine.sum()], mine)
@@ -136,8 +137,8 @@ def test_an_extended_sweep_keeps_its_places_and_adds_new_points_after_them():
         assert new[:was].tolist() == old.tolist()
         assert sorted(now) == list(range(len(now)))
     # every run has one owner, which runs its optimizer and its shapes
-    groups, seen = plan.groups(larger), np.zeros(layout.shape, int)
-    for box, number in zip(layout.blocks(), owners(larger, groups, layout), strict=True):
+    groups, seen = make_groups(larger), np.zeros(layout.shape, int)
+    for box, number in zip(layout.blocks(), owners(groups, layout), strict=True):
         seen[box] += 1
         for index in layout.members(box, np.ones([s.stop - s.start for s in box], bool)):
             assert index[-2] in groups[number].optimizers
@@ -147,7 +148,7 @@ def test_an_extended_sweep_keeps_its_places_and_adds_new_points_after_them():
 
 def found(made, layout, **shapes):
     """Variables of results with these shapes in every group; a list gives one for each group."""
-    groups = plan.groups(made)
+    groups = make_groups(made)
     each = [
         {
             name: jax.ShapeDtypeStruct(*(shape[i] if isinstance(shape, list) else shape))
@@ -155,7 +156,7 @@ def found(made, layout, **shapes):
         }
         for i in range(len(groups))
     ]
-    return variables(made, groups, each, layout)
+    return result_variables(groups, each, layout)
 
 
 def test_variables_have_a_chunk_a_block_and_range_of_records():

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import jaxsign as js
-from jaxsign.sweep import groups as plan
+from jaxsign.sweep import sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +209,8 @@ def test_blocks_do_not_change_a_bit(monkeypatch):
         (5, 64, None, [3, 2, 1, 7], 5),
     ]
     for lane, runs, memory, block, records in cases:
-        monkeypatch.setattr(plan, "lane_width", lambda state, backend, lane=lane: lane)
-        monkeypatch.setattr(plan, "BLOCK_RUNS", runs)
+        monkeypatch.setattr(sizes, "lane_width", lambda state, backend, lane=lane: lane)
+        monkeypatch.setattr(sizes, "BLOCK_RUNS", runs)
         ds = js.run_sweep(sweep(axes=axes), memory=memory)
         assert manifest(ds)["plan"]["block"] == block
         assert manifest(ds)["plan"]["records"] == records

@@ -1,1 +1,1 @@
-"""Whether a stored sweep is the one that is asked for: a definition is what it computes."""
+"""Whether stored results belong to a sweep: definitions, and fingerprints of the code that computes them."""

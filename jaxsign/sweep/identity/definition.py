@@ -1,4 +1,4 @@
-"""A sweep's identity: its definition as plain JSON, and the hash that names it. Nothing here can be executed back."""
+"""The definition of a sweep as plain JSON, by which stored results are recognised."""
 
 import dataclasses
 import functools
@@ -21,20 +21,17 @@ from jaxsign.sweep.sweep import Sweep
 
 #: Entries that describe code; all others are values.
 CODE = ("system", "summary", "hyper_code")
-GRID = ("axes", "optimizers", "seeds")
-#: What a definition without an entry had.
-DEFAULTS = {"threefry_partitionable": True}
 
 
 def definition(sweep: Sweep, texts: bool = False) -> dict[str, Any]:
-    """The sweep as plain JSON: everything that decides its numbers, nothing that only decides its speed.
+    """The sweep as plain JSON: everything that affects its numbers, nothing that affects only its speed.
 
-    A function of an installed package is its public name and what it closed over; versions are recorded beside the
-    definition. A function of the user's own is its name and a digest of all of the user's own code that it reaches.
+    A function of an installed package is described by its public name and its closure; versions are recorded beside
+    the definition. A user's function is described by its name and a digest of all the user's code that it reaches.
 
     Args:
       sweep: a Sweep.
-      texts: describe the user's own functions as version 0.1 did: by the hash of their text alone.
+      texts: describe the user's functions as version 0.1 did: by the hash of their text alone.
 
     Returns:
       A dict of str, numbers, lists and dicts.
@@ -69,7 +66,7 @@ def definition(sweep: Sweep, texts: bool = False) -> dict[str, Any]:
     }
     derived = getattr(type(sweep.hyper), "derived", {})
     if any(name in derived for axis in sweep.grid_axes for name in axis.members) and not texts:
-        # Derived axes are computed on the host, where no program shows it: by the classes with all that they hold.
+        # Derived axes are computed on the host, outside all traced programs, so the code of these classes is digested.
         digests = [Reached().digest(kind) for kind in derived_by(sweep)]
         if any(digests):
             out["hyper_code"] = {"name": type(sweep.hyper).__qualname__, "source": "".join(digests)}
@@ -81,74 +78,13 @@ def derived_by(sweep: Sweep) -> list[type]:
     return [type(sweep.hyper), type(sweep.problem)]
 
 
-def extension(path: str, stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[list[int]]:
-    """The order in which a store holds the points of a definition: the stored one, one that extends it, or a part.
-
-    An extension has more values on an axis, more seeds, more optimizers or more points of one; a part has fewer.
-    Code is not compared here: see `identity.compare`.
-
-    Args:
-      path: results directory, for messages.
-      stored: its manifest.
-      new: the definition to run.
-
-    Returns:
-      For every dimension of (axes, optimizer, seed): the new definition's index at every stored place, -1 where it is
-      not asked for, those that are stored already first.
-
-    Raises:
-      ValueError: for any other change, with the differences.
-    """
-    old, order = stored["definition"], stored["order"]
-    changed = differences(_values(old), _values(new))
-    before, after = ([axis["members"] for axis in d["axes"]] for d in (old, new))
-    changed += differences(before, after, "axes")
-    if changed:
-        raise ValueError(f"out={path!r} belongs to another definition: {'; '.join(changed)}")
-    out, gone, added = [], [], False
-    names = [*(",".join(members) for members in before), "optimizers", "seed"]
-    raw = [*(axis["values"] for axis in old["axes"]), None, old["seeds"]]
-    for name, was, now, place, values in zip(names, _points(old), _points(new), order, raw):
-        number, held = {text: i for i, text in enumerate(numbered(now))}, numbered(was)
-        first = [number.get(held[i], -1) for i in place]
-        known = set(first)
-        rest = [i for i in range(len(now)) if i not in known]
-        lost = [(values or was)[i] for i, found in zip(place, first) if found < 0]
-        if lost:
-            family, point = lost[0] if name == "optimizers" else ("", lost[0])
-            gone.append(f"{name}{'.' * bool(family)}{family} {_brief(point)} is stored and not asked for")
-        added = added or bool(rest)
-        out.append(first + rest)
-    if gone and added:
-        raise ValueError(
-            f"out={path!r} belongs to another definition: {gone[0]} (a stored sweep may be extended, or read in part, "
-            "not both at once)"
-        )
-    return out
-
-
-def _values(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """What a definition says beside its code and its grid."""
-    rest = {k: v for k, v in {**DEFAULTS, **definition}.items() if k not in GRID and k not in CODE}
-    if rest.get("observables") is not None:
-        rest["observables"] = [_observed(o) for o in rest["observables"]]
-    summary = definition.get("summary")
-    return {**{k: neutral(v) for k, v in rest.items()}, "summary": None if summary is None else "a function"}
-
-
-def _observed(description: Any) -> str:
+def observed_name(description: Any) -> str:
     """The name of an observable."""
     return description["name"].rpartition(".")[2] if isinstance(description, Mapping) else description
 
 
-def _points(definition: Mapping[str, Any]) -> list[list[Any]]:
-    """The points of every dimension of (axes, optimizer, seed)."""
-    optimizers = [[name, skeleton(p)] for name, entry in definition["optimizers"].items() for p in entry["points"]]
-    return [*(skeleton(axis["values"]) for axis in definition["axes"]), optimizers, definition["seeds"]]
-
-
 def numbered(values: Sequence[Any]) -> list[str]:
-    """Values as canonical JSON, equal ones (functions of one name) told apart by their order."""
+    """Values as canonical JSON; equal ones, such as functions of one name, are distinguished by their order."""
     out: list[str] = []
     counts: dict[str, int] = {}
     for text in (json.dumps(value, sort_keys=True) for value in values):
@@ -165,23 +101,23 @@ def code(definition: Mapping[str, Any]) -> dict[str, Any]:
     out = {name: definition[name] for name in CODE if definition.get(name) is not None}
     for one in definition["observables"] or ():
         if isinstance(one, Mapping):
-            out[f"observables.{_observed(one)}"] = one
+            out[f"observables.{observed_name(one)}"] = one
     for family, entry in definition["optimizers"].items():
         points = dict(zip(numbered([skeleton(p) for p in entry["points"]]), entry["points"]))
-        held = {text: point for text, point in points.items() if any(isinstance(v, Mapping) for v in point.values())}
-        out[f"optimizers.{family}"] = {"factory": entry["factory"], **({"points": held} if held else {})}
+        users = {text: point for text, point in points.items() if any(isinstance(v, Mapping) for v in point.values())}
+        out[f"optimizers.{family}"] = {"factory": entry["factory"], **({"points": users} if users else {})}
     return out
 
 
 def opaque(description: Any) -> bool:
-    """Whether a description holds code of the user's own or something that has no plain description."""
+    """Whether a description contains code of the user, or a value without a plain description."""
     if isinstance(description, Mapping):
         return "source" in description or "undescribed" in description or any(map(opaque, description.values()))
     return isinstance(description, list) and any(map(opaque, description))
 
 
 def neutral(description: Any) -> Any:
-    """A description without the names that do not matter: a user's function is its digest, a package's has no module.
+    """A description without irrelevant names: a user's function is its digest, a package's has no module.
 
     Examples:
       >>> neutral({"name": "optax._src.alias.sgd"}), neutral({"name": "mine.loss", "source": "12ab"})
@@ -197,7 +133,7 @@ def neutral(description: Any) -> Any:
 
 
 def skeleton(description: Any) -> Any:
-    """What a point of an optimizer is recognised by: its values, packages' functions as described, others by name.
+    """The description by which a point of an optimizer is recognised: values, and the names of users' functions.
 
     Examples:
       >>> skeleton({"rate": {"name": "mine.schedule", "source": "12ab", "state": {"peak": 1.0}}, "b1": 0.9})
@@ -228,28 +164,6 @@ def short_name(name: str) -> str:
     return f"{top}.{rest.rpartition('.')[2]}{dot}{inner}" if rest else name
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Readable lines for what differs between two definitions.
-
-    Examples:
-      >>> differences({"steps": 10, "n": 1}, {"steps": 20, "n": 1})
-      ['steps: 10 -> 20']
-    """
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        names = dict.fromkeys([*old, *new])
-        parts = [differences(old.get(n), new.get(n), f"{path}.{n}" if path else n) for n in names]
-        return [line for part in parts for line in part]
-    if old == new or json.dumps(old) == json.dumps(new):  # NaN is not equal to itself
-        return []
-    return [f"{path}: {_brief(old)} -> {_brief(new)}"]
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value)
-    many = f" ({len(value)} entries)" if isinstance(value, list) else ""
-    return text if len(text) <= 80 else f"{text[:60]}...{many}"
-
-
 def _observable(value: Any, texts: bool) -> Any:
     if callable(value) and getattr(value, "__name__", "") == "<lambda>":
         raise ValueError("observables is a lambda, whose results have no name: give it a name with def")
@@ -260,7 +174,7 @@ def _optimizer(family: str, entry: Any, texts: bool) -> dict[str, Any]:
     grid: Grid = as_grid(entry)
     factory = entry if isinstance(entry, optax.GradientTransformation) else grid.factory
     described = describe(f"optimizer {family!r}", factory, texts)
-    if grid.per_run is not None:  # before runs had keys of their own, such a factory drew the same for every seed
+    if grid.per_run is not None:  # distinguishes them from results in which such a factory drew the same for every seed
         described["per_run"] = grid.per_run
     return {
         "factory": described,
@@ -292,13 +206,13 @@ def plain(field: str, value: Any, texts: bool = False) -> Any:
     if isinstance(value, Mapping):
         return {str(k): plain(field, v, texts) for k, v in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        # A field that is younger than stored results is left out at its default: those stay recognised.
-        own = {
+        # Fields marked `added` are omitted at their default, so that older results still match.
+        fields = {
             f.name: plain(field, getattr(value, f.name), texts)
             for f in dataclasses.fields(value)
             if not (f.metadata.get("added") and getattr(value, f.name) == f.default)
         }
-        return _callable_record(value, own, texts) if callable(value) else own
+        return _callable_record(value, fields, texts) if callable(value) else fields
     if callable(value) or isinstance(value, optax.GradientTransformation):
         return describe(field, value, texts)
     if isinstance(value, (tuple, list)):
@@ -307,14 +221,14 @@ def plain(field: str, value: Any, texts: bool = False) -> Any:
 
 
 def describe(field: str, value: Any, texts: bool = False) -> dict[str, Any]:
-    """A callable or transform as plain JSON: its name, a digest of the user's own code in it, what it closed over.
+    """A callable or transform as plain JSON: its name, a digest of the user's code in it, its closure.
 
-    What has no plain description is named by its type: the programs that are traced tell the rest.
+    Values without a plain description are named by their type, since the traced programs depend on them anyway.
 
     Args:
-      field: what it is, for messages.
+      field: name of the value, for messages.
       value: a callable or a transform.
-      texts: hash the text of the user's own functions, as version 0.1 did, instead of what they reach.
+      texts: hash the text of the user's functions, as version 0.1 did, instead of digesting all the code they reach.
     """
     if isinstance(value, optax.GradientTransformation):
         return {"init": describe(field, value.init, texts), "update": describe(field, value.update, texts)}
@@ -324,20 +238,20 @@ def describe(field: str, value: Any, texts: bool = False) -> dict[str, Any]:
     if inspect.ismethod(value):
         return {**describe(field, value.__func__, texts), "self": _lenient(value.__self__, texts)}
     function = inspect.unwrap(value)
-    own = not packaged(module_of(function) if hasattr(function, "__qualname__") else type(function).__module__)
+    users = not packaged(module_of(function) if hasattr(function, "__qualname__") else type(function).__module__)
     out: dict[str, Any] = {"name": public_name(function)}
-    if own:
+    if users:
         out["source"] = _text_hash(function) if texts else Reached().digest(value)
     state = _closure(function)
     if not isinstance(function, type) and not hasattr(function, "__code__"):
         state |= {name: value for name, value in getattr(function, "__dict__", {}).items() if name != "__wrapped__"}
-    if own or "<locals>" in out["name"]:
+    if users or "<locals>" in out["name"]:
         names = getattr(getattr(function, "__code__", None), "co_varnames", ())
         defaults = getattr(function, "__defaults__", None) or ()
         count = getattr(getattr(function, "__code__", None), "co_argcount", 0)
         state |= dict(zip(names[count - len(defaults) : count], defaults))
         state |= getattr(function, "__kwdefaults__", None) or {}
-    if own and not texts:  # the digest holds the rest
+    if users and not texts:  # the digest holds the rest
         state = {k: v for k, v in state.items() if isinstance(v, (bool, int, float, str, np.generic, type(None)))}
     if state:
         out["state"] = {k: _lenient(v, texts) for k, v in state.items()}
@@ -345,7 +259,7 @@ def describe(field: str, value: Any, texts: bool = False) -> dict[str, Any]:
 
 
 def _lenient(value: Any, texts: bool = False) -> Any:
-    """Something that a function holds, as plain JSON; by its type where it has no plain description."""
+    """A value inside a function as plain JSON; its type if it has no plain description."""
     if isinstance(value, Mapping):
         return {_key(k): _lenient(v, texts) for k, v in value.items()}
     if isinstance(value, (list, tuple)) and not isinstance(value, optax.GradientTransformation):
@@ -353,8 +267,8 @@ def _lenient(value: Any, texts: bool = False) -> Any:
     if isinstance(value, (np.ndarray, jax.Array)) and not _numbers(value):
         return {"undescribed": type(value).__qualname__}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: _lenient(getattr(value, f.name, None), texts) for f in dataclasses.fields(value)}
-        return _callable_record(value, own, texts) if callable(value) else own
+        fields = {f.name: _lenient(getattr(value, f.name, None), texts) for f in dataclasses.fields(value)}
+        return _callable_record(value, fields, texts) if callable(value) else fields
     if callable(value) or isinstance(value, optax.GradientTransformation):
         return describe("", value, texts)
     try:
@@ -363,10 +277,10 @@ def _lenient(value: Any, texts: bool = False) -> Any:
         return {"undescribed": type(value).__qualname__}
 
 
-def _callable_record(value: Any, own: dict[str, Any], texts: bool) -> dict[str, Any]:
-    """A callable dataclass: its fields, its class, and a digest of its code if that is the user's."""
+def _callable_record(value: Any, fields: dict[str, Any], texts: bool) -> dict[str, Any]:
+    """A callable dataclass: its fields, its class, and a digest of its code if it is the user's."""
     code = {} if texts or packaged(type(value).__module__) else {"source": Reached().digest(value)}
-    return {**own, "type": public_name(type(value)), **code}
+    return {**fields, "type": public_name(type(value)), **code}
 
 
 def _numbers(value: Any) -> bool:
@@ -381,7 +295,7 @@ def _key(key: Any) -> str:
 
 
 def public_name(value: Any) -> str:
-    """A function's or class's module and name; of a package's, the shortest module that has it under this name.
+    """Module and name of a function or class; for a package, the shortest module that exports it by this name.
 
     Examples:
       >>> import jaxsign, optax
@@ -403,18 +317,18 @@ def _text_hash(function: Callable) -> str:
     try:
         text = inspect.getsource(function)
     except (OSError, TypeError):
-        held = getattr(function, "__code__", None)
-        text = repr((held.co_code, held.co_consts)) if held else type(function).__qualname__
+        code = getattr(function, "__code__", None)
+        text = repr((code.co_code, code.co_consts)) if code else type(function).__qualname__
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _closure(function: Callable) -> dict[str, Any]:
     """Names and values that a function closed over, modules left out."""
-    held, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
-    if held is None or not cells:
+    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
+    if code is None or not cells:
         return {}
     out = {}
-    for name, cell in zip(held.co_freevars, cells):
+    for name, cell in zip(code.co_freevars, cells):
         try:
             value = cell.cell_contents
         except ValueError:  # a recursive function's own, still empty cell

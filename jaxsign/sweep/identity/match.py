@@ -1,47 +1,47 @@
-"""Whether a stored sweep is the one that is asked for: values, code by what it computes, accepted changes."""
+"""Whether a stored sweep is the requested one: equal values, code that computes the same, accepted changes."""
 
 import collections
-import functools
-import hashlib
 import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxsign.store.environment import cpu_model, package_versions
+from jaxsign.store.environment import package_versions
 from jaxsign.sweep.identity.definition import (
+    CODE,
     code,
     content_hash,
     definition,
     derived_by,
-    differences,
-    extension,
     neutral,
     numbered,
+    observed_name,
     opaque,
     short_name,
     skeleton,
 )
 from jaxsign.sweep.identity.sources import Reached
 from jaxsign.sweep.identity.tracing import programs
+from jaxsign.sweep.identity.versions import engine_digest
 from jaxsign.sweep.sweep import Sweep
 
-#: Parts of jaxsign that compute no number of a run.
-READERS = {"claims", "report", "theory", "plot", "cli"}
-#: Differences that a message lists.
+#: Entries of a definition that describe the grid, which may be extended.
+GRID = ("axes", "optimizers", "seeds")
+#: Values of entries that a definition of an older version may lack.
+DEFAULTS = {"threefry_partitionable": True}
+#: Maximum number of differences in a message.
 LINES = 6
 
 
 class Match(NamedTuple):
-    """How a sweep that is asked for relates to a stored one.
+    """How the requested sweep relates to a stored one.
 
     Args:
-      order: for every dimension of (axes, optimizer, seed), the sweep's index at every stored place, or -1.
-      part: whether it is a part of what is stored.
+      order: for every dimension of (axes, optimizer, seed), the sweep's index of every stored point, or -1.
+      part: whether it is a part of the stored sweep.
       changed: a line for every change of code, all of them accepted.
       definition: the definition to store.
       computation: the fingerprints to store.
@@ -65,13 +65,13 @@ def compare(
 ) -> Match:
     """Compares a sweep with a stored one.
 
-    Values are compared as they are. Code is compared by the programs that it traces to; where another version of JAX,
-    Optax or jaxsign made the stored ones and they differ, by the sources of the user's own functions.
+    Values must be equal. Code is compared by the programs that it traces to. If these differ and another version of
+    JAX, Optax or jaxsign traced the stored ones, the sources of the user's own functions are compared instead.
 
     Args:
       path: results directory, for messages.
       stored: its manifest.
-      sweep: what is asked for.
+      sweep: the requested sweep.
       accept: reason for which changes of code are accepted, or None.
       computation: the sweep's `fingerprints`, if they are known.
 
@@ -79,15 +79,15 @@ def compare(
       ValueError: for another definition, with the differences.
     """
     described = definition(sweep)
-    fresh = "computation" not in stored  # stored by version 0.1: nothing but names, numbers and hashes of texts
-    compared = definition(sweep, texts=True) if fresh else described
+    by_text = "computation" not in stored  # version 0.1 stored names, numbers and hashes of texts, but no fingerprints
+    compared = definition(sweep, texts=True) if by_text else described
     order = extension(path, stored, compared)
     computation = computation or fingerprints(sweep, described)
     lines: list[str] = []
     notes: list[str] = []
     versions = package_versions()
     same_packages = all(stored["versions"].get(name) == versions[name] for name in ("jax", "jaxlib", "optax"))
-    if fresh:
+    if by_text:
         lines = _text_differences(code(stored["definition"]), code(compared), same_packages)
         if any(map(opaque, code(compared).values())):
             notes.append(
@@ -98,13 +98,13 @@ def compare(
         for entry in dict.fromkeys([*old, *new]):
             families = entry.startswith("optimizers.")
             if families and not (entry in old and entry in new):
-                continue  # another optimizer, or one that is not asked for
-            found, note = _entry_differences(
+                continue  # an optimizer that is added, or not requested
+            changes, note = _entry_differences(
                 entry, old.get(entry), new.get(entry), stored["computation"]["entries"].get(entry, {}),
                 computation["entries"].get(entry, {}), stored["computation"]["engine"] == computation["engine"],
                 same_packages,
             )  # fmt: skip
-            lines += found
+            lines += changes
             notes += [note] if note and note not in notes else []
     if lines and accept is None:
         more = [f"and {len(lines) - LINES} more"] if len(lines) > LINES else []
@@ -112,22 +112,103 @@ def compare(
             f"out={path!r} belongs to another definition: {'; '.join([*lines[:LINES], *more])} "
             '(accept="reason" takes a change of code and keeps it in the manifest)'
         )
-    part = any(i < 0 for own in order for i in own)
+    part = any(i < 0 for indices in order for i in indices)
     if part:
-        described = _merged(stored["definition"], described if not fresh or lines else stored["definition"])
-    if not fresh:
+        described = _merged(stored["definition"], described if not by_text or lines else stored["definition"])
+    if not by_text:
         computation = _merged_computation(stored["computation"], computation)
     return Match(order, part, lines, described, computation, notes)
 
 
+def extension(path: str, stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[list[int]]:
+    """The order in which a store holds the points of a definition, which may extend the stored one or be a part of it.
+
+    An extension has more values on an axis, more seeds, more optimizers or more points of one; a part has fewer.
+    Code is not compared here: see `compare`.
+
+    Args:
+      path: results directory, for messages.
+      stored: its manifest.
+      new: the definition to run.
+
+    Returns:
+      For every dimension of (axes, optimizer, seed): the new definition's index of every stored point, -1 for a point
+      that it lacks, followed by the indices of new points.
+
+    Raises:
+      ValueError: for any other change, with the differences.
+    """
+    old, order = stored["definition"], stored["order"]
+    changed = differences(_values(old), _values(new))
+    before, after = ([axis["members"] for axis in d["axes"]] for d in (old, new))
+    changed += differences(before, after, "axes")
+    if changed:
+        raise ValueError(f"out={path!r} belongs to another definition: {'; '.join(changed)}")
+    out, gone, added = [], [], False
+    names = [*(",".join(members) for members in before), "optimizers", "seed"]
+    raw = [*(axis["values"] for axis in old["axes"]), None, old["seeds"]]
+    for name, old_points, new_points, places, values in zip(names, _points(old), _points(new), order, raw):
+        index, texts = {text: i for i, text in enumerate(numbered(new_points))}, numbered(old_points)
+        stored_indices = [index.get(texts[i], -1) for i in places]
+        rest = sorted({*range(len(new_points))} - {*stored_indices})
+        missing = [(values or old_points)[i] for i, new_index in zip(places, stored_indices) if new_index < 0]
+        if missing:
+            family, point = missing[0] if name == "optimizers" else ("", missing[0])
+            gone.append(f"{name}{'.' * bool(family)}{family} {_brief(point)} is stored and not asked for")
+        added = added or bool(rest)
+        out.append(stored_indices + rest)
+    if gone and added:
+        raise ValueError(
+            f"out={path!r} belongs to another definition: {gone[0]} (a stored sweep may be extended, or read in part, "
+            "not both at once)"
+        )
+    return out
+
+
+def _values(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a definition that describe neither code nor grid."""
+    rest = {k: v for k, v in {**DEFAULTS, **definition}.items() if k not in GRID and k not in CODE}
+    if rest.get("observables") is not None:
+        rest["observables"] = [observed_name(o) for o in rest["observables"]]
+    summary = definition.get("summary")
+    return {**{k: neutral(v) for k, v in rest.items()}, "summary": None if summary is None else "a function"}
+
+
+def _points(definition: Mapping[str, Any]) -> list[list[Any]]:
+    """The points of every dimension of (axes, optimizer, seed)."""
+    optimizers = [[name, skeleton(p)] for name, entry in definition["optimizers"].items() for p in entry["points"]]
+    return [*(skeleton(axis["values"]) for axis in definition["axes"]), optimizers, definition["seeds"]]
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Readable lines for the differences between two definitions.
+
+    Examples:
+      >>> differences({"steps": 10, "n": 1}, {"steps": 20, "n": 1})
+      ['steps: 10 -> 20']
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = dict.fromkeys([*old, *new])
+        parts = [differences(old.get(n), new.get(n), f"{path}.{n}" if path else n) for n in names]
+        return [line for part in parts for line in part]
+    if old == new or json.dumps(old) == json.dumps(new):  # NaN is not equal to itself
+        return []
+    return [f"{path}: {_brief(old)} -> {_brief(new)}"]
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    many = f" ({len(value)} entries)" if isinstance(value, list) else ""
+    return text if len(text) <= 80 else f"{text[:60]}...{many}"
+
+
 def fingerprints(sweep: Sweep, described: Mapping[str, Any]) -> dict[str, Any]:
-    """What a sweep computes, for its manifest: of every entry of code that is not a package's alone.
+    """Fingerprints of the computation of a sweep, for its manifest: of every entry with code of the user's own.
 
     Returns:
       {"engine": digest of jaxsign's own code, "entries": {entry: {"programs", "sources", "with"}}}.
     """
-    held = code(described)
-    entries = [name for name, description in held.items() if opaque(description)]
+    entries = [name for name, description in code(described).items() if opaque(description)]
     traced = programs(sweep, [name for name in entries if name != "hyper_code"])
     out: dict[str, Any] = {}
     for name in entries:
@@ -137,7 +218,7 @@ def fingerprints(sweep: Sweep, described: Mapping[str, Any]) -> dict[str, Any]:
         out[name] = {
             "programs": traced.get(name, {}), "sources": reached.parts, "with": _versions(reached.packages),
         }  # fmt: skip
-    return {"engine": engine(), "entries": out}
+    return {"engine": engine_digest(), "entries": out}
 
 
 def _reached(sweep: Sweep, entry: str) -> list[Any]:
@@ -154,20 +235,11 @@ def _reached(sweep: Sweep, entry: str) -> list[Any]:
 
 
 def _versions(packages: set[str]) -> dict[str, str]:
-    """Versions of the packages that some code uses, and the kind of device: with others, programs may differ."""
+    """Versions of the packages that some code uses, and the platform: programs may differ between these."""
     names = sorted({"jax", "optax", *packages} - {"jaxsign"} - set(sys.stdlib_module_names))
-    found = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
-    known = {name: version for name, version in found.items() if isinstance(version, str)}
+    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
+    known = {name: version for name, version in versions.items() if isinstance(version, str)}
     return {**known, "platform": jax.local_devices()[0].platform}
-
-
-@functools.cache
-def engine() -> str:
-    """Digest of jaxsign's own code, of what decides numbers; moved files do not matter."""
-    folder = Path(__file__).parents[2]
-    files = [f for f in folder.rglob("*.py") if f.relative_to(folder).parts[0].removesuffix(".py") not in READERS]
-    digests = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
-    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 def _entry_differences(
@@ -179,10 +251,10 @@ def _entry_differences(
     same_engine: bool,
     same_packages: bool,
 ) -> tuple[list[str], str]:
-    """(lines for what differs in one entry of code, a note if versions kept its programs from being compared)."""
+    """(lines for the differences in one entry of code, a note if versions prevent comparing its programs)."""
     if old is None or new is None:
         return differences(old and neutral(old), new and neutral(new), entry), ""
-    if entry.startswith("optimizers.") and "points" in old and "points" in new:  # those of both
+    if entry.startswith("optimizers.") and "points" in old and "points" in new:  # only points of both
         common = set(old["points"]) & set(new["points"])
         old, new = ({**d, "points": {k: d["points"][k] for k in common}} for d in (old, new))
     elif entry.startswith("optimizers."):
@@ -199,8 +271,8 @@ def _entry_differences(
         if not changed:
             return [], ""
         if same_versions:
-            said = [line for line in differences(neutral(old), neutral(new), entry) if ".source:" not in line]
-            return _reasons(entry, before["sources"], after["sources"]) or said or [_unexplained(entry, changed)], ""
+            values = [line for line in differences(neutral(old), neutral(new), entry) if ".source:" not in line]
+            return _reasons(entry, before["sources"], after["sources"]) or values or [_unexplained(entry, changed)], ""
     plain_old, plain_new = neutral(old), neutral(new)
     if plain_old == plain_new:
         note = "its programs differ with these versions; the sources of your functions are the same"
@@ -212,7 +284,7 @@ def _entry_differences(
 
 
 def _numbers_agree(old: Any, new: Any) -> bool:
-    """Whether two descriptions of a package's function differ in names and added defaults only, as versions do."""
+    """Whether two descriptions of a package's function differ only in names and added defaults, as versions do."""
 
     def leaves(value: Any) -> list[Any]:
         if isinstance(value, Mapping):
@@ -246,14 +318,14 @@ def _reasons(entry: str, before: Mapping[str, Any], after: Mapping[str, Any]) ->
 
 
 def _unexplained(entry: str, changed: Iterable[str]) -> str:
-    """A line for programs that changed while the code is as it was."""
+    """A line for programs that changed although the code did not."""
     names = list(changed)
     words = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"{entry}: the program of {words} has changed, by data that it reads or by a setting of JAX"
 
 
 def _text_differences(old: Mapping[str, Any], new: Mapping[str, Any], same_packages: bool) -> list[str]:
-    """Lines for what differs from a definition of version 0.1, which knows the text of functions."""
+    """Lines for the differences from a definition of version 0.1, which has hashes of the text of functions."""
     lines = []
     for entry in old.keys() & new.keys():
         one, two = _texts(old[entry]), _texts(new[entry])
@@ -284,100 +356,33 @@ def _merged(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]
     out["optimizers"] = {family: dict(entry) for family, entry in stored["optimizers"].items()}
     for family, entry in new["optimizers"].items():
         points = dict(zip(numbered([skeleton(p) for p in entry["points"]]), entry["points"]))
-        was = out["optimizers"][family]["points"]
-        names = numbered([skeleton(p) for p in was])
+        stored_points = out["optimizers"][family]["points"]
+        names = numbered([skeleton(p) for p in stored_points])
         out["optimizers"][family] = {
             "factory": entry["factory"],
-            "points": [points.get(name, p) for name, p in zip(names, was)],
+            "points": [points.get(name, p) for name, p in zip(names, stored_points)],
         }
     return out
 
 
 def _merged_computation(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprints of what is stored and of what is asked for; the programs of another version are not kept."""
+    """The fingerprints of the stored and the requested sweep, without the programs of another version."""
     entries = dict(stored["entries"])
     for name, entry in new["entries"].items():
-        was = entries.get(name, {})
-        kept = was.get("programs", {}) if was.get("with") == entry["with"] and stored["engine"] == new["engine"] else {}
-        # An optimizer may come with some of its points; what any other entry computes is all there.
-        some = kept if name.startswith("optimizers.") else {}
-        joined = {point: {**some.get(point, {}), **found} for point, found in entry["programs"].items()}
-        entries[name] = {**entry, "programs": {**kept, **joined}}
+        before = entries.get(name, {})
+        same_versions = before.get("with") == entry["with"] and stored["engine"] == new["engine"]
+        programs_before = before.get("programs", {}) if same_versions else {}
+        # Only an optimizer may be requested with some of its points; any other entry has all of its programs.
+        partial = programs_before if name.startswith("optimizers.") else {}
+        joined = {point: {**partial.get(point, {}), **digests} for point, digests in entry["programs"].items()}
+        entries[name] = {**entry, "programs": {**programs_before, **joined}}
     return {"engine": new["engine"], "entries": entries}
-
-
-def starts(stored: Mapping[str, Any] | None, where: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest's list of all that this sweep's runs were computed with, and what it promises of another run.
-
-    Args:
-      stored: the manifest so far, None for a new directory.
-      where: this process's `environment`.
-
-    Returns:
-      {"starts": one entry for each different set of versions, code, device, processor and flags, in order; "resume":
-      "bit-identical" where there is one, and the device promises it, otherwise "statistically equal"}.
-    """
-    here = _start(where, engine())
-    known: list[dict[str, Any]] = []
-    if stored is not None:
-        # Earlier versions kept none: what is known of the first start, and of the versions of the others.
-        first = _start(stored, stored.get("computation", {}).get("engine"))
-        others = [_start({**session, "flags": stored["flags"]}, None) for session in stored["sessions"]]
-        known = stored.get("starts") or [first, *others]
-    different: list[dict[str, Any]] = []
-    for start in [*known, here]:
-        alike = (all(None in (a, b) or a == b for a, b in zip(start.values(), one.values())) for one in different)
-        if not any(alike):
-            different.append(start)
-    return {"starts": different, "resume": where["resume"] if len(different) == 1 else "statistically equal"}
-
-
-def _start(where: Mapping[str, Any], code: str | None) -> dict[str, Any]:
-    """What decides the rounding of one start's numbers, None for what is not known."""
-    versions, device = where["versions"], where.get("device", {})
-    return {
-        **{name: versions.get(name) for name in ("jax", "jaxlib", "optax", "jaxsign")}, "code": code,
-        "device": device.get("kind"), "cpu": where.get("cpu"), "flags": " ".join(sorted(_flags(where["flags"]))),
-    }  # fmt: skip
-
-
-def _flags(flags: Mapping[str, Any]) -> set[str]:
-    """XLA's flags that may change numbers."""
-    return {flag for flag in flags.get("XLA_FLAGS", "").split() if _numeric(flag)}
-
-
-def other_versions(stored: Mapping[str, Any], versions: Mapping[str, Any], flags: Mapping[str, Any]) -> list[str]:
-    """Words for versions and flags that an earlier session had and this process has not."""
-    sessions = [stored, *stored["sessions"]]
-    out = []
-    for name in ("jax", "jaxlib", "optax", "jaxsign"):
-        earlier = {s["versions"].get(name): None for s in sessions if s["versions"].get(name) != versions.get(name)}
-        out += [f"{name} {', '.join(map(str, earlier))} -> {versions.get(name)}"] if earlier else []
-    known = stored.get("computation", {}).get("engine")
-    commits = [str(v.get("commit"))[:9] for v in (stored["versions"], versions)]
-    if known not in (None, engine()) or (known is None and "None" not in commits and commits[0] != commits[1]):
-        out.append(f"jaxsign's own code ({commits[0]} -> {commits[1]})")
-    before, now = _flags(stored["flags"]), _flags(flags)
-    if before != now:
-        out.append(f"XLA_FLAGS {' '.join(sorted(before)) or 'none'} -> {' '.join(sorted(now)) or 'none'}")
-    here = {"device": jax.local_devices()[0].device_kind, "cpu": cpu_model()}
-    for name, value in here.items():
-        earlier = {start[name]: None for start in stored.get("starts", ()) if start.get(name) not in (None, value)}
-        out += [f"{name} {', '.join(earlier)} -> {value}"] if earlier else []
-    return out
-
-
-def _numeric(flag: str) -> bool:
-    """Whether an XLA flag may change numbers on the kind of device that is used."""
-    if flag.startswith("--xla_force_host_platform_device_count"):
-        return False
-    return not flag.startswith("--xla_gpu") or jax.local_devices()[0].platform == "gpu"
 
 
 def accepted(
     reason: str, changed: Sequence[str], versions: Mapping[str, Any], stored: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The manifest's note of changes that were accepted, and of the grid whose stored runs are of the code before."""
+    """The manifest's note of accepted changes, and of the grid whose stored runs were computed by the code before."""
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     before = {name: stored["definition"][name] for name in ("axes", "seeds")}
     points = {name: entry["points"] for name, entry in stored["definition"]["optimizers"].items()}
@@ -388,7 +393,7 @@ def accepted(
 
 
 def checkpoint_base(stored: Mapping[str, Any]) -> str:
-    """What names the checkpoints of a stored sweep: kept when it is extended, another after a change of code."""
+    """Hash that names the checkpoints of a stored sweep: an extension keeps it, a change of code replaces it."""
     if "base_hash" in stored:
         return str(stored["base_hash"])
     return content_hash({k: v for k, v in stored["definition"].items() if k not in ("axes", "optimizers", "seeds")})

@@ -1,4 +1,4 @@
-"""Fingerprints of a user's own code: every function, class and constant that a callable reaches, in normal form."""
+"""Digests of a user's own code: every function, class and constant that a callable reaches, in normal form."""
 
 import builtins
 import dataclasses
@@ -20,9 +20,9 @@ from jaxsign.sweep.identity.syntax import Normal, bytecode, node_of, tree_of
 
 #: Packages by name, since a developer's copy of them lies outside site-packages.
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "jaxsign")
-#: Objects of packages are followed into each other this deep at most.
+#: Maximum depth to which objects inside objects of packages are followed.
 DEPTH = 4
-#: Longest readable text of a constant; longer ones are hashed.
+#: Longer texts of constants are hashed.
 SHORT = 60
 
 
@@ -37,9 +37,9 @@ def packaged(module: str) -> bool:
     top = module.partition(".")[0]
     if top in PACKAGES or top in sys.builtin_module_names:
         return True
-    found = sys.modules.get(top)
-    places = [getattr(found, "__file__", None), *getattr(found, "__path__", ())]
-    files = [Path(place) for place in places if place]
+    module_object = sys.modules.get(top)
+    locations = [getattr(module_object, "__file__", None), *getattr(module_object, "__path__", ())]
+    files = [Path(location) for location in locations if location]
     if top == "__main__" or not files:
         return top in sys.stdlib_module_names
     if {"site-packages", "dist-packages"} & set(files[0].parts):
@@ -53,10 +53,10 @@ def module_of(value: Any) -> str:
 
 
 class Reached:
-    """Everything of the user's own that some callables reach.
+    """All code and constants of the user that some callables reach.
 
-    A digest depends on code and values alone: not on comments, docstrings, annotations, the names of local variables,
-    functions and modules, or the order of functions in a file. Code of installed packages counts by name.
+    A digest depends on code and values alone, and not on comments, docstrings, annotations, the names of local
+    variables, functions and modules, or the order of functions in a file. Code of installed packages counts by name.
 
     Args:
       parts: {name of a function or constant: digest of the function's own body, or the constant}, for messages.
@@ -71,23 +71,23 @@ class Reached:
         self._open: list[int] = []
 
     def digest(self, value: Any) -> str:
-        """Digest of the user's own code and values that a callable or a transform reaches; "" if there are none."""
+        """Digest of the user's code and values that a callable or a transform reaches; "" if it reaches none."""
         return self._visit(value, "", False)
 
-    def _visit(self, value: Any, name: str, own: bool, depth: int = 0) -> str:
-        """Digest of one value; numbers inside packages' functions (`own` is False) are no code of the user's."""
+    def _visit(self, value: Any, name: str, users: bool, depth: int = 0) -> str:
+        """Digest of one value; numbers inside packages' functions (`users` is False) are not code of the user."""
         if value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.generic, enum.Enum, np.dtype)):
-            return self._constant(value, name) if own else ""
-        key = id(value), own
+            return self._constant(value, name) if users else ""
+        key = id(value), users
         if id(value) in self._open:
             return f"cycle {len(self._open) - self._open.index(id(value))}"
         if key not in self._known:
             self._open.append(id(value))
             try:
-                found = self._inside(value, name, own, depth)
+                inside = self._inside(value, name, users, depth)
             finally:
                 self._open.pop()
-            self._known[key] = found
+            self._known[key] = inside
             self._kept.append(value)
         return self._known[key]
 
@@ -106,40 +106,39 @@ class Reached:
             known, number = f"{name}#{number}", number + 1
         self.parts[known] = value
 
-    def _several(self, values: Iterable[tuple[str, Any]], own: bool, depth: int, head: str = "") -> str:
-        found = [(name, self._visit(value, name, own, depth)) for name, value in values]
-        inside = [digest for _, digest in found if digest]
-        return _hash(head, *inside) if inside or (own and head) else ""
+    def _several(self, values: Iterable[tuple[str, Any]], users: bool, depth: int, head: str = "") -> str:
+        inside = [digest for name, value in values if (digest := self._visit(value, name, users, depth))]
+        return _hash(head, *inside) if inside or (users and head) else ""
 
-    def _inside(self, value: Any, name: str, own: bool, depth: int) -> str:
+    def _inside(self, value: Any, name: str, users: bool, depth: int) -> str:
         if isinstance(value, (np.ndarray, jax.Array)):
-            return self._array(value, name) if own else ""
+            return self._array(value, name) if users else ""
         if isinstance(value, types.ModuleType):
             return "" if packaged(value.__name__) else self._module(value)
         if isinstance(value, Mapping):
             items = sorted(((_key(k), v) for k, v in value.items()), key=lambda item: item[0])
             head = ",".join(key for key, _ in items)
-            return self._several([(f"{name}[{key}]", v) for key, v in items], own, depth, f"mapping {head}")
+            return self._several([(f"{name}[{key}]", v) for key, v in items], users, depth, f"mapping {head}")
         if isinstance(value, (list, tuple)):
             return self._several(
-                [(f"{name}[{i}]", v) for i, v in enumerate(value)], own, depth, f"sequence {len(value)}"
+                [(f"{name}[{i}]", v) for i, v in enumerate(value)], users, depth, f"sequence {len(value)}"
             )
         if isinstance(value, (set, frozenset)):
-            return _hash(*sorted(self._visit(v, "", own, depth) for v in value)) if own else ""
+            return _hash(*sorted(self._visit(v, "", users, depth) for v in value)) if users else ""
         if isinstance(value, functools.partial):
             parts = [("", value.func), *((f"{name}.{k}", v) for k, v in sorted(value.keywords.items()))]
             bound = [(f"{name}[{i}]", v) for i, v in enumerate(value.args)]
-            mine = own or not packaged(module_of(value.func))
-            found = [self._visit(v, label, mine, depth) for label, v in [*parts, *bound]]
-            return _hash("partial", str(list(value.keywords)), *found) if any(found) else ""
+            inner = users or not packaged(module_of(value.func))
+            digests = [self._visit(v, label, inner, depth) for label, v in [*parts, *bound]]
+            return _hash("partial", str(list(value.keywords)), *digests) if any(digests) else ""
         if inspect.ismethod(value):
-            found = [self._visit(value.__func__, name, own, depth), self._visit(value.__self__, name, own, depth)]
-            return _hash("method", *found) if any(found) else ""
+            digests = [self._visit(value.__func__, name, users, depth), self._visit(value.__self__, name, users, depth)]
+            return _hash("method", *digests) if any(digests) else ""
         if isinstance(value, types.FunctionType):
-            return self._function(value, own)
+            return self._function(value, users)
         if isinstance(value, type):
-            return self._class(value) if own or not packaged(value.__module__) else ""
-        return self._object(value, name, own, depth)
+            return self._class(value) if users or not packaged(value.__module__) else ""
+        return self._object(value, name, users, depth)
 
     def _array(self, value: Any, name: str) -> str:
         if isinstance(value, jax.core.Tracer):
@@ -147,8 +146,8 @@ class Reached:
         if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
             value = jax.random.key_data(value)
         array = np.asarray(value)
-        held = self._several(enumerate_names(name, array), True, 0) if array.dtype == object else ""
-        digest = _hash(str(array.dtype), str(array.shape), held or np.ascontiguousarray(array).tobytes())
+        objects = self._several(enumerate_names(name, array), True, 0) if array.dtype == object else ""
+        digest = _hash(str(array.dtype), str(array.shape), objects or np.ascontiguousarray(array).tobytes())
         if name:
             self._part(name, f"{array.dtype}{list(array.shape)} {digest}")
         return digest
@@ -160,20 +159,20 @@ class Reached:
             return module.__name__
         return _hash("module", Normal(lambda name, attributes: (f"global {name}", 0)).text(tree, []))
 
-    def _function(self, function: types.FunctionType, own: bool) -> str:
+    def _function(self, function: types.FunctionType, users: bool) -> str:
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
         if packaged(module_of(function)):
             top = module_of(function).partition(".")[0]
             self.packages.add(top)
             values = [(key, cell.cell_contents) for key, cell in cells.items() if _filled(cell)]
             inside = self._several(values, False, 0)
-            return _hash(top, function.__qualname__, inside) if own or inside else ""
+            return _hash(top, function.__qualname__, inside) if users or inside else ""
         label = function.__qualname__.replace("<locals>.", "")
         order: list[Any] = []
         names: list[str] = []
 
         def refer(key: str, chain: tuple[str, ...] = ()) -> tuple[str, int]:
-            """(placeholder of a free name with the attributes that follow it, how many of these it takes in)."""
+            """(placeholder of a free name with its attributes, number of attributes that it includes)."""
             if key in cells:
                 if not _filled(cells[key]):
                     return "empty", 0
@@ -204,61 +203,61 @@ class Reached:
         node = node_of(function.__code__)
         text = Normal(refer).root(node) if node is not None else bytecode(function.__code__, refer)
         self._part(label, _hash(text))
-        found = [self._visit(value, shown, True) for value, shown in zip(order, names)]
+        digests = [self._visit(value, shown, True) for value, shown in zip(order, names)]
         defaults = dict(zip(_parameters(function)[::-1], (function.__defaults__ or ())[::-1]))
         defaults |= function.__kwdefaults__ or {}
-        held = {f"{label}.{key}": value for key, value in defaults.items()}
-        held |= {f"{label}.{key}": value for key, value in vars(function).items() if key != "__wrapped__"}
-        found += [self._visit(value, shown, True) for shown, value in held.items()]
-        return _hash(text, str(list(defaults)), *found)
+        attributes = {f"{label}.{key}": value for key, value in defaults.items()}
+        attributes |= {f"{label}.{key}": value for key, value in vars(function).items() if key != "__wrapped__"}
+        digests += [self._visit(value, shown, True) for shown, value in attributes.items()]
+        return _hash(text, str(list(defaults)), *digests)
 
     def _class(self, kind: type) -> str:
         if packaged(kind.__module__):
             self.packages.add(kind.__module__.partition(".")[0])
             return f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
         fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
-        found = [_hash("fields", *(field.name for field in fields))]
+        digests = [_hash("fields", *(field.name for field in fields))]
         for field in fields:
             for value in (field.default, field.default_factory):
                 if value is not dataclasses.MISSING:
-                    found.append(self._visit(value, f"{kind.__name__}.{field.name}", True))
+                    digests.append(self._visit(value, f"{kind.__name__}.{field.name}", True))
         for name, member in sorted(vars(kind).items()):
             if name in _GENERATED or _generated(member) or name in {field.name for field in fields}:
                 continue
             inner = [member.__func__] if isinstance(member, (staticmethod, classmethod)) else [member]
             if isinstance(member, property):
                 inner = [one for one in (member.fget, member.fset, member.fdel) if one is not None]
-            found.append(_hash(name, *(self._visit(one, f"{kind.__name__}.{name}", True) for one in inner)))
+            digests.append(_hash(name, *(self._visit(one, f"{kind.__name__}.{name}", True) for one in inner)))
         bases = [self._visit(base, "", True) for base in kind.__bases__ if base is not object]
-        return _hash("class", *found, *bases)
+        return _hash("class", *digests, *bases)
 
-    def _object(self, value: Any, name: str, own: bool, depth: int) -> str:
-        """Any other object: its class and what it holds; a wrapped function, such as one that is jitted, by itself."""
+    def _object(self, value: Any, name: str, users: bool, depth: int) -> str:
+        """Any other object: its class and attributes; a wrapped function, such as a jitted one, by itself."""
         kind = type(value)
         wrapped = getattr(value, "__wrapped__", None)
         if wrapped is not None and packaged(kind.__module__):
             rules = [
                 v for k, v in (getattr(value, "__dict__", None) or {}).items() if k != "__wrapped__" and callable(v)
             ]
-            found = [self._visit(one, "", own, depth + 1) for one in (wrapped, *rules) if one is not None]
-            return _hash("wrapped", *found) if any(found) else ""
-        mine = not packaged(kind.__module__)
+            digests = [self._visit(one, "", users, depth + 1) for one in (wrapped, *rules) if one is not None]
+            return _hash("wrapped", *digests) if any(digests) else ""
+        users_class = not packaged(kind.__module__)
         if depth > DEPTH:
-            return kind.__qualname__ if own else ""
-        held: dict[str, Any] = {}
+            return kind.__qualname__ if users else ""
+        attributes: dict[str, Any] = {}
         if dataclasses.is_dataclass(value):
-            held = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
-        elif mine or callable(value):  # other objects of packages, such as loggers, hold half of the process
-            held = dict(getattr(value, "__dict__", None) or {})
+            attributes = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+        elif users_class or callable(value):  # other objects of packages, such as loggers, reach half of the process
+            attributes = dict(getattr(value, "__dict__", None) or {})
             for slot in (s for base in kind.__mro__ for s in _slots(base)):
                 if hasattr(value, slot):
-                    held.setdefault(slot, getattr(value, slot))
+                    attributes.setdefault(slot, getattr(value, slot))
         base = name or kind.__name__
-        items = [(f"{base}.{key}", held[key]) for key in sorted(held)]
-        inside = self._several(items, own or mine, depth + 1, "holds " + ",".join(sorted(held)))
-        if not mine and not own and not inside:
+        items = [(f"{base}.{key}", attributes[key]) for key in sorted(attributes)]
+        inside = self._several(items, users or users_class, depth + 1, "holds " + ",".join(sorted(attributes)))
+        if not users_class and not users and not inside:
             return ""
-        return _hash(self._class(kind) if mine else kind.__qualname__, getattr(value, "__name__", ""), inside)
+        return _hash(self._class(kind) if users_class else kind.__qualname__, getattr(value, "__name__", ""), inside)
 
 
 def enumerate_names(name: str, array: np.ndarray) -> list[tuple[str, Any]]:
@@ -308,8 +307,8 @@ def _key(key: Any) -> str:
 
 
 def _hash(*parts: str | bytes) -> str:
-    made = hashlib.sha256()
+    hashed = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        made.update(str(len(data)).encode() + b":" + data)
-    return made.hexdigest()[:16]
+        hashed.update(str(len(data)).encode() + b":" + data)
+    return hashed.hexdigest()[:16]

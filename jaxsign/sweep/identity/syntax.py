@@ -1,4 +1,4 @@
-"""A function's own code in a form that does not depend on comments, layout and the names of local variables."""
+"""A function's code in a normal form without comments, layout and the names of local variables."""
 
 import ast
 import dis
@@ -11,29 +11,29 @@ from typing import Any
 
 
 def node_of(code: types.CodeType) -> ast.AST | None:
-    """The syntax tree of a function; None where its file is gone or is not what was imported."""
+    """The syntax tree of a function; None if its file is missing or differs from the imported one."""
     tree = tree_of(code.co_filename)
     if tree is None:
         return None
     spots = [(line, column) for line, _, column, _ in code.co_positions() if line and column is not None]
-    found: list[ast.AST] = []
+    nodes: list[ast.AST] = []
     for node in ast.walk(tree):
         if code.co_name == "<lambda>":
             if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno:
                 first, last = (node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0)
                 if all(first <= spot <= last for spot in spots if spot != (code.co_firstlineno, 0)):
-                    found.append(node)
+                    nodes.append(node)
         elif (
             isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
             and node.name == code.co_name
             and min([node.lineno, *(d.lineno for d in node.decorator_list)]) == code.co_firstlineno
         ):
-            found.append(node)
+            nodes.append(node)
     compiled = _codes(code.co_filename)
-    if len(found) > 1:  # lambdas inside each other: the innermost one that holds all of the code
-        found = found[-1:]
+    if len(nodes) > 1:  # nested lambdas: the innermost one that contains all of the code
+        nodes = nodes[-1:]
     same = any(one.co_name == code.co_name and _same_code(one, code) for one in compiled)
-    return found[0] if found and same else None
+    return nodes[0] if nodes and same else None
 
 
 def _same_code(one: types.CodeType, other: types.CodeType) -> bool:
@@ -47,7 +47,7 @@ def _same_code(one: types.CodeType, other: types.CodeType) -> bool:
 
 
 def tree_of(filename: str) -> ast.Module | None:
-    """The syntax tree of a file, None where it is gone or is not Python."""
+    """The syntax tree of a file, None if it is missing or not Python."""
     linecache.checkcache(filename)
     return _parsed(filename, "".join(linecache.getlines(filename)))
 
@@ -78,7 +78,7 @@ def _compiled(filename: str, text: str) -> list[types.CodeType]:
 
 
 def bytecode(code: types.CodeType, refer: Callable[..., tuple[str, int]]) -> str:
-    """A function's instructions where its text cannot be read: without lines, local names and documentation."""
+    """The instructions of a function whose text cannot be read, without lines, local names and documentation."""
     words = []
     for one in dis.get_instructions(code):
         if isinstance(one.argval, types.CodeType):
@@ -95,9 +95,9 @@ def bytecode(code: types.CodeType, refer: Callable[..., tuple[str, int]]) -> str
     return f"bytecode {version} " + "; ".join(words)
 
 
-#: Fields of the syntax tree that decide no number.
+#: Fields of the syntax tree that do not change results.
 _IGNORED = {"annotation", "returns", "type_comment", "type_params", "ctx", "kind", "type_ignores", "simple"}
-#: Where a string in the tree is a name that is bound.
+#: Fields of the syntax tree that contain a bound name as a string.
 _BOUND = {
     ast.FunctionDef: "name", ast.AsyncFunctionDef: "name", ast.ClassDef: "name", ast.ExceptHandler: "name",
     ast.MatchAs: "name", ast.MatchStar: "name", ast.MatchMapping: "rest",
@@ -106,7 +106,7 @@ _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 class Normal:
-    """Text of a syntax tree with local variables numbered and free names replaced by what they refer to.
+    """Text of a syntax tree with local variables numbered and free names replaced by placeholders of their values.
 
     Names of parameters stay, since calls may use them.
 
@@ -119,7 +119,7 @@ class Normal:
         self.count = 0
 
     def root(self, node: ast.AST) -> str:
-        """The text of a function whose own name and decorators do not count."""
+        """The text of a function without its name and decorators."""
         return self._scope(node, [], True)
 
     def text(self, node: Any, scopes: list[dict[str, str]]) -> str:
@@ -136,8 +136,8 @@ class Normal:
             return ""
         if isinstance(node, ast.Pass):
             return ""
-        if isinstance(node, (ast.Name, ast.Attribute)) and (found := self._chain(node, scopes)):
-            return found
+        if isinstance(node, (ast.Name, ast.Attribute)) and (chain := self._chain(node, scopes)):
+            return chain
         kind = "Assign" if isinstance(node, ast.AnnAssign) else type(node).__name__
         words = []
         for name, value in ast.iter_fields(node):
@@ -164,8 +164,8 @@ class Normal:
         local = self._local(node.id, scopes)
         if local:
             return ".".join([local, *attributes])
-        found = self.refer(node.id, tuple(attributes))
-        text, used = found if isinstance(found, tuple) else (found, 0)
+        reference = self.refer(node.id, tuple(attributes))
+        text, used = reference if isinstance(reference, tuple) else (reference, 0)
         return ".".join([f"<{text}>", *attributes[used:]])
 
     def _local(self, name: str, scopes: list[dict[str, str]]) -> str:
@@ -185,9 +185,9 @@ class Normal:
                 scope[name] = f"%{self.count}"
                 self.count += 1
         inner = [*scopes, scope]
-        # The defaults of a root are known by their values.
-        given = [] if root else [*arguments.defaults, *arguments.kw_defaults]
-        words = [self.text(part, scopes) for part in given]
+        # The defaults of a root are digested by their values.
+        defaults = [] if root else [*arguments.defaults, *arguments.kw_defaults]
+        words = [self.text(part, scopes) for part in defaults]
         shape = [len(arguments.posonlyargs), len(arguments.args), len(arguments.kwonlyargs)]
         head = [arg.arg if arg is not None else None for arg in every]
         out = f"function({shape},{head},{words},{self.text(body, inner)}"

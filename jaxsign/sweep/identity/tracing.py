@@ -1,4 +1,4 @@
-"""Fingerprints of what a sweep computes: the programs that its functions trace to, in a form without names."""
+"""Digests of the programs that a sweep's functions trace to, in a form without names."""
 
 import dataclasses
 import enum
@@ -26,15 +26,15 @@ from jaxsign.training.task import Task
 Digests = dict[str, str]
 #: Calls that XLA inlines: a program is the same with and without them.
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
-#: Parameters of primitives that say where something comes from, and not what it is.
+#: Parameters of primitives that name the origin of an equation and do not change its result.
 _NAMES = ("name", "debug_info", "ctx_mesh")
 
 
 def digest(program: Any) -> str:
-    """Digest of a ClosedJaxpr: what its results are as functions of its arguments, constants included.
+    """Digest of a ClosedJaxpr: of its results as functions of its arguments, constants included.
 
-    A result is known by its primitive, parameters, shape, dtype and operands. So names, the order of independent
-    equations, equations without use and inner calls of `jax.jit` do not matter.
+    A result is identified by its primitive, parameters, shape, dtype and operands. So names, the order of independent
+    equations, unused equations and inner calls of `jax.jit` do not matter.
 
     Args:
       program: from `jax.make_jaxpr`.
@@ -70,8 +70,8 @@ class _Walk:
         """Digests of a program's results, from those of its arguments."""
         values = dict(zip(jaxpr.invars, arguments))
         # Inner programs that are open have their constants as arguments of an outer one.
-        held = [_array(c) for c in constants] or [_hash("outer", str(i)) for i in range(len(jaxpr.constvars))]
-        values |= dict(zip(jaxpr.constvars, held))
+        digests = [_array(c) for c in constants] or [_hash("outer", str(i)) for i in range(len(jaxpr.constvars))]
+        values |= dict(zip(jaxpr.constvars, digests))
 
         def of(atom: Any) -> str:
             if isinstance(atom, core.Literal):
@@ -81,12 +81,12 @@ class _Walk:
         for equation in jaxpr.eqns:
             operands, inner = [of(atom) for atom in equation.invars], _inner(equation)
             if inner is not None and len(inner.jaxpr.invars) == len(operands):
-                found = self.results(inner.jaxpr, inner.consts, operands)
+                outputs = self.results(inner.jaxpr, inner.consts, operands)
             else:
                 rest = {k: v for k, v in equation.params.items() if k not in _NAMES and v is not None}
                 head = _hash(equation.primitive.name, self.plain(rest), *operands)
-                found = [_hash(head, str(i), _shape(v.aval)) for i, v in enumerate(equation.outvars)]
-            values |= dict(zip(equation.outvars, found))
+                outputs = [_hash(head, str(i), _shape(v.aval)) for i, v in enumerate(equation.outvars)]
+            values |= dict(zip(equation.outvars, outputs))
         return [of(atom) for atom in jaxpr.outvars]
 
     def plain(self, value: Any) -> str:
@@ -102,7 +102,7 @@ class _Walk:
         if isinstance(value, (np.ndarray, np.generic, jax.Array)):
             return _array(value)
         if callable(value) and not isinstance(value, type):
-            # A callback; rules of derivatives are traced where they are used.
+            # A callback. Rules of derivatives are traced where they are used.
             return Reached().digest(value) or type(value).__qualname__
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             rest = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
@@ -131,11 +131,11 @@ def _array(value: Any, dtype: Any = None) -> str:
 
 
 def _hash(*parts: str | bytes) -> str:
-    made = hashlib.sha256()
+    hashed = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        made.update(str(len(data)).encode() + b":" + data)
-    return made.hexdigest()
+        hashed.update(str(len(data)).encode() + b":" + data)
+    return hashed.hexdigest()
 
 
 class Tracer:
@@ -149,7 +149,7 @@ class Tracer:
         leaves, structure = jax.tree.flatten(arguments)
         key = function, structure, tuple((x.shape, x.dtype) for x in leaves)
         if key not in self.known:
-            # JAX keeps what it has traced of a function; a global that it reads may have changed since.
+            # A fresh function, since JAX caches traces, and a global that the function reads may have changed since.
             program, out = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(*arguments)
             self.known[key] = _hash(digest(program), _names_of(out))[:16], out
         return self.known[key]
@@ -243,10 +243,10 @@ def _trained(trace: Tracer, task: Task, hyper: Any, start: Start) -> Digests:
     if task.scale is not None:
         out["scale"] = trace(task.scale, data, hyper)[0]
     reduction = task.reduction
-    how = (
+    settings = (
         reduction.frozen, reduction.homogeneous, reduction.compact_only, reduction.compact_decays, sorted(task.watch)
     )  # fmt: skip
-    out["how it is trained"] = _hash(repr(how))[:16]
+    out["how it is trained"] = _hash(repr(settings))[:16]
     forms = {"": start.params}
     if reduction.compact is not None:
         out["compact"], forms["compact "] = trace(reduction.compact, start.params, data)
@@ -260,8 +260,8 @@ def _trained(trace: Tracer, task: Task, hyper: Any, start: Start) -> Digests:
             for signs in (False, True):
                 gradient = _bound(task.gradient, signs)
                 out[f"{form}gradient{' by signs' * signs}"] = trace(gradient, params, batch, hyper)[0]
-        for name, alarm in task.watch.items():
-            out[f"{form}watch.{name}"] = trace(alarm, params, batch, hyper, params)[0]
+        for name, monitor in task.watch.items():
+            out[f"{form}watch.{name}"] = trace(monitor, params, batch, hyper, params)[0]
         out[f"{form}observe"] = trace(task.observe, params, data, None, hyper)[0]
         if test is not None:
             out[f"{form}observe with test"] = trace(task.observe, params, data, test, hyper)[0]
@@ -305,7 +305,7 @@ def _differentiated(task: Task) -> Callable:
 def _summary(sweep: Sweep, task: Task, hyper: Any, start: Start) -> str:
     """The program of a sweep's summary."""
     assert sweep.summary is not None
-    shapes, _, _ = observers(task, start, hyper, sweep.observables, scalars=True)
+    shapes = observers(task, start, hyper, sweep.observables, scalars=True).shapes
     record, summary = sweep.schedule.record, sweep.summary
     rows = {
         name: jax.ShapeDtypeStruct((record.size, *value.shape), _floating(value.dtype))

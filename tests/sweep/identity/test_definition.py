@@ -14,7 +14,8 @@ import optax
 import pytest
 
 import jaxsign as js
-from jaxsign.sweep.identity.definition import content_hash, definition, differences
+from jaxsign.sweep.identity.definition import content_hash, definition
+from jaxsign.sweep.identity.match import differences
 
 
 @dataclasses.dataclass(frozen=True)

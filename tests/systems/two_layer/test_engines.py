@@ -11,7 +11,7 @@ import pytest
 
 import jaxsign as js
 from jaxsign.optimizers.rules import FAMILIES
-from jaxsign.sweep import groups as plan
+from jaxsign.sweep.groups import make_groups
 
 PROBLEM = js.Problem(n=5, d=200, s=6, m_k=4, m_v=3, n_test=30, supports="disjoint")
 HYPER = js.Hyper(sigma_p=2.0, sigma_0=0.02)
@@ -100,7 +100,7 @@ def test_auto_picks_the_fastest_exact_engine_of_every_group_and_says_why():
     dense = js.run_sweep(dataclasses.replace(made, engine="dense"))
     np.testing.assert_allclose(ds["train_loss"], dense["train_loss"], rtol=2e-4)
     mixed = dataclasses.replace(made, axes={"supports": ["disjoint", "independent"]})
-    chosen = [group.choice.task.name for group in plan.groups(mixed)]
+    chosen = [group.choice.task.name for group in make_groups(mixed)]
     assert chosen[3:] == ["two_layer_support", "two_layer_support", "two_layer"]
 
 
@@ -125,7 +125,7 @@ def test_an_n_axis_compiles_one_program_a_power_of_two_and_changes_no_run(engine
         optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-3])},
         observables=["train_loss", "test_error", "sign_agreement", "majority_agreement", "key_noise", "s21"],
     )  # fmt: skip
-    groups = plan.groups(made)
+    groups = make_groups(made)
     assert len({group.program_key for group in groups}) == 2  # 1; 3 and 4
     ds = js.run_sweep(made)
     assert ds.sizes["sample"] == max(sizes)

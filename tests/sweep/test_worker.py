@@ -7,10 +7,8 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from test_faults import LIMITS, child, sweep, until, values
@@ -19,7 +17,6 @@ import jaxsign as js
 from jaxsign.cli import main as cli
 from jaxsign.store import checkpoints
 from jaxsign.store.manifest import UnusableData, checksum
-from jaxsign.sweep import execute as blocks
 
 SMALL = {"axes": {"goal": [0.5, 1.0], "seed": 3}, "steps": 400}
 LONG = {"steps": 5000}
@@ -55,7 +52,7 @@ def under_way(tmp_path_factory):
     return out
 
 
-def test_guarantee_1_four_devices_then_one_and_back_change_no_bit(tmp_path, stored):
+def test_four_devices_then_one_and_back_change_no_bit(tmp_path, stored):
     out = tmp_path / "out"
     code = "jax.config.update('jax_num_cpu_devices', int(sys.argv[2]))\n" + CUT.format(changes=SMALL | LONG)
     done = 0
@@ -74,7 +71,7 @@ def test_guarantee_1_four_devices_then_one_and_back_change_no_bit(tmp_path, stor
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax, of what it gave up
 @pytest.mark.parametrize("where", ["finished", "under way"])
-def test_guarantee_5_a_flipped_byte_anywhere_is_detected_or_harmless(tmp_path, stored, under_way, where):
+def test_a_flipped_byte_anywhere_is_detected_or_harmless(tmp_path, stored, under_way, where):
     """100 places each: what is read stays the same or is refused, and the next start mends it."""
     path, wanted = stored
     source = path if where == "finished" else under_way
@@ -110,7 +107,7 @@ def test_guarantee_5_a_flipped_byte_anywhere_is_detected_or_harmless(tmp_path, s
 @pytest.mark.parametrize(
     "part", ["results.zarr/train_loss", "results.zarr/status", "results.zarr/seed", "trajectories"]
 )
-def test_guarantee_5_damage_is_mended_by_the_sweep_s_own_command(tmp_path, stored, part, capsys):
+def test_damage_is_mended_by_the_sweep_s_own_command(tmp_path, stored, part, capsys):
     path, wanted = stored
     copy = tmp_path / "copy"
     shutil.copytree(path, copy)
@@ -124,7 +121,7 @@ def test_guarantee_5_damage_is_mended_by_the_sweep_s_own_command(tmp_path, store
     assert cli.main(["verify", str(copy)]) == 0
 
 
-def test_guarantee_5_a_truncated_newest_checkpoint_is_passed_over(tmp_path, under_way, capfd):
+def test_a_truncated_newest_checkpoint_is_passed_over(tmp_path, under_way, capfd):
     out = tmp_path / "out"
     shutil.copytree(under_way, out)
     newest = max(max(out.glob("checkpoints/*")).glob("*.json"), key=lambda f: int(f.stem))
@@ -136,7 +133,7 @@ def test_guarantee_5_a_truncated_newest_checkpoint_is_passed_over(tmp_path, unde
     assert cli.main(["verify", str(out)]) == 0
 
 
-def test_guarantee_5_sigkill_while_a_checkpoint_is_written(tmp_path, stored):
+def test_sigkill_while_a_checkpoint_is_written(tmp_path, stored):
     """Killed inside Orbax's save: the half-written one has no record and is not looked at."""
     out = tmp_path / "out"
     code = (
@@ -154,7 +151,7 @@ def test_guarantee_5_sigkill_while_a_checkpoint_is_written(tmp_path, stored):
     assert cli.main(["verify", str(out)]) == 0
 
 
-def test_guarantee_6_nothing_on_disk_is_a_pickle_or_is_imported(stored, under_way):
+def test_nothing_on_disk_is_a_pickle_or_is_imported(stored, under_way):
     for root in (stored[0], under_way):
         for file in root.rglob("*"):
             if file.is_file():
@@ -235,7 +232,7 @@ def test_a_read_only_directory_is_one_line_to_write_and_readable(tmp_path, store
         subprocess.run(["umount", disk], check=True)
 
 
-def test_guarantee_3_a_run_of_rate_1e30_costs_its_neighbours_nothing(tmp_path, stored):
+def test_a_run_of_rate_1e30_costs_its_neighbours_nothing(tmp_path, stored):
     rates = [1e-3, 3e-3, 1e30]
     ds = js.run_sweep(sweep(**SMALL, optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=rates)}),
                       tmp_path / "out", **LIMITS)  # fmt: skip
@@ -247,54 +244,7 @@ def test_guarantee_3_a_run_of_rate_1e30_costs_its_neighbours_nothing(tmp_path, s
         np.testing.assert_array_equal(ds[name].isel(optimizer=slice(0, 2)), calm[name])
 
 
-def test_guarantee_2_the_block_is_halved_once_when_memory_runs_out(tmp_path, stored, monkeypatch, capfd):
-    most, run = {"runs": 5}, blocks.Blocks._run
-
-    def small_device(self, work):
-        if len(work.unit.members) > most["runs"]:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
-        return run(self, work)
-
-    monkeypatch.setattr(blocks.Blocks, "_run", small_device)
-    js.run_sweep(sweep(**SMALL), tmp_path / "out", **LIMITS)
-    assert "out of memory with" in capfd.readouterr().err
-    assert small_values(tmp_path / "out") == stored[1]
-    most["runs"] = 0
-    with pytest.raises(ValueError, match="do not fit either"):
-        js.run_sweep(sweep(**SMALL), tmp_path / "other", **LIMITS)
-
-
-def test_guarantee_2_a_block_of_a_killed_worker_runs_on_another_one(tmp_path, stored):
-    pytest.importorskip("distributed")
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    dask, address = [sys.executable, "-m", "dask"], tmp_path / "scheduler.json"
-    quiet = {"env": here, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    scheduler = subprocess.Popen(
-        [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", address],
-        **quiet,
-    )
-    command = [*dask, "worker", "--scheduler-file", address, "--no-nanny", "--nthreads", "1", "--no-dashboard"]
-    workers = [subprocess.Popen([*command, "--local-directory", tmp_path / f"w{i}"], **quiet) for i in range(2)]
-    try:
-        until(lambda: address.exists() and address.read_text().endswith("}"))
-        where, out = json.loads(address.read_text())["address"], tmp_path / "out"
-        changes = SMALL | LONG
-        code = f"js.run_sweep(t.sweep(**{changes}), sys.argv[1], **t.LIMITS, scheduler=sys.argv[2])"
-        driver = child(code, out, where)
-        until(lambda: len({f.parent for f in out.glob("trajectories/*/*.segment")}) >= 2, driver)
-        workers[0].kill()
-        _, words = driver.communicate()
-        assert driver.returncode == 0, words
-        fresh = tmp_path / "fresh"
-        js.run_sweep(sweep(**changes), fresh, **LIMITS)
-        assert small_values(out, **LONG) == small_values(fresh, **LONG)
-    finally:
-        for process in (*workers, scheduler):
-            process.kill()
-            process.wait()
-
-
-def test_guarantee_2_two_processes_of_jax_distributed_share_the_blocks_out(tmp_path, stored):
+def test_two_processes_of_jax_distributed_share_the_blocks_out(tmp_path, stored):
     code = (
         "jax.distributed.initialize(coordinator_address=f'127.0.0.1:{sys.argv[2]}', num_processes=2, "
         "process_id=int(sys.argv[3]))\n"
@@ -325,19 +275,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path):
         assert list(tmp_path.iterdir()) == []
     with pytest.raises(TypeError, match="unexpected keyword argument 'stepz'"):
         sweep(stepz=3)
-
-
-def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
-    pytest.importorskip("distributed")
-    from jaxsign.sweep import cluster
-
-    monkeypatch.setattr(cluster, "TIMEOUT", 1)
-    with pytest.raises(
-        ValueError, match=r"scheduler must be the address of a running Dask scheduler, got 'tcp://127"
-    ) as e:
-        js.run_sweep(sweep(**SMALL), tmp_path / "out", scheduler="tcp://127.0.0.1:1")
-    assert "\n" not in str(e.value)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_shard_twice_is_refused(tmp_path):

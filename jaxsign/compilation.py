@@ -1,4 +1,4 @@
-"""How jaxsign's own programs are compiled and called, whatever JAX is set to elsewhere."""
+"""Options with which jaxsign's programs are compiled and called, whatever JAX is set to elsewhere."""
 
 import contextlib
 import functools
@@ -15,12 +15,11 @@ T = TypeVar("T")
 def undisturbed() -> Iterator[None]:
     """Keeps JAX's debugging flags off the programs that run inside; `@undisturbed()` does so for a function.
 
-    NaN is a value here: what is not recorded, and a run from its first bad step on, which its status tells. So
-    jax_debug_nans and jax_debug_infs would stop healthy runs, and jax_transfer_guard every program that takes NumPy
-    arrays.
+    NaN is a legal value: it marks steps without a record, and a run from its first bad step on. So jax_debug_nans and
+    jax_debug_infs would stop healthy runs, and jax_transfer_guard would stop every program that takes NumPy arrays.
 
     Raises:
-      ValueError: if JAX cannot start on the platform that it is told to use; it starts with its first array.
+      ValueError: if JAX, which starts with its first array, cannot start on the configured platform.
     """
     try:
         with jax.debug_nans(False), jax.debug_infs(False), jax.transfer_guard("allow"):
@@ -32,18 +31,18 @@ def undisturbed() -> Iterator[None]:
 
 
 def no_platform() -> str:
-    """Why JAX cannot start in this process; "" if it can, or has."""
+    """Why JAX cannot start in this process; "" if it can, or already has."""
     try:
         jax.local_devices()
     except (RuntimeError, AssertionError) as error:  # jax 0.10 and 0.12 assert that some platform has started
-        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
         reason = (str(error).splitlines() or ["no such device"])[0]
-        return f"JAX_PLATFORMS={asked or ''} cannot be used on this machine: {reason}; JAX_PLATFORMS=cpu can"
+        return f"JAX_PLATFORMS={platforms or ''} cannot be used on this machine: {reason}; JAX_PLATFORMS=cpu can"
     return ""
 
 
 def each_undisturbed(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made undisturbed; between them the flags are the caller's.
+    """The same items, each made undisturbed; between them the caller's flags hold.
 
     Examples:
       >>> list(each_undisturbed(iter("ab")))

@@ -1,4 +1,4 @@
-"""What an optimizer draws: random numbers in its program, and whether they come from the run's own key."""
+"""Does an optimizer draw random numbers, and do they come from the key of each run?"""
 
 import functools
 import itertools
@@ -16,16 +16,16 @@ from jaxsign.optimizers.factories import Static, build, hashable
 Factory = Callable[..., optax.GradientTransformation]
 #: Primitives that turn a key, or a generator's state, into random numbers.
 DRAWS = frozenset({"random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform"})
-#: Updates of a transform that are looked at: the second one starts from a state that an update has written.
+#: Updates that are traced: the second one starts from a state that an update has written.
 UPDATES = 2
 
 
 class Draws(NamedTuple):
-    """What a transform's `init` and `update` draw.
+    """The random draws of a transform's `init` and `update`.
 
     Args:
       drawn: whether they draw random numbers, or keep a key.
-      reason: why some of these are not each run's own; "" if all are.
+      reason: why some of these do not come from the key of each run; "" if all do.
     """
 
     drawn: bool
@@ -33,7 +33,7 @@ class Draws(NamedTuple):
 
 
 def draws(factory: Factory, points: Iterable[Mapping[str, Any]], like: Any) -> list[Draws]:
-    """What each point of an optimizer draws, read off its program; nothing is run.
+    """The random draws of each point of an optimizer, read off its program; nothing is run.
 
     The transform is built with an array of run keys under `vmap`. Whatever depends on a run's key is then batched, and
     a draw that is not batched is the same for every seed. A key in the state counts as a draw.
@@ -65,7 +65,7 @@ def draws(factory: Factory, points: Iterable[Mapping[str, Any]], like: Any) -> l
 
 @functools.lru_cache(maxsize=256)
 def _drawn(factory: Factory, static: Static, floats: tuple[str, ...], structure: Any, shapes: Any) -> Draws:
-    """What a point draws; kept, since all points that differ in floats only draw alike."""
+    """The draws of a point; cached, since points that differ only in floats draw alike."""
     sizes = {size for shape in shapes for size in (*shape.shape, shape.size)}
     runs = next(n for n in itertools.count(10007) if not any(size % n == 0 for size in sizes if size))
 
@@ -76,8 +76,8 @@ def _drawn(factory: Factory, static: Static, floats: tuple[str, ...], structure:
             state = transform.init(params)
             out: list[Any] = [_from_keys(state)]
             for _ in range(UPDATES):
-                asked = {"value": zero, "grad": params, "value_fn": lambda params: zero}
-                updates, state = transform.update(params, state, params, **asked)
+                extra = {"value": zero, "grad": params, "value_fn": lambda params: zero}
+                updates, state = transform.update(params, state, params, **extra)
                 out.append((updates, _from_keys(state)))
         return out
 
@@ -111,7 +111,7 @@ def _threefry() -> Any:
 
 
 def _from_keys(state: Any) -> list[Any]:
-    """A draw from every key in a state, typed or the two words of one: what is kept is sooner or later drawn from."""
+    """A draw from every key in a state, typed or as its two words: a key in the state will be drawn from."""
     out = []
     for leaf in map(jnp.asarray, jax.tree.leaves(state)):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -122,7 +122,7 @@ def _from_keys(state: Any) -> list[Any]:
 
 
 def _equations(jaxpr: core.Jaxpr) -> Iterator[Any]:
-    """All equations of a program, those of its inner programs too."""
+    """All equations of a program and of its inner programs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in _inner(equation):
@@ -139,8 +139,8 @@ def _inner(equation: Any) -> Iterator[Any]:
 
 def _constants(closed: core.ClosedJaxpr) -> list[bytes]:
     """The numbers that are written into a program, as bytes."""
-    found = list(closed.consts)
+    constants = list(closed.consts)
     for equation in _equations(closed.jaxpr):
-        found += [x.val for x in equation.invars if isinstance(x, core.Literal)]
-        found += [x for inner in _inner(equation) if isinstance(inner, core.ClosedJaxpr) for x in inner.consts]
-    return [np.asarray(x).tobytes() for x in found if not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)]
+        constants += [x.val for x in equation.invars if isinstance(x, core.Literal)]
+        constants += [x for inner in _inner(equation) if isinstance(inner, core.ClosedJaxpr) for x in inner.consts]
+    return [np.asarray(x).tobytes() for x in constants if not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)]

@@ -1,4 +1,4 @@
-"""How one run's transform is built: its factory, the keywords of a point, and the run's random numbers."""
+"""Builds one run's transform from its factory, the keywords of a point and the run's random numbers."""
 
 import functools
 import inspect
@@ -25,7 +25,7 @@ def per_run(factory: Callable[..., Any], given: Iterable[str] = ()) -> str | Non
 
     Returns:
       None as well if the user gave one of the two, in `given` or through `functools.partial`, or if its default is
-      neither missing, None, an int nor an array: it has another meaning there.
+      neither missing, None, an int nor an array: then the keyword has another meaning.
 
     Examples:
       >>> import optax
@@ -56,7 +56,7 @@ def build(
     Args:
       factory: `(**keywords) -> transform`.
       keywords: one point of its grid; floats may be traced.
-      key: key of the run's stream "optimizer", shape (); handed on as the keyword `key`, or as `seed`: an integer drawn
+      key: key of the run's stream "optimizer", shape (); passed on as the keyword `key`, or as `seed`, an integer drawn
         from it, () uint32.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Grids of optimizers: the points of a factory's keywords, checked when built, and how they are written."""
+"""js.grid: the points of an optimizer factory's keywords, checked when built, and their labels."""
 
 import dataclasses
 import functools
@@ -111,38 +111,38 @@ def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> 
     floats = tuple(name for name, given in values.items() if all(isinstance(v, float) for v in given))
     short_enough(f"js.grid({label}, ...)", math.prod(map(len, values.values())))
     points = tuple(dict(zip(values, point)) for point in itertools.product(*values.values()))
-    made = Grid(factory, points, floats)
-    _check_traceable(label, made)
-    return made
+    whole = Grid(factory, points, floats)
+    _check_traceable(label, whole)
+    return whole
 
 
-def _check_traceable(label: str, made: Grid) -> None:
+def _check_traceable(label: str, whole: Grid) -> None:
     """Refuses a factory that needs the number behind a float, which is traced; a few milliseconds, nothing is run.
 
     Raises:
       ValueError: naming the factory and the keywords.
     """
-    drawn = () if made.per_run is None else (made.per_run,)
-    if not made.floats and not drawn:
+    drawn = () if whole.per_run is None else (whole.per_run,)
+    if not whole.floats and not drawn:
         return
     first: dict[str, Mapping[str, Any]] = {}  # point of each combination of static keywords: one program each
-    for i, point in enumerate(made.points):
-        first.setdefault(repr(made.static(i)), point)
+    for i, point in enumerate(whole.points):
+        first.setdefault(repr(whole.static(i)), point)
     for point in first.values():
-        # A transform that fails without traced keywords fails for a reason of its own: it shows where it is used.
-        for steps in (False, True):  # made-up parameters may be none that the transform takes
-            failure = _failure(made.factory, point, drawn, steps)
-            if failure is None or _failure(made.factory, point, (), steps) is not None:
+        # A transform that fails without traced keywords fails for another reason, which shows where it is used.
+        for steps in (False, True):  # the parameters here are made up, and the transform may not take them
+            failure = _failure(whole.factory, point, drawn, steps)
+            if failure is None or _failure(whole.factory, point, (), steps) is not None:
                 continue
             reason = (str(failure).splitlines() or [""])[0].rstrip(".")
             raise ValueError(
-                f"{label} cannot be built with what every run passes as its keyword {made.per_run!r}, a traced "
-                f"{'key' if made.per_run == 'key' else 'integer'} ({type(failure).__name__}: {reason}): draw from it "
-                f"with jax.random, or bind it for all runs, js.grid(functools.partial({label}, {made.per_run}=0), ...)"
+                f"{label} cannot be built with what every run passes as its keyword {whole.per_run!r}, a traced "
+                f"{'key' if whole.per_run == 'key' else 'integer'} ({type(failure).__name__}: {reason}): draw from it "
+                f"with jax.random, or bind it for all runs, js.grid(functools.partial({label}, {whole.per_run}=0), ...)"
             )
-        if not _concretizes(made.factory, point, (*made.floats, *drawn)) or _concretizes(made.factory, point, drawn):
+        if not _concretizes(whole.factory, point, (*whole.floats, *drawn)) or _concretizes(whole.factory, point, drawn):
             continue
-        blamed = [name for name in made.floats if _concretizes(made.factory, point, (name, *drawn))] or made.floats
+        blamed = [name for name in whole.floats if _concretizes(whole.factory, point, (name, *drawn))] or whole.floats
         blame, bound = ", ".join(map(repr, blamed)), ", ".join(f"{name}={_short(point[name])}" for name in blamed)
         raise ValueError(
             f"{label} needs the value of its keyword {blame} in Python (a branch, float() or NumPy), but floats are "
@@ -150,7 +150,7 @@ def _check_traceable(label: str, made: Grid) -> None:
         )
 
 
-#: What JAX raises where Python asks a traced number for its value.
+#: Errors that JAX raises where Python needs the value of a traced number.
 _CONCRETIZATION = (
     jax.errors.ConcretizationTypeError,  # bool() and float() included
     jax.errors.TracerArrayConversionError,
@@ -160,14 +160,14 @@ _CONCRETIZATION = (
 
 
 def _concretizes(factory: Callable[..., Any], point: Mapping[str, Any], traced: Iterable[str]) -> bool:
-    """Whether building a transform and one update of it ask for the value of a traced keyword."""
+    """Whether building a transform and one update of it need the value of a traced keyword."""
     return isinstance(_failure(factory, point, traced), _CONCRETIZATION)
 
 
 def _failure(
     factory: Callable[..., Any], point: Mapping[str, Any], traced: Iterable[str], steps: bool = True
 ) -> Exception | None:
-    """What building a transform and, with `steps`, one update raise; a run's key or seed that is not traced is 0."""
+    """The error of building a transform and, with `steps`, of one update; an untraced key or seed is 0."""
     drawn = per_run(factory, point)
     held = {drawn: 0} if drawn is not None and drawn not in traced else {}
 
@@ -177,19 +177,19 @@ def _failure(
             transform = build(factory, {**point, **held, **floats}, jax.random.key(0, impl="threefry2x32"))
             if not steps:
                 return None
-            asked = {"value": jnp.zeros(()), "grad": params, "value_fn": lambda p: jnp.sum(p["w"])}
-            return transform.update(params, transform.init(params), params, **asked)
+            extra = {"value": jnp.zeros(()), "grad": params, "value_fn": lambda p: jnp.sum(p["w"])}
+            return transform.update(params, transform.init(params), params, **extra)
 
-    dtype = jax.dtypes.canonicalize_dtype(float)  # an array to ask would start JAX before `configure` has set devices
+    dtype = jax.dtypes.canonicalize_dtype(float)  # an array would start JAX before `configure` has set devices
     try:
         jax.eval_shape(update, {name: jax.ShapeDtypeStruct((), dtype) for name in traced if name != drawn})
-    except Exception as error:  # what is no fault of a traced keyword shows where the transform is used
+    except Exception as error:  # an error that no traced keyword causes shows where the transform is used
         return error
     return None
 
 
 def _takes_numbers(name: str, parameter: inspect.Parameter | None) -> bool:
-    """Whether a keyword is a number: neither a word nor a flag."""
+    """Whether a keyword is a number, not a word or a flag."""
     default = parameter.default if parameter is not None else None
     return name in NUMBERS or isinstance(default, float)
 

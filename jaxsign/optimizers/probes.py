@@ -1,4 +1,4 @@
-"""What kind of function of its gradients an optimizer is, found by running it."""
+"""How an optimizer's updates depend on its gradients, measured by running it."""
 
 import dataclasses
 import functools
@@ -15,9 +15,9 @@ from jaxsign.optimizers.draws import draws
 from jaxsign.optimizers.factories import Static, build, hashable
 
 Factory = Callable[..., optax.GradientTransformation]
-#: Steps of a history, and the scales its gradients are driven at. The problem's own run from 1e-4 down to 1e-12.
+#: Steps of a history, and the scales of its gradients. Gradients of the paper's problem run from 1e-4 down to 1e-12.
 STEPS, SCALES = 200, (1.0, 1e-6, 1e-12)
-#: The step from which parameters that go away are 0.
+#: The step from which the parameters of the case "gone" are 0.
 HALF = STEPS // 2
 #: Largest deviation from homogeneity, between the first two scales.
 LIMIT = 1e-5
@@ -35,7 +35,7 @@ def reads_gradients_coordinatewise(
     Four runs of 8 steps: (a) random gradients; (b) other parameters, and other, much larger gradients on half of the
     coordinates: the updates of the untouched half must not change; (c) one common history for all coordinates of an
     array: their updates must be equal; (d) no gradient at all: no update. Weight decay, clipping by a norm, muon and
-    adafactor's factors each fail one of them. A transform that draws random numbers is none, however small they are.
+    adafactor's factors each fail one of them. A transform that draws random numbers fails, however small they are.
 
     Args:
       factory: `(**keywords) -> transform`.
@@ -55,7 +55,7 @@ def reads_gradients_coordinatewise(
       False
     """
     points = list(points)
-    if any(found.drawn for found in draws(factory, points, like)):
+    if any(point.drawn for point in draws(factory, points, like)):
         return False
     rng = np.random.default_rng(0)
     steps = 8
@@ -107,8 +107,7 @@ def _programs(
 def _histories(factory: Factory, static: Static, structure: Any) -> Callable[..., Any]:
     """The jitted `(floats, parameter leaves, gradient leaves of every step) -> update leaves of every step`.
 
-    Kept, since the same optimizer is asked about by one sweep after the other. The loss that a transform may ask for is
-    constant.
+    Cached, since one sweep after the other probes the same optimizer. The loss that a transform may read is constant.
     """
 
     @jax.jit
@@ -117,9 +116,9 @@ def _histories(factory: Factory, static: Static, structure: Any) -> Callable[...
         transform = build(factory, {**static.keywords, **floats}, key)
 
         def step(state: Any, leaves: Any) -> Any:
-            here, gradient = map(structure.unflatten, leaves)
-            asked = {"value": zero, "grad": gradient, "value_fn": lambda params: zero}
-            updates, state = transform.update(gradient, state, here, **asked)
+            parameters, gradient = map(structure.unflatten, leaves)
+            extra = {"value": zero, "grad": gradient, "value_fn": lambda params: zero}
+            updates, state = transform.update(gradient, state, parameters, **extra)
             return state, jax.tree.leaves(updates)
 
         first = structure.unflatten([leaf[0] for leaf in params])
@@ -138,7 +137,7 @@ def _close(a: np.ndarray, b: np.ndarray) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Homogeneity:
-    """How a transform's updates answer to the scale and sign of a whole gradient history.
+    """How a transform's updates change with the scale and sign of a whole gradient history.
 
     Args:
       p: measured exponent, u(c g) = c^p u(g); NaN if there is none.
@@ -171,8 +170,8 @@ def homogeneity(factory: Factory, points: Iterable[Mapping[str, Any]]) -> list[H
 
     Examples:
       >>> import optax
-      >>> [found] = homogeneity(optax.sgd, [{"learning_rate": 0.1}])
-      >>> found.p, found.reason
+      >>> [measured] = homogeneity(optax.sgd, [{"learning_rate": 0.1}])
+      >>> measured.p, measured.reason
       (1.0, '')
     """
     cases = [(sign * scale, "none") for scale in SCALES for sign in (1, -1)]
@@ -223,7 +222,7 @@ def _moves(factory: Factory, points: Iterable[Mapping[str, Any]], cases: list[Ca
 
 
 def _not_finite(moves: Moves, point: Mapping[str, Any]) -> str:
-    """What is wrong with updates that are not finite, or move an unused coordinate; ""."""
+    """Why updates are unusable: not finite, or an unused coordinate moves; "" if they are usable."""
     if not all(np.isfinite(u).all() for u in moves.values()):
         why = "; eps=0 is 0/0 there" if point.get("eps") == 0 else ""
         return f"its updates are not finite where a gradient is 0{why}"
@@ -233,7 +232,7 @@ def _not_finite(moves: Moves, point: Mapping[str, Any]) -> str:
 
 
 def _decay(moves: Moves, theta: np.ndarray) -> tuple[bool, str]:
-    """(whether updates read the parameters, what tells that from decoupled weight decay or "")."""
+    """(whether updates read the parameters, why that is not decoupled weight decay or "")."""
     base = moves[1.0, "none"]
     factors = np.stack([moves[scale, "still"] - moves[scale, "none"] for scale in SCALES[:2]]) / theta
     rates = factors[0, :, :1]
@@ -262,10 +261,10 @@ def _judge(moves: Moves, theta: np.ndarray, point: Mapping[str, Any]) -> Homogen
     p = abs(round(sizes[0], digits))
     deviation, odd = {}, True
     for scale in SCALES:
-        there, back = moves[scale, "none"], moves[-scale, "none"]
+        plus, minus = moves[scale, "none"], moves[-scale, "none"]
         size = np.sqrt(np.mean((scale**p * base) ** 2))
-        deviation[scale] = float(np.max(np.abs(there - scale**p * base)) / size)
-        odd &= bool(np.max(np.abs(there + back)) <= LIMIT * size)
+        deviation[scale] = float(np.max(np.abs(plus - scale**p * base)) / size)
+        odd &= bool(np.max(np.abs(plus + minus)) <= LIMIT * size)
     decays, reason = _decay(moves, theta)
     if deviation[SCALES[1]] > LIMIT:
         eps = point.get("eps")
@@ -284,7 +283,7 @@ def _judge(moves: Moves, theta: np.ndarray, point: Mapping[str, Any]) -> Homogen
 
 
 class Degree(NamedTuple):
-    """What `degree` finds."""
+    """The result of `degree`."""
 
     coordinatewise: bool
     odd: bool
@@ -316,8 +315,8 @@ def degree(transform: optax.GradientTransformation) -> Degree:
         raise ValueError(f"transform must be an optax.GradientTransformation, got {transform!r}")
     like = {"w": jnp.zeros((6, 5)), "v": jnp.zeros((7,))}
     alone = reads_gradients_coordinatewise(lambda: transform, [{}], like, parameters=True)
-    [found] = homogeneity(lambda: transform, [{}])
-    return Degree(alone, found.odd, np.nan if found.reason else found.p)
+    [measured] = homogeneity(lambda: transform, [{}])
+    return Degree(alone, measured.odd, np.nan if measured.reason else measured.p)
 
 
 def sign_like(factory: Factory, points: Iterable[Mapping[str, Any]], like: Any) -> list[str]:

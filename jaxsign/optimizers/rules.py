@@ -15,7 +15,7 @@ Schedule = Callable[[Array], Numeric]
 
 
 def _rate(learning_rate: Numeric | Schedule) -> Numeric | Schedule:
-    """A learning rate as it is; what is neither a number, nor traced, nor a schedule is refused."""
+    """The learning rate unchanged; a value that is neither a number, nor traced, nor a schedule is refused."""
     if not callable(learning_rate) and not isinstance(learning_rate, jax.core.Tracer):
         real("learning_rate", learning_rate, 0.0)
     return learning_rate

@@ -1,1 +1,1 @@
-"""One run, from its draws to its trace. Read task.py, train.py and loop.py first."""
+"""One run, from its draws to its trace: read task.py, train.py and loop.py first."""

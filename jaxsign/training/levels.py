@@ -1,4 +1,4 @@
-"""What the training loop captures where a run's loss first falls to a level."""
+"""Captures of the training loop: the observables where a run's loss first falls to a level."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ PyTree = Any
 
 
 class Crossings(NamedTuple):
-    """What a run has captured so far, for L levels.
+    """The captures of a run so far, for L levels.
 
     Args:
       loss: () training loss of the step before; infinite at step 0.
@@ -43,22 +43,22 @@ class Crossings(NamedTuple):
         context: PyTree,
         now: Array | bool = True,
     ) -> "Crossings":
-        """What is captured after step t has been seen, too.
+        """The captures after step t.
 
         Args:
           levels: the levels.
           t: () int, the step.
           loss: () training loss of the parameters at step t.
-          look: context -> observables at step t-1 and at step t. It is evaluated where the run crosses a level only, in
-            a lane of mapped runs for one run after the other: few runs of a lane cross at the same step.
+          look: context -> observables at step t-1 and at step t. It is evaluated only where a run crosses a level, for
+            one run of a lane after the other: few runs of a lane cross at the same step.
           context: all arrays that `look` reads.
-          now: () bool, whether step t is seen; False changes nothing.
+          now: () bool; False changes nothing.
         """
         crossing = (self.step[:, 1] < 0) & (loss <= jnp.asarray(levels, loss.dtype)) & now
 
         def take(crossing: Array, old: Crossings, t: Array, loss: Array, context: PyTree) -> Crossings:
-            before, here = look(context)
-            pairs = {name: jnp.stack([jnp.where(t > 0, before[name], jnp.nan), here[name]]) for name in here}
+            before, after = look(context)
+            pairs = {name: jnp.stack([jnp.where(t > 0, before[name], jnp.nan), after[name]]) for name in after}
             pairs["train_loss"] = jnp.stack([jnp.where(t > 0, old.loss, jnp.nan), loss])
             steps = jnp.where(crossing[:, None], jnp.stack([t - 1, t]).astype(jnp.int32)[None], old.step)
             values = {
@@ -97,14 +97,16 @@ def _where_any(take: Callable[..., Crossings]) -> Callable[..., Crossings]:
         structure: Any = jax.tree.structure(arguments)
         each: list[bool] = jax.tree.leaves(list(mapped))
         wanted, old = (
-            jax.tree.map(lambda x, own: x if own else jnp.broadcast_to(x, (size, *x.shape)), argument, own)
-            for argument, own in zip(arguments[:2], mapped[:2])
+            jax.tree.map(lambda x, is_mapped: x if is_mapped else jnp.broadcast_to(x, (size, *x.shape)), argument, axes)
+            for argument, axes in zip(arguments[:2], mapped[:2])
         )
 
         def turn(carry: tuple[Array, Crossings]) -> tuple[Array, Crossings]:
             waiting, out = carry
             run = jnp.argmax(waiting)
-            picked = [jax.lax.dynamic_index_in_dim(x, run, 0, False) if own else x for x, own in zip(leaves, each)]
+            picked = [
+                jax.lax.dynamic_index_in_dim(x, run, 0, False) if is_mapped else x for x, is_mapped in zip(leaves, each)
+            ]
             new = take(*structure.unflatten(picked))
             out = jax.tree.map(lambda whole, row: jax.lax.dynamic_update_index_in_dim(whole, row, run, 0), out, new)
             return waiting & (jnp.arange(size) != run), out

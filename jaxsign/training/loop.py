@@ -327,8 +327,7 @@ def _stretch(
     """Trains up to stop i and writes its row of observables; `unseen` are their shapes and dtypes."""
     state, taped, rows = carry
     stop = jax.tree.map(lambda x: x[i], stops)
-    step = functools.partial(_step, run, stops.start[0])
-    state, taped = jax.lax.fori_loop(stop.start, stop.end, step, (state, taped))
+    state, taped = jax.lax.fori_loop(stop.start, stop.end, functools.partial(_step, run, stops), (state, taped))
     due = stop.record | stop.last  # checking all parameters is slow
     broken = (state.bad < 0) & jax.lax.cond(due, lambda: ~_finite(state.trained), lambda: jnp.zeros((), bool))
     state = state._replace(bad=jnp.where(broken, stop.end, state.bad))
@@ -340,8 +339,8 @@ def _stretch(
     return state, taped, jax.tree.map(lambda rows, row: write_row(rows, i, row), rows, row)
 
 
-def _step(run: Context, first: Array, t: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
-    """Step t: loss and gradient, monitors, captures, update. `first` is the first step of the call."""
+def _step(run: Context, stops: Stops, t: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
+    """Step t: loss and gradient, monitors, captures, update."""
     state, taped = carry
     loop, task, trained = run.loop, run.loop.mode.task, state.trained
     full = merge_params(trained, run.fixed)
@@ -354,7 +353,7 @@ def _step(run: Context, first: Array, t: Array, carry: tuple[State, PyTree]) -> 
     }
     updates, moved, optimizer = _update(run, state, loss, gradient, t)
     if loop.tape is not None:
-        taped = loop.tape.write(taped, t - first, full, run.start.data, updates)
+        taped = loop.tape.write(taped, t - stops.start[0], full, run.start.data, updates)
     before = trained if task.observe_step is not None else None
     if crossings is not None and before is None:
         # Needed until all levels are crossed. That this reads `crossings` has a second use: XLA knows then that

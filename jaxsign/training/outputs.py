@@ -1,4 +1,4 @@
-"""What the functions of a task and a summary return: a dict of names to numbers, checked while it is traced."""
+"""Checks of the dicts that a task's functions and summaries return, while they are traced."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,13 +19,13 @@ def outputs(kind: str, returned: Any) -> dict[str, Array]:
 
     Args:
       kind: "observable", "summary" or "constant", for messages.
-      returned: what should be {name: array or number}.
+      returned: the returned value, which should be {name: array or number}.
 
     Returns:
       {name: array}.
 
     Raises:
-      ValueError: naming kind, name and value: for something else than a dict, a name that results cannot have (see
+      ValueError: naming kind, name and value: for anything but a dict, a name that results cannot have (see
         `jaxsign.validation.names.result_name`), or a value that is no array of real numbers or bools, is empty, or is a
         number of the host that the device's dtype cannot hold.
 

@@ -1,4 +1,4 @@
-"""Which steps of a run are recorded, and at which of them the test set is looked at."""
+"""Which steps of a run are recorded, and at which of them the test set is evaluated."""
 
 import dataclasses
 from typing import Any
@@ -32,7 +32,7 @@ def log_steps(steps: int, per_decade: int = 20) -> np.ndarray:
 
 
 def usual_steps(steps: int) -> np.ndarray:
-    """The steps that are recorded unless others are asked for: `log_steps`, and powers of ten for claims to look up.
+    """The steps that are recorded by default: `log_steps`, and powers of ten for claims to look up.
 
     Examples:
       >>> usual_steps(2000)[-3:].tolist(), 100 in usual_steps(2000), len(usual_steps(2000))

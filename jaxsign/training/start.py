@@ -1,4 +1,4 @@
-"""Where a run starts: its draws, brought together, and which parameters are trained."""
+"""The start of a run: its data, test set and initial parameters, and which parameters are trained."""
 
 import functools
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def merge_params(trained: PyTree, fixed: PyTree) -> PyTree:
 
 
 class Start(NamedTuple):
-    """Where a run starts: its data, test set (or None), initial parameters and constants."""
+    """The start of a run: its data, test set (or None), initial parameters and constants."""
 
     data: PyTree
     test: PyTree
@@ -62,7 +62,7 @@ class Start(NamedTuple):
 
 
 def draw(task: Task, key: Array, hyper: Any, shared: Any = None) -> Start:
-    """The data, test set, initial parameters and constants of one run as they are drawn, each from its own stream."""
+    """The data, test set, initial parameters and constants of one run before `prepare`, each from its stream."""
     data = task.sample(stream(key, "data"), hyper, shared)
     test = task.sample_test(stream(key, "test"), hyper, shared) if task.sample_test else None
     params = task.init(stream(key, "init"), data, hyper)
@@ -73,7 +73,7 @@ def draw(task: Task, key: Array, hyper: Any, shared: Any = None) -> Start:
 def begin(task: Task, key: Array, hyper: Any, shared: Any = None, degree: Any = None) -> Start:
     """Samples the data and the test set of one run, initialises its parameters and prepares them for training.
 
-    A program of its own, since it depends on no optimizer and random draws are the slow part of every compilation.
+    It is compiled as a separate program: it depends on no optimizer, and random draws are slow to compile.
 
     Args:
       task: the system.

@@ -1,4 +1,4 @@
-"""What is kept of every step: sign updates as two bits a coordinate, or the features; and how the bits are read."""
+"""Tapes: every step recorded on the device, as two bits a coordinate or as features, and the decoding of the bits."""
 
 import functools
 import math
@@ -18,10 +18,10 @@ FOLD = 16
 
 
 def sign_tape(steps: int) -> Tape:
-    """Keeps updates of the form amplitude * {-1, 0, +1}, one amplitude a leaf and step.
+    """Records updates of the form amplitude * {-1, 0, +1}, one amplitude a leaf and step.
 
-    Buffers: "codes" (steps, bytes) uint8, "amplitude" (steps, leaves), "off" () int32: the first place whose update was
-    something else, -1 if none.
+    Buffers: "codes" (steps, bytes) uint8, "amplitude" (steps, leaves), "off" () int32: the first place with an update
+    of another form, -1 if none.
 
     Args:
       steps: steps of a call at most.
@@ -51,7 +51,7 @@ def sign_tape(steps: int) -> Tape:
 
 
 def feature_tape(steps: int, project: Callable[[PyTree, PyTree], PyTree]) -> Tape:
-    """Keeps what the training set sees of the parameters before every step: a list of buffers (steps, ...).
+    """Records the parameters before every step, projected on the training set: a list of buffers (steps, ...).
 
     Args:
       steps: steps of a call at most.
@@ -109,12 +109,12 @@ def unpack(codes: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _words(x: Array) -> Array:
-    """Floats as the unsigned integers of their bits: those of positive numbers are ordered alike."""
+    """Floats as the unsigned integers of their bits, which keep the order of positive floats."""
     return jax.lax.bitcast_convert_type(x, jnp.uint64 if x.dtype.itemsize == 8 else jnp.uint32)
 
 
 def _extremes(updates: Array) -> tuple[Array, Array]:
-    """(largest, smallest but 0) absolute value of a leaf, both 0 if there is none; by their bits, ordered alike."""
+    """(largest, smallest but 0) absolute value of a leaf, both 0 if there is none; compared by their bits."""
     size = (_words(updates) << 1).reshape(-1)  # without the sign
     most, least = _reduced(jnp.maximum, size), _reduced(jnp.minimum, size - 1) + 1  # 0 becomes the largest integer
     back = functools.partial(jax.lax.bitcast_convert_type, new_dtype=updates.dtype)
@@ -142,22 +142,22 @@ def join(parts: list[Array], shape: tuple[int, ...]) -> Array:
 
 
 def apply_codes(parts: list[list[Array]], codes: Array, amplitude: Array) -> list[list[Array]]:
-    """One step again: every coordinate plus the amplitude of its leaf times its sign, one addition.
+    """Repeats one step: every coordinate plus the amplitude of its leaf times its sign, one addition.
 
     Leaves stay in their parts from step to step: joining them takes many times as long as moving them.
 
     Args:
-      parts: of every trained leaf before the step.
+      parts: the parts of every trained leaf before the step.
       codes: (bytes,) uint8 of all leaves.
       amplitude: (leaves,).
     """
-    ends = np.cumsum([own[0].size for own in parts])
+    ends = np.cumsum([leaf[0].size for leaf in parts])
     out = []
-    for i, (own, end) in enumerate(zip(parts, ends)):
-        code = codes[end - own[0].size : end].reshape(own[0].shape)
+    for i, (leaf, end) in enumerate(zip(parts, ends)):
+        code = codes[end - leaf[0].size : end].reshape(leaf[0].shape)
         up, down, still = amplitude[i], -amplitude[i], -jnp.zeros((), amplitude.dtype)  # x + -0 is x, also for x = -0
         moved = []
-        for k, part in enumerate(own):
+        for k, part in enumerate(leaf):
             sign = (code >> (2 * k))[: part.shape[0]] & 3
             moved.append(part + jnp.where(sign == 1, up, jnp.where(sign == 2, down, still)))
         out.append(moved)

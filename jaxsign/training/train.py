@@ -1,9 +1,9 @@
-"""One run: sample, initialise, scan over steps and record, for any Task and any Optax transform."""
+"""js.train: one run of any Task with any Optax transform, and its result."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from jaxsign.training.schedule import Schedule
 from jaxsign.training.start import Start, begin
 from jaxsign.training.task import Task
 from jaxsign.validation.values import exact, floats_of, name_tuple, numbers_of, plain_record, representable
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Array = jax.Array
 PyTree = Any
@@ -88,16 +91,16 @@ class Run:
       params: final parameters, in full.
       status: 0 finished, 1 diverged.
       first_bad_step: first step with a non-finite loss or (at a record) parameter; -1 if none.
-      watch: {alarm: first step at which it rang, -1 if never}.
+      watch: {monitor: first step at which it was triggered, -1 if never}.
       levels: training losses whose crossings were captured, highest first.
       captured: {NAME_at_level: (level, 2, ...)}, an observable at the step before the training loss first fell to each
         level and at that step; `step_at_level` are these steps, -1 where there is none.
       constants: constants of the run, such as its noise norms.
-      summary: what `summary=` returned.
+      summary: the result of `summary=`.
       dims: {observable: names of its dimensions}.
       attrs: {observable: its units and long name}.
       seed: the seed whose key was used.
-      problem: what fixed the shapes, None where the task does not say.
+      problem: the task's problem, which fixed the shapes; None where the task has none.
       hyper: the system's numbers.
     """
 
@@ -124,15 +127,15 @@ class Run:
         recorded = f"{self.steps.size} recorded steps up to {self.steps[-1]}"
         return f"Run(seed={self.seed}, {recorded}, {state}{loss},\n    observables: {', '.join(self.trace) or 'none'})"
 
-    def to_xarray(self, family: str = "optimizer", **keywords: float) -> Any:
-        """The run as an xarray.Dataset with the names and dimensions of a sweep of one run.
+    def to_xarray(self, family: str = "optimizer", **keywords: float) -> "xr.Dataset":
+        """The run as an xarray.Dataset, with the names and dimensions of a sweep of one run.
 
         Args:
-          family: name of its optimizer; claims look for theirs by it.
+          family: name of its optimizer, by which claims find it.
           **keywords: the optimizer's numbers, which become coordinates, such as learning_rate=1e-4.
 
         Returns:
-          xarray.Dataset with dims (optimizer, seed, step, the observable's own).
+          xarray.Dataset with dims (optimizer, seed, step, then each observable's dimensions).
 
         Examples:
           >>> import jax, jaxsign as js
@@ -189,8 +192,8 @@ def train(
       key: run key, shape (); the seed alone is a run's identity.
       task: a Task.
       hyper: the system's numbers.
-      optimizer: an `optax.GradientTransformation`, or a `js.grid` of one point, whose factory gets the run's own key if
-        it takes one.
+      optimizer: an `optax.GradientTransformation`, or a `js.grid` of one point, whose factory gets the run's key if it
+        takes one.
       steps: optimizer steps, int >= 1; params are those after `steps`.
       record: int k for steps 0, k, 2k, ..., or an increasing array of steps; default `js.log_steps(steps)`
         and powers of ten.
@@ -202,7 +205,7 @@ def train(
       trainable: names of the parameters to train, the rest is frozen; default all.
       summary: pure function of the trace to {name: scalar}, applied on the device.
       keep_trace: False keeps the summary only.
-      shared: arrays common to all runs, if the task wants them.
+      shared: arrays common to all runs, for tasks that need them.
 
     Returns:
       A Run: trace, params, status, first_bad_step, to_xarray().

@@ -1,4 +1,4 @@
-"""What is said while something runs, and in which words: for whoever listens, never an end of it where nobody does."""
+"""Messages of a running program: printed where a stream is open, dropped without an error where it is closed."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from jaxsign.validation.names import printable
 
 
 class Voice:
-    """A standard stream that is only ever talked to: closed, broken or full, it takes what is written and drops it.
+    """A standard stream for messages: where it is closed, broken or full, they are dropped without an error.
 
     Args:
       name: "stderr" or "stdout", looked up in `sys` at every use.
@@ -25,15 +25,15 @@ class Voice:
         self.name = name
 
     def write(self, text: str) -> int:
-        """Writes text if anybody is there."""
+        """Writes text if the stream is open."""
         try:
             self._tried("write", text)
-        except UnicodeEncodeError:  # names of files may hold bytes that are no text
+        except UnicodeEncodeError:  # file names may hold bytes that are not text
             self._tried("write", text.encode("ascii", "backslashreplace").decode())
         return len(text)
 
     def flush(self) -> None:
-        """Flushes it if anybody is there."""
+        """Flushes the stream if it is open."""
         self._tried("flush")
 
     def isatty(self) -> bool:
@@ -49,7 +49,7 @@ class Voice:
             return getattr(stream, method)(*arguments) if stream is not None else None
         except UnicodeEncodeError:
             raise
-        except (OSError, ValueError):  # ValueError: somebody has closed it
+        except (OSError, ValueError):  # ValueError: the stream has been closed
             leave_closed_streams()
             return None
 
@@ -67,7 +67,7 @@ def say(words: object, stream: str = "stderr") -> None:
 
 
 def show(words: object) -> None:
-    """Prints a `printable` line that was asked for on standard output, at once.
+    """Prints a requested `printable` line on standard output, at once.
 
     Raises:
       OSError: if it cannot be written.
@@ -120,7 +120,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def drop_unsaid() -> None:
-    """Drops what standard error holds and cannot write, at the end of a process, whose exit status it would change."""
+    """Drops buffered messages that standard error cannot write: at exit they would change the exit status."""
     try:
         if sys.stderr is not None:
             sys.stderr.flush()
@@ -129,9 +129,9 @@ def drop_unsaid() -> None:
 
 
 def occupy_closed_streams() -> None:
-    """Opens what stands for nothing where a standard stream is closed.
+    """Opens the null device where a standard stream is closed.
 
-    The next file that is opened would get its number, and what libraries write to standard error would go into it.
+    Otherwise the next opened file would get its number, and messages of libraries to standard error would go into it.
     """
     for number in (0, 1, 2):
         try:
@@ -141,19 +141,19 @@ def occupy_closed_streams() -> None:
 
 
 def leave_closed_streams() -> None:
-    """Sends nowhere what would go to a closed terminal or pipe: a later error would end what runs without a save."""
+    """Redirects a closed terminal or pipe to the null device: a later write error would end a run without a save."""
     for number in (1, 2):
         poll = select.poll()
         poll.register(number, 0)
-        if poll.poll(0):  # asked for nothing, so an error, a hang-up or no such file
+        if poll.poll(0):  # no event was requested: this is an error, a hang-up or no such file
             _null(number)
 
 
 class Printed(io.TextIOBase):
-    """Standard output that remembers with which error it was lost, and says nothing more then.
+    """Standard output that remembers the first write error and writes nothing after it.
 
     Args:
-      stream: what it stands for; None where it is closed.
+      stream: the original stream; None where it is closed.
     """
 
     def __init__(self, stream: Any):
@@ -170,7 +170,7 @@ class Printed(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Flushes what was written.
+        """Flushes the written text.
 
         Raises:
           OSError: if it cannot be written.
@@ -186,7 +186,7 @@ class Printed(io.TextIOBase):
                 getattr(self.stream, method)(*arguments)
         except OSError as error:
             self.lost = error
-            _null(1)  # what the stream still holds is written when the process ends
+            _null(1)  # the stream writes its buffer when the process ends
             raise
 
 
@@ -197,13 +197,13 @@ def _null(number: int) -> None:
         os.close(null)
 
 
-#: Warnings and logging are the process's, and Orbax takes one caller at a time (0.12): threads take turns.
+#: Warnings and logging belong to the process, and Orbax takes one caller at a time (0.12): threads take turns.
 _ONE = threading.RLock()
 
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Silences the libraries' own warnings and logging, which speak of their insides; for one thread at a time."""
+    """Silences the libraries' own warnings and logging, about their internals; for one thread at a time."""
     with _ONE, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable

@@ -1,4 +1,4 @@
-"""Names that users give, checked: of results, also folders and netCDF names, and words; and any text, as shown."""
+"""Checks of names that users give: of results, which are also folders and netCDF names, and of words."""
 
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -6,9 +6,9 @@ from typing import Any
 
 #: Bytes of a name in UTF-8: file systems take 255, and a dimension's name may be made of a variable's.
 BYTES = 200
-#: What netCDF 3 and file systems allow after the first character, beside letters and digits.
+#: Characters beside letters and digits that netCDF 3 and file systems allow after the first one.
 MARKS = ' _.@+-!"#$%&()*,:;<=>?[]^`{|}~'
-#: Attributes with a meaning of their own, by which readers would change the numbers or lose the attribute.
+#: Reserved attributes: readers would change the numbers by them, or lose the attribute.
 ATTRIBUTES = (
     "_FillValue", "missing_value", "scale_factor", "add_offset", "dtype", "calendar", "coordinates", "grid_mapping",
     "bounds", "ancillary_variables", "cell_measures", "formula_terms", "_Unsigned", "_Encoding", "_ARRAY_DIMENSIONS",
@@ -23,7 +23,7 @@ def result_name(kind: str, name: Any) -> str:
     marks, but no slash, backslash or apostrophe. Letters may be of any script.
 
     Args:
-      kind: what is named, for the message: "observable", "summary", "dimension", ...
+      kind: the kind of thing that is named, for the message: "observable", "summary", "dimension", ...
       name: anything.
 
     Returns:
@@ -44,7 +44,7 @@ def result_name(kind: str, name: Any) -> str:
 
 
 def _wrong(name: Any) -> str:
-    """Why results cannot have a name; ""."""
+    """Why results cannot have this name; "" if they can."""
     if reason := _unwritable(name):
         return reason
     if len(name.encode()) > BYTES:
@@ -76,7 +76,7 @@ def word(kind: str, name: Any) -> str:
 
 
 def _unwritable(name: Any) -> str:
-    """Why something is no word; ""."""
+    """Why a name cannot be stored as a word; "" if it can."""
     if not isinstance(name, str):
         return f"it must be a string, not {type(name).__name__}"
     if not name.strip():
@@ -93,9 +93,9 @@ def _shows(character: str) -> bool:
 
 
 def printable(text: Any) -> str:
-    r"""A text on one line as a terminal or a page may show it: what would move its cursor or turn words is escaped.
+    r"""A text on one line, safe to show: characters that move the cursor or turn the direction are escaped.
 
-    Names of files, lock files, manifests and other people's labels may hold anything.
+    File names, lock files, manifests and labels of other users may hold any characters.
 
     Examples:
       >>> print(printable("loss\x1b[2K\r \u202eevil"))
@@ -115,7 +115,7 @@ def text_value(kind: str, value: Any) -> None:
 
 
 def alike(name: str) -> str:
-    """What is equal for names that some file systems, such as macOS's, do not tell apart.
+    """A key that is equal for names which some file systems, such as macOS's, do not tell apart.
 
     Examples:
       >>> alike("Loss") == alike("loss")
@@ -131,7 +131,7 @@ def different(names: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:
       names: (kind, name) of everything.
 
     Returns:
-      {what is alike: (kind, name)}.
+      {key of `alike`: (kind, name)}.
 
     Raises:
       ValueError: naming both kinds and the name.
@@ -140,23 +140,23 @@ def different(names: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:
       >>> sorted(different([("observable", "loss"), ("summary", "last")]))
       ['last', 'loss']
     """
-    seen: dict[str, tuple[str, str]] = {}
+    taken_names: dict[str, tuple[str, str]] = {}
     for kind, name in names:
-        if alike(name) not in seen:
-            seen[alike(name)] = (kind, name)
+        if alike(name) not in taken_names:
+            taken_names[alike(name)] = (kind, name)
             continue
-        other, taken = seen[alike(name)]
+        other, taken = taken_names[alike(name)]
         if taken == name:
             raise ValueError(f"{kind} {name!r} has a name that the {other} {taken!r} has already: rename one of them")
         raise ValueError(
             f"{kind} {name!r} and the {other} {taken!r} differ by case or by the coding of accents only, which some "
             "file systems do not tell apart: rename one of them"
         )
-    return seen
+    return taken_names
 
 
 def attributes(name: str, attrs: Any) -> None:
-    """Checks the attributes of a variable: names of netCDF, none with a meaning of its own; strings and numbers.
+    """Checks the attributes of a variable: names that netCDF allows, none reserved; values are strings or numbers.
 
     Raises:
       ValueError: naming variable and attribute.

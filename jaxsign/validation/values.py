@@ -1,4 +1,4 @@
-"""Bad input ends here: one clear line that names the field, the value and its legal range."""
+"""Checks of arguments: bad input is refused in one line that names the field, the value and its legal range."""
 
 import contextlib
 import dataclasses
@@ -20,14 +20,14 @@ _ELSEWHERE = re.compile(r"(?:[\w+.-]+::)*[A-Za-z][A-Za-z0-9+.-]*:[/\\]")
 
 Record = TypeVar("Record")
 
-#: Values of an axis or of a keyword, seeds, and recorded steps at most: a manifest lists them all.
+#: The most values of an axis or a keyword, seeds, or recorded steps: a manifest lists them all.
 LONGEST = 2**20
-#: Runs of a sweep at most.
+#: The most runs of a sweep.
 RUNS = 10**8
 
 
 def length_of(values: Any) -> int:
-    """How many values there are, as far as that is known before they are made; 0 where it is not.
+    """The number of values where it is known before they are made; otherwise 0.
 
     Examples:
       >>> length_of(range(10**30)) > LONGEST, length_of([1, 2]), length_of(iter([1]))
@@ -37,7 +37,7 @@ def length_of(values: Any) -> int:
         return len(values)
     except TypeError:
         return 0
-    except OverflowError:  # a range beyond what Python counts
+    except OverflowError:  # a range longer than Python can count
         return LONGEST + 1
 
 
@@ -55,7 +55,7 @@ def short_enough(field: str, count: int, remedy: str = "") -> None:
 
 
 def exact(field: str, value: Any, dtype: Any) -> None:
-    """Checks that a float dtype holds an integer as it is; floats may be rounded, integers mean themselves.
+    """Checks that a float dtype holds an integer exactly; only floats may be rounded.
 
     Raises:
       ValueError: naming field, value and what it becomes.
@@ -207,9 +207,9 @@ def plain_record(record: Any) -> Any:
         return plain if any(plain[name] is not record[name] for name in plain) else record
     if not dataclasses.is_dataclass(record) or isinstance(record, type):
         return record
-    own = {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.init}
-    plain = {name: _leaf(name, value) for name, value in own.items()}
-    changed = {name: value for name, value in plain.items() if value is not own[name]}
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.init}
+    plain = {name: _leaf(name, value) for name, value in values.items()}
+    changed = {name: value for name, value in plain.items() if value is not values[name]}
     return dataclasses.replace(record, **changed) if changed else record
 
 
@@ -238,18 +238,18 @@ def floats_of(field: str, value: Any) -> Iterator[tuple[str, float]]:
       [('slope', 0.5)]
     """
     if isinstance(value, Mapping):
-        for name, own in value.items():
-            yield from floats_of(str(name), own)
+        for name, entry in value.items():
+            yield from floats_of(str(name), entry)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for own in dataclasses.fields(value):
-            yield from floats_of(own.name, getattr(value, own.name))
+        for entry in dataclasses.fields(value):
+            yield from floats_of(entry.name, getattr(value, entry.name))
     elif isinstance(value, (list, tuple)):
-        for own in value:
-            yield from floats_of(field, own)
+        for entry in value:
+            yield from floats_of(field, entry)
     elif isinstance(value, float):
         yield field, value
     elif hasattr(value, "dtype") and np.issubdtype(value.dtype, np.floating):
-        yield from ((field, float(own)) for own in np.ravel(np.asarray(value)))
+        yield from ((field, float(entry)) for entry in np.ravel(np.asarray(value)))
 
 
 def representable(field: str, value: float, dtype: Any) -> None:
@@ -259,8 +259,8 @@ def representable(field: str, value: float, dtype: Any) -> None:
 
     Args:
       field: name shown in the message.
-      value: a number as Python has it.
-      dtype: the float dtype that it is going to have.
+      value: a Python number.
+      dtype: the float dtype that it will have.
 
     Raises:
       ValueError: naming field and value, what the value becomes, and the remedy.
@@ -288,7 +288,7 @@ def distinct(field: str, values: Iterable[Any], dtype: Any) -> None:
     Args:
       field: name shown in the message.
       values: numbers, other values, or tuples of them.
-      dtype: the float dtype that floats are going to have.
+      dtype: the float dtype that floats will have.
 
     Raises:
       ValueError: naming field, two values and the remedy.
@@ -365,7 +365,7 @@ def name_tuple(field: str, value: Any) -> tuple[Any, ...] | None:
 
 
 def local_path(field: str, value: str | bytes | os.PathLike[Any]) -> Path:
-    """Returns a path of this machine's file system; what the system or a library would take for another one is refused.
+    """Returns a path of this machine's file system; a path that the system or a library would misread is refused.
 
     "~" and "~user" are home directories. Nothing else is expanded, and a relative path stays relative. Where a link
     comes before "..", the path is resolved: libraries drop both and end up elsewhere.
@@ -375,10 +375,10 @@ def local_path(field: str, value: str | bytes | os.PathLike[Any]) -> Path:
       value: a str, bytes or `os.PathLike`.
 
     Returns:
-      The path; whether something is there is not asked.
+      The path, whether or not it exists.
 
     Raises:
-      ValueError: naming field, value and reason: a URL or Windows path, an unknown user, a name that is no text, or a
+      ValueError: naming field, value and reason: a URL or Windows path, an unknown user, a name that is not text, or a
         path that no file can have (through a file, too long, a loop of links, no permission).
 
     Examples:
@@ -419,7 +419,7 @@ def local_path(field: str, value: str | bytes | os.PathLike[Any]) -> Path:
 
 
 def _undecodable(text: str) -> bool:
-    """Whether a path has bytes that are no text; Python holds them as lone surrogates."""
+    """Whether a path has bytes that are not text; Python keeps them as lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -20,7 +20,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxsign as js
 from jaxsign.compilation import compiler_options
 from jaxsign.systems.two_layer.observables import observe
-from jaxsign.training.mode import fit
+from jaxsign.training.loop import Loop
+from jaxsign.training.mode import choose_mode
 from jaxsign.training.schedule import Schedule
 from jaxsign.training.start import begin
 from jaxsign.training.train import make_train
@@ -212,14 +213,12 @@ class Engine:
     def __init__(self, work: Work, name: str, optimizer: Optimizer):
         rate = {"learning_rate": jnp.float32(optimizer.rate)}
         self.task = js.two_layer(work.problem, name)
-        found = fit(self.task, optimizer.factory, [rate], work.hyper)
-        self.degree = found.degrees[0].p if found.degrees else None
-        train = make_train(
-            self.task, optimizer.factory, Schedule.build(work.steps, work.every, work.every), compact=found.compact,
-            decays=found.decays, signs=found.signs,
-            observables=("train_loss", "sign_agreement", mean_s21, "value_signal")
-            + (("test_loss", "test_error") if work.test else ()),
-        )  # fmt: skip
+        choice = choose_mode(self.task, optimizer.factory, [rate], work.hyper)
+        self.degree = choice.degrees[0].p if choice.degrees else None
+        observables = ("train_loss", "sign_agreement", mean_s21, "value_signal")
+        observables += ("test_loss", "test_error") if work.test else ()
+        loop = Loop(choice.mode, optimizer.factory, observables)
+        train = make_train(loop, Schedule.build(work.steps, work.every, work.every))
         # Full batches: training draws nothing, any key does.
         self.run = lambda start: train(jax.random.key(0), start, work.hyper, rate)["trace"]
 

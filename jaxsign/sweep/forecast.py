@@ -124,7 +124,7 @@ def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None
     found, _ = variables(sweep, groups, [c.results for c in compiled], layout)
     lines = [
         GroupForecast(
-            group.family, group.fit.task.name, _setting(sweep, group), sum(own), len(own), size, width, duration
+            group.family, group.choice.task.name, _setting(sweep, group), sum(own), len(own), size, width, duration
         )
         for group, own, size, width, duration in zip(groups, counts, sizes, widths, seconds)
     ]

@@ -14,7 +14,7 @@ from jaxsign.store.levels import observable
 from jaxsign.sweep.naming import check_numbers, check_outputs
 from jaxsign.sweep.sweep import Sweep
 from jaxsign.training.loop import observers
-from jaxsign.training.mode import Fit, fit
+from jaxsign.training.mode import Choice, choose_mode
 from jaxsign.training.start import Start, abstract_start
 from jaxsign.training.task import Task
 
@@ -29,7 +29,7 @@ class Group:
     """Runs of one task and one optimizer family, which one compiled program serves.
 
     Args:
-      fit: the task that is trained, and how.
+      choice: the task that is trained, and how.
       factory: optimizer factory with its static keywords bound by `static`.
       static: static keywords.
       floats: names of the traced keywords.
@@ -39,7 +39,7 @@ class Group:
       start: shapes and dtypes of one run's start.
     """
 
-    fit: Fit
+    choice: Choice
     factory: Any
     static: Mapping[str, Any]
     floats: tuple[str, ...]
@@ -51,22 +51,21 @@ class Group:
     @property
     def task(self) -> Task:
         """The task whose program runs the group."""
-        return self.fit.program
+        return self.choice.mode.task
 
     @property
     def program_key(self) -> tuple[Any, ...]:
         """What the compiled program depends on: groups with equal keys share it."""
-        how = (self.fit.compact, self.fit.decays, self.fit.signs)
-        return self.task, self.family, repr(sorted(self.static.items(), key=repr)), self.floats, *how
+        return self.choice.mode, self.family, repr(sorted(self.static.items(), key=repr)), self.floats
 
     def degree(self, optimizer: int) -> float:
         """The degree of one optimizer of the group, 0 where the task does not ask."""
-        degrees = self.fit.degrees
+        degrees = self.choice.degrees
         return degrees[self.optimizers.index(optimizer)].p if degrees else 0.0
 
     def kept(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
         """The index that cuts the padding of a larger program off an observable's array, its own dimensions last."""
-        padding, dims = self.fit.task.reduction.padding if self.fit.padded else None, self.fit.task.dims
+        padding, dims = self.choice.task.reduction.padding if self.choice.padded else None, self.choice.task.dims
         own = dims.get(name, dims.get(observable(name), ()))
         if padding is None or len(own) > len(shape):
             return tuple(map(slice, shape))
@@ -105,32 +104,34 @@ def groups(sweep: Sweep) -> list[Group]:
 
             def fitted(
                 points: list, task: Task = task, hyper: Any = hyper, grid: Any = grid, label: Any = label
-            ) -> Fit:
-                return fit(task, grid.factory, points, hyper, sweep.shared, sweep.trainable, functions, label, pad)
+            ) -> Choice:
+                return choose_mode(
+                    task, grid.factory, points, hyper, sweep.shared, sweep.trainable, functions, label, pad
+                )
 
             for how, own in _alike(task, fitted, list(zip(members, keywords))):
-                start = abstract_start(how.program, how.case(hyper), sweep.shared)
+                start = abstract_start(how.mode.task, how.case(hyper), sweep.shared)
                 out.append(Group(how, grid.factory, static, grid.floats, family, own, fixed, start))
     check_outputs(sweep, out)
     return out
 
 
 def _alike(
-    task: Task, fitted: Callable[[list], Fit], points: list[tuple[int, Mapping[str, Any]]]
-) -> list[tuple[Fit, tuple[int, ...]]]:
+    task: Task, fitted: Callable[[list], Choice], points: list[tuple[int, Mapping[str, Any]]]
+) -> list[tuple[Choice, tuple[int, ...]]]:
     """Points of one optimizer, those that are trained alike together: (how, their indices on the optimizer dimension).
 
     How a point is trained must not depend on what else there is, or a sweep that gets more points would change.
     """
     joint = fitted([point for _, point in points])
     first, compact = (task.reduction.choices or (task,))[0], joint.task.reduction.compact
-    best = joint.task is first and joint.compact == (compact is not None)
+    best = joint.task is first and joint.mode.compact == (compact is not None)
     if best and len({(found.decays, found.signs) for found in joint.degrees}) <= 1:  # what holds for all holds for each
         return [(joint, tuple(i for i, _ in points))]
-    alike: dict[Any, list[tuple[int, Fit]]] = {}
+    alike: dict[Any, list[tuple[int, Choice]]] = {}
     for i, point in points:
         how = fitted([point])
-        alike.setdefault((how.task, how.compact, how.decays, how.signs), []).append((i, how))
+        alike.setdefault(how.mode, []).append((i, how))
     out = []
     for own in alike.values():
         degrees = tuple(found for _, how in own for found in how.degrees)
@@ -195,8 +196,8 @@ class Cost(NamedTuple):
 def run_cost(group: Group, hyper: Any, sweep: Sweep) -> Cost:
     """Bytes of one run of a group, from abstract shapes."""
     task, start = group.task, group.start
-    shapes, _, _ = observers(task, start, group.fit.case(hyper), sweep.observables, scalars=True)
-    compact = task.reduction.compact if group.fit.compact else None
+    shapes, _, _ = observers(task, start, group.choice.case(hyper), sweep.observables, scalars=True)
+    compact = task.reduction.compact if group.choice.mode.compact else None
     params = start.params if compact is None else jax.eval_shape(compact, start.params, start.data)
     row, state = sum(map(_bytes, shapes.values())), sum(map(_bytes, jax.tree.leaves((start.data, params))))
     levels = len(sweep.crossed)
@@ -250,7 +251,8 @@ def lane_width(state_bytes: int, backend: str) -> int:
 def identity(sweep: Sweep, group: Group) -> dict[str, Any]:
     """What names a group whatever the order of axes' values: family, static keywords and points, how it is trained."""
     fixed = {sweep.grid_axes[i].name: [str(v) for v in sweep.grid_axes[i].values[k]] for i, k in group.fixed.items()}
-    how = [group.fit.task.name, group.fit.compact, group.fit.decays, group.fit.signs]
+    mode = group.choice.mode
+    how = [group.choice.task.name, mode.compact, mode.decays, mode.signs]
     static = {k: static_word(v) if callable(v) else str(v) for k, v in group.static.items()}
     return {"family": group.family, "static": static, "fixed": fixed, "how": how}
 
@@ -258,7 +260,7 @@ def identity(sweep: Sweep, group: Group) -> dict[str, Any]:
 def summary(group: Group) -> dict[str, Any]:
     """How a group is run, for the manifest."""
     return {
-        "task": group.fit.task.name, "passed_over": group.fit.why, "compact": group.fit.compact,
-        "optimizers": len(group.optimizers), "signs_only": group.fit.signs,
-        "degrees": [dataclasses.asdict(found) for found in group.fit.degrees],
+        "task": group.choice.task.name, "passed_over": group.choice.why, "compact": group.choice.mode.compact,
+        "optimizers": len(group.optimizers), "signs_only": group.choice.mode.signs,
+        "degrees": [dataclasses.asdict(found) for found in group.choice.degrees],
     }  # fmt: skip

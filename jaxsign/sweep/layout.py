@@ -147,7 +147,7 @@ def variables(
     names = dict.fromkeys(name for found in shapes for name in found)
     # Constants, summaries, alarms and the status have no step dimension.
     hyper = sweep.hyper_at(first_index(sweep, groups[0]))
-    traces = observers(task, groups[0].start, groups[0].fit.case(hyper), sweep.observables, scalars=True)[0]
+    traces = observers(task, groups[0].start, groups[0].choice.case(hyper), sweep.observables, scalars=True)[0]
     stepped = set(traces) if sweep.keep_trace else set()
     captured = captured_names(traces) if sweep.crossed else set()
     out, notes = {}, {}

@@ -142,7 +142,7 @@ def check_outputs(sweep: Any, groups: Sequence[Any]) -> None:
 def _returned(sweep: Any, group: Any, recorded: Any) -> dict[str, Mapping[str, Any]]:
     """{kind: {name: abstract array}} of what the runs of a group return, without steps."""
     task, start = group.task, group.start
-    hyper = group.fit.case(sweep.hyper_at(tuple(group.fixed.get(i, 0) for i in range(len(sweep.grid_axes)))))
+    hyper = group.choice.case(sweep.hyper_at(tuple(group.fixed.get(i, 0) for i in range(len(sweep.grid_axes)))))
     observed = observers(task, start, hyper, sweep.observables, scalars=True)[0]
     default = jax.dtypes.canonicalize_dtype(float)
     trace = {name: jax.ShapeDtypeStruct((recorded.size, *x.shape), default) for name, x in observed.items()}

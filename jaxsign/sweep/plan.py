@@ -77,7 +77,7 @@ def begin_layout(
     for group, cost in zip(groups, costs):
         if cost.state > limits.there():
             raise ValueError(
-                f"problem is too large for the memory: one run of {group.fit.task.name} has {cost.state:,} bytes of "
+                f"problem is too large for the memory: one run of {group.choice.task.name} has {cost.state:,} bytes of "
                 f"data and parameters, this machine has {limits.there():,}"
             )
     devices = jax.local_devices()

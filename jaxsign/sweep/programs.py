@@ -14,7 +14,7 @@ from jaxsign.compilation import compiler_options
 from jaxsign.sweep.groups import Group
 from jaxsign.sweep.layout import Index, cut
 from jaxsign.sweep.sweep import Sweep
-from jaxsign.training.loop import State, Stops, Tape, make_loop
+from jaxsign.training.loop import Loop, State, Stops, Tape
 from jaxsign.training.outputs import outputs
 from jaxsign.training.rng import seed_words
 from jaxsign.training.start import Start, begin
@@ -59,11 +59,9 @@ class Program:
     ):
         self.sweep, self.group, self.width, self.slots = sweep, group, width, max(slots, 2)
         self.mesh, self.quantum = mesh, width * mesh.size
-        fit = group.fit
-        loop = make_loop(
-            group.task, group.factory, observables=sweep.observables, scalars=True, trainable=sweep.trainable,
-            compact=fit.compact, decays=fit.decays, signs=fit.signs, levels=sweep.crossed,
-            tape=tape,
+        loop = Loop(
+            group.choice.mode, group.factory, sweep.observables, scalars=True, trainable=sweep.trainable,
+            levels=sweep.crossed, tape=tape,
         )  # fmt: skip
         static, recorded = dict(group.static), jnp.asarray(sweep.schedule.record, jnp.int32)
 
@@ -113,7 +111,7 @@ class Program:
         padded = [*members, *[members[-1]] * (size - len(members))]
         dtype = jnp.zeros(()).dtype
         seeds = np.stack([seed_words(sweep.seeds[m[-1]]) for m in padded])
-        hypers = [self.group.fit.case(sweep.hyper_at(m[:-2])) for m in padded]
+        hypers = [self.group.choice.case(sweep.hyper_at(m[:-2])) for m in padded]
         hyper = jax.tree.map(lambda *leaves: np.asarray(leaves, dtype), *hypers)
         points = [sweep.optimizer_points[m[-2]][2] for m in padded]
         floats = {name: np.asarray([p[name] for p in points], dtype) for name in self.group.floats}

@@ -85,7 +85,7 @@ def snapshot_steps(sweep: Sweep) -> tuple[int, ...]:
 def _trained(sweep: Sweep, group: Group) -> tuple[PyTree, PyTree]:
     """(what is trained of one run, its parameters in that form), as abstract arrays."""
     params = group.start.params
-    if group.fit.compact and group.task.reduction.compact is not None:
+    if group.choice.mode.compact and group.task.reduction.compact is not None:
         params = jax.eval_shape(group.task.reduction.compact, params, group.start.data)
     return split_params(params, trained_fields(group.task, params, sweep.trainable))[0], params
 

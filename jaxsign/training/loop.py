@@ -1,5 +1,7 @@
-"""The training loop of one run, cut at any step: where it starts, what happens between stops, what is kept of them."""
+"""The training loop of one run: from its start through every step to the observables at the stops."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +13,9 @@ import optax
 from jaxsign.optimizers.factories import build
 from jaxsign.store.levels import SUFFIX
 from jaxsign.training.levels import Crossings
+from jaxsign.training.mode import Mode
 from jaxsign.training.outputs import output, outputs
 from jaxsign.training.rng import stream
-from jaxsign.training.rows import put
 from jaxsign.training.start import Start, merge_params, split_params, trained_fields
 from jaxsign.training.task import Task, packaged
 from jaxsign.validation.names import result_name
@@ -23,8 +25,24 @@ Array = jax.Array
 PyTree = Any
 
 
-def observers(task: Task, start: Start, hyper: Any, chosen: Sequence[str | Callable] | None, scalars: bool = False):
-    """What is observed of a task: ({name: abstract array}, names that need the test set, user functions by name).
+class Observed(NamedTuple):
+    """The observables of a run.
+
+    Args:
+      shapes: {name: abstract array}, in the order in which they are recorded.
+      need_test: names that need the test set.
+      functions: {name: function of the user's, `(params, data, test, hyper) -> array`}.
+    """
+
+    shapes: dict[str, Any]
+    need_test: list[str]
+    functions: dict[str, Callable]
+
+
+def observers(
+    task: Task, start: Start, hyper: Any, chosen: Sequence[str | Callable] | None, scalars: bool = False
+) -> Observed:
+    """The observables of a task that are recorded, with their shapes.
 
     Args:
       task: a Task.
@@ -41,11 +59,11 @@ def observers(task: Task, start: Start, hyper: Any, chosen: Sequence[str | Calla
     def everything(start: Start, hyper: Any) -> tuple[dict, dict, dict]:
         data, test, params, _ = start
         users = {name: output("observable", name, c(params, data, test, hyper)) for name, c in named.items()}
-        steps = outputs("observable", task.observe_step(params, params, data, hyper)) if task.observe_step else {}
-        seen = [outputs("observable", task.observe(params, data, given, hyper)) for given in (test, None)]
-        if both := set(steps) & set(seen[0]):
+        of_step = outputs("observable", task.observe_step(params, params, data, hyper)) if task.observe_step else {}
+        with_test, without = (outputs("observable", task.observe(params, data, given, hyper)) for given in (test, None))
+        if both := set(of_step) & set(with_test):
             raise ValueError(f"observable {min(both)!r} is returned by both observe and observe_step: rename one")
-        return seen[0] | steps, seen[1] | steps, users
+        return with_test | of_step, without | of_step, users
 
     with_test, without, users = jax.eval_shape(everything, start, hyper)
     if chosen is None:
@@ -59,7 +77,7 @@ def observers(task: Task, start: Start, hyper: Any, chosen: Sequence[str | Calla
             raise ValueError(f"observables has a function named {name!r}, which is taken: rename it")
     shapes = {name: users.get(name, with_test.get(name)) for name in dict.fromkeys(names)}
     need_test = [name for name in shapes if name not in without and name not in named]
-    return shapes, need_test, named
+    return Observed(shapes, need_test, named)
 
 
 def functions_by_name(chosen: Sequence[str | Callable] | None) -> dict[str, Callable]:
@@ -88,13 +106,13 @@ def functions_by_name(chosen: Sequence[str | Callable] | None) -> dict[str, Call
 
 
 class Stops(NamedTuple):
-    """The steps at which a loop stops to look, the same for all runs; a program takes any of a fixed number.
+    """The stops of a loop, the same for all runs; a compiled program takes any steps for a fixed number of stops.
 
     Args:
-      start: (K,) int32, the step that the stop's stretch begins at.
-      end: (K,) int32, the step it ends at; a stop with end = start and no record does nothing.
-      record: (K,) bool, whether the observables are recorded at the end.
-      test: (K,) bool, whether the test set is looked at.
+      start: (K,) int32, the step at which the stretch before the stop begins.
+      end: (K,) int32, the step of the stop; a stop with end = start and no record does nothing.
+      record: (K,) bool, whether the observables are recorded there.
+      test: (K,) bool, whether the test set is evaluated there.
       last: (K,) bool, whether the run ends there: parameters are checked as at a record.
     """
 
@@ -106,16 +124,16 @@ class Stops(NamedTuple):
 
 
 class State(NamedTuple):
-    """All of a run that changes from step to step.
+    """Everything of a run that changes from step to step. Checkpoints store the fields under these names.
 
     Args:
-      trained: the trained parameters, in the compact form where that is what is trained.
+      trained: the trained parameters, in the form that is trained.
       optimizer: the optimizer's state.
       bad: () int32, first step with a non-finite loss or (at a record) parameter; -1 if none.
-      rang: {alarm: () int32, first step at which it rang, -1 if never}.
+      rang: {monitor: () int32, first step at which it was triggered, -1 if never}.
       before: the trained parameters one step earlier, for tasks that observe steps and where levels are captured;
         otherwise None.
-      crossings: what was captured where the training loss fell to a level; None without levels.
+      crossings: the captures where the training loss fell to a level; None without levels.
     """
 
     trained: PyTree
@@ -127,258 +145,363 @@ class State(NamedTuple):
 
 
 class Tape(NamedTuple):
-    """Keeps something of every step of a stretch, on the device.
+    """Records something of every step of a call, on the device.
 
     Args:
-      blank: `(trained, params, data) -> buffers` for the steps of one stretch.
+      blank: `(trained, params, data) -> buffers` for the steps of one call.
       write: `(buffers, place, params, data, updates) -> buffers`, with the parameters before the step, in the form that
-        is trained, and the update of those that are.
+        is trained, and the updates of the trained ones.
     """
 
     blank: Callable[[PyTree, PyTree, PyTree], PyTree]
     write: Callable[[PyTree, Array, PyTree, PyTree, PyTree], PyTree]
 
 
-class Loop(NamedTuple):
-    """The pure functions of one run's training; batch and compile them outside.
-
-    Args:
-      init: `(key, start, hyper, keywords) -> State` at step 0; key is the run's.
-      advance: `(key, start, hyper, keywords, state, stops) -> (State, rows, taped)`: trains through all stops; rows is
-        {observable: (K, ...)}, NaN where nothing is recorded and from the first bad step on; taped is the tape's.
-      merged: `(start, trained) -> params` in the form that is trained.
-      params: `(start, trained) -> params` in full.
-    """
-
-    init: Callable[..., State]
-    advance: Callable[..., tuple[State, dict[str, Array], PyTree]]
-    merged: Callable[[Start, PyTree], PyTree]
-    params: Callable[[Start, PyTree], PyTree]
-
-
-def make_loop(
-    task: Task,
-    factory: Callable[..., optax.GradientTransformation],
-    *,
-    observables: Sequence[str | Callable] | None = None,
-    scalars: bool = False,
-    trainable: Sequence[str] | None = None,
-    compact: bool = False,
-    decays: bool = False,
-    signs: bool = False,
-    levels: tuple[float, ...] = (),
-    tape: Tape | None = None,
-) -> Loop:
-    """Builds the training loop of one run; static things go in here, swept things into its functions' arguments.
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """The training of one run, as pure functions; batch and compile them outside.
 
         batch_t -> gradient of the loss -> optimizer update (times the task's scale) -> observe at recorded steps
 
-    The loop holds no callback; the steps between two stops are one `fori_loop` with traced bounds, so where it stops is
-    data: one compile serves every spacing, and stopping elsewhere changes no bit of what is trained.
+    Fields are static; a sweep varies the arguments of the methods. The loop holds no callback, and the steps between
+    two stops are one `fori_loop` with traced bounds: one compiled program serves every spacing of the stops, and
+    stopping elsewhere changes no bit of the parameters.
 
     Args:
-      task: the system.
+      mode: the task, and the form in which it is trained.
       factory: `(**keywords) -> optax.GradientTransformation`, called inside the mapped function, with the key of the
         run's stream "optimizer" where it takes one.
       observables: names and functions `(params, data, test, hyper) -> array`; None: the default.
       scalars: whether the default is the scalar observables only.
       trainable: names of trained parameters; None: all that the task does not freeze.
-      compact: train the task's compact parametrisation; exact only where `fit` says so.
-      decays: whether updates hold decoupled weight decay, which a homogeneous task must not scale.
-      signs: whether the optimizer reads nothing but the signs of gradients, for tasks with a closed-form gradient.
-      levels: training losses at whose crossings the observables are captured.
-      tape: keeps something of every step.
-
-    Returns:
-      Loop.
-
-    Raises:
-      ValueError: for an unknown observable or parameter name, or levels of a task whose training loss is not known at
-        every step (when traced).
+      levels: training losses at whose crossings the observables are captured, from high to low.
+      tape: records something of every step; None: nothing.
     """
-    keeps_before = task.observe_step is not None or bool(levels)
 
-    def parts(start: Start) -> tuple[tuple[str, ...], PyTree, PyTree]:
-        """(names of the trained fields, their initial values, the fixed ones)."""
-        params = start.params
-        if compact and task.reduction.compact is not None:
-            params = task.reduction.compact(params, start.data)
-        names = trained_fields(task, params, trainable)
-        return (names, *split_params(params, names))
+    mode: Mode
+    factory: Callable[..., optax.GradientTransformation]
+    observables: Sequence[str | Callable] | None = None
+    scalars: bool = False
+    trainable: Sequence[str] | None = None
+    levels: tuple[float, ...] = ()
+    tape: Tape | None = None
 
-    def transform_of(key: Array, keywords: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
-        return build(factory, keywords, stream(key, "optimizer"))
+    def init(self, key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any]) -> State:
+        """The state at step 0.
 
-    def init(key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any]) -> State:
-        trained = parts(start)[1]
+        Args:
+          key: run key, shape ().
+          start: the run's start.
+          hyper: the system's numbers.
+          keywords: the optimizer's.
+        """
+        task = self.mode.task
+        trained = _split(self, start)[1]
         with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote
-            state = transform_of(key, keywords).init(trained)
+            state = _transform(self, key, keywords).init(trained)
         never = jnp.full((), -1, jnp.int32)
         crossings = None
-        if levels:
-            shapes = observers(task, start, hyper, observables, scalars)[0]
+        if self.levels:
+            shapes = observers(task, start, hyper, self.observables, self.scalars).shapes
             floats = jax.eval_shape(lambda: {n: _floating(jnp.zeros(x.shape, x.dtype)) for n, x in shapes.items()})
-            crossings = Crossings.none(levels, floats)
-        before = trained if keeps_before else None
+            crossings = Crossings.none(self.levels, floats)
+        before = trained if task.observe_step is not None or self.levels else None
         return State(trained, state, never, dict.fromkeys(task.watch, never), before, crossings)
 
-    def merged(start: Start, trained: PyTree) -> PyTree:
-        return merge_params(trained, parts(start)[2])
-
-    def params(start: Start, trained: PyTree) -> PyTree:
-        full = merged(start, trained)
-        return task.reduction.expand(full) if compact and task.reduction.expand is not None else full
-
     def advance(
-        key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any], state: State, stops: Stops
+        self, key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any], state: State, stops: Stops
     ) -> tuple[State, dict[str, Array], PyTree]:
-        shapes, need_test, functions = observers(task, start, hyper, observables, scalars)
-        data = start.data
-        names, _, fixed = parts(start)
-        train_key = stream(key, "train")
-        scale = split_params(task.scale(data, hyper), names)[0] if task.scale else None
-        with jax.numpy_dtype_promotion("standard"):
-            transform = transform_of(key, keywords)
+        """Trains through all stops.
 
-        def batch_at(t: Array) -> PyTree:
-            return task.batch(jax.random.fold_in(train_key, t), data, hyper) if task.batch else data
+        Args:
+          key: run key, shape ().
+          start: the run's start.
+          hyper: the system's numbers.
+          keywords: the optimizer's.
+          state: the state at the first stop's start.
+          stops: K stops.
 
-        def loss_of(trained: PyTree, t: Array) -> Array:
-            return task.loss(merge_params(trained, fixed), batch_at(t), hyper)
+        Returns:
+          (state at the last stop, {observable: (K, ...)}, the tape's buffers or None); observables are NaN where
+          nothing is recorded, and from the first bad step on.
 
-        def level_loss(full: PyTree, loss: Array) -> Array:
-            """The training loss that is recorded: what is trained by may be a batch's, or hold a penalty besides."""
-            if task.batch is None and packaged(task.loss, task.observe):
-                return loss  # the two are one in every system of ours (a test), and it would be computed twice
-            whole = task.observe(full, data, None, hyper)
-            if "train_loss" in whole:
-                return _floating(whole["train_loss"])
-            if task.batch is not None:
-                raise ValueError(
-                    f"levels={levels!r} need the training loss at every step: {task.name} trains on batches, so it "
-                    f"must observe 'train_loss', got {list(whole)}"
-                )
-            return loss
-
-        def capture(state: State, t: Array, loss: Array, now: Array | bool = True) -> Crossings | None:
-            """What levels have captured when step t has been seen."""
-            if state.crossings is None:
-                return None
-            names = [name for name in state.crossings.values if name in shapes]
-
-            def around(context: tuple[Start, Any, Array, PyTree, PyTree]) -> tuple[dict[str, Array], dict[str, Array]]:
-                start, hyper, t, *both = context
-                steps = None, both[0]  # what is observed of the step across the level stands on both sides of it
-                before, here = (
-                    look(start, hyper, params, step, t, jnp.ones((), bool)) for params, step in zip(both, steps)
-                )
-                return {name: before.get(name, here[name]) for name in names}, {name: here[name] for name in names}
-
-            loss = level_loss(merge_params(state.trained, fixed), loss)
-            context = (start, hyper, t, state.before, state.trained)
-            return state.crossings.after(levels, t, loss, around, context, now)
-
-        def step(t: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
-            current, taped = carry
-            trained, state, bad, rang = current[:4]
-            full = merge_params(trained, fixed)
-            if task.gradient is None:
-                loss, gradient = jax.value_and_grad(loss_of)(trained, t)
-            else:
-                loss, everything = task.gradient(full, batch_at(t), hyper, signs)
-                gradient = split_params(everything, names)[0]
-            seen = None if task.gradient and signs else gradient
-            bad = jnp.where((bad < 0) & ~jnp.isfinite(loss), t, bad)
-            crossings = capture(current, t, loss, bad < 0)
-            rang = {
-                name: jnp.where((rang[name] < 0) & alarm(full, batch_at(t), hyper, seen), t, rang[name])
-                for name, alarm in task.watch.items()
-            }
-            with jax.numpy_dtype_promotion("standard"):
-                asked = {"value": loss, "grad": gradient, "value_fn": lambda p: loss_of(p, t)}
-                updates, after = transform.update(gradient, state, trained, **asked)
-                if scale is not None and decays:  # affine in the parameters: what the gradients do at 0 is scaled
-                    pushed = transform.update(gradient, state, jax.tree.map(jnp.zeros_like, trained), **asked)[0]
-                    updates = jax.tree.map(lambda u, g, c: c * g + (u - g), updates, pushed, scale)
-                elif scale is not None:
-                    updates = jax.tree.map(jnp.multiply, updates, scale)
-                moved = optax.apply_updates(trained, updates)
-            if tape is not None:
-                taped = tape.write(taped, t - stops.start[0], full, data, updates)
-            before = trained if task.observe_step is not None else None
-            if crossings is not None and before is None:
-                # Needed until all levels are crossed. That this reads `crossings` has a second use: XLA knows then that
-                # the old `before` has been read, and writes over it where it lies (else two copies more, a tenth of a
-                # step's time).
-                keep = crossings.waiting
-                before = jax.tree.map(lambda new, old: jnp.where(keep, new, old), trained, current.before)
-            return State(moved, after, bad, rang, before, crossings), taped
-
-        def look(
-            start: Start, hyper: Any, trained: PyTree, before: PyTree, t: Array, test_now: Array
-        ) -> dict[str, Array]:
-            """The observables; with `before` None, without those of the step that led here."""
-            data, test, fixed = start.data, start.test, parts(start)[2]
-            full = merge_params(trained, fixed)
-            plain = task.observe(full, data, None, hyper)
-            if task.observe_step and before is not None:
-                steps = task.observe_step(full, merge_params(before, fixed), data, hyper)
-                plain |= {name: jnp.where(t > 0, _floating(value), jnp.nan) for name, value in steps.items()}
-            found = {name: plain[name] for name in shapes if name in plain and name not in functions}
-            if functions:
-                whole = task.reduction.expand(full) if compact and task.reduction.expand is not None else full
-                found |= {name: f(whole, data, test, hyper) for name, f in functions.items()}
-            if need_test:
-
-                def fresh() -> dict[str, Array]:
-                    seen = task.observe(full, data, test, hyper)
-                    return {name: _floating(seen[name]) for name in need_test}
-
-                def nothing() -> dict[str, Array]:
-                    return {name: jnp.full(shapes[name].shape, jnp.nan) for name in need_test}
-
-                found |= jax.lax.cond(test_now, fresh, nothing)
-            return {name: _floating(found[name]) for name in shapes if name in found}
-
+        Raises:
+          ValueError: for an unknown observable or parameter name, or levels of a task whose training loss is not known
+            at every step (when traced).
+        """
+        run = _context(self, key, start, hyper, keywords)
         unseen = jax.eval_shape(
-            look, start, hyper, state.trained, state.before, jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-        )
-
-        def stretch(i: Array, carry: tuple[State, PyTree, dict[str, Array]]) -> tuple[State, PyTree, dict[str, Array]]:
-            state, taped, rows = carry
-            stop = jax.tree.map(lambda x: x[i], stops)
-            state, taped = jax.lax.fori_loop(stop.start, stop.end, step, (state, taped))
-            due = stop.record | stop.last  # looking at all parameters is slow
-            broken = (state.bad < 0) & jax.lax.cond(due, lambda: ~_finite(state.trained), lambda: jnp.zeros((), bool))
-            state = state._replace(bad=jnp.where(broken, stop.end, state.bad))
-            row = jax.lax.cond(
-                stop.record,
-                lambda: look(start, hyper, state.trained, state.before, stop.end, stop.test),
-                lambda: jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), unseen),
-            )
-            return state, taped, jax.tree.map(lambda rows, row: put(rows, i, row), rows, row)
-
+            functools.partial(_look, self, run.observed), start, hyper, state.trained, state.before,
+            jnp.zeros((), jnp.int32), jnp.zeros((), bool),
+        )  # fmt: skip
         stops = jax.tree.map(jnp.asarray, stops)
-        taped = tape.blank(state.trained, merge_params(state.trained, fixed), data) if tape is not None else None
+        taped = None
+        if self.tape is not None:
+            taped = self.tape.blank(state.trained, merge_params(state.trained, run.fixed), start.data)
         rows = jax.tree.map(lambda leaf: jnp.full((stops.end.size, *leaf.shape), jnp.nan, leaf.dtype), unseen)
         # Not a scan: every turn copies the parameters, also for the stops that pad a call and do nothing.
         used = (stops.end > stops.start) | stops.record
         turns = jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
+        stretch = functools.partial(_stretch, run, stops, unseen)
         state, taped, rows = jax.lax.fori_loop(0, turns, stretch, (state, taped, rows))
-        # The loss at the last step, which the next stretch would look at: what is recorded there may have to go.
+        # The next call would evaluate the loss at the last step: the record there is blanked if it is not finite.
         last = stops.end[-1]
-        loss = loss_of(state.trained, last)
+        loss = _loss(run, state.trained, last)
         bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss), last, state.bad)
-        state = state._replace(crossings=capture(state, last, loss, jnp.any(stops.last) & (bad < 0)))
-        gone = (bad >= 0) & (stops.end >= bad)
-        rows = {name: _blank(value, gone) for name, value in rows.items()}
+        state = state._replace(crossings=_capture(run, state, last, loss, jnp.any(stops.last) & (bad < 0)))
+        diverged = (bad >= 0) & (stops.end >= bad)
+        rows = {name: _blank(value, diverged) for name, value in rows.items()}
         return state._replace(bad=bad), rows, taped
 
-    return Loop(init, advance, merged, params)
+    def merged(self, start: Start, trained: PyTree) -> PyTree:
+        """All parameters, in the form that is trained."""
+        return merge_params(trained, _split(self, start)[2])
+
+    def params(self, start: Start, trained: PyTree) -> PyTree:
+        """All parameters, in full."""
+        return self.mode.expanded(self.merged(start, trained))
+
+
+class Context(NamedTuple):
+    """The values of one run that its steps read and never change.
+
+    Args:
+      loop: the static part.
+      key: the key of the run's stream "train".
+      start: the run's start.
+      hyper: the system's numbers.
+      names: names of the trained fields.
+      fixed: the other parameters.
+      scale: factors of the updates, or None.
+      transform: the optimizer.
+      observed: the observables.
+    """
+
+    loop: Loop
+    key: Array
+    start: Start
+    hyper: Any
+    names: tuple[str, ...]
+    fixed: PyTree
+    scale: PyTree
+    transform: optax.GradientTransformationExtraArgs
+    observed: Observed
+
+
+def _context(loop: Loop, key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any]) -> Context:
+    task = loop.mode.task
+    observed = observers(task, start, hyper, loop.observables, loop.scalars)
+    names, _, fixed = _split(loop, start)
+    train_key = stream(key, "train")
+    scale = split_params(task.scale(start.data, hyper), names)[0] if task.scale else None
+    with jax.numpy_dtype_promotion("standard"):
+        transform = _transform(loop, key, keywords)
+    return Context(loop, train_key, start, hyper, names, fixed, scale, transform, observed)
+
+
+def _split(loop: Loop, start: Start) -> tuple[tuple[str, ...], PyTree, PyTree]:
+    """(names of the trained fields, their initial values, the other parameters)."""
+    params = loop.mode.reduced(start.params, start.data)
+    names = trained_fields(loop.mode.task, params, loop.trainable)
+    return (names, *split_params(params, names))
+
+
+def _transform(loop: Loop, key: Array, keywords: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
+    return build(loop.factory, keywords, stream(key, "optimizer"))
+
+
+def _batch(run: Context, t: Array) -> PyTree:
+    """The batch of step t."""
+    batch, data = run.loop.mode.task.batch, run.start.data
+    return batch(jax.random.fold_in(run.key, t), data, run.hyper) if batch else data
+
+
+def _loss(run: Context, trained: PyTree, t: Array) -> Array:
+    """The loss of the batch of step t."""
+    return run.loop.mode.task.loss(merge_params(trained, run.fixed), _batch(run, t), run.hyper)
+
+
+def _stretch(
+    run: Context, stops: Stops, unseen: PyTree, i: Array, carry: tuple[State, PyTree, dict[str, Array]]
+) -> tuple[State, PyTree, dict[str, Array]]:
+    """Trains up to stop i and writes its row of observables; `unseen` are their shapes and dtypes."""
+    state, taped, rows = carry
+    stop = jax.tree.map(lambda x: x[i], stops)
+    step = functools.partial(_step, run, stops.start[0])
+    state, taped = jax.lax.fori_loop(stop.start, stop.end, step, (state, taped))
+    due = stop.record | stop.last  # checking all parameters is slow
+    broken = (state.bad < 0) & jax.lax.cond(due, lambda: ~_finite(state.trained), lambda: jnp.zeros((), bool))
+    state = state._replace(bad=jnp.where(broken, stop.end, state.bad))
+    row = jax.lax.cond(
+        stop.record,
+        lambda: _look(run.loop, run.observed, run.start, run.hyper, state.trained, state.before, stop.end, stop.test),
+        lambda: jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), unseen),
+    )
+    return state, taped, jax.tree.map(lambda rows, row: write_row(rows, i, row), rows, row)
+
+
+def _step(run: Context, first: Array, t: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
+    """Step t: loss and gradient, monitors, captures, update. `first` is the first step of the call."""
+    state, taped = carry
+    loop, task, trained = run.loop, run.loop.mode.task, state.trained
+    full = merge_params(trained, run.fixed)
+    loss, gradient, exact = _gradient(run, full, trained, t)
+    bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss), t, state.bad)
+    crossings = _capture(run, state, t, loss, bad < 0)
+    rang = {
+        name: jnp.where((state.rang[name] < 0) & monitor(full, _batch(run, t), run.hyper, exact), t, state.rang[name])
+        for name, monitor in task.watch.items()
+    }
+    updates, moved, optimizer = _update(run, state, loss, gradient, t)
+    if loop.tape is not None:
+        taped = loop.tape.write(taped, t - first, full, run.start.data, updates)
+    before = trained if task.observe_step is not None else None
+    if crossings is not None and before is None:
+        # Needed until all levels are crossed. That this reads `crossings` has a second use: XLA knows then that
+        # the old `before` has been read, and writes over it in place (else two copies more, a tenth of a step's
+        # time).
+        waiting = crossings.waiting
+        before = jax.tree.map(lambda new, old: jnp.where(waiting, new, old), trained, state.before)
+    return State(moved, optimizer, bad, rang, before, crossings), taped
+
+
+def _gradient(run: Context, full: PyTree, trained: PyTree, t: Array) -> tuple[Array, PyTree, PyTree]:
+    """(loss, gradient of the trained parameters, the same or None where only its signs are right)."""
+    mode = run.loop.mode
+    if mode.task.gradient is None:
+        loss, gradient = jax.value_and_grad(functools.partial(_loss, run))(trained, t)
+        return loss, gradient, gradient
+    loss, of_all = mode.task.gradient(full, _batch(run, t), run.hyper, mode.signs)
+    gradient = split_params(of_all, run.names)[0]
+    return loss, gradient, None if mode.signs else gradient
+
+
+def _update(run: Context, state: State, loss: Array, gradient: PyTree, t: Array) -> tuple[PyTree, PyTree, PyTree]:
+    """(updates, trained parameters after them, the optimizer's state after them)."""
+    trained = state.trained
+    with jax.numpy_dtype_promotion("standard"):
+        extra = {"value": loss, "grad": gradient, "value_fn": lambda p: _loss(run, p, t)}
+        updates, optimizer = run.transform.update(gradient, state.optimizer, trained, **extra)
+        if run.scale is not None and run.loop.mode.decays:
+            # Updates are affine in the parameters: the part at 0, which the gradients cause, is scaled.
+            zeros = jax.tree.map(jnp.zeros_like, trained)
+            pushed = run.transform.update(gradient, state.optimizer, zeros, **extra)[0]
+            updates = jax.tree.map(lambda u, g, c: c * g + (u - g), updates, pushed, run.scale)
+        elif run.scale is not None:
+            updates = jax.tree.map(jnp.multiply, updates, run.scale)
+        return updates, optax.apply_updates(trained, updates), optimizer
+
+
+def _capture(run: Context, state: State, t: Array, loss: Array, now: Array | bool = True) -> Crossings | None:
+    """The captures at levels after step t, whose loss is given; `now` False leaves them as they are."""
+    if state.crossings is None:
+        return None
+    names = [name for name in state.crossings.values if name in run.observed.shapes]
+    loss = _level_loss(run, merge_params(state.trained, run.fixed), loss)
+    context = (run.start, run.hyper, t, state.before, state.trained)
+    around = functools.partial(_around, run.loop, run.observed, names)  # static: nothing traced is closed over
+    return state.crossings.after(run.loop.levels, t, loss, around, context, now)
+
+
+def _around(
+    loop: Loop, observed: Observed, names: list[str], context: tuple[Start, Any, Array, PyTree, PyTree]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The observables at the step before t and at t."""
+    start, hyper, t, *both = context
+    steps = None, both[0]  # observables of the step across the level stand on both sides of it
+    test_now = jnp.ones((), bool)
+    before, after = (
+        _look(loop, observed, start, hyper, params, step, t, test_now) for params, step in zip(both, steps)
+    )
+    return {name: before.get(name, after[name]) for name in names}, {name: after[name] for name in names}
+
+
+def _level_loss(run: Context, full: PyTree, loss: Array) -> Array:
+    """The recorded training loss: the loss that is trained by may be a batch's, or hold a penalty besides."""
+    task = run.loop.mode.task
+    if task.batch is None and packaged(task.loss, task.observe):
+        return loss  # the two agree in every system of this package (a test), and it would be computed twice
+    observables = task.observe(full, run.start.data, None, run.hyper)
+    if "train_loss" in observables:
+        return _floating(observables["train_loss"])
+    if task.batch is not None:
+        raise ValueError(
+            f"levels={run.loop.levels!r} need the training loss at every step: {task.name} trains on batches, so it "
+            f"must observe 'train_loss', got {list(observables)}"
+        )
+    return loss
+
+
+def _look(
+    loop: Loop, observed: Observed, start: Start, hyper: Any, trained: PyTree, before: PyTree, t: Array, test_now: Array
+) -> dict[str, Array]:
+    """The observables of some parameters; with `before` None, without those of the step that led there."""
+    task, data, test, fixed = loop.mode.task, start.data, start.test, _split(loop, start)[2]
+    shapes, need_test, functions = observed
+    full = merge_params(trained, fixed)
+    plain = task.observe(full, data, None, hyper)
+    if task.observe_step and before is not None:
+        of_step = task.observe_step(full, merge_params(before, fixed), data, hyper)
+        plain |= {name: jnp.where(t > 0, _floating(value), jnp.nan) for name, value in of_step.items()}
+    values = {name: plain[name] for name in shapes if name in plain and name not in functions}
+    if functions:
+        params = loop.mode.expanded(full)
+        values |= {name: f(params, data, test, hyper) for name, f in functions.items()}
+    if need_test:
+
+        def fresh() -> dict[str, Array]:
+            with_test = task.observe(full, data, test, hyper)
+            return {name: _floating(with_test[name]) for name in need_test}
+
+        def nothing() -> dict[str, Array]:
+            return {name: jnp.full(shapes[name].shape, jnp.nan) for name in need_test}
+
+        values |= jax.lax.cond(test_now, fresh, nothing)
+    return {name: _floating(values[name]) for name in shapes if name in values}
+
+
+def write_row(buffer: Array, place: Array, row: Array, axis: int = 0) -> Array:
+    """The buffer with `row` at `place` along an axis, in place, under `jax.vmap` too.
+
+    JAX's own update becomes a scatter where it is mapped; here it stays one dynamic slice for all runs, as long as they
+    share the place.
+
+    Args:
+      buffer: (..., K, ...), K along `axis`.
+      place: () int32 in 0..K-1.
+      row: the buffer's shape without that axis.
+      axis: the axis of the places.
+
+    Returns:
+      The buffer's shape and dtype.
+
+    Examples:
+      >>> write_row(jnp.zeros(3), jnp.asarray(1), jnp.asarray(5.0)).tolist()
+      [0.0, 5.0, 0.0]
+    """
+
+    @jax.custom_batching.custom_vmap
+    def write(buffer: Array, place: Array, row: Array) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(buffer, row.astype(buffer.dtype), place, axis)
+
+    @write.def_vmap
+    def _(size: int, mapped: list[bool], buffer: Array, place: Array, row: Array) -> tuple[Array, bool]:
+        if mapped[1]:
+            axes = [0 if each else None for each in mapped]
+            one = jax.vmap(
+                lambda b, p, r: jax.lax.dynamic_update_index_in_dim(b, r.astype(b.dtype), p, axis), in_axes=axes
+            )
+            return one(buffer, place, row), True
+        buffers, rows = (
+            x if each else jnp.broadcast_to(x, (size, *x.shape)) for x, each in zip((buffer, row), mapped[::2])
+        )
+        return write_row(buffers, place, rows, axis + 1), True
+
+    return write(buffer, place, row)
 
 
 def whole_run(steps: int, record: np.ndarray, test: np.ndarray) -> Stops:
-    """The stops of a run that is trained in one stretch: one at every recorded step, and one at the end."""
+    """The stops of a run that is trained in one call: one at every recorded step, and one at the end."""
     extra = [False] * bool(record[-1] != steps)
     ends = np.concatenate([record, [steps] * len(extra)]).astype(np.int32)
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int32)
@@ -400,5 +523,5 @@ def _finite(tree: PyTree) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def _blank(values: Array, gone: Array) -> Array:
-    return jnp.where(gone.reshape((-1,) + (1,) * (values.ndim - 1)), jnp.nan, values)
+def _blank(values: Array, where: Array) -> Array:
+    return jnp.where(where.reshape((-1,) + (1,) * (values.ndim - 1)), jnp.nan, values)

@@ -1,4 +1,4 @@
-"""Which of a system's tasks is exact for an optimizer, decided by running the optimizer."""
+"""The fastest form in which a system can be trained exactly with an optimizer, found by running the optimizer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,44 +28,78 @@ class NotExact(ValueError):
     """A task is not exact for an optimizer; the message says what was measured."""
 
 
-class Fit(NamedTuple):
-    """How a system is trained with an optimizer.
+class Mode(NamedTuple):
+    """The form in which a task is trained. Modes are hashable: programs with equal modes can be shared.
 
     Args:
-      task: the task that is trained: the one asked for, or the first of its `choices` that is exact.
-      compact: whether its compact parametrisation is.
-      degrees: what was measured of every point of the optimizer; () for a task that is not homogeneous.
-      why: why the faster choices were passed over; "" if there are none.
-      padded: whether a larger task's program runs it.
+      task: the task that is trained.
+      compact: train its compact parametrisation instead of the full parameters.
+      decays: the updates contain decoupled weight decay, which `task.scale` must not multiply.
+      signs: the optimizer reads only the signs of gradients, which `task.gradient` may use.
     """
 
     task: Task
-    compact: bool
+    compact: bool = False
+    decays: bool = False
+    signs: bool = False
+
+    def reduced(self, params: PyTree, data: PyTree) -> PyTree:
+        """Full parameters in the form that is trained."""
+        compact = self.task.reduction.compact if self.compact else None
+        return params if compact is None else compact(params, data)
+
+    def expanded(self, params: PyTree) -> PyTree:
+        """The inverse of `reduced`."""
+        expand = self.task.reduction.expand if self.compact else None
+        return params if expand is None else expand(params)
+
+
+class Choice(NamedTuple):
+    """The mode that was chosen for a system and an optimizer, and why.
+
+    Args:
+      task: the system's task: the given one, or the first of its choices that is exact.
+      mode: the mode of the program that runs it; its task is another, larger one where the runs are padded.
+      degrees: the measured degree of every point of the optimizer; () for a task that is not homogeneous.
+      why: why the faster choices were passed over; "" if there are none.
+    """
+
+    task: Task
+    mode: Mode
     degrees: tuple[Homogeneity, ...]
     why: str
-    padded: bool
 
     @property
-    def program(self) -> Task:
-        """The task whose program runs it."""
-        return self.task.reduction.padding.task if self.padded and self.task.reduction.padding else self.task
+    def padded(self) -> bool:
+        """Whether a larger task's program runs it."""
+        return self.mode.task is not self.task
 
     def case(self, hyper: Any) -> Any:
         """One run's numbers as the program takes them."""
-        return self.task.reduction.padding.case(hyper) if self.padded and self.task.reduction.padding else hyper
-
-    @property
-    def decays(self) -> bool:
-        """Whether some point holds weight decay, which a homogeneous task must not scale."""
-        return any(found.decays for found in self.degrees)
-
-    @property
-    def signs(self) -> bool:
-        """Whether every point reads nothing but the signs of gradients."""
-        return bool(self.degrees) and all(found.signs for found in self.degrees)
+        padding = self.task.reduction.padding if self.padded else None
+        return hyper if padding is None else padding.case(hyper)
 
 
-def fit(
+class _Runs(NamedTuple):
+    """The runs that a mode is chosen for: an optimizer, its points, and one run's numbers; see `choose_mode`."""
+
+    factory: Factory
+    points: Points
+    hyper: Any
+    shared: Any
+    trainable: Sequence[str] | None
+    label: str | None
+
+    def optimizer(self, points: Points) -> str:
+        """The optimizer at some points, for messages."""
+        return describe_point(self.factory, points, self.label)
+
+    def full(self, task: Task) -> PyTree:
+        """The trained parameters of a task, abstract, in full."""
+        return _trained(task, abstract_start(task, self.hyper, self.shared).params, self.trainable)
+
+
+def choose_mode(
     task: Task,
     factory: Factory,
     points: Points,
@@ -75,8 +109,8 @@ def fit(
     functions: bool = False,
     label: str | None = None,
     pad: bool = False,
-) -> Fit:
-    """The first of a task's choices that is exact for every point of an optimizer, found by running the optimizer.
+) -> Choice:
+    """Chooses the first of a task's choices that is exact for every point of an optimizer, by running the optimizer.
 
     Args:
       task: a Task.
@@ -90,73 +124,70 @@ def fit(
       pad: whether a larger task's program may run it, which several tasks can share.
 
     Returns:
-      Fit.
+      Choice.
 
     Raises:
-      NotExact: if no choice is exact, with what was measured; a ValueError. What the task or the optimizer itself
-        raises comes through.
+      NotExact: if no choice is exact, with what was measured; a ValueError. Exceptions of the task or the optimizer
+        itself come through.
       ValueError: if the optimizer draws random numbers that are not the run's own.
     """
-    choices = task.reduction.choices or (task,)
-    noisy = _draws(choices[-1], factory, points, hyper, shared, trainable, label)
-    reasons: list[str] = []
+    choices, runs = task.reduction.choices or (task,), _Runs(factory, points, hyper, shared, trainable, label)
+    noisy = _draws(choices[-1], runs)
     if any(choice.reduction.homogeneous or choice.reduction.compact is not None for choice in choices):
-        whole = _trained(choices[-1], abstract_start(choices[-1], hyper, shared).params, trainable)
+        parameters = runs.full(choices[-1])
         for point in _programs_of(points):
-            _run(factory, point, whole)  # fails here, in its own words, if it fails anywhere
-    for i, choice in enumerate(choices):
+            _run(factory, point, parameters)  # an optimizer that fails anywhere fails here, with its own message
+    reasons: list[str] = []
+    for choice in choices:
         if functions and choice.reduction.homogeneous and len(choices) > 1:
             reasons.append(f"{choice.name}: functions of the weights are observed")
             continue
         try:
-            degrees = _degrees(choice, factory, points, hyper, shared, trainable, label)
-            compact = _compact(choice, factory, points, hyper, shared, trainable, label)
+            degrees, compact = _degrees(choice, runs), _compact(choice, runs)
         except NotExact as refusal:
-            if i == len(choices) - 1:
+            if choice is choices[-1]:
                 raise
             reasons.append(f"{choice.name}: {refusal}")
             continue
-        padded = pad and choice.reduction.padding is not None and not noisy
-        return Fit(choice, compact, degrees, "; ".join(reasons), padded)
-    raise AssertionError("the last choice either fits or raises")
+        padding = choice.reduction.padding if pad and not noisy else None
+        decays = any(degree.decays for degree in degrees)
+        signs = bool(degrees) and all(degree.signs for degree in degrees)
+        mode = Mode(choice if padding is None else padding.task, compact, decays, signs)
+        return Choice(choice, mode, degrees, "; ".join(reasons))
+    raise AssertionError("the last choice is exact or raises")
 
 
-def _draws(
-    task: Task, factory: Factory, points: Points, hyper: Any, shared: Any, trainable: Sequence[str] | None, label: Any
-) -> bool:
+def _draws(task: Task, runs: _Runs) -> bool:
     """Whether some point draws random numbers, which a larger task's program must not run: it would draw others.
 
     Raises:
       ValueError: for draws that are not each run's own.
     """
-    params = abstract_start(task, hyper, shared).params
-    found = draws(factory, points, split_params(params, trained_fields(task, params, trainable))[0])
-    for point, one in zip(points, found):
-        if one.reason:
+    drawn = draws(runs.factory, runs.points, runs.full(task))
+    for point, draw_of_point in zip(runs.points, drawn):
+        if draw_of_point.reason:
             raise ValueError(
-                f"{describe_point(factory, [point], label)} must draw from the key of each run: {one.reason} (read off "
+                f"{runs.optimizer([point])} must draw from the key of each run: {draw_of_point.reason} (read off "
                 "its program); give js.grid a factory that draws with jax.random from its keyword key (or seed), and "
                 "leave that keyword out of the grid: every run passes a key of its seed"
             )
-    return any(one.drawn for one in found)
+    return any(draw_of_point.drawn for draw_of_point in drawn)
 
 
-def _compact(
-    task: Task, factory: Factory, points: Points, hyper: Any, shared: Any, trainable: Sequence[str] | None, label: Any
-) -> bool:
+def _compact(task: Task, runs: _Runs) -> bool:
     """Whether the task's compact parametrisation is exact for every point.
 
     Raises:
       NotExact: if it is not, and the task has nothing but its compact form.
     """
-    if task.reduction.compact is None:
+    factory, points, compact = runs.factory, runs.points, task.reduction.compact
+    if compact is None:
         return False
-    start, compact = abstract_start(task, hyper, shared), task.reduction.compact
-    full = _trained(task, start.params, trainable)
-    small = jax.eval_shape(lambda s: _trained(task, compact(s.params, s.data), trainable), start)
+    start, full = abstract_start(task, runs.hyper, runs.shared), runs.full(task)
+    small = jax.eval_shape(lambda s: _trained(task, compact(s.params, s.data), runs.trainable), start)
     if refusal := _refusal(factory, points, small):
         reason = f"it does not take the smaller tree of parameters ({refusal})"
-    elif any(found.drawn for found in draws(factory, points, full)):
+    elif any(draw_of_point.drawn for draw_of_point in draws(factory, points, full)):
         reason = NOISE
     elif reads_gradients_coordinatewise(factory, points, full):
         return True
@@ -169,15 +200,13 @@ def _compact(
     if task.reduction.compact_only:
         raise NotExact(
             f"{task.name} needs an optimizer that moves each coordinate by its own gradients and by decoupled weight "
-            f"decay only, got {describe_point(factory, points, label)}: {reason} (found by running it); "
+            f"decay only, got {runs.optimizer(points)}: {reason} (found by running it); "
             'use engine="dense"'
         )
     return False
 
 
-def _degrees(
-    task: Task, factory: Factory, points: Points, hyper: Any, shared: Any, trainable: Sequence[str] | None, label: Any
-) -> tuple[Homogeneity, ...]:
+def _degrees(task: Task, runs: _Runs) -> tuple[Homogeneity, ...]:
     """The degree of every point, for tasks that need one.
 
     Raises:
@@ -185,25 +214,26 @@ def _degrees(
     """
     if not task.reduction.homogeneous:
         return ()
-    drawn = jax.eval_shape(lambda key, h: draw(task, key, h, shared), seed_key(0), hyper).params
-    full = _trained(task, drawn, trainable)
-    features = _trained(task, abstract_start(task, hyper, shared).params, trainable)
+    factory, points = runs.factory, runs.points
+    drawn = jax.eval_shape(lambda key, h: draw(task, key, h, runs.shared), seed_key(0), runs.hyper).params
+    weights, features = _trained(task, drawn, runs.trainable), runs.full(task)
     if refusal := _refusal(factory, points, features) or _refusal(factory, points, jnp.zeros(())):
         raise NotExact(
-            f"{task.name} cannot run {describe_point(factory, points, label)}: it treats parameters by their names or "
+            f"{task.name} cannot run {runs.optimizer(points)}: it treats parameters by their names or "
             f'shapes and does not take those of this engine ({refusal}); use engine="support" or "dense"'
         )
-    found = homogeneity(factory, points)
-    reasons = [NOISE if noise.drawn else one.reason for one, noise in zip(found, draws(factory, points, full))]
-    if not any(reasons) and not reads_gradients_coordinatewise(factory, points, full, parameters=True):
+    degrees = homogeneity(factory, points)
+    noise = draws(factory, points, weights)
+    reasons = [NOISE if drawn.drawn else degree.reason for degree, drawn in zip(degrees, noise)]
+    if not any(reasons) and not reads_gradients_coordinatewise(factory, points, weights, parameters=True):
         reasons = ["it moves a coordinate by more than that coordinate's own gradients, such as a norm over a tensor"]
     for point, reason in zip(points, reasons):
         if reason:
             raise NotExact(
-                f"{task.name} cannot run {describe_point(factory, [point], label)}: {reason} (found by running it); "
+                f"{task.name} cannot run {runs.optimizer([point])}: {reason} (found by running it); "
                 'use engine="support" or "dense"'
             )
-    return tuple(found)
+    return tuple(degrees)
 
 
 def _trained(task: Task, params: PyTree, trainable: Sequence[str] | None) -> PyTree:
@@ -211,7 +241,7 @@ def _trained(task: Task, params: PyTree, trainable: Sequence[str] | None) -> PyT
 
 
 def _programs_of(points: Points) -> list[Mapping[str, Any]]:
-    """One point of every program: those that differ in floats only share one."""
+    """One point of every program: points that differ in floats only share one."""
     first: dict[str, Mapping[str, Any]] = {}
     for point in points:
         first.setdefault(repr([(k, v if not isinstance(v, float) else float) for k, v in point.items()]), point)
@@ -219,22 +249,22 @@ def _programs_of(points: Points) -> list[Mapping[str, Any]]:
 
 
 def _run(factory: Factory, point: Mapping[str, Any], params: PyTree) -> None:
-    """Builds a transform, its state and one update for a tree of parameters; nothing is computed."""
+    """Traces a transform, its state and one update for a tree of parameters; nothing is computed."""
 
     def update(params: PyTree) -> PyTree:
         transform, zero = build(factory, point, seed_key(0)), jnp.zeros(())
-        asked = {"value": zero, "grad": params, "value_fn": lambda params: zero}
-        return transform.update(params, transform.init(params), params, **asked)
+        extra = {"value": zero, "grad": params, "value_fn": lambda params: zero}
+        return transform.update(params, transform.init(params), params, **extra)
 
     with jax.numpy_dtype_promotion("standard"):  # as where it is used
         jax.eval_shape(update, params)
 
 
 def _refusal(factory: Factory, points: Points, params: PyTree) -> str:
-    """Why an optimizer, which runs on the parameters asked for, does not on another tree: a mask for those, say; ""."""
+    """Why an optimizer does not run on these parameters, such as a mask for other ones; "" if it does."""
     for point in _programs_of(points):
         try:
             _run(factory, point, params)
-        except Exception as error:  # its own, whatever it is: the same optimizer has just run on another tree
+        except Exception as error:  # of any kind: the same optimizer has just run on another tree
             return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return ""

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsign.training.loop import Tape
-from jaxsign.training.rows import put
+from jaxsign.training.loop import Tape, write_row
 
 Array = jax.Array
 PyTree = Any
@@ -43,8 +42,8 @@ def sign_tape(steps: int) -> Tape:
         # A leaf that is no longer finite belongs to a run that has diverged, which is marked elsewhere.
         broken = jnp.any((amplitude != jnp.stack(least)) & jnp.isfinite(amplitude))
         return {
-            "codes": put(buffers["codes"], place, jnp.concatenate([pack(leaf).reshape(-1) for leaf in leaves])),
-            "amplitude": put(buffers["amplitude"], place, amplitude),
+            "codes": write_row(buffers["codes"], place, jnp.concatenate([pack(leaf).reshape(-1) for leaf in leaves])),
+            "amplitude": write_row(buffers["amplitude"], place, amplitude),
             "off": jnp.where((buffers["off"] < 0) & broken, place.astype(jnp.int32), buffers["off"]),
         }
 
@@ -63,7 +62,7 @@ def feature_tape(steps: int, project: Callable[[PyTree, PyTree], PyTree]) -> Tap
         return [jnp.zeros((steps, *x.shape), x.dtype) for x in jax.tree.leaves(jax.eval_shape(project, params, data))]
 
     def write(buffers: list[Array], place: Array, params: PyTree, data: PyTree, updates: PyTree) -> list[Array]:
-        return [put(buffer, place, x) for buffer, x in zip(buffers, jax.tree.leaves(project(params, data)))]
+        return [write_row(buffer, place, x) for buffer, x in zip(buffers, jax.tree.leaves(project(params, data)))]
 
     return Tape(blank, write)
 

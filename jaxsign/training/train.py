@@ -16,8 +16,8 @@ from jaxsign.optimizers.grid import Grid, as_grid, shown
 from jaxsign.store.labels import BASE_NAMES, check_results, check_task
 from jaxsign.store.levels import check_levels
 from jaxsign.store.levels import coordinates as level_coords
-from jaxsign.training.loop import make_loop, whole_run
-from jaxsign.training.mode import fit
+from jaxsign.training.loop import Loop, whole_run
+from jaxsign.training.mode import Mode, choose_mode
 from jaxsign.training.outputs import outputs
 from jaxsign.training.schedule import Schedule
 from jaxsign.training.start import Start, begin
@@ -30,17 +30,9 @@ STATUS = {-1: "not run", 0: "finished", 1: "diverged"}
 
 
 def make_train(
-    task: Task,
-    factory: Callable[..., optax.GradientTransformation],
+    loop: Loop,
     schedule: Schedule,
     *,
-    observables: Sequence[str | Callable] | None = None,
-    scalars: bool = False,
-    trainable: Sequence[str] | None = None,
-    compact: bool = False,
-    decays: bool = False,
-    signs: bool = False,
-    levels: tuple[float, ...] = (),
     summary: Callable[[dict[str, Any]], dict[str, Array]] | None = None,
     keep_trace: bool = True,
 ) -> Callable[..., dict[str, Any]]:
@@ -49,16 +41,8 @@ def make_train(
     The returned function is meant to be jitted and vmapped over all its arguments.
 
     Args:
-      task: the system.
-      factory: `(**keywords) -> optax.GradientTransformation`, called inside the mapped function.
+      loop: the task, the optimizer's factory and the observables.
       schedule: steps, recorded steps, test steps.
-      observables: names and functions `(params, data, test, hyper) -> array`; None: the default.
-      scalars: whether the default is the scalar observables only.
-      trainable: names of trained parameters; None: all that the task does not freeze.
-      compact: train the task's compact parametrisation; exact only where `fit` says so.
-      decays: whether updates hold decoupled weight decay, which a homogeneous task must not scale.
-      signs: whether the optimizer reads nothing but the signs of gradients, for tasks with a closed-form gradient.
-      levels: training losses at whose crossings the observables are captured.
       summary: pure function of the trace ({name: (R, ...)}, the run's constants and the recorded steps as "step",
         known when it is traced) to {name: scalar}.
       keep_trace: whether the trace itself is returned.
@@ -70,10 +54,7 @@ def make_train(
     Raises:
       ValueError: for an unknown observable or parameter name (when traced).
     """
-    loop = make_loop(
-        task, factory, observables=observables, scalars=scalars, trainable=trainable, compact=compact, decays=decays,
-        signs=signs, levels=levels,
-    )  # fmt: skip
+    task = loop.mode.task
     stops = whole_run(schedule.steps, schedule.record, schedule.test)
     recorded = jnp.asarray(schedule.record, jnp.int32)  # concrete also when traced: summaries may look steps up
 
@@ -82,7 +63,7 @@ def make_train(
         trace = {name: value[: recorded.size] for name, value in rows.items()}
         last = outputs("summary", summary({**start.constants, **trace, "step": recorded})) if summary else {}
         rest = {"summary": last, "constant": start.constants, "alarm": dict.fromkeys(task.watch, state.bad)}
-        taken = [*BASE_NAMES, *(("dimension of captured levels", name) for name in level_coords(levels))]
+        taken = [*BASE_NAMES, *(("dimension of captured levels", name) for name in level_coords(loop.levels))]
         check_results({"observable": {name: value[0] for name, value in trace.items()}, **rest}, task.dims, taken)
         return {
             "trace": trace if keep_trace else {},
@@ -171,14 +152,11 @@ def _begin(task: Task) -> Callable[..., Start]:
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(task: Task, factory: Any, static: Static, settings: tuple, *how: bool) -> Callable[..., dict[str, Any]]:
+def _compiled(mode: Mode, factory: Any, static: Static, settings: tuple) -> Callable[..., dict[str, Any]]:
     steps, record, test, observables, trainable, levels, summary, keep_trace = settings
     schedule = Schedule(steps, np.asarray(record), np.asarray(test))
-    compact, decays, signs = how
-    train = make_train(
-        task, factory, schedule, observables=observables, trainable=trainable, compact=compact, decays=decays,
-        signs=signs, levels=levels, summary=summary, keep_trace=keep_trace,
-    )  # fmt: skip
+    loop = Loop(mode, factory, observables, trainable=trainable, levels=levels)
+    train = make_train(loop, schedule, summary=summary, keep_trace=keep_trace)
 
     def run(key: Array, start: Start, hyper: Any, floats: Mapping[str, Array]) -> dict[str, Any]:
         return train(key, start, hyper, {**static.keywords, **floats})
@@ -267,11 +245,12 @@ def train(
     chosen, names = name_tuple("observables", observables), name_tuple("trainable", trainable)
     record_key, test_key = tuple(schedule.record.tolist()), tuple(schedule.test.tolist())
     settings = (schedule.steps, record_key, test_key, chosen, names, crossed, summary, keep_trace)
-    found = fit(task, grid.factory, grid.points, hyper, shared, names, any(map(callable, chosen or ())))
-    task = found.task
-    start = _begin(task)(key, hyper, shared, *(jnp.asarray(one.p, jnp.zeros(()).dtype) for one in found.degrees))
-    static, how = Static(grid.points[0], grid.floats), (found.compact, found.decays, found.signs)
-    out = _compiled(task, hashable(grid.factory), static, settings, *how)(key, start, hyper, floats)
+    functions = any(map(callable, chosen or ()))
+    choice = choose_mode(task, grid.factory, grid.points, hyper, shared, names, functions)
+    task = choice.task
+    start = _begin(task)(key, hyper, shared, *(jnp.asarray(d.p, jnp.zeros(()).dtype) for d in choice.degrees))
+    static = Static(grid.points[0], grid.floats)
+    out = _compiled(choice.mode, hashable(grid.factory), static, settings)(key, start, hyper, floats)
     high, low = (int(word) for word in np.asarray(jax.random.key_data(key)).ravel()[-2:])
     return Run(
         trace=out["trace"],
@@ -287,6 +266,6 @@ def train(
         dims=task.dims,
         attrs=task.attrs,
         seed=(high << 32) + low,
-        problem=found.task.problem,
+        problem=task.problem,
         hyper=numbers,
     )

@@ -24,7 +24,8 @@ from jaxsign.sweep.recorder import start_crcs
 from jaxsign.sweep.sweep import Sweep
 from jaxsign.systems.two_layer.engines import two_layer
 from jaxsign.systems.two_layer.problem import Hyper, Problem
-from jaxsign.training.loop import Loop, make_loop
+from jaxsign.training.loop import Loop
+from jaxsign.training.mode import Mode
 from jaxsign.training.rng import seed_key, seed_words
 from jaxsign.training.start import Start, abstract_start
 from jaxsign.training.task import Task
@@ -164,7 +165,7 @@ class Trajectory:
 
 @functools.lru_cache(maxsize=32)
 def _loop(task: Task, compact: bool, trainable: Any) -> Loop:
-    return make_loop(task, optax.identity, trainable=trainable, compact=compact)
+    return Loop(Mode(task, compact), optax.identity, trainable=trainable)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

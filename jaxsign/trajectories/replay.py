@@ -11,7 +11,8 @@ import optax
 
 from jaxsign.compilation import undisturbed
 from jaxsign.store.labels import own_dims
-from jaxsign.training.loop import Stops, make_loop
+from jaxsign.training.loop import Loop, Stops
+from jaxsign.training.mode import Mode
 from jaxsign.training.schedule import Schedule
 from jaxsign.training.start import Start
 from jaxsign.training.task import Task
@@ -83,7 +84,7 @@ def _observed(run: RunTrajectory, observables: Any, steps: Sequence[int]) -> dic
 @functools.lru_cache(maxsize=32)
 def _look(task: Task, compact: bool, trainable: Any, chosen: tuple | None) -> Callable[..., dict[str, jax.Array]]:
     """`(start, hyper, trained) -> observables`: a training loop of no steps that stops once to look."""
-    loop = make_loop(task, optax.identity, observables=chosen, trainable=trainable, compact=compact)
+    loop = Loop(Mode(task, compact), optax.identity, chosen, trainable=trainable)
     first, none = np.array([True, False]), np.zeros(2, np.int32)
     stops = Stops(none, none, first, first, ~first & False)
 

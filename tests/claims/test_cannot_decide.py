@@ -21,7 +21,7 @@ from jaxsign.claims import dynamics as two_layer
 from jaxsign.claims.claim import at_level
 from jaxsign.cli import main as cli
 from jaxsign.report import drawings as drawing
-from jaxsign.training.mode import fit
+from jaxsign.training.mode import choose_mode
 
 STEPS, SEEDS = np.arange(0, 401, 10), 4
 
@@ -374,7 +374,7 @@ def test_what_a_factory_raises_is_its_own(engine, error, problem, hyper):
 
     task = js.two_layer(dataclasses.replace(problem, supports="disjoint"), engine=engine)
     with pytest.raises(error, match="boom") as caught:
-        fit(task, factory, [{"learning_rate": 0.1}], hyper)
+        choose_mode(task, factory, [{"learning_rate": 0.1}], hyper)
     assert "engine=" not in str(caught.value)
 
     def update(updates, state, params=None):
@@ -382,7 +382,7 @@ def test_what_a_factory_raises_is_its_own(engine, error, problem, hyper):
 
     late = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
     with pytest.raises(error, match="boom"):
-        fit(task, lambda: late, [{}], hyper)
+        choose_mode(task, lambda: late, [{}], hyper)
 
 
 def masked(learning_rate):
@@ -402,7 +402,7 @@ def named(learning_rate):
 @pytest.mark.parametrize("factory", [masked, named], ids=lambda factory: factory.__name__)
 def test_an_optimizer_that_names_parameters_passes_over_what_it_cannot_take(factory, problem, hyper):
     disjoint = dataclasses.replace(problem, supports="disjoint")
-    found = fit(js.two_layer(disjoint, engine="auto"), factory, [{"learning_rate": 0.1}], hyper)
+    found = choose_mode(js.two_layer(disjoint, engine="auto"), factory, [{"learning_rate": 0.1}], hyper)
     assert not found.task.reduction.homogeneous
     assert "feature_space" in found.why
     assert "it treats parameters by their names or shapes" in found.why
@@ -412,8 +412,8 @@ def test_an_optimizer_that_is_not_exact_is_refused_as_before(problem, hyper):
     disjoint = dataclasses.replace(problem, supports="disjoint")
     factory, points = optax.adam, [{"learning_rate": 0.1, "eps": 1e-3}]
     with pytest.raises(ValueError, match=r"two_layer_feature_space cannot run .* not homogeneous"):
-        fit(js.two_layer(disjoint, engine="feature_space"), factory, points, hyper)
-    found = fit(js.two_layer(disjoint, engine="auto"), factory, points, hyper)
+        choose_mode(js.two_layer(disjoint, engine="feature_space"), factory, points, hyper)
+    found = choose_mode(js.two_layer(disjoint, engine="auto"), factory, points, hyper)
     assert (found.task.name, "not homogeneous" in found.why) == ("two_layer_support", True)
 
 

@@ -68,7 +68,7 @@ def test_the_compact_form_is_trained_only_where_it_is_exact(problem, hyper):
         "adamw": js.grid(optax.adamw, learning_rate=[1e-3]),
     }
     made = js.Sweep(system=js.two_layer, problem=problem, hyper=hyper, optimizers=optimizers, steps=5)
-    assert {g.family: g.fit.compact for g in plan.groups(made)} == {
+    assert {g.family: g.choice.mode.compact for g in plan.groups(made)} == {
         "sign_gd": True,
         "adamw": False,
     }  # decay reads params

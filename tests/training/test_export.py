@@ -9,7 +9,8 @@ import pytest
 
 import jaxsign as js
 from jaxsign.optimizers.rules import FAMILIES
-from jaxsign.training.mode import fit
+from jaxsign.training.loop import Loop
+from jaxsign.training.mode import choose_mode
 from jaxsign.training.schedule import Schedule
 from jaxsign.training.start import begin
 from jaxsign.training.train import make_train
@@ -84,10 +85,8 @@ CASES = [
 def test_training_exports_without_f64_or_scatter_at_full_precision(engine, overlap, name):
     task, _, (keys, numbers), starts, hyper = system(engine, overlap)
     factory, keywords = FAMILIES[name]
-    found = fit(task, factory, [keywords], hyper)
-    one = make_train(
-        task, factory, Schedule.build(7, 2, 4), compact=found.compact, decays=found.decays, signs=found.signs
-    )
+    mode = choose_mode(task, factory, [keywords], hyper).mode
+    one = make_train(Loop(mode, factory), Schedule.build(7, 2, 4))
     program = jax.jit(jax.vmap(lambda key, start, numbers, floats: one(key, start, numbers[0], floats)))
     floats = {keyword: jax.ShapeDtypeStruct((RUNS,), jnp.float32) for keyword in keywords}
     arguments = keys, starts, numbers, floats

@@ -16,7 +16,7 @@ from jaxsign.optimizers.grid import Grid, as_grid
 from jaxsign.store import checkpoints
 from jaxsign.sweep import execute as blocks
 from jaxsign.sweep.identity.definition import definition
-from jaxsign.training.mode import fit
+from jaxsign.training.mode import choose_mode
 from jaxsign.training.reduction import Padding, Reduction
 
 HYPER, STEPS, RATE = {"slope": 1.0}, 6, 0.5
@@ -441,8 +441,8 @@ def test_reduced_engines_refuse_noise_however_small_and_auto_passes_them_over(ke
         with pytest.raises(
             ValueError, match="it draws random numbers, and a smaller set of parameters would get others"
         ):
-            fit(js.two_layer(problem, engine=engine), optax.noisy_sgd, [keywords], js.Hyper(sigma_p=2.0))
-    how = fit(js.two_layer(problem, engine="auto"), optax.noisy_sgd, [keywords], js.Hyper(sigma_p=2.0))
+            choose_mode(js.two_layer(problem, engine=engine), optax.noisy_sgd, [keywords], js.Hyper(sigma_p=2.0))
+    how = choose_mode(js.two_layer(problem, engine="auto"), optax.noisy_sgd, [keywords], js.Hyper(sigma_p=2.0))
     assert how.task is js.two_layer(problem, engine="dense")
     assert how.why.count("it draws random numbers") == 2
 
@@ -454,8 +454,8 @@ def test_a_probe_of_a_built_transform_sees_noise_however_small():
 def test_a_larger_task_s_program_never_draws_for_a_smaller_one():
     task = constant(None)
     padded = dataclasses.replace(task, reduction=Reduction(padding=Padding(task, lambda hyper: hyper, {})))
-    assert fit(padded, optax.sgd, [RATES], HYPER, pad=True).padded
-    assert not fit(padded, optax.noisy_sgd, [RATES], HYPER, pad=True).padded
+    assert choose_mode(padded, optax.sgd, [RATES], HYPER, pad=True).padded
+    assert not choose_mode(padded, optax.noisy_sgd, [RATES], HYPER, pad=True).padded
 
 
 def test_results_of_shared_noise_are_not_extended_with_noise_of_each_run(tmp_path, monkeypatch):

@@ -10,6 +10,8 @@ import optax
 import pytest
 
 import jaxsign as js
+from jaxsign.training.loop import Loop
+from jaxsign.training.mode import Mode
 from jaxsign.training.schedule import Schedule
 from jaxsign.training.start import begin
 from jaxsign.training.train import make_train
@@ -145,7 +147,7 @@ def test_mapped_runs_share_a_trace_a_symmetry_and_no_trouble(problem, hyper):
     task, traced, key = js.two_layer(problem), [], jax.random.key(3)
     counting = dataclasses.replace(task, loss=lambda *args: traced.append(1) or task.loss(*args))
     schedule = Schedule.build(60, 10, 50)
-    one = make_train(counting, js.sign_gd, schedule, compact=True, observables=["train_loss", "s21"])
+    one = make_train(Loop(Mode(counting, compact=True), js.sign_gd, ["train_loss", "s21"]), schedule)
     program = jax.jit(jax.vmap(lambda start, hyper, rate: one(key, start, hyper, {"learning_rate": rate})))
     starting = jax.jit(functools.partial(begin, task))
 

@@ -10,6 +10,8 @@ import pytest
 
 import jaxsign as js
 from jaxsign.systems.two_layer.model import logits
+from jaxsign.training.loop import Loop
+from jaxsign.training.mode import Mode
 from jaxsign.training.schedule import Schedule
 from jaxsign.training.start import begin
 from jaxsign.training.train import make_train
@@ -158,7 +160,7 @@ def test_32_bits_reproduce_64_bits_far_beyond_their_underflow():
     problem, hyper = js.presets.theory()
     task = js.two_layer(dataclasses.replace(problem, n_test=1), engine="feature_space")
     names = ["train_loss", "query_noise", "query_signal"]
-    train = jax.jit(make_train(task, js.sign_gd, Schedule.build(900, 100, 900), observables=names, signs=True))
+    train = jax.jit(make_train(Loop(Mode(task, signs=True), js.sign_gd, names), Schedule.build(900, 100, 900)))
     hyper = jax.tree.map(jnp.float32, hyper)
     start = jax.jit(lambda key: begin(task, key, hyper, None, jnp.float32(0)))(jax.random.key(0))
     narrow = train(jax.random.key(0), start, hyper, {"learning_rate": jnp.float32(1e-4)})

@@ -17,7 +17,8 @@ from jaxsign.systems.two_layer.features import FeatureData, FeatureParams, Inner
 from jaxsign.systems.two_layer.task import dense
 from jaxsign.systems.two_layer.underflow import QUANTITIES
 from jaxsign.theory import steps as laws
-from jaxsign.training.mode import fit
+from jaxsign.training.loop import Loop
+from jaxsign.training.mode import Mode, choose_mode
 from jaxsign.training.schedule import Schedule
 from jaxsign.training.start import begin
 from jaxsign.training.train import make_train
@@ -37,7 +38,7 @@ def widened(x):
 def both_widths(problem, rate, steps, seeds, names, every):
     """SignGD's traces in feature space in 32 and in 64 bits, from the same draws."""
     task = js.two_layer(problem, engine="feature_space")
-    train = make_train(task, js.sign_gd, Schedule.build(steps, every, steps), observables=names, signs=True)
+    train = make_train(Loop(Mode(task, signs=True), js.sign_gd, names), Schedule.build(steps, every, steps))
     hyper = jax.tree.map(jnp.float32, js.presets.theory()[1])
     keys = jax.vmap(lambda s: jax.random.key(s))(jnp.arange(seeds))
     start = jax.jit(jax.vmap(lambda key: begin(task, key, hyper, None, jnp.float32(0))))(keys)
@@ -402,4 +403,4 @@ def test_an_older_store_is_extended_without_the_alarms_that_it_lacks(tmp_path, m
 
 def test_the_signs_mode_is_what_sign_gd_is_trained_with():
     task = js.two_layer(PROBLEM, engine="feature_space")
-    assert fit(task, js.sign_gd, [{"learning_rate": 1e-3}], HYPER).signs
+    assert choose_mode(task, js.sign_gd, [{"learning_rate": 1e-3}], HYPER).mode.signs

@@ -437,23 +437,9 @@ def deep_transformer(problem: DeepProblem) -> Task:
         return data, with_coordinates(data_problem, data, test), params
 
     def frozen(layer: int) -> Callable[[Any, Any, Any, Any], Array]:
-        """Whether some weight of a layer's attention has a gradient of exactly 0.
-
-        With random weights the probability of a gradient 0 is 0, except for coordinates that no training patch uses and
-        for sigma_0 = 0. A gradient becomes 0 by underflow, or where rounding has made tokens equal, which happens in
-        deep layers without residual connections.
-        """
-
         def alarm(params: DeepParams, batch: TrainingSet, hyper: Hyper, gradient: Any) -> Array:
             del hyper
-            names = [f"attention_{layer}/{name}" for name in ("w_q", "w_k", "w_v")]
-            trained = [gradient[name] for name in names if gradient[name] is not None]
-            used = jnp.ones((), bool)
-            if layer == 1:
-                weighted = jnp.concatenate([jnp.ones(1, bool), batch.weight > 0])[:, None]
-                used = jnp.any((columns(params, batch.basis) != 0) & weighted, 0)
-            zero = [jnp.any(jnp.any(slope == 0, 0) & used) for slope in trained]
-            return functools.reduce(jnp.logical_or, zero, jnp.zeros((), bool)) & jnp.any(params[names[0]][:, 0] != 0)
+            return _frozen(layer, params, batch, gradient)
 
         return alarm
 
@@ -481,6 +467,23 @@ def deep_transformer(problem: DeepProblem) -> Task:
         name="deep_transformer",
         reduction=Reduction(compact=activate, expand=full, frozen=("active", *(f"start/{name}" for name in PATCHES))),
     )
+
+
+def _frozen(layer: int, params: DeepParams, batch: TrainingSet, gradient: Any) -> Array:
+    """Whether some weight of a layer's attention has a gradient of exactly 0.
+
+    With random weights the probability of a gradient 0 is 0, except for coordinates that no training patch uses and for
+    sigma_0 = 0. A gradient becomes 0 by underflow, or where rounding has made tokens equal, which happens in deep
+    layers without residual connections.
+    """
+    names = [f"attention_{layer}/{name}" for name in ("w_q", "w_k", "w_v")]
+    trained = [gradient[name] for name in names if gradient[name] is not None]
+    used = jnp.ones((), bool)
+    if layer == 1:
+        weighted = jnp.concatenate([jnp.ones(1, bool), batch.weight > 0])[:, None]
+        used = jnp.any((columns(params, batch.basis) != 0) & weighted, 0)
+    zero = [jnp.any(jnp.any(slope == 0, 0) & used) for slope in trained]
+    return functools.reduce(jnp.logical_or, zero, jnp.zeros((), bool)) & jnp.any(params[names[0]][:, 0] != 0)
 
 
 def _of_layer(layer: Layer, y: Array, problem: DeepProblem) -> dict[str, Array]:

@@ -350,6 +350,19 @@ def _norm(tree: Any) -> Array:
     return jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(tree)))
 
 
+def _noise_norms(params: LinearParams, words: Array, problem: RegressionProblem, hyper: RegressionHyper) -> Array:
+    """(noise_draws,) ||g_B - g|| of the gradients of fresh batches; `words` are the data of a key."""
+    means, draws = jax.random.split(jax.random.wrap_key_data(words, impl="threefry2x32"))
+
+    def gradient(key: Array) -> LinearParams:
+        prompts = sample_prompts(key, problem, hyper, problem.batch_size)
+        return jax.grad(_loss)(params, prompts, problem.attention)
+
+    many = jax.random.split(means, -(-problem.noise_mean // problem.batch_size))
+    mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), jax.lax.map(gradient, many))
+    return curvature.gradient_noise(gradient, mean, draws, problem.noise_draws)
+
+
 @functools.cache
 def linear_attention(problem: RegressionProblem) -> Task:
     """A linear transformer that learns regression in context, on fresh prompts at every step.
@@ -398,16 +411,6 @@ def linear_attention(problem: RegressionProblem) -> Task:
         del data
         return sample_prompts(key, problem, hyper, problem.batch_size)
 
-    def noise_norms(params: LinearParams, words: Array, hyper: RegressionHyper) -> Array:
-        means, draws = jax.random.split(jax.random.wrap_key_data(words, impl="threefry2x32"))
-
-        def gradient(key: Array) -> LinearParams:
-            return jax.grad(loss)(params, sample_prompts(key, problem, hyper, problem.batch_size), hyper)
-
-        many = jax.random.split(means, -(-problem.noise_mean // problem.batch_size))
-        mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), jax.lax.map(gradient, many))
-        return curvature.gradient_noise(gradient, mean, draws, problem.noise_draws)
-
     def observe(params: LinearParams, data: Prompts, test: Any, hyper: RegressionHyper) -> dict[str, Array]:
         def evaluation_loss(p: LinearParams) -> Array:
             return loss(p, data, hyper)
@@ -420,7 +423,7 @@ def linear_attention(problem: RegressionProblem) -> Task:
             observables["robust_condition"] = curvature.robust_condition(jnp.diagonal(full))
             observables["robust_condition_eigen"] = curvature.robust_condition(curvature.eigenvalues(full))
             if problem.noise_draws:
-                observables["gradient_noise"] = noise_norms(params, test, hyper)
+                observables["gradient_noise"] = _noise_norms(params, test, problem, hyper)
         return observables
 
     def observe_step(params: LinearParams, before: Any, data: Prompts, hyper: RegressionHyper) -> dict[str, Array]:

@@ -31,6 +31,13 @@ ATTRS = {
 }
 
 
+def _loss_and_error(split: str, logits: Array, y: Array) -> tuple[dict[str, Array], Array]:
+    """({"SPLIT_loss": (), "SPLIT_error": ()}, margins (n,)) of a split."""
+    margins = calibration.margins(logits, y)
+    loss = calibration.cross_entropy(logits, y)
+    return {f"{split}_loss": loss, f"{split}_error": jnp.mean(margins <= 0)}, margins
+
+
 @functools.cache
 def noisy_digits(problem: DigitsProblem) -> Task:
     """A small transformer on real digits whose border is full of noise.
@@ -93,20 +100,21 @@ def noisy_digits(problem: DigitsProblem) -> Task:
 
     def observe(params: Any, data: Patches, test: Held | None, hyper: DigitsHyper) -> dict[str, Array]:
         del hyper
-        parts = {"train": data} if test is None else {"train": data, "val": test.val, "test": test.test}
-        observables, margins = {}, {}
-        for name, part in parts.items():
-            z = logits(params, part.x)
-            margins[name] = calibration.margins(z, part.y)
-            observables[f"{name}_loss"] = calibration.cross_entropy(z, part.y)
-            observables[f"{name}_error"] = jnp.mean(margins[name] <= 0)
-            if name == "val":
-                observables["temperature"] = calibration.temperature(z, part.y)
-            if name == "test":
-                observables["calibrated_loss"] = calibration.cross_entropy(z / observables["temperature"], part.y)
-        if test is not None:
-            observables |= {"test_margin": jnp.mean(margins["test"]), "test_margin_std": jnp.std(margins["test"])}
-        return observables
+        observables, _ = _loss_and_error("train", logits(params, data.x), data.y)
+        if test is None:
+            return observables
+        validation, held = logits(params, test.val.x), logits(params, test.test.x)
+        temperature = calibration.temperature(validation, test.val.y)
+        of_test, margins = _loss_and_error("test", held, test.test.y)
+        return {
+            **observables,
+            **_loss_and_error("val", validation, test.val.y)[0],
+            **of_test,
+            "temperature": temperature,
+            "calibrated_loss": calibration.cross_entropy(held / temperature, test.test.y),
+            "test_margin": jnp.mean(margins),
+            "test_margin_std": jnp.std(margins),
+        }
 
     def describe(data: Draw, test: Any, hyper: DigitsHyper) -> dict[str, Array]:
         del hyper

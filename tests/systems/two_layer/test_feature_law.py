@@ -1,4 +1,4 @@
-"""Feature space drawn in law: the draws' moments, their independence of n, d of any size, and dense in distribution."""
+"""Feature space drawn in distribution: moments of the draws, their independence of n, any d, against dense draws."""
 
 import dataclasses
 
@@ -100,7 +100,7 @@ def test_a_billion_dimensions_cost_nothing(overlap):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overlap", ["exact", "none"])
-def test_sampling_in_law_is_dense_sampling_in_distribution(overlap):
+def test_results_have_the_distribution_of_dense_draws(overlap):
     """Stage times, losses and test errors of 256 seeds each, of disjoint draws: Kolmogorov and Smirnov see no
     difference at .001.
     """

@@ -333,7 +333,7 @@ if __name__ == "__main__":
 """
 CACHES = pytest.mark.parametrize("cache", ["@functools.cache", "@functools.lru_cache(maxsize=3)", ""])
 IDENTITY = """
-from jaxsign.sweep.definition import content_hash, definition
+from jaxsign.sweep.identity.definition import content_hash, definition
 from jaxsign.sweep.identity import fingerprints
 print(content_hash(definition(made)), fingerprints(made, definition(made)))
 """

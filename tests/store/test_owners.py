@@ -333,8 +333,8 @@ if __name__ == "__main__":
 """
 CACHES = pytest.mark.parametrize("cache", ["@functools.cache", "@functools.lru_cache(maxsize=3)", ""])
 IDENTITY = """
-from jaxsign.sweep.definition import content_hash, definition
-from jaxsign.sweep.identity import fingerprints
+from jaxsign.sweep.identity.definition import content_hash, definition
+from jaxsign.sweep.identity.match import fingerprints
 print(content_hash(definition(made)), fingerprints(made, definition(made)))
 """
 

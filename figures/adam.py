@@ -14,7 +14,8 @@ import xarray as xr
 
 import jaxsign as js
 from jaxsign import plot, theory
-from jaxsign.analysis.stages import flipped, manifest
+from jaxsign.analysis.runs import manifest
+from jaxsign.analysis.stages import flipped
 from jaxsign.claims import adam
 
 #: Of b2 or Signum's beta, also told apart in grey.

@@ -14,7 +14,7 @@ import numpy as np
 
 import jaxsign as js
 from jaxsign import plot
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest
 from jaxsign.claims.digits import DISPUTED, LEVEL, MODELS, compared, setting_of, tuned
 from jaxsign.systems.digits import data as data_of
 from jaxsign.systems.digits.class_means import one_step_margins

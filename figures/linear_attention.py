@@ -12,7 +12,7 @@ import numpy as np
 
 import jaxsign as js
 from jaxsign import plot
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest
 from jaxsign.claims.claim import one_family
 
 SETTINGS = {

@@ -12,7 +12,7 @@ import numpy as np
 import jaxsign as js
 from jaxsign import plot, theory
 from jaxsign.analysis.equal_loss import levels_of
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest
 from jaxsign.claims.dynamics import problem_of
 from jaxsign.claims.restore import batch_law, runs_of, whole_batch
 

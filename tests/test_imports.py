@@ -40,12 +40,17 @@ def room(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def for_types_alone(node):
+    """Whether a node is a block `if TYPE_CHECKING:`, which never runs."""
+    return isinstance(node, ast.If) and getattr(node.test, "id", None) == "TYPE_CHECKING"
+
+
 def imported(tree):
     """(dotted names, whether the import runs when the module is loaded) of every import of a file."""
     inside = {
         id(node)
         for scope in ast.walk(tree)
-        if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or for_types_alone(scope)
         for node in ast.walk(scope)
     }
     for node in ast.walk(tree):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsign.analysis.stages import need
+from jaxsign.analysis.runs import need
 from jaxsign.store.levels import SUFFIX
 from jaxsign.validation.values import known, name_tuple, real
 

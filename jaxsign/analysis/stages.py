@@ -1,42 +1,19 @@
 """Reads stage boundaries off a Dataset of runs. No training."""
 
-import json
 from typing import Any
 
 import numpy as np
 
 from jaxsign.analysis.measures import GROUPING_STEP
 from jaxsign.analysis.reading import CannotDecide
+from jaxsign.analysis.runs import need
 
 BOUNDARIES = ("t_I", "t_II", "t_III", "t_IV", "t_V")
-#: Variables that are no traces.
-CONSTANTS = ("status", "noise_l1")
 #: Dimensions that stage boundaries are read along.
 OWN_DIMS = {
     "value_noise": ("step",), "sign_agreement": ("step",), "query_signal": ("step", "row"), "s21": ("step",),
     "query_noise": ("step", "row"),
 }  # fmt: skip
-
-
-def manifest(ds: Any) -> dict[str, Any]:
-    """The manifest that a results Dataset carries in its attributes.
-
-    Raises:
-      ValueError: if there is none.
-    """
-    if "manifest" not in ds.attrs:
-        raise ValueError("ds must be a Dataset of jaxsign (js.run_sweep or js.open_results), got no manifest")
-    return json.loads(ds.attrs["manifest"])
-
-
-def need(ds: Any, *names: str, steps: bool = True) -> None:
-    """Raises CannotDecide naming the observables that `ds` lacks, or holds without steps unless `steps` is False."""
-    missing = [name for name in names if name not in ds]
-    if missing:
-        raise CannotDecide(f"ds must hold the observables {list(names)}, got a Dataset without {missing}")
-    flat = [name for name in names if name not in CONSTANTS and "step" not in ds[name].dims]
-    if flat and steps:
-        raise CannotDecide(f"ds must hold the observables {list(names)} over steps, got one number a run of {flat}")
 
 
 def flipped(ds: Any, name: str, step: int | None = None) -> Any:

@@ -12,8 +12,9 @@ import numpy as np
 
 from jaxsign import theory
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import flipped, need
-from jaxsign.claims.claim import Part, WholeClaim, numbers_of, one_point
+from jaxsign.analysis.runs import need, numbers_of, one_point
+from jaxsign.analysis.stages import flipped
+from jaxsign.claims.claim import Part, WholeClaim
 from jaxsign.claims.dynamics import problem_of
 from jaxsign.claims.dynamics import setting_of as setting_of
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import find_stages, manifest, need
+from jaxsign.analysis.runs import manifest, need
+from jaxsign.analysis.stages import find_stages
 from jaxsign.claims.claim import Claim, Part, WholeClaim, above, one_family
 from jaxsign.systems.deep_transformer.problem import DeepProblem
 from jaxsign.systems.two_layer.presets import paper_like

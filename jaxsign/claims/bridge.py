@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import need
-from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level, one_family, one_point
+from jaxsign.analysis.runs import need, one_point
+from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level, one_family
 from jaxsign.claims.dynamics import GAUSSIAN
 from jaxsign.claims.dynamics import setting_of as setting_of
 from jaxsign.claims.residual import ablated
@@ -80,7 +80,7 @@ def _condition_ratio(runs: Any, family: str, name: str = "robust_condition") -> 
 def _late(ds: Any, family: str) -> Any:
     """Logarithm of the loss averaged over the last tenth of the recorded steps, at a family's best learning rate."""
     need(ds, "train_loss")
-    chosen = one_point(ds).isel(optimizer=np.flatnonzero(ds["family"].values == family))
+    chosen: Any = one_point(ds).isel(optimizer=np.flatnonzero(ds["family"].values == family))
     if not chosen.sizes["optimizer"]:
         raise CannotDecide(f"needs runs of {family}")
     late = chosen["step"] >= 0.9 * float(chosen["step"].max())

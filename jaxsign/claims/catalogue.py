@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from jaxsign.analysis.runs import system_of
 from jaxsign.claims import adam, architecture, bridge, data_quality, digits, linear_attention, residual, restore
 from jaxsign.claims import dynamics as two_layer
 from jaxsign.claims import kernels as kernel_attention
-from jaxsign.claims.claim import Claim, system_of
+from jaxsign.claims.claim import Claim
 
 #: {system: its claims and `Dataset -> setting`}; a Dataset of any other system is read as one of the paper's.
 SYSTEMS: dict[str, Any] = {

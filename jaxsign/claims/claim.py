@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxsign.analysis.equal_loss import at_train_loss
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import manifest, need
+from jaxsign.analysis.runs import need, need_runs, one_point
 from jaxsign.validation.values import known
 
 JUDGES = ("seeds", "mean")
@@ -102,7 +102,7 @@ class Claim:
         Raises:
           CannotDecide: saying what the Dataset lacks.
         """
-        _need_runs(ds)
+        need_runs(ds)
         self.need_steps(ds)
         runs = one_family(ds, self.family) if self.family else one_point(ds)
         if self.trusted_until is not None:
@@ -130,22 +130,9 @@ class WholeClaim(Claim):
         Raises:
           CannotDecide: saying what the Dataset lacks.
         """
-        _need_runs(ds)
+        need_runs(ds)
         self.need_steps(ds)
         return ds
-
-
-def _need_runs(ds: Any) -> None:
-    """Raises CannotDecide unless a Dataset has what every Dataset of runs has: `ds.isel(seed=0)` loses a dimension."""
-    if "status" not in ds:
-        raise CannotDecide("the Dataset has no status")
-    lost = [dim for dim in ("optimizer", "seed") if dim not in ds["status"].dims]
-    if lost:
-        raise CannotDecide(f"needs the dimensions optimizer and seed, got a Dataset without {lost}")
-    if not ds.sizes["seed"]:
-        raise CannotDecide("the Dataset has no seeds")
-    if "family" not in ds.coords:
-        raise CannotDecide("needs the coordinate family, which names each optimizer's family")
 
 
 def at_level(ds: Any, level: float, *names: str, leaps: bool = False) -> Any:
@@ -183,26 +170,6 @@ def at_level(ds: Any, level: float, *names: str, leaps: bool = False) -> Any:
     return at
 
 
-def numbers_of(ds: Any, name: str) -> np.ndarray:
-    """An optimizer's keyword, such as learning_rate, as floats over the optimizers; NaN where it is no number.
-
-    One schedule among the values makes all of them texts, numbers included.
-
-    Raises:
-      CannotDecide: if the keyword is no coordinate.
-    """
-    if name not in ds.coords:
-        raise CannotDecide(f"needs the coordinate {name}: give the optimizer as js.grid(..., {name}=...)")
-    return np.vectorize(_float, otypes=[float])(ds[name].values)
-
-
-def _float(value: Any) -> float:
-    try:
-        return float(value)
-    except ValueError:  # the name of a schedule, or ""
-        return math.nan
-
-
 def real_numbers(values: Any) -> np.ndarray:
     """Real numbers as floats: `np.asarray(..., float)` would take None for NaN and drop imaginary parts.
 
@@ -219,20 +186,6 @@ def real_numbers(values: Any) -> np.ndarray:
     return values.astype(float)
 
 
-def one_point(ds: Any, *kept: str) -> Any:
-    """The runs at the one point of every axis but the kept ones, dims (*kept, optimizer, seed, step, ...).
-
-    Raises:
-      CannotDecide: if another axis has several points.
-    """
-    _need_runs(ds)
-    axes = [dim for dim in ds["status"].dims if dim not in ("optimizer", "seed", *kept)]
-    long = [dim for dim in axes if ds.sizes[dim] > 1]
-    if long:
-        raise CannotDecide(f"needs one point of every{' other' if kept else ''} axis, got several on {long}")
-    return ds.isel(dict.fromkeys(axes, 0))
-
-
 def one_family(ds: Any, family: str) -> Any:
     """The runs of one optimizer family that has one grid point, dims (seed, step, ...).
 
@@ -243,9 +196,3 @@ def one_family(ds: Any, family: str) -> Any:
     if chosen.size != 1:
         raise CannotDecide(f"needs exactly one {family} optimizer, got {chosen.size}")
     return one_point(ds).isel(optimizer=int(chosen[0]))
-
-
-def system_of(ds: Any) -> str:
-    """The name of the function that made the tasks of a Dataset, such as "two_layer"."""
-    stored = manifest(ds)["definition"].get("system") or {}
-    return str(stored.get("name", "")).rpartition(".")[2]

@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxsign import theory
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import need
-from jaxsign.claims.claim import Part, WholeClaim, above, at_level, one_point
+from jaxsign.analysis.runs import need, one_point
+from jaxsign.claims.claim import Part, WholeClaim, above, at_level
 from jaxsign.claims.dynamics import problem_of
 
 #: Training loss, in nat, at which optimizers are compared, and the test error that marks the boundary.

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import manifest, need
-from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level, one_point
+from jaxsign.analysis.runs import manifest, need, one_point
+from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level
 from jaxsign.validation.values import known
 
 SYSTEM = "noisy_digits"

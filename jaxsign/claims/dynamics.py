@@ -11,8 +11,8 @@ import numpy as np
 from jaxsign import theory
 from jaxsign.analysis.measures import MEASURES
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import manifest, need
-from jaxsign.claims.claim import Claim, Part, above, at_level, numbers_of, one_family, real_numbers
+from jaxsign.analysis.runs import manifest, need, numbers_of
+from jaxsign.claims.claim import Claim, Part, above, at_level, one_family, real_numbers
 from jaxsign.systems.two_layer import presets
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 from jaxsign.validation.values import field_names

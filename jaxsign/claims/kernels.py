@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import manifest, need
-from jaxsign.claims.claim import Claim, Part, WholeClaim, one_point
+from jaxsign.analysis.runs import manifest, need, one_point
+from jaxsign.claims.claim import Claim, Part, WholeClaim
 
 INF = math.inf
 #: The step at which training ends, and the last one of the first of two stages.

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import manifest, need
-from jaxsign.claims.claim import Claim, Part, WholeClaim, above, one_family, one_point
+from jaxsign.analysis.runs import manifest, need, one_point
+from jaxsign.claims.claim import Claim, Part, WholeClaim, above, one_family
 
 SYSTEM = "linear_attention"
 #: The sweeps over an axis, by the axis; all other Datasets are settings of their own.

@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxsign.analysis.measures import slope
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import manifest, need
-from jaxsign.claims.claim import Claim, Part, WholeClaim, above, numbers_of
+from jaxsign.analysis.runs import manifest, need, numbers_of
+from jaxsign.claims.claim import Claim, Part, WholeClaim, above
 from jaxsign.systems.residual.problem import ResidualHyper, ResidualProblem
 
 INF = math.inf

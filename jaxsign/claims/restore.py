@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxsign import theory
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import manifest, need
-from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level, numbers_of, one_point
+from jaxsign.analysis.runs import manifest, need, numbers_of, one_point
+from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level
 from jaxsign.claims.dynamics import problem_of
 
 INF = math.inf

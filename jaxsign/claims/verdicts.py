@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide, reading
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest
 from jaxsign.claims import tables
 from jaxsign.claims.catalogue import CLAIMS, known_system, setting_of
 from jaxsign.claims.claim import Claim, real_numbers

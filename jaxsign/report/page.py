@@ -15,9 +15,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from jaxsign.analysis.reading import reading
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest, system_of
 from jaxsign.claims.catalogue import setting_of
-from jaxsign.claims.claim import system_of
 from jaxsign.claims.verdicts import HEADER, check
 from jaxsign.report.drawings import Drawing, drawings
 from jaxsign.store.manifest import partial

@@ -322,7 +322,7 @@ def test_a_broken_claim_breaks_the_report(monkeypatch):
 
 BROKEN = """
 import dataclasses, sys
-from jaxsign.measures import MEASURES
+from jaxsign.analysis.measures import MEASURES
 
 def broken(run):
     raise ValueError("boom")

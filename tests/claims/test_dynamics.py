@@ -10,7 +10,8 @@ import xarray as xr
 from conftest import with_levels
 
 import jaxsign as js
-from jaxsign.claims.claim import one_family, one_point
+from jaxsign.analysis.runs import one_point
+from jaxsign.claims.claim import one_family
 from jaxsign.claims.dynamics import CLAIMS, LEVELS, setting_of
 
 IDS = ["S1", "S2", "S3", "S4", "S5", "C1", "C2", "C2e", "A1", "A2", "A3", "G1"]

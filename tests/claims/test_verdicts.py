@@ -13,6 +13,7 @@ import xarray as xr
 from scipy.stats import beta
 
 import jaxsign as js
+from jaxsign.analysis.runs import need
 from jaxsign.claims import tables
 from jaxsign.claims.verdicts import HEADER, verdict
 
@@ -230,7 +231,7 @@ def test_the_first_dataset_of_a_setting_that_can_answer_does():
     silent, full = runs([2.0] * 64).drop_vars("number"), runs([0.5] * 64)
 
     def needed(ds):
-        js.stages.need(ds, "number")
+        need(ds, "number")
         return measure(ds)
 
     asked = js.Claim("X", "", "ours", "sign_gd", (0,), (js.Part("number", needed, (0.0, 1.0)),))

@@ -195,7 +195,7 @@ def variants_figure(runs):
     columns = [(point, name) for point in ("loss", "end") for name in NAMES]
     fig, axes = plt.subplots(len(runs), 6, figsize=(7.0, 1.15 * len(runs) + 0.8), squeeze=False)
     for row, (_, ds) in enumerate(runs.items()):
-        setting = setting_of(ds).removesuffix(" over scale")
+        setting = str(setting_of(ds)).removesuffix(" over scale")
         for column, (point, name) in enumerate(columns):
             ax = axes[row, column]
             first = row + column == 0

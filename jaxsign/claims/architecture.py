@@ -3,17 +3,21 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.runs import manifest, need
+from jaxsign.analysis.runs import manifest, need, one_point, select
 from jaxsign.analysis.stages import find_stages
-from jaxsign.claims.claim import Claim, Part, WholeClaim, above, one_family
+from jaxsign.claims.claim import Claim, Part, above, all_runs, one_family
+from jaxsign.claims.setting import Setting
 from jaxsign.systems.deep_transformer.problem import DeepProblem
 from jaxsign.systems.two_layer.presets import paper_like
 from jaxsign.validation.values import field_names
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 INF = math.inf
 PRESETS = ("paper_like", "theory")
@@ -26,7 +30,7 @@ SETTLED = 100
 ERRATIC = above(0.0)
 
 
-def setting_of(ds: Any) -> str:
+def setting_of(ds: "xr.Dataset") -> Setting:
     """The depth of a Dataset of deep transformers with the standard sizes and what its layers hold besides attention.
 
     Such as "depth 4 with mlp"; anything of other sizes or numbers is "custom", residual connections are free.
@@ -34,16 +38,16 @@ def setting_of(ds: Any) -> str:
     definition = manifest(ds)["definition"]
     fields, hyper = (dict(definition.get(name) or {}) for name in ("problem", "hyper"))
     if not set(fields) <= set(field_names(DeepProblem)):  # of a later version
-        return "custom"
+        return Setting("custom")
     problem = DeepProblem(**fields)
     free = {name: getattr(problem, name) for name in ("depth", "mlp", "layer_norm", "n_test")}
     numbers = dataclasses.asdict(paper_like()[1])
     same = {name: hyper.get(name) for name in numbers if name != "residual"}
     swept = {str(dim) for dim in ds.get("status", ds).dims} - {"optimizer", "seed", "step", "residual"}
     if DeepProblem(**free) != problem or any(same[name] != numbers[name] for name in same) or swept:
-        return "custom"
-    added = [word for word, there in (("mlp", problem.mlp), ("layer norm", problem.layer_norm)) if there]
-    return f"depth {problem.depth}" + (f" with {' and '.join(added)}" if added else "")
+        return Setting("custom")
+    added = [word for word, has in (("mlp", problem.mlp), ("layer norm", problem.layer_norm)) if has]
+    return Setting(f"depth {problem.depth}" + (f" with {' and '.join(added)}" if added else ""))
 
 
 def of_layer(runs: Any, layer: int) -> Any:
@@ -72,7 +76,7 @@ def connected(ds: Any, residual: float, family: str = "sign_gd") -> Any:
     place = np.flatnonzero(ds["residual"].values == residual)
     if not place.size:
         raise CannotDecide(f"needs runs with residual {residual:g}")
-    return one_family(ds.isel(residual=int(place[0])), family)
+    return select(one_point(ds.isel(residual=int(place[0]))), family)
 
 
 def four_in_order(runs: Any) -> Any:
@@ -297,8 +301,8 @@ def _pair(label: str, measure: Any) -> tuple[Part, ...]:
     )
 
 
-_wide = functools.partial(Claim, family="sign_gd")
-_claim = functools.partial(WholeClaim, family="", system="deep_transformer", settings=DEEP)
+_wide = functools.partial(Claim, runs=one_family("sign_gd"))
+_claim = functools.partial(Claim, runs=all_runs, system="deep_transformer", settings=DEEP)
 _BEHAVIOURS = (
     ("sign agreement at t=20", _at("sign_agreement", 20), AGREE, "min"),
     ("mean s_21 at t=150", _at("s21", 150), OFF_SIGNAL, "max"),
@@ -306,28 +310,28 @@ _BEHAVIOURS = (
 
 CLAIMS: tuple[Claim, ...] = (
     _wide(
-        "H1",
-        "With 2, 4 and 8 heads the stages come in their order, t_I < t_II < t_III and t_II < t_IV",
-        "paper (the behaviours persist), ours (order)",
+        id="H1",
+        statement="With 2, 4 and 8 heads the stages come in their order, t_I < t_II < t_III and t_II < t_IV",
+        source="paper (the behaviours persist), ours (order)",
         steps=(0, 20, 70, 100, 150, 300),
         parts=(
-            Part("in order (1) or not (0)", four_in_order, (1.0, 1.0), lambda ds: 1.0),
+            Part("in order (1) or not (0)", four_in_order, (1.0, 1.0), 1.0),
             Part("largest / smallest weight of a vote at t=70 (S3)", vote_spread, None),
         ),
         settings=HEADS,
     ),
     _wide(
-        "H2",
-        "Each single head aligns its signs and leaves the signal while s_11 is near 1/2",
-        "paper (the behaviours persist), ours (each head)",
+        id="H2",
+        statement="Each single head aligns its signs and leaves the signal while s_11 is near 1/2",
+        source="paper (the behaviours persist), ours (each head)",
         steps=(20, 150),
         parts=(
-            Part("sign agreement at t=20, worst head", _worst_head_agreement, AGREE, lambda ds: 1.0),
+            Part("sign agreement at t=20, worst head", _worst_head_agreement, AGREE, 1.0),
             Part(
                 "mean s_21 at t=150, worst head",
                 lambda ds: head_attention(ds, "s21", 150).max("head"),
                 OFF_SIGNAL,
-                lambda ds: 0.0,
+                0.0,
             ),
             Part("mean s_11 at t=150, least head", lambda ds: head_attention(ds, "s11", 150).min("head"), UNIFORM),
             Part("mean s_11 at t=150, largest head", lambda ds: head_attention(ds, "s11", 150).max("head"), UNIFORM),
@@ -338,31 +342,32 @@ CLAIMS: tuple[Claim, ...] = (
         settings=HEADS,
     ),
     _wide(
-        "H3",
-        "With contexts of 4, 8 and 16 the stages come in their order, t_I < t_II < t_III and t_II < t_IV",
-        "paper (the behaviours persist), ours (order)",
+        id="H3",
+        statement="With contexts of 4, 8 and 16 the stages come in their order, t_I < t_II < t_III and t_II < t_IV",
+        source="paper (the behaviours persist), ours (order)",
         steps=(0, 20, 100, 150, 300),
-        parts=(Part("in order (1) or not (0)", four_in_order, (1.0, 1.0), lambda ds: 1.0),),
+        parts=(Part("in order (1) or not (0)", four_in_order, (1.0, 1.0), 1.0),),
         explanations=_OWN_KEY,
         settings=CONTEXTS,
     ),
     _wide(
-        "H4",
-        "In a longer context noise queries leave the signal at least exponentially, the signal's query stays uniform",
-        "paper (the behaviours persist), ours (in units of 1/context)",
+        id="H4",
+        statement="In a longer context noise queries leave the signal at least exponentially, the signal's query "
+        "stays uniform",
+        source="paper (the behaviours persist), ours (in units of 1/context)",
         steps=(50, 150, 300),
         parts=(
-            Part("mean s_21 at t=150 / (1/context)", _times_context("s21"), (0.0, 0.02), lambda ds: 0.0),
-            Part("mean s_11 at t=150 / (1/context)", _times_context("s11"), (0.8, 1.2), lambda ds: 1.0),
+            Part("mean s_21 at t=150 / (1/context)", _times_context("s21"), (0.0, 0.02), 0.0),
+            Part("mean s_11 at t=150 / (1/context)", _times_context("s11"), (0.8, 1.2), 1.0),
             Part("exponent a of -ln(context s_21) ~ t^a on [50,300]", _exponent, (1.0, INF)),
         ),
         settings=CONTEXTS,
     ),
     _claim(
-        "D1",
-        "With residual connections layer 1 keeps the paper's behaviours: signs align, s_21 decays while s_11 is near "
-        "1/2, and the training loss falls below .1",
-        "paper",
+        id="D1",
+        statement="With residual connections layer 1 keeps the paper's behaviours: signs align, s_21 decays while "
+        "s_11 is near 1/2, and the training loss falls below .1",
+        source="paper",
         steps=(20, 150, 300),
         parts=(
             *(Part(f"{label}, layer 1", _deep(1.0, m, 0), interval) for label, m, interval, _ in _BEHAVIOURS),
@@ -371,9 +376,9 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _claim(
-        "D2",
-        "With residual connections every layer keeps them",
-        "ours",
+        id="D2",
+        statement="With residual connections every layer keeps them",
+        source="ours",
         steps=(20, 150),
         explanations=_NOISY,
         parts=(
@@ -386,19 +391,19 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _claim(
-        "D3",
-        "With residual connections the stages of layer 1 come in order, t_I < t_II < t_III and t_II < t_IV",
-        "ours",
+        id="D3",
+        statement="With residual connections the stages of layer 1 come in order, t_I < t_II < t_III and t_II < t_IV",
+        source="ours",
         steps=(0, 20, 100, 150, 300),
         parts=(
-            Part("in order (1) or not (0)", _deep(1.0, four_in_order, 0), (1.0, 1.0), lambda ds: 1.0),
+            Part("in order (1) or not (0)", _deep(1.0, four_in_order, 0), (1.0, 1.0), 1.0),
             Part("the same without residual connections", _deep(0.0, four_in_order, 0), None),
         ),
     ),
     _claim(
-        "D4",
-        "Without residual connections layer 1 loses at least one of the behaviours",
-        "paper (erratic), ours (the number)",
+        id="D4",
+        statement="Without residual connections layer 1 loses at least one of the behaviours",
+        source="paper (erratic), ours (the number)",
         steps=(20, 150),
         explanations=_LATER,
         parts=(
@@ -412,9 +417,9 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _claim(
-        "D5",
-        "Without residual connections attention is erratic: s_21 goes back and forth more than twice as much",
-        "paper (erratic), ours (the number)",
+        id="D5",
+        statement="Without residual connections attention is erratic: s_21 goes back and forth more than twice as much",
+        source="paper (erratic), ours (the number)",
         steps=(0, 400),
         explanations=_BACK,
         parts=(
@@ -424,9 +429,10 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _claim(
-        "D6",
-        "Without residual connections query signals are erratic: after t=100 they turn more than twice as often",
-        "paper (erratic), ours (the number)",
+        id="D6",
+        statement="Without residual connections query signals are erratic: after t=100 they turn more than twice as "
+        "often",
+        source="paper (erratic), ours (the number)",
         steps=(100, 400),
         explanations=_TURNS,
         parts=(
@@ -436,9 +442,9 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _claim(
-        "D7",
-        "Without residual connections training is erratic: the loss rises more than twice as often",
-        "paper (erratic), ours (the number)",
+        id="D7",
+        statement="Without residual connections training is erratic: the loss rises more than twice as often",
+        source="paper (erratic), ours (the number)",
         steps=(0, 400),
         explanations=_CALM,
         parts=(
@@ -447,9 +453,9 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _claim(
-        "D8",
-        "Without residual connections training to a loss of .1 takes more than twice the steps",
-        "ours",
+        id="D8",
+        statement="Without residual connections training to a loss of .1 takes more than twice the steps",
+        source="ours",
         steps=(0, 400),
         parts=(Part("steps, plain / residual", _slower, above(2.0)), *_pair("steps", time_to)),
     ),

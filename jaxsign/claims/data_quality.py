@@ -7,15 +7,18 @@ per seed and n, read off the seed's own error curve over the SNR.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsign import theory
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.runs import need, one_point
-from jaxsign.claims.claim import Part, WholeClaim, above, at_level
+from jaxsign.analysis.runs import drop_labels, need, one_point, optimizers_of
+from jaxsign.claims.claim import Claim, Part, above, all_runs, at_level
 from jaxsign.claims.dynamics import problem_of
+
+if TYPE_CHECKING:
+    pass
 
 #: Training loss, in nat, at which optimizers are compared, and the test error that marks the boundary.
 LOSS, ERROR = 0.1, 0.1
@@ -50,18 +53,16 @@ def error_of(ds: Any, family: str, loss: float = LOSS) -> Any:
       CannotDecide: if the family is not there.
     """
     need(ds, "train_loss", "test_error")
-    chosen = np.flatnonzero(ds["family"].values == family)
+    chosen = optimizers_of(ds, family)
     if not chosen.size:
         raise CannotDecide(f"needs the optimizer {family}")
     if chosen.size > 1:
         if "learning_rate" not in ds.coords:
             raise CannotDecide(f"needs the learning rates of {chosen.size} optimizers {family}")
         chosen = chosen[np.argsort(ds["learning_rate"].values[chosen])]
-    error = at_level(ds.isel(optimizer=chosen), loss, "test_error", leaps=True)["test_error"]
-    error = error.drop_vars([name for name in error.coords if name not in error.dims])
-    return functools.reduce(
-        lambda found, next: found.fillna(next), [error.isel(optimizer=i, drop=True) for i in range(len(chosen))]
-    )
+    error = drop_labels(at_level(ds.isel(optimizer=chosen), loss, "test_error", leaps=True)["test_error"])
+    each = [error.isel(optimizer=i, drop=True) for i in range(len(chosen))]
+    return functools.reduce(lambda smaller, larger: smaller.fillna(larger), each)
 
 
 def crossing(snr: Any, error: Any, level: float = ERROR) -> np.ndarray:
@@ -233,28 +234,21 @@ def _dense_law(ds: Any) -> float:
     return most - few
 
 
-_whole = functools.partial(WholeClaim, source="ours", family="", steps=())
+_whole = functools.partial(Claim, source="ours", runs=all_runs)
 _mean = functools.partial(_whole, judge="mean")
-
-
-def _one(ds: Any) -> float:
-    return 1.0
-
-
-def _half(ds: Any) -> float:
-    return 0.5
 
 
 def _part(measure: Callable[..., Any], label: str, interval: Any, predict: Any = None, **fixed: Any) -> Part:
     return Part(label, functools.partial(measure, **fixed), interval, predict)
 
 
-def _cleaner(id: str, family: str, source: str) -> WholeClaim:
+def _cleaner(id: str, family: str, source: str) -> Claim:
     """Q1 and Q2."""
     name = NAMES[family]
     return _whole(
-        id,
-        f"{name} needs cleaner data than GD at every n: at training loss .1 its test error passes .1 at a larger SNR",
+        id=id,
+        statement=f"{name} needs cleaner data than GD at every n: "
+        "at training loss .1 its test error passes .1 at a larger SNR",
         source=source,
         parts=(
             _part(
@@ -270,48 +264,48 @@ def _cleaner(id: str, family: str, source: str) -> WholeClaim:
     )
 
 
-CLAIMS: tuple[WholeClaim, ...] = (
+CLAIMS: tuple[Claim, ...] = (
     _cleaner("Q1", "sign_gd", "paper, in words"),
     _cleaner("Q2", "adam", "paper, in words"),
     _mean(
-        "Q3",
-        "SignGD's boundary is that of the overlap law within a factor of 1.2, at every n",
-        parts=tuple(
-            _part(_to_law, f"SNR*(SignGD) / law, n={n}", FACTOR, _one, family="sign_gd", n=n) for n in EXAMPLES
-        ),
+        id="Q3",
+        statement="SignGD's boundary is that of the overlap law within a factor of 1.2, at every n",
+        parts=tuple(_part(_to_law, f"SNR*(SignGD) / law, n={n}", FACTOR, 1.0, family="sign_gd", n=n) for n in EXAMPLES),
         settings=settings("n, snr"),
     ),
     _mean(
-        "Q4",
-        "GD's boundary is that of its law within a factor of 1.2, at every n",
-        parts=tuple(_part(_to_law, f"SNR*(GD) / law, n={n}", FACTOR, _one, family="gd", n=n) for n in EXAMPLES),
+        id="Q4",
+        statement="GD's boundary is that of its law within a factor of 1.2, at every n",
+        parts=tuple(_part(_to_law, f"SNR*(GD) / law, n={n}", FACTOR, 1.0, family="gd", n=n) for n in EXAMPLES),
         settings=settings("n, snr"),
     ),
     _mean(
-        "Q5",
-        "The boundaries of SignGD and Adam grow with n as sqrt(U), the root of the share of coordinates in use",
+        id="Q5",
+        statement="The boundaries of SignGD and Adam grow with n as sqrt(U), the root of the share of coordinates in "
+        "use",
         parts=tuple(
-            _part(_exponent, f"exponent of sqrt(U), {NAMES[family]}", FIFTH, _one, family=family)
+            _part(_exponent, f"exponent of sqrt(U), {NAMES[family]}", FIFTH, 1.0, family=family)
             for family in ("sign_gd", "adam")
         ),
         explanations={
-            "paper_like over n": "Adam's boundary leaves the axis: at n = 20 and SNR .85 its error is .23, against .07 "
-            "with attention frozen at 1/2, where its errors are SignGD's within .01; so it is attention, turning to "
-            "noise, that keeps it from the law. SignGD's exponent alone is inside the interval",
-            "w_v alone trained": "at n = 40 Adam is not at a loss of .1 after the 320 steps in 59 of 160 runs; over "
-            "the other n its exponent is .99",
+            "paper_like over n, snr": "Adam's boundary leaves the axis: at n = 20 and SNR .85 its error is .23, "
+            "against .07 with attention frozen at 1/2, where its errors are SignGD's within .01; so it is attention, "
+            "turning to noise, that keeps it from the law. SignGD's exponent alone is inside the interval",
+            "w_v alone trained, paper_like over n, snr": "at n = 40 Adam is not at a loss of .1 after the 320 steps in "
+            "59 of 160 runs; over the other n its exponent is .99",
         },
         settings=settings("n, snr"),
     ),
     _mean(
-        "Q6",
-        "GD's boundary falls with n as (n (d-1))^(-1/4)",
-        parts=(_part(_exponent, "exponent of (n (d-1))^(-1/4), GD", FIFTH, _one, family="gd"),),
+        id="Q6",
+        statement="GD's boundary falls with n as (n (d-1))^(-1/4)",
+        parts=(_part(_exponent, "exponent of (n (d-1))^(-1/4), GD", FIFTH, 1.0, family="gd"),),
         settings=settings("n, snr"),
     ),
     _mean(
-        "Q7",
-        "With up to 30 % of the training labels flipped GD still has the smaller test error at training loss .1",
+        id="Q7",
+        statement="With up to 30 % of the training labels flipped GD still has the smaller test error at training "
+        "loss .1",
         parts=tuple(
             _part(gap, f"error(SignGD) - error(GD), label noise {rate:g}", _POSITIVE, label_noise=rate)
             for rate in (0.05, 0.1, 0.2, 0.3)
@@ -319,17 +313,19 @@ CLAIMS: tuple[WholeClaim, ...] = (
         settings=settings("label_noise"),
     ),
     _mean(
-        "Q8",
-        "Feature noise alpha = 1 takes the signal away from SignGD and GD alike: half of the test labels are wrong",
+        id="Q8",
+        statement="Feature noise alpha = 1 takes the signal away from SignGD and GD alike: half of the test labels "
+        "are wrong",
         parts=tuple(
-            _part(_error_at, f"error({NAMES[family]}), alpha = 1", (0.45, 0.55), _half, family=family, alpha=1.0)
+            _part(_error_at, f"error({NAMES[family]}), alpha = 1", (0.45, 0.55), 0.5, family=family, alpha=1.0)
             for family in ("sign_gd", "gd")
         ),
         settings=settings("alpha"),
     ),
     _mean(
-        "Q9",
-        "At one SNR dense noise is worse for SignGD than sparse noise, since fresh noise shares all its coordinates",
+        id="Q9",
+        statement="At one SNR dense noise is worse for SignGD than sparse noise, since fresh noise shares all its "
+        "coordinates",
         parts=(
             _part(
                 _dense_change,
@@ -339,13 +335,13 @@ CLAIMS: tuple[WholeClaim, ...] = (
                 family="sign_gd",
                 mu=-1,
             ),
-            _part(_dense_change, "the same for GD, smaller SNR", None, lambda ds: 0.0, family="gd", mu=0),
+            _part(_dense_change, "the same for GD, smaller SNR", None, 0.0, family="gd", mu=0),
         ),
         settings=settings("s, mu"),
     ),
     _mean(
-        "Q10",
-        "With heavier tails of the same variance GD still has the smaller test error at training loss .1",
+        id="Q10",
+        statement="With heavier tails of the same variance GD still has the smaller test error at training loss .1",
         parts=tuple(
             _part(gap, f"error(SignGD) - error(GD), {law}", _POSITIVE, noise=law) for law in ("laplace", "student_t")
         ),

@@ -1,14 +1,18 @@
 """The claims about noisy digits, each with its interval; learning rates chosen on validation images; their settings."""
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.runs import manifest, need, one_point
-from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level
+from jaxsign.analysis.runs import best_rate, drop_labels, family_runs, manifest, need, one_point
+from jaxsign.claims.claim import Claim, Part, above, all_runs, at_level
+from jaxsign.claims.setting import Setting
 from jaxsign.validation.values import known
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 SYSTEM = "noisy_digits"
 #: Training loss, in nat, at which runs are compared, and the low image scale of the claims about optimizers.
@@ -22,14 +26,17 @@ _POSITIVE = above(0.0)
 _VARIABLES = ("val_loss", "test_loss", "test_error", "calibrated_loss", "temperature", "test_margin", "test_margin_std")
 
 
-def setting_of(ds: Any) -> str:
+def setting_of(ds: "xr.Dataset") -> Setting:
     """Model, classes, whether attention is frozen, and the axis, such as "ViT 3 vs 7 over scale"."""
     definition = manifest(ds)["definition"]
     problem = definition["problem"]
     classes = problem["classes"]
     digits = "ten classes" if len(classes) == 10 else " vs ".join(map(str, classes))
-    frozen = ", attention frozen" if definition["trainable"] else ""
-    return f"{MODELS[problem['model']]} {digits}{frozen}{' over scale' if 'scale' in ds.dims else ''}"
+    return Setting(
+        f"{MODELS[problem['model']]} {digits}",
+        changes=("attention frozen",) if definition["trainable"] else (),
+        swept=("scale",) if "scale" in ds.dims else (),
+    )
 
 
 def compared(ds: Any, point: str) -> Any:
@@ -78,17 +85,14 @@ def tuned(ds: Any, family: str, point: str, each: bool = True) -> Any:
     """
     if "scale" not in ds.dims:
         raise CannotDecide("needs a sweep over the image scale")
-    ds = one_point(ds, "scale")
-    own = np.flatnonzero(ds["family"].values == family)
-    if not own.size or not bool((ds["status"].isel(optimizer=own) == 0).any()):
+    runs = family_runs(one_point(ds, "scale"), family)
+    if not bool((runs["status"] == 0).any()):
         raise CannotDecide(f"needs runs of {family}")
-    runs = compared(ds.isel(optimizer=own), point)
-    judged = runs["val_loss"].mean("seed", skipna=False)
+    runs = compared(runs, point)
+    score = runs["val_loss"].mean("seed", skipna=False)
     if not each:
-        judged = judged.mean("scale", skipna=False)
-    place = judged.fillna(np.inf).argmin("optimizer")
-    chosen = runs.isel(optimizer=place)
-    return chosen.where(judged.isel(optimizer=place).notnull())
+        score = score.mean("scale", skipna=False)
+    return best_rate(runs, by=score).where(score.notnull().any("optimizer"))
 
 
 def _at(runs: Any, name: str, scale: float | None = None) -> Any:
@@ -98,7 +102,7 @@ def _at(runs: Any, name: str, scale: float | None = None) -> Any:
         if not np.isclose(values["scale"], scale).any():
             raise CannotDecide(f"the image scale {scale:g} is not among the runs")
         values = values.sel(scale=scale, method="nearest")
-    return values.drop_vars([c for c in values.coords if c not in values.dims])
+    return drop_labels(values)
 
 
 def _fall(ds: Any, family: str, point: str = "loss") -> Any:
@@ -168,10 +172,10 @@ _UNLEARNT = {
 _GAPS = {
     **_UNLEARNT,
     "two-layer 3 vs 7 over scale": _FIRST_STEP,
-    "two-layer 3 vs 7": _FIRST_STEP,
+    "two-layer 3 vs 7, attention frozen over scale": _FIRST_STEP,
     "two-layer 0 vs 1 over scale": _CROSSING.format(".56", ".47"),
     "ViT 3 vs 7 over scale": _SMALL,
-    "ViT 3 vs 7": _SMALL,
+    "ViT 3 vs 7, attention frozen over scale": _SMALL,
     "ViT 0 vs 1 over scale": _SMALL,
     "two-layer ten classes over scale": "the noise is dense and shared by all images as with two classes, where first "
     "steps of SignGD err less at low scale; the errors cross between 1 and 4",
@@ -180,19 +184,20 @@ _MONOTONE = {
     **_UNLEARNT,
     "two-layer 3 vs 7 over scale": "it falls at every scale up to 2 at the tuned rate; it rises from 2 to 4, and from "
     "1 on at a rate of 3e-4, by calibration: margins grow, error and calibrated loss do not (figure, lowest row)",
-    "two-layer 3 vs 7": "with attention frozen it falls at every scale at the tuned rates",
+    "two-layer 3 vs 7, attention frozen over scale": "with attention frozen it falls at every scale at the tuned rates",
     "two-layer 0 vs 1 over scale": "it falls at every scale up to 1, and rises from 1 to 4 by calibration: error and "
     "calibrated loss fall",
     "two-layer ten classes over scale": "it falls at every scale up to 1, and rises from 1 to 4 by calibration: error "
     "and calibrated loss fall",
     "ViT 3 vs 7 over scale": "at the tuned rate, the smallest of the four, no rise stands out from the seeds; at a "
     "rate of .01, at temperatures near 50, the loss rises by 1.7 +- 1.3 and the calibrated loss by .02 +- .03",
-    "ViT 3 vs 7": "with attention frozen the test loss falls on average; the tuned rate changes between .5 and .7",
+    "ViT 3 vs 7, attention frozen over scale": "with attention frozen the test loss falls on average; the tuned rate "
+    "changes between .5 and .7",
     "ViT 0 vs 1 over scale": "at the tuned rate, the smallest of the four, no rise stands out from the seeds",
 }
 
 _NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD", "momentum": "momentum"}
-_digits = functools.partial(WholeClaim, source="paper", family="", steps=(), system=SYSTEM, judge="mean")
+_digits = functools.partial(Claim, source="paper", runs=all_runs, system=SYSTEM, judge="mean")
 
 
 def _gaps(name: str, words: str) -> tuple[Part, ...]:
@@ -211,8 +216,8 @@ def _gaps(name: str, words: str) -> tuple[Part, ...]:
 
 CLAIMS: tuple[Claim, ...] = (
     _digits(
-        "F2d-1",
-        "Noisy digits: the test loss falls from the smallest image scale to the largest, with each optimizer",
+        id="F2d-1",
+        statement="Noisy digits: the test loss falls from the smallest image scale to the largest, with each optimizer",
         parts=tuple(
             Part(
                 f"test loss({_NAMES[family]}) at the smallest scale - at the largest, at training loss {LEVEL:g}",
@@ -224,20 +229,23 @@ CLAIMS: tuple[Claim, ...] = (
         explanations=_UNLEARNT,
     ),
     _digits(
-        "F2d-2",
-        "Noisy digits: SignGD and Adam have the larger test loss than GD at equal training loss and low scale",
+        id="F2d-2",
+        statement="Noisy digits: SignGD and Adam have the larger test loss than GD at equal training loss and low "
+        "scale",
         parts=_gaps("test_loss", "test loss"),
         explanations=_GAPS,
     ),
     _digits(
-        "F2d-3",
-        "Noisy digits: SignGD and Adam have the larger test error than GD at equal training loss and low scale",
+        id="F2d-3",
+        statement="Noisy digits: SignGD and Adam have the larger test error than GD at equal training loss and low "
+        "scale",
         parts=_gaps("test_error", "error"),
         explanations=_GAPS,
     ),
     _digits(
-        "F2d-4",
-        "Noisy digits: between the scales .5 and 1 SignGD's test loss at the end rises somewhere, it is not monotone",
+        id="F2d-4",
+        statement="Noisy digits: between the scales .5 and 1 SignGD's test loss at the end rises somewhere, it is not "
+        "monotone",
         parts=(
             Part("largest rise between neighbouring scales", functools.partial(_rise, family="sign_gd"), _POSITIVE),
             Part("the same of Adam", functools.partial(_rise, family="adam"), None),

@@ -4,18 +4,22 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsign import theory
 from jaxsign.analysis.measures import MEASURES
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.runs import manifest, need, numbers_of
+from jaxsign.analysis.runs import manifest, need, numbers_of, optimizers_of, select
 from jaxsign.claims.claim import Claim, Part, above, at_level, one_family, real_numbers
+from jaxsign.claims.setting import Setting
 from jaxsign.systems.two_layer import presets
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 from jaxsign.validation.values import field_names
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 INF = math.inf
 #: Training losses, in nat, at which optimizers are compared.
@@ -47,7 +51,7 @@ def problem_of(ds: Any) -> tuple[Problem, Hyper]:
         raise CannotDecide(f"needs runs of the two-layer system: {refusal}") from None
 
 
-def setting_of(ds: Any) -> str:
+def setting_of(ds: "xr.Dataset") -> Setting:
     """The preset a Dataset was run with, "custom" if it is none; n_test is free.
 
     Another n, kernel, residual path, number of heads, context or choice of trained weights is said: "theory, n=21",
@@ -56,32 +60,34 @@ def setting_of(ds: Any) -> str:
     """
     trained = manifest(ds)["definition"].get("trainable")  # without a manifest the Dataset is refused, not "custom"
     swept = _swept(ds)
-    apart = {one for names in swept.values() for one in names}
+    varied = {coordinate for coordinates in swept.values() for coordinate in coordinates}
     try:
         problem, hyper = problem_of(ds.isel(dict.fromkeys(swept, 0)))
     except CannotDecide:
-        return "custom"
+        return Setting("custom")
     for name in ("paper_like", "theory"):
         preset, numbers = getattr(presets, name)()
-        problem, hyper = _with(problem, preset, apart), _with(hyper, numbers, apart)
-        free: dict[str, Any] = {"n": problem.n, "n_test": problem.n_test, "kernel": problem.kernel}
-        free |= {"heads": problem.heads}
-        if problem.context > 2 and problem.d == preset.d * problem.patches:
-            free |= {"context": problem.context, "d": problem.d}
-        if name == "paper_like":
-            free["supports"] = problem.supports
-        numbers = dataclasses.replace(numbers, residual=hyper.residual)
-        if numbers == hyper and _is_legal(preset, free) and dataclasses.replace(preset, **free) == problem:
+        problem, hyper = _with(problem, preset, varied), _with(hyper, numbers, varied)
+        if _has_sizes_of(name, problem, preset) and dataclasses.replace(numbers, residual=hyper.residual) == hyper:
             model = [f"{problem.kernel} kernel"] if problem.kernel != preset.kernel else []
             model += [f"residual {hyper.residual:g}"] if hyper.residual else []
             model += [f"heads {problem.heads}"] if problem.heads != preset.heads else []
             model += [f"context {problem.context}"] if problem.context != preset.context else []
             model += [f"{' and '.join(trained)} alone trained"] if trained else []
-            varied = [f"n={problem.n}"] if problem.n != preset.n else []
-            varied += [f"{problem.supports} supports"] if problem.supports != preset.supports else []
-            over = f" over {', '.join(swept)}" if swept else ""
-            return ", ".join([*([" with ".join(model)] if model else []), name, *varied]) + over
-    return "custom"
+            changes = [f"n={problem.n}"] if problem.n != preset.n else []
+            changes += [f"{problem.supports} supports"] if problem.supports != preset.supports else []
+            return Setting(name, model=tuple(model), changes=tuple(changes), swept=tuple(swept))
+    return Setting("custom")
+
+
+def _has_sizes_of(name: str, problem: Problem, preset: Problem) -> bool:
+    """Whether a Problem differs from a preset only in what the name of a setting says."""
+    free: dict[str, Any] = {field: getattr(problem, field) for field in ("n", "n_test", "kernel", "heads")}
+    if problem.context > 2 and problem.d == preset.d * problem.patches:
+        free |= {"context": problem.context, "d": problem.d}
+    if name == "paper_like":
+        free["supports"] = problem.supports
+    return _is_legal(preset, free) and dataclasses.replace(preset, **free) == problem
 
 
 def _is_legal(problem: Problem, changes: dict[str, Any]) -> bool:
@@ -162,7 +168,7 @@ def _rate_ratio(family: str) -> Callable[[Any], Any]:
     """Local loss rate at t = 900 over the one at t = 300, each the slope over 100 steps around."""
 
     def measure(ds: Any) -> Any:
-        runs = one_family(ds, family)
+        runs = select(ds, family)
         return _measured("rate_900")(runs) / _measured("rate_300")(runs)
 
     return measure
@@ -174,7 +180,7 @@ def _error_gap(ds: Any, level: float) -> Any:
     A learning rate that does not get to the loss, or with which one step leaps over it, has no error there.
     """
     need(ds, "test_error")
-    sign, gd = (np.flatnonzero(ds["family"].values == family) for family in ("sign_gd", "gd"))
+    sign, gd = optimizers_of(ds, "sign_gd"), optimizers_of(ds, "gd")
     if min(sign.size, gd.size) < 5:
         raise CannotDecide(f"needs five learning rates each of sign_gd and gd, got {sign.size} and {gd.size}")
     error = at_level(ds, level, "test_error", leaps=True)["test_error"]
@@ -186,10 +192,6 @@ def _smallest_error_gap(ds: Any) -> Any:
 
     return xr.concat([_error_gap(ds, level) for level in LEVELS], "level").min("level", skipna=False)
 
-
-_ONE = lambda ds: 1.0  # noqa: E731
-_HALF = lambda ds: 0.5  # noqa: E731
-_NONE = lambda ds: 0.0  # noqa: E731
 
 #: What other models do instead: settings of the bridge, see jaxsign.claims.bridge.
 GAUSSIAN = {
@@ -231,55 +233,56 @@ LATE = {
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
-        "S1",
-        "Stage I: mean value noise is linear in t after 2 steps at slope 2 eta ||xi||_1, key noise still at its start",
-        "paper",
-        "sign_gd",
-        (0, *range(2, 21)),
-        (
-            Part("slope of value noise on [2,20] / (2 eta ||xi||_1)", _per_eta("value_noise_rate"), (0.8, 1.2), _ONE),
-            Part("correlation of key noise at t=2 with t=0", _measured("key_noise_memory"), (0.9, 1.0), _ONE),
+        id="S1",
+        statement="Stage I: mean value noise is linear in t after 2 steps at slope 2 eta ||xi||_1, key noise still at "
+        "its start",
+        source="paper",
+        runs=one_family("sign_gd"),
+        steps=(0, *range(2, 21)),
+        parts=(
+            Part("slope of value noise on [2,20] / (2 eta ||xi||_1)", _per_eta("value_noise_rate"), (0.8, 1.2), 1.0),
+            Part("correlation of key noise at t=2 with t=0", _measured("key_noise_memory"), (0.9, 1.0), 1.0),
         ),
         explanations=LINEAR,
     ),
     Claim(
-        "S2",
-        "Stage II: the signs of query and key noise align, from independence",
-        "paper",
-        "sign_gd",
-        (0, 20),
-        (
-            Part("sign agreement at t=0", _measured("sign_agreement_0"), (0.4, 0.6), _HALF),
-            Part("sign agreement at t=20", _measured("sign_agreement_20"), (0.95, 1.0), _ONE),
+        id="S2",
+        statement="Stage II: the signs of query and key noise align, from independence",
+        source="paper",
+        runs=one_family("sign_gd"),
+        steps=(0, 20),
+        parts=(
+            Part("sign agreement at t=0", _measured("sign_agreement_0"), (0.4, 0.6), 0.5),
+            Part("sign agreement at t=20", _measured("sign_agreement_20"), (0.95, 1.0), 1.0),
         ),
         explanations=GAUSSIAN | LINEAR | OTHER_KEYS,
     ),
     Claim(
-        "S3",
-        "Stage III: the untied majority of sgn(key noise) at t=50 is sgn(query signal) from t=150 on, and query and "
-        "key signal end opposite",
-        "paper",
-        "sign_gd",
-        (0, 50, 150, 200),
-        (
+        id="S3",
+        statement="Stage III: the untied majority of sgn(key noise) at t=50 is sgn(query signal) from t=150 on, and "
+        "query and key signal end opposite",
+        source="paper",
+        runs=one_family("sign_gd"),
+        steps=(0, 50, 150, 200),
+        parts=(
             Part(
                 "share of untied rows that follow the vote for all t>=150",
                 _measured("vote_followed"),
                 (0.95, 1.0),
-                _ONE,
+                1.0,
             ),
             Part(
                 "share of rows with opposite query and key signal at t=200",
                 _measured("opposite_signals"),
                 (0.95, 1.0),
-                _ONE,
+                1.0,
             ),
-            Part("the same for rows whose vote was won by more than 2", _measured("clear_vote_followed"), None, _ONE),
+            Part("the same for rows whose vote was won by more than 2", _measured("clear_vote_followed"), None, 1.0),
             Part(
                 "rival: share that keeps the query signal's own first sign",
                 _measured("own_start_followed"),
                 None,
-                _HALF,
+                0.5,
             ),
             Part("share of tied rows, left out", _measured("tied_rows"), None),
         ),
@@ -293,55 +296,55 @@ CLAIMS: tuple[Claim, ...] = (
         },
     ),
     Claim(
-        "S4",
-        "Stage IV: s_21 decays at least exponentially while s_11 is still near 1/2",
-        "paper",
-        "sign_gd",
-        (50, 150, 300),
-        (
-            Part("mean s_21 at t=150", _measured("s21_150"), (0.0, 0.01), _NONE),
-            Part("mean s_11 at t=150", _measured("s11_150"), (0.4, 0.6), _HALF),
+        id="S4",
+        statement="Stage IV: s_21 decays at least exponentially while s_11 is still near 1/2",
+        source="paper",
+        runs=one_family("sign_gd"),
+        steps=(50, 150, 300),
+        parts=(
+            Part("mean s_21 at t=150", _measured("s21_150"), (0.0, 0.01), 0.0),
+            Part("mean s_11 at t=150", _measured("s11_150"), (0.4, 0.6), 0.5),
             Part("exponent a of -ln s_21 ~ t^a on [50,300]", _measured("s21_exponent"), (1.0, INF)),
         ),
         explanations=GAUSSIAN | LINEAR | ONE_SHARE,
     ),
     Claim(
-        "S5",
-        "Then negative key noise, and later negative query noise, turn to the sign of the query signal",
-        "paper",
-        "sign_gd",
-        (100, 300, 500),
-        (
-            Part("turned key noise at t=300", _measured("key_noise_turned_300"), (0.9, 1.0), _ONE),
-            Part("turned query noise at t=500", _measured("query_noise_turned_500"), (0.9, 1.0), _ONE),
+        id="S5",
+        statement="Then negative key noise, and later negative query noise, turn to the sign of the query signal",
+        source="paper",
+        runs=one_family("sign_gd"),
+        steps=(100, 300, 500),
+        parts=(
+            Part("turned key noise at t=300", _measured("key_noise_turned_300"), (0.9, 1.0), 1.0),
+            Part("turned query noise at t=500", _measured("query_noise_turned_500"), (0.9, 1.0), 1.0),
         ),
         trusted_until=500,
     ),
     Claim(
-        "C1",
-        "SignGD's training loss converges linearly, late at the rate 4 eta min_i ||xi_i||_1",
-        "paper (linear), ours (rate)",
-        "sign_gd",
-        (1100, 1500),
-        (Part("rate on [1100,1500] / law", _per_eta("late_rate"), (0.9, 1.1), _ONE),),
+        id="C1",
+        statement="SignGD's training loss converges linearly, late at the rate 4 eta min_i ||xi_i||_1",
+        source="paper (linear), ours (rate)",
+        runs=one_family("sign_gd"),
+        steps=(1100, 1500),
+        parts=(Part("rate on [1100,1500] / law", _per_eta("late_rate"), (0.9, 1.1), 1.0),),
         explanations=LATE,
     ),
     Claim(
-        "C2",
-        "SignGD's test loss stays above a constant, .1, at every t",
-        "paper",
-        "sign_gd",
-        (0, 1500),
-        (Part("smallest test loss", _measured("least_test_loss"), (0.1, INF)),),
+        id="C2",
+        statement="SignGD's test loss stays above a constant, .1, at every t",
+        source="paper",
+        runs=one_family("sign_gd"),
+        steps=(0, 1500),
+        parts=(Part("smallest test loss", _measured("least_test_loss"), (0.1, INF)),),
     ),
     Claim(
-        "C2e",
-        "SignGD's test error is within .03 of the overlap law for t in [50,500]",
-        "ours",
-        "sign_gd",
-        (50, 100, 500),
-        (
-            Part("max |error - law| beyond 2 standard errors of the test set", _distance_from_law, (0.0, 0.03), _NONE),
+        id="C2e",
+        statement="SignGD's test error is within .03 of the overlap law for t in [50,500]",
+        source="ours",
+        runs=one_family("sign_gd"),
+        steps=(50, 100, 500),
+        parts=(
+            Part("max |error - law| beyond 2 standard errors of the test set", _distance_from_law, (0.0, 0.03), 0.0),
             Part("test error at t=100", _measured("test_error_100"), None, _sign_law),
         ),
         explanations={
@@ -350,15 +353,15 @@ CLAIMS: tuple[Claim, ...] = (
         },
     ),
     Claim(
-        "A1",
-        "Adam shows the same stages: signs align, s_21 decays while s_11 is near 1/2",
-        "paper",
-        "adam",
-        (30, 150),
-        (
-            Part("sign agreement at t=30", _measured("sign_agreement_30"), (0.95, 1.0), _ONE),
-            Part("mean s_21 at t=150", _measured("s21_150"), (0.0, 0.01), _NONE),
-            Part("mean s_11 at t=150", _measured("s11_150"), (0.4, 0.6), _HALF),
+        id="A1",
+        statement="Adam shows the same stages: signs align, s_21 decays while s_11 is near 1/2",
+        source="paper",
+        runs=one_family("adam"),
+        steps=(30, 150),
+        parts=(
+            Part("sign agreement at t=30", _measured("sign_agreement_30"), (0.95, 1.0), 1.0),
+            Part("mean s_21 at t=150", _measured("s21_150"), (0.0, 0.01), 0.0),
+            Part("mean s_11 at t=150", _measured("s11_150"), (0.4, 0.6), 0.5),
         ),
         explanations=GAUSSIAN
         | LINEAR
@@ -369,36 +372,35 @@ CLAIMS: tuple[Claim, ...] = (
         },
     ),
     Claim(
-        "A2",
-        "For t <= 2/(1-b2) Adam's local rate -d ln L/dt falls (sublinear), SignGD's does not (linear)",
-        "paper",
-        "",
-        (250, 300, 350, 850, 900, 950),
-        (
+        id="A2",
+        statement="For t <= 2/(1-b2) Adam's local rate -d ln L/dt falls (sublinear), SignGD's does not (linear)",
+        source="paper",
+        steps=(250, 300, 350, 850, 900, 950),
+        parts=(
             Part("Adam: rate at t=900 / rate at t=300", _rate_ratio("adam"), (-INF, 0.5)),
             Part("SignGD: rate at t=900 / rate at t=300", _rate_ratio("sign_gd"), (0.7, INF)),
         ),
         explanations=LINEAR,
     ),
     Claim(
-        "A3",
-        "Adam's negative query noise stays negative while its key noise turns",
-        "paper",
-        "adam",
-        (100, 2000),
-        (
-            Part("turned query noise at t=2000", _measured("query_noise_turned_2000"), (0.0, 0.1), _NONE),
-            Part("turned key noise at t=2000", _measured("key_noise_turned_2000"), (0.9, 1.0), _ONE),
+        id="A3",
+        statement="Adam's negative query noise stays negative while its key noise turns",
+        source="paper",
+        runs=one_family("adam"),
+        steps=(100, 2000),
+        parts=(
+            Part("turned query noise at t=2000", _measured("query_noise_turned_2000"), (0.0, 0.1), 0.0),
+            Part("turned key noise at t=2000", _measured("key_noise_turned_2000"), (0.9, 1.0), 1.0),
         ),
         trusted_until=2000,
     ),
     Claim(
-        "G1",
-        "GD has the smaller test error at equal training loss in {.5, .1, .01, .001}, whatever the learning rates",
-        "paper, in words",
-        "",
-        (0,),
-        (
+        id="G1",
+        statement="GD has the smaller test error at equal training loss in {.5, .1, .01, .001}, whatever the learning "
+        "rates",
+        source="paper, in words",
+        steps=(0,),
+        parts=(
             Part(
                 "smallest error(SignGD) - error(GD) over levels and learning rates",
                 _smallest_error_gap,

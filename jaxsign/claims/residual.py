@@ -3,15 +3,19 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsign.analysis.measures import slope
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.runs import manifest, need, numbers_of
-from jaxsign.claims.claim import Claim, Part, WholeClaim, above
+from jaxsign.analysis.runs import best_rate, manifest, need, numbers_of
+from jaxsign.claims.claim import Claim, Part, above, all_runs
+from jaxsign.claims.setting import Setting
 from jaxsign.systems.residual.problem import ResidualHyper, ResidualProblem
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 INF = math.inf
 #: Share of the first loss below which a run is at the rounding of 64-bit floats, and its rate says nothing.
@@ -32,7 +36,7 @@ _TRANSIENT = (
 )
 
 
-def setting_of(ds: Any) -> str:
+def setting_of(ds: "xr.Dataset") -> Setting:
     """The depth of a Dataset with the standard sizes and what else it varies, such as "depth 1, temperatures".
 
     Anything of other sizes is "custom"; the residuals are free.
@@ -41,18 +45,18 @@ def setting_of(ds: Any) -> str:
     fields = dict(definition.get("problem") or {}) | dict(definition.get("hyper") or {})
     standard = {**dataclasses.asdict(ResidualProblem()), **dataclasses.asdict(ResidualHyper())}
     if any(name not in ds.coords and name not in fields for name in standard):  # of an earlier version
-        return "custom"
+        return Setting("custom")
     values = {name: np.unique(ds[name].values) if name in ds.coords else [fields[name]] for name in standard}
-    depths = [str(int(depth)) for depth in values["depth"]]
-    words = [f"depth{'s' if len(depths) > 1 else ''} {', '.join(depths)}"]
+    depths = tuple(str(int(depth)) for depth in values["depth"])
+    varied = []
     for name in standard:
         if name in ("depth", "attention_residual", "ffn_residual"):
             continue
         if len(values[name]) == 1 and values[name][0] != standard[name]:
-            return "custom"
-        words += [{"temperature": "temperatures", "n": "n/d"}.get(name, name)] if len(values[name]) > 1 else []
-    words += ["optimizers"] if "family" in ds.coords and np.unique(ds["family"]).size > 1 else []
-    return ", ".join(words)
+            return Setting("custom")
+        varied += [{"temperature": "temperatures", "n": "n/d"}.get(name, name)] if len(values[name]) > 1 else []
+    varied += ["optimizers"] if "family" in ds.coords and np.unique(ds["family"]).size > 1 else []
+    return Setting("depths" if len(depths) > 1 else "depth", values=depths, changes=tuple(varied))
 
 
 def ablated(ds: Any, attention: float, ffn: float) -> Any:
@@ -99,10 +103,9 @@ def best(ds: Any) -> Any:
     need(ds, "train_loss")
     if "learning_rate" not in ds.coords or ds.sizes["optimizer"] < 5:
         raise CannotDecide("needs a grid of at least five learning rates")
-    final = ds["train_loss"].isel(step=-1, drop=True)
-    place = final.fillna(INF).argmin("optimizer")
-    drop = [name for name in ds.coords if name != "learning_rate" and "optimizer" in ds[name].dims]
-    return ds.drop_vars(drop).reset_coords("learning_rate").isel(optimizer=place)
+    labels = [name for name in ds.coords if name != "learning_rate" and "optimizer" in ds[name].dims]
+    runs = ds.drop_vars(labels).reset_coords("learning_rate")
+    return best_rate(runs, by=runs["train_loss"].isel(step=-1, drop=True))
 
 
 def worst(ds: Any, name: str, step: int) -> Any:
@@ -253,7 +256,10 @@ def _curvature(eta: float) -> Callable[[Any], Any]:
 
 
 def _claim(name: str, statement: str, source: str, steps: tuple[int, ...], *parts: Part, **more: Any) -> Claim:
-    return WholeClaim(name, statement, source, "", steps, parts, system="residual_attention", **more)
+    return Claim(
+        id=name, statement=statement, source=source, runs=all_runs, steps=steps, parts=parts,
+        system="residual_attention", **more,
+    )  # fmt: skip
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -267,13 +273,13 @@ CLAIMS: tuple[Claim, ...] = (
             "late rate / early rate (1/4 for a power of t)",
             lambda ds: _rates(ablated(ds, 1, 1), _late_over_early),
             (0.7, INF),
-            lambda ds: 1.0,
+            1.0,
         ),
         Part(
             "rate of the last quarter / of the third (.71 for a power of t)",
             lambda ds: _rates(ablated(ds, 1, 1), _last_over_third),
             None,
-            lambda ds: 1.0,
+            1.0,
         ),
         settings=DEPTHS,
         explanations={
@@ -354,9 +360,9 @@ CLAIMS: tuple[Claim, ...] = (
         Part("largest eta c with both residuals (<= 1: proved)", _curvature(SMALL), None),
         settings=("depths 1, 2, 3, 4",),
         explanations={
-            "depths 1": "eta = 1e-3 is not small at depths 3 and 4: with residuals eta c settles at 2, the edge of "
-            "stability, and the loss rises at times; wherever eta c <= 1, as the proof wants, no step violates the "
-            "bound",
+            "depths 1, 2, 3, 4": "eta = 1e-3 is not small at depths 3 and 4: with residuals eta c settles at 2, the "
+            "edge of stability, and the loss rises at times; wherever eta c <= 1, as the proof wants, no step violates "
+            "the bound",
         },
     ),
     _claim(
@@ -373,7 +379,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Without residuals kappa(H) grows in proportion to the temperature",
         "ours",
         (0,),
-        Part("d ln kappa / d ln temperature on [1,10]", _per_temperature, (0.9, 1.1), lambda ds: 1.0),
+        Part("d ln kappa / d ln temperature on [1,10]", _per_temperature, (0.9, 1.1), 1.0),
         settings=("depth 1, temperatures",),
         explanations={
             "depth 1": "proportionality is the limit of high temperatures, where softmax is linear in the scores; at "

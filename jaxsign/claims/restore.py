@@ -6,15 +6,25 @@ Numbers are shares of the gap that is to be closed: error(SignGD, all examples) 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from jaxsign import theory
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.runs import manifest, need, numbers_of, one_point
-from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level
+from jaxsign.analysis.runs import (
+    best_rate,
+    drop_labels,
+    family_runs,
+    manifest,
+    need,
+    numbers_of,
+    one_point,
+    select,
+)  # fmt: skip
+from jaxsign.claims.claim import Claim, Part, above, all_runs, at_level
 from jaxsign.claims.dynamics import problem_of
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 INF = math.inf
 #: Training loss, in nat, at which runs are compared; half-way up for the laws, which hold while all p_i are alike.
@@ -26,33 +36,14 @@ FROZEN_OVER_BATCHES = ("w_v alone trained, paper_like over batch_size",)
 _HALF_OR_MORE, _LESS_THAN_HALF = (0.5, INF), (-INF, math.nextafter(0.5, 0.0))
 
 
-def runs_of(ds: Any, family: str, **numbers: float) -> Any:
-    """The runs of a family, dims (optimizer, ...) with one optimizer for every number that is not given.
-
-    Raises:
-      CannotDecide: if there are none.
-    """
-    chosen = ds["family"].values == family
-    for name, value in numbers.items():
-        chosen = chosen & np.isclose(numbers_of(ds, name), value)
-    if not chosen.any():
-        raise CannotDecide(f"needs runs of {family}{numbers or ''}")
-    return ds.isel(optimizer=np.flatnonzero(chosen))
-
-
-def _one(ds: Any, family: str, batch: int | None = None, **numbers: float) -> Any:
-    """One optimizer's runs over the seeds, at one batch size; coordinates that would not match are left out."""
-    found = runs_of(ds, family, **numbers)
-    if found.sizes["optimizer"] != 1:
-        raise CannotDecide(f"needs exactly one {family} optimizer, got {found.sizes['optimizer']}")
-    found = found.isel(optimizer=0)
-    if batch is not None:
-        if "batch_size" not in found.dims:
-            raise CannotDecide("needs an axis batch_size")
-        if batch not in found["batch_size"].values:
-            raise CannotDecide(f"needs batch_size={batch}")
-        found = found.sel(batch_size=batch)
-    return found.drop_vars([name for name in found.coords if name not in found.dims])
+def _one(ds: "xr.Dataset", family: str, batch: int | None = None) -> "xr.Dataset":
+    """One optimizer's runs over the seeds, at one batch size where there is such an axis."""
+    runs = family_runs(ds, family)
+    if batch is None:
+        return select(runs, family)
+    if "batch_size" not in ds.dims:
+        raise CannotDecide("needs an axis batch_size")
+    return select(runs, family, batch_size=batch)
 
 
 def whole_batch(ds: Any) -> int | None:
@@ -123,12 +114,11 @@ def best_decay(ds: Any, family: str, level: float = LEVEL) -> Any:
     Raises:
       CannotDecide: if no strength gets all seeds there.
     """
-    at = runs_of(at_level(ds, level, "test_error"), family)
+    at = family_runs(at_level(ds, level, "test_error"), family)
     mean = at["test_error"].mean("seed", skipna=False)
     if not bool(mean.notnull().any()):
         raise CannotDecide(f"no strength of {family} gets all seeds to a training loss of {level:g}")
-    found = at.isel(optimizer=int(mean.argmin("optimizer")))
-    return found.drop_vars([name for name in found.coords if name != "seed"])
+    return drop_labels(best_rate(at, by=mean))
 
 
 def _by_decay(ds: Any, family: str, kind: str) -> Any:
@@ -145,14 +135,13 @@ def settled(ds: Any, family: str) -> tuple[Any, float]:
     Raises:
       CannotDecide: if there are none.
     """
-    ends = runs_of(ds, family).isel(step=-1, drop=True)
+    ends = family_runs(ds, family).isel(step=-1, drop=True)
     loss = ends["train_loss"].mean("seed", skipna=False)
     error = ends["test_error"].mean("seed", skipna=False).where(loss <= LEVEL)
     if not bool(error.notnull().any()):
         raise CannotDecide(f"no strength of {family} ends at a training loss of {LEVEL:g} or less")
-    best = int(error.argmin("optimizer"))
-    found = ends.isel(optimizer=best)
-    return found.drop_vars([name for name in found.coords if name != "seed"]), float(loss[best])
+    best = best_rate(ends.assign(mean_loss=loss), by=error)
+    return drop_labels(best), float(best["mean_loss"])
 
 
 def _by_settled_decay(ds: Any, family: str, kind: str) -> Any:
@@ -171,9 +160,8 @@ def _by_settled_decay(ds: Any, family: str, kind: str) -> Any:
 def smooth(ds: Any, level: float = LEVEL) -> Any:
     """Share of the gap that each temperature closes, dims (temperature, seed)."""
     at, before, goal = _ends(ds, level)
-    found = runs_of(at, "smooth_sign_gd")
-    errors = found["test_error"].assign_coords(optimizer=numbers_of(found, "temperature"))
-    errors = errors.drop_vars([name for name in errors.coords if name not in errors.dims])
+    runs = family_runs(at, "smooth_sign_gd")
+    errors = drop_labels(runs["test_error"].assign_coords(optimizer=numbers_of(runs, "temperature")))
     return closed(before, errors.rename(optimizer="temperature").sortby("temperature"), goal)
 
 
@@ -229,8 +217,10 @@ def _claim(
     *parts: tuple[str, Callable[[Any], Any], Any, Any],
     why: str = "",
 ) -> Claim:
-    made, reasons = tuple(Part(*part) for part in parts), dict.fromkeys(settings, why) if why else {}
-    return WholeClaim(name, statement, "ours", "", (), made, judge="mean", settings=settings, explanations=reasons)
+    return Claim(
+        id=name, statement=statement, source="ours", runs=all_runs, parts=tuple(Part(*part) for part in parts),
+        judge="mean", settings=settings, explanations=dict.fromkeys(settings, why) if why else {},
+    )  # fmt: skip
 
 
 _share = "share of the gap to GD that is closed at training loss .1"
@@ -281,7 +271,7 @@ CLAIMS: tuple[Claim, ...] = (
                     f"error - law at training loss {LAW_LEVEL:g}, B={batch}",
                     functools.partial(_off_law, family=family, batch=batch),
                     (-0.03, 0.03),
-                    lambda ds: 0.0,
+                    0.0,
                 )
                 for batch in (20, 5, 2, 1)
             ),
@@ -297,7 +287,7 @@ CLAIMS: tuple[Claim, ...] = (
                 f"{words}, best of four strengths: {when}",
                 functools.partial(measure, family=family, kind="decoupled"),
                 (-INF, 0.25),
-                lambda ds: 0.0,
+                0.0,
             )
             for words, family in (("SignGD", "sign_gd"), ("Adam", "adam"))
             for when, measure in ((_share, _by_decay), (_late, _by_settled_decay))
@@ -328,13 +318,13 @@ CLAIMS: tuple[Claim, ...] = (
             "tau=1e-9: share of the gap closed at training loss .1",
             lambda ds: smooth(ds).isel(temperature=0, drop=True),
             (-0.1, 0.1),
-            lambda ds: 0.0,
+            0.0,
         ),
         (
             "tau=1: the same",
             lambda ds: smooth(ds).isel(temperature=-1, drop=True),
             (0.9, 1.1),
-            lambda ds: 1.0,
+            1.0,
         ),
         (
             "largest fall of the mean from one temperature to the next",

@@ -1,14 +1,17 @@
 """Reads results at equal training loss, which is how optimizers are compared. No training."""
 
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from jaxsign.analysis.runs import need
 from jaxsign.store.levels import SUFFIX
 from jaxsign.validation.values import known, name_tuple, real
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Two records that a reading is interpolated from: the training loss may fall by this factor between them, and what is
 #: read may change by this share of its range over the run.
@@ -20,8 +23,8 @@ _CODES = "0 read, 1 never falls to it, 2 there from the start, 3 records too far
 
 
 def at_train_loss(
-    ds: Any, level: float | Sequence[float], names: Sequence[str] | None = None, *, leaps: bool = True
-) -> Any:
+    ds: "xr.Dataset", level: float | Sequence[float], names: Sequence[str] | None = None, *, leaps: bool = True
+) -> "xr.Dataset":
     """Every variable where the training loss L first falls to a level: how optimizers are compared.
 
         value = (1-w) value_0 + w value_1,   w = log(L_0/level) / log(L_0/L_1)
@@ -64,8 +67,8 @@ def at_train_loss(
     import xarray as xr
 
     several = np.ndim(level) == 1
-    asked: list[Any] = [*level] if isinstance(level, Iterable) and several else [level]
-    levels = [real("level", one, low=0.0, open_low=True) for one in asked]
+    given: list[Any] = [*level] if isinstance(level, Iterable) and several else [level]
+    levels = [real("level", one, low=0.0, open_low=True) for one in given]
     if not levels:
         raise ValueError(f"level must be a training loss > 0 or a list of at least one, got level={level!r}")
     names = name_tuple("names", names)
@@ -76,27 +79,27 @@ def at_train_loss(
     if notes:
         warnings.warn("; ".join(notes), UserWarning, stacklevel=2)
     values = [xr.Dataset(one.values) for one in read]
-    found = xr.concat(values, xr.IndexVariable("level", levels)) if several else values[0]
-    found = found.transpose(..., "level") if several else found
+    readings = xr.concat(values, xr.IndexVariable("level", levels)) if several else values[0]
+    readings = readings.transpose(..., "level") if several else readings
     code = [one.code() for one in read]
-    runs = found["step"].dims[:-1] if several else found["step"].dims
+    runs = readings["step"].dims[:-1] if several else readings["step"].dims
     axis = (*runs, "level") if several else runs
     about = {"long_name": _CODES}
-    found = found.assign(reading=(axis, np.stack(code, -1) if several else code[0], about))
-    kept = {name: v for name, v in ds.data_vars.items() if "step" not in v.dims and not name.endswith(SUFFIX)}
+    readings = readings.assign(reading=(axis, np.stack(code, -1) if several else code[0], about))
+    kept = {name: v for name, v in ds.data_vars.items() if "step" not in v.dims and not str(name).endswith(SUFFIX)}
     counts = {"not_reached": lambda one: ~one.reached, "below_at_start": lambda one: one.below}
     counts |= {"too_coarse": lambda one: one.some(one.coarse), "leaps": lambda one: one.some(one.leaps)}
     attrs: dict[str, Any] = {name: sum(int(count(one).sum()) for one in read) for name, count in counts.items()}
     attrs["train_loss_level"] = levels if several else levels[0]
-    return found.assign(kept).assign_attrs({**ds.attrs, **attrs})
+    return readings.assign(kept).assign_attrs({**ds.attrs, **attrs})
 
 
-def levels_of(ds: Any, otherwise: Iterable[float]) -> list[float]:
+def levels_of(ds: "xr.Dataset", otherwise: Iterable[float]) -> list[float]:
     """The levels that a Dataset's runs captured, highest first; `otherwise` if they captured none."""
     return [float(level) for level in (np.atleast_1d(ds["level"].values) if f"step{SUFFIX}" in ds else otherwise)]
 
 
-def with_captured(ds: Any, names: Iterable[str]) -> list[str]:
+def with_captured(ds: "xr.Dataset", names: Iterable[str]) -> list[str]:
     """Those of the names that a Dataset holds, and what its runs captured of them: what a selection must keep.
 
     Examples:
@@ -133,7 +136,7 @@ class _Reading(NamedTuple):
     kept: bool
 
     @classmethod
-    def of(cls, ds: Any, level: float, names: Sequence[str] | None, keep: bool) -> "_Reading":
+    def of(cls, ds: "xr.Dataset", level: float, names: Sequence[str] | None, keep: bool) -> "_Reading":
         """From what was captured, else from records."""
         if f"train_loss{SUFFIX}" in ds and level in np.atleast_1d(ds["level"].values).tolist():
             values, reached, below, leaps = _captured(ds, level, names)
@@ -145,7 +148,8 @@ class _Reading(NamedTuple):
         coarse: dict[str, np.ndarray] = {}
         largest = 0
         if records is not None:
-            for name, variable in {"step": ds["step"].astype(float), **ds.data_vars}.items():
+            variables = {str(name): variable for name, variable in ds.data_vars.items()}
+            for name, variable in {"step": ds["step"].astype(float), **variables}.items():
                 wanted = names is None or name in ("step", *names)
                 if "step" in variable.dims and name not in values and wanted:
                     values[name], apart, over, spacing = records.read(variable, name not in ("step", "train_loss"))
@@ -203,12 +207,12 @@ def _between(before: Any, here: Any, weight: Any) -> Any:
 
 
 def _captured(
-    ds: Any, level: float, wanted: Sequence[str] | None
+    ds: "xr.Dataset", level: float, wanted: Sequence[str] | None
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """({variable: readings}, runs that reach the level, that are there from the start, {variable: runs that leap})."""
     import xarray as xr
 
-    names = [name for name in ds.data_vars if name.endswith(SUFFIX)]
+    names = [name for name in map(str, ds.data_vars) if name.endswith(SUFFIX)]
     if wanted is not None:
         names = [name for name in names if name.removesuffix(SUFFIX) in ("step", "train_loss", *wanted)]
     at = ds[names]
@@ -226,7 +230,7 @@ def _captured(
         own = tuple(dim for dim in pair.dims if dim not in (*first.dims, "crossing"))
         values = np.moveaxis(pair.values, first.ndim, 0)
 
-        def wide(array: np.ndarray, own: tuple[str, ...] = own) -> np.ndarray:
+        def wide(array: np.ndarray, own: tuple[Hashable, ...] = own) -> np.ndarray:
             return np.reshape(array, (*np.shape(array), *(1,) * len(own)))
 
         base, over = name.removesuffix(SUFFIX), np.zeros_like(reached)
@@ -277,7 +281,7 @@ class _Records(NamedTuple):
       below: (runs) bool, whether it is the first record.
     """
 
-    runs: Any
+    runs: "xr.DataArray"
     steps: np.ndarray
     loss: np.ndarray
     level: float
@@ -286,7 +290,7 @@ class _Records(NamedTuple):
     below: np.ndarray
 
     @classmethod
-    def around(cls, ds: Any, level: float) -> "_Records":
+    def around(cls, ds: "xr.Dataset", level: float) -> "_Records":
         """From a Dataset with train_loss."""
         loss = ds["train_loss"].transpose(..., "step").values.astype(float)
         loss = np.where(np.isfinite(loss), loss, np.inf)
@@ -294,7 +298,7 @@ class _Records(NamedTuple):
         runs = ds["train_loss"].isel(step=0, drop=True)
         return cls(runs, ds["step"].values, loss, level, first, reached, reached & (first == 0))
 
-    def read(self, variable: Any, bounded: bool = True) -> tuple[Any, np.ndarray, np.ndarray, int]:
+    def read(self, variable: "xr.DataArray", bounded: bool = True) -> tuple[Any, np.ndarray, np.ndarray, int]:
         """(readings, runs that cross between records too far apart, that leap over the level, the largest spacing).
 
         `bounded`: whether the two values must be close, too; step and loss are what is interpolated along.

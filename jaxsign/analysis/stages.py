@@ -1,12 +1,15 @@
 """Reads stage boundaries off a Dataset of runs. No training."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsign.analysis.measures import GROUPING_STEP
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import need
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 BOUNDARIES = ("t_I", "t_II", "t_III", "t_IV", "t_V")
 #: Dimensions that stage boundaries are read along.
@@ -16,7 +19,7 @@ OWN_DIMS = {
 }  # fmt: skip
 
 
-def flipped(ds: Any, name: str, step: int | None = None) -> Any:
+def flipped(ds: "xr.Dataset", name: str, step: int | None = None) -> "xr.DataArray":
     """Share of initially opposed noise that has turned to the sign of its query signal.
 
     "Opposed" are the (row, sample) pairs whose noise has not the query signal's sign at t = 100.
@@ -50,13 +53,13 @@ def flipped(ds: Any, name: str, step: int | None = None) -> Any:
     return ((agrees & opposed).sum(within) / count.where(count > 0)).where(ds["status"] == 0)
 
 
-def _first(ds: Any, condition: Any) -> Any:
+def _first(ds: "xr.Dataset", condition: "xr.DataArray") -> "xr.DataArray":
     """First recorded step at which a condition over (..., step) holds, NaN where it never does."""
     place = condition.argmax("step")
     return ds["step"].isel(step=place).drop_vars("step").astype(float).where(condition.any("step"))
 
 
-def find_stages(ds: Any) -> Any:
+def find_stages(ds: "xr.Dataset") -> "xr.Dataset":
     """Stage boundaries of every run.
 
         t_I    first t with y_i <v, xi_i> > 0 for all i
@@ -96,7 +99,7 @@ def find_stages(ds: Any) -> Any:
     noise_dims = [dim for dim in ("sample", "patch") if dim in ds["value_noise"].dims]
     t_1 = _first(ds, (ds["value_noise"] > 0).all(noise_dims))
     t_2 = _first(ds, ds["sign_agreement"] >= 0.99)
-    sign = np.sign(ds["query_signal"])
+    sign: Any = np.sign(ds["query_signal"])
     same = (sign.isel(step=slice(1, None)).values == sign.isel(step=slice(None, -1)).values).all(
         axis=sign.get_axis_num("row")
     )

@@ -18,6 +18,9 @@ from jaxsign.claims.claim import Claim, Part
 from jaxsign.claims.dynamics import problem_of
 
 if TYPE_CHECKING:
+    import xarray as xr
+
+if TYPE_CHECKING:
     pass
 
 INF = math.inf
@@ -44,14 +47,15 @@ def late_window(b2: float) -> tuple[int, int]:
     return max(1100, 5 * memory), max(1500, 10 * memory)
 
 
-def rate(runs: Any, low: int, high: int) -> Any:
+def rate(runs: "xr.Dataset", low: int, high: int) -> "xr.DataArray":
     """Mean local rate -d ln L/dt between two recorded steps, NaN where a loss is not there or 0."""
     need(runs, "train_loss")
     first, last = (runs["train_loss"].sel(step=step, drop=True) for step in (low, high))
-    return np.log((first / last.where(last > 0)).where(first > 0)) / (high - low)
+    log_ratio: Any = np.log((first / last.where(last > 0)).where(first > 0))
+    return log_ratio / (high - low)
 
 
-def late_law(runs: Any, b1: float = 0.0, b2: float = 0.0) -> Any:
+def late_law(runs: "xr.Dataset", b1: float = 0.0, b2: float = 0.0) -> "xr.DataArray":
     """The predicted late rate of every seed, dims (seed,)."""
     import xarray as xr
 
@@ -61,7 +65,7 @@ def late_law(runs: Any, b1: float = 0.0, b2: float = 0.0) -> Any:
     return xr.DataArray(law, dims="seed", coords={"seed": runs["seed"]})
 
 
-def _eta(ds: Any) -> None:
+def _eta(ds: "xr.Dataset") -> None:
     if "learning_rate" not in ds.coords or not np.allclose(numbers_of(ds, "learning_rate"), 1e-4, rtol=1e-9):
         raise CannotDecide("needs the learning rate 1e-4 for every optimizer")
 
@@ -78,42 +82,42 @@ def _least(numbers: list[Any]) -> Any:
     return -_worst([-number for number in numbers])
 
 
-def _relative_late_rate(ds: Any, b2: float) -> Any:
+def _relative_late_rate(ds: "xr.Dataset", b2: float) -> "xr.DataArray":
     """Rate on [5/(1-b2), 10/(1-b2)] over ln(1/b2)/2, b1 = .9."""
     memory = round(1 / (1 - b2))
     return rate(select(ds, "adam", b1=0.9, b2=b2), 5 * memory, 10 * memory) / theory.adam_late_loss_rate(b2)
 
 
-def _predicted_late_rate(ds: Any, b2: float) -> float:
+def _predicted_late_rate(ds: "xr.Dataset", b2: float) -> float:
     """Of the late law, times how far the sublinear law still is from its own limit on the stretch."""
     limit, memory = theory.adam_late_loss_rate(b2), round(1 / (1 - b2))
     on_the_way = np.mean(theory.adam_sublinear_rate(np.linspace(5 * memory, 10 * memory, 1001), b2))
     return float(late_law(select(ds, "adam", b1=0.9, b2=b2), 0.9, b2).mean() * on_the_way) / limit**2
 
 
-def _late_rate_miss(ds: Any, points: tuple[tuple[float, float], ...]) -> Any:
+def _late_rate_miss(ds: "xr.Dataset", points: tuple[tuple[float, float], ...]) -> "xr.DataArray":
     """Largest |late rate / law - 1| over these betas."""
     _eta(ds)
 
     def miss(b1: float, b2: float) -> Any:
         runs = select(ds, "adam", b1=b1, b2=b2)
-        return np.abs(rate(runs, *late_window(b2)) / late_law(runs, b1, b2) - 1)
+        return abs(rate(runs, *late_window(b2)) / late_law(runs, b1, b2) - 1)
 
     return _worst([miss(b1, b2) for b1, b2 in points])
 
 
-def _sublinear_miss(ds: Any) -> Any:
+def _sublinear_miss(ds: "xr.Dataset") -> "xr.DataArray":
     """Largest |fall of ln L / that of the sublinear law - 1| over stretches from one memory on, b1 = .9, b2 = .999."""
     runs = select(ds, "adam", b1=0.9, b2=0.999)
 
     def miss(low: int, high: int) -> Any:
         law = np.mean(theory.adam_sublinear_rate(np.linspace(low, high, 1001), 0.999))
-        return np.abs(rate(runs, low, high) / law - 1)
+        return abs(rate(runs, low, high) / law - 1)
 
     return _worst([miss(low, high) for low, high in itertools.pairwise(MEMORIES)])
 
 
-def rate_ratio(ds: Any, b1: float, b2: float, until: int = 2000) -> Any:
+def rate_ratio(ds: "xr.Dataset", b1: float, b2: float, until: int = 2000) -> "xr.DataArray":
     """Local rate of Adam over SignGD's, dims (seed, step), step the middle of each of STRETCHES."""
     import xarray as xr
 
@@ -123,20 +127,20 @@ def rate_ratio(ds: Any, b1: float, b2: float, until: int = 2000) -> Any:
     return table.assign_coords(step=[(low + high) / 2 for low, high in pairs]).transpose("seed", "step")
 
 
-def departure(ds: Any, b1: float, b2: float) -> Any:
+def departure(ds: "xr.Dataset", b1: float, b2: float) -> "xr.DataArray":
     """First step at which Adam's local rate is below half of SignGD's; NaN if never up to 2000, dims (seed,)."""
     below = rate_ratio(ds, b1, b2) < 0.5
     return below["step"].where(below).min("step")
 
 
-def _predicted_departure(ds: Any, b2: float) -> float:
+def _predicted_departure(ds: "xr.Dataset", b2: float) -> float:
     """Where the sublinear law passes half of SignGD's late rate."""
     t = np.linspace(1, 20000, 20000)
     half = float(late_law(select(ds, "sign_gd")).mean()) / 2
     return float(t[np.argmax(theory.adam_sublinear_rate(t, b2) < half)])
 
 
-def _turned(ds: Any, name: str, step: int, family: str, *points: dict[str, float]) -> list[Any]:
+def _turned(ds: "xr.Dataset", name: str, step: int, family: str, *points: dict[str, float]) -> list[Any]:
     """Share of opposed noise that has turned, of several optimizers."""
     return [flipped(select(ds, family, **numbers), name, step) for numbers in points]
 
@@ -149,7 +153,7 @@ def _momenta(*values: float) -> list[dict[str, float]]:
     return [{"beta": beta} for beta in values]
 
 
-def value_slope(ds: Any, b2: float, eps: float) -> Any:
+def value_slope(ds: "xr.Dataset", b2: float, eps: float) -> "xr.DataArray":
     """Slope of mean value noise on [2, 20] over the one with eps = 1e-15, dims (seed,)."""
 
     def rise(eps: float) -> Any:
@@ -161,7 +165,7 @@ def value_slope(ds: Any, b2: float, eps: float) -> Any:
     return rise(eps) / rise(1e-15)
 
 
-def value_slope_law(ds: Any, eps: float) -> float:
+def value_slope_law(ds: "xr.Dataset", eps: float) -> float:
     """What eps leaves of the value layer's first steps: E |xi| g/(g + eps) / E |xi| with g = |xi|/(2 n m_v)."""
     problem, hyper = problem_of(ds)
     x = np.linspace(0, 8, 4001) * float(hyper.sigma_p)
@@ -170,21 +174,21 @@ def value_slope_law(ds: Any, eps: float) -> float:
     return float(np.sum(weight * g / (g + eps)) / np.sum(weight))
 
 
-def _slope_miss(ds: Any, eps: float) -> Any:
+def _slope_miss(ds: "xr.Dataset", eps: float) -> "xr.DataArray":
     return value_slope(ds, 0.999, eps) - value_slope_law(ds, eps)
 
 
-def _eps_rate(ds: Any, b2: float) -> Any:
+def _eps_rate(ds: "xr.Dataset", b2: float) -> "xr.DataArray":
     """Late rate with eps = 1e-8 over the one with 1e-15."""
     small, large = (rate(select(ds, "adam", b1=0.9, b2=b2, eps=eps), 1100, 1500) for eps in (1e-15, 1e-8))
     return large / small
 
 
-def _signum_rate_miss(ds: Any) -> Any:
+def _signum_rate_miss(ds: "xr.Dataset") -> "xr.DataArray":
     """Largest |late rate of Signum / 4 eta min ||xi||_1 - 1|, beta in .5, .9, .99."""
     _eta(ds)
     runs = [select(ds, "signum", beta=beta) for beta in (0.5, 0.9, 0.99)]
-    return _worst([np.abs(rate(one, 1100, 1500) / late_law(one) - 1) for one in runs])
+    return _worst([abs(rate(one, 1100, 1500) / late_law(one) - 1) for one in runs])
 
 
 _ours = functools.partial(Claim, source="ours", system="two_layer_updates", settings=("theory",))

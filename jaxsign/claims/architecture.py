@@ -50,7 +50,7 @@ def setting_of(ds: "xr.Dataset") -> Setting:
     return Setting(f"depth {problem.depth}" + (f" with {' and '.join(added)}" if added else ""))
 
 
-def of_layer(runs: Any, layer: int) -> Any:
+def of_layer(runs: "xr.Dataset", layer: int) -> "xr.Dataset":
     """The runs of a deep transformer as those of one layer, which `js.find_stages` and the paper's numbers read.
 
     Args:
@@ -65,7 +65,7 @@ def of_layer(runs: Any, layer: int) -> Any:
     return one.assign(sign_agreement=one["sign_agreement"].mean("head"))
 
 
-def connected(ds: Any, residual: float, family: str = "sign_gd") -> Any:
+def connected(ds: "xr.Dataset", residual: float, family: str = "sign_gd") -> "xr.Dataset":
     """The runs of one optimizer with residual connections of this weight, dims (seed, step, ...).
 
     Raises:
@@ -79,7 +79,7 @@ def connected(ds: Any, residual: float, family: str = "sign_gd") -> Any:
     return select(one_point(ds.isel(residual=int(place[0]))), family)
 
 
-def four_in_order(runs: Any) -> Any:
+def four_in_order(runs: "xr.Dataset") -> "xr.DataArray":
     """1 where t_I < t_II < t_III and t_II < t_IV, else 0.
 
     t_V is left out: in 32-bit floats the gradients that turn query noise underflow before it; S5 is the claim about it.
@@ -88,7 +88,7 @@ def four_in_order(runs: Any) -> Any:
     return ((t.t_I < t.t_II) & (t.t_II < t.t_III) & (t.t_II < t.t_IV)).astype(float)
 
 
-def head_agreement(runs: Any) -> Any:
+def head_agreement(runs: "xr.Dataset") -> "xr.DataArray":
     """Sign agreement of query and key noise in every head, dims (..., head), averaged over its rows and patches."""
     need(runs, "query_noise", "key_noise", "s21", steps=False)
     same = np.sign(runs["query_noise"]) == np.sign(runs["key_noise"])
@@ -98,18 +98,18 @@ def head_agreement(runs: Any) -> Any:
     return same.mean(own).groupby("row").mean().rename(row="head")
 
 
-def _worst_head_agreement(runs: Any) -> Any:
+def _worst_head_agreement(runs: "xr.Dataset") -> "xr.DataArray":
     return head_agreement(runs.sel(step=20, drop=True)).min("head")
 
 
-def head_attention(runs: Any, name: str, step: int) -> Any:
+def head_attention(runs: "xr.Dataset", name: str, step: int) -> "xr.DataArray":
     """Attention on the signal at a step in every head, dims (..., head), averaged over samples and patches."""
     need(runs, name)
     own = [dim for dim in ("sample", "patch") if dim in runs[name].dims]
     return runs[name].sel(step=step, drop=True).mean(own)
 
 
-def context_of(runs: Any) -> int:
+def context_of(runs: "xr.Dataset") -> int:
     """Patches per example; attention on the signal starts at its inverse."""
     need(runs, "s21")
     return int(runs["s21"].sizes.get("patch", 1)) + 1
@@ -119,7 +119,7 @@ def _times_context(name: str) -> Any:
     return lambda ds: head_attention(ds, name, 150).mean("head") * context_of(ds)
 
 
-def _exponent(runs: Any) -> Any:
+def _exponent(runs: "xr.Dataset") -> "xr.DataArray":
     """Exponent a of -ln s_21 ~ t^a on [50, 300], from what s_21 has lost since it was 1/context."""
     need(runs, "log_s21")
     own = [dim for dim in ("head", "sample", "patch") if dim in runs["log_s21"].dims]
@@ -130,7 +130,7 @@ def _exponent(runs: Any) -> Any:
     return lost.isel(step=0, drop=True).copy(data=y @ centred / (centred @ centred))
 
 
-def vote_spread(runs: Any) -> Any:
+def vote_spread(runs: "xr.Dataset") -> "xr.DataArray":
     """max_i p_i / min_i p_i at t = 70, context 2: how unequal the weights of the votes are by the noise they have met.
 
     p_i = 1/(1 + exp(y_i F_i)), of y_i F_i the part sum_heads (s_12 + s_22) y_i <v, xi_i>.
@@ -138,29 +138,29 @@ def vote_spread(runs: Any) -> Any:
     need(runs, "value_noise", "s11", "s21")
     at = runs[["value_noise", "s11", "s21"]].sel(step=70, drop=True)
     margin = (2 - at["s11"] - at["s21"]).sum("head") * at["value_noise"]
-    p = 1 / (1 + np.exp(margin))
+    p: Any = 1 / (1 + np.exp(margin))
     return p.max("sample") / p.min("sample")
 
 
-def turns(runs: Any, layer: int = 0) -> Any:
+def turns(runs: "xr.Dataset", layer: int = 0) -> "xr.DataArray":
     """How often a row's query signal changes sign after t = 100, averaged over the rows of a layer."""
     need(runs, "query_signal")
-    sign = np.sign(runs["query_signal"].isel(layer=layer).where(runs["step"] >= SETTLED, drop=True))
+    sign: Any = np.sign(runs["query_signal"].isel(layer=layer).where(runs["step"] >= SETTLED, drop=True))
     return (sign.diff("step") != 0).sum("step").mean("row").where(runs["status"] == 0)
 
 
-def excess_variation(runs: Any, layer: int = 0) -> Any:
+def excess_variation(runs: "xr.Dataset", layer: int = 0) -> "xr.DataArray":
     """How far s_21 goes back and forth: total variation in excess of |end - start|, averaged over heads and samples."""
     need(runs, "s21")
     s21 = runs["s21"].isel(layer=layer)
-    total = np.abs(s21.diff("step")).sum("step", skipna=False)
-    return (total - np.abs(s21.isel(step=-1) - s21.isel(step=0))).mean(["head", "sample"])
+    total = abs(s21.diff("step")).sum("step", skipna=False)
+    return (total - abs(s21.isel(step=-1) - s21.isel(step=0))).mean(["head", "sample"])
 
 
 def most(measure: Any) -> Any:
     """`turns` or `excess_variation` of the layer where it is largest."""
 
-    def of(runs: Any) -> Any:
+    def of(runs: "xr.Dataset") -> "xr.DataArray":
         import xarray as xr
 
         return xr.concat([measure(runs, layer) for layer in range(runs.sizes["layer"])], "layer").max("layer")
@@ -168,24 +168,25 @@ def most(measure: Any) -> Any:
     return of
 
 
-def token_difference(runs: Any) -> Any:
+def token_difference(runs: "xr.Dataset") -> "xr.DataArray":
     """|mean_i query noise - query signal| / |mean_i query noise| of the last layer at t = 100: 0 for equal tokens."""
     need(runs, "query_noise", "query_signal")
     last = runs.isel(layer=-1).sel(step=SETTLED, drop=True)
     noise = last["query_noise"].mean("sample")
-    return np.sqrt(((noise - last["query_signal"]) ** 2).sum("row") / (noise**2).sum("row"))
+    difference: Any = np.sqrt(((noise - last["query_signal"]) ** 2).sum("row") / (noise**2).sum("row"))
+    return difference
 
 
-def rises(runs: Any) -> Any:
+def rises(runs: "xr.Dataset") -> "xr.DataArray":
     """Share of the recorded stretches of ten steps in which the training loss increases, until it is below 1e-4."""
     need(runs, "train_loss")
     loss = runs["train_loss"].where(runs["step"] % 10 == 0, drop=True)
     before, after = loss.isel(step=slice(None, -1)), loss.isel(step=slice(1, None)).values
     counted = before >= 1e-4
-    return ((after > before) & counted).sum("step") / counted.sum("step")
+    return ((before < after) & counted).sum("step") / counted.sum("step")
 
 
-def time_to(runs: Any, level: float = 0.1) -> Any:
+def time_to(runs: "xr.Dataset", level: float = 0.1) -> "xr.DataArray":
     """First recorded step at which the training loss is below a level; inf if never."""
     need(runs, "train_loss")
     return runs["step"].where(runs["train_loss"] < level).min("step").fillna(INF)
@@ -194,7 +195,7 @@ def time_to(runs: Any, level: float = 0.1) -> Any:
 def _deep(residual: float, measure: Any, layer: int | None = None) -> Any:
     """A measure of the runs with or without residual connections, of one layer or of the whole."""
 
-    def of(ds: Any) -> Any:
+    def of(ds: "xr.Dataset") -> "xr.DataArray":
         runs = connected(ds, residual)
         return measure(runs if layer is None else of_layer(runs, layer))
 
@@ -204,7 +205,7 @@ def _deep(residual: float, measure: Any, layer: int | None = None) -> Any:
 def _layers(residual: float, measure: Any, worst: str) -> Any:
     """The worst layer's number."""
 
-    def of(ds: Any) -> Any:
+    def of(ds: "xr.Dataset") -> "xr.DataArray":
         import xarray as xr
 
         runs = connected(ds, residual)
@@ -217,7 +218,7 @@ def _layers(residual: float, measure: Any, worst: str) -> Any:
 def _at(name: str, step: int) -> Any:
     """An observable at a step, averaged over what is its own."""
 
-    def of(runs: Any) -> Any:
+    def of(runs: "xr.Dataset") -> "xr.DataArray":
         need(runs, name)
         one = runs[name].sel(step=step, drop=True)
         return one.mean([dim for dim in one.dims if dim != "seed"])
@@ -275,7 +276,7 @@ _CALM = dict.fromkeys(DEEP, "SignGD's loss falls in every stretch of ten steps, 
 AGREE, OFF_SIGNAL, UNIFORM = (0.95, 1.0), (0.0, 0.01), (0.4, 0.6)
 
 
-def kept(runs: Any) -> Any:
+def kept(runs: "xr.Dataset") -> "xr.DataArray":
     """How many of three behaviours a layer has: signs aligned at t = 20, s_21 < .01 and s_11 in [.4, .6] at t = 150."""
     found = [
         (_at(name, step)(runs), interval)
@@ -289,7 +290,7 @@ def _twice(measure: Any) -> Any:
     return lambda ds: measure(connected(ds, 0.0)) - 2 * measure(connected(ds, 1.0))
 
 
-def _slower(ds: Any) -> Any:
+def _slower(ds: "xr.Dataset") -> "xr.DataArray":
     return time_to(connected(ds, 0.0)) / time_to(connected(ds, 1.0))
 
 

@@ -14,6 +14,9 @@ from jaxsign.claims.residual import ablated
 from jaxsign.claims.setting import Setting
 
 if TYPE_CHECKING:
+    import xarray as xr
+
+if TYPE_CHECKING:
     pass
 
 INF = math.inf
@@ -33,30 +36,30 @@ def _settings(preset: str) -> tuple[str, ...]:
 PAPER_LIKE, THEORY = _settings("paper_like"), _settings("theory")
 
 
-def _loss_at(step: int, runs: Any) -> Any:
+def _loss_at(step: int, runs: "xr.Dataset") -> "xr.DataArray":
     need(runs, "train_loss")
     return runs["train_loss"].sel(step=step, drop=True)
 
 
-def noise_share(runs: Any) -> Any:
+def noise_share(runs: "xr.Dataset") -> "xr.DataArray":
     """|s_22| / (|s_21| + |s_22|), heads and samples averaged: of the noise query's attention, what goes to noise."""
     need(runs, "s21", "s22")
     on_signal, on_noise = np.abs(runs["s21"]), np.abs(runs["s22"])
     return (on_noise / (on_signal + on_noise)).mean(["head", "sample"])
 
 
-def _noise_share_at(step: int, runs: Any) -> Any:
+def _noise_share_at(step: int, runs: "xr.Dataset") -> "xr.DataArray":
     return noise_share(runs).sel(step=step, drop=True)
 
 
-def _error_gap(runs: Any) -> Any:
+def _error_gap(runs: "xr.Dataset") -> "xr.DataArray":
     """Test error of SignGD minus GD at training loss .1."""
     at = at_level(runs, 0.1, "test_error")
     sign, gd = (select(at, family)["test_error"] for family in ("sign_gd", "gd"))
     return sign - gd
 
 
-def _less_curved(runs: Any, family: str) -> Any:
+def _less_curved(runs: "xr.Dataset", family: str) -> "xr.DataArray":
     """Share of the levels of training loss at which a family's step meets less curvature than GD's."""
     import xarray as xr
 
@@ -68,13 +71,13 @@ def _less_curved(runs: Any, family: str) -> Any:
     return xr.concat([lower(level) for level in LEVELS], "level").mean("level")
 
 
-def _condition_ratio(runs: Any, family: str, name: str = "robust_condition") -> Any:
+def _condition_ratio(runs: "xr.Dataset", family: str, name: str = "robust_condition") -> "xr.DataArray":
     """R_med(GD) / R_med(family) at training loss .1."""
     at = at_level(runs, 0.1, name)
     return select(at, "gd")[name] / select(at, family)[name]
 
 
-def _late(ds: Any, family: str) -> Any:
+def _late(ds: "xr.Dataset", family: str) -> "xr.DataArray":
     """Logarithm of the loss averaged over the last tenth of the recorded steps, at a family's best learning rate."""
     need(ds, "train_loss")
     loss = family_runs(one_point(ds), family)["train_loss"]
@@ -83,7 +86,7 @@ def _late(ds: Any, family: str) -> Any:
     return log_loss.mean("step", skipna=False).min("optimizer")
 
 
-def _steps_ratio(ds: Any, residual: float) -> Any:
+def _steps_ratio(ds: "xr.Dataset", residual: float) -> "xr.DataArray":
     """ln(steps GD needs to a hundredth of its loss / steps SignGD needs), each at its best learning rate."""
     need(ds, "train_loss")
     runs = ablated(ds, residual, residual)

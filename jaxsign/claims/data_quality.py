@@ -18,6 +18,9 @@ from jaxsign.claims.claim import Claim, Part, above, all_runs, at_level
 from jaxsign.claims.dynamics import problem_of
 
 if TYPE_CHECKING:
+    import xarray as xr
+
+if TYPE_CHECKING:
     pass
 
 #: Training loss, in nat, at which optimizers are compared, and the test error that marks the boundary.
@@ -35,7 +38,7 @@ def settings(axes: str) -> tuple[str, str]:
     return f"paper_like over {axes}", f"w_v alone trained, paper_like over {axes}"
 
 
-def error_of(ds: Any, family: str, loss: float = LOSS) -> Any:
+def error_of(ds: "xr.Dataset", family: str, loss: float = LOSS) -> "xr.DataArray":
     """Test error of a family where the training loss first falls below a level.
 
     Of several learning rates a run's is the smallest one that gets there in the steps given: with a large one the first
@@ -90,14 +93,14 @@ def crossing(snr: Any, error: Any, level: float = ERROR) -> np.ndarray:
     return np.where(inside, np.exp(x[left] + weight * (x[left + 1] - x[left])), np.nan)
 
 
-def _curves(ds: Any, family: str, loss: float) -> Any:
+def _curves(ds: "xr.Dataset", family: str, loss: float) -> "xr.DataArray":
     """Errors over (n, seed, snr)."""
     if not {"n", "snr"} <= set(ds.dims):
         raise CannotDecide(f"needs the axes n and snr, got the dimensions {list(ds.dims)}")
     return error_of(one_point(ds, "n", "snr"), family, loss).sortby("snr").transpose("n", "seed", "snr")
 
 
-def boundary(ds: Any, family: str, loss: float = LOSS) -> Any:
+def boundary(ds: "xr.Dataset", family: str, loss: float = LOSS) -> "xr.DataArray":
     """SNR* of every seed and n: the SNR above which the test error at a training loss stays below .1.
 
     Args:
@@ -118,7 +121,7 @@ def boundary(ds: Any, family: str, loss: float = LOSS) -> Any:
     return xr.DataArray(found, dims=("n", "seed"), coords={"n": curves["n"], "seed": curves["seed"]})
 
 
-def at_least(ds: Any, family: str, loss: float = LOSS) -> Any:
+def at_least(ds: "xr.Dataset", family: str, loss: float = LOSS) -> "xr.DataArray":
     """`boundary`, and the last SNR of the axis for seeds whose error is not below .1 even there."""
     found = boundary(ds, family, loss)
     last = float(ds["snr"].max())
@@ -126,7 +129,7 @@ def at_least(ds: Any, family: str, loss: float = LOSS) -> Any:
     return found.where(~beyond, last)
 
 
-def mean_boundary(ds: Any, family: str, loss: float = LOSS, resamples: int = 1000) -> np.ndarray:
+def mean_boundary(ds: "xr.Dataset", family: str, loss: float = LOSS, resamples: int = 1000) -> np.ndarray:
     """SNR* of the error averaged over seeds, with its 95 % bootstrap interval over seeds.
 
     Args:
@@ -148,14 +151,14 @@ def mean_boundary(ds: Any, family: str, loss: float = LOSS, resamples: int = 100
     return np.stack([crossing(curves["snr"], errors.mean(1)), *np.quantile(again, [0.025, 0.975], axis=0)])
 
 
-def law_boundary(ds: Any, family: str) -> np.ndarray:
+def law_boundary(ds: "xr.Dataset", family: str) -> np.ndarray:
     """(n,) SNR* of the closed-form law, `theory.gd_boundary` for GD and `theory.sign_boundary` for the others."""
     law = theory.gd_boundary if family == "gd" else theory.sign_boundary
     first = ds.isel(snr=0)
     return np.array([law(problem_of(first.isel(n=i))[0], ERROR) for i in range(ds.sizes["n"])])
 
 
-def _ratio(ds: Any, family: str, loss: float = LOSS) -> Any:
+def _ratio(ds: "xr.Dataset", family: str, loss: float = LOSS) -> "xr.DataArray":
     """SNR* of a family over that of GD, the smallest over n; NaN where one is not there.
 
     A boundary beyond the axis is taken at the axis's end: then the ratio is at least what is given.
@@ -163,11 +166,11 @@ def _ratio(ds: Any, family: str, loss: float = LOSS) -> Any:
     return (at_least(ds, family, loss) / boundary(ds, "gd", loss)).min("n", skipna=False)
 
 
-def _law_ratio(ds: Any, family: str) -> float:
+def _law_ratio(ds: "xr.Dataset", family: str) -> float:
     return float(np.min(law_boundary(ds, family) / law_boundary(ds, "gd")))
 
 
-def _to_law(ds: Any, family: str, n: int) -> Any:
+def _to_law(ds: "xr.Dataset", family: str, n: int) -> "xr.DataArray":
     """SNR* of a family over the law's at one n."""
     found = boundary(ds, family) / law_boundary(ds, family)[:, None]
     if n not in ds["n"]:
@@ -175,18 +178,18 @@ def _to_law(ds: Any, family: str, n: int) -> Any:
     return found.sel(n=n, drop=True)
 
 
-def _exponent(ds: Any, family: str) -> Any:
+def _exponent(ds: "xr.Dataset", family: str) -> "xr.DataArray":
     """Slope over n of ln SNR* on the logarithm of the law's collapse variable: 1 where SNR* is proportional to it."""
     if ds.sizes.get("n", 1) < 2:
         raise CannotDecide("needs several n")
-    found = np.log(boundary(ds, family))
+    log_boundary: Any = np.log(boundary(ds, family))
     problems = [problem_of(ds.isel(n=i, snr=0))[0] for i in range(ds.sizes["n"])]
     if family == "gd":
         x = np.array([-math.log(p.n * (p.d - 1)) / 4 for p in problems])
     else:
         x = np.array([math.log(theory.overlap_share(p)) / 2 for p in problems])
-    centred = found.copy(data=np.broadcast_to((x - x.mean())[:, None], found.shape))
-    return (centred * found).sum("n", skipna=False) / float(np.sum((x - x.mean()) ** 2))
+    centred = log_boundary.copy(data=np.broadcast_to((x - x.mean())[:, None], log_boundary.shape))
+    return (centred * log_boundary).sum("n", skipna=False) / float(np.sum((x - x.mean()) ** 2))
 
 
 def _at(values: Any, **point: Any) -> Any:
@@ -203,16 +206,16 @@ def _at(values: Any, **point: Any) -> Any:
     return values.isel({dim: 0 for dim in values.dims if dim != "seed"}, drop=True)
 
 
-def gap(ds: Any, **point: Any) -> Any:
+def gap(ds: "xr.Dataset", **point: Any) -> "xr.DataArray":
     """Test error of SignGD minus GD at training loss .1, at one point of the axes."""
     return _at(error_of(ds, "sign_gd"), **point) - _at(error_of(ds, "gd"), **point)
 
 
-def _error_at(ds: Any, family: str, **point: Any) -> Any:
+def _error_at(ds: "xr.Dataset", family: str, **point: Any) -> "xr.DataArray":
     return _at(error_of(ds, family), **point)
 
 
-def _dense_change(ds: Any, family: str, mu: int) -> Any:
+def _dense_change(ds: "xr.Dataset", family: str, mu: int) -> "xr.DataArray":
     """Test error with noise on every coordinate, minus that with the fewest, at the first or last mu."""
     if not {"s", "mu"} <= set(ds.dims):
         raise CannotDecide("needs the axes s and mu")
@@ -223,12 +226,12 @@ def _dense_change(ds: Any, family: str, mu: int) -> Any:
     return error.isel(s=most, drop=True) - error.isel(s=few, drop=True)
 
 
-def _ends(ds: Any) -> tuple[int, int]:
+def _ends(ds: "xr.Dataset") -> tuple[int, int]:
     """Places of the smallest and the largest s."""
     return int(np.argmin(ds["s"].values)), int(np.argmax(ds["s"].values))
 
 
-def _dense_law(ds: Any) -> float:
+def _dense_law(ds: "xr.Dataset") -> float:
     ends = [problem_of(ds.isel(s=place, mu=-1)) for place in _ends(ds)]
     few, most = (float(theory.sign_test_error(p, h.mu, h.sigma_p)) for p, h in ends)
     return most - few

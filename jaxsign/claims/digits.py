@@ -39,7 +39,7 @@ def setting_of(ds: "xr.Dataset") -> Setting:
     )
 
 
-def compared(ds: Any, point: str) -> Any:
+def compared(ds: "xr.Dataset", point: str) -> "xr.Dataset":
     """Every run where it is compared.
 
     Args:
@@ -62,10 +62,11 @@ def compared(ds: Any, point: str) -> Any:
     if point == "end":
         return runs.isel(step=-1)
     place = runs["val_loss"].fillna(np.inf).argmin("step")
-    return runs.isel(step=place).where(np.isfinite(runs["val_loss"]).any("step"))
+    measured: Any = np.isfinite(runs["val_loss"])
+    return runs.isel(step=place).where(measured.any("step"))
 
 
-def tuned(ds: Any, family: str, point: str, each: bool = True) -> Any:
+def tuned(ds: "xr.Dataset", family: str, point: str, each: bool = True) -> "xr.Dataset":
     """The runs of an optimizer family at the learning rate whose mean validation loss over the seeds is the smallest.
 
     Every family has the same number of rates; the choice looks at validation images only, at the very point at which
@@ -95,7 +96,7 @@ def tuned(ds: Any, family: str, point: str, each: bool = True) -> Any:
     return best_rate(runs, by=score).where(score.notnull().any("optimizer"))
 
 
-def _at(runs: Any, name: str, scale: float | None = None) -> Any:
+def _at(runs: "xr.Dataset", name: str, scale: float | None = None) -> "xr.DataArray":
     """A variable, at one scale where one is given, with no coordinates but scale and seed."""
     values = runs[name]
     if scale is not None:
@@ -105,14 +106,16 @@ def _at(runs: Any, name: str, scale: float | None = None) -> Any:
     return drop_labels(values)
 
 
-def _fall(ds: Any, family: str, point: str = "loss") -> Any:
+def _fall(ds: "xr.Dataset", family: str, point: str = "loss") -> "xr.DataArray":
     """Test loss at the smallest image scale minus that at the largest one."""
     loss = _at(tuned(ds, family, point), "test_loss")
     order = loss["scale"].argsort()
     return loss.isel(scale=int(order[0]), drop=True) - loss.isel(scale=int(order[-1]), drop=True)
 
 
-def _gap(ds: Any, family: str, name: str, other: str = "gd", point: str = "loss", scale: float = LOW) -> Any:
+def _gap(
+    ds: "xr.Dataset", family: str, name: str, other: str = "gd", point: str = "loss", scale: float = LOW
+) -> "xr.DataArray":
     """A number of one family minus that of another, same seeds, each at its tuned rate."""
     return _at(tuned(ds, family, point), name, scale) - _at(tuned(ds, other, point), name, scale)
 
@@ -150,7 +153,9 @@ def rise(loss: Any, of: Any | None = None) -> Any:
     return xr.DataArray(found, dims="seed")
 
 
-def _rise(ds: Any, family: str, point: str = "end", name: str = "test_loss", each: bool = True) -> Any:
+def _rise(
+    ds: "xr.Dataset", family: str, point: str = "end", name: str = "test_loss", each: bool = True
+) -> "xr.DataArray":
     runs = tuned(ds, family, point, each)
     return rise(_at(runs, "test_loss"), _at(runs, name))
 

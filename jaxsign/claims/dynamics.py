@@ -26,7 +26,7 @@ INF = math.inf
 LEVELS = (0.5, 0.1, 0.01, 0.001)
 
 
-def problem_of(ds: Any) -> tuple[Problem, Hyper]:
+def problem_of(ds: "xr.Dataset") -> tuple[Problem, Hyper]:
     """The Problem and Hyper of the runs in a Dataset of the two-layer system, at its one point of every axis.
 
     Raises:
@@ -104,13 +104,13 @@ def _with(one: Any, base: Any, names: set[str]) -> Any:
     return dataclasses.replace(one, **{field: value for field, value in vars(base).items() if field in names})
 
 
-def _swept(ds: Any) -> dict[str, tuple[str, ...]]:
+def _swept(ds: "xr.Dataset") -> dict[str, tuple[str, ...]]:
     """{axis with several points: all coordinates along it}, without optimizers and seeds."""
     axes = [dim for dim in ds.get("status", ds).dims if dim not in ("optimizer", "seed", "step") and ds.sizes[dim] > 1]
     return {str(axis): tuple(str(one) for one in ds.coords if axis in ds[one].dims) for axis in axes}
 
 
-def _eta(ds: Any) -> float:
+def _eta(ds: "xr.Dataset") -> float:
     rate = float(numbers_of(ds, "learning_rate"))
     if not math.isfinite(rate):
         raise CannotDecide(f"needs a number as the learning rate, got {ds['learning_rate'].item()!r}")
@@ -120,7 +120,7 @@ def _eta(ds: Any) -> float:
 def _measured(name: str) -> Callable[[Any], Any]:
     """Reads one of the claim numbers: stored by a sweep's summary, or computed from every seed's trace."""
 
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         import xarray as xr
 
         finished = ds["status"] == 0
@@ -146,17 +146,17 @@ def _per_eta(name: str) -> Callable[[Any], Any]:
     return lambda ds: _measured(name)(ds) / _eta(ds)
 
 
-def _sign_law(ds: Any) -> float:
+def _sign_law(ds: "xr.Dataset") -> float:
     problem, hyper = problem_of(ds)
     return float(theory.sign_test_error(problem, hyper.mu, hyper.sigma_p))
 
 
-def _gd_law(ds: Any) -> float:
+def _gd_law(ds: "xr.Dataset") -> float:
     problem, hyper = problem_of(ds)
     return float(theory.gd_test_error(problem, hyper.mu, hyper.sigma_p))
 
 
-def _distance_from_law(ds: Any) -> Any:
+def _distance_from_law(ds: "xr.Dataset") -> "xr.DataArray":
     """max_t |error - law| on [50, 500] beyond two standard errors of the finite test set."""
     law, count = _sign_law(ds), problem_of(ds)[0].n_test
     sampling = 2 * math.sqrt(law * (1 - law) / count)
@@ -167,14 +167,14 @@ def _distance_from_law(ds: Any) -> Any:
 def _rate_ratio(family: str) -> Callable[[Any], Any]:
     """Local loss rate at t = 900 over the one at t = 300, each the slope over 100 steps around."""
 
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         runs = select(ds, family)
         return _measured("rate_900")(runs) / _measured("rate_300")(runs)
 
     return measure
 
 
-def _error_gap(ds: Any, level: float) -> Any:
+def _error_gap(ds: "xr.Dataset", level: float) -> "xr.DataArray":
     """Smallest test error of SignGD minus GD over all pairs of learning rates, at one training loss.
 
     A learning rate that does not get to the loss, or with which one step leaps over it, has no error there.
@@ -187,7 +187,7 @@ def _error_gap(ds: Any, level: float) -> Any:
     return error.isel(optimizer=sign).min("optimizer") - error.isel(optimizer=gd).max("optimizer")
 
 
-def _smallest_error_gap(ds: Any) -> Any:
+def _smallest_error_gap(ds: "xr.Dataset") -> "xr.DataArray":
     import xarray as xr
 
     return xr.concat([_error_gap(ds, level) for level in LEVELS], "level").min("level", skipna=False)

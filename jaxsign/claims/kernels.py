@@ -35,7 +35,7 @@ def setting_of(ds: "xr.Dataset") -> Setting:
     return Setting(names.get(None if trained is None else tuple(sorted(trained)), "custom"))
 
 
-def at(ds: Any, **labels: Any) -> Any:
+def at(ds: "xr.Dataset", **labels: Any) -> "xr.Dataset":
     """The runs at labelled points of the axes, dims (optimizer, seed, step, ...).
 
     Raises:
@@ -68,7 +68,7 @@ def at_end(ds: "xr.Dataset", name: str, by: str = "train_ratio") -> "xr.DataArra
 
 
 def _start(name: str, **labels: Any) -> Measure:
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         need(ds, name)
         return at(ds, **labels)[name].sel(step=0).isel(optimizer=0, drop=True)
 
@@ -82,9 +82,10 @@ def _end(name: str, **labels: Any) -> Measure:
 def _advantage(**labels: Any) -> Measure:
     """log10 of the Gaussian kernel's final loss over softmax's, each at its best learning rate, seed by seed."""
 
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         gaussian, softmax = (at_end(at(ds, kernel=k, **labels), "train_loss", "train_loss") for k in KERNELS[::-1])
-        return np.log10(gaussian) - np.log10(softmax)
+        decades: Any = np.log10(gaussian) - np.log10(softmax)
+        return decades
 
     return measure
 
@@ -92,7 +93,7 @@ def _advantage(**labels: Any) -> Measure:
 def _factor(**labels: Any) -> Measure:
     """The same of the final loss over the initial one."""
 
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         gaussian, softmax = (_start("train_loss", kernel=k, **labels)(ds) for k in KERNELS[::-1])
         return _advantage(**labels)(ds) - np.log10(gaussian) + np.log10(softmax)
 
@@ -100,7 +101,7 @@ def _factor(**labels: Any) -> Measure:
 
 
 def _difference(name: str) -> Measure:
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         gaussian, softmax = (at_end(at(ds, kernel=kernel), name) for kernel in KERNELS[::-1])
         return gaussian - softmax
 
@@ -108,7 +109,7 @@ def _difference(name: str) -> Measure:
 
 
 def _gradients(**labels: Any) -> Measure:
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         gaussian, softmax = (_start("gradient_norm", kernel=kernel, **labels)(ds) for kernel in KERNELS[::-1])
         return gaussian / softmax
 
@@ -118,7 +119,7 @@ def _gradients(**labels: Any) -> Measure:
 def _law(embed: int, d_out: int) -> Measure:
     """1 - rank / (N n d_out), the mean share of i.i.d. targets outside what W_V alone can reach."""
 
-    def predict(ds: Any) -> float:
+    def predict(ds: "xr.Dataset") -> float:
         problem = manifest(ds)["definition"]["problem"]
         rows = problem["samples"] * problem["tokens"]
         reach = min(problem["heads"] * embed, rows) * min(problem["d"], d_out)  # one head, or d_out <= d

@@ -32,18 +32,18 @@ def setting_of(ds: "xr.Dataset") -> Setting:
     return Setting(problem["inputs"], changes=tuple(changes))
 
 
-def problem_fields(ds: Any) -> dict[str, Any]:
+def problem_fields(ds: "xr.Dataset") -> dict[str, Any]:
     """The fields of a Dataset's RegressionProblem."""
     return dict(manifest(ds)["definition"]["problem"])
 
 
-def _both(ds: Any, name: str) -> tuple[Any, Any]:
+def _both(ds: "xr.Dataset", name: str) -> tuple[Any, Any]:
     """An observable of SGD and of Adam."""
     need(ds, name)
     return select(ds, "sgd")[name], select(ds, "adam")[name]
 
 
-def _late_gap(ds: Any) -> Any:
+def _late_gap(ds: "xr.Dataset") -> "xr.DataArray":
     """ln(loss of SGD / loss of Adam), losses averaged over the last tenth of the recorded steps in log."""
     sgd, adam = _both(ds, "train_loss")
     late = ds["step"] >= 0.9 * float(ds["step"].max())
@@ -51,20 +51,20 @@ def _late_gap(ds: Any) -> Any:
 
 
 def _condition_ratio(step: int) -> Callable[[Any], Any]:
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         sgd, adam = _both(ds, "robust_condition")
         return sgd.sel(step=step, drop=True) / adam.sel(step=step, drop=True)
 
     return measure
 
 
-def _smoothness_gap(ds: Any) -> Any:
+def _smoothness_gap(ds: "xr.Dataset") -> "xr.DataArray":
     """Share of recorded steps at which Adam's step meets less curvature than SGD's."""
     sgd, adam = _both(ds, "directional_smoothness")
     return (adam < sgd).isel(step=slice(1, None)).mean("step").astype(float)
 
 
-def _l0_l1(ds: Any) -> Any:
+def _l0_l1(ds: "xr.Dataset") -> "xr.DataArray":
     """Correlation of ln ||gradient|| with ln(smoothness along the step that it led to), Adam, t < 2000."""
     import xarray as xr
 
@@ -79,7 +79,7 @@ def _l0_l1(ds: Any) -> Any:
 def _noise(number: Callable[[np.ndarray], float], heavy: str, light: str | None = None) -> Callable[[Any], Any]:
     """A number of the gradient noise at one law of inputs, or how many times it is that of another."""
 
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         import xarray as xr
 
         need(ds, "gradient_noise")
@@ -112,7 +112,7 @@ def _tail(norms: np.ndarray, share: float = 0.05) -> float:
     return float(1 / np.log(top[:-1] / top[-1]).mean())
 
 
-def _best(ds: Any, axis: str, family: str, **point: Any) -> Any:
+def _best(ds: "xr.Dataset", axis: str, family: str, **point: Any) -> "xr.DataArray":
     """The smallest last loss over the learning rates of a family, dims (axis, seed)."""
     need(ds, "train_loss")
     runs = family_runs(one_point(ds, axis), family)
@@ -122,15 +122,15 @@ def _best(ds: Any, axis: str, family: str, **point: Any) -> Any:
     return runs["train_loss"].isel(step=-1, drop=True).sel(**point, drop=True).min("optimizer")
 
 
-def _depth_slope(ds: Any) -> Any:
+def _depth_slope(ds: "xr.Dataset") -> "xr.DataArray":
     """Least-squares slope over the depth of ln(loss of SGD / loss of Adam), each at its best learning rate."""
     if ds.sizes["depth"] < 2:
         raise CannotDecide("needs several depths")
-    gap = np.log(_best(ds, "depth", "sgd")) - np.log(_best(ds, "depth", "adam"))
+    gap: Any = np.log(_best(ds, "depth", "sgd")) - np.log(_best(ds, "depth", "adam"))
     return gap.polyfit("depth", 1)["polyfit_coefficients"].sel(degree=1, drop=True)
 
 
-def _softmax_ratio(ds: Any) -> Any:
+def _softmax_ratio(ds: "xr.Dataset") -> "xr.DataArray":
     """Last loss of softmax over that of linear attention, each with Adam at its best learning rate."""
     softmax, linear = (_best(ds, "attention", "adam", attention=name) for name in ("softmax", "linear"))
     return softmax / linear

@@ -59,7 +59,7 @@ def setting_of(ds: "xr.Dataset") -> Setting:
     return Setting("depths" if len(depths) > 1 else "depth", values=depths, changes=tuple(varied))
 
 
-def ablated(ds: Any, attention: float, ffn: float) -> Any:
+def ablated(ds: "xr.Dataset", attention: float, ffn: float) -> "xr.Dataset":
     """The runs with these weights of the residuals.
 
     Args:
@@ -88,7 +88,7 @@ def ablated(ds: Any, attention: float, ffn: float) -> Any:
     return ds.isel({dim: 0 for dim in ("attention_residual", "ffn_residual") if dim in ds.dims})
 
 
-def best(ds: Any) -> Any:
+def best(ds: "xr.Dataset") -> "xr.Dataset":
     """Every seed's runs at the learning rate of the grid that ends with its lowest loss.
 
     Args:
@@ -108,7 +108,7 @@ def best(ds: Any) -> Any:
     return best_rate(runs, by=runs["train_loss"].isel(step=-1, drop=True))
 
 
-def worst(ds: Any, name: str, step: int) -> Any:
+def worst(ds: "xr.Dataset", name: str, step: int) -> "xr.DataArray":
     """The condition number or smallest singular value of H at one recorded step, of the layer where it is worst.
 
     Singular values below the rounding of the largest one count as that rounding: what is smaller is not known.
@@ -124,17 +124,19 @@ def worst(ds: Any, name: str, step: int) -> Any:
     need(ds, name, "attention_singular_values")
     values, largest = (ds[one].sel(step=step) for one in (name, "attention_singular_values"))
     if name == "attention_condition":
-        return np.minimum(values.max("layer", skipna=False), 1 / EPS)
-    return np.maximum(values, EPS * largest.isel(index=0)).min("layer", skipna=False)
+        capped: Any = np.minimum(values.max("layer", skipna=False), 1 / EPS)
+        return capped
+    known: Any = np.maximum(values, EPS * largest.isel(index=0))
+    return known.min("layer", skipna=False)
 
 
-def _shrunk(ds: Any) -> Any:
+def _shrunk(ds: "xr.Dataset") -> "xr.DataArray":
     """L_400 / L_0 at the best learning rate."""
     loss = best(ds)["train_loss"]
     return loss.sel(step=LAST) / loss.sel(step=0)
 
 
-def _rates(ds: Any, number: Callable[[np.ndarray, np.ndarray, np.ndarray], float]) -> Any:
+def _rates(ds: "xr.Dataset", number: Callable[[np.ndarray, np.ndarray, np.ndarray], float]) -> "xr.DataArray":
     """`number(steps, log loss, predicted rates)` of every seed at its best learning rate, above the rounding floor."""
     import xarray as xr
 
@@ -193,7 +195,7 @@ def _between(name: str, over: tuple[float, float], under: tuple[float, float]) -
     return lambda ds: _at_start(name, *over)(ds) / _at_start(name, *under)(ds)
 
 
-def _temperatures(ds: Any, *points: float) -> Any:
+def _temperatures(ds: "xr.Dataset", *points: float) -> "xr.Dataset":
     """Runs without residuals at the start, over the temperatures, which must hold these points."""
     if "temperature" not in ds.dims:
         raise CannotDecide("needs an axis temperature")
@@ -204,19 +206,20 @@ def _temperatures(ds: Any, *points: float) -> Any:
     return ablated(ds.isel(optimizer=0), 0, 0).sel(step=0).isel(layer=0)
 
 
-def _made_worse(ds: Any) -> Any:
+def _made_worse(ds: "xr.Dataset") -> "xr.DataArray":
     """kappa(S X W_V) / kappa(X W_V) at temperature 1."""
     runs = _temperatures(ds, 1.0).sel(temperature=1.0)
     return runs["attention_condition"] / runs["value_condition"]
 
 
-def _per_temperature(ds: Any) -> Any:
+def _per_temperature(ds: "xr.Dataset") -> "xr.DataArray":
     """The exponent a of kappa ~ temperature^a between 1 and 10."""
     condition = _temperatures(ds, 1.0, 10.0)["attention_condition"]
-    return np.log10(condition.sel(temperature=10.0) / condition.sel(temperature=1.0))
+    decades: Any = np.log10(condition.sel(temperature=10.0) / condition.sel(temperature=1.0))
+    return decades
 
 
-def _steps(ds: Any, eta: float) -> Any:
+def _steps(ds: "xr.Dataset", eta: float) -> "xr.Dataset":
     """The runs of one learning rate, every step from the first one on.
 
     Raises:
@@ -235,7 +238,7 @@ def _steps(ds: Any, eta: float) -> Any:
 def _margin(eta: float, depth: int | None = None) -> Callable[[Any], Any]:
     """Smallest (1 - eta s^2) - L(t)/L(t-1) over every step, each residual on and off, and the depths."""
 
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         runs = _steps(ds, eta)
         if depth is not None:
             runs = runs.sel(depth=depth)
@@ -248,7 +251,7 @@ def _margin(eta: float, depth: int | None = None) -> Callable[[Any], Any]:
 def _curvature(eta: float) -> Callable[[Any], Any]:
     """Largest eta c over every step with both residuals: the bound is proved where it is at most 1."""
 
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         found = eta * ablated(_steps(ds, eta), 1, 1)["step_curvature"]
         return found.max([dim for dim in found.dims if dim != "seed"], skipna=False)
 

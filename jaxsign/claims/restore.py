@@ -46,7 +46,7 @@ def _one(ds: "xr.Dataset", family: str, batch: int | None = None) -> "xr.Dataset
     return select(runs, family, batch_size=batch)
 
 
-def whole_batch(ds: Any) -> int | None:
+def whole_batch(ds: "xr.Dataset") -> int | None:
     """The batch size of runs that see all examples, None where there is no such axis."""
     return int(ds["batch_size"].max()) if "batch_size" in ds.dims else None
 
@@ -56,32 +56,32 @@ def closed(before: Any, after: Any, goal: Any) -> Any:
     return (before - after) / (before - goal)
 
 
-def frozen(ds: Any) -> bool:
+def frozen(ds: "xr.Dataset") -> bool:
     """Whether attention stayed at its start: only w_v was trained."""
     return manifest(ds)["definition"].get("trainable") == ["w_v"]
 
 
-def _trained(ds: Any, wanted: bool = True) -> None:
+def _trained(ds: "xr.Dataset", wanted: bool = True) -> None:
     need(ds, "train_loss", "test_error")
     if frozen(ds) == wanted:
         raise CannotDecide(f"needs runs whose attention is {'trained' if wanted else 'frozen'}")
 
 
-def _ends(ds: Any, level: float = LEVEL) -> tuple[Any, Any, Any]:
+def _ends(ds: "xr.Dataset", level: float = LEVEL) -> tuple[Any, Any, Any]:
     """(Dataset at a training loss, error of SignGD with all examples there, error of GD there)."""
     _trained(ds)
     at, whole = at_level(ds, level, "test_error"), whole_batch(ds)
     return at, _one(at, "sign_gd", whole)["test_error"], _one(at, "gd", whole)["test_error"]
 
 
-def _by_mini_batches(ds: Any, family: str, batch: int) -> Any:
+def _by_mini_batches(ds: "xr.Dataset", family: str, batch: int) -> "xr.DataArray":
     at, _, goal = _ends(ds)
     return closed(
         _one(at, family, whole_batch(ds))["test_error"], _one(at, family, batch)["test_error"], goal
     )  # fmt: skip
 
 
-def batch_law(ds: Any, family: str, batch: int, steps: int | None = None) -> float:
+def batch_law(ds: "xr.Dataset", family: str, batch: int, steps: int | None = None) -> float:
     """The law of the test error with mini-batches of this size, of SignGD or Adam."""
     point = ds.isel({dim: 0 for dim in ("batch_size",) if dim in ds.dims})
     problem, hyper = problem_of(point)
@@ -92,13 +92,13 @@ def batch_law(ds: Any, family: str, batch: int, steps: int | None = None) -> flo
     return float(theory.shared_test_error(problem, hyper.mu, hyper.sigma_p, share))
 
 
-def _law_closed(ds: Any, family: str, batch: int) -> float:
+def _law_closed(ds: "xr.Dataset", family: str, batch: int) -> float:
     problem, hyper = problem_of(ds.isel(batch_size=0))
     before, goal = (float(f(problem, hyper.mu, hyper.sigma_p)) for f in (theory.sign_test_error, theory.gd_test_error))
     return closed(before, batch_law(ds, family, batch), goal)
 
 
-def _off_law(ds: Any, family: str, batch: int) -> Any:
+def _off_law(ds: "xr.Dataset", family: str, batch: int) -> "xr.DataArray":
     """Test error minus law where the training loss falls below .3, attention frozen."""
     _trained(ds, wanted=False)
     at = _one(at_level(ds, LAW_LEVEL, "test_error"), family, batch)
@@ -108,7 +108,7 @@ def _off_law(ds: Any, family: str, batch: int) -> Any:
     return at["test_error"] - batch_law(ds, family, batch, max(1, round(steps)))
 
 
-def best_decay(ds: Any, family: str, level: float = LEVEL) -> Any:
+def best_decay(ds: "xr.Dataset", family: str, level: float = LEVEL) -> "xr.Dataset":
     """The runs of the strength of decay with the smallest mean test error at a training loss that all its seeds reach.
 
     Raises:
@@ -121,13 +121,13 @@ def best_decay(ds: Any, family: str, level: float = LEVEL) -> Any:
     return drop_labels(best_rate(at, by=mean))
 
 
-def _by_decay(ds: Any, family: str, kind: str) -> Any:
+def _by_decay(ds: "xr.Dataset", family: str, kind: str) -> "xr.DataArray":
     at, _, goal = _ends(ds)
     after = best_decay(ds, f"{family}_{kind}")["test_error"]
     return closed(_one(at, family)["test_error"], after, goal)
 
 
-def settled(ds: Any, family: str) -> tuple[Any, float]:
+def settled(ds: "xr.Dataset", family: str) -> tuple[Any, float]:
     """The last step of the strength of decay with the smallest mean test error there, and its mean training loss.
 
     Only strengths that end at a training loss of .1 or less count: more decay does not fit the data.
@@ -144,7 +144,7 @@ def settled(ds: Any, family: str) -> tuple[Any, float]:
     return drop_labels(best), float(best["mean_loss"])
 
 
-def _by_settled_decay(ds: Any, family: str, kind: str) -> Any:
+def _by_settled_decay(ds: "xr.Dataset", family: str, kind: str) -> "xr.DataArray":
     """Share of the gap that is closed at the last step; the others are read at that training loss, .01 at least.
 
     Where levels of the training loss were captured, that is the nearest one at or above.
@@ -157,7 +157,7 @@ def _by_settled_decay(ds: Any, family: str, kind: str) -> Any:
     return closed(_one(at, family)["test_error"], end["test_error"], _one(at, "gd")["test_error"])
 
 
-def smooth(ds: Any, level: float = LEVEL) -> Any:
+def smooth(ds: "xr.Dataset", level: float = LEVEL) -> "xr.DataArray":
     """Share of the gap that each temperature closes, dims (temperature, seed)."""
     at, before, goal = _ends(ds, level)
     runs = family_runs(at, "smooth_sign_gd")
@@ -165,7 +165,7 @@ def smooth(ds: Any, level: float = LEVEL) -> Any:
     return closed(before, errors.rename(optimizer="temperature").sortby("temperature"), goal)
 
 
-def _largest_step_back(ds: Any) -> Any:
+def _largest_step_back(ds: "xr.Dataset") -> "xr.DataArray":
     """By how much the mean share over the seeds falls at most from one temperature to the next, and each seed's then.
 
     The pair of temperatures is the one whose mean falls most.
@@ -177,7 +177,7 @@ def _largest_step_back(ds: Any) -> Any:
     return steps.isel(temperature=int(steps.mean("seed").argmin("temperature")))
 
 
-def stopped(runs: Any) -> Any:
+def stopped(runs: "xr.Dataset") -> "xr.DataArray":
     """Error on the second half of the test set at the step with the smallest error on the first half; the first such.
 
     Args:
@@ -190,7 +190,7 @@ def stopped(runs: Any) -> Any:
     return held_out.isel(step=place).where(seen.any("step")).drop_vars("step")
 
 
-def _by_stopping(ds: Any, family: str) -> Any:
+def _by_stopping(ds: "xr.Dataset", family: str) -> "xr.DataArray":
     """Share of the gap, all on the held-out half: a family's error at training loss .1 against its stop and GD's."""
     _trained(ds)
     need(ds, "validation_error")
@@ -200,7 +200,7 @@ def _by_stopping(ds: Any, family: str) -> Any:
     return closed(before, stopped(_one(ds, family, whole)), stopped(_one(ds, "gd", whole)))
 
 
-def _with_feature_noise(ds: Any, batch: int) -> Any:
+def _with_feature_noise(ds: "xr.Dataset", batch: int) -> "xr.DataArray":
     """Adam's test error at training loss .1 on the follow-up's data."""
     definition = manifest(ds)["definition"]
     if (definition.get("hyper") or {}).get("alpha") != 0.2 or (definition.get("problem") or {}).get("n") != 200:

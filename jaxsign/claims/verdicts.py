@@ -245,7 +245,7 @@ class ClaimTable:
         return {key: word for key, word in verdicts.items() if self.asked is None or key[0] in self.asked}
 
 
-def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
+def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str] | None = None) -> ClaimTable:
     """Decides claims on one Dataset or several.
 
     Args:
@@ -268,7 +268,7 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
     References:
       Claims of arXiv 2410.04870 and ours; each one's `source` says which.
     """
-    datasets = list(ds) if isinstance(ds, (list, tuple)) else [ds]
+    datasets: list[Any] = list(ds) if isinstance(ds, (list, tuple)) else [ds]
     by_id = {claim.id: claim for claim in CLAIMS}
     if claims is not None and not len(claims):
         raise ValueError(f"claims must name at least one of {list(by_id)}, got {claims!r}")
@@ -323,7 +323,7 @@ def _first_decided(claim: Claim, setting: Setting, candidates: "Sequence[xr.Data
     return None, reasons
 
 
-def _joined(datasets: list[Any]) -> list[Any]:
+def _joined(datasets: "Sequence[xr.Dataset]") -> "list[xr.Dataset]":
     """Sweeps of different optimizers over the same seeds as one Dataset of the numbers that all have; [] if none are.
 
     Thousands of seeds keep numbers instead of traces, and only one optimizer may need a test set: claims that compare
@@ -331,7 +331,7 @@ def _joined(datasets: list[Any]) -> list[Any]:
     """
     import xarray as xr
 
-    def scalars(ds: Any) -> Any:
+    def scalars(ds: "xr.Dataset") -> "xr.Dataset":
         names = [name for name, v in ds.data_vars.items() if v.dims == ("optimizer", "seed")]
         extra = [name for name in ds.coords if name not in ("optimizer", "seed", "step", "family", "learning_rate")]
         return ds[names].drop_vars(extra, errors="ignore")
@@ -348,9 +348,10 @@ def _joined(datasets: list[Any]) -> list[Any]:
     if not same or len(set(labels)) < len(labels) or any("learning_rate" not in ds.coords for ds in datasets):
         return []
     parts = [scalars(ds) for ds in datasets]
-    shared = set.intersection(*(set(part.data_vars) for part in parts))
+    shared = sorted(set.intersection(*(set(map(str, part.data_vars)) for part in parts)))
     steps = sorted(set.intersection(*(set(ds["step"].values.tolist()) for ds in datasets)))
-    side_by_side = xr.concat([part[sorted(shared)].drop_vars("step", errors="ignore") for part in parts], "optimizer")
+    numbers = [part[shared].drop_vars("step", errors="ignore") for part in parts]
+    side_by_side: xr.Dataset = xr.concat(numbers, "optimizer")
     return [side_by_side.assign_coords(step=steps).assign_attrs(first.attrs)]
 
 

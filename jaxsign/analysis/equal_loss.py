@@ -1,4 +1,4 @@
-"""Reads results at equal training loss, which is how optimizers are compared. No training."""
+"""How do optimizers compare at equal training loss?"""
 
 import warnings
 from collections.abc import Hashable, Iterable, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: Two records that a reading is interpolated from: the training loss may fall by this factor between them, and what is
 #: read may change by this share of its range over the run.
 FACTOR, SHARE = 1.1, 0.04
-#: Nothing lies between consecutive steps. But where one step changes what is read by more than this share of its
+#: Consecutive steps are always close enough. But where one step changes a variable by more than this share of its
 #: largest size in the run, as GD's first step does at a large learning rate, no state of the run is near the level.
 LEAP = 0.25
 _CODES = "0 read, 1 never falls to it, 2 there from the start, 3 records too far apart, 4 one step leaps over it"
@@ -107,9 +107,9 @@ def with_captured(ds: "xr.Dataset", names: Iterable[str]) -> list[str]:
       >>> with_captured(xr.Dataset({"train_loss": 1.0, "step_at_level": 1, "train_loss_at_level": 0.1}), ["train_loss"])
       ['train_loss', 'step_at_level', 'train_loss_at_level']
     """
-    asked = list(names)
-    captured = [f"{name}{SUFFIX}" for name in dict.fromkeys(["step", "train_loss", *asked])]
-    return [name for name in (*asked, *captured) if name in ds]
+    wanted = list(names)
+    captured = [f"{name}{SUFFIX}" for name in dict.fromkeys(["step", "train_loss", *wanted])]
+    return [name for name in (*wanted, *captured) if name in ds]
 
 
 class _Reading(NamedTuple):
@@ -201,7 +201,7 @@ def _weight(before: np.ndarray, here: np.ndarray, level: float) -> np.ndarray:
 
 
 def _between(before: Any, here: Any, weight: Any) -> Any:
-    """The interpolated value; at either end it is that end's own, whatever the other one is."""
+    """The interpolated value; at either end it is the value there, also where the other one is NaN."""
     with np.errstate(invalid="ignore"):  # 0 * inf, of an end that does not count
         return np.where(weight == 1.0, here, np.where(weight == 0.0, before, (1 - weight) * before + weight * here))
 
@@ -227,28 +227,28 @@ def _captured(
     out, leaps = {}, {}
     for name in names:
         pair = at[name].transpose(*first.dims, "crossing", ...)
-        own = tuple(dim for dim in pair.dims if dim not in (*first.dims, "crossing"))
+        inner = tuple(dim for dim in pair.dims if dim not in (*first.dims, "crossing"))
         values = np.moveaxis(pair.values, first.ndim, 0)
 
-        def wide(array: np.ndarray, own: tuple[Hashable, ...] = own) -> np.ndarray:
-            return np.reshape(array, (*np.shape(array), *(1,) * len(own)))
+        def wide(array: np.ndarray, inner: tuple[Hashable, ...] = inner) -> np.ndarray:
+            return np.reshape(array, (*np.shape(array), *(1,) * len(inner)))
 
         base, over = name.removesuffix(SUFFIX), np.zeros_like(reached)
         if base not in ("step", "train_loss"):
             trace = None
             if base in ds and "step" in ds[base].dims:
-                trace = ds[base].broadcast_like(first).transpose(*first.dims, *own, "step").values
+                trace = ds[base].broadcast_like(first).transpose(*first.dims, *inner, "step").values
             over = crosses & _leaps(values[0], values[1], trace, first.ndim)
         value = _between(values[0], values[1], wide(weight))
         value = np.where(wide(crosses), value, np.nan)
-        out[base] = xr.DataArray(value, first.coords, (*first.dims, *own), attrs=pair.attrs)
+        out[base] = xr.DataArray(value, first.coords, (*first.dims, *inner), attrs=pair.attrs)
         leaps[base] = over
     out["train_loss"] = out["train_loss"].where(out["train_loss"].isnull(), level)
     return out, reached, below, leaps
 
 
 def _like(runs: np.ndarray, value: Any) -> np.ndarray:
-    """Of every run, for a variable with dimensions of its own."""
+    """(runs) numbers with as many further dimensions of length 1 as a variable has besides the runs."""
     return np.reshape(runs, (*runs.shape, *(1,) * (value.ndim - runs.ndim)))
 
 
@@ -257,8 +257,8 @@ def _leaps(low: np.ndarray, high: np.ndarray, trace: np.ndarray | None, runs: in
 
     Args:
       low: (runs, ...) its value before the step.
-      high: (runs, ...) that after it.
-      trace: (runs, ..., steps) what was recorded, NaN where it was not; None if nothing was.
+      high: (runs, ...) its value after the step.
+      trace: (runs, ..., steps) its recorded values, NaN where none was recorded; None if none is.
       runs: number of the runs' dimensions.
     """
     largest = np.fmax(np.abs(low), np.abs(high)).astype(float)
@@ -306,8 +306,8 @@ class _Records(NamedTuple):
         import xarray as xr
 
         dims, shape = self.runs.dims, self.first.shape
-        own = tuple(dim for dim in variable.dims if dim not in (*dims, "step"))
-        spread = variable.broadcast_like(self.runs).transpose(*dims, *own, "step").values
+        inner = tuple(dim for dim in variable.dims if dim not in (*dims, "step"))
+        spread = variable.broadcast_like(self.runs).transpose(*dims, *inner, "step").values
         # A test quantity is known at some steps only: read it between the known ones around the crossing.
         finite = np.isfinite(spread)
         known = np.flatnonzero(finite.reshape(-1, spread.shape[-1]).any(axis=0))
@@ -330,13 +330,13 @@ class _Records(NamedTuple):
         next_to, crossed = self.steps[right] - self.steps[left] == 1, inside & (here <= self.level)
         leaps = np.asarray(crossed & next_to & bounded & _leaps(low, high, spread, len(shape)))
         close = crossed & np.asarray(next_to | (~(bounded & far) & (before <= FACTOR * here)))
-        weight = np.reshape(_weight(before, here, self.level), (*shape, *(1,) * len(own)))
+        weight = np.reshape(_weight(before, here, self.level), (*shape, *(1,) * len(inner)))
         value = np.where(close.reshape(weight.shape), _between(low, high, weight), np.nan)
         apart = np.asarray(crosses & ~close)
         ends = np.where(inside, self.steps[right] - self.steps[left], self.steps[-1] - self.steps[places[-1]])
         ends = np.where(after == 0, self.steps[self.first] - self.steps[0], ends)
         return (
-            xr.DataArray(value, dims=(*dims, *own), attrs=variable.attrs),
+            xr.DataArray(value, dims=(*dims, *inner), attrs=variable.attrs),
             apart,
             leaps,
             int(ends[apart].max(initial=0)),

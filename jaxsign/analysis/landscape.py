@@ -1,4 +1,4 @@
-"""Loss landscapes: a plane through a point of parameter space, and how rough what it shows is."""
+"""How rough is the loss on a plane through a point of parameter space?"""
 
 from collections.abc import Callable
 

@@ -71,8 +71,8 @@ def _value_noise_rate(run: Run) -> Any:
     """Slope of mean value noise on [2, 20] over 2 ||xi||_1."""
     steps, noise = between(run, "value_noise", 2, 20)
     xp = _np(noise)
-    own = tuple(range(1, noise.ndim))
-    return slope(steps, xp.mean(noise, axis=own)) / (2 * xp.mean(run["noise_l1"]))
+    inner = tuple(range(1, noise.ndim))
+    return slope(steps, xp.mean(noise, axis=inner)) / (2 * xp.mean(run["noise_l1"]))
 
 
 def _key_noise_memory(run: Run) -> Any:

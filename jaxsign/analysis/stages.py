@@ -1,4 +1,4 @@
-"""Reads stage boundaries off a Dataset of runs. No training."""
+"""When does a run pass from one stage to the next?"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BOUNDARIES = ("t_I", "t_II", "t_III", "t_IV", "t_V")
 #: Dimensions that stage boundaries are read along.
-OWN_DIMS = {
+STAGE_DIMS = {
     "value_noise": ("step",), "sign_agreement": ("step",), "query_signal": ("step", "row"), "s21": ("step",),
     "query_noise": ("step", "row"),
 }  # fmt: skip
@@ -92,10 +92,10 @@ def find_stages(ds: "xr.Dataset") -> "xr.Dataset":
 
     need(ds, "value_noise", "sign_agreement", "query_signal", "s21", "query_noise")
     need(ds, "status")  # apart: it is no observable
-    for name, own in OWN_DIMS.items():
-        lost = [dim for dim in own if dim not in ds[name].dims]
+    for name, dims in STAGE_DIMS.items():
+        lost = [dim for dim in dims if dim not in ds[name].dims]
         if lost:
-            raise CannotDecide(f"{name} must have the dimensions {list(own)}, got {list(ds[name].dims)}")
+            raise CannotDecide(f"{name} must have the dimensions {list(dims)}, got {list(ds[name].dims)}")
     noise_dims = [dim for dim in ("sample", "patch") if dim in ds["value_noise"].dims]
     t_1 = _first(ds, (ds["value_noise"] > 0).all(noise_dims))
     t_2 = _first(ds, ds["sign_agreement"] >= 0.99)

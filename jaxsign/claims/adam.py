@@ -1,6 +1,6 @@
-"""Claims about Adam beside SignGD: its late and sublinear rates over the betas, eps, and Signum's momentum.
+"""When does Adam train as SignGD does? Claims on its rates over the betas, on eps, and on Signum's momentum.
 
-Their intervals follow from the laws of `jaxsign.theory` and were written before the first run of sweeps/adam.py.
+The intervals follow from the laws of `jaxsign.theory` and were written before the first run of sweeps/adam.py.
 """
 
 import functools
@@ -48,7 +48,7 @@ def late_window(b2: float) -> tuple[int, int]:
 
 
 def rate(runs: "xr.Dataset", low: int, high: int) -> "xr.DataArray":
-    """Mean local rate -d ln L/dt between two recorded steps, NaN where a loss is not there or 0."""
+    """Mean local rate -d ln L/dt between two recorded steps, NaN where a loss is NaN or 0."""
     need(runs, "train_loss")
     first, last = (runs["train_loss"].sel(step=step, drop=True) for step in (low, high))
     log_ratio: Any = np.log((first / last.where(last > 0)).where(first > 0))
@@ -70,14 +70,14 @@ def _eta(ds: "xr.Dataset") -> None:
         raise CannotDecide("needs the learning rate 1e-4 for every optimizer")
 
 
-def _worst(numbers: list[Any]) -> Any:
+def _worst(numbers: "list[xr.DataArray]") -> "xr.DataArray":
     """The largest of several numbers of each seed; NaN where one is."""
     import xarray as xr
 
     return xr.concat(numbers, "case").max("case", skipna=False)
 
 
-def _least(numbers: list[Any]) -> Any:
+def _least(numbers: "list[xr.DataArray]") -> "xr.DataArray":
     """The smallest of several numbers of each seed; NaN where one is."""
     return -_worst([-number for number in numbers])
 
@@ -89,7 +89,7 @@ def _relative_late_rate(ds: "xr.Dataset", b2: float) -> "xr.DataArray":
 
 
 def _predicted_late_rate(ds: "xr.Dataset", b2: float) -> float:
-    """Of the late law, times how far the sublinear law still is from its own limit on the stretch."""
+    """The late law, times the ratio of the sublinear law on these steps to its limit."""
     limit, memory = theory.adam_late_loss_rate(b2), round(1 / (1 - b2))
     on_the_way = np.mean(theory.adam_sublinear_rate(np.linspace(5 * memory, 10 * memory, 1001), b2))
     return float(late_law(select(ds, "adam", b1=0.9, b2=b2), 0.9, b2).mean() * on_the_way) / limit**2
@@ -99,7 +99,7 @@ def _late_rate_miss(ds: "xr.Dataset", points: tuple[tuple[float, float], ...]) -
     """Largest |late rate / law - 1| over these betas."""
     _eta(ds)
 
-    def miss(b1: float, b2: float) -> Any:
+    def miss(b1: float, b2: float) -> "xr.DataArray":
         runs = select(ds, "adam", b1=b1, b2=b2)
         return abs(rate(runs, *late_window(b2)) / late_law(runs, b1, b2) - 1)
 
@@ -110,7 +110,7 @@ def _sublinear_miss(ds: "xr.Dataset") -> "xr.DataArray":
     """Largest |fall of ln L / that of the sublinear law - 1| over stretches from one memory on, b1 = .9, b2 = .999."""
     runs = select(ds, "adam", b1=0.9, b2=0.999)
 
-    def miss(low: int, high: int) -> Any:
+    def miss(low: int, high: int) -> "xr.DataArray":
         law = np.mean(theory.adam_sublinear_rate(np.linspace(low, high, 1001), 0.999))
         return abs(rate(runs, low, high) / law - 1)
 
@@ -140,7 +140,7 @@ def _predicted_departure(ds: "xr.Dataset", b2: float) -> float:
     return float(t[np.argmax(theory.adam_sublinear_rate(t, b2) < half)])
 
 
-def _turned(ds: "xr.Dataset", name: str, step: int, family: str, *points: dict[str, float]) -> list[Any]:
+def _turned(ds: "xr.Dataset", name: str, step: int, family: str, *points: dict[str, float]) -> "list[xr.DataArray]":
     """Share of opposed noise that has turned, of several optimizers."""
     return [flipped(select(ds, family, **numbers), name, step) for numbers in points]
 
@@ -156,7 +156,7 @@ def _momenta(*values: float) -> list[dict[str, float]]:
 def value_slope(ds: "xr.Dataset", b2: float, eps: float) -> "xr.DataArray":
     """Slope of mean value noise on [2, 20] over the one with eps = 1e-15, dims (seed,)."""
 
-    def rise(eps: float) -> Any:
+    def rise(eps: float) -> "xr.DataArray":
         runs = select(ds, "adam", b1=0.9, b2=b2, eps=eps)
         need(runs, "value_noise")
         noise = runs["value_noise"].mean("sample")
@@ -166,7 +166,7 @@ def value_slope(ds: "xr.Dataset", b2: float, eps: float) -> "xr.DataArray":
 
 
 def value_slope_law(ds: "xr.Dataset", eps: float) -> float:
-    """What eps leaves of the value layer's first steps: E |xi| g/(g + eps) / E |xi| with g = |xi|/(2 n m_v)."""
+    """The share of the value layer's first steps left by eps: E |xi| g/(g + eps) / E |xi| with g = |xi|/(2 n m_v)."""
     problem, hyper = problem_of(ds)
     x = np.linspace(0, 8, 4001) * float(hyper.sigma_p)
     weight = np.exp(-((x / float(hyper.sigma_p)) ** 2) / 2) * x

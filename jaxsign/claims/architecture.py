@@ -1,8 +1,9 @@
-"""Claims on several heads, longer contexts and deeper transformers: which of the paper's stages persist there."""
+"""Which of the paper's stages persist with several heads, longer contexts and more layers? Claims H1-H4 and D1-D8."""
 
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import manifest, need, one_point, select
 from jaxsign.analysis.stages import find_stages
-from jaxsign.claims.claim import Claim, Part, above, all_runs, one_family
+from jaxsign.claims.claim import Claim, Measure, Part, above, all_runs, one_family
 from jaxsign.claims.setting import Setting
 from jaxsign.systems.deep_transformer.problem import DeepProblem
 from jaxsign.systems.two_layer.presets import paper_like
@@ -31,7 +32,7 @@ ERRATIC = above(0.0)
 
 
 def setting_of(ds: "xr.Dataset") -> Setting:
-    """The depth of a Dataset of deep transformers with the standard sizes and what its layers hold besides attention.
+    """The depth of a Dataset of deep transformers of the standard sizes, and what its layers hold besides attention.
 
     Such as "depth 4 with mlp"; anything of other sizes or numbers is "custom", residual connections are free.
     """
@@ -94,8 +95,8 @@ def head_agreement(runs: "xr.Dataset") -> "xr.DataArray":
     same = np.sign(runs["query_noise"]) == np.sign(runs["key_noise"])
     heads = runs.sizes["head"]
     same = same.assign_coords(row=np.repeat(np.arange(heads), same.sizes["row"] // heads))
-    own = [dim for dim in ("sample", "patch") if dim in same.dims]
-    return same.mean(own).groupby("row").mean().rename(row="head")
+    inner = [dim for dim in ("sample", "patch") if dim in same.dims]
+    return same.mean(inner).groupby("row").mean().rename(row="head")
 
 
 def _worst_head_agreement(runs: "xr.Dataset") -> "xr.DataArray":
@@ -105,8 +106,8 @@ def _worst_head_agreement(runs: "xr.Dataset") -> "xr.DataArray":
 def head_attention(runs: "xr.Dataset", name: str, step: int) -> "xr.DataArray":
     """Attention on the signal at a step in every head, dims (..., head), averaged over samples and patches."""
     need(runs, name)
-    own = [dim for dim in ("sample", "patch") if dim in runs[name].dims]
-    return runs[name].sel(step=step, drop=True).mean(own)
+    inner = [dim for dim in ("sample", "patch") if dim in runs[name].dims]
+    return runs[name].sel(step=step, drop=True).mean(inner)
 
 
 def context_of(runs: "xr.Dataset") -> int:
@@ -115,15 +116,17 @@ def context_of(runs: "xr.Dataset") -> int:
     return int(runs["s21"].sizes.get("patch", 1)) + 1
 
 
-def _times_context(name: str) -> Any:
+def _times_context(name: str) -> Measure:
     return lambda ds: head_attention(ds, name, 150).mean("head") * context_of(ds)
 
 
 def _exponent(runs: "xr.Dataset") -> "xr.DataArray":
     """Exponent a of -ln s_21 ~ t^a on [50, 300], from what s_21 has lost since it was 1/context."""
     need(runs, "log_s21")
-    own = [dim for dim in ("head", "sample", "patch") if dim in runs["log_s21"].dims]
-    lost = -(runs["log_s21"].mean(own) + math.log(context_of(runs))).sel(step=slice(50, 300)).transpose("seed", "step")
+    inner = [dim for dim in ("head", "sample", "patch") if dim in runs["log_s21"].dims]
+    lost = (
+        -(runs["log_s21"].mean(inner) + math.log(context_of(runs))).sel(step=slice(50, 300)).transpose("seed", "step")
+    )
     x = np.log(lost["step"].values.astype(float))
     y = np.log(np.where(lost.values > 0, lost.values, np.nan))
     centred = x - x.mean()
@@ -131,7 +134,7 @@ def _exponent(runs: "xr.Dataset") -> "xr.DataArray":
 
 
 def vote_spread(runs: "xr.Dataset") -> "xr.DataArray":
-    """max_i p_i / min_i p_i at t = 70, context 2: how unequal the weights of the votes are by the noise they have met.
+    """max_i p_i / min_i p_i at t = 70, context 2: how unequal the weights of the votes have become.
 
     p_i = 1/(1 + exp(y_i F_i)), of y_i F_i the part sum_heads (s_12 + s_22) y_i <v, xi_i>.
     """
@@ -157,7 +160,7 @@ def excess_variation(runs: "xr.Dataset", layer: int = 0) -> "xr.DataArray":
     return (total - abs(s21.isel(step=-1) - s21.isel(step=0))).mean(["head", "sample"])
 
 
-def most(measure: Any) -> Any:
+def most(measure: Callable[["xr.Dataset", int], "xr.DataArray"]) -> Measure:
     """`turns` or `excess_variation` of the layer where it is largest."""
 
     def of(runs: "xr.Dataset") -> "xr.DataArray":
@@ -192,7 +195,7 @@ def time_to(runs: "xr.Dataset", level: float = 0.1) -> "xr.DataArray":
     return runs["step"].where(runs["train_loss"] < level).min("step").fillna(INF)
 
 
-def _deep(residual: float, measure: Any, layer: int | None = None) -> Any:
+def _deep(residual: float, measure: Measure, layer: int | None = None) -> Measure:
     """A measure of the runs with or without residual connections, of one layer or of the whole."""
 
     def of(ds: "xr.Dataset") -> "xr.DataArray":
@@ -202,21 +205,21 @@ def _deep(residual: float, measure: Any, layer: int | None = None) -> Any:
     return of
 
 
-def _layers(residual: float, measure: Any, worst: str) -> Any:
+def _layers(residual: float, measure: Measure, worst: str) -> Measure:
     """The worst layer's number."""
 
     def of(ds: "xr.Dataset") -> "xr.DataArray":
         import xarray as xr
 
         runs = connected(ds, residual)
-        found = xr.concat([measure(of_layer(runs, layer)) for layer in range(runs.sizes["layer"])], "layer")
-        return getattr(found, worst)("layer", skipna=False)
+        numbers = xr.concat([measure(of_layer(runs, layer)) for layer in range(runs.sizes["layer"])], "layer")
+        return getattr(numbers, worst)("layer", skipna=False)
 
     return of
 
 
-def _at(name: str, step: int) -> Any:
-    """An observable at a step, averaged over what is its own."""
+def _at(name: str, step: int) -> Measure:
+    """An observable at a step, averaged over all of its dimensions but the seed."""
 
     def of(runs: "xr.Dataset") -> "xr.DataArray":
         need(runs, name)
@@ -278,14 +281,13 @@ AGREE, OFF_SIGNAL, UNIFORM = (0.95, 1.0), (0.0, 0.01), (0.4, 0.6)
 
 def kept(runs: "xr.Dataset") -> "xr.DataArray":
     """How many of three behaviours a layer has: signs aligned at t = 20, s_21 < .01 and s_11 in [.4, .6] at t = 150."""
-    found = [
-        (_at(name, step)(runs), interval)
-        for name, step, interval in (("sign_agreement", 20, AGREE), ("s21", 150, OFF_SIGNAL), ("s11", 150, UNIFORM))
-    ]
-    return sum(((value >= low) & (value <= high)).astype(float) for value, (low, high) in found)
+    behaviours = (("sign_agreement", 20, AGREE), ("s21", 150, OFF_SIGNAL), ("s11", 150, UNIFORM))
+    numbers = [(_at(name, step)(runs), interval) for name, step, interval in behaviours]
+    count: Any = sum(((value >= low) & (value <= high)).astype(float) for value, (low, high) in numbers)
+    return count
 
 
-def _twice(measure: Any) -> Any:
+def _twice(measure: Measure) -> Measure:
     """What a measure is without residual connections, less twice what it is with them, on the same seeds."""
     return lambda ds: measure(connected(ds, 0.0)) - 2 * measure(connected(ds, 1.0))
 
@@ -294,7 +296,7 @@ def _slower(ds: "xr.Dataset") -> "xr.DataArray":
     return time_to(connected(ds, 0.0)) / time_to(connected(ds, 1.0))
 
 
-def _pair(label: str, measure: Any) -> tuple[Part, ...]:
+def _pair(label: str, measure: Measure) -> tuple[Part, ...]:
     """A measure with and without residual connections, not judged."""
     return tuple(
         Part(f"{label}, {words}", functools.partial(lambda ds, r: measure(connected(ds, r)), r=residual), None)

@@ -1,4 +1,4 @@
-"""Claims of our own: does the sign-descent picture survive another kernel, a residual path, another system?"""
+"""Does the sign-descent picture survive another kernel, a residual path, another system? Claims B1 to B7."""
 
 import functools
 import itertools
@@ -63,7 +63,7 @@ def _less_curved(runs: "xr.Dataset", family: str) -> "xr.DataArray":
     """Share of the levels of training loss at which a family's step meets less curvature than GD's."""
     import xarray as xr
 
-    def lower(level: float) -> Any:
+    def lower(level: float) -> "xr.DataArray":
         at = at_level(runs, level, "directional_smoothness")
         mine, gd = (select(at, name)["directional_smoothness"] for name in (family, "gd"))
         return (mine < gd).astype(float).where(mine.notnull() & gd.notnull())
@@ -91,13 +91,14 @@ def _steps_ratio(ds: "xr.Dataset", residual: float) -> "xr.DataArray":
     need(ds, "train_loss")
     runs = ablated(ds, residual, residual)
 
-    def steps(family: str) -> Any:
+    def steps(family: str) -> "xr.DataArray":
         loss = family_runs(runs, family)["train_loss"]
         reached = loss <= 0.01 * loss.isel(step=0)
         first = runs["step"].where(reached).min("step").fillna(float(runs["step"][-1]) + 1)  # never: after the end
         return first.min("optimizer")
 
-    return np.log(steps("gd")) - np.log(steps("sign_gd"))
+    log_ratio: Any = np.log(steps("gd")) - np.log(steps("sign_gd"))
+    return log_ratio
 
 
 _ours = functools.partial(Claim, source="ours", runs=one_family("sign_gd"))

@@ -1,4 +1,4 @@
-"""Claim and Part: a number per seed, the interval it must lie in, and how a Dataset is asked for both.
+"""What is a claim? A number per seed, the interval it must lie in, and the runs that decide it.
 
 One number per *seed* (rows, heads and samples are averaged inside it) and an interval that follows from the claim's
 words, committed before the first run. Optimizers are compared on the same seeds at equal training loss.
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Chooses the runs that a claim is about.
 Runs: TypeAlias = Callable[["xr.Dataset"], "xr.Dataset"]
+#: One number per seed of these runs.
+Measure: TypeAlias = Callable[["xr.Dataset"], "xr.DataArray"]
 JUDGES = ("seeds", "mean")
 #: First steps at which a gradient that claims with a horizon depend on is 0.
 WATCHED = ("first_frozen_query_noise", "first_frozen_key_noise", "first_frozen_query_signal")
@@ -53,9 +55,9 @@ class Part:
     """
 
     label: str
-    measure: Callable[[Any], Any]
+    measure: Measure
     interval: tuple[float, float] | None
-    predict: float | Callable[[Any], Any] | None = None
+    predict: float | Callable[["xr.Dataset"], Any] | None = None
 
     def prediction(self, ds: "xr.Dataset") -> Any:
         """The predicted number for these runs, None where there is no prediction."""

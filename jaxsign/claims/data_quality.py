@@ -1,4 +1,4 @@
-"""Claims about the quality of the data: who needs a larger SNR, and what other noise does to the test error.
+"""Which optimizer needs cleaner data, and what does other noise do to the test error? Claims Q1 to Q10.
 
 An optimizer's boundary SNR* is the SNR above which its test error at equal training loss stays below .1: one number
 per seed and n, read off the seed's own error curve over the SNR.
@@ -18,9 +18,12 @@ from jaxsign.claims.claim import Claim, Part, above, all_runs, at_level
 from jaxsign.claims.dynamics import problem_of
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import xarray as xr
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     pass
 
 #: Training loss, in nat, at which optimizers are compared, and the test error that marks the boundary.
@@ -34,15 +37,15 @@ NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD"}
 
 
 def settings(axes: str) -> tuple[str, str]:
-    """The setting of a sweep over some axes, and that of its control with attention frozen at 1/2."""
+    """The setting of a sweep over some axes, and the setting of its control with attention frozen at 1/2."""
     return f"paper_like over {axes}", f"w_v alone trained, paper_like over {axes}"
 
 
 def error_of(ds: "xr.Dataset", family: str, loss: float = LOSS) -> "xr.DataArray":
     """Test error of a family where the training loss first falls below a level.
 
-    Of several learning rates a run's is the smallest one that gets there in the steps given: with a large one the first
-    step of GD on clean data leaps from chance over every level.
+    Of several learning rates, every run takes the smallest one that reaches the level within its steps: with a large
+    one, the first step of GD on clean data leaps from chance over every level.
 
     Args:
       ds: Dataset with train_loss and test_error.
@@ -53,7 +56,7 @@ def error_of(ds: "xr.Dataset", family: str, loss: float = LOSS) -> "xr.DataArray
       DataArray over the axes and `seed`; NaN where a run never gets there, or leaps over the level in one step.
 
     Raises:
-      CannotDecide: if the family is not there.
+      CannotDecide: if the Dataset lacks the family.
     """
     need(ds, "train_loss", "test_error")
     chosen = optimizers_of(ds, family)
@@ -68,7 +71,7 @@ def error_of(ds: "xr.Dataset", family: str, loss: float = LOSS) -> "xr.DataArray
     return functools.reduce(lambda smaller, larger: smaller.fillna(larger), each)
 
 
-def crossing(snr: Any, error: Any, level: float = ERROR) -> np.ndarray:
+def crossing(snr: "npt.ArrayLike", error: "npt.ArrayLike", level: float = ERROR) -> np.ndarray:
     """The SNR above which an error stays below a level, interpolated linearly in ln SNR.
 
     Args:
@@ -112,21 +115,21 @@ def boundary(ds: "xr.Dataset", family: str, loss: float = LOSS) -> "xr.DataArray
       DataArray over (n, seed); NaN where the seed's curve does not cross .1 inside the axis.
 
     Raises:
-      CannotDecide: if an axis or the family is not there.
+      CannotDecide: if the Dataset lacks an axis or the family.
     """
     import xarray as xr
 
     curves = _curves(ds, family, loss)
-    found = crossing(curves["snr"], curves.values)
-    return xr.DataArray(found, dims=("n", "seed"), coords={"n": curves["n"], "seed": curves["seed"]})
+    snr = crossing(curves["snr"], curves.values)
+    return xr.DataArray(snr, dims=("n", "seed"), coords={"n": curves["n"], "seed": curves["seed"]})
 
 
 def at_least(ds: "xr.Dataset", family: str, loss: float = LOSS) -> "xr.DataArray":
     """`boundary`, and the last SNR of the axis for seeds whose error is not below .1 even there."""
-    found = boundary(ds, family, loss)
+    inside = boundary(ds, family, loss)
     last = float(ds["snr"].max())
     beyond = error_of(one_point(ds, "n", "snr"), family, loss).sel(snr=last, drop=True) >= ERROR
-    return found.where(~beyond, last)
+    return inside.where(~beyond, last)
 
 
 def mean_boundary(ds: "xr.Dataset", family: str, loss: float = LOSS, resamples: int = 1000) -> np.ndarray:
@@ -142,7 +145,7 @@ def mean_boundary(ds: "xr.Dataset", family: str, loss: float = LOSS, resamples: 
       (3, n): SNR* and both ends; NaN where a mean curve does not cross .1 inside the axis.
 
     Raises:
-      CannotDecide: if an axis or the family is not there.
+      CannotDecide: if the Dataset lacks an axis or the family.
     """
     curves = _curves(ds, family, loss)
     errors, seeds = curves.values, curves.sizes["seed"]
@@ -159,7 +162,7 @@ def law_boundary(ds: "xr.Dataset", family: str) -> np.ndarray:
 
 
 def _ratio(ds: "xr.Dataset", family: str, loss: float = LOSS) -> "xr.DataArray":
-    """SNR* of a family over that of GD, the smallest over n; NaN where one is not there.
+    """SNR* of a family over that of GD, the smallest over n; NaN where either is NaN.
 
     A boundary beyond the axis is taken at the axis's end: then the ratio is at least what is given.
     """
@@ -172,10 +175,10 @@ def _law_ratio(ds: "xr.Dataset", family: str) -> float:
 
 def _to_law(ds: "xr.Dataset", family: str, n: int) -> "xr.DataArray":
     """SNR* of a family over the law's at one n."""
-    found = boundary(ds, family) / law_boundary(ds, family)[:, None]
+    ratio = boundary(ds, family) / law_boundary(ds, family)[:, None]
     if n not in ds["n"]:
         raise CannotDecide(f"needs n = {n}")
-    return found.sel(n=n, drop=True)
+    return ratio.sel(n=n, drop=True)
 
 
 def _exponent(ds: "xr.Dataset", family: str) -> "xr.DataArray":
@@ -192,7 +195,7 @@ def _exponent(ds: "xr.Dataset", family: str) -> "xr.DataArray":
     return (centred * log_boundary).sum("n", skipna=False) / float(np.sum((x - x.mean()) ** 2))
 
 
-def _at(values: Any, **point: Any) -> Any:
+def _at(values: "xr.DataArray", **point: Any) -> "xr.DataArray":
     """Values at one point of the axes, the first one along axes that are not named; only `seed` is left."""
     for name, value in point.items():
         if name not in values.dims:
@@ -241,7 +244,9 @@ _whole = functools.partial(Claim, source="ours", runs=all_runs)
 _mean = functools.partial(_whole, judge="mean")
 
 
-def _part(measure: Callable[..., Any], label: str, interval: Any, predict: Any = None, **fixed: Any) -> Part:
+def _part(
+    measure: Callable[..., Any], label: str, interval: tuple[float, float] | None, predict: Any = None, **fixed: Any
+) -> Part:
     return Part(label, functools.partial(measure, **fixed), interval, predict)
 
 

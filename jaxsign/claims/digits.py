@@ -1,4 +1,4 @@
-"""The claims about noisy digits, each with its interval; learning rates chosen on validation images; their settings."""
+"""Does the picture hold on noisy digits, at learning rates chosen on validation images? Claims F2d-1 to F2d-4."""
 
 import functools
 from typing import TYPE_CHECKING, Any
@@ -120,7 +120,7 @@ def _gap(
     return _at(tuned(ds, family, point), name, scale) - _at(tuned(ds, other, point), name, scale)
 
 
-def rise(loss: Any, of: Any | None = None) -> Any:
+def rise(loss: "xr.DataArray", of: "xr.DataArray | None" = None) -> "xr.DataArray":
     """The largest rise between neighbouring scales in DISPUTED, at the place where the other half of the seeds sees it.
 
         r_s = of_s(b) - of_s(a),   (a, b) the neighbours with the largest mean of loss(b) - loss(a) over the half of the
@@ -147,10 +147,10 @@ def rise(loss: Any, of: Any | None = None) -> Any:
     steps, shown = (np.diff(one.transpose("scale", "seed").values, axis=0) for one in (loss, of))
     if not steps.size or steps.shape[1] < 2 or not np.isfinite(steps).all():
         raise CannotDecide(f"needs the test loss of two seeds or more at two scales or more in {list(DISPUTED)}")
-    found = np.empty(steps.shape[1])
+    rises = np.empty(steps.shape[1])
     for half in (0, 1):
-        found[half::2] = shown[steps[:, 1 - half :: 2].mean(1).argmax(), half::2]
-    return xr.DataArray(found, dims="seed")
+        rises[half::2] = shown[steps[:, 1 - half :: 2].mean(1).argmax(), half::2]
+    return xr.DataArray(rises, dims="seed")
 
 
 def _rise(

@@ -1,10 +1,9 @@
-"""The claims of the paper about its own system, each with its interval, and the settings they are decided in."""
+"""Does the paper's system train as the paper says? Claims S1 to S5, C1 to C2e, A1 to A3 and G1, and their settings."""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from jaxsign import theory
 from jaxsign.analysis.measures import MEASURES
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import manifest, need, numbers_of, optimizers_of, select
-from jaxsign.claims.claim import Claim, Part, above, at_level, one_family, real_numbers
+from jaxsign.claims.claim import Claim, Measure, Part, above, at_level, one_family, real_numbers
 from jaxsign.claims.setting import Setting
 from jaxsign.systems.two_layer import presets
 from jaxsign.systems.two_layer.problem import Hyper, Problem
@@ -21,6 +20,7 @@ from jaxsign.validation.values import field_names
 if TYPE_CHECKING:
     import xarray as xr
 
+Record = TypeVar("Record", Problem, Hyper)
 INF = math.inf
 #: Training losses, in nat, at which optimizers are compared.
 LEVELS = (0.5, 0.1, 0.01, 0.001)
@@ -54,7 +54,8 @@ def problem_of(ds: "xr.Dataset") -> tuple[Problem, Hyper]:
 def setting_of(ds: "xr.Dataset") -> Setting:
     """The preset a Dataset was run with, "custom" if it is none; n_test is free.
 
-    Another n, kernel, residual path, number of heads, context or choice of trained weights is said: "theory, n=21",
+    The setting also says another n, kernel, residual path, number of heads, context or choice of trained weights:
+    "theory, n=21",
     "gaussian kernel with residual 1, theory", "context 4, theory" (with d in proportion to the noise patches), "w_v
     alone trained, paper_like"; so are the axes of a sweep that leaves the preset: "paper_like over n, snr".
     """
@@ -99,7 +100,7 @@ def _is_legal(problem: Problem, changes: dict[str, Any]) -> bool:
     return True
 
 
-def _with(one: Any, base: Any, names: set[str]) -> Any:
+def _with(one: Record, base: Record, names: set[str]) -> Record:
     """A record with these fields taken from another one of its kind."""
     return dataclasses.replace(one, **{field: value for field, value in vars(base).items() if field in names})
 
@@ -117,7 +118,7 @@ def _eta(ds: "xr.Dataset") -> float:
     return rate
 
 
-def _measured(name: str) -> Callable[[Any], Any]:
+def _measured(name: str) -> Measure:
     """Reads one of the claim numbers: stored by a sweep's summary, or computed from every seed's trace."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
@@ -127,22 +128,22 @@ def _measured(name: str) -> Callable[[Any], Any]:
         if name in ds:  # to the digits that 32 bits hold: a share of 19/20 is not less than .95
             digits = np.vectorize(lambda v: float(f"{v:.6g}"), otypes=[float])
             return ds[name].copy(data=digits(ds[name].values)).where(finished)
-        asked = MEASURES[name]
-        need(ds, *asked.needs)
+        number = MEASURES[name]
+        need(ds, *number.needs)
         steps = ds["step"].values
-        arrays = {n: ds[n].transpose("seed", *(("step",) if "step" in ds[n].dims else ()), ...) for n in asked.needs}
-        if set(asked.steps) - set(steps.tolist()):
-            raise CannotDecide(f"step {min(set(asked.steps) - set(steps.tolist()))} is not recorded")
+        arrays = {n: ds[n].transpose("seed", *(("step",) if "step" in ds[n].dims else ()), ...) for n in number.needs}
+        if set(number.steps) - set(steps.tolist()):
+            raise CannotDecide(f"step {min(set(number.steps) - set(steps.tolist()))} is not recorded")
         values = {n: np.asarray(array.values) for n, array in arrays.items()}
         seeds = range(ds.sizes["seed"])
         with np.errstate(divide="ignore", invalid="ignore"):  # what diverged is NaN
-            found = [asked.number({"step": steps, **{n: v[i] for n, v in values.items()}}) for i in seeds]
-        return xr.DataArray(real_numbers(found), dims="seed", coords={"seed": ds["seed"]}).where(finished)
+            numbers = [number.number({"step": steps, **{n: v[i] for n, v in values.items()}}) for i in seeds]
+        return xr.DataArray(real_numbers(numbers), dims="seed", coords={"seed": ds["seed"]}).where(finished)
 
     return measure
 
 
-def _per_eta(name: str) -> Callable[[Any], Any]:
+def _per_eta(name: str) -> Measure:
     return lambda ds: _measured(name)(ds) / _eta(ds)
 
 
@@ -161,10 +162,11 @@ def _distance_from_law(ds: "xr.Dataset") -> "xr.DataArray":
     law, count = _sign_law(ds), problem_of(ds)[0].n_test
     sampling = 2 * math.sqrt(law * (1 - law) / count)
     low, high = _measured("least_test_error")(ds), _measured("largest_test_error")(ds)
-    return np.maximum(np.maximum(np.abs(low - law), np.abs(high - law)) - sampling, 0)
+    distance: Any = np.maximum(np.maximum(abs(low - law), abs(high - law)) - sampling, 0)
+    return distance
 
 
-def _rate_ratio(family: str) -> Callable[[Any], Any]:
+def _rate_ratio(family: str) -> Measure:
     """Local loss rate at t = 900 over the one at t = 300, each the slope over 100 steps around."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":

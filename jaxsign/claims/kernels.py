@@ -1,4 +1,4 @@
-"""The claims about kernel attention, one per regime, each with its interval, and the settings they are decided in."""
+"""When does the Gaussian kernel train better than softmax? Claims K1 to K10, one per regime, and their settings."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import best_rate, manifest, need, one_point
-from jaxsign.claims.claim import Claim, Part, all_runs
+from jaxsign.claims.claim import Claim, Measure, Part, all_runs
 from jaxsign.claims.setting import Setting
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ SIZES = ((16, 1), (64, 1), (256, 1), (48, 8))
 KERNELS = ("softmax", "gaussian")
 #: A loss of 0 in 32 bits, and what is called "fitted" and "not fitted", as shares of a zero output's loss.
 ZERO, FITTED, LEFT = 1e-6, 0.01, 0.1
-Measure = Callable[[Any], Any]
 
 
 def setting_of(ds: "xr.Dataset") -> Setting:
@@ -42,8 +41,8 @@ def at(ds: "xr.Dataset", **labels: Any) -> "xr.Dataset":
       CannotDecide: if a label is no coordinate, or an axis that is not named has several points.
     """
     for name, label in labels.items():
-        there = name in ds.coords and ds[name].ndim == 1
-        place = np.flatnonzero(ds[name].values == label) if there else np.zeros(0, int)
+        labelled = name in ds.coords and ds[name].ndim == 1
+        place = np.flatnonzero(ds[name].values == label) if labelled else np.zeros(0, int)
         if not place.size:
             raise CannotDecide(f"needs runs at {name}={label}")
         ds = ds.isel({ds[name].dims[0]: place})
@@ -116,7 +115,7 @@ def _gradients(**labels: Any) -> Measure:
     return measure
 
 
-def _law(embed: int, d_out: int) -> Measure:
+def _law(embed: int, d_out: int) -> Callable[["xr.Dataset"], float]:
     """1 - rank / (N n d_out), the mean share of i.i.d. targets outside what W_V alone can reach."""
 
     def predict(ds: "xr.Dataset") -> float:

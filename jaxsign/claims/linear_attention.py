@@ -1,4 +1,4 @@
-"""The claims about linear attention on in-context regression, each with its interval, and their settings."""
+"""Does linear attention on in-context regression train as Transformers do? Claims L1 to L7 and their settings."""
 
 import functools
 from collections.abc import Callable
@@ -8,14 +8,14 @@ import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import family_runs, manifest, need, one_point, select
-from jaxsign.claims.claim import Claim, Part, above, all_runs
+from jaxsign.claims.claim import Claim, Measure, Part, above, all_runs
 from jaxsign.claims.setting import Setting
 
 if TYPE_CHECKING:
     import xarray as xr
 
 SYSTEM = "linear_attention"
-#: The sweeps over an axis, by the axis; all other Datasets are settings of their own.
+#: Names of the settings of sweeps over an axis, by the axis.
 AXES = {"inputs": "all inputs", "depth": "depths", "attention": "linear and softmax"}
 INF = float("inf")
 
@@ -37,7 +37,7 @@ def problem_fields(ds: "xr.Dataset") -> dict[str, Any]:
     return dict(manifest(ds)["definition"]["problem"])
 
 
-def _both(ds: "xr.Dataset", name: str) -> tuple[Any, Any]:
+def _both(ds: "xr.Dataset", name: str) -> "tuple[xr.DataArray, xr.DataArray]":
     """An observable of SGD and of Adam."""
     need(ds, name)
     return select(ds, "sgd")[name], select(ds, "adam")[name]
@@ -47,10 +47,11 @@ def _late_gap(ds: "xr.Dataset") -> "xr.DataArray":
     """ln(loss of SGD / loss of Adam), losses averaged over the last tenth of the recorded steps in log."""
     sgd, adam = _both(ds, "train_loss")
     late = ds["step"] >= 0.9 * float(ds["step"].max())
-    return (np.log(sgd) - np.log(adam)).where(late, drop=True).mean("step", skipna=False)
+    log_ratio: Any = np.log(sgd) - np.log(adam)
+    return log_ratio.where(late, drop=True).mean("step", skipna=False)
 
 
-def _condition_ratio(step: int) -> Callable[[Any], Any]:
+def _condition_ratio(step: int) -> Measure:
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
         sgd, adam = _both(ds, "robust_condition")
         return sgd.sel(step=step, drop=True) / adam.sel(step=step, drop=True)
@@ -76,7 +77,7 @@ def _l0_l1(ds: "xr.Dataset") -> "xr.DataArray":
     return xr.corr(x, y, "step")
 
 
-def _noise(number: Callable[[np.ndarray], float], heavy: str, light: str | None = None) -> Callable[[Any], Any]:
+def _noise(number: Callable[[np.ndarray], float], heavy: str, light: str | None = None) -> Measure:
     """A number of the gradient noise at one law of inputs, or how many times it is that of another."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
@@ -86,14 +87,14 @@ def _noise(number: Callable[[np.ndarray], float], heavy: str, light: str | None 
         if 0 not in ds["step"]:
             raise CannotDecide("step 0 is not recorded")
         places = ds["inputs"].values.tolist()
-        there = ds["n_context"].values if "n_context" in ds.coords else problem_fields(ds)["n_context"]
-        contexts = np.broadcast_to(there, len(places)).tolist()
+        context = ds["n_context"].values if "n_context" in ds.coords else problem_fields(ds)["n_context"]
+        contexts = np.broadcast_to(context, len(places)).tolist()
 
-        def at(name: str) -> Any:
-            found = [i for i, inputs in enumerate(places) if inputs == name and contexts[i] == 20]
-            if not found:
+        def at(name: str) -> "xr.DataArray":
+            matches = [i for i, inputs in enumerate(places) if inputs == name and contexts[i] == 20]
+            if not matches:
                 raise CannotDecide(f"the inputs {name!r} with n_context=20 are not among the runs")
-            norms = one_point(ds, "inputs")["gradient_noise"].isel(inputs=found[0], optimizer=0).sel(step=0)
+            norms = one_point(ds, "inputs")["gradient_noise"].isel(inputs=matches[0], optimizer=0).sel(step=0)
             return xr.apply_ufunc(number, norms, input_core_dims=[["draw"]], vectorize=True)
 
         values = at(heavy) if light is None else at(heavy) / at(light)

@@ -1,4 +1,4 @@
-"""The claims about transformers with residuals, each with its interval, and the settings they are decided in."""
+"""Do residuals make a transformer well conditioned and its training linear? Claims R1 to R8, and their settings."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from jaxsign.analysis.measures import slope
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import best_rate, manifest, need, numbers_of
-from jaxsign.claims.claim import Claim, Part, above, all_runs
+from jaxsign.claims.claim import Claim, Measure, Part, above, all_runs
 from jaxsign.claims.setting import Setting
 from jaxsign.systems.residual.problem import ResidualHyper, ResidualProblem
 
@@ -185,12 +185,12 @@ def _late_over_predicted(steps: np.ndarray, log_loss: np.ndarray, predicted: np.
     return _late(steps, log_loss, predicted) / float(np.mean(predicted[_window(steps, 0.5, 1.0)]))
 
 
-def _at_start(name: str, attention: float, ffn: float) -> Callable[[Any], Any]:
+def _at_start(name: str, attention: float, ffn: float) -> Measure:
     """The worst layer's number at the start, where it is the same at every learning rate."""
     return lambda ds: worst(ablated(ds.isel(optimizer=0), attention, ffn), name, 0)
 
 
-def _between(name: str, over: tuple[float, float], under: tuple[float, float]) -> Callable[[Any], Any]:
+def _between(name: str, over: tuple[float, float], under: tuple[float, float]) -> Measure:
     """That number with one choice of residuals over that with another."""
     return lambda ds: _at_start(name, *over)(ds) / _at_start(name, *under)(ds)
 
@@ -235,25 +235,25 @@ def _steps(ds: "xr.Dataset", eta: float) -> "xr.Dataset":
     return ds.isel(optimizer=int(np.flatnonzero(rates == eta)[0]), step=slice(1, None))
 
 
-def _margin(eta: float, depth: int | None = None) -> Callable[[Any], Any]:
+def _margin(eta: float, depth: int | None = None) -> Measure:
     """Smallest (1 - eta s^2) - L(t)/L(t-1) over every step, each residual on and off, and the depths."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
         runs = _steps(ds, eta)
         if depth is not None:
             runs = runs.sel(depth=depth)
-        found = 1 - eta * runs["sigma_before"] ** 2 - runs["contraction"]
-        return found.min([dim for dim in found.dims if dim != "seed"], skipna=False)
+        margin = 1 - eta * runs["sigma_before"] ** 2 - runs["contraction"]
+        return margin.min([dim for dim in margin.dims if dim != "seed"], skipna=False)
 
     return measure
 
 
-def _curvature(eta: float) -> Callable[[Any], Any]:
+def _curvature(eta: float) -> Measure:
     """Largest eta c over every step with both residuals: the bound is proved where it is at most 1."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
-        found = eta * ablated(_steps(ds, eta), 1, 1)["step_curvature"]
-        return found.max([dim for dim in found.dims if dim != "seed"], skipna=False)
+        curvature = eta * ablated(_steps(ds, eta), 1, 1)["step_curvature"]
+        return curvature.max([dim for dim in curvature.dims if dim != "seed"], skipna=False)
 
     return measure
 

@@ -1,12 +1,11 @@
-"""Claims of our own about what restores generalisation: mini-batches, weight decay, a smooth sign, early stopping.
+"""What restores generalisation: mini-batches, weight decay, a smooth sign, early stopping? Claims M1 to M9.
 
 Numbers are shares of the gap that is to be closed: error(SignGD, all examples) - error(GD), at equal training loss.
 """
 
 import functools
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxsign import theory
 from jaxsign.analysis.reading import CannotDecide
@@ -20,12 +19,14 @@ from jaxsign.analysis.runs import (
     one_point,
     select,
 )  # fmt: skip
-from jaxsign.claims.claim import Claim, Part, above, all_runs, at_level
+from jaxsign.claims.claim import Claim, Measure, Part, above, all_runs, at_level
 from jaxsign.claims.dynamics import problem_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
+#: One of each seed, or that of a law.
+Number = TypeVar("Number", "xr.DataArray", float)
 INF = math.inf
 #: Training loss, in nat, at which runs are compared; half-way up for the laws, which hold while all p_i are alike.
 LEVEL, LAW_LEVEL = 0.1, 0.3
@@ -51,7 +52,7 @@ def whole_batch(ds: "xr.Dataset") -> int | None:
     return int(ds["batch_size"].max()) if "batch_size" in ds.dims else None
 
 
-def closed(before: Any, after: Any, goal: Any) -> Any:
+def closed(before: Number, after: Number, goal: Number) -> Number:
     """(before - after) / (before - goal): 0 if nothing is restored, 1 if GD's error is reached."""
     return (before - after) / (before - goal)
 
@@ -67,7 +68,7 @@ def _trained(ds: "xr.Dataset", wanted: bool = True) -> None:
         raise CannotDecide(f"needs runs whose attention is {'trained' if wanted else 'frozen'}")
 
 
-def _ends(ds: "xr.Dataset", level: float = LEVEL) -> tuple[Any, Any, Any]:
+def _ends(ds: "xr.Dataset", level: float = LEVEL) -> "tuple[xr.Dataset, xr.DataArray, xr.DataArray]":
     """(Dataset at a training loss, error of SignGD with all examples there, error of GD there)."""
     _trained(ds)
     at, whole = at_level(ds, level, "test_error"), whole_batch(ds)
@@ -127,7 +128,7 @@ def _by_decay(ds: "xr.Dataset", family: str, kind: str) -> "xr.DataArray":
     return closed(_one(at, family)["test_error"], after, goal)
 
 
-def settled(ds: "xr.Dataset", family: str) -> tuple[Any, float]:
+def settled(ds: "xr.Dataset", family: str) -> "tuple[xr.Dataset, float]":
     """The last step of the strength of decay with the smallest mean test error there, and its mean training loss.
 
     Only strengths that end at a training loss of .1 or less count: more decay does not fit the data.
@@ -166,10 +167,7 @@ def smooth(ds: "xr.Dataset", level: float = LEVEL) -> "xr.DataArray":
 
 
 def _largest_step_back(ds: "xr.Dataset") -> "xr.DataArray":
-    """By how much the mean share over the seeds falls at most from one temperature to the next, and each seed's then.
-
-    The pair of temperatures is the one whose mean falls most.
-    """
+    """Every seed's change of the share between the two neighbouring temperatures where the mean falls most."""
     shares = smooth(ds)
     if shares.sizes["temperature"] < 2:
         raise CannotDecide("needs several temperatures")
@@ -178,16 +176,16 @@ def _largest_step_back(ds: "xr.Dataset") -> "xr.DataArray":
 
 
 def stopped(runs: "xr.Dataset") -> "xr.DataArray":
-    """Error on the second half of the test set at the step with the smallest error on the first half; the first such.
+    """Error on the second half of the test set at the first step with the smallest error on the first half.
 
     Args:
       runs: test_error and validation_error over step, that of the first half; the halves are equally large.
     """
     need(runs, "test_error", "validation_error")
     held_out = 2 * runs["test_error"] - runs["validation_error"]
-    seen = runs["validation_error"].notnull() & held_out.notnull() & (runs["step"] > 0)
-    place = runs["validation_error"].where(seen, INF).argmin("step")
-    return held_out.isel(step=place).where(seen.any("step")).drop_vars("step")
+    measured = runs["validation_error"].notnull() & held_out.notnull() & (runs["step"] > 0)
+    place = runs["validation_error"].where(measured, INF).argmin("step")
+    return held_out.isel(step=place).where(measured.any("step")).drop_vars("step")
 
 
 def _by_stopping(ds: "xr.Dataset", family: str) -> "xr.DataArray":
@@ -214,7 +212,7 @@ def _claim(
     name: str,
     statement: str,
     settings: tuple[str, ...],
-    *parts: tuple[str, Callable[[Any], Any], Any, Any],
+    *parts: tuple[str, Measure, Any, Any],
     why: str = "",
 ) -> Claim:
     return Claim(

@@ -1,4 +1,4 @@
-"""From claims and Datasets to a table of verdicts, in plain text, Markdown, LaTeX, HTML or a DataFrame."""
+"""Does a claim hold on these Datasets? Verdicts as a table in plain text, Markdown, LaTeX, HTML or a DataFrame."""
 
 import dataclasses
 import html

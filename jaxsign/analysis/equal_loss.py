@@ -30,12 +30,12 @@ def at_train_loss(
         value = (1-w) value_0 + w value_1,   w = log(L_0/level) / log(L_0/L_1)
 
     Where the runs captured this level (`levels=` of `js.Sweep` and `js.train`), 1 is the first step with L at or below
-    the level and 0 the step before it; what is observed of a step is that of the step from 0 to 1. Elsewhere 0 and 1
-    are the records around the crossing at which the variable is known, and a reading is given only if they are
+    the level and 0 is the step before it; observables of a step, such as smoothness, belong to the step from 0 to 1.
+    Elsewhere 0 and 1 are the records around the crossing at which the variable is known. They are read only if they are
     consecutive steps, or close: L_1 <= level < L_0 <= 1.1 L_1, and the two values differ by at most .04 of the range
-    that the variable has in that run. A run that falls to the level between records only counts as one that never does.
-    Where one step leaps over the level, from a value to another one that differs by more than a quarter of the
-    variable's largest size in that run, no state of the run is near the level: what is between the two is marked.
+    that the variable has in that run. A run that falls to the level only between records counts as one that never does.
+    One step leaps over the level if it changes the variable by more than a quarter of the variable's largest size in
+    that run: no state of the run is near the level then, and the reading is marked.
 
     Args:
       ds: Dataset with train_loss and a step dimension, or with captured levels.
@@ -46,10 +46,10 @@ def at_train_loss(
     Returns:
       Dataset without the step dimension (which becomes the variable `step`). NaN where a run never falls to the level,
       where it is there from the start, where records are too far apart and, without `leaps`, where a step leaps over
-      it; the attributes `not_reached`, `below_at_start`, `too_coarse` and `leaps` count these runs (of several levels:
-      all together), and the variable `reading` says of each: 0 read, 1 never falls to the level, 2 there from the
-      start, 3 records too far apart, 4 one step leaps over it. Means over runs take `skipna=False`, or are of those
-      that get there.
+      it. The attributes `not_reached`, `below_at_start`, `too_coarse` and `leaps` count these runs (of several levels:
+      all together). The variable `reading` gives the reason for each: 0 read, 1 never falls to the level, 2 there from
+      the start, 3 records too far apart, 4 one step leaps over it. A mean over runs takes `skipna=False`, or is the
+      mean over the runs that reach the level.
 
     Warns:
       UserWarning: once, if runs are at a level from the start, records are too far apart or, without `leaps`, steps
@@ -100,7 +100,7 @@ def levels_of(ds: "xr.Dataset", otherwise: Iterable[float]) -> list[float]:
 
 
 def with_captured(ds: "xr.Dataset", names: Iterable[str]) -> list[str]:
-    """Those of the names that a Dataset holds, and what its runs captured of them: what a selection must keep.
+    """The names that a Dataset holds, with the variables captured at levels: a selection of variables must keep them.
 
     Examples:
       >>> import xarray as xr
@@ -165,7 +165,7 @@ class _Reading(NamedTuple):
         return cls(level, values, reached, below, coarse, leaps, largest, keep)
 
     def some(self, of: dict[str, np.ndarray]) -> np.ndarray:
-        """(runs) bool, whether a run is among those of some variable."""
+        """(runs) bool, whether a run is marked for some variable."""
         return np.logical_or.reduce([np.zeros(np.shape(self.reached), bool), *of.values()])
 
     def code(self) -> np.ndarray:

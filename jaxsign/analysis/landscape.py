@@ -31,7 +31,7 @@ def directions(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def plane(loss: Callable[[Array], Array], centre: Array, pair: Array, points: int) -> Array:
-    """The loss on a square of the plane through `centre`, as far out as the centre's own norm.
+    """The loss on a square of the plane through `centre`, as far out as the centre's norm.
 
         L(a, b) = loss(w + ||w|| (a u + b v)),   a, b = -1, ..., 1
 

@@ -1,8 +1,8 @@
-"""The numbers of ONE run that claims are made of: pure functions of its trace, on the device or off it.
+"""Which numbers of one run do claims read? Pure functions of its trace, on the device or off it.
 
 `claim_numbers` is a sweep's `summary=`: with `keep_trace=False` thousands of seeds keep these scalars instead of their
-traces, and claims are decided from them all the same. The functions use the array type's own namespace, so that NumPy
-arrays read from disk and traced JAX arrays go the same way.
+traces, and claims are decided from them. The functions take the namespace of their arrays, so that NumPy arrays read
+from disk and traced JAX arrays are treated alike.
 """
 
 import dataclasses

@@ -107,7 +107,7 @@ def _late_rate_miss(ds: "xr.Dataset", points: tuple[tuple[float, float], ...]) -
 
 
 def _sublinear_miss(ds: "xr.Dataset") -> "xr.DataArray":
-    """Largest |fall of ln L / that of the sublinear law - 1| over stretches from one memory on, b1 = .9, b2 = .999."""
+    """Largest |fall of ln L / fall by the sublinear law - 1| over stretches from one memory on, b1=.9, b2=.999."""
     runs = select(ds, "adam", b1=0.9, b2=0.999)
 
     def miss(low: int, high: int) -> "xr.DataArray":

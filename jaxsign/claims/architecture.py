@@ -11,7 +11,7 @@ import numpy as np
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import manifest, need, one_point, select
 from jaxsign.analysis.stages import find_stages
-from jaxsign.claims.claim import Claim, Measure, Part, above, all_runs, one_family
+from jaxsign.claims.claim import Claim, Part, PerSeed, above, all_runs, one_family
 from jaxsign.claims.setting import Setting
 from jaxsign.systems.deep_transformer.problem import DeepProblem
 from jaxsign.systems.two_layer.presets import paper_like
@@ -116,7 +116,7 @@ def context_of(runs: "xr.Dataset") -> int:
     return int(runs["s21"].sizes.get("patch", 1)) + 1
 
 
-def _times_context(name: str) -> Measure:
+def _times_context(name: str) -> PerSeed:
     return lambda ds: head_attention(ds, name, 150).mean("head") * context_of(ds)
 
 
@@ -160,7 +160,7 @@ def excess_variation(runs: "xr.Dataset", layer: int = 0) -> "xr.DataArray":
     return (total - abs(s21.isel(step=-1) - s21.isel(step=0))).mean(["head", "sample"])
 
 
-def most(measure: Callable[["xr.Dataset", int], "xr.DataArray"]) -> Measure:
+def most(measure: Callable[["xr.Dataset", int], "xr.DataArray"]) -> PerSeed:
     """`turns` or `excess_variation` of the layer where it is largest."""
 
     def of(runs: "xr.Dataset") -> "xr.DataArray":
@@ -195,7 +195,7 @@ def time_to(runs: "xr.Dataset", level: float = 0.1) -> "xr.DataArray":
     return runs["step"].where(runs["train_loss"] < level).min("step").fillna(INF)
 
 
-def _deep(residual: float, measure: Measure, layer: int | None = None) -> Measure:
+def _deep(residual: float, measure: PerSeed, layer: int | None = None) -> PerSeed:
     """A measure of the runs with or without residual connections, of one layer or of the whole."""
 
     def of(ds: "xr.Dataset") -> "xr.DataArray":
@@ -205,7 +205,7 @@ def _deep(residual: float, measure: Measure, layer: int | None = None) -> Measur
     return of
 
 
-def _layers(residual: float, measure: Measure, worst: str) -> Measure:
+def _layers(residual: float, measure: PerSeed, worst: str) -> PerSeed:
     """The worst layer's number."""
 
     def of(ds: "xr.Dataset") -> "xr.DataArray":
@@ -218,7 +218,7 @@ def _layers(residual: float, measure: Measure, worst: str) -> Measure:
     return of
 
 
-def _at(name: str, step: int) -> Measure:
+def _at(name: str, step: int) -> PerSeed:
     """An observable at a step, averaged over all of its dimensions but the seed."""
 
     def of(runs: "xr.Dataset") -> "xr.DataArray":
@@ -287,7 +287,7 @@ def kept(runs: "xr.Dataset") -> "xr.DataArray":
     return count
 
 
-def _twice(measure: Measure) -> Measure:
+def _twice(measure: PerSeed) -> PerSeed:
     """What a measure is without residual connections, less twice what it is with them, on the same seeds."""
     return lambda ds: measure(connected(ds, 0.0)) - 2 * measure(connected(ds, 1.0))
 
@@ -296,7 +296,7 @@ def _slower(ds: "xr.Dataset") -> "xr.DataArray":
     return time_to(connected(ds, 0.0)) / time_to(connected(ds, 1.0))
 
 
-def _pair(label: str, measure: Measure) -> tuple[Part, ...]:
+def _pair(label: str, measure: PerSeed) -> tuple[Part, ...]:
     """A measure with and without residual connections, not judged."""
     return tuple(
         Part(f"{label}, {words}", functools.partial(lambda ds, r: measure(connected(ds, r)), r=residual), None)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 #: Chooses the runs that a claim is about.
 Runs: TypeAlias = Callable[["xr.Dataset"], "xr.Dataset"]
-#: One number per seed of these runs.
-Measure: TypeAlias = Callable[["xr.Dataset"], "xr.DataArray"]
+#: Measures runs: one number per seed.
+PerSeed: TypeAlias = Callable[["xr.Dataset"], "xr.DataArray"]
 JUDGES = ("seeds", "mean")
 #: First steps at which a gradient that claims with a horizon depend on is 0.
 WATCHED = ("first_frozen_query_noise", "first_frozen_key_noise", "first_frozen_query_signal")
@@ -55,7 +55,7 @@ class Part:
     """
 
     label: str
-    measure: Measure
+    measure: PerSeed
     interval: tuple[float, float] | None
     predict: float | Callable[["xr.Dataset"], Any] | None = None
 

@@ -162,7 +162,7 @@ def law_boundary(ds: "xr.Dataset", family: str) -> np.ndarray:
 
 
 def _ratio(ds: "xr.Dataset", family: str, loss: float = LOSS) -> "xr.DataArray":
-    """SNR* of a family over that of GD, the smallest over n; NaN where either is NaN.
+    """SNR* of a family over SNR* of GD, the smallest over n; NaN where either is NaN.
 
     A boundary beyond the axis is taken at the axis's end: then the ratio is at least what is given.
     """

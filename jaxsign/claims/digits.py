@@ -116,7 +116,7 @@ def _fall(ds: "xr.Dataset", family: str, point: str = "loss") -> "xr.DataArray":
 def _gap(
     ds: "xr.Dataset", family: str, name: str, other: str = "gd", point: str = "loss", scale: float = LOW
 ) -> "xr.DataArray":
-    """A number of one family minus that of another, same seeds, each at its tuned rate."""
+    """A number of one family minus the same of another one, on the same seeds, each at its tuned rate."""
     return _at(tuned(ds, family, point), name, scale) - _at(tuned(ds, other, point), name, scale)
 
 

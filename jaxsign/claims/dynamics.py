@@ -11,7 +11,7 @@ from jaxsign import theory
 from jaxsign.analysis.measures import MEASURES
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import manifest, need, numbers_of, optimizers_of, select
-from jaxsign.claims.claim import Claim, Measure, Part, above, at_level, one_family, real_numbers
+from jaxsign.claims.claim import Claim, Part, PerSeed, above, at_level, one_family, real_numbers
 from jaxsign.claims.setting import Setting
 from jaxsign.systems.two_layer import presets
 from jaxsign.systems.two_layer.problem import Hyper, Problem
@@ -118,7 +118,7 @@ def _eta(ds: "xr.Dataset") -> float:
     return rate
 
 
-def _measured(name: str) -> Measure:
+def _measured(name: str) -> PerSeed:
     """Reads one of the claim numbers: stored by a sweep's summary, or computed from every seed's trace."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
@@ -143,7 +143,7 @@ def _measured(name: str) -> Measure:
     return measure
 
 
-def _per_eta(name: str) -> Measure:
+def _per_eta(name: str) -> PerSeed:
     return lambda ds: _measured(name)(ds) / _eta(ds)
 
 
@@ -166,7 +166,7 @@ def _distance_from_law(ds: "xr.Dataset") -> "xr.DataArray":
     return distance
 
 
-def _rate_ratio(family: str) -> Measure:
+def _rate_ratio(family: str) -> PerSeed:
     """Local loss rate at t = 900 over the one at t = 300, each the slope over 100 steps around."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":

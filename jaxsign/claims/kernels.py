@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import best_rate, manifest, need, one_point
-from jaxsign.claims.claim import Claim, Measure, Part, all_runs
+from jaxsign.claims.claim import Claim, Part, PerSeed, all_runs
 from jaxsign.claims.setting import Setting
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def at_end(ds: "xr.Dataset", name: str, by: str = "train_ratio") -> "xr.DataArra
     return best_rate(finished, by=finished[by])[name].drop_vars(["optimizer", "family"], errors="ignore")
 
 
-def _start(name: str, **labels: Any) -> Measure:
+def _start(name: str, **labels: Any) -> PerSeed:
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
         need(ds, name)
         return at(ds, **labels)[name].sel(step=0).isel(optimizer=0, drop=True)
@@ -74,11 +74,11 @@ def _start(name: str, **labels: Any) -> Measure:
     return measure
 
 
-def _end(name: str, **labels: Any) -> Measure:
+def _end(name: str, **labels: Any) -> PerSeed:
     return lambda ds: at_end(at(ds, **labels), name)
 
 
-def _advantage(**labels: Any) -> Measure:
+def _advantage(**labels: Any) -> PerSeed:
     """log10 of the Gaussian kernel's final loss over softmax's, each at its best learning rate, seed by seed."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
@@ -89,7 +89,7 @@ def _advantage(**labels: Any) -> Measure:
     return measure
 
 
-def _factor(**labels: Any) -> Measure:
+def _factor(**labels: Any) -> PerSeed:
     """The same of the final loss over the initial one."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
@@ -99,7 +99,7 @@ def _factor(**labels: Any) -> Measure:
     return measure
 
 
-def _difference(name: str) -> Measure:
+def _difference(name: str) -> PerSeed:
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
         gaussian, softmax = (at_end(at(ds, kernel=kernel), name) for kernel in KERNELS[::-1])
         return gaussian - softmax
@@ -107,7 +107,7 @@ def _difference(name: str) -> Measure:
     return measure
 
 
-def _gradients(**labels: Any) -> Measure:
+def _gradients(**labels: Any) -> PerSeed:
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
         gaussian, softmax = (_start("gradient_norm", kernel=kernel, **labels)(ds) for kernel in KERNELS[::-1])
         return gaussian / softmax

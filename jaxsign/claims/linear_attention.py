@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import family_runs, manifest, need, one_point, select
-from jaxsign.claims.claim import Claim, Measure, Part, above, all_runs
+from jaxsign.claims.claim import Claim, Part, PerSeed, above, all_runs
 from jaxsign.claims.setting import Setting
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _late_gap(ds: "xr.Dataset") -> "xr.DataArray":
     return log_ratio.where(late, drop=True).mean("step", skipna=False)
 
 
-def _condition_ratio(step: int) -> Measure:
+def _condition_ratio(step: int) -> PerSeed:
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
         sgd, adam = _both(ds, "robust_condition")
         return sgd.sel(step=step, drop=True) / adam.sel(step=step, drop=True)
@@ -77,8 +77,8 @@ def _l0_l1(ds: "xr.Dataset") -> "xr.DataArray":
     return xr.corr(x, y, "step")
 
 
-def _noise(number: Callable[[np.ndarray], float], heavy: str, light: str | None = None) -> Measure:
-    """A number of the gradient noise at one law of inputs, or how many times it is that of another."""
+def _noise(number: Callable[[np.ndarray], float], heavy: str, light: str | None = None) -> PerSeed:
+    """A number of the gradient noise at one law of inputs, or its ratio to the number at another law."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
         import xarray as xr
@@ -132,7 +132,7 @@ def _depth_slope(ds: "xr.Dataset") -> "xr.DataArray":
 
 
 def _softmax_ratio(ds: "xr.Dataset") -> "xr.DataArray":
-    """Last loss of softmax over that of linear attention, each with Adam at its best learning rate."""
+    """Last loss of softmax over the last loss of linear attention, each with Adam at its best learning rate."""
     softmax, linear = (_best(ds, "attention", "adam", attention=name) for name in ("softmax", "linear"))
     return softmax / linear
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxsign.analysis.measures import slope
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import best_rate, manifest, need, numbers_of
-from jaxsign.claims.claim import Claim, Measure, Part, above, all_runs
+from jaxsign.claims.claim import Claim, Part, PerSeed, above, all_runs
 from jaxsign.claims.setting import Setting
 from jaxsign.systems.residual.problem import ResidualHyper, ResidualProblem
 
@@ -111,7 +111,7 @@ def best(ds: "xr.Dataset") -> "xr.Dataset":
 def worst(ds: "xr.Dataset", name: str, step: int) -> "xr.DataArray":
     """The condition number or smallest singular value of H at one recorded step, of the layer where it is worst.
 
-    Singular values below the rounding of the largest one count as that rounding: what is smaller is not known.
+    Singular values below the rounding of the largest one count as that rounding, since rounding hides them.
 
     Args:
       ds: Dataset with attention_singular_values and `name`.
@@ -185,12 +185,12 @@ def _late_over_predicted(steps: np.ndarray, log_loss: np.ndarray, predicted: np.
     return _late(steps, log_loss, predicted) / float(np.mean(predicted[_window(steps, 0.5, 1.0)]))
 
 
-def _at_start(name: str, attention: float, ffn: float) -> Measure:
+def _at_start(name: str, attention: float, ffn: float) -> PerSeed:
     """The worst layer's number at the start, where it is the same at every learning rate."""
     return lambda ds: worst(ablated(ds.isel(optimizer=0), attention, ffn), name, 0)
 
 
-def _between(name: str, over: tuple[float, float], under: tuple[float, float]) -> Measure:
+def _between(name: str, over: tuple[float, float], under: tuple[float, float]) -> PerSeed:
     """That number with one choice of residuals over that with another."""
     return lambda ds: _at_start(name, *over)(ds) / _at_start(name, *under)(ds)
 
@@ -235,7 +235,7 @@ def _steps(ds: "xr.Dataset", eta: float) -> "xr.Dataset":
     return ds.isel(optimizer=int(np.flatnonzero(rates == eta)[0]), step=slice(1, None))
 
 
-def _margin(eta: float, depth: int | None = None) -> Measure:
+def _margin(eta: float, depth: int | None = None) -> PerSeed:
     """Smallest (1 - eta s^2) - L(t)/L(t-1) over every step, each residual on and off, and the depths."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
@@ -248,7 +248,7 @@ def _margin(eta: float, depth: int | None = None) -> Measure:
     return measure
 
 
-def _curvature(eta: float) -> Measure:
+def _curvature(eta: float) -> PerSeed:
     """Largest eta c over every step with both residuals: the bound is proved where it is at most 1."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":

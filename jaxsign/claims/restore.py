@@ -19,18 +19,18 @@ from jaxsign.analysis.runs import (
     one_point,
     select,
 )  # fmt: skip
-from jaxsign.claims.claim import Claim, Measure, Part, above, all_runs, at_level
+from jaxsign.claims.claim import Claim, Part, PerSeed, above, all_runs, at_level
 from jaxsign.claims.dynamics import problem_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
-#: One of each seed, or that of a law.
+#: An error of every seed, or the error that a law predicts.
 Number = TypeVar("Number", "xr.DataArray", float)
 INF = math.inf
 #: Training loss, in nat, at which runs are compared; half-way up for the laws, which hold while all p_i are alike.
 LEVEL, LAW_LEVEL = 0.1, 0.3
-#: The smallest training loss at which runs without decay are read to compare them with the last step of one with it.
+#: Runs without decay are compared with the last step of a run with decay, at this training loss or above.
 LAST_LEVEL = 0.01
 OVER_BATCHES = ("paper_like over batch_size",)
 FROZEN_OVER_BATCHES = ("w_v alone trained, paper_like over batch_size",)
@@ -62,15 +62,16 @@ def frozen(ds: "xr.Dataset") -> bool:
     return manifest(ds)["definition"].get("trainable") == ["w_v"]
 
 
-def _trained(ds: "xr.Dataset", wanted: bool = True) -> None:
+def _need_attention(ds: "xr.Dataset", trained: bool = True) -> None:
+    """Raises CannotDecide unless attention was trained, or was frozen, and losses and errors are there."""
     need(ds, "train_loss", "test_error")
-    if frozen(ds) == wanted:
-        raise CannotDecide(f"needs runs whose attention is {'trained' if wanted else 'frozen'}")
+    if frozen(ds) == trained:
+        raise CannotDecide(f"needs runs whose attention is {'trained' if trained else 'frozen'}")
 
 
 def _ends(ds: "xr.Dataset", level: float = LEVEL) -> "tuple[xr.Dataset, xr.DataArray, xr.DataArray]":
     """(Dataset at a training loss, error of SignGD with all examples there, error of GD there)."""
-    _trained(ds)
+    _need_attention(ds)
     at, whole = at_level(ds, level, "test_error"), whole_batch(ds)
     return at, _one(at, "sign_gd", whole)["test_error"], _one(at, "gd", whole)["test_error"]
 
@@ -101,7 +102,7 @@ def _law_closed(ds: "xr.Dataset", family: str, batch: int) -> float:
 
 def _off_law(ds: "xr.Dataset", family: str, batch: int) -> "xr.DataArray":
     """Test error minus law where the training loss falls below .3, attention frozen."""
-    _trained(ds, wanted=False)
+    _need_attention(ds, trained=False)
     at = _one(at_level(ds, LAW_LEVEL, "test_error"), family, batch)
     steps = float(at["step"].mean())
     if not math.isfinite(steps):
@@ -128,10 +129,11 @@ def _by_decay(ds: "xr.Dataset", family: str, kind: str) -> "xr.DataArray":
     return closed(_one(at, family)["test_error"], after, goal)
 
 
-def settled(ds: "xr.Dataset", family: str) -> "tuple[xr.Dataset, float]":
-    """The last step of the strength of decay with the smallest mean test error there, and its mean training loss.
+def end_of_best_decay(ds: "xr.Dataset", family: str) -> "tuple[xr.Dataset, float]":
+    """The last step of the runs with the best strength of decay, and their mean training loss at it.
 
-    Only strengths that end at a training loss of .1 or less count: more decay does not fit the data.
+    The best strength has the smallest mean test error at the last step. Only strengths that end at a training loss of
+    .1 or less count: more decay does not fit the data.
 
     Raises:
       CannotDecide: if there are none.
@@ -145,13 +147,14 @@ def settled(ds: "xr.Dataset", family: str) -> "tuple[xr.Dataset, float]":
     return drop_labels(best), float(best["mean_loss"])
 
 
-def _by_settled_decay(ds: "xr.Dataset", family: str, kind: str) -> "xr.DataArray":
-    """Share of the gap that is closed at the last step; the others are read at that training loss, .01 at least.
+def _by_decay_at_end(ds: "xr.Dataset", family: str, kind: str) -> "xr.DataArray":
+    """Share of the gap that decay closes by the last step.
 
-    Where levels of the training loss were captured, that is the nearest one at or above.
+    SignGD, Adam and GD without decay are read at the training loss of that step, but not below .01. Where runs captured
+    levels, they are read at the nearest level at or above it.
     """
-    _trained(ds)
-    end, loss = settled(ds, f"{family}_{kind}")
+    _need_attention(ds)
+    end, loss = end_of_best_decay(ds, f"{family}_{kind}")
     loss = max(loss, LAST_LEVEL)
     above = [level for level in ds["level"].values.tolist() if level >= loss] if "level" in ds.coords else []
     at = at_level(ds, min(above, default=loss), "test_error")
@@ -179,7 +182,7 @@ def stopped(runs: "xr.Dataset") -> "xr.DataArray":
     """Error on the second half of the test set at the first step with the smallest error on the first half.
 
     Args:
-      runs: test_error and validation_error over step, that of the first half; the halves are equally large.
+      runs: test_error, and validation_error of the first half, over step; the halves are equally large.
     """
     need(runs, "test_error", "validation_error")
     held_out = 2 * runs["test_error"] - runs["validation_error"]
@@ -189,8 +192,8 @@ def stopped(runs: "xr.Dataset") -> "xr.DataArray":
 
 
 def _by_stopping(ds: "xr.Dataset", family: str) -> "xr.DataArray":
-    """Share of the gap, all on the held-out half: a family's error at training loss .1 against its stop and GD's."""
-    _trained(ds)
+    """Share of the gap at training loss .1 that early stopping closes; all errors are of the held-out half."""
+    _need_attention(ds)
     need(ds, "validation_error")
     whole = whole_batch(ds)
     at = _one(at_level(ds, LEVEL, "test_error", "validation_error"), family, whole)
@@ -203,7 +206,7 @@ def _with_feature_noise(ds: "xr.Dataset", batch: int) -> "xr.DataArray":
     definition = manifest(ds)["definition"]
     if (definition.get("hyper") or {}).get("alpha") != 0.2 or (definition.get("problem") or {}).get("n") != 200:
         raise CannotDecide("needs the data with alpha=.2 and n=200")
-    _trained(ds)
+    _need_attention(ds)
     ds = one_point(ds, "batch_size")
     return _one(at_level(ds, LEVEL, "test_error"), "adam", batch)["test_error"]
 
@@ -212,7 +215,7 @@ def _claim(
     name: str,
     statement: str,
     settings: tuple[str, ...],
-    *parts: tuple[str, Measure, Any, Any],
+    *parts: tuple[str, PerSeed, Any, Any],
     why: str = "",
 ) -> Claim:
     return Claim(
@@ -288,7 +291,7 @@ CLAIMS: tuple[Claim, ...] = (
                 0.0,
             )
             for words, family in (("SignGD", "sign_gd"), ("Adam", "adam"))
-            for when, measure in ((_share, _by_decay), (_late, _by_settled_decay))
+            for when, measure in ((_share, _by_decay), (_late, _by_decay_at_end))
         ),
     ),
     _claim(
@@ -303,7 +306,7 @@ CLAIMS: tuple[Claim, ...] = (
                 None,
             )
             for words, family in (("SignGD", "sign_gd"), ("Adam", "adam"))
-            for when, measure, interval in ((_late, _by_settled_decay, _HALF_OR_MORE), (_share, _by_decay, None))
+            for when, measure, interval in ((_late, _by_decay_at_end, _HALF_OR_MORE), (_share, _by_decay, None))
         ),
         why="the value layer does as said: with attention frozen at 1/2 SignGD ends at an error of .10 (lambda=.03; GD "
         ".10). But attention turns to the noise by t = 130, before weights settle, and stays there (s_21 = .03)",

@@ -285,7 +285,7 @@ def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str]
             if row is not None:
                 rows.append(row)
                 continue
-            # Variations of a preset and other sweeps beside it are there for single claims, not for all.
+            # A variation of a preset, or a sweep beside it, was made for single claims: others would only be noise.
             other = setting == Setting("custom") and sum(name == system for name, _ in places) > 1
             kept = beside if setting.is_variation or other else missing
             kept.append((claim.id, str(setting), "; ".join(dict.fromkeys(reasons))))

@@ -14,7 +14,8 @@ import xarray as xr
 
 import jaxsign as js
 from jaxsign import plot, theory
-from jaxsign.analysis.stages import flipped, manifest
+from jaxsign.analysis.runs import manifest, select
+from jaxsign.analysis.stages import flipped
 from jaxsign.claims import adam
 
 #: Of b2 or Signum's beta, also told apart in grey.
@@ -73,7 +74,7 @@ def trace_distance(ds, runs):
     steps = ds["step"].values
     grid = np.unique(np.geomspace(20, min(UNTIL, steps[-1]), 40).astype(int))
     places = np.unique(np.searchsorted(steps, grid))
-    sign = adam.point(ds, "sign_gd")
+    sign = select(ds, "sign_gd")
     gap = np.log10(runs["train_loss"]) - np.log10(sign["train_loss"])
     return np.abs(gap).isel(step=places[places < steps.size]).mean("step", skipna=False)
 
@@ -99,7 +100,7 @@ def lines(entries, b2s):
     for b2 in b2s:
         ds = entries["late" if b2 == 0.999 else "betas"]
         if (0.9, b2) in {(one, other) for _, one, other in pairs(ds)}:
-            yield b2, adam.point(ds, "adam", b1=0.9, b2=b2)
+            yield b2, select(ds, "adam", b1=0.9, b2=b2)
 
 
 def local_rates(ax, entries):
@@ -120,7 +121,7 @@ def local_rates(ax, entries):
 
 def losses(ax, entries):
     """Training loss of SignGD and of Adam with b1 = .9."""
-    sign = adam.point(entries["late"], "sign_gd")
+    sign = select(entries["late"], "sign_gd")
     plot.band(ax, sign["step"], sign["train_loss"].transpose("seed", "step"), "SignGD", color="k")
     for b2, runs in lines(entries, (0.5, 0.9, 0.99, 0.999)):
         values = runs["train_loss"].transpose("seed", "step")
@@ -134,7 +135,7 @@ def agreements(ax, ds):
     for b2, line in ((0.9, "-"), (0.999, ":")):
         if (0.9, b2) not in {(b1, b2) for _, b1, b2 in pairs(ds)}:
             continue
-        runs = adam.point(ds, "adam", b1=0.9, b2=b2)
+        runs = select(ds, "adam", b1=0.9, b2=b2)
         for group, name, colour in (("q", "query", "#0072B2"), ("k", "key", "#D55E00"), ("v", "value", "#009E73")):
             values = runs[f"update_agreement_{group}"].transpose("seed", "step")
             plot.band(ax, ds["step"], values, name if line == "-" else None, color=colour, ls=line)
@@ -153,7 +154,7 @@ def eps_panel(ax, ds):
         label = "value slope" if line == "-" else None
         plot.band(ax, values, slope.transpose("seed", "eps"), label, color="#009E73", ls=line, marker="o", ms=2)
         if late:
-            rates = xr.concat([adam.rate(adam.point(ds, "adam", b2=b2, eps=e), 1100, 1500) for e in values], "eps")
+            rates = xr.concat([adam.rate(select(ds, "adam", b2=b2, eps=e), 1100, 1500) for e in values], "eps")
             rates = (rates / rates.isel(eps=0)).transpose("seed", "eps")
             label = "late rate" if line == "-" else None
             plot.band(ax, values, rates, label, color="#D55E00", ls=line, marker="s", ms=2)
@@ -166,7 +167,7 @@ def eps_panel(ax, ds):
 def signum_panel(ax, ds):
     """Share of opposed query noise (lines) that has turned under Signum."""
     for beta in sorted(set(ds["beta"].values.tolist())):
-        runs = adam.point(ds, "signum", beta=beta)
+        runs = select(ds, "signum", beta=beta)
         turned = flipped(runs, "query_noise").sel(step=slice(100, UNTIL)) if 100 in ds["step"] else None
         if turned is not None:
             plot.band(ax, turned["step"], turned.transpose("seed", "step"), rf"$\beta={beta:g}$", color=SHADES[beta])
@@ -179,14 +180,12 @@ def signum_times(ax, ds):
     betas = sorted(set(ds["beta"].values.tolist()))
     stages = js.find_stages(ds)
     for name, mark, colour in (("t_II", "o", "#0072B2"), ("t_III", "s", "#D55E00"), ("t_IV", "^", "#009E73")):
-        times = xr.concat(
-            [adam.point(stages.assign(status=ds["status"]), "signum", beta=b)[name] for b in betas], "beta"
-        )
+        times = xr.concat([select(stages.assign(status=ds["status"]), "signum", beta=b)[name] for b in betas], "beta")
         label = rf"$t_\mathrm{{{name[2:]}}}$ / that of $\beta=0$"
         ratio = (times / times.isel(beta=0)).transpose("seed", "beta")
         plot.band(ax, range(len(betas)), ratio, label, color=colour, marker=mark, ms=2.5)
     if {1100, 1500} <= set(ds["step"].values.tolist()):
-        runs = [adam.point(ds, "signum", beta=beta) for beta in betas]
+        runs = [select(ds, "signum", beta=beta) for beta in betas]
         rates = xr.concat([adam.rate(one, 1100, 1500) / adam.late_law(one) for one in runs], "beta")
         plot.band(ax, range(len(betas)), rates.transpose("seed", "beta"), "late rate / law", color="k", ls="--")
     ax.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])

@@ -12,7 +12,7 @@ import numpy as np
 import jaxsign as js
 from jaxsign import plot
 from jaxsign.analysis.equal_loss import levels_of
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest
 from jaxsign.claims.bridge import noise_share
 from jaxsign.claims.residual import ablated
 

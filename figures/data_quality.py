@@ -13,7 +13,7 @@ import xarray as xr
 
 import jaxsign as js
 from jaxsign import plot, theory
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest
 from jaxsign.claims import data_quality as quality
 from jaxsign.claims.dynamics import problem_of
 

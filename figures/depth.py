@@ -11,7 +11,7 @@ import numpy as np
 
 import jaxsign as js
 from jaxsign import plot
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest
 from jaxsign.claims.architecture import connected, excess_variation, most, time_to, turns
 from jaxsign.validation.values import local_path
 

@@ -14,7 +14,7 @@ import numpy as np
 
 import jaxsign as js
 from jaxsign import plot
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest
 from jaxsign.claims.digits import DISPUTED, LEVEL, MODELS, compared, setting_of, tuned
 from jaxsign.systems.digits import data as data_of
 from jaxsign.systems.digits.models import one_step_margins
@@ -195,7 +195,7 @@ def variants_figure(runs):
     columns = [(point, name) for point in ("loss", "end") for name in NAMES]
     fig, axes = plt.subplots(len(runs), 6, figsize=(7.0, 1.15 * len(runs) + 0.8), squeeze=False)
     for row, (_, ds) in enumerate(runs.items()):
-        setting = setting_of(ds).removesuffix(" over scale")
+        setting = str(setting_of(ds)).removesuffix(" over scale")
         for column, (point, name) in enumerate(columns):
             ax = axes[row, column]
             first = row + column == 0

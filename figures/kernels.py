@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm
 
 import jaxsign as js
 from jaxsign import plot
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest
 
 NAMES = {"softmax": "softmax", "gaussian": "Gaussian", "linear": "linear"}
 COLOURS = {"softmax": "#0072B2", "gaussian": "#D55E00", "linear": "#009E73"}

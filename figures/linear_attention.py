@@ -12,7 +12,7 @@ import numpy as np
 
 import jaxsign as js
 from jaxsign import plot
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest
 from jaxsign.claims.claim import one_family
 
 SETTINGS = {
@@ -37,7 +37,7 @@ PUBLISHED = {"normal_20": (0.02, 0.02), "normal_5": (0.01, 0.005), "gamma_20": (
 def over_steps(ax, ds, name, labels=False):
     """An observable of both optimizers over the steps at which it was measured."""
     for family, look in FAMILIES.items():
-        runs = one_family(ds, family)
+        runs = one_family(family)(ds)
         values = runs[name].dropna("step", how="all")
         shown = look if labels else {**look, "label": None}
         plot.band(ax, values["step"], values.transpose("seed", "step"), **shown)
@@ -85,7 +85,7 @@ def quantiles(ax, noise):
 
 def scatter(ax, ds):
     """Gradient norm and smoothness along the step that it led to, Adam, t < 2000, one seed a shade."""
-    runs = one_family(ds, "adam").sel(step=slice(1, 1999))
+    runs = one_family("adam")(ds).sel(step=slice(1, 1999))
     for seed in range(runs.sizes["seed"]):
         x, y = (runs[name].isel(seed=seed) for name in ("gradient_before", "directional_smoothness"))
         there = y > 0
@@ -112,7 +112,7 @@ def kinds(ax, softmax, full):
         place = int(runs["train_loss"].isel(step=-1).median("seed").argmin("optimizer"))
         values = runs["train_loss"].isel(optimizer=place).transpose("seed", "step")
         plot.band(ax, runs["step"], values, kind, **look)
-    runs = one_family(full, "adam").sel(step=slice(0, int(softmax["step"][-1])))
+    runs = one_family("adam")(full).sel(step=slice(0, int(softmax["step"][-1])))
     plot.band(ax, runs["step"], runs["train_loss"].transpose("seed", "step"), "linear, full", color="k", ls="--")
     ax.set(yscale="log", xlabel="step t", ylabel="loss")
     ax.legend(fontsize=5, loc="upper right", bbox_to_anchor=(1, 0.9))

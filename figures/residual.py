@@ -11,7 +11,7 @@ import xarray as xr
 
 import jaxsign as js
 from jaxsign import plot
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest
 from jaxsign.claims.residual import ablated, best
 from jaxsign.validation.values import local_path
 

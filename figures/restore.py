@@ -12,9 +12,9 @@ import numpy as np
 import jaxsign as js
 from jaxsign import plot, theory
 from jaxsign.analysis.equal_loss import levels_of
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import family_runs, manifest
 from jaxsign.claims.dynamics import problem_of
-from jaxsign.claims.restore import batch_law, runs_of, whole_batch
+from jaxsign.claims.restore import batch_law, whole_batch
 
 LEVEL = 0.1
 FAMILIES = ("sign_gd", "adam", "gd")
@@ -24,7 +24,7 @@ TRAINED, FROZEN = {"ls": "-", "ms": 3}, {"ls": ":", "ms": 2.5, "mfc": "white", "
 
 def one(ds, family, **place):
     """The runs of a family at a place of the axes, dims (seed, ...), without what would not match."""
-    found = runs_of(ds, family).sel(place)
+    found = family_runs(ds, family).sel(place)
     found = found.isel(optimizer=0) if found.sizes["optimizer"] == 1 else found
     return found.drop_vars([name for name in found.coords if name not in found.dims])
 
@@ -74,7 +74,7 @@ def against_decay(ax, runs):
         there = set(ends["family"].values.tolist())
         for family in ("sign_gd", "adam"):
             for kind in [kind for kind in ("coupled", "decoupled") if f"{family}_{kind}" in there]:
-                found = runs_of(ends, f"{family}_{kind}")
+                found = family_runs(ends, f"{family}_{kind}")
                 fits = found["train_loss"].mean("seed") <= LEVEL
                 values = found["test_error"].where(fits).transpose("seed", "optimizer")
                 plot.band(
@@ -93,7 +93,7 @@ def against_decay(ax, runs):
 def against_temperature(ax, runs):
     """Test error at training loss .1 over temperatures, with the law at the start and at p = .1."""
     for entry, look in (("rules", TRAINED), ("rules_frozen", FROZEN)):
-        found = runs_of(js.at_train_loss(runs[entry], LEVEL, ["test_error"], leaps=False), "smooth_sign_gd")
+        found = family_runs(js.at_train_loss(runs[entry], LEVEL, ["test_error"], leaps=False), "smooth_sign_gd")
         values = found["test_error"].transpose("seed", "optimizer")
         label = "attention trained" if entry == "rules" else "frozen at 1/2"
         plot.band(ax, found["temperature"], values, label, color="#CC79A7", marker="D", **look)

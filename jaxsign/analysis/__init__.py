@@ -1,1 +1,1 @@
-"""Reading results: stages, equal training loss, numbers of one run, curvature, loss landscapes."""
+"""How are results read? Runs, stages, equal training loss, numbers of one run, curvature, loss landscapes."""

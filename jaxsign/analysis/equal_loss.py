@@ -1,38 +1,41 @@
-"""Reads results at equal training loss, which is how optimizers are compared. No training."""
+"""How do optimizers compare at equal training loss?"""
 
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxsign.analysis.stages import need
+from jaxsign.analysis.runs import need
 from jaxsign.store.levels import SUFFIX
 from jaxsign.validation.values import known, name_tuple, real
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Two records that a reading is interpolated from: the training loss may fall by this factor between them, and what is
 #: read may change by this share of its range over the run.
 FACTOR, SHARE = 1.1, 0.04
-#: Nothing lies between consecutive steps. But where one step changes what is read by more than this share of its
+#: Consecutive steps are always close enough. But where one step changes a variable by more than this share of its
 #: largest size in the run, as GD's first step does at a large learning rate, no state of the run is near the level.
 LEAP = 0.25
 _CODES = "0 read, 1 never falls to it, 2 there from the start, 3 records too far apart, 4 one step leaps over it"
 
 
 def at_train_loss(
-    ds: Any, level: float | Sequence[float], names: Sequence[str] | None = None, *, leaps: bool = True
-) -> Any:
+    ds: "xr.Dataset", level: float | Sequence[float], names: Sequence[str] | None = None, *, leaps: bool = True
+) -> "xr.Dataset":
     """Every variable where the training loss L first falls to a level: how optimizers are compared.
 
         value = (1-w) value_0 + w value_1,   w = log(L_0/level) / log(L_0/L_1)
 
     Where the runs captured this level (`levels=` of `js.Sweep` and `js.train`), 1 is the first step with L at or below
-    the level and 0 the step before it; what is observed of a step is that of the step from 0 to 1. Elsewhere 0 and 1
-    are the records around the crossing at which the variable is known, and a reading is given only if they are
+    the level and 0 is the step before it; observables of a step, such as smoothness, belong to the step from 0 to 1.
+    Elsewhere 0 and 1 are the records around the crossing at which the variable is known. They are read only if they are
     consecutive steps, or close: L_1 <= level < L_0 <= 1.1 L_1, and the two values differ by at most .04 of the range
-    that the variable has in that run. A run that falls to the level between records only counts as one that never does.
-    Where one step leaps over the level, from a value to another one that differs by more than a quarter of the
-    variable's largest size in that run, no state of the run is near the level: what is between the two is marked.
+    that the variable has in that run. A run that falls to the level only between records counts as one that never does.
+    One step leaps over the level if it changes the variable by more than a quarter of the variable's largest size in
+    that run: no state of the run is near the level then, and the reading is marked.
 
     Args:
       ds: Dataset with train_loss and a step dimension, or with captured levels.
@@ -43,10 +46,10 @@ def at_train_loss(
     Returns:
       Dataset without the step dimension (which becomes the variable `step`). NaN where a run never falls to the level,
       where it is there from the start, where records are too far apart and, without `leaps`, where a step leaps over
-      it; the attributes `not_reached`, `below_at_start`, `too_coarse` and `leaps` count these runs (of several levels:
-      all together), and the variable `reading` says of each: 0 read, 1 never falls to the level, 2 there from the
-      start, 3 records too far apart, 4 one step leaps over it. Means over runs take `skipna=False`, or are of those
-      that get there.
+      it. The attributes `not_reached`, `below_at_start`, `too_coarse` and `leaps` count these runs (of several levels:
+      all together). The variable `reading` gives the reason for each: 0 read, 1 never falls to the level, 2 there from
+      the start, 3 records too far apart, 4 one step leaps over it. A mean over runs takes `skipna=False`, or is the
+      mean over the runs that reach the level.
 
     Warns:
       UserWarning: once, if runs are at a level from the start, records are too far apart or, without `leaps`, steps
@@ -64,8 +67,8 @@ def at_train_loss(
     import xarray as xr
 
     several = np.ndim(level) == 1
-    asked: list[Any] = [*level] if isinstance(level, Iterable) and several else [level]
-    levels = [real("level", one, low=0.0, open_low=True) for one in asked]
+    given: list[Any] = [*level] if isinstance(level, Iterable) and several else [level]
+    levels = [real("level", one, low=0.0, open_low=True) for one in given]
     if not levels:
         raise ValueError(f"level must be a training loss > 0 or a list of at least one, got level={level!r}")
     names = name_tuple("names", names)
@@ -76,37 +79,37 @@ def at_train_loss(
     if notes:
         warnings.warn("; ".join(notes), UserWarning, stacklevel=2)
     values = [xr.Dataset(one.values) for one in read]
-    found = xr.concat(values, xr.IndexVariable("level", levels)) if several else values[0]
-    found = found.transpose(..., "level") if several else found
+    readings = xr.concat(values, xr.IndexVariable("level", levels)) if several else values[0]
+    readings = readings.transpose(..., "level") if several else readings
     code = [one.code() for one in read]
-    runs = found["step"].dims[:-1] if several else found["step"].dims
+    runs = readings["step"].dims[:-1] if several else readings["step"].dims
     axis = (*runs, "level") if several else runs
     about = {"long_name": _CODES}
-    found = found.assign(reading=(axis, np.stack(code, -1) if several else code[0], about))
-    kept = {name: v for name, v in ds.data_vars.items() if "step" not in v.dims and not name.endswith(SUFFIX)}
+    readings = readings.assign(reading=(axis, np.stack(code, -1) if several else code[0], about))
+    kept = {name: v for name, v in ds.data_vars.items() if "step" not in v.dims and not str(name).endswith(SUFFIX)}
     counts = {"not_reached": lambda one: ~one.reached, "below_at_start": lambda one: one.below}
     counts |= {"too_coarse": lambda one: one.some(one.coarse), "leaps": lambda one: one.some(one.leaps)}
     attrs: dict[str, Any] = {name: sum(int(count(one).sum()) for one in read) for name, count in counts.items()}
     attrs["train_loss_level"] = levels if several else levels[0]
-    return found.assign(kept).assign_attrs({**ds.attrs, **attrs})
+    return readings.assign(kept).assign_attrs({**ds.attrs, **attrs})
 
 
-def levels_of(ds: Any, otherwise: Iterable[float]) -> list[float]:
+def levels_of(ds: "xr.Dataset", otherwise: Iterable[float]) -> list[float]:
     """The levels that a Dataset's runs captured, highest first; `otherwise` if they captured none."""
     return [float(level) for level in (np.atleast_1d(ds["level"].values) if f"step{SUFFIX}" in ds else otherwise)]
 
 
-def with_captured(ds: Any, names: Iterable[str]) -> list[str]:
-    """Those of the names that a Dataset holds, and what its runs captured of them: what a selection must keep.
+def with_captured(ds: "xr.Dataset", names: Iterable[str]) -> list[str]:
+    """The names that a Dataset holds, with the variables captured at levels: a selection of variables must keep them.
 
     Examples:
       >>> import xarray as xr
       >>> with_captured(xr.Dataset({"train_loss": 1.0, "step_at_level": 1, "train_loss_at_level": 0.1}), ["train_loss"])
       ['train_loss', 'step_at_level', 'train_loss_at_level']
     """
-    asked = list(names)
-    captured = [f"{name}{SUFFIX}" for name in dict.fromkeys(["step", "train_loss", *asked])]
-    return [name for name in (*asked, *captured) if name in ds]
+    wanted = list(names)
+    captured = [f"{name}{SUFFIX}" for name in dict.fromkeys(["step", "train_loss", *wanted])]
+    return [name for name in (*wanted, *captured) if name in ds]
 
 
 class _Reading(NamedTuple):
@@ -133,7 +136,7 @@ class _Reading(NamedTuple):
     kept: bool
 
     @classmethod
-    def of(cls, ds: Any, level: float, names: Sequence[str] | None, keep: bool) -> "_Reading":
+    def of(cls, ds: "xr.Dataset", level: float, names: Sequence[str] | None, keep: bool) -> "_Reading":
         """From what was captured, else from records."""
         if f"train_loss{SUFFIX}" in ds and level in np.atleast_1d(ds["level"].values).tolist():
             values, reached, below, leaps = _captured(ds, level, names)
@@ -145,7 +148,8 @@ class _Reading(NamedTuple):
         coarse: dict[str, np.ndarray] = {}
         largest = 0
         if records is not None:
-            for name, variable in {"step": ds["step"].astype(float), **ds.data_vars}.items():
+            variables = {str(name): variable for name, variable in ds.data_vars.items()}
+            for name, variable in {"step": ds["step"].astype(float), **variables}.items():
                 wanted = names is None or name in ("step", *names)
                 if "step" in variable.dims and name not in values and wanted:
                     values[name], apart, over, spacing = records.read(variable, name not in ("step", "train_loss"))
@@ -161,7 +165,7 @@ class _Reading(NamedTuple):
         return cls(level, values, reached, below, coarse, leaps, largest, keep)
 
     def some(self, of: dict[str, np.ndarray]) -> np.ndarray:
-        """(runs) bool, whether a run is among those of some variable."""
+        """(runs) bool, whether a run is marked for some variable."""
         return np.logical_or.reduce([np.zeros(np.shape(self.reached), bool), *of.values()])
 
     def code(self) -> np.ndarray:
@@ -197,18 +201,18 @@ def _weight(before: np.ndarray, here: np.ndarray, level: float) -> np.ndarray:
 
 
 def _between(before: Any, here: Any, weight: Any) -> Any:
-    """The interpolated value; at either end it is that end's own, whatever the other one is."""
+    """The interpolated value; at either end it is the value there, also where the other one is NaN."""
     with np.errstate(invalid="ignore"):  # 0 * inf, of an end that does not count
         return np.where(weight == 1.0, here, np.where(weight == 0.0, before, (1 - weight) * before + weight * here))
 
 
 def _captured(
-    ds: Any, level: float, wanted: Sequence[str] | None
+    ds: "xr.Dataset", level: float, wanted: Sequence[str] | None
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """({variable: readings}, runs that reach the level, that are there from the start, {variable: runs that leap})."""
     import xarray as xr
 
-    names = [name for name in ds.data_vars if name.endswith(SUFFIX)]
+    names = [name for name in map(str, ds.data_vars) if name.endswith(SUFFIX)]
     if wanted is not None:
         names = [name for name in names if name.removesuffix(SUFFIX) in ("step", "train_loss", *wanted)]
     at = ds[names]
@@ -223,28 +227,28 @@ def _captured(
     out, leaps = {}, {}
     for name in names:
         pair = at[name].transpose(*first.dims, "crossing", ...)
-        own = tuple(dim for dim in pair.dims if dim not in (*first.dims, "crossing"))
+        inner = tuple(dim for dim in pair.dims if dim not in (*first.dims, "crossing"))
         values = np.moveaxis(pair.values, first.ndim, 0)
 
-        def wide(array: np.ndarray, own: tuple[str, ...] = own) -> np.ndarray:
-            return np.reshape(array, (*np.shape(array), *(1,) * len(own)))
+        def wide(array: np.ndarray, inner: tuple[Hashable, ...] = inner) -> np.ndarray:
+            return np.reshape(array, (*np.shape(array), *(1,) * len(inner)))
 
         base, over = name.removesuffix(SUFFIX), np.zeros_like(reached)
         if base not in ("step", "train_loss"):
             trace = None
             if base in ds and "step" in ds[base].dims:
-                trace = ds[base].broadcast_like(first).transpose(*first.dims, *own, "step").values
+                trace = ds[base].broadcast_like(first).transpose(*first.dims, *inner, "step").values
             over = crosses & _leaps(values[0], values[1], trace, first.ndim)
         value = _between(values[0], values[1], wide(weight))
         value = np.where(wide(crosses), value, np.nan)
-        out[base] = xr.DataArray(value, first.coords, (*first.dims, *own), attrs=pair.attrs)
+        out[base] = xr.DataArray(value, first.coords, (*first.dims, *inner), attrs=pair.attrs)
         leaps[base] = over
     out["train_loss"] = out["train_loss"].where(out["train_loss"].isnull(), level)
     return out, reached, below, leaps
 
 
 def _like(runs: np.ndarray, value: Any) -> np.ndarray:
-    """Of every run, for a variable with dimensions of its own."""
+    """(runs) numbers with as many further dimensions of length 1 as a variable has besides the runs."""
     return np.reshape(runs, (*runs.shape, *(1,) * (value.ndim - runs.ndim)))
 
 
@@ -253,8 +257,8 @@ def _leaps(low: np.ndarray, high: np.ndarray, trace: np.ndarray | None, runs: in
 
     Args:
       low: (runs, ...) its value before the step.
-      high: (runs, ...) that after it.
-      trace: (runs, ..., steps) what was recorded, NaN where it was not; None if nothing was.
+      high: (runs, ...) its value after the step.
+      trace: (runs, ..., steps) its recorded values, NaN where none was recorded; None if none is.
       runs: number of the runs' dimensions.
     """
     largest = np.fmax(np.abs(low), np.abs(high)).astype(float)
@@ -277,7 +281,7 @@ class _Records(NamedTuple):
       below: (runs) bool, whether it is the first record.
     """
 
-    runs: Any
+    runs: "xr.DataArray"
     steps: np.ndarray
     loss: np.ndarray
     level: float
@@ -286,7 +290,7 @@ class _Records(NamedTuple):
     below: np.ndarray
 
     @classmethod
-    def around(cls, ds: Any, level: float) -> "_Records":
+    def around(cls, ds: "xr.Dataset", level: float) -> "_Records":
         """From a Dataset with train_loss."""
         loss = ds["train_loss"].transpose(..., "step").values.astype(float)
         loss = np.where(np.isfinite(loss), loss, np.inf)
@@ -294,7 +298,7 @@ class _Records(NamedTuple):
         runs = ds["train_loss"].isel(step=0, drop=True)
         return cls(runs, ds["step"].values, loss, level, first, reached, reached & (first == 0))
 
-    def read(self, variable: Any, bounded: bool = True) -> tuple[Any, np.ndarray, np.ndarray, int]:
+    def read(self, variable: "xr.DataArray", bounded: bool = True) -> tuple[Any, np.ndarray, np.ndarray, int]:
         """(readings, runs that cross between records too far apart, that leap over the level, the largest spacing).
 
         `bounded`: whether the two values must be close, too; step and loss are what is interpolated along.
@@ -302,8 +306,8 @@ class _Records(NamedTuple):
         import xarray as xr
 
         dims, shape = self.runs.dims, self.first.shape
-        own = tuple(dim for dim in variable.dims if dim not in (*dims, "step"))
-        spread = variable.broadcast_like(self.runs).transpose(*dims, *own, "step").values
+        inner = tuple(dim for dim in variable.dims if dim not in (*dims, "step"))
+        spread = variable.broadcast_like(self.runs).transpose(*dims, *inner, "step").values
         # A test quantity is known at some steps only: read it between the known ones around the crossing.
         finite = np.isfinite(spread)
         known = np.flatnonzero(finite.reshape(-1, spread.shape[-1]).any(axis=0))
@@ -326,13 +330,13 @@ class _Records(NamedTuple):
         next_to, crossed = self.steps[right] - self.steps[left] == 1, inside & (here <= self.level)
         leaps = np.asarray(crossed & next_to & bounded & _leaps(low, high, spread, len(shape)))
         close = crossed & np.asarray(next_to | (~(bounded & far) & (before <= FACTOR * here)))
-        weight = np.reshape(_weight(before, here, self.level), (*shape, *(1,) * len(own)))
+        weight = np.reshape(_weight(before, here, self.level), (*shape, *(1,) * len(inner)))
         value = np.where(close.reshape(weight.shape), _between(low, high, weight), np.nan)
         apart = np.asarray(crosses & ~close)
         ends = np.where(inside, self.steps[right] - self.steps[left], self.steps[-1] - self.steps[places[-1]])
         ends = np.where(after == 0, self.steps[self.first] - self.steps[0], ends)
         return (
-            xr.DataArray(value, dims=(*dims, *own), attrs=variable.attrs),
+            xr.DataArray(value, dims=(*dims, *inner), attrs=variable.attrs),
             apart,
             leaps,
             int(ends[apart].max(initial=0)),

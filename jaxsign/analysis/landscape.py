@@ -1,4 +1,4 @@
-"""Loss landscapes: a plane through a point of parameter space, and how rough what it shows is."""
+"""How rough is the loss on a plane through a point of parameter space?"""
 
 from collections.abc import Callable
 
@@ -31,7 +31,7 @@ def directions(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def plane(loss: Callable[[Array], Array], centre: Array, pair: Array, points: int) -> Array:
-    """The loss on a square of the plane through `centre`, as far out as the centre's own norm.
+    """The loss on a square of the plane through `centre`, as far out as the centre's norm.
 
         L(a, b) = loss(w + ||w|| (a u + b v)),   a, b = -1, ..., 1
 

@@ -1,8 +1,8 @@
-"""The numbers of ONE run that claims are made of: pure functions of its trace, on the device or off it.
+"""Which numbers of one run do claims read? Pure functions of its trace, on the device or off it.
 
 `claim_numbers` is a sweep's `summary=`: with `keep_trace=False` thousands of seeds keep these scalars instead of their
-traces, and claims are decided from them all the same. The functions use the array type's own namespace, so that NumPy
-arrays read from disk and traced JAX arrays go the same way.
+traces, and claims are decided from them. The functions take the namespace of their arrays, so that NumPy arrays read
+from disk and traced JAX arrays are treated alike.
 """
 
 import dataclasses
@@ -71,8 +71,8 @@ def _value_noise_rate(run: Run) -> Any:
     """Slope of mean value noise on [2, 20] over 2 ||xi||_1."""
     steps, noise = between(run, "value_noise", 2, 20)
     xp = _np(noise)
-    own = tuple(range(1, noise.ndim))
-    return slope(steps, xp.mean(noise, axis=own)) / (2 * xp.mean(run["noise_l1"]))
+    inner = tuple(range(1, noise.ndim))
+    return slope(steps, xp.mean(noise, axis=inner)) / (2 * xp.mean(run["noise_l1"]))
 
 
 def _key_noise_memory(run: Run) -> Any:

@@ -1,4 +1,4 @@
-"""How reading a Dataset may end: with an answer, with `CannotDecide`, or with an error that names what failed."""
+"""How may reading a Dataset end? With an answer, with `CannotDecide`, or with an error that names what failed."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,45 +1,25 @@
-"""Reads stage boundaries off a Dataset of runs. No training."""
+"""When does a run pass from one stage to the next?"""
 
-import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsign.analysis.measures import GROUPING_STEP
 from jaxsign.analysis.reading import CannotDecide
+from jaxsign.analysis.runs import need
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 BOUNDARIES = ("t_I", "t_II", "t_III", "t_IV", "t_V")
-#: Variables that are no traces.
-CONSTANTS = ("status", "noise_l1")
 #: Dimensions that stage boundaries are read along.
-OWN_DIMS = {
+STAGE_DIMS = {
     "value_noise": ("step",), "sign_agreement": ("step",), "query_signal": ("step", "row"), "s21": ("step",),
     "query_noise": ("step", "row"),
 }  # fmt: skip
 
 
-def manifest(ds: Any) -> dict[str, Any]:
-    """The manifest that a results Dataset carries in its attributes.
-
-    Raises:
-      ValueError: if there is none.
-    """
-    if "manifest" not in ds.attrs:
-        raise ValueError("ds must be a Dataset of jaxsign (js.run_sweep or js.open_results), got no manifest")
-    return json.loads(ds.attrs["manifest"])
-
-
-def need(ds: Any, *names: str, steps: bool = True) -> None:
-    """Raises CannotDecide naming the observables that `ds` lacks, or holds without steps unless `steps` is False."""
-    missing = [name for name in names if name not in ds]
-    if missing:
-        raise CannotDecide(f"ds must hold the observables {list(names)}, got a Dataset without {missing}")
-    flat = [name for name in names if name not in CONSTANTS and "step" not in ds[name].dims]
-    if flat and steps:
-        raise CannotDecide(f"ds must hold the observables {list(names)} over steps, got one number a run of {flat}")
-
-
-def flipped(ds: Any, name: str, step: int | None = None) -> Any:
+def flipped(ds: "xr.Dataset", name: str, step: int | None = None) -> "xr.DataArray":
     """Share of initially opposed noise that has turned to the sign of its query signal.
 
     "Opposed" are the (row, sample) pairs whose noise has not the query signal's sign at t = 100.
@@ -73,13 +53,13 @@ def flipped(ds: Any, name: str, step: int | None = None) -> Any:
     return ((agrees & opposed).sum(within) / count.where(count > 0)).where(ds["status"] == 0)
 
 
-def _first(ds: Any, condition: Any) -> Any:
+def _first(ds: "xr.Dataset", condition: "xr.DataArray") -> "xr.DataArray":
     """First recorded step at which a condition over (..., step) holds, NaN where it never does."""
     place = condition.argmax("step")
     return ds["step"].isel(step=place).drop_vars("step").astype(float).where(condition.any("step"))
 
 
-def find_stages(ds: Any) -> Any:
+def find_stages(ds: "xr.Dataset") -> "xr.Dataset":
     """Stage boundaries of every run.
 
         t_I    first t with y_i <v, xi_i> > 0 for all i
@@ -112,14 +92,14 @@ def find_stages(ds: Any) -> Any:
 
     need(ds, "value_noise", "sign_agreement", "query_signal", "s21", "query_noise")
     need(ds, "status")  # apart: it is no observable
-    for name, own in OWN_DIMS.items():
-        lost = [dim for dim in own if dim not in ds[name].dims]
+    for name, dims in STAGE_DIMS.items():
+        lost = [dim for dim in dims if dim not in ds[name].dims]
         if lost:
-            raise CannotDecide(f"{name} must have the dimensions {list(own)}, got {list(ds[name].dims)}")
+            raise CannotDecide(f"{name} must have the dimensions {list(dims)}, got {list(ds[name].dims)}")
     noise_dims = [dim for dim in ("sample", "patch") if dim in ds["value_noise"].dims]
     t_1 = _first(ds, (ds["value_noise"] > 0).all(noise_dims))
     t_2 = _first(ds, ds["sign_agreement"] >= 0.99)
-    sign = np.sign(ds["query_signal"])
+    sign: Any = np.sign(ds["query_signal"])
     same = (sign.isel(step=slice(1, None)).values == sign.isel(step=slice(None, -1)).values).all(
         axis=sign.get_axis_num("row")
     )

@@ -1,1 +1,1 @@
-"""Claims as objects: what they are, and those of every system."""
+"""What do we claim, and does it hold? Claims of every experiment, their settings and verdicts."""

@@ -1,21 +1,27 @@
-"""Claims about Adam beside SignGD: its late and sublinear rates over the betas, eps, and Signum's momentum.
+"""When does Adam train as SignGD does? Claims on its rates over the betas, on eps, and on Signum's momentum.
 
-Their intervals follow from the laws of `jaxsign.theory` and were written before the first run of sweeps/adam.py.
+The intervals follow from the laws of `jaxsign.theory` and were written before the first run of sweeps/adam.py.
 """
 
 import functools
 import itertools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsign import theory
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import flipped, need
-from jaxsign.claims.claim import Part, WholeClaim, numbers_of, one_point
+from jaxsign.analysis.runs import need, numbers_of, select
+from jaxsign.analysis.stages import flipped
+from jaxsign.claims.claim import Claim, Part
 from jaxsign.claims.dynamics import problem_of
-from jaxsign.claims.dynamics import setting_of as setting_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+if TYPE_CHECKING:
+    pass
 
 INF = math.inf
 BETAS = (0.0, 0.5, 0.9, 0.99, 0.999)
@@ -30,29 +36,6 @@ STRETCHES = (*range(100, 1001, 50), *range(1100, 2001, 100))
 MEMORIES = (1000, 2000, 3000, 5000, 10000)
 
 
-def point(ds: Any, family: str, **numbers: float) -> Any:
-    """The runs of the one optimizer of a family that has these numbers, dims (seed, step, ...).
-
-    Args:
-      ds: Dataset at one point of every axis.
-      family: name of the family.
-      **numbers: keywords of the optimizer, such as b2=0.9.
-
-    Raises:
-      CannotDecide: if there is not exactly one such optimizer.
-    """
-    chosen = ds["family"].values == family
-    for name, number in numbers.items():
-        chosen = chosen & (np.isclose(numbers_of(ds, name), number, rtol=1e-9, atol=0) if name in ds.coords else False)
-    places = np.flatnonzero(chosen)
-    if places.size != 1:
-        shown = ", ".join(f"{name}={number:g}" for name, number in numbers.items())
-        which = f"{family} optimizer with {shown}" if shown else f"{family} optimizer"
-        raise CannotDecide(f"needs exactly one {which}, got {places.size}")
-    runs = one_point(ds).isel(optimizer=int(places[0]))
-    return runs.drop_vars([name for name in runs.coords if name not in runs.dims])
-
-
 def late_window(b2: float) -> tuple[int, int]:
     """Steps on which a late rate is read: C1's for SignGD, and five to ten memories of the second moment.
 
@@ -64,14 +47,15 @@ def late_window(b2: float) -> tuple[int, int]:
     return max(1100, 5 * memory), max(1500, 10 * memory)
 
 
-def rate(runs: Any, low: int, high: int) -> Any:
-    """Mean local rate -d ln L/dt between two recorded steps, NaN where a loss is not there or 0."""
+def rate(runs: "xr.Dataset", low: int, high: int) -> "xr.DataArray":
+    """Mean local rate -d ln L/dt between two recorded steps, NaN where a loss is NaN or 0."""
     need(runs, "train_loss")
     first, last = (runs["train_loss"].sel(step=step, drop=True) for step in (low, high))
-    return np.log((first / last.where(last > 0)).where(first > 0)) / (high - low)
+    log_ratio: Any = np.log((first / last.where(last > 0)).where(first > 0))
+    return log_ratio / (high - low)
 
 
-def late_law(runs: Any, b1: float = 0.0, b2: float = 0.0) -> Any:
+def late_law(runs: "xr.Dataset", b1: float = 0.0, b2: float = 0.0) -> "xr.DataArray":
     """The predicted late rate of every seed, dims (seed,)."""
     import xarray as xr
 
@@ -81,84 +65,84 @@ def late_law(runs: Any, b1: float = 0.0, b2: float = 0.0) -> Any:
     return xr.DataArray(law, dims="seed", coords={"seed": runs["seed"]})
 
 
-def _eta(ds: Any) -> None:
+def _eta(ds: "xr.Dataset") -> None:
     if "learning_rate" not in ds.coords or not np.allclose(numbers_of(ds, "learning_rate"), 1e-4, rtol=1e-9):
         raise CannotDecide("needs the learning rate 1e-4 for every optimizer")
 
 
-def _worst(numbers: list[Any]) -> Any:
+def _worst(numbers: "list[xr.DataArray]") -> "xr.DataArray":
     """The largest of several numbers of each seed; NaN where one is."""
     import xarray as xr
 
     return xr.concat(numbers, "case").max("case", skipna=False)
 
 
-def _least(numbers: list[Any]) -> Any:
+def _least(numbers: "list[xr.DataArray]") -> "xr.DataArray":
     """The smallest of several numbers of each seed; NaN where one is."""
     return -_worst([-number for number in numbers])
 
 
-def _relative_late_rate(ds: Any, b2: float) -> Any:
+def _relative_late_rate(ds: "xr.Dataset", b2: float) -> "xr.DataArray":
     """Rate on [5/(1-b2), 10/(1-b2)] over ln(1/b2)/2, b1 = .9."""
     memory = round(1 / (1 - b2))
-    return rate(point(ds, "adam", b1=0.9, b2=b2), 5 * memory, 10 * memory) / theory.adam_late_loss_rate(b2)
+    return rate(select(ds, "adam", b1=0.9, b2=b2), 5 * memory, 10 * memory) / theory.adam_late_loss_rate(b2)
 
 
-def _predicted_late_rate(ds: Any, b2: float) -> float:
-    """Of the late law, times how far the sublinear law still is from its own limit on the stretch."""
+def _predicted_late_rate(ds: "xr.Dataset", b2: float) -> float:
+    """The late law, times the ratio of the sublinear law on these steps to its limit."""
     limit, memory = theory.adam_late_loss_rate(b2), round(1 / (1 - b2))
     on_the_way = np.mean(theory.adam_sublinear_rate(np.linspace(5 * memory, 10 * memory, 1001), b2))
-    return float(late_law(point(ds, "adam", b1=0.9, b2=b2), 0.9, b2).mean() * on_the_way) / limit**2
+    return float(late_law(select(ds, "adam", b1=0.9, b2=b2), 0.9, b2).mean() * on_the_way) / limit**2
 
 
-def _late_rate_miss(ds: Any, points: tuple[tuple[float, float], ...]) -> Any:
+def _late_rate_miss(ds: "xr.Dataset", points: tuple[tuple[float, float], ...]) -> "xr.DataArray":
     """Largest |late rate / law - 1| over these betas."""
     _eta(ds)
 
-    def miss(b1: float, b2: float) -> Any:
-        runs = point(ds, "adam", b1=b1, b2=b2)
-        return np.abs(rate(runs, *late_window(b2)) / late_law(runs, b1, b2) - 1)
+    def miss(b1: float, b2: float) -> "xr.DataArray":
+        runs = select(ds, "adam", b1=b1, b2=b2)
+        return abs(rate(runs, *late_window(b2)) / late_law(runs, b1, b2) - 1)
 
     return _worst([miss(b1, b2) for b1, b2 in points])
 
 
-def _sublinear_miss(ds: Any) -> Any:
-    """Largest |fall of ln L / that of the sublinear law - 1| over stretches from one memory on, b1 = .9, b2 = .999."""
-    runs = point(ds, "adam", b1=0.9, b2=0.999)
+def _sublinear_miss(ds: "xr.Dataset") -> "xr.DataArray":
+    """Largest |fall of ln L / fall by the sublinear law - 1| over stretches from one memory on, b1=.9, b2=.999."""
+    runs = select(ds, "adam", b1=0.9, b2=0.999)
 
-    def miss(low: int, high: int) -> Any:
+    def miss(low: int, high: int) -> "xr.DataArray":
         law = np.mean(theory.adam_sublinear_rate(np.linspace(low, high, 1001), 0.999))
-        return np.abs(rate(runs, low, high) / law - 1)
+        return abs(rate(runs, low, high) / law - 1)
 
     return _worst([miss(low, high) for low, high in itertools.pairwise(MEMORIES)])
 
 
-def rate_ratio(ds: Any, b1: float, b2: float, until: int = 2000) -> Any:
+def rate_ratio(ds: "xr.Dataset", b1: float, b2: float, until: int = 2000) -> "xr.DataArray":
     """Local rate of Adam over SignGD's, dims (seed, step), step the middle of each of STRETCHES."""
     import xarray as xr
 
-    adam, sign = point(ds, "adam", b1=b1, b2=b2), point(ds, "sign_gd")
+    adam, sign = select(ds, "adam", b1=b1, b2=b2), select(ds, "sign_gd")
     pairs = [(low, high) for low, high in itertools.pairwise(STRETCHES) if high <= until]
     table = xr.concat([rate(adam, *pair) / rate(sign, *pair) for pair in pairs], "step")
     return table.assign_coords(step=[(low + high) / 2 for low, high in pairs]).transpose("seed", "step")
 
 
-def departure(ds: Any, b1: float, b2: float) -> Any:
+def departure(ds: "xr.Dataset", b1: float, b2: float) -> "xr.DataArray":
     """First step at which Adam's local rate is below half of SignGD's; NaN if never up to 2000, dims (seed,)."""
     below = rate_ratio(ds, b1, b2) < 0.5
     return below["step"].where(below).min("step")
 
 
-def _predicted_departure(ds: Any, b2: float) -> float:
+def _predicted_departure(ds: "xr.Dataset", b2: float) -> float:
     """Where the sublinear law passes half of SignGD's late rate."""
     t = np.linspace(1, 20000, 20000)
-    half = float(late_law(point(ds, "sign_gd")).mean()) / 2
+    half = float(late_law(select(ds, "sign_gd")).mean()) / 2
     return float(t[np.argmax(theory.adam_sublinear_rate(t, b2) < half)])
 
 
-def _turned(ds: Any, name: str, step: int, family: str, *points: dict[str, float]) -> list[Any]:
+def _turned(ds: "xr.Dataset", name: str, step: int, family: str, *points: dict[str, float]) -> "list[xr.DataArray]":
     """Share of opposed noise that has turned, of several optimizers."""
-    return [flipped(point(ds, family, **numbers), name, step) for numbers in points]
+    return [flipped(select(ds, family, **numbers), name, step) for numbers in points]
 
 
 def _betas(*values: float) -> list[dict[str, float]]:
@@ -169,11 +153,11 @@ def _momenta(*values: float) -> list[dict[str, float]]:
     return [{"beta": beta} for beta in values]
 
 
-def value_slope(ds: Any, b2: float, eps: float) -> Any:
+def value_slope(ds: "xr.Dataset", b2: float, eps: float) -> "xr.DataArray":
     """Slope of mean value noise on [2, 20] over the one with eps = 1e-15, dims (seed,)."""
 
-    def rise(eps: float) -> Any:
-        runs = point(ds, "adam", b1=0.9, b2=b2, eps=eps)
+    def rise(eps: float) -> "xr.DataArray":
+        runs = select(ds, "adam", b1=0.9, b2=b2, eps=eps)
         need(runs, "value_noise")
         noise = runs["value_noise"].mean("sample")
         return noise.sel(step=20, drop=True) - noise.sel(step=2, drop=True)
@@ -181,8 +165,8 @@ def value_slope(ds: Any, b2: float, eps: float) -> Any:
     return rise(eps) / rise(1e-15)
 
 
-def value_slope_law(ds: Any, eps: float) -> float:
-    """What eps leaves of the value layer's first steps: E |xi| g/(g + eps) / E |xi| with g = |xi|/(2 n m_v)."""
+def value_slope_law(ds: "xr.Dataset", eps: float) -> float:
+    """The share of the value layer's first steps left by eps: E |xi| g/(g + eps) / E |xi| with g = |xi|/(2 n m_v)."""
     problem, hyper = problem_of(ds)
     x = np.linspace(0, 8, 4001) * float(hyper.sigma_p)
     weight = np.exp(-((x / float(hyper.sigma_p)) ** 2) / 2) * x
@@ -190,31 +174,30 @@ def value_slope_law(ds: Any, eps: float) -> float:
     return float(np.sum(weight * g / (g + eps)) / np.sum(weight))
 
 
-def _slope_miss(ds: Any, eps: float) -> Any:
+def _slope_miss(ds: "xr.Dataset", eps: float) -> "xr.DataArray":
     return value_slope(ds, 0.999, eps) - value_slope_law(ds, eps)
 
 
-def _eps_rate(ds: Any, b2: float) -> Any:
+def _eps_rate(ds: "xr.Dataset", b2: float) -> "xr.DataArray":
     """Late rate with eps = 1e-8 over the one with 1e-15."""
-    small, large = (rate(point(ds, "adam", b1=0.9, b2=b2, eps=eps), 1100, 1500) for eps in (1e-15, 1e-8))
+    small, large = (rate(select(ds, "adam", b1=0.9, b2=b2, eps=eps), 1100, 1500) for eps in (1e-15, 1e-8))
     return large / small
 
 
-def _signum_rate_miss(ds: Any) -> Any:
+def _signum_rate_miss(ds: "xr.Dataset") -> "xr.DataArray":
     """Largest |late rate of Signum / 4 eta min ||xi||_1 - 1|, beta in .5, .9, .99."""
     _eta(ds)
-    runs = [point(ds, "signum", beta=beta) for beta in (0.5, 0.9, 0.99)]
-    return _worst([np.abs(rate(one, 1100, 1500) / late_law(one) - 1) for one in runs])
+    runs = [select(ds, "signum", beta=beta) for beta in (0.5, 0.9, 0.99)]
+    return _worst([abs(rate(one, 1100, 1500) / late_law(one) - 1) for one in runs])
 
 
-_ours = functools.partial(WholeClaim, source="ours", family="", system="two_layer_updates", settings=("theory",))
-_NONE = lambda ds: 0.0  # noqa: E731
+_ours = functools.partial(Claim, source="ours", system="two_layer_updates", settings=("theory",))
 
-CLAIMS: tuple[WholeClaim, ...] = (
+CLAIMS: tuple[Claim, ...] = (
     *(
         _ours(
-            name,
-            f"Beyond 5/(1-b2) steps Adam's loss falls linearly, too, at the rate ln(1/b2)/2: b2 = {b2:g}",
+            id=name,
+            statement=f"Beyond 5/(1-b2) steps Adam's loss falls linearly, too, at the rate ln(1/b2)/2: b2 = {b2:g}",
             steps=(5 * memory, 10 * memory),
             parts=(
                 Part(
@@ -237,24 +220,24 @@ CLAIMS: tuple[WholeClaim, ...] = (
             ),
         )
     ),
-    WholeClaim(
-        "A3m",
-        "With b1 = .9 Adam's negative query noise stays negative for b2 >= .9 and turns for b2 <= .5, in 64 bit",
-        "paper (b2=.999), ours",
-        "",
-        (100, 2000),
-        (
+    Claim(
+        id="A3m",
+        statement="With b1 = .9 Adam's negative query noise stays negative for b2 >= .9 and turns for b2 <= .5, in 64 "
+        "bit",
+        source="paper (b2=.999), ours",
+        steps=(100, 2000),
+        parts=(
             Part(
                 "turned query noise at t=2000, largest of b2 = .9, .99, .999",
                 lambda ds: _worst(_turned(ds, "query_noise", 2000, "adam", *_betas(0.9, 0.99, 0.999))),
                 (0.0, 0.1),
-                _NONE,
+                0.0,
             ),
             Part(
                 "the same, smaller of b2 = 0, .5",
                 lambda ds: _least(_turned(ds, "query_noise", 2000, "adam", *_betas(0.0, 0.5))),
                 (0.9, 1.0),
-                lambda ds: 1.0,
+                1.0,
             ),
             Part(
                 "turned key noise, smallest of the five",
@@ -271,15 +254,16 @@ CLAIMS: tuple[WholeClaim, ...] = (
     ),
     *(
         _ours(
-            name,
-            f"Late, Adam's loss falls at the fixed point of its step size, for b1 < b2 and b1 = b2 < .999: {which}",
+            id=name,
+            statement="Late, Adam's loss falls at the fixed point of its step size, "
+            f"for b1 < b2 and b1 = b2 < .999: {which}",
             steps=steps,
             parts=(
                 Part(
                     f"largest |rate / law - 1|, {len(points)} pairs of betas",
                     functools.partial(_late_rate_miss, points=points),
                     (0.0, 0.1),
-                    _NONE,
+                    0.0,
                 ),
             ),
             explanations={"theory": why},
@@ -297,14 +281,16 @@ CLAIMS: tuple[WholeClaim, ...] = (
         )
     ),
     _ours(
-        "V2",
-        "From 1/(1-b2) steps on Adam's loss (b2=.999) follows the sublinear law and its crossover to the late rate",
+        id="V2",
+        statement="From 1/(1-b2) steps on Adam's loss (b2=.999) follows the sublinear law and its crossover to the "
+        "late rate",
         steps=MEMORIES,
-        parts=(Part("largest |fall of ln L / law - 1|, four stretches", _sublinear_miss, (0.0, 0.1), _NONE),),
+        parts=(Part("largest |fall of ln L / law - 1|, four stretches", _sublinear_miss, (0.0, 0.1), 0.0),),
     ),
     _ours(
-        "V3",
-        "Adam leaves SignGD as its loss begins to fall, before .5/(1-b2) steps at b2=.999, and never for b2 <= .9",
+        id="V3",
+        statement="Adam leaves SignGD as its loss begins to fall, before .5/(1-b2) steps at b2=.999, and never for b2 "
+        "<= .9",
         steps=STRETCHES,
         parts=(
             Part(
@@ -331,8 +317,8 @@ CLAIMS: tuple[WholeClaim, ...] = (
         },
     ),
     _ours(
-        "V4",
-        "eps slows the value layer when it is as large as its gradients, xi/(2 n m_v)",
+        id="V4",
+        statement="eps slows the value layer when it is as large as its gradients, xi/(2 n m_v)",
         steps=(2, 20),
         settings=("paper_like",),
         judge="mean",
@@ -341,49 +327,49 @@ CLAIMS: tuple[WholeClaim, ...] = (
                 f"slope of value noise with eps={eps:g} over that with 1e-15, minus law",
                 functools.partial(_slope_miss, eps=eps),
                 (-0.1, 0.1),
-                _NONE,
+                0.0,
             )
             for eps in (1e-3, 1e-2)
         ),
     ),
     _ours(
-        "V5",
-        "eps = 1e-8 at least halves the late rate for b2 = .9, which forgets, and leaves it for b2 = .999",
+        id="V5",
+        statement="eps = 1e-8 at least halves the late rate for b2 = .9, which forgets, and leaves it for b2 = .999",
         steps=(1100, 1500),
         settings=("paper_like",),
         judge="mean",
         parts=(
             Part("rate on [1100,1500], eps=1e-8 over 1e-15, b2=.9", lambda ds: _eps_rate(ds, 0.9), (-INF, 0.5)),
-            Part("the same, b2=.999", lambda ds: _eps_rate(ds, 0.999), (0.9, 1.1), lambda ds: 1.0),
+            Part("the same, b2=.999", lambda ds: _eps_rate(ds, 0.999), (0.9, 1.1), 1.0),
         ),
     ),
     _ours(
-        "V6",
-        "Signum's late rate is SignGD's, 4 eta min_i ||xi_i||_1, whatever its momentum",
+        id="V6",
+        statement="Signum's late rate is SignGD's, 4 eta min_i ||xi_i||_1, whatever its momentum",
         steps=(1100, 1500),
-        parts=(Part("largest |rate on [1100,1500] / law - 1|, three momenta", _signum_rate_miss, (0.0, 0.1), _NONE),),
+        parts=(Part("largest |rate on [1100,1500] / law - 1|, three momenta", _signum_rate_miss, (0.0, 0.1), 0.0),),
         explanations={
             "theory": "one seed of 36, at beta = .99: the signal query of one example still attends to the signal, "
             "s_11 = .95, so that its y F grows more slowly; at .999, not judged, it is .56 of the law"
         },
     ),
     _ours(
-        "V7",
-        "Signum's negative query noise turns for beta <= .5 and stays for beta >= .9: momentum keeps the old sign "
-        "where the gradient falls faster than beta^t",
+        id="V7",
+        statement="Signum's negative query noise turns for beta <= .5 and stays for beta >= .9: momentum keeps the "
+        "old sign where the gradient falls faster than beta^t",
         steps=(100, 600),
         parts=(
             Part(
                 "turned query noise at t=600, largest of beta = .9, .99, .999",
                 lambda ds: _worst(_turned(ds, "query_noise", 600, "signum", *_momenta(0.9, 0.99, 0.999))),
                 (0.0, 0.1),
-                _NONE,
+                0.0,
             ),
             Part(
                 "the same, smaller of beta = 0, .5",
                 lambda ds: _least(_turned(ds, "query_noise", 600, "signum", *_momenta(0.0, 0.5))),
                 (0.9, 1.0),
-                lambda ds: 1.0,
+                1.0,
             ),
         ),
         explanations={

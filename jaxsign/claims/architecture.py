@@ -1,18 +1,24 @@
-"""Claims on several heads, longer contexts and deeper transformers: which of the paper's stages persist there."""
+"""Which of the paper's stages persist with several heads, longer contexts and more layers? Claims H1-H4 and D1-D8."""
 
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import find_stages, manifest, need
-from jaxsign.claims.claim import Claim, Part, WholeClaim, above, one_family
+from jaxsign.analysis.runs import manifest, need, one_point, select
+from jaxsign.analysis.stages import find_stages
+from jaxsign.claims.claim import Claim, Part, PerSeed, above, all_runs, one_family
+from jaxsign.claims.setting import Setting
 from jaxsign.systems.deep_transformer import DeepProblem
 from jaxsign.systems.two_layer.presets import paper_like
 from jaxsign.validation.values import field_names
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 INF = math.inf
 PRESETS = ("paper_like", "theory")
@@ -25,27 +31,27 @@ SETTLED = 100
 ERRATIC = above(0.0)
 
 
-def setting_of(ds: Any) -> str:
-    """The depth of a Dataset of deep transformers with the standard sizes and what its layers hold besides attention.
+def setting_of(ds: "xr.Dataset") -> Setting:
+    """The depth of a Dataset of deep transformers of the standard sizes, and what its layers hold besides attention.
 
     Such as "depth 4 with mlp"; anything of other sizes or numbers is "custom", residual connections are free.
     """
     definition = manifest(ds)["definition"]
     fields, hyper = (dict(definition.get(name) or {}) for name in ("problem", "hyper"))
     if not set(fields) <= set(field_names(DeepProblem)):  # of a later version
-        return "custom"
+        return Setting("custom")
     problem = DeepProblem(**fields)
     free = {name: getattr(problem, name) for name in ("depth", "mlp", "layer_norm", "n_test")}
     numbers = dataclasses.asdict(paper_like()[1])
     same = {name: hyper.get(name) for name in numbers if name != "residual"}
     swept = {str(dim) for dim in ds.get("status", ds).dims} - {"optimizer", "seed", "step", "residual"}
     if DeepProblem(**free) != problem or any(same[name] != numbers[name] for name in same) or swept:
-        return "custom"
-    added = [word for word, there in (("mlp", problem.mlp), ("layer norm", problem.layer_norm)) if there]
-    return f"depth {problem.depth}" + (f" with {' and '.join(added)}" if added else "")
+        return Setting("custom")
+    added = [word for word, has in (("mlp", problem.mlp), ("layer norm", problem.layer_norm)) if has]
+    return Setting(f"depth {problem.depth}" + (f" with {' and '.join(added)}" if added else ""))
 
 
-def of_layer(runs: Any, layer: int) -> Any:
+def of_layer(runs: "xr.Dataset", layer: int) -> "xr.Dataset":
     """The runs of a deep transformer as those of one layer, which `js.find_stages` and the paper's numbers read.
 
     Args:
@@ -60,7 +66,7 @@ def of_layer(runs: Any, layer: int) -> Any:
     return one.assign(sign_agreement=one["sign_agreement"].mean("head"))
 
 
-def connected(ds: Any, residual: float, family: str = "sign_gd") -> Any:
+def connected(ds: "xr.Dataset", residual: float, family: str = "sign_gd") -> "xr.Dataset":
     """The runs of one optimizer with residual connections of this weight, dims (seed, step, ...).
 
     Raises:
@@ -71,10 +77,10 @@ def connected(ds: Any, residual: float, family: str = "sign_gd") -> Any:
     place = np.flatnonzero(ds["residual"].values == residual)
     if not place.size:
         raise CannotDecide(f"needs runs with residual {residual:g}")
-    return one_family(ds.isel(residual=int(place[0])), family)
+    return select(one_point(ds.isel(residual=int(place[0]))), family)
 
 
-def four_in_order(runs: Any) -> Any:
+def four_in_order(runs: "xr.Dataset") -> "xr.DataArray":
     """1 where t_I < t_II < t_III and t_II < t_IV, else 0.
 
     t_V is left out: in 32-bit floats the gradients that turn query noise underflow before it; S5 is the claim about it.
@@ -83,79 +89,81 @@ def four_in_order(runs: Any) -> Any:
     return ((t.t_I < t.t_II) & (t.t_II < t.t_III) & (t.t_II < t.t_IV)).astype(float)
 
 
-def head_agreement(runs: Any) -> Any:
+def head_agreement(runs: "xr.Dataset") -> "xr.DataArray":
     """Sign agreement of query and key noise in every head, dims (..., head), averaged over its rows and patches."""
     need(runs, "query_noise", "key_noise", "s21", steps=False)
     same = np.sign(runs["query_noise"]) == np.sign(runs["key_noise"])
     heads = runs.sizes["head"]
     same = same.assign_coords(row=np.repeat(np.arange(heads), same.sizes["row"] // heads))
-    own = [dim for dim in ("sample", "patch") if dim in same.dims]
-    return same.mean(own).groupby("row").mean().rename(row="head")
+    inner = [dim for dim in ("sample", "patch") if dim in same.dims]
+    return same.mean(inner).groupby("row").mean().rename(row="head")
 
 
-def _worst_head_agreement(runs: Any) -> Any:
+def _worst_head_agreement(runs: "xr.Dataset") -> "xr.DataArray":
     return head_agreement(runs.sel(step=20, drop=True)).min("head")
 
 
-def head_attention(runs: Any, name: str, step: int) -> Any:
+def head_attention(runs: "xr.Dataset", name: str, step: int) -> "xr.DataArray":
     """Attention on the signal at a step in every head, dims (..., head), averaged over samples and patches."""
     need(runs, name)
-    own = [dim for dim in ("sample", "patch") if dim in runs[name].dims]
-    return runs[name].sel(step=step, drop=True).mean(own)
+    inner = [dim for dim in ("sample", "patch") if dim in runs[name].dims]
+    return runs[name].sel(step=step, drop=True).mean(inner)
 
 
-def context_of(runs: Any) -> int:
+def context_of(runs: "xr.Dataset") -> int:
     """Patches per example; attention on the signal starts at its inverse."""
     need(runs, "s21")
     return int(runs["s21"].sizes.get("patch", 1)) + 1
 
 
-def _times_context(name: str) -> Any:
+def _times_context(name: str) -> PerSeed:
     return lambda ds: head_attention(ds, name, 150).mean("head") * context_of(ds)
 
 
-def _exponent(runs: Any) -> Any:
+def _exponent(runs: "xr.Dataset") -> "xr.DataArray":
     """Exponent a of -ln s_21 ~ t^a on [50, 300], from what s_21 has lost since it was 1/context."""
     need(runs, "log_s21")
-    own = [dim for dim in ("head", "sample", "patch") if dim in runs["log_s21"].dims]
-    lost = -(runs["log_s21"].mean(own) + math.log(context_of(runs))).sel(step=slice(50, 300)).transpose("seed", "step")
+    inner = [dim for dim in ("head", "sample", "patch") if dim in runs["log_s21"].dims]
+    lost = (
+        -(runs["log_s21"].mean(inner) + math.log(context_of(runs))).sel(step=slice(50, 300)).transpose("seed", "step")
+    )
     x = np.log(lost["step"].values.astype(float))
     y = np.log(np.where(lost.values > 0, lost.values, np.nan))
     centred = x - x.mean()
     return lost.isel(step=0, drop=True).copy(data=y @ centred / (centred @ centred))
 
 
-def vote_spread(runs: Any) -> Any:
-    """max_i p_i / min_i p_i at t = 70, context 2: how unequal the weights of the votes are by the noise they have met.
+def vote_spread(runs: "xr.Dataset") -> "xr.DataArray":
+    """max_i p_i / min_i p_i at t = 70, context 2: how unequal the weights of the votes have become.
 
     p_i = 1/(1 + exp(y_i F_i)), of y_i F_i the part sum_heads (s_12 + s_22) y_i <v, xi_i>.
     """
     need(runs, "value_noise", "s11", "s21")
     at = runs[["value_noise", "s11", "s21"]].sel(step=70, drop=True)
     margin = (2 - at["s11"] - at["s21"]).sum("head") * at["value_noise"]
-    p = 1 / (1 + np.exp(margin))
+    p: Any = 1 / (1 + np.exp(margin))
     return p.max("sample") / p.min("sample")
 
 
-def turns(runs: Any, layer: int = 0) -> Any:
+def turns(runs: "xr.Dataset", layer: int = 0) -> "xr.DataArray":
     """How often a row's query signal changes sign after t = 100, averaged over the rows of a layer."""
     need(runs, "query_signal")
-    sign = np.sign(runs["query_signal"].isel(layer=layer).where(runs["step"] >= SETTLED, drop=True))
+    sign: Any = np.sign(runs["query_signal"].isel(layer=layer).where(runs["step"] >= SETTLED, drop=True))
     return (sign.diff("step") != 0).sum("step").mean("row").where(runs["status"] == 0)
 
 
-def excess_variation(runs: Any, layer: int = 0) -> Any:
+def excess_variation(runs: "xr.Dataset", layer: int = 0) -> "xr.DataArray":
     """How far s_21 goes back and forth: total variation in excess of |end - start|, averaged over heads and samples."""
     need(runs, "s21")
     s21 = runs["s21"].isel(layer=layer)
-    total = np.abs(s21.diff("step")).sum("step", skipna=False)
-    return (total - np.abs(s21.isel(step=-1) - s21.isel(step=0))).mean(["head", "sample"])
+    total = abs(s21.diff("step")).sum("step", skipna=False)
+    return (total - abs(s21.isel(step=-1) - s21.isel(step=0))).mean(["head", "sample"])
 
 
-def most(measure: Any) -> Any:
+def most(measure: Callable[["xr.Dataset", int], "xr.DataArray"]) -> PerSeed:
     """`turns` or `excess_variation` of the layer where it is largest."""
 
-    def of(runs: Any) -> Any:
+    def of(runs: "xr.Dataset") -> "xr.DataArray":
         import xarray as xr
 
         return xr.concat([measure(runs, layer) for layer in range(runs.sizes["layer"])], "layer").max("layer")
@@ -163,56 +171,57 @@ def most(measure: Any) -> Any:
     return of
 
 
-def token_difference(runs: Any) -> Any:
+def token_difference(runs: "xr.Dataset") -> "xr.DataArray":
     """|mean_i query noise - query signal| / |mean_i query noise| of the last layer at t = 100: 0 for equal tokens."""
     need(runs, "query_noise", "query_signal")
     last = runs.isel(layer=-1).sel(step=SETTLED, drop=True)
     noise = last["query_noise"].mean("sample")
-    return np.sqrt(((noise - last["query_signal"]) ** 2).sum("row") / (noise**2).sum("row"))
+    difference: Any = np.sqrt(((noise - last["query_signal"]) ** 2).sum("row") / (noise**2).sum("row"))
+    return difference
 
 
-def rises(runs: Any) -> Any:
+def rises(runs: "xr.Dataset") -> "xr.DataArray":
     """Share of the recorded stretches of ten steps in which the training loss increases, until it is below 1e-4."""
     need(runs, "train_loss")
     loss = runs["train_loss"].where(runs["step"] % 10 == 0, drop=True)
     before, after = loss.isel(step=slice(None, -1)), loss.isel(step=slice(1, None)).values
     counted = before >= 1e-4
-    return ((after > before) & counted).sum("step") / counted.sum("step")
+    return ((before < after) & counted).sum("step") / counted.sum("step")
 
 
-def time_to(runs: Any, level: float = 0.1) -> Any:
+def time_to(runs: "xr.Dataset", level: float = 0.1) -> "xr.DataArray":
     """First recorded step at which the training loss is below a level; inf if never."""
     need(runs, "train_loss")
     return runs["step"].where(runs["train_loss"] < level).min("step").fillna(INF)
 
 
-def _deep(residual: float, measure: Any, layer: int | None = None) -> Any:
+def _deep(residual: float, measure: PerSeed, layer: int | None = None) -> PerSeed:
     """A measure of the runs with or without residual connections, of one layer or of the whole."""
 
-    def of(ds: Any) -> Any:
+    def of(ds: "xr.Dataset") -> "xr.DataArray":
         runs = connected(ds, residual)
         return measure(runs if layer is None else of_layer(runs, layer))
 
     return of
 
 
-def _layers(residual: float, measure: Any, worst: str) -> Any:
+def _layers(residual: float, measure: PerSeed, worst: str) -> PerSeed:
     """The worst layer's number."""
 
-    def of(ds: Any) -> Any:
+    def of(ds: "xr.Dataset") -> "xr.DataArray":
         import xarray as xr
 
         runs = connected(ds, residual)
-        found = xr.concat([measure(of_layer(runs, layer)) for layer in range(runs.sizes["layer"])], "layer")
-        return getattr(found, worst)("layer", skipna=False)
+        numbers = xr.concat([measure(of_layer(runs, layer)) for layer in range(runs.sizes["layer"])], "layer")
+        return getattr(numbers, worst)("layer", skipna=False)
 
     return of
 
 
-def _at(name: str, step: int) -> Any:
-    """An observable at a step, averaged over what is its own."""
+def _at(name: str, step: int) -> PerSeed:
+    """An observable at a step, averaged over all of its dimensions but the seed."""
 
-    def of(runs: Any) -> Any:
+    def of(runs: "xr.Dataset") -> "xr.DataArray":
         need(runs, name)
         one = runs[name].sel(step=step, drop=True)
         return one.mean([dim for dim in one.dims if dim != "seed"])
@@ -270,25 +279,24 @@ _CALM = dict.fromkeys(DEEP, "SignGD's loss falls in every stretch of ten steps, 
 AGREE, OFF_SIGNAL, UNIFORM = (0.95, 1.0), (0.0, 0.01), (0.4, 0.6)
 
 
-def kept(runs: Any) -> Any:
+def kept(runs: "xr.Dataset") -> "xr.DataArray":
     """How many of three behaviours a layer has: signs aligned at t = 20, s_21 < .01 and s_11 in [.4, .6] at t = 150."""
-    found = [
-        (_at(name, step)(runs), interval)
-        for name, step, interval in (("sign_agreement", 20, AGREE), ("s21", 150, OFF_SIGNAL), ("s11", 150, UNIFORM))
-    ]
-    return sum(((value >= low) & (value <= high)).astype(float) for value, (low, high) in found)
+    behaviours = (("sign_agreement", 20, AGREE), ("s21", 150, OFF_SIGNAL), ("s11", 150, UNIFORM))
+    numbers = [(_at(name, step)(runs), interval) for name, step, interval in behaviours]
+    count: Any = sum(((value >= low) & (value <= high)).astype(float) for value, (low, high) in numbers)
+    return count
 
 
-def _twice(measure: Any) -> Any:
+def _twice(measure: PerSeed) -> PerSeed:
     """What a measure is without residual connections, less twice what it is with them, on the same seeds."""
     return lambda ds: measure(connected(ds, 0.0)) - 2 * measure(connected(ds, 1.0))
 
 
-def _slower(ds: Any) -> Any:
+def _slower(ds: "xr.Dataset") -> "xr.DataArray":
     return time_to(connected(ds, 0.0)) / time_to(connected(ds, 1.0))
 
 
-def _pair(label: str, measure: Any) -> tuple[Part, ...]:
+def _pair(label: str, measure: PerSeed) -> tuple[Part, ...]:
     """A measure with and without residual connections, not judged."""
     return tuple(
         Part(f"{label}, {words}", functools.partial(lambda ds, r: measure(connected(ds, r)), r=residual), None)
@@ -296,8 +304,8 @@ def _pair(label: str, measure: Any) -> tuple[Part, ...]:
     )
 
 
-_wide = functools.partial(Claim, family="sign_gd")
-_claim = functools.partial(WholeClaim, family="", system="deep_transformer", settings=DEEP)
+_wide = functools.partial(Claim, runs=one_family("sign_gd"))
+_claim = functools.partial(Claim, runs=all_runs, system="deep_transformer", settings=DEEP)
 _BEHAVIOURS = (
     ("sign agreement at t=20", _at("sign_agreement", 20), AGREE, "min"),
     ("mean s_21 at t=150", _at("s21", 150), OFF_SIGNAL, "max"),
@@ -305,28 +313,28 @@ _BEHAVIOURS = (
 
 CLAIMS: tuple[Claim, ...] = (
     _wide(
-        "H1",
-        "With 2, 4 and 8 heads the stages come in their order, t_I < t_II < t_III and t_II < t_IV",
-        "paper (the behaviours persist), ours (order)",
+        id="H1",
+        statement="With 2, 4 and 8 heads the stages come in their order, t_I < t_II < t_III and t_II < t_IV",
+        source="paper (the behaviours persist), ours (order)",
         steps=(0, 20, 70, 100, 150, 300),
         parts=(
-            Part("in order (1) or not (0)", four_in_order, (1.0, 1.0), lambda ds: 1.0),
+            Part("in order (1) or not (0)", four_in_order, (1.0, 1.0), 1.0),
             Part("largest / smallest weight of a vote at t=70 (S3)", vote_spread, None),
         ),
         settings=HEADS,
     ),
     _wide(
-        "H2",
-        "Each single head aligns its signs and leaves the signal while s_11 is near 1/2",
-        "paper (the behaviours persist), ours (each head)",
+        id="H2",
+        statement="Each single head aligns its signs and leaves the signal while s_11 is near 1/2",
+        source="paper (the behaviours persist), ours (each head)",
         steps=(20, 150),
         parts=(
-            Part("sign agreement at t=20, worst head", _worst_head_agreement, AGREE, lambda ds: 1.0),
+            Part("sign agreement at t=20, worst head", _worst_head_agreement, AGREE, 1.0),
             Part(
                 "mean s_21 at t=150, worst head",
                 lambda ds: head_attention(ds, "s21", 150).max("head"),
                 OFF_SIGNAL,
-                lambda ds: 0.0,
+                0.0,
             ),
             Part("mean s_11 at t=150, least head", lambda ds: head_attention(ds, "s11", 150).min("head"), UNIFORM),
             Part("mean s_11 at t=150, largest head", lambda ds: head_attention(ds, "s11", 150).max("head"), UNIFORM),
@@ -337,31 +345,32 @@ CLAIMS: tuple[Claim, ...] = (
         settings=HEADS,
     ),
     _wide(
-        "H3",
-        "With contexts of 4, 8 and 16 the stages come in their order, t_I < t_II < t_III and t_II < t_IV",
-        "paper (the behaviours persist), ours (order)",
+        id="H3",
+        statement="With contexts of 4, 8 and 16 the stages come in their order, t_I < t_II < t_III and t_II < t_IV",
+        source="paper (the behaviours persist), ours (order)",
         steps=(0, 20, 100, 150, 300),
-        parts=(Part("in order (1) or not (0)", four_in_order, (1.0, 1.0), lambda ds: 1.0),),
+        parts=(Part("in order (1) or not (0)", four_in_order, (1.0, 1.0), 1.0),),
         explanations=_OWN_KEY,
         settings=CONTEXTS,
     ),
     _wide(
-        "H4",
-        "In a longer context noise queries leave the signal at least exponentially, the signal's query stays uniform",
-        "paper (the behaviours persist), ours (in units of 1/context)",
+        id="H4",
+        statement="In a longer context noise queries leave the signal at least exponentially, the signal's query "
+        "stays uniform",
+        source="paper (the behaviours persist), ours (in units of 1/context)",
         steps=(50, 150, 300),
         parts=(
-            Part("mean s_21 at t=150 / (1/context)", _times_context("s21"), (0.0, 0.02), lambda ds: 0.0),
-            Part("mean s_11 at t=150 / (1/context)", _times_context("s11"), (0.8, 1.2), lambda ds: 1.0),
+            Part("mean s_21 at t=150 / (1/context)", _times_context("s21"), (0.0, 0.02), 0.0),
+            Part("mean s_11 at t=150 / (1/context)", _times_context("s11"), (0.8, 1.2), 1.0),
             Part("exponent a of -ln(context s_21) ~ t^a on [50,300]", _exponent, (1.0, INF)),
         ),
         settings=CONTEXTS,
     ),
     _claim(
-        "D1",
-        "With residual connections layer 1 keeps the paper's behaviours: signs align, s_21 decays while s_11 is near "
-        "1/2, and the training loss falls below .1",
-        "paper",
+        id="D1",
+        statement="With residual connections layer 1 keeps the paper's behaviours: signs align, s_21 decays while "
+        "s_11 is near 1/2, and the training loss falls below .1",
+        source="paper",
         steps=(20, 150, 300),
         parts=(
             *(Part(f"{label}, layer 1", _deep(1.0, m, 0), interval) for label, m, interval, _ in _BEHAVIOURS),
@@ -370,9 +379,9 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _claim(
-        "D2",
-        "With residual connections every layer keeps them",
-        "ours",
+        id="D2",
+        statement="With residual connections every layer keeps them",
+        source="ours",
         steps=(20, 150),
         explanations=_NOISY,
         parts=(
@@ -385,19 +394,19 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _claim(
-        "D3",
-        "With residual connections the stages of layer 1 come in order, t_I < t_II < t_III and t_II < t_IV",
-        "ours",
+        id="D3",
+        statement="With residual connections the stages of layer 1 come in order, t_I < t_II < t_III and t_II < t_IV",
+        source="ours",
         steps=(0, 20, 100, 150, 300),
         parts=(
-            Part("in order (1) or not (0)", _deep(1.0, four_in_order, 0), (1.0, 1.0), lambda ds: 1.0),
+            Part("in order (1) or not (0)", _deep(1.0, four_in_order, 0), (1.0, 1.0), 1.0),
             Part("the same without residual connections", _deep(0.0, four_in_order, 0), None),
         ),
     ),
     _claim(
-        "D4",
-        "Without residual connections layer 1 loses at least one of the behaviours",
-        "paper (erratic), ours (the number)",
+        id="D4",
+        statement="Without residual connections layer 1 loses at least one of the behaviours",
+        source="paper (erratic), ours (the number)",
         steps=(20, 150),
         explanations=_LATER,
         parts=(
@@ -411,9 +420,9 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _claim(
-        "D5",
-        "Without residual connections attention is erratic: s_21 goes back and forth more than twice as much",
-        "paper (erratic), ours (the number)",
+        id="D5",
+        statement="Without residual connections attention is erratic: s_21 goes back and forth more than twice as much",
+        source="paper (erratic), ours (the number)",
         steps=(0, 400),
         explanations=_BACK,
         parts=(
@@ -423,9 +432,10 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _claim(
-        "D6",
-        "Without residual connections query signals are erratic: after t=100 they turn more than twice as often",
-        "paper (erratic), ours (the number)",
+        id="D6",
+        statement="Without residual connections query signals are erratic: after t=100 they turn more than twice as "
+        "often",
+        source="paper (erratic), ours (the number)",
         steps=(100, 400),
         explanations=_TURNS,
         parts=(
@@ -435,9 +445,9 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _claim(
-        "D7",
-        "Without residual connections training is erratic: the loss rises more than twice as often",
-        "paper (erratic), ours (the number)",
+        id="D7",
+        statement="Without residual connections training is erratic: the loss rises more than twice as often",
+        source="paper (erratic), ours (the number)",
         steps=(0, 400),
         explanations=_CALM,
         parts=(
@@ -446,9 +456,9 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _claim(
-        "D8",
-        "Without residual connections training to a loss of .1 takes more than twice the steps",
-        "ours",
+        id="D8",
+        statement="Without residual connections training to a loss of .1 takes more than twice the steps",
+        source="ours",
         steps=(0, 400),
         parts=(Part("steps, plain / residual", _slower, above(2.0)), *_pair("steps", time_to)),
     ),

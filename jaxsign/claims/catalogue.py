@@ -1,34 +1,52 @@
-"""Every system's claims, and how the settings that its claims are decided in are called."""
+"""Which claims are there, and in which setting was a Dataset made?"""
 
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from jaxsign.claims import adam, architecture, bridge, data_quality, digits, linear_attention, residual, restore
-from jaxsign.claims import dynamics as two_layer
-from jaxsign.claims import kernels as kernel_attention
-from jaxsign.claims.claim import Claim, system_of
+from jaxsign.analysis.runs import system_of
+from jaxsign.claims import (
+    adam,
+    architecture,
+    bridge,
+    data_quality,
+    digits,
+    dynamics,
+    kernels,
+    linear_attention,
+    residual,
+    restore,
+)  # fmt: skip
+from jaxsign.claims.claim import Claim
+from jaxsign.claims.setting import Setting
 
-#: {system: its claims and `Dataset -> setting`}; a Dataset of any other system is read as one of the paper's.
-SYSTEMS: dict[str, Any] = {
-    "two_layer": two_layer,
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: {system: the module whose `setting_of` knows it}; a Dataset of any other system is read as one of the paper's.
+SYSTEMS: dict[str, ModuleType] = {
+    "two_layer": dynamics,
     "linear_attention": linear_attention,
-    "kernel_attention": kernel_attention,
+    "kernel_attention": kernels,
     "residual_attention": residual,
-    "two_layer_curvature": bridge,
-    "two_layer_updates": adam,
+    "two_layer_curvature": dynamics,
+    "two_layer_updates": dynamics,
     "deep_transformer": architecture,
     "noisy_digits": digits,
 }
-#: Experiments on the paper's system that have claims of their own.
-EXPERIMENTS = (restore, data_quality)
-CLAIMS: tuple[Claim, ...] = tuple(claim for module in (*SYSTEMS.values(), *EXPERIMENTS) for claim in module.CLAIMS)
+#: The experiments in the order in which their claims are listed.
+EXPERIMENTS: tuple[ModuleType, ...] = (
+    dynamics, linear_attention, kernels, residual, bridge, adam, architecture, digits, restore, data_quality,
+)  # fmt: skip
+CLAIMS: tuple[Claim, ...] = tuple(claim for module in EXPERIMENTS for claim in module.CLAIMS)
 
 
-def known_system(ds: Any) -> str:
+def known_system(ds: "xr.Dataset") -> str:
     """The system whose claims a Dataset is asked."""
-    found = system_of(ds)
-    return found if found in SYSTEMS else "two_layer"
+    system = system_of(ds)
+    return system if system in SYSTEMS else "two_layer"
 
 
-def setting_of(ds: Any) -> str:
-    """The name of a Dataset's setting, such as "paper_like" or "theory, n=21"."""
-    return str(SYSTEMS[known_system(ds)].setting_of(ds))
+def setting_of(ds: "xr.Dataset") -> Setting:
+    """A Dataset's setting, such as "paper_like" or "theory, n=21"."""
+    setting: Setting = SYSTEMS[known_system(ds)].setting_of(ds)
+    return setting

@@ -1,4 +1,4 @@
-"""Claim and Part: a number per seed, the interval it must lie in, and how a Dataset is asked for both.
+"""What is a claim? A number per seed, the interval it must lie in, and the runs that decide it.
 
 One number per *seed* (rows, heads and samples are averaged inside it) and an interval that follows from the claim's
 words, committed before the first run. Optimizers are compared on the same seeds at equal training loss.
@@ -10,17 +10,25 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from jaxsign.analysis.equal_loss import at_train_loss
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import manifest, need
+from jaxsign.analysis.runs import need, need_runs, one_point, optimizers_of
+from jaxsign.claims.setting import Setting
 from jaxsign.validation.values import known
 
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: Chooses the runs that a claim is about.
+Runs: TypeAlias = Callable[["xr.Dataset"], "xr.Dataset"]
+#: Measures runs: one number per seed.
+PerSeed: TypeAlias = Callable[["xr.Dataset"], "xr.DataArray"]
 JUDGES = ("seeds", "mean")
-#: What claims with a horizon are made of.
+#: First steps at which a gradient that claims with a horizon depend on is 0.
 WATCHED = ("first_frozen_query_noise", "first_frozen_key_noise", "first_frozen_query_signal")
 
 
@@ -43,16 +51,41 @@ class Part:
       label: what is measured, in words.
       measure: Dataset -> DataArray over `seed`.
       interval: (low, high), both ends inside, or None: reported beside the claim but not judged.
-      predict: Dataset -> predicted number, or None where there is no prediction.
+      predict: the predicted number, or Dataset -> number; None where there is no prediction.
     """
 
     label: str
-    measure: Callable[[Any], Any]
+    measure: PerSeed
     interval: tuple[float, float] | None
-    predict: Callable[[Any], Any] | None = None
+    predict: float | Callable[["xr.Dataset"], Any] | None = None
+
+    def prediction(self, ds: "xr.Dataset") -> Any:
+        """The predicted number for these runs, None where there is no prediction."""
+        return self.predict(ds) if callable(self.predict) else self.predict
 
 
-@dataclasses.dataclass(frozen=True)
+def one_family(family: str) -> Runs:
+    """Chooses the runs of one optimizer family that has one grid point, dims (seed, step, ...).
+
+    The function that is returned raises CannotDecide if there is not exactly one such optimizer, or several points of
+    an axis.
+    """
+
+    def runs(ds: "xr.Dataset") -> "xr.Dataset":
+        places = optimizers_of(ds, family)
+        if places.size != 1:
+            raise CannotDecide(f"needs exactly one {family} optimizer, got {places.size}")
+        return one_point(ds).isel(optimizer=int(places[0]))
+
+    return runs
+
+
+def all_runs(ds: "xr.Dataset") -> "xr.Dataset":
+    """Chooses all runs, for claims that compare points of the axes on the same seeds: their parts pick them."""
+    return ds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
     """A statement about runs that a Dataset can decide.
 
@@ -60,9 +93,10 @@ class Claim:
       id: short name.
       statement: the claim in one sentence.
       source: "paper" or "ours".
-      family: the optimizer family whose runs are measured, or "" where the parts pick families themselves.
-      steps: recorded steps it needs.
       parts: its numbers; a seed counts as inside if all judged parts are.
+      steps: recorded steps it needs.
+      runs: Dataset -> the runs that the parts measure; default those at the one point of every axis.
+      family: in place of `runs`, the optimizer family whose runs are measured, or "" where the parts pick families.
       trusted_until: step up to which no gradient of query noise, key noise or query signal may have underflowed, or
         None. Results of a version that watched query noise alone are read by that.
       explanations: {setting: sentence} for settings where the claim is known not to hold.
@@ -70,85 +104,78 @@ class Claim:
       judge: "seeds": it holds if more than .9 of all seeds are inside; "mean", for claims about averages: if the 95 %
         interval of the mean over the seeds is.
       settings: the settings of its system that it is about; () for all.
+
+    Raises:
+      ValueError: for an unknown judge, parts none of which has an interval, or both `runs` and `family`.
     """
 
     id: str
     statement: str
     source: str
-    family: str
-    steps: tuple[int, ...]
     parts: tuple[Part, ...]
+    steps: tuple[int, ...] = ()
+    runs: Runs = one_point
+    family: dataclasses.InitVar[str] = ""
     trusted_until: int | None = None
     explanations: dict[str, str] = dataclasses.field(default_factory=dict)
     system: str = "two_layer"
     judge: str = "seeds"
     settings: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, family: str) -> None:
         known("judge", self.judge, JUDGES)
         if all(part.interval is None for part in self.parts):
             raise ValueError(f"parts of claim {self.id!r} must hold at least one with an interval, got {self.parts!r}")
+        if family:
+            if self.runs is not one_point:
+                raise ValueError(f"claim {self.id!r} must have runs or family, got both and family={family!r}")
+            object.__setattr__(self, "runs", one_family(family))
 
-    def need_steps(self, ds: Any) -> None:
+    def is_about(self, system: str, setting: Setting) -> bool:
+        """Whether the claim says something about runs of a system in a setting."""
+        return self.system == system and (not self.settings or str(setting) in self.settings)
+
+    def explanation(self, setting: Setting) -> str:
+        """Why the claim does not hold in a setting, "" where no reason is known."""
+        return self.explanations.get(str(setting)) or self.explanations.get(setting.kind, "")
+
+    def select(self, ds: "xr.Dataset") -> "xr.Dataset":
+        """The runs that the parts measure.
+
+        Raises:
+          CannotDecide: saying what the Dataset lacks.
+        """
+        need_runs(ds)
+        self._need_steps(ds)
+        runs = self.runs(ds)
+        if self.trusted_until is not None:
+            _need_gradients(runs, self.trusted_until)
+        return runs
+
+    def _need_steps(self, ds: "xr.Dataset") -> None:
         """Raises CannotDecide if a step that the claim needs is not recorded."""
         recorded = set(ds["step"].values.tolist()) if "step" in ds.dims else set()
         absent = [step for step in self.steps if step not in recorded]
         if absent:
             raise CannotDecide(f"step {absent[0]} is not recorded")
 
-    def select(self, ds: Any) -> Any:
-        """The runs that the parts measure.
 
-        Raises:
-          CannotDecide: saying what the Dataset lacks.
-        """
-        _need_runs(ds)
-        self.need_steps(ds)
-        runs = one_family(ds, self.family) if self.family else one_point(ds)
-        if self.trusted_until is not None:
-            watched = [name for name in WATCHED if name in runs] or ["first_frozen_step"]
-            for name in watched:
-                if name not in runs:
-                    raise CannotDecide("the Dataset does not say when query-noise gradients underflow")
-                frozen = runs[name]
-                early = frozen.where((frozen >= 0) & (frozen <= self.trusted_until))
-                if bool(early.notnull().any()):
-                    what = name.removeprefix("first_frozen_").replace("_", "-").replace("step", "query-noise")
-                    raise CannotDecide(
-                        f"{what} gradients underflow from step {int(early.min())} on, before the horizon "
-                        f"{self.trusted_until}; run it with --x64"
-                    )
-        return runs
+def _need_gradients(runs: "xr.Dataset", horizon: int) -> None:
+    """Raises CannotDecide if a gradient that the paper's claims are made of underflows up to a step."""
+    for name in [name for name in WATCHED if name in runs] or ["first_frozen_step"]:
+        if name not in runs:
+            raise CannotDecide("the Dataset does not say when query-noise gradients underflow")
+        frozen = runs[name]
+        early = frozen.where((frozen >= 0) & (frozen <= horizon))
+        if bool(early.notnull().any()):
+            what = name.removeprefix("first_frozen_").replace("_", "-").replace("step", "query-noise")
+            raise CannotDecide(
+                f"{what} gradients underflow from step {int(early.min())} on, before the horizon {horizon}; "
+                "run it with --x64"
+            )
 
 
-class WholeClaim(Claim):
-    """A claim that compares points of the axes on the same seeds: its parts pick them."""
-
-    def select(self, ds: Any) -> Any:
-        """All runs.
-
-        Raises:
-          CannotDecide: saying what the Dataset lacks.
-        """
-        _need_runs(ds)
-        self.need_steps(ds)
-        return ds
-
-
-def _need_runs(ds: Any) -> None:
-    """Raises CannotDecide unless a Dataset has what every Dataset of runs has: `ds.isel(seed=0)` loses a dimension."""
-    if "status" not in ds:
-        raise CannotDecide("the Dataset has no status")
-    lost = [dim for dim in ("optimizer", "seed") if dim not in ds["status"].dims]
-    if lost:
-        raise CannotDecide(f"needs the dimensions optimizer and seed, got a Dataset without {lost}")
-    if not ds.sizes["seed"]:
-        raise CannotDecide("the Dataset has no seeds")
-    if "family" not in ds.coords:
-        raise CannotDecide("needs the coordinate family, which names each optimizer's family")
-
-
-def at_level(ds: Any, level: float, *names: str, leaps: bool = False) -> Any:
+def at_level(ds: "xr.Dataset", level: float, *names: str, leaps: bool = False) -> "xr.Dataset":
     """`js.at_train_loss` of these observables, for claims: a number that is not known is no number outside an interval.
 
     Args:
@@ -183,26 +210,6 @@ def at_level(ds: Any, level: float, *names: str, leaps: bool = False) -> Any:
     return at
 
 
-def numbers_of(ds: Any, name: str) -> np.ndarray:
-    """An optimizer's keyword, such as learning_rate, as floats over the optimizers; NaN where it is no number.
-
-    One schedule among the values makes all of them texts, numbers included.
-
-    Raises:
-      CannotDecide: if the keyword is no coordinate.
-    """
-    if name not in ds.coords:
-        raise CannotDecide(f"needs the coordinate {name}: give the optimizer as js.grid(..., {name}=...)")
-    return np.vectorize(_float, otypes=[float])(ds[name].values)
-
-
-def _float(value: Any) -> float:
-    try:
-        return float(value)
-    except ValueError:  # the name of a schedule, or ""
-        return math.nan
-
-
 def real_numbers(values: Any) -> np.ndarray:
     """Real numbers as floats: `np.asarray(..., float)` would take None for NaN and drop imaginary parts.
 
@@ -217,35 +224,3 @@ def real_numbers(values: Any) -> np.ndarray:
     if not plain:
         raise TypeError(f"must return real numbers, got the type {values.dtype}: {values.ravel()[:3]!r}")
     return values.astype(float)
-
-
-def one_point(ds: Any, *kept: str) -> Any:
-    """The runs at the one point of every axis but the kept ones, dims (*kept, optimizer, seed, step, ...).
-
-    Raises:
-      CannotDecide: if another axis has several points.
-    """
-    _need_runs(ds)
-    axes = [dim for dim in ds["status"].dims if dim not in ("optimizer", "seed", *kept)]
-    long = [dim for dim in axes if ds.sizes[dim] > 1]
-    if long:
-        raise CannotDecide(f"needs one point of every{' other' if kept else ''} axis, got several on {long}")
-    return ds.isel(dict.fromkeys(axes, 0))
-
-
-def one_family(ds: Any, family: str) -> Any:
-    """The runs of one optimizer family that has one grid point, dims (seed, step, ...).
-
-    Raises:
-      CannotDecide: if there is not exactly one such optimizer.
-    """
-    chosen = np.flatnonzero(ds["family"].values == family)
-    if chosen.size != 1:
-        raise CannotDecide(f"needs exactly one {family} optimizer, got {chosen.size}")
-    return one_point(ds).isel(optimizer=int(chosen[0]))
-
-
-def system_of(ds: Any) -> str:
-    """The name of the function that made the tasks of a Dataset, such as "two_layer"."""
-    stored = manifest(ds)["definition"].get("system") or {}
-    return str(stored.get("name", "")).rpartition(".")[2]

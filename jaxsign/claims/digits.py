@@ -1,14 +1,18 @@
-"""The claims about noisy digits, each with its interval; learning rates chosen on validation images; their settings."""
+"""Does the picture hold on noisy digits, at learning rates chosen on validation images? Claims F2d-1 to F2d-4."""
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import manifest, need
-from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level, one_point
+from jaxsign.analysis.runs import best_rate, drop_labels, family_runs, manifest, need, one_point
+from jaxsign.claims.claim import Claim, Part, above, all_runs, at_level
+from jaxsign.claims.setting import Setting
 from jaxsign.validation.values import known
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 SYSTEM = "noisy_digits"
 #: Training loss, in nat, at which runs are compared, and the low image scale of the claims about optimizers.
@@ -22,17 +26,20 @@ _POSITIVE = above(0.0)
 _VARIABLES = ("val_loss", "test_loss", "test_error", "calibrated_loss", "temperature", "test_margin", "test_margin_std")
 
 
-def setting_of(ds: Any) -> str:
+def setting_of(ds: "xr.Dataset") -> Setting:
     """Model, classes, whether attention is frozen, and the axis, such as "ViT 3 vs 7 over scale"."""
     definition = manifest(ds)["definition"]
     problem = definition["problem"]
     classes = problem["classes"]
     digits = "ten classes" if len(classes) == 10 else " vs ".join(map(str, classes))
-    frozen = ", attention frozen" if definition["trainable"] else ""
-    return f"{MODELS[problem['model']]} {digits}{frozen}{' over scale' if 'scale' in ds.dims else ''}"
+    return Setting(
+        f"{MODELS[problem['model']]} {digits}",
+        changes=("attention frozen",) if definition["trainable"] else (),
+        swept=("scale",) if "scale" in ds.dims else (),
+    )
 
 
-def compared(ds: Any, point: str) -> Any:
+def compared(ds: "xr.Dataset", point: str) -> "xr.Dataset":
     """Every run where it is compared.
 
     Args:
@@ -55,10 +62,11 @@ def compared(ds: Any, point: str) -> Any:
     if point == "end":
         return runs.isel(step=-1)
     place = runs["val_loss"].fillna(np.inf).argmin("step")
-    return runs.isel(step=place).where(np.isfinite(runs["val_loss"]).any("step"))
+    measured: Any = np.isfinite(runs["val_loss"])
+    return runs.isel(step=place).where(measured.any("step"))
 
 
-def tuned(ds: Any, family: str, point: str, each: bool = True) -> Any:
+def tuned(ds: "xr.Dataset", family: str, point: str, each: bool = True) -> "xr.Dataset":
     """The runs of an optimizer family at the learning rate whose mean validation loss over the seeds is the smallest.
 
     Every family has the same number of rates; the choice looks at validation images only, at the very point at which
@@ -78,42 +86,41 @@ def tuned(ds: Any, family: str, point: str, each: bool = True) -> Any:
     """
     if "scale" not in ds.dims:
         raise CannotDecide("needs a sweep over the image scale")
-    ds = one_point(ds, "scale")
-    own = np.flatnonzero(ds["family"].values == family)
-    if not own.size or not bool((ds["status"].isel(optimizer=own) == 0).any()):
+    runs = family_runs(one_point(ds, "scale"), family)
+    if not bool((runs["status"] == 0).any()):
         raise CannotDecide(f"needs runs of {family}")
-    runs = compared(ds.isel(optimizer=own), point)
-    judged = runs["val_loss"].mean("seed", skipna=False)
+    runs = compared(runs, point)
+    score = runs["val_loss"].mean("seed", skipna=False)
     if not each:
-        judged = judged.mean("scale", skipna=False)
-    place = judged.fillna(np.inf).argmin("optimizer")
-    chosen = runs.isel(optimizer=place)
-    return chosen.where(judged.isel(optimizer=place).notnull())
+        score = score.mean("scale", skipna=False)
+    return best_rate(runs, by=score).where(score.notnull().any("optimizer"))
 
 
-def _at(runs: Any, name: str, scale: float | None = None) -> Any:
+def _at(runs: "xr.Dataset", name: str, scale: float | None = None) -> "xr.DataArray":
     """A variable, at one scale where one is given, with no coordinates but scale and seed."""
     values = runs[name]
     if scale is not None:
         if not np.isclose(values["scale"], scale).any():
             raise CannotDecide(f"the image scale {scale:g} is not among the runs")
         values = values.sel(scale=scale, method="nearest")
-    return values.drop_vars([c for c in values.coords if c not in values.dims])
+    return drop_labels(values)
 
 
-def _fall(ds: Any, family: str, point: str = "loss") -> Any:
+def _fall(ds: "xr.Dataset", family: str, point: str = "loss") -> "xr.DataArray":
     """Test loss at the smallest image scale minus that at the largest one."""
     loss = _at(tuned(ds, family, point), "test_loss")
     order = loss["scale"].argsort()
     return loss.isel(scale=int(order[0]), drop=True) - loss.isel(scale=int(order[-1]), drop=True)
 
 
-def _gap(ds: Any, family: str, name: str, other: str = "gd", point: str = "loss", scale: float = LOW) -> Any:
-    """A number of one family minus that of another, same seeds, each at its tuned rate."""
+def _gap(
+    ds: "xr.Dataset", family: str, name: str, other: str = "gd", point: str = "loss", scale: float = LOW
+) -> "xr.DataArray":
+    """A number of one family minus the same of another one, on the same seeds, each at its tuned rate."""
     return _at(tuned(ds, family, point), name, scale) - _at(tuned(ds, other, point), name, scale)
 
 
-def rise(loss: Any, of: Any | None = None) -> Any:
+def rise(loss: "xr.DataArray", of: "xr.DataArray | None" = None) -> "xr.DataArray":
     """The largest rise between neighbouring scales in DISPUTED, at the place where the other half of the seeds sees it.
 
         r_s = of_s(b) - of_s(a),   (a, b) the neighbours with the largest mean of loss(b) - loss(a) over the half of the
@@ -140,13 +147,15 @@ def rise(loss: Any, of: Any | None = None) -> Any:
     steps, shown = (np.diff(one.transpose("scale", "seed").values, axis=0) for one in (loss, of))
     if not steps.size or steps.shape[1] < 2 or not np.isfinite(steps).all():
         raise CannotDecide(f"needs the test loss of two seeds or more at two scales or more in {list(DISPUTED)}")
-    found = np.empty(steps.shape[1])
+    rises = np.empty(steps.shape[1])
     for half in (0, 1):
-        found[half::2] = shown[steps[:, 1 - half :: 2].mean(1).argmax(), half::2]
-    return xr.DataArray(found, dims="seed")
+        rises[half::2] = shown[steps[:, 1 - half :: 2].mean(1).argmax(), half::2]
+    return xr.DataArray(rises, dims="seed")
 
 
-def _rise(ds: Any, family: str, point: str = "end", name: str = "test_loss", each: bool = True) -> Any:
+def _rise(
+    ds: "xr.Dataset", family: str, point: str = "end", name: str = "test_loss", each: bool = True
+) -> "xr.DataArray":
     runs = tuned(ds, family, point, each)
     return rise(_at(runs, "test_loss"), _at(runs, name))
 
@@ -168,10 +177,10 @@ _UNLEARNT = {
 _GAPS = {
     **_UNLEARNT,
     "two-layer 3 vs 7 over scale": _FIRST_STEP,
-    "two-layer 3 vs 7": _FIRST_STEP,
+    "two-layer 3 vs 7, attention frozen over scale": _FIRST_STEP,
     "two-layer 0 vs 1 over scale": _CROSSING.format(".56", ".47"),
     "ViT 3 vs 7 over scale": _SMALL,
-    "ViT 3 vs 7": _SMALL,
+    "ViT 3 vs 7, attention frozen over scale": _SMALL,
     "ViT 0 vs 1 over scale": _SMALL,
     "two-layer ten classes over scale": "the noise is dense and shared by all images as with two classes, where first "
     "steps of SignGD err less at low scale; the errors cross between 1 and 4",
@@ -180,19 +189,20 @@ _MONOTONE = {
     **_UNLEARNT,
     "two-layer 3 vs 7 over scale": "it falls at every scale up to 2 at the tuned rate; it rises from 2 to 4, and from "
     "1 on at a rate of 3e-4, by calibration: margins grow, error and calibrated loss do not (figure, lowest row)",
-    "two-layer 3 vs 7": "with attention frozen it falls at every scale at the tuned rates",
+    "two-layer 3 vs 7, attention frozen over scale": "with attention frozen it falls at every scale at the tuned rates",
     "two-layer 0 vs 1 over scale": "it falls at every scale up to 1, and rises from 1 to 4 by calibration: error and "
     "calibrated loss fall",
     "two-layer ten classes over scale": "it falls at every scale up to 1, and rises from 1 to 4 by calibration: error "
     "and calibrated loss fall",
     "ViT 3 vs 7 over scale": "at the tuned rate, the smallest of the four, no rise stands out from the seeds; at a "
     "rate of .01, at temperatures near 50, the loss rises by 1.7 +- 1.3 and the calibrated loss by .02 +- .03",
-    "ViT 3 vs 7": "with attention frozen the test loss falls on average; the tuned rate changes between .5 and .7",
+    "ViT 3 vs 7, attention frozen over scale": "with attention frozen the test loss falls on average; the tuned rate "
+    "changes between .5 and .7",
     "ViT 0 vs 1 over scale": "at the tuned rate, the smallest of the four, no rise stands out from the seeds",
 }
 
 _NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD", "momentum": "momentum"}
-_digits = functools.partial(WholeClaim, source="paper", family="", steps=(), system=SYSTEM, judge="mean")
+_digits = functools.partial(Claim, source="paper", runs=all_runs, system=SYSTEM, judge="mean")
 
 
 def _gaps(name: str, words: str) -> tuple[Part, ...]:
@@ -211,8 +221,8 @@ def _gaps(name: str, words: str) -> tuple[Part, ...]:
 
 CLAIMS: tuple[Claim, ...] = (
     _digits(
-        "F2d-1",
-        "Noisy digits: the test loss falls from the smallest image scale to the largest, with each optimizer",
+        id="F2d-1",
+        statement="Noisy digits: the test loss falls from the smallest image scale to the largest, with each optimizer",
         parts=tuple(
             Part(
                 f"test loss({_NAMES[family]}) at the smallest scale - at the largest, at training loss {LEVEL:g}",
@@ -224,20 +234,23 @@ CLAIMS: tuple[Claim, ...] = (
         explanations=_UNLEARNT,
     ),
     _digits(
-        "F2d-2",
-        "Noisy digits: SignGD and Adam have the larger test loss than GD at equal training loss and low scale",
+        id="F2d-2",
+        statement="Noisy digits: SignGD and Adam have the larger test loss than GD at equal training loss and low "
+        "scale",
         parts=_gaps("test_loss", "test loss"),
         explanations=_GAPS,
     ),
     _digits(
-        "F2d-3",
-        "Noisy digits: SignGD and Adam have the larger test error than GD at equal training loss and low scale",
+        id="F2d-3",
+        statement="Noisy digits: SignGD and Adam have the larger test error than GD at equal training loss and low "
+        "scale",
         parts=_gaps("test_error", "error"),
         explanations=_GAPS,
     ),
     _digits(
-        "F2d-4",
-        "Noisy digits: between the scales .5 and 1 SignGD's test loss at the end rises somewhere, it is not monotone",
+        id="F2d-4",
+        statement="Noisy digits: between the scales .5 and 1 SignGD's test loss at the end rises somewhere, it is not "
+        "monotone",
         parts=(
             Part("largest rise between neighbouring scales", functools.partial(_rise, family="sign_gd"), _POSITIVE),
             Part("the same of Adam", functools.partial(_rise, family="adam"), None),

@@ -1,28 +1,32 @@
-"""The claims of the paper about its own system, each with its interval, and the settings they are decided in."""
+"""Does the paper's system train as the paper says? Claims S1 to S5, C1 to C2e, A1 to A3 and G1, and their settings."""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from jaxsign import theory
 from jaxsign.analysis.measures import MEASURES
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import manifest, need
-from jaxsign.claims.claim import Claim, Part, above, at_level, numbers_of, one_family, real_numbers
+from jaxsign.analysis.runs import manifest, need, numbers_of, optimizers_of, select
+from jaxsign.claims.claim import Claim, Part, PerSeed, above, at_level, one_family, real_numbers
+from jaxsign.claims.setting import Setting
 from jaxsign.systems.two_layer import presets
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 from jaxsign.validation.values import field_names
 
+if TYPE_CHECKING:
+    import xarray as xr
+
+Record = TypeVar("Record", Problem, Hyper)
 INF = math.inf
 #: Training losses, in nat, at which optimizers are compared.
 LEVELS = (0.5, 0.1, 0.01, 0.001)
 
 
-def problem_of(ds: Any) -> tuple[Problem, Hyper]:
+def problem_of(ds: "xr.Dataset") -> tuple[Problem, Hyper]:
     """The Problem and Hyper of the runs in a Dataset of the two-layer system, at its one point of every axis.
 
     Raises:
@@ -47,41 +51,44 @@ def problem_of(ds: Any) -> tuple[Problem, Hyper]:
         raise CannotDecide(f"needs runs of the two-layer system: {refusal}") from None
 
 
-def setting_of(ds: Any) -> str:
+def setting_of(ds: "xr.Dataset") -> Setting:
     """The preset a Dataset was run with, "custom" if it is none; n_test is free.
 
-    Another n, kernel, residual path, number of heads, context or choice of trained weights is said: "theory, n=21",
+    The setting also says another n, kernel, residual path, number of heads, context or choice of trained weights:
+    "theory, n=21",
     "gaussian kernel with residual 1, theory", "context 4, theory" (with d in proportion to the noise patches), "w_v
     alone trained, paper_like"; so are the axes of a sweep that leaves the preset: "paper_like over n, snr".
     """
     trained = manifest(ds)["definition"].get("trainable")  # without a manifest the Dataset is refused, not "custom"
     swept = _swept(ds)
-    apart = {one for names in swept.values() for one in names}
+    varied = {coordinate for coordinates in swept.values() for coordinate in coordinates}
     try:
         problem, hyper = problem_of(ds.isel(dict.fromkeys(swept, 0)))
     except CannotDecide:
-        return "custom"
+        return Setting("custom")
     for name in ("paper_like", "theory"):
         preset, numbers = getattr(presets, name)()
-        problem, hyper = _with(problem, preset, apart), _with(hyper, numbers, apart)
-        free: dict[str, Any] = {"n": problem.n, "n_test": problem.n_test, "kernel": problem.kernel}
-        free |= {"heads": problem.heads}
-        if problem.context > 2 and problem.d == preset.d * problem.patches:
-            free |= {"context": problem.context, "d": problem.d}
-        if name == "paper_like":
-            free["supports"] = problem.supports
-        numbers = dataclasses.replace(numbers, residual=hyper.residual)
-        if numbers == hyper and _is_legal(preset, free) and dataclasses.replace(preset, **free) == problem:
+        problem, hyper = _with(problem, preset, varied), _with(hyper, numbers, varied)
+        if _has_sizes_of(name, problem, preset) and dataclasses.replace(numbers, residual=hyper.residual) == hyper:
             model = [f"{problem.kernel} kernel"] if problem.kernel != preset.kernel else []
             model += [f"residual {hyper.residual:g}"] if hyper.residual else []
             model += [f"heads {problem.heads}"] if problem.heads != preset.heads else []
             model += [f"context {problem.context}"] if problem.context != preset.context else []
             model += [f"{' and '.join(trained)} alone trained"] if trained else []
-            varied = [f"n={problem.n}"] if problem.n != preset.n else []
-            varied += [f"{problem.supports} supports"] if problem.supports != preset.supports else []
-            over = f" over {', '.join(swept)}" if swept else ""
-            return ", ".join([*([" with ".join(model)] if model else []), name, *varied]) + over
-    return "custom"
+            changes = [f"n={problem.n}"] if problem.n != preset.n else []
+            changes += [f"{problem.supports} supports"] if problem.supports != preset.supports else []
+            return Setting(name, model=tuple(model), changes=tuple(changes), swept=tuple(swept))
+    return Setting("custom")
+
+
+def _has_sizes_of(name: str, problem: Problem, preset: Problem) -> bool:
+    """Whether a Problem differs from a preset only in what the name of a setting says."""
+    free: dict[str, Any] = {field: getattr(problem, field) for field in ("n", "n_test", "kernel", "heads")}
+    if problem.context > 2 and problem.d == preset.d * problem.patches:
+        free |= {"context": problem.context, "d": problem.d}
+    if name == "paper_like":
+        free["supports"] = problem.supports
+    return _is_legal(preset, free) and dataclasses.replace(preset, **free) == problem
 
 
 def _is_legal(problem: Problem, changes: dict[str, Any]) -> bool:
@@ -93,103 +100,100 @@ def _is_legal(problem: Problem, changes: dict[str, Any]) -> bool:
     return True
 
 
-def _with(one: Any, base: Any, names: set[str]) -> Any:
+def _with(one: Record, base: Record, names: set[str]) -> Record:
     """A record with these fields taken from another one of its kind."""
     return dataclasses.replace(one, **{field: value for field, value in vars(base).items() if field in names})
 
 
-def _swept(ds: Any) -> dict[str, tuple[str, ...]]:
+def _swept(ds: "xr.Dataset") -> dict[str, tuple[str, ...]]:
     """{axis with several points: all coordinates along it}, without optimizers and seeds."""
     axes = [dim for dim in ds.get("status", ds).dims if dim not in ("optimizer", "seed", "step") and ds.sizes[dim] > 1]
     return {str(axis): tuple(str(one) for one in ds.coords if axis in ds[one].dims) for axis in axes}
 
 
-def _eta(ds: Any) -> float:
+def _eta(ds: "xr.Dataset") -> float:
     rate = float(numbers_of(ds, "learning_rate"))
     if not math.isfinite(rate):
         raise CannotDecide(f"needs a number as the learning rate, got {ds['learning_rate'].item()!r}")
     return rate
 
 
-def _measured(name: str) -> Callable[[Any], Any]:
+def _measured(name: str) -> PerSeed:
     """Reads one of the claim numbers: stored by a sweep's summary, or computed from every seed's trace."""
 
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         import xarray as xr
 
         finished = ds["status"] == 0
         if name in ds:  # to the digits that 32 bits hold: a share of 19/20 is not less than .95
             digits = np.vectorize(lambda v: float(f"{v:.6g}"), otypes=[float])
             return ds[name].copy(data=digits(ds[name].values)).where(finished)
-        asked = MEASURES[name]
-        need(ds, *asked.needs)
+        number = MEASURES[name]
+        need(ds, *number.needs)
         steps = ds["step"].values
-        arrays = {n: ds[n].transpose("seed", *(("step",) if "step" in ds[n].dims else ()), ...) for n in asked.needs}
-        if set(asked.steps) - set(steps.tolist()):
-            raise CannotDecide(f"step {min(set(asked.steps) - set(steps.tolist()))} is not recorded")
+        arrays = {n: ds[n].transpose("seed", *(("step",) if "step" in ds[n].dims else ()), ...) for n in number.needs}
+        if set(number.steps) - set(steps.tolist()):
+            raise CannotDecide(f"step {min(set(number.steps) - set(steps.tolist()))} is not recorded")
         values = {n: np.asarray(array.values) for n, array in arrays.items()}
         seeds = range(ds.sizes["seed"])
         with np.errstate(divide="ignore", invalid="ignore"):  # what diverged is NaN
-            found = [asked.number({"step": steps, **{n: v[i] for n, v in values.items()}}) for i in seeds]
-        return xr.DataArray(real_numbers(found), dims="seed", coords={"seed": ds["seed"]}).where(finished)
+            numbers = [number.number({"step": steps, **{n: v[i] for n, v in values.items()}}) for i in seeds]
+        return xr.DataArray(real_numbers(numbers), dims="seed", coords={"seed": ds["seed"]}).where(finished)
 
     return measure
 
 
-def _per_eta(name: str) -> Callable[[Any], Any]:
+def _per_eta(name: str) -> PerSeed:
     return lambda ds: _measured(name)(ds) / _eta(ds)
 
 
-def _sign_law(ds: Any) -> float:
+def _sign_law(ds: "xr.Dataset") -> float:
     problem, hyper = problem_of(ds)
     return float(theory.sign_test_error(problem, hyper.mu, hyper.sigma_p))
 
 
-def _gd_law(ds: Any) -> float:
+def _gd_law(ds: "xr.Dataset") -> float:
     problem, hyper = problem_of(ds)
     return float(theory.gd_test_error(problem, hyper.mu, hyper.sigma_p))
 
 
-def _distance_from_law(ds: Any) -> Any:
+def _distance_from_law(ds: "xr.Dataset") -> "xr.DataArray":
     """max_t |error - law| on [50, 500] beyond two standard errors of the finite test set."""
     law, count = _sign_law(ds), problem_of(ds)[0].n_test
     sampling = 2 * math.sqrt(law * (1 - law) / count)
     low, high = _measured("least_test_error")(ds), _measured("largest_test_error")(ds)
-    return np.maximum(np.maximum(np.abs(low - law), np.abs(high - law)) - sampling, 0)
+    distance: Any = np.maximum(np.maximum(abs(low - law), abs(high - law)) - sampling, 0)
+    return distance
 
 
-def _rate_ratio(family: str) -> Callable[[Any], Any]:
+def _rate_ratio(family: str) -> PerSeed:
     """Local loss rate at t = 900 over the one at t = 300, each the slope over 100 steps around."""
 
-    def measure(ds: Any) -> Any:
-        runs = one_family(ds, family)
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        runs = select(ds, family)
         return _measured("rate_900")(runs) / _measured("rate_300")(runs)
 
     return measure
 
 
-def _error_gap(ds: Any, level: float) -> Any:
+def _error_gap(ds: "xr.Dataset", level: float) -> "xr.DataArray":
     """Smallest test error of SignGD minus GD over all pairs of learning rates, at one training loss.
 
     A learning rate that does not get to the loss, or with which one step leaps over it, has no error there.
     """
     need(ds, "test_error")
-    sign, gd = (np.flatnonzero(ds["family"].values == family) for family in ("sign_gd", "gd"))
+    sign, gd = optimizers_of(ds, "sign_gd"), optimizers_of(ds, "gd")
     if min(sign.size, gd.size) < 5:
         raise CannotDecide(f"needs five learning rates each of sign_gd and gd, got {sign.size} and {gd.size}")
     error = at_level(ds, level, "test_error", leaps=True)["test_error"]
     return error.isel(optimizer=sign).min("optimizer") - error.isel(optimizer=gd).max("optimizer")
 
 
-def _smallest_error_gap(ds: Any) -> Any:
+def _smallest_error_gap(ds: "xr.Dataset") -> "xr.DataArray":
     import xarray as xr
 
     return xr.concat([_error_gap(ds, level) for level in LEVELS], "level").min("level", skipna=False)
 
-
-_ONE = lambda ds: 1.0  # noqa: E731
-_HALF = lambda ds: 0.5  # noqa: E731
-_NONE = lambda ds: 0.0  # noqa: E731
 
 #: What other models do instead: settings of the bridge, see jaxsign.claims.bridge.
 GAUSSIAN = {
@@ -231,55 +235,56 @@ LATE = {
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
-        "S1",
-        "Stage I: mean value noise is linear in t after 2 steps at slope 2 eta ||xi||_1, key noise still at its start",
-        "paper",
-        "sign_gd",
-        (0, *range(2, 21)),
-        (
-            Part("slope of value noise on [2,20] / (2 eta ||xi||_1)", _per_eta("value_noise_rate"), (0.8, 1.2), _ONE),
-            Part("correlation of key noise at t=2 with t=0", _measured("key_noise_memory"), (0.9, 1.0), _ONE),
+        id="S1",
+        statement="Stage I: mean value noise is linear in t after 2 steps at slope 2 eta ||xi||_1, key noise still at "
+        "its start",
+        source="paper",
+        runs=one_family("sign_gd"),
+        steps=(0, *range(2, 21)),
+        parts=(
+            Part("slope of value noise on [2,20] / (2 eta ||xi||_1)", _per_eta("value_noise_rate"), (0.8, 1.2), 1.0),
+            Part("correlation of key noise at t=2 with t=0", _measured("key_noise_memory"), (0.9, 1.0), 1.0),
         ),
         explanations=LINEAR,
     ),
     Claim(
-        "S2",
-        "Stage II: the signs of query and key noise align, from independence",
-        "paper",
-        "sign_gd",
-        (0, 20),
-        (
-            Part("sign agreement at t=0", _measured("sign_agreement_0"), (0.4, 0.6), _HALF),
-            Part("sign agreement at t=20", _measured("sign_agreement_20"), (0.95, 1.0), _ONE),
+        id="S2",
+        statement="Stage II: the signs of query and key noise align, from independence",
+        source="paper",
+        runs=one_family("sign_gd"),
+        steps=(0, 20),
+        parts=(
+            Part("sign agreement at t=0", _measured("sign_agreement_0"), (0.4, 0.6), 0.5),
+            Part("sign agreement at t=20", _measured("sign_agreement_20"), (0.95, 1.0), 1.0),
         ),
         explanations=GAUSSIAN | LINEAR | OTHER_KEYS,
     ),
     Claim(
-        "S3",
-        "Stage III: the untied majority of sgn(key noise) at t=50 is sgn(query signal) from t=150 on, and query and "
-        "key signal end opposite",
-        "paper",
-        "sign_gd",
-        (0, 50, 150, 200),
-        (
+        id="S3",
+        statement="Stage III: the untied majority of sgn(key noise) at t=50 is sgn(query signal) from t=150 on, and "
+        "query and key signal end opposite",
+        source="paper",
+        runs=one_family("sign_gd"),
+        steps=(0, 50, 150, 200),
+        parts=(
             Part(
                 "share of untied rows that follow the vote for all t>=150",
                 _measured("vote_followed"),
                 (0.95, 1.0),
-                _ONE,
+                1.0,
             ),
             Part(
                 "share of rows with opposite query and key signal at t=200",
                 _measured("opposite_signals"),
                 (0.95, 1.0),
-                _ONE,
+                1.0,
             ),
-            Part("the same for rows whose vote was won by more than 2", _measured("clear_vote_followed"), None, _ONE),
+            Part("the same for rows whose vote was won by more than 2", _measured("clear_vote_followed"), None, 1.0),
             Part(
                 "rival: share that keeps the query signal's own first sign",
                 _measured("own_start_followed"),
                 None,
-                _HALF,
+                0.5,
             ),
             Part("share of tied rows, left out", _measured("tied_rows"), None),
         ),
@@ -293,55 +298,55 @@ CLAIMS: tuple[Claim, ...] = (
         },
     ),
     Claim(
-        "S4",
-        "Stage IV: s_21 decays at least exponentially while s_11 is still near 1/2",
-        "paper",
-        "sign_gd",
-        (50, 150, 300),
-        (
-            Part("mean s_21 at t=150", _measured("s21_150"), (0.0, 0.01), _NONE),
-            Part("mean s_11 at t=150", _measured("s11_150"), (0.4, 0.6), _HALF),
+        id="S4",
+        statement="Stage IV: s_21 decays at least exponentially while s_11 is still near 1/2",
+        source="paper",
+        runs=one_family("sign_gd"),
+        steps=(50, 150, 300),
+        parts=(
+            Part("mean s_21 at t=150", _measured("s21_150"), (0.0, 0.01), 0.0),
+            Part("mean s_11 at t=150", _measured("s11_150"), (0.4, 0.6), 0.5),
             Part("exponent a of -ln s_21 ~ t^a on [50,300]", _measured("s21_exponent"), (1.0, INF)),
         ),
         explanations=GAUSSIAN | LINEAR | ONE_SHARE,
     ),
     Claim(
-        "S5",
-        "Then negative key noise, and later negative query noise, turn to the sign of the query signal",
-        "paper",
-        "sign_gd",
-        (100, 300, 500),
-        (
-            Part("turned key noise at t=300", _measured("key_noise_turned_300"), (0.9, 1.0), _ONE),
-            Part("turned query noise at t=500", _measured("query_noise_turned_500"), (0.9, 1.0), _ONE),
+        id="S5",
+        statement="Then negative key noise, and later negative query noise, turn to the sign of the query signal",
+        source="paper",
+        runs=one_family("sign_gd"),
+        steps=(100, 300, 500),
+        parts=(
+            Part("turned key noise at t=300", _measured("key_noise_turned_300"), (0.9, 1.0), 1.0),
+            Part("turned query noise at t=500", _measured("query_noise_turned_500"), (0.9, 1.0), 1.0),
         ),
         trusted_until=500,
     ),
     Claim(
-        "C1",
-        "SignGD's training loss converges linearly, late at the rate 4 eta min_i ||xi_i||_1",
-        "paper (linear), ours (rate)",
-        "sign_gd",
-        (1100, 1500),
-        (Part("rate on [1100,1500] / law", _per_eta("late_rate"), (0.9, 1.1), _ONE),),
+        id="C1",
+        statement="SignGD's training loss converges linearly, late at the rate 4 eta min_i ||xi_i||_1",
+        source="paper (linear), ours (rate)",
+        runs=one_family("sign_gd"),
+        steps=(1100, 1500),
+        parts=(Part("rate on [1100,1500] / law", _per_eta("late_rate"), (0.9, 1.1), 1.0),),
         explanations=LATE,
     ),
     Claim(
-        "C2",
-        "SignGD's test loss stays above a constant, .1, at every t",
-        "paper",
-        "sign_gd",
-        (0, 1500),
-        (Part("smallest test loss", _measured("least_test_loss"), (0.1, INF)),),
+        id="C2",
+        statement="SignGD's test loss stays above a constant, .1, at every t",
+        source="paper",
+        runs=one_family("sign_gd"),
+        steps=(0, 1500),
+        parts=(Part("smallest test loss", _measured("least_test_loss"), (0.1, INF)),),
     ),
     Claim(
-        "C2e",
-        "SignGD's test error is within .03 of the overlap law for t in [50,500]",
-        "ours",
-        "sign_gd",
-        (50, 100, 500),
-        (
-            Part("max |error - law| beyond 2 standard errors of the test set", _distance_from_law, (0.0, 0.03), _NONE),
+        id="C2e",
+        statement="SignGD's test error is within .03 of the overlap law for t in [50,500]",
+        source="ours",
+        runs=one_family("sign_gd"),
+        steps=(50, 100, 500),
+        parts=(
+            Part("max |error - law| beyond 2 standard errors of the test set", _distance_from_law, (0.0, 0.03), 0.0),
             Part("test error at t=100", _measured("test_error_100"), None, _sign_law),
         ),
         explanations={
@@ -350,15 +355,15 @@ CLAIMS: tuple[Claim, ...] = (
         },
     ),
     Claim(
-        "A1",
-        "Adam shows the same stages: signs align, s_21 decays while s_11 is near 1/2",
-        "paper",
-        "adam",
-        (30, 150),
-        (
-            Part("sign agreement at t=30", _measured("sign_agreement_30"), (0.95, 1.0), _ONE),
-            Part("mean s_21 at t=150", _measured("s21_150"), (0.0, 0.01), _NONE),
-            Part("mean s_11 at t=150", _measured("s11_150"), (0.4, 0.6), _HALF),
+        id="A1",
+        statement="Adam shows the same stages: signs align, s_21 decays while s_11 is near 1/2",
+        source="paper",
+        runs=one_family("adam"),
+        steps=(30, 150),
+        parts=(
+            Part("sign agreement at t=30", _measured("sign_agreement_30"), (0.95, 1.0), 1.0),
+            Part("mean s_21 at t=150", _measured("s21_150"), (0.0, 0.01), 0.0),
+            Part("mean s_11 at t=150", _measured("s11_150"), (0.4, 0.6), 0.5),
         ),
         explanations=GAUSSIAN
         | LINEAR
@@ -369,36 +374,35 @@ CLAIMS: tuple[Claim, ...] = (
         },
     ),
     Claim(
-        "A2",
-        "For t <= 2/(1-b2) Adam's local rate -d ln L/dt falls (sublinear), SignGD's does not (linear)",
-        "paper",
-        "",
-        (250, 300, 350, 850, 900, 950),
-        (
+        id="A2",
+        statement="For t <= 2/(1-b2) Adam's local rate -d ln L/dt falls (sublinear), SignGD's does not (linear)",
+        source="paper",
+        steps=(250, 300, 350, 850, 900, 950),
+        parts=(
             Part("Adam: rate at t=900 / rate at t=300", _rate_ratio("adam"), (-INF, 0.5)),
             Part("SignGD: rate at t=900 / rate at t=300", _rate_ratio("sign_gd"), (0.7, INF)),
         ),
         explanations=LINEAR,
     ),
     Claim(
-        "A3",
-        "Adam's negative query noise stays negative while its key noise turns",
-        "paper",
-        "adam",
-        (100, 2000),
-        (
-            Part("turned query noise at t=2000", _measured("query_noise_turned_2000"), (0.0, 0.1), _NONE),
-            Part("turned key noise at t=2000", _measured("key_noise_turned_2000"), (0.9, 1.0), _ONE),
+        id="A3",
+        statement="Adam's negative query noise stays negative while its key noise turns",
+        source="paper",
+        runs=one_family("adam"),
+        steps=(100, 2000),
+        parts=(
+            Part("turned query noise at t=2000", _measured("query_noise_turned_2000"), (0.0, 0.1), 0.0),
+            Part("turned key noise at t=2000", _measured("key_noise_turned_2000"), (0.9, 1.0), 1.0),
         ),
         trusted_until=2000,
     ),
     Claim(
-        "G1",
-        "GD has the smaller test error at equal training loss in {.5, .1, .01, .001}, whatever the learning rates",
-        "paper, in words",
-        "",
-        (0,),
-        (
+        id="G1",
+        statement="GD has the smaller test error at equal training loss in {.5, .1, .01, .001}, whatever the learning "
+        "rates",
+        source="paper, in words",
+        steps=(0,),
+        parts=(
             Part(
                 "smallest error(SignGD) - error(GD) over levels and learning rates",
                 _smallest_error_gap,

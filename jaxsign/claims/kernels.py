@@ -1,14 +1,18 @@
-"""The claims about kernel attention, one per regime, each with its interval, and the settings they are decided in."""
+"""When does the Gaussian kernel train better than softmax? Claims K1 to K10, one per regime, and their settings."""
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import manifest, need
-from jaxsign.claims.claim import Claim, Part, WholeClaim, one_point
+from jaxsign.analysis.runs import best_rate, manifest, need, one_point
+from jaxsign.claims.claim import Claim, Part, PerSeed, all_runs
+from jaxsign.claims.setting import Setting
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 INF = math.inf
 #: The step at which training ends, and the last one of the first of two stages.
@@ -18,107 +22,103 @@ SIZES = ((16, 1), (64, 1), (256, 1), (48, 8))
 KERNELS = ("softmax", "gaussian")
 #: A loss of 0 in 32 bits, and what is called "fitted" and "not fitted", as shares of a zero output's loss.
 ZERO, FITTED, LEFT = 1e-6, 0.01, 0.1
-Measure = Callable[[Any], Any]
 
 
-def setting_of(ds: Any) -> str:
+def setting_of(ds: "xr.Dataset") -> Setting:
     """What was trained: "value", "query", "two_stage", "all", or "retrieval" where the targets can be learned."""
     definition = manifest(ds)["definition"]
     if definition["problem"].get("targets") == "retrieval":
-        return "retrieval"
+        return Setting("retrieval")
     names = {None: "all", ("w_v",): "value", ("w_q",): "query", ("w_q", "w_v"): "two_stage"}
     trained = definition.get("trainable")
-    return names.get(None if trained is None else tuple(sorted(trained)), "custom")
+    return Setting(names.get(None if trained is None else tuple(sorted(trained)), "custom"))
 
 
-def at(ds: Any, **labels: Any) -> Any:
+def at(ds: "xr.Dataset", **labels: Any) -> "xr.Dataset":
     """The runs at labelled points of the axes, dims (optimizer, seed, step, ...).
 
     Raises:
       CannotDecide: if a label is no coordinate, or an axis that is not named has several points.
     """
     for name, label in labels.items():
-        there = name in ds.coords and ds[name].ndim == 1
-        place = np.flatnonzero(ds[name].values == label) if there else np.zeros(0, int)
+        labelled = name in ds.coords and ds[name].ndim == 1
+        place = np.flatnonzero(ds[name].values == label) if labelled else np.zeros(0, int)
         if not place.size:
             raise CannotDecide(f"needs runs at {name}={label}")
         ds = ds.isel({ds[name].dims[0]: place})
     return one_point(ds)
 
 
-def best_rate(ds: Any, name: str, by: str = "train_ratio", family: str = "") -> Any:
+def at_end(ds: "xr.Dataset", name: str, by: str = "train_ratio") -> "xr.DataArray":
     """A number at the end of training, at each seed's own best learning rate: the one whose `by` ends lowest.
 
     Args:
       ds: Dataset at one point of every axis.
       name: an observable.
       by: the observable that chooses.
-      family: optimizers that are chosen from, "" for all.
 
     Returns:
       DataArray over seed; NaN where every learning rate diverged.
     """
     need(ds, name, by)
-    if family:
-        ds = ds.isel(optimizer=np.flatnonzero(ds["family"].values == family))
     end = ds.sel(step=END)
-    score = end[by].where(end["status"] == 0)
-    place = score.fillna(INF).argmin("optimizer")
-    return end[name].where(end["status"] == 0).isel(optimizer=place).drop_vars(["optimizer", "family"], errors="ignore")
+    finished = end[[name, by]].where(end["status"] == 0)
+    return best_rate(finished, by=finished[by])[name].drop_vars(["optimizer", "family"], errors="ignore")
 
 
-def _start(name: str, **labels: Any) -> Measure:
-    def measure(ds: Any) -> Any:
+def _start(name: str, **labels: Any) -> PerSeed:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         need(ds, name)
         return at(ds, **labels)[name].sel(step=0).isel(optimizer=0, drop=True)
 
     return measure
 
 
-def _end(name: str, **labels: Any) -> Measure:
-    return lambda ds: best_rate(at(ds, **labels), name)
+def _end(name: str, **labels: Any) -> PerSeed:
+    return lambda ds: at_end(at(ds, **labels), name)
 
 
-def _advantage(**labels: Any) -> Measure:
+def _advantage(**labels: Any) -> PerSeed:
     """log10 of the Gaussian kernel's final loss over softmax's, each at its best learning rate, seed by seed."""
 
-    def measure(ds: Any) -> Any:
-        gaussian, softmax = (best_rate(at(ds, kernel=k, **labels), "train_loss", "train_loss") for k in KERNELS[::-1])
-        return np.log10(gaussian) - np.log10(softmax)
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        gaussian, softmax = (at_end(at(ds, kernel=k, **labels), "train_loss", "train_loss") for k in KERNELS[::-1])
+        decades: Any = np.log10(gaussian) - np.log10(softmax)
+        return decades
 
     return measure
 
 
-def _factor(**labels: Any) -> Measure:
+def _factor(**labels: Any) -> PerSeed:
     """The same of the final loss over the initial one."""
 
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         gaussian, softmax = (_start("train_loss", kernel=k, **labels)(ds) for k in KERNELS[::-1])
         return _advantage(**labels)(ds) - np.log10(gaussian) + np.log10(softmax)
 
     return measure
 
 
-def _difference(name: str) -> Measure:
-    def measure(ds: Any) -> Any:
-        gaussian, softmax = (best_rate(at(ds, kernel=kernel), name) for kernel in KERNELS[::-1])
+def _difference(name: str) -> PerSeed:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        gaussian, softmax = (at_end(at(ds, kernel=kernel), name) for kernel in KERNELS[::-1])
         return gaussian - softmax
 
     return measure
 
 
-def _gradients(**labels: Any) -> Measure:
-    def measure(ds: Any) -> Any:
+def _gradients(**labels: Any) -> PerSeed:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         gaussian, softmax = (_start("gradient_norm", kernel=kernel, **labels)(ds) for kernel in KERNELS[::-1])
         return gaussian / softmax
 
     return measure
 
 
-def _law(embed: int, d_out: int) -> Measure:
+def _law(embed: int, d_out: int) -> Callable[["xr.Dataset"], float]:
     """1 - rank / (N n d_out), the mean share of i.i.d. targets outside what W_V alone can reach."""
 
-    def predict(ds: Any) -> float:
+    def predict(ds: "xr.Dataset") -> float:
         problem = manifest(ds)["definition"]["problem"]
         rows = problem["samples"] * problem["tokens"]
         reach = min(problem["heads"] * embed, rows) * min(problem["d"], d_out)  # one head, or d_out <= d
@@ -148,18 +148,17 @@ def _retrieved(samples: int) -> tuple[Part, ...]:
     )
 
 
-_NONE = lambda ds: 0.0  # noqa: E731
 _SHARES = {(16, 1): 0.5, (64, 1): 0.0, (256, 1): 0.0, (48, 8): 0.5}
 
 CLAIMS: tuple[Claim, ...] = (
-    WholeClaim(
-        "K1",
-        "The least loss that W_V alone can reach is on average 1 - min(HD, Nn) min(d, d_out) / (N n d_out) of a zero "
-        "output's, with either kernel",
-        "ours",
-        "",
-        (0, END),
-        tuple(
+    Claim(
+        id="K1",
+        statement="The least loss that W_V alone can reach is on average 1 - min(HD, Nn) min(d, d_out) / (N n d_out) "
+        "of a zero output's, with either kernel",
+        source="ours",
+        runs=all_runs,
+        steps=(0, END),
+        parts=tuple(
             Part(
                 f"best loss ratio, {_size(*size, kernel)}",
                 _start("best_ratio", embed=size[0], d_out=size[1], kernel=kernel),
@@ -173,14 +172,14 @@ CLAIMS: tuple[Claim, ...] = (
         judge="mean",
         settings=("value",),
     ),
-    WholeClaim(
-        "K2",
-        "Training W_V alone has a solution of zero loss if HD >= N n and d_out <= d, and none otherwise, with either "
-        "kernel",
-        "paper (rank condition), ours (both directions)",
-        "",
-        (0, END),
-        tuple(
+    Claim(
+        id="K2",
+        statement="Training W_V alone has a solution of zero loss if HD >= N n and d_out <= d, and none otherwise, "
+        "with either kernel",
+        source="paper (rank condition), ours (both directions)",
+        runs=all_runs,
+        steps=(0, END),
+        parts=tuple(
             Part(
                 f"best loss ratio, {_size(*size, kernel)}",
                 _start("best_ratio", embed=size[0], d_out=size[1], kernel=kernel),
@@ -192,14 +191,14 @@ CLAIMS: tuple[Claim, ...] = (
         system="kernel_attention",
         settings=("value",),
     ),
-    WholeClaim(
-        "K3",
-        "Gradient descent on W_V alone brings the loss below 1 % of a zero output's where the rank condition holds, "
-        "and leaves more than 10 % where it fails",
-        "ours",
-        "",
-        (0, END),
-        tuple(
+    Claim(
+        id="K3",
+        statement="Gradient descent on W_V alone brings the loss below 1 % of a zero output's where the rank "
+        "condition holds, and leaves more than 10 % where it fails",
+        source="ours",
+        runs=all_runs,
+        steps=(0, END),
+        parts=tuple(
             Part(
                 f"final loss ratio, {_size(*size, kernel)}",
                 _end("train_ratio", embed=size[0], d_out=size[1], kernel=kernel),
@@ -216,13 +215,13 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("value",),
     ),
-    WholeClaim(
-        "K3w",
-        "The same with an embedding of eight times N n, HD = 256",
-        "ours",
-        "",
-        (0, END),
-        tuple(
+    Claim(
+        id="K3w",
+        statement="The same with an embedding of eight times N n, HD = 256",
+        source="ours",
+        runs=all_runs,
+        steps=(0, END),
+        parts=tuple(
             Part(
                 f"final loss ratio, {_size(256, 1, kernel)}",
                 _end("train_ratio", embed=256, d_out=1, kernel=kernel),
@@ -237,14 +236,14 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("value",),
     ),
-    WholeClaim(
-        "K4",
-        "Regime-dependent: with W_Q trained alone from a small initialisation (g = .5, d = 4), the Gaussian kernel "
-        "ends at the lower loss on average",
-        "paper (Gaussian more favourable), ours (regime)",
-        "",
-        (0, END),
-        (
+    Claim(
+        id="K4",
+        statement="Regime-dependent: with W_Q trained alone from a small initialisation (g = .5, d = 4), the Gaussian "
+        "kernel ends at the lower loss on average",
+        source="paper (Gaussian more favourable), ours (regime)",
+        runs=all_runs,
+        steps=(0, END),
+        parts=(
             Part("log10 of final loss, Gaussian / softmax", _advantage(**_SMALL), (-INF, 0.0)),
             Part("final loss ratio, Gaussian", _end("train_ratio", kernel="gaussian", **_SMALL), None),
             Part("final loss ratio, softmax", _end("train_ratio", kernel="softmax", **_SMALL), None),
@@ -257,25 +256,26 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("query",),
     ),
-    WholeClaim(
-        "K4f",
-        "Regime-dependent: there (g = .5, d = 4) the Gaussian kernel's loss falls by the larger factor on average",
-        "ours",
-        "",
-        (0, END),
-        (Part("log10 of final / initial loss, Gaussian / softmax", _factor(**_SMALL), (-INF, 0.0)),),
+    Claim(
+        id="K4f",
+        statement="Regime-dependent: there (g = .5, d = 4) the Gaussian kernel's loss falls by the larger factor on "
+        "average",
+        source="ours",
+        runs=all_runs,
+        steps=(0, END),
+        parts=(Part("log10 of final / initial loss, Gaussian / softmax", _factor(**_SMALL), (-INF, 0.0)),),
         system="kernel_attention",
         judge="mean",
         settings=("query",),
     ),
-    WholeClaim(
-        "K5",
-        "Regime-dependent: with W_Q trained alone from a large initialisation (g = 3, d = 16), softmax ends at the "
-        "lower loss on average",
-        "ours",
-        "",
-        (0, END),
-        (
+    Claim(
+        id="K5",
+        statement="Regime-dependent: with W_Q trained alone from a large initialisation (g = 3, d = 16), softmax ends "
+        "at the lower loss on average",
+        source="ours",
+        runs=all_runs,
+        steps=(0, END),
+        parts=(
             Part("log10 of final loss, Gaussian / softmax", _advantage(**_LARGE), (0.0, INF)),
             Part("final loss ratio, Gaussian", _end("train_ratio", kernel="gaussian", **_LARGE), None),
             Part("final loss ratio, softmax", _end("train_ratio", kernel="softmax", **_LARGE), None),
@@ -288,35 +288,36 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("query",),
     ),
-    WholeClaim(
-        "K5f",
-        "Regime-dependent: there (g = 3, d = 16) softmax's loss falls by the larger factor on average",
-        "ours",
-        "",
-        (0, END),
-        (Part("log10 of final / initial loss, Gaussian / softmax", _factor(**_LARGE), (0.0, INF)),),
+    Claim(
+        id="K5f",
+        statement="Regime-dependent: there (g = 3, d = 16) softmax's loss falls by the larger factor on average",
+        source="ours",
+        runs=all_runs,
+        steps=(0, END),
+        parts=(Part("log10 of final / initial loss, Gaussian / softmax", _factor(**_LARGE), (0.0, INF)),),
         system="kernel_attention",
         judge="mean",
         settings=("query",),
     ),
-    WholeClaim(
-        "K6",
-        "There (g = 3, d = 16) the Gaussian kernel's gradient in W_Q vanishes: it starts below .001 of softmax's",
-        "ours",
-        "",
-        (0, END),
-        (Part("initial gradient norm, Gaussian / softmax", _gradients(**_LARGE), (0.0, 1e-3), _NONE),),
+    Claim(
+        id="K6",
+        statement="There (g = 3, d = 16) the Gaussian kernel's gradient in W_Q vanishes: it starts below .001 of "
+        "softmax's",
+        source="ours",
+        runs=all_runs,
+        steps=(0, END),
+        parts=(Part("initial gradient norm, Gaussian / softmax", _gradients(**_LARGE), (0.0, 1e-3), 0.0),),
         system="kernel_attention",
         settings=("query",),
     ),
-    WholeClaim(
-        "K6w",
-        "Regime-dependent: with W_Q trained alone from a large initialisation of small heads (g = 3, d = 4), the "
-        "Gaussian kernel ends at the lower loss on average",
-        "ours (found in a pilot of 8 seeds)",
-        "",
-        (0, END),
-        (
+    Claim(
+        id="K6w",
+        statement="Regime-dependent: with W_Q trained alone from a large initialisation of small heads (g = 3, d = "
+        "4), the Gaussian kernel ends at the lower loss on average",
+        source="ours (found in a pilot of 8 seeds)",
+        runs=all_runs,
+        steps=(0, END),
+        parts=(
             Part("log10 of final loss, Gaussian / softmax", _advantage(**_FEW), (-INF, 0.0)),
             Part("final loss ratio, Gaussian", _end("train_ratio", kernel="gaussian", **_FEW), None),
             Part("final loss ratio, softmax", _end("train_ratio", kernel="softmax", **_FEW), None),
@@ -325,14 +326,14 @@ CLAIMS: tuple[Claim, ...] = (
         judge="mean",
         settings=("query",),
     ),
-    WholeClaim(
-        "K7",
-        "With all weights trained, a suitable initialisation (g = .5) and a large embedding (D = 64 >= N n), gradient "
-        "descent brings the loss of either kernel below 1 % of a zero output's",
-        "paper (global optimum), ours (1 %)",
-        "",
-        (0, END),
-        tuple(
+    Claim(
+        id="K7",
+        statement="With all weights trained, a suitable initialisation (g = .5) and a large embedding (D = 64 >= N "
+        "n), gradient descent brings the loss of either kernel below 1 % of a zero output's",
+        source="paper (global optimum), ours (1 %)",
+        runs=all_runs,
+        steps=(0, END),
+        parts=tuple(
             Part(f"final loss ratio, {kernel}", _end("train_ratio", kernel=kernel, d=4, init_scale=0.5), (0.0, FITTED))
             for kernel in KERNELS
         ),
@@ -343,14 +344,14 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("all",),
     ),
-    WholeClaim(
-        "K8",
-        "Regime-dependent: with all weights trained from a large initialisation (g = 3, d = 16), softmax ends at the "
-        "lower loss on average",
-        "ours",
-        "",
-        (0, END),
-        (
+    Claim(
+        id="K8",
+        statement="Regime-dependent: with all weights trained from a large initialisation (g = 3, d = 16), softmax "
+        "ends at the lower loss on average",
+        source="ours",
+        runs=all_runs,
+        steps=(0, END),
+        parts=(
             Part("log10 of final loss, Gaussian / softmax", _advantage(d=16, init_scale=3.0), (0.0, INF)),
             Part("final loss ratio, Gaussian", _end("train_ratio", kernel="gaussian", d=16, init_scale=3.0), None),
             Part("final loss ratio, softmax", _end("train_ratio", kernel="softmax", d=16, init_scale=3.0), None),
@@ -359,14 +360,14 @@ CLAIMS: tuple[Claim, ...] = (
         judge="mean",
         settings=("all",),
     ),
-    WholeClaim(
-        "K9",
-        "Around the solution of two-stage training (W_V, then W_Q) the Gaussian kernel's landscape in W_Q is smoother "
-        "than softmax's on average",
-        "paper (more favourable landscape), ours (measure)",
-        "",
-        (SWITCH, END),
-        (
+    Claim(
+        id="K9",
+        statement="Around the solution of two-stage training (W_V, then W_Q) the Gaussian kernel's landscape in W_Q "
+        "is smoother than softmax's on average",
+        source="paper (more favourable landscape), ours (measure)",
+        runs=all_runs,
+        steps=(SWITCH, END),
+        parts=(
             Part("roughness, Gaussian - softmax", _difference("roughness"), (-INF, 0.0)),
             Part("mean curvature, Gaussian - softmax", _difference("mean_curvature"), None),
             Part("final loss ratio, Gaussian - softmax", _difference("train_ratio"), None),
@@ -379,14 +380,14 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("two_stage",),
     ),
-    WholeClaim(
-        "K10",
-        "Either kernel learns to retrieve a marked token from 32 samples: trained below 5 % of a zero output's loss, "
-        "it stays below 10 % on fresh samples",
-        "ours",
-        "",
-        (0, END),
-        _retrieved(32),
+    Claim(
+        id="K10",
+        statement="Either kernel learns to retrieve a marked token from 32 samples: trained below 5 % of a zero "
+        "output's loss, it stays below 10 % on fresh samples",
+        source="ours",
+        runs=all_runs,
+        steps=(0, END),
+        parts=_retrieved(32),
         system="kernel_attention",
         explanations={
             "retrieval": "32 samples are too few: 28 of 40 seeds end below both bounds with softmax, 2 with the "
@@ -394,13 +395,13 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("retrieval",),
     ),
-    WholeClaim(
-        "K10w",
-        "The same from 96 samples",
-        "ours",
-        "",
-        (0, END),
-        _retrieved(96),
+    Claim(
+        id="K10w",
+        statement="The same from 96 samples",
+        source="ours",
+        runs=all_runs,
+        steps=(0, END),
+        parts=_retrieved(96),
         system="kernel_attention",
         explanations={
             "retrieval": "all softmax seeds do, some seeds of the Gaussian kernel end above 5 % on the training "

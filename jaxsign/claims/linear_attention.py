@@ -1,97 +1,100 @@
-"""The claims about linear attention on in-context regression, each with its interval, and their settings."""
+"""Does linear attention on in-context regression train as Transformers do? Claims L1 to L7 and their settings."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import manifest, need
-from jaxsign.claims.claim import Claim, Part, WholeClaim, above, one_family, one_point
+from jaxsign.analysis.runs import family_runs, manifest, need, one_point, select
+from jaxsign.claims.claim import Claim, Part, PerSeed, above, all_runs
+from jaxsign.claims.setting import Setting
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 SYSTEM = "linear_attention"
-#: The sweeps over an axis, by the axis; all other Datasets are settings of their own.
+#: Names of the settings of sweeps over an axis, by the axis.
 AXES = {"inputs": "all inputs", "depth": "depths", "attention": "linear and softmax"}
 INF = float("inf")
 
 
-def setting_of(ds: Any) -> str:
+def setting_of(ds: "xr.Dataset") -> Setting:
     """The law of the inputs and the context length, such as "normal, n=20"; or which axis a sweep is about."""
     for axis, name in AXES.items():
         if axis in ds.dims:
-            return name
+            return Setting(name)
     problem = problem_fields(ds)
-    form = "" if problem["form"] == "sparse" else f", {problem['form']} form"
-    more = "" if {*ds["family"].values.tolist()} <= {"sgd", "adam"} else ", optimizers"
-    return f"{problem['inputs']}, n={problem['n_context']}{form}{more}"
+    changes = [f"n={problem['n_context']}"]
+    changes += [] if problem["form"] == "sparse" else [f"{problem['form']} form"]
+    changes += [] if {*ds["family"].values.tolist()} <= {"sgd", "adam"} else ["optimizers"]
+    return Setting(problem["inputs"], changes=tuple(changes))
 
 
-def problem_fields(ds: Any) -> dict[str, Any]:
+def problem_fields(ds: "xr.Dataset") -> dict[str, Any]:
     """The fields of a Dataset's RegressionProblem."""
     return dict(manifest(ds)["definition"]["problem"])
 
 
-def _both(ds: Any, name: str) -> tuple[Any, Any]:
+def _both(ds: "xr.Dataset", name: str) -> "tuple[xr.DataArray, xr.DataArray]":
     """An observable of SGD and of Adam."""
     need(ds, name)
-    sgd, adam = (one_family(ds, family)[name] for family in ("sgd", "adam"))
-    return sgd.drop_vars(_OPTIMIZER, errors="ignore"), adam.drop_vars(_OPTIMIZER, errors="ignore")
+    return select(ds, "sgd")[name], select(ds, "adam")[name]
 
 
-_OPTIMIZER = ["optimizer", "family", "learning_rate", "clip"]
-
-
-def _late_gap(ds: Any) -> Any:
+def _late_gap(ds: "xr.Dataset") -> "xr.DataArray":
     """ln(loss of SGD / loss of Adam), losses averaged over the last tenth of the recorded steps in log."""
     sgd, adam = _both(ds, "train_loss")
     late = ds["step"] >= 0.9 * float(ds["step"].max())
-    return (np.log(sgd) - np.log(adam)).where(late, drop=True).mean("step", skipna=False)
+    log_ratio: Any = np.log(sgd) - np.log(adam)
+    return log_ratio.where(late, drop=True).mean("step", skipna=False)
 
 
-def _condition_ratio(step: int) -> Callable[[Any], Any]:
-    def measure(ds: Any) -> Any:
+def _condition_ratio(step: int) -> PerSeed:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         sgd, adam = _both(ds, "robust_condition")
         return sgd.sel(step=step, drop=True) / adam.sel(step=step, drop=True)
 
     return measure
 
 
-def _smoothness_gap(ds: Any) -> Any:
+def _smoothness_gap(ds: "xr.Dataset") -> "xr.DataArray":
     """Share of recorded steps at which Adam's step meets less curvature than SGD's."""
     sgd, adam = _both(ds, "directional_smoothness")
     return (adam < sgd).isel(step=slice(1, None)).mean("step").astype(float)
 
 
-def _l0_l1(ds: Any) -> Any:
+def _l0_l1(ds: "xr.Dataset") -> "xr.DataArray":
     """Correlation of ln ||gradient|| with ln(smoothness along the step that it led to), Adam, t < 2000."""
     import xarray as xr
 
     need(ds, "gradient_before", "directional_smoothness")
-    runs = one_family(ds, "adam").sel(step=slice(1, 1999))
+    runs = select(ds, "adam").sel(step=slice(1, 1999))
     curvature = runs["directional_smoothness"]
-    x, y = np.log(runs["gradient_before"]), np.log(curvature.where(curvature > 0))
+    x: Any = np.log(runs["gradient_before"])
+    y: Any = np.log(curvature.where(curvature > 0))
     return xr.corr(x, y, "step")
 
 
-def _noise(number: Callable[[np.ndarray], float], heavy: str, light: str | None = None) -> Callable[[Any], Any]:
-    """A number of the gradient noise at one law of inputs, or how many times it is that of another."""
+def _noise(number: Callable[[np.ndarray], float], heavy: str, light: str | None = None) -> PerSeed:
+    """A number of the gradient noise at one law of inputs, or its ratio to the number at another law."""
 
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         import xarray as xr
 
         need(ds, "gradient_noise")
         if 0 not in ds["step"]:
             raise CannotDecide("step 0 is not recorded")
         places = ds["inputs"].values.tolist()
-        there = ds["n_context"].values if "n_context" in ds.coords else problem_fields(ds)["n_context"]
-        contexts = np.broadcast_to(there, len(places)).tolist()
+        context = ds["n_context"].values if "n_context" in ds.coords else problem_fields(ds)["n_context"]
+        contexts = np.broadcast_to(context, len(places)).tolist()
 
-        def at(name: str) -> Any:
-            found = [i for i, inputs in enumerate(places) if inputs == name and contexts[i] == 20]
-            if not found:
+        def at(name: str) -> "xr.DataArray":
+            matches = [i for i, inputs in enumerate(places) if inputs == name and contexts[i] == 20]
+            if not matches:
                 raise CannotDecide(f"the inputs {name!r} with n_context=20 are not among the runs")
-            norms = one_point(ds, "inputs")["gradient_noise"].isel(inputs=found[0], optimizer=0).sel(step=0)
+            norms = one_point(ds, "inputs")["gradient_noise"].isel(inputs=matches[0], optimizer=0).sel(step=0)
             return xr.apply_ufunc(number, norms, input_core_dims=[["draw"]], vectorize=True)
 
         values = at(heavy) if light is None else at(heavy) / at(light)
@@ -110,46 +113,43 @@ def _tail(norms: np.ndarray, share: float = 0.05) -> float:
     return float(1 / np.log(top[:-1] / top[-1]).mean())
 
 
-def _best(ds: Any, axis: str, family: str, **point: Any) -> Any:
+def _best(ds: "xr.Dataset", axis: str, family: str, **point: Any) -> "xr.DataArray":
     """The smallest last loss over the learning rates of a family, dims (axis, seed)."""
     need(ds, "train_loss")
-    ds = one_point(ds, axis)
-    chosen = np.flatnonzero(ds["family"].values == family)
-    if not chosen.size:
-        raise CannotDecide(f"needs runs of {family}")
+    runs = family_runs(one_point(ds, axis), family)
     for name, value in point.items():
         if value not in ds[name].values:
             raise CannotDecide(f"needs {name} = {value}")
-    return ds["train_loss"].isel(optimizer=chosen, step=-1).sel(**point, drop=True).min("optimizer").drop_vars("step")
+    return runs["train_loss"].isel(step=-1, drop=True).sel(**point, drop=True).min("optimizer")
 
 
-def _depth_slope(ds: Any) -> Any:
+def _depth_slope(ds: "xr.Dataset") -> "xr.DataArray":
     """Least-squares slope over the depth of ln(loss of SGD / loss of Adam), each at its best learning rate."""
     if ds.sizes["depth"] < 2:
         raise CannotDecide("needs several depths")
-    gap = np.log(_best(ds, "depth", "sgd")) - np.log(_best(ds, "depth", "adam"))
+    gap: Any = np.log(_best(ds, "depth", "sgd")) - np.log(_best(ds, "depth", "adam"))
     return gap.polyfit("depth", 1)["polyfit_coefficients"].sel(degree=1, drop=True)
 
 
-def _softmax_ratio(ds: Any) -> Any:
-    """Last loss of softmax over that of linear attention, each with Adam at its best learning rate."""
+def _softmax_ratio(ds: "xr.Dataset") -> "xr.DataArray":
+    """Last loss of softmax over the last loss of linear attention, each with Adam at its best learning rate."""
     softmax, linear = (_best(ds, "attention", "adam", attention=name) for name in ("softmax", "linear"))
     return softmax / linear
 
 
 _SETTINGS = ("normal, n=20", "normal, n=5", "gamma, n=20", "spherical, n=20")
-_paper = functools.partial(Claim, source="paper", family="", steps=(), system=SYSTEM, judge="mean", settings=_SETTINGS)
-_axis = functools.partial(WholeClaim, source="paper", family="", steps=(), system=SYSTEM, judge="mean")
+_paper = functools.partial(Claim, source="paper", system=SYSTEM, judge="mean", settings=_SETTINGS)
+_axis = functools.partial(Claim, source="paper", runs=all_runs, system=SYSTEM, judge="mean")
 
 CLAIMS: tuple[Claim, ...] = (
     _paper(
-        "L1",
-        "Adam's loss is below that of SGD with momentum",
+        id="L1",
+        statement="Adam's loss is below that of SGD with momentum",
         parts=(Part("ln(loss of SGD / loss of Adam), last tenth of the steps", _late_gap, (0.0, INF)),),
     ),
     _paper(
-        "L2",
-        "the robust condition number is larger along SGD's run than along Adam's, on average",
+        id="L2",
+        statement="the robust condition number is larger along SGD's run than along Adam's, on average",
         parts=(
             Part("R_med(SGD) / R_med(Adam) at t=750", _condition_ratio(750), (1.0, INF)),
             Part("R_med(SGD) / R_med(Adam) at t=1250", _condition_ratio(1250), (1.0, INF)),
@@ -158,8 +158,8 @@ CLAIMS: tuple[Claim, ...] = (
         steps=(750, 1250),
     ),
     _paper(
-        "L3",
-        "Adam's steps meet less curvature than SGD's",
+        id="L3",
+        statement="Adam's steps meet less curvature than SGD's",
         parts=(
             Part(
                 "share of steps with smoothness(Adam) < smoothness(SGD)",
@@ -169,13 +169,13 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _paper(
-        "L4",
-        "log gradient norm and log smoothness are positively correlated along Adam's run",
+        id="L4",
+        statement="log gradient norm and log smoothness are positively correlated along Adam's run",
         parts=(Part("correlation, t < 2000", _l0_l1, (0.0, 1.0)),),
     ),
     _axis(
-        "L5",
-        "gradient noise at the start is heavy-tailed, the more so the heavier the tail of the inputs",
+        id="L5",
+        statement="gradient noise at the start is heavy-tailed, the more so the heavier the tail of the inputs",
         parts=(
             Part("kurtosis of ||g_B - g||, normal inputs (3: normal law)", _noise(_kurtosis, "normal"), (3.0, INF)),
             Part("kurtosis of ||g_B - g||, gamma inputs", _noise(_kurtosis, "gamma"), (3.0, INF)),
@@ -185,14 +185,14 @@ CLAIMS: tuple[Claim, ...] = (
         settings=("all inputs",),
     ),
     _axis(
-        "L6",
-        "the gap between Adam and SGD grows with depth",
+        id="L6",
+        statement="the gap between Adam and SGD grows with depth",
         parts=(Part("slope of ln(loss of SGD / loss of Adam) over the depth", _depth_slope, (0.0, INF)),),
         settings=("depths",),
     ),
     _axis(
-        "L7",
-        "linear attention trains much faster than softmax attention",
+        id="L7",
+        statement="linear attention trains much faster than softmax attention",
         parts=(Part("loss of softmax / loss of linear attention at the end, Adam", _softmax_ratio, (2.0, INF)),),
         settings=("linear and softmax",),
     ),

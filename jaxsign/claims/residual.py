@@ -1,17 +1,21 @@
-"""The claims about transformers with residuals, each with its interval, and the settings they are decided in."""
+"""Do residuals make a transformer well conditioned and its training linear? Claims R1 to R8, and their settings."""
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsign.analysis.measures import slope
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import manifest, need
-from jaxsign.claims.claim import Claim, Part, WholeClaim, above, numbers_of
+from jaxsign.analysis.runs import best_rate, manifest, need, numbers_of
+from jaxsign.claims.claim import Claim, Part, PerSeed, above, all_runs
+from jaxsign.claims.setting import Setting
 from jaxsign.systems.residual import ResidualHyper, ResidualProblem
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 INF = math.inf
 #: Share of the first loss below which a run is at the rounding of 64-bit floats, and its rate says nothing.
@@ -32,7 +36,7 @@ _TRANSIENT = (
 )
 
 
-def setting_of(ds: Any) -> str:
+def setting_of(ds: "xr.Dataset") -> Setting:
     """The depth of a Dataset with the standard sizes and what else it varies, such as "depth 1, temperatures".
 
     Anything of other sizes is "custom"; the residuals are free.
@@ -41,21 +45,21 @@ def setting_of(ds: Any) -> str:
     fields = dict(definition.get("problem") or {}) | dict(definition.get("hyper") or {})
     standard = {**dataclasses.asdict(ResidualProblem()), **dataclasses.asdict(ResidualHyper())}
     if any(name not in ds.coords and name not in fields for name in standard):  # of an earlier version
-        return "custom"
+        return Setting("custom")
     values = {name: np.unique(ds[name].values) if name in ds.coords else [fields[name]] for name in standard}
-    depths = [str(int(depth)) for depth in values["depth"]]
-    words = [f"depth{'s' if len(depths) > 1 else ''} {', '.join(depths)}"]
+    depths = tuple(str(int(depth)) for depth in values["depth"])
+    varied = []
     for name in standard:
         if name in ("depth", "attention_residual", "ffn_residual"):
             continue
         if len(values[name]) == 1 and values[name][0] != standard[name]:
-            return "custom"
-        words += [{"temperature": "temperatures", "n": "n/d"}.get(name, name)] if len(values[name]) > 1 else []
-    words += ["optimizers"] if "family" in ds.coords and np.unique(ds["family"]).size > 1 else []
-    return ", ".join(words)
+            return Setting("custom")
+        varied += [{"temperature": "temperatures", "n": "n/d"}.get(name, name)] if len(values[name]) > 1 else []
+    varied += ["optimizers"] if "family" in ds.coords and np.unique(ds["family"]).size > 1 else []
+    return Setting("depths" if len(depths) > 1 else "depth", values=depths, changes=tuple(varied))
 
 
-def ablated(ds: Any, attention: float, ffn: float) -> Any:
+def ablated(ds: "xr.Dataset", attention: float, ffn: float) -> "xr.Dataset":
     """The runs with these weights of the residuals.
 
     Args:
@@ -84,7 +88,7 @@ def ablated(ds: Any, attention: float, ffn: float) -> Any:
     return ds.isel({dim: 0 for dim in ("attention_residual", "ffn_residual") if dim in ds.dims})
 
 
-def best(ds: Any) -> Any:
+def best(ds: "xr.Dataset") -> "xr.Dataset":
     """Every seed's runs at the learning rate of the grid that ends with its lowest loss.
 
     Args:
@@ -99,16 +103,15 @@ def best(ds: Any) -> Any:
     need(ds, "train_loss")
     if "learning_rate" not in ds.coords or ds.sizes["optimizer"] < 5:
         raise CannotDecide("needs a grid of at least five learning rates")
-    final = ds["train_loss"].isel(step=-1, drop=True)
-    place = final.fillna(INF).argmin("optimizer")
-    drop = [name for name in ds.coords if name != "learning_rate" and "optimizer" in ds[name].dims]
-    return ds.drop_vars(drop).reset_coords("learning_rate").isel(optimizer=place)
+    labels = [name for name in ds.coords if name != "learning_rate" and "optimizer" in ds[name].dims]
+    runs = ds.drop_vars(labels).reset_coords("learning_rate")
+    return best_rate(runs, by=runs["train_loss"].isel(step=-1, drop=True))
 
 
-def worst(ds: Any, name: str, step: int) -> Any:
+def worst(ds: "xr.Dataset", name: str, step: int) -> "xr.DataArray":
     """The condition number or smallest singular value of H at one recorded step, of the layer where it is worst.
 
-    Singular values below the rounding of the largest one count as that rounding: what is smaller is not known.
+    Singular values below the rounding of the largest one count as that rounding, since rounding hides them.
 
     Args:
       ds: Dataset with attention_singular_values and `name`.
@@ -121,17 +124,19 @@ def worst(ds: Any, name: str, step: int) -> Any:
     need(ds, name, "attention_singular_values")
     values, largest = (ds[one].sel(step=step) for one in (name, "attention_singular_values"))
     if name == "attention_condition":
-        return np.minimum(values.max("layer", skipna=False), 1 / EPS)
-    return np.maximum(values, EPS * largest.isel(index=0)).min("layer", skipna=False)
+        capped: Any = np.minimum(values.max("layer", skipna=False), 1 / EPS)
+        return capped
+    known: Any = np.maximum(values, EPS * largest.isel(index=0))
+    return known.min("layer", skipna=False)
 
 
-def _shrunk(ds: Any) -> Any:
+def _shrunk(ds: "xr.Dataset") -> "xr.DataArray":
     """L_400 / L_0 at the best learning rate."""
     loss = best(ds)["train_loss"]
     return loss.sel(step=LAST) / loss.sel(step=0)
 
 
-def _rates(ds: Any, number: Callable[[np.ndarray, np.ndarray, np.ndarray], float]) -> Any:
+def _rates(ds: "xr.Dataset", number: Callable[[np.ndarray, np.ndarray, np.ndarray], float]) -> "xr.DataArray":
     """`number(steps, log loss, predicted rates)` of every seed at its best learning rate, above the rounding floor."""
     import xarray as xr
 
@@ -180,17 +185,17 @@ def _late_over_predicted(steps: np.ndarray, log_loss: np.ndarray, predicted: np.
     return _late(steps, log_loss, predicted) / float(np.mean(predicted[_window(steps, 0.5, 1.0)]))
 
 
-def _at_start(name: str, attention: float, ffn: float) -> Callable[[Any], Any]:
+def _at_start(name: str, attention: float, ffn: float) -> PerSeed:
     """The worst layer's number at the start, where it is the same at every learning rate."""
     return lambda ds: worst(ablated(ds.isel(optimizer=0), attention, ffn), name, 0)
 
 
-def _between(name: str, over: tuple[float, float], under: tuple[float, float]) -> Callable[[Any], Any]:
+def _between(name: str, over: tuple[float, float], under: tuple[float, float]) -> PerSeed:
     """That number with one choice of residuals over that with another."""
     return lambda ds: _at_start(name, *over)(ds) / _at_start(name, *under)(ds)
 
 
-def _temperatures(ds: Any, *points: float) -> Any:
+def _temperatures(ds: "xr.Dataset", *points: float) -> "xr.Dataset":
     """Runs without residuals at the start, over the temperatures, which must hold these points."""
     if "temperature" not in ds.dims:
         raise CannotDecide("needs an axis temperature")
@@ -201,19 +206,20 @@ def _temperatures(ds: Any, *points: float) -> Any:
     return ablated(ds.isel(optimizer=0), 0, 0).sel(step=0).isel(layer=0)
 
 
-def _made_worse(ds: Any) -> Any:
+def _made_worse(ds: "xr.Dataset") -> "xr.DataArray":
     """kappa(S X W_V) / kappa(X W_V) at temperature 1."""
     runs = _temperatures(ds, 1.0).sel(temperature=1.0)
     return runs["attention_condition"] / runs["value_condition"]
 
 
-def _per_temperature(ds: Any) -> Any:
+def _per_temperature(ds: "xr.Dataset") -> "xr.DataArray":
     """The exponent a of kappa ~ temperature^a between 1 and 10."""
     condition = _temperatures(ds, 1.0, 10.0)["attention_condition"]
-    return np.log10(condition.sel(temperature=10.0) / condition.sel(temperature=1.0))
+    decades: Any = np.log10(condition.sel(temperature=10.0) / condition.sel(temperature=1.0))
+    return decades
 
 
-def _steps(ds: Any, eta: float) -> Any:
+def _steps(ds: "xr.Dataset", eta: float) -> "xr.Dataset":
     """The runs of one learning rate, every step from the first one on.
 
     Raises:
@@ -229,31 +235,34 @@ def _steps(ds: Any, eta: float) -> Any:
     return ds.isel(optimizer=int(np.flatnonzero(rates == eta)[0]), step=slice(1, None))
 
 
-def _margin(eta: float, depth: int | None = None) -> Callable[[Any], Any]:
+def _margin(eta: float, depth: int | None = None) -> PerSeed:
     """Smallest (1 - eta s^2) - L(t)/L(t-1) over every step, each residual on and off, and the depths."""
 
-    def measure(ds: Any) -> Any:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
         runs = _steps(ds, eta)
         if depth is not None:
             runs = runs.sel(depth=depth)
-        found = 1 - eta * runs["sigma_before"] ** 2 - runs["contraction"]
-        return found.min([dim for dim in found.dims if dim != "seed"], skipna=False)
+        margin = 1 - eta * runs["sigma_before"] ** 2 - runs["contraction"]
+        return margin.min([dim for dim in margin.dims if dim != "seed"], skipna=False)
 
     return measure
 
 
-def _curvature(eta: float) -> Callable[[Any], Any]:
+def _curvature(eta: float) -> PerSeed:
     """Largest eta c over every step with both residuals: the bound is proved where it is at most 1."""
 
-    def measure(ds: Any) -> Any:
-        found = eta * ablated(_steps(ds, eta), 1, 1)["step_curvature"]
-        return found.max([dim for dim in found.dims if dim != "seed"], skipna=False)
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        curvature = eta * ablated(_steps(ds, eta), 1, 1)["step_curvature"]
+        return curvature.max([dim for dim in curvature.dims if dim != "seed"], skipna=False)
 
     return measure
 
 
 def _claim(name: str, statement: str, source: str, steps: tuple[int, ...], *parts: Part, **more: Any) -> Claim:
-    return WholeClaim(name, statement, source, "", steps, parts, system="residual_attention", **more)
+    return Claim(
+        id=name, statement=statement, source=source, runs=all_runs, steps=steps, parts=parts,
+        system="residual_attention", **more,
+    )  # fmt: skip
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -267,13 +276,13 @@ CLAIMS: tuple[Claim, ...] = (
             "late rate / early rate (1/4 for a power of t)",
             lambda ds: _rates(ablated(ds, 1, 1), _late_over_early),
             (0.7, INF),
-            lambda ds: 1.0,
+            1.0,
         ),
         Part(
             "rate of the last quarter / of the third (.71 for a power of t)",
             lambda ds: _rates(ablated(ds, 1, 1), _last_over_third),
             None,
-            lambda ds: 1.0,
+            1.0,
         ),
         settings=DEPTHS,
         explanations={
@@ -354,9 +363,9 @@ CLAIMS: tuple[Claim, ...] = (
         Part("largest eta c with both residuals (<= 1: proved)", _curvature(SMALL), None),
         settings=("depths 1, 2, 3, 4",),
         explanations={
-            "depths 1": "eta = 1e-3 is not small at depths 3 and 4: with residuals eta c settles at 2, the edge of "
-            "stability, and the loss rises at times; wherever eta c <= 1, as the proof wants, no step violates the "
-            "bound",
+            "depths 1, 2, 3, 4": "eta = 1e-3 is not small at depths 3 and 4: with residuals eta c settles at 2, the "
+            "edge of stability, and the loss rises at times; wherever eta c <= 1, as the proof wants, no step violates "
+            "the bound",
         },
     ),
     _claim(
@@ -373,7 +382,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Without residuals kappa(H) grows in proportion to the temperature",
         "ours",
         (0,),
-        Part("d ln kappa / d ln temperature on [1,10]", _per_temperature, (0.9, 1.1), lambda ds: 1.0),
+        Part("d ln kappa / d ln temperature on [1,10]", _per_temperature, (0.9, 1.1), 1.0),
         settings=("depth 1, temperatures",),
         explanations={
             "depth 1": "proportionality is the limit of high temperatures, where softmax is linear in the scores; at "

@@ -1,96 +1,89 @@
-"""Claims of our own about what restores generalisation: mini-batches, weight decay, a smooth sign, early stopping.
+"""What restores generalisation: mini-batches, weight decay, a smooth sign, early stopping? Claims M1 to M9.
 
 Numbers are shares of the gap that is to be closed: error(SignGD, all examples) - error(GD), at equal training loss.
 """
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxsign import theory
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.stages import manifest, need
-from jaxsign.claims.claim import Claim, Part, WholeClaim, above, at_level, numbers_of, one_point
+from jaxsign.analysis.runs import (
+    best_rate,
+    drop_labels,
+    family_runs,
+    manifest,
+    need,
+    numbers_of,
+    one_point,
+    select,
+)  # fmt: skip
+from jaxsign.claims.claim import Claim, Part, PerSeed, above, all_runs, at_level
 from jaxsign.claims.dynamics import problem_of
 
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: An error of every seed, or the error that a law predicts.
+Number = TypeVar("Number", "xr.DataArray", float)
 INF = math.inf
 #: Training loss, in nat, at which runs are compared; half-way up for the laws, which hold while all p_i are alike.
 LEVEL, LAW_LEVEL = 0.1, 0.3
-#: The smallest training loss at which runs without decay are read to compare them with the last step of one with it.
+#: Runs without decay are compared with the last step of a run with decay, at this training loss or above.
 LAST_LEVEL = 0.01
 OVER_BATCHES = ("paper_like over batch_size",)
 FROZEN_OVER_BATCHES = ("w_v alone trained, paper_like over batch_size",)
 _HALF_OR_MORE, _LESS_THAN_HALF = (0.5, INF), (-INF, math.nextafter(0.5, 0.0))
 
 
-def runs_of(ds: Any, family: str, **numbers: float) -> Any:
-    """The runs of a family, dims (optimizer, ...) with one optimizer for every number that is not given.
-
-    Raises:
-      CannotDecide: if there are none.
-    """
-    chosen = ds["family"].values == family
-    for name, value in numbers.items():
-        chosen = chosen & np.isclose(numbers_of(ds, name), value)
-    if not chosen.any():
-        raise CannotDecide(f"needs runs of {family}{numbers or ''}")
-    return ds.isel(optimizer=np.flatnonzero(chosen))
+def _one(ds: "xr.Dataset", family: str, batch: int | None = None) -> "xr.Dataset":
+    """One optimizer's runs over the seeds, at one batch size where there is such an axis."""
+    runs = family_runs(ds, family)
+    if batch is None:
+        return select(runs, family)
+    if "batch_size" not in ds.dims:
+        raise CannotDecide("needs an axis batch_size")
+    return select(runs, family, batch_size=batch)
 
 
-def _one(ds: Any, family: str, batch: int | None = None, **numbers: float) -> Any:
-    """One optimizer's runs over the seeds, at one batch size; coordinates that would not match are left out."""
-    found = runs_of(ds, family, **numbers)
-    if found.sizes["optimizer"] != 1:
-        raise CannotDecide(f"needs exactly one {family} optimizer, got {found.sizes['optimizer']}")
-    found = found.isel(optimizer=0)
-    if batch is not None:
-        if "batch_size" not in found.dims:
-            raise CannotDecide("needs an axis batch_size")
-        if batch not in found["batch_size"].values:
-            raise CannotDecide(f"needs batch_size={batch}")
-        found = found.sel(batch_size=batch)
-    return found.drop_vars([name for name in found.coords if name not in found.dims])
-
-
-def whole_batch(ds: Any) -> int | None:
+def whole_batch(ds: "xr.Dataset") -> int | None:
     """The batch size of runs that see all examples, None where there is no such axis."""
     return int(ds["batch_size"].max()) if "batch_size" in ds.dims else None
 
 
-def closed(before: Any, after: Any, goal: Any) -> Any:
+def closed(before: Number, after: Number, goal: Number) -> Number:
     """(before - after) / (before - goal): 0 if nothing is restored, 1 if GD's error is reached."""
     return (before - after) / (before - goal)
 
 
-def frozen(ds: Any) -> bool:
+def frozen(ds: "xr.Dataset") -> bool:
     """Whether attention stayed at its start: only w_v was trained."""
     return manifest(ds)["definition"].get("trainable") == ["w_v"]
 
 
-def _trained(ds: Any, wanted: bool = True) -> None:
+def _need_attention(ds: "xr.Dataset", trained: bool = True) -> None:
+    """Raises CannotDecide unless attention was trained, or was frozen, and losses and errors are there."""
     need(ds, "train_loss", "test_error")
-    if frozen(ds) == wanted:
-        raise CannotDecide(f"needs runs whose attention is {'trained' if wanted else 'frozen'}")
+    if frozen(ds) == trained:
+        raise CannotDecide(f"needs runs whose attention is {'trained' if trained else 'frozen'}")
 
 
-def _ends(ds: Any, level: float = LEVEL) -> tuple[Any, Any, Any]:
+def _ends(ds: "xr.Dataset", level: float = LEVEL) -> "tuple[xr.Dataset, xr.DataArray, xr.DataArray]":
     """(Dataset at a training loss, error of SignGD with all examples there, error of GD there)."""
-    _trained(ds)
+    _need_attention(ds)
     at, whole = at_level(ds, level, "test_error"), whole_batch(ds)
     return at, _one(at, "sign_gd", whole)["test_error"], _one(at, "gd", whole)["test_error"]
 
 
-def _by_mini_batches(ds: Any, family: str, batch: int) -> Any:
+def _by_mini_batches(ds: "xr.Dataset", family: str, batch: int) -> "xr.DataArray":
     at, _, goal = _ends(ds)
     return closed(
         _one(at, family, whole_batch(ds))["test_error"], _one(at, family, batch)["test_error"], goal
     )  # fmt: skip
 
 
-def batch_law(ds: Any, family: str, batch: int, steps: int | None = None) -> float:
+def batch_law(ds: "xr.Dataset", family: str, batch: int, steps: int | None = None) -> float:
     """The law of the test error with mini-batches of this size, of SignGD or Adam."""
     point = ds.isel({dim: 0 for dim in ("batch_size",) if dim in ds.dims})
     problem, hyper = problem_of(point)
@@ -101,15 +94,15 @@ def batch_law(ds: Any, family: str, batch: int, steps: int | None = None) -> flo
     return float(theory.shared_test_error(problem, hyper.mu, hyper.sigma_p, share))
 
 
-def _law_closed(ds: Any, family: str, batch: int) -> float:
+def _law_closed(ds: "xr.Dataset", family: str, batch: int) -> float:
     problem, hyper = problem_of(ds.isel(batch_size=0))
     before, goal = (float(f(problem, hyper.mu, hyper.sigma_p)) for f in (theory.sign_test_error, theory.gd_test_error))
     return closed(before, batch_law(ds, family, batch), goal)
 
 
-def _off_law(ds: Any, family: str, batch: int) -> Any:
+def _off_law(ds: "xr.Dataset", family: str, batch: int) -> "xr.DataArray":
     """Test error minus law where the training loss falls below .3, attention frozen."""
-    _trained(ds, wanted=False)
+    _need_attention(ds, trained=False)
     at = _one(at_level(ds, LAW_LEVEL, "test_error"), family, batch)
     steps = float(at["step"].mean())
     if not math.isfinite(steps):
@@ -117,71 +110,67 @@ def _off_law(ds: Any, family: str, batch: int) -> Any:
     return at["test_error"] - batch_law(ds, family, batch, max(1, round(steps)))
 
 
-def best_decay(ds: Any, family: str, level: float = LEVEL) -> Any:
+def best_decay(ds: "xr.Dataset", family: str, level: float = LEVEL) -> "xr.Dataset":
     """The runs of the strength of decay with the smallest mean test error at a training loss that all its seeds reach.
 
     Raises:
       CannotDecide: if no strength gets all seeds there.
     """
-    at = runs_of(at_level(ds, level, "test_error"), family)
+    at = family_runs(at_level(ds, level, "test_error"), family)
     mean = at["test_error"].mean("seed", skipna=False)
     if not bool(mean.notnull().any()):
         raise CannotDecide(f"no strength of {family} gets all seeds to a training loss of {level:g}")
-    found = at.isel(optimizer=int(mean.argmin("optimizer")))
-    return found.drop_vars([name for name in found.coords if name != "seed"])
+    return drop_labels(best_rate(at, by=mean))
 
 
-def _by_decay(ds: Any, family: str, kind: str) -> Any:
+def _by_decay(ds: "xr.Dataset", family: str, kind: str) -> "xr.DataArray":
     at, _, goal = _ends(ds)
     after = best_decay(ds, f"{family}_{kind}")["test_error"]
     return closed(_one(at, family)["test_error"], after, goal)
 
 
-def settled(ds: Any, family: str) -> tuple[Any, float]:
-    """The last step of the strength of decay with the smallest mean test error there, and its mean training loss.
+def end_of_best_decay(ds: "xr.Dataset", family: str) -> "tuple[xr.Dataset, float]":
+    """The last step of the runs with the best strength of decay, and their mean training loss at it.
 
-    Only strengths that end at a training loss of .1 or less count: more decay does not fit the data.
+    The best strength has the smallest mean test error at the last step. Only strengths that end at a training loss of
+    .1 or less count: more decay does not fit the data.
 
     Raises:
       CannotDecide: if there are none.
     """
-    ends = runs_of(ds, family).isel(step=-1, drop=True)
+    ends = family_runs(ds, family).isel(step=-1, drop=True)
     loss = ends["train_loss"].mean("seed", skipna=False)
     error = ends["test_error"].mean("seed", skipna=False).where(loss <= LEVEL)
     if not bool(error.notnull().any()):
         raise CannotDecide(f"no strength of {family} ends at a training loss of {LEVEL:g} or less")
-    best = int(error.argmin("optimizer"))
-    found = ends.isel(optimizer=best)
-    return found.drop_vars([name for name in found.coords if name != "seed"]), float(loss[best])
+    best = best_rate(ends.assign(mean_loss=loss), by=error)
+    return drop_labels(best), float(best["mean_loss"])
 
 
-def _by_settled_decay(ds: Any, family: str, kind: str) -> Any:
-    """Share of the gap that is closed at the last step; the others are read at that training loss, .01 at least.
+def _by_decay_at_end(ds: "xr.Dataset", family: str, kind: str) -> "xr.DataArray":
+    """Share of the gap that decay closes by the last step.
 
-    Where levels of the training loss were captured, that is the nearest one at or above.
+    SignGD, Adam and GD without decay are read at the training loss of that step, but not below .01. Where runs captured
+    levels, they are read at the nearest level at or above it.
     """
-    _trained(ds)
-    end, loss = settled(ds, f"{family}_{kind}")
+    _need_attention(ds)
+    end, loss = end_of_best_decay(ds, f"{family}_{kind}")
     loss = max(loss, LAST_LEVEL)
     above = [level for level in ds["level"].values.tolist() if level >= loss] if "level" in ds.coords else []
     at = at_level(ds, min(above, default=loss), "test_error")
     return closed(_one(at, family)["test_error"], end["test_error"], _one(at, "gd")["test_error"])
 
 
-def smooth(ds: Any, level: float = LEVEL) -> Any:
+def smooth(ds: "xr.Dataset", level: float = LEVEL) -> "xr.DataArray":
     """Share of the gap that each temperature closes, dims (temperature, seed)."""
     at, before, goal = _ends(ds, level)
-    found = runs_of(at, "smooth_sign_gd")
-    errors = found["test_error"].assign_coords(optimizer=numbers_of(found, "temperature"))
-    errors = errors.drop_vars([name for name in errors.coords if name not in errors.dims])
+    runs = family_runs(at, "smooth_sign_gd")
+    errors = drop_labels(runs["test_error"].assign_coords(optimizer=numbers_of(runs, "temperature")))
     return closed(before, errors.rename(optimizer="temperature").sortby("temperature"), goal)
 
 
-def _largest_step_back(ds: Any) -> Any:
-    """By how much the mean share over the seeds falls at most from one temperature to the next, and each seed's then.
-
-    The pair of temperatures is the one whose mean falls most.
-    """
+def _largest_step_back(ds: "xr.Dataset") -> "xr.DataArray":
+    """Every seed's change of the share between the two neighbouring temperatures where the mean falls most."""
     shares = smooth(ds)
     if shares.sizes["temperature"] < 2:
         raise CannotDecide("needs several temperatures")
@@ -189,22 +178,22 @@ def _largest_step_back(ds: Any) -> Any:
     return steps.isel(temperature=int(steps.mean("seed").argmin("temperature")))
 
 
-def stopped(runs: Any) -> Any:
-    """Error on the second half of the test set at the step with the smallest error on the first half; the first such.
+def stopped(runs: "xr.Dataset") -> "xr.DataArray":
+    """Error on the second half of the test set at the first step with the smallest error on the first half.
 
     Args:
-      runs: test_error and validation_error over step, that of the first half; the halves are equally large.
+      runs: test_error, and validation_error of the first half, over step; the halves are equally large.
     """
     need(runs, "test_error", "validation_error")
     held_out = 2 * runs["test_error"] - runs["validation_error"]
-    seen = runs["validation_error"].notnull() & held_out.notnull() & (runs["step"] > 0)
-    place = runs["validation_error"].where(seen, INF).argmin("step")
-    return held_out.isel(step=place).where(seen.any("step")).drop_vars("step")
+    measured = runs["validation_error"].notnull() & held_out.notnull() & (runs["step"] > 0)
+    place = runs["validation_error"].where(measured, INF).argmin("step")
+    return held_out.isel(step=place).where(measured.any("step")).drop_vars("step")
 
 
-def _by_stopping(ds: Any, family: str) -> Any:
-    """Share of the gap, all on the held-out half: a family's error at training loss .1 against its stop and GD's."""
-    _trained(ds)
+def _by_stopping(ds: "xr.Dataset", family: str) -> "xr.DataArray":
+    """Share of the gap at training loss .1 that early stopping closes; all errors are of the held-out half."""
+    _need_attention(ds)
     need(ds, "validation_error")
     whole = whole_batch(ds)
     at = _one(at_level(ds, LEVEL, "test_error", "validation_error"), family, whole)
@@ -212,12 +201,12 @@ def _by_stopping(ds: Any, family: str) -> Any:
     return closed(before, stopped(_one(ds, family, whole)), stopped(_one(ds, "gd", whole)))
 
 
-def _with_feature_noise(ds: Any, batch: int) -> Any:
+def _with_feature_noise(ds: "xr.Dataset", batch: int) -> "xr.DataArray":
     """Adam's test error at training loss .1 on the follow-up's data."""
     definition = manifest(ds)["definition"]
     if (definition.get("hyper") or {}).get("alpha") != 0.2 or (definition.get("problem") or {}).get("n") != 200:
         raise CannotDecide("needs the data with alpha=.2 and n=200")
-    _trained(ds)
+    _need_attention(ds)
     ds = one_point(ds, "batch_size")
     return _one(at_level(ds, LEVEL, "test_error"), "adam", batch)["test_error"]
 
@@ -226,11 +215,13 @@ def _claim(
     name: str,
     statement: str,
     settings: tuple[str, ...],
-    *parts: tuple[str, Callable[[Any], Any], Any, Any],
+    *parts: tuple[str, PerSeed, Any, Any],
     why: str = "",
 ) -> Claim:
-    made, reasons = tuple(Part(*part) for part in parts), dict.fromkeys(settings, why) if why else {}
-    return WholeClaim(name, statement, "ours", "", (), made, judge="mean", settings=settings, explanations=reasons)
+    return Claim(
+        id=name, statement=statement, source="ours", runs=all_runs, parts=tuple(Part(*part) for part in parts),
+        judge="mean", settings=settings, explanations=dict.fromkeys(settings, why) if why else {},
+    )  # fmt: skip
 
 
 _share = "share of the gap to GD that is closed at training loss .1"
@@ -281,7 +272,7 @@ CLAIMS: tuple[Claim, ...] = (
                     f"error - law at training loss {LAW_LEVEL:g}, B={batch}",
                     functools.partial(_off_law, family=family, batch=batch),
                     (-0.03, 0.03),
-                    lambda ds: 0.0,
+                    0.0,
                 )
                 for batch in (20, 5, 2, 1)
             ),
@@ -297,10 +288,10 @@ CLAIMS: tuple[Claim, ...] = (
                 f"{words}, best of four strengths: {when}",
                 functools.partial(measure, family=family, kind="decoupled"),
                 (-INF, 0.25),
-                lambda ds: 0.0,
+                0.0,
             )
             for words, family in (("SignGD", "sign_gd"), ("Adam", "adam"))
-            for when, measure in ((_share, _by_decay), (_late, _by_settled_decay))
+            for when, measure in ((_share, _by_decay), (_late, _by_decay_at_end))
         ),
     ),
     _claim(
@@ -315,7 +306,7 @@ CLAIMS: tuple[Claim, ...] = (
                 None,
             )
             for words, family in (("SignGD", "sign_gd"), ("Adam", "adam"))
-            for when, measure, interval in ((_late, _by_settled_decay, _HALF_OR_MORE), (_share, _by_decay, None))
+            for when, measure, interval in ((_late, _by_decay_at_end, _HALF_OR_MORE), (_share, _by_decay, None))
         ),
         why="the value layer does as said: with attention frozen at 1/2 SignGD ends at an error of .10 (lambda=.03; GD "
         ".10). But attention turns to the noise by t = 130, before weights settle, and stays there (s_21 = .03)",
@@ -328,13 +319,13 @@ CLAIMS: tuple[Claim, ...] = (
             "tau=1e-9: share of the gap closed at training loss .1",
             lambda ds: smooth(ds).isel(temperature=0, drop=True),
             (-0.1, 0.1),
-            lambda ds: 0.0,
+            0.0,
         ),
         (
             "tau=1: the same",
             lambda ds: smooth(ds).isel(temperature=-1, drop=True),
             (0.9, 1.1),
-            lambda ds: 1.0,
+            1.0,
         ),
         (
             "largest fall of the mean from one temperature to the next",

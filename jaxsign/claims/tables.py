@@ -1,4 +1,4 @@
-"""A claims table as a CSV file: written in one move, known again, and read back to compare with."""
+"""How is a claims table kept as a CSV file? Written in one move, recognised later, and read back for comparison."""
 
 import csv
 import os

@@ -1,20 +1,24 @@
-"""From claims and Datasets to a table of verdicts, in plain text, Markdown, LaTeX, HTML or a DataFrame."""
+"""Does a claim hold on these Datasets? Verdicts as a table in plain text, Markdown, LaTeX, HTML or a DataFrame."""
 
 import dataclasses
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide, reading
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest
 from jaxsign.claims import tables
 from jaxsign.claims.catalogue import CLAIMS, known_system, setting_of
 from jaxsign.claims.claim import Claim, real_numbers
+from jaxsign.claims.setting import Setting
 from jaxsign.validation.values import known
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Share of seeds that must lie inside for a claim to hold.
 SHARE = 0.9
@@ -94,6 +98,7 @@ class Row:
       seeds: all seeds.
       share: 95 % interval of the share of seeds inside; of the mean where the claim is judged by it.
       verdict: HOLDS, FAILS or UNDECIDED.
+      explanation: why the claim does not hold here, where that is known; empty for one that holds.
     """
 
     claim: Claim
@@ -103,12 +108,7 @@ class Row:
     seeds: int
     share: tuple[float, float]
     verdict: str
-
-    @property
-    def explanation(self) -> str:
-        """Why the claim does not hold here, where that is known; empty for one that holds."""
-        setting = self.setting.split(",")[0]
-        return "" if self.verdict == "HOLDS" else self.claim.explanations.get(setting, "")
+    explanation: str = ""
 
     def lines(self) -> list[tuple[str, ...]]:
         """Cells under HEADER, one line per part; the first one carries claim, setting, share and verdict."""
@@ -245,7 +245,7 @@ class ClaimTable:
         return {key: word for key, word in verdicts.items() if self.asked is None or key[0] in self.asked}
 
 
-def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
+def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str] | None = None) -> ClaimTable:
     """Decides claims on one Dataset or several.
 
     Args:
@@ -268,58 +268,62 @@ def check(ds: Any, claims: Sequence[Claim | str] | None = None) -> ClaimTable:
     References:
       Claims of arXiv 2410.04870 and ours; each one's `source` says which.
     """
-    datasets = list(ds) if isinstance(ds, (list, tuple)) else [ds]
+    datasets: list[Any] = list(ds) if isinstance(ds, (list, tuple)) else [ds]
     by_id = {claim.id: claim for claim in CLAIMS}
     if claims is not None and not len(claims):
         raise ValueError(f"claims must name at least one of {list(by_id)}, got {claims!r}")
     chosen = [c if isinstance(c, Claim) else by_id[known("claim", c, by_id)] for c in (claims or CLAIMS)]
-    places = [_place(one) for one in datasets]
-    answering: dict[tuple[str, str], list[Any]] = {}
-    for place, one in zip(places, datasets):
-        answering.setdefault(place, []).append(one)
-    for own in answering.values():  # of several sweeps in one setting, the one with the most seeds decides a claim
-        own.sort(key=lambda one: one.sizes.get("seed", 0), reverse=True)
-    with reading("bringing sweeps of one setting together"):
-        answering = {place: [*own, *_joined(own)] for place, own in answering.items()}
+    places = _places(datasets)
     rows: list[Row] = []
     missing: list[tuple[str, str, str]] = []
     beside: list[tuple[str, str, str]] = []
     for claim in chosen:
-        for (system, setting), candidates in answering.items():
-            if claim.system != system or (claim.settings and setting not in claim.settings):
+        for (system, setting), candidates in places.items():
+            if not claim.is_about(system, setting):
                 continue
-            reasons = []
-            for one in candidates:
-                try:
-                    rows.append(_decide(claim, setting, one))
-                    break
-                except CannotDecide as reason:
-                    reasons.append(str(reason))
-            else:
-                # Variations of a preset and other sweeps beside it are there for single claims, not for all.
-                single = (
-                    "," in setting
-                    or " over " in setting
-                    or (setting == "custom" and len({s for o, s in places if o == system}) > 1)
-                )
-                (beside if single else missing).append((claim.id, setting, "; ".join(dict.fromkeys(reasons))))
+            row, reasons = _first_decided(claim, setting, candidates)
+            if row is not None:
+                rows.append(row)
+                continue
+            # A variation of a preset, or a sweep beside it, was made for single claims: others would only be noise.
+            other = setting == Setting("custom") and sum(name == system for name, _ in places) > 1
+            kept = beside if setting.is_variation or other else missing
+            kept.append((claim.id, str(setting), "; ".join(dict.fromkeys(reasons))))
     asked = None if claims is None else tuple(claim.id for claim in chosen)
     return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside), asked)
 
 
-def _place(ds: Any) -> tuple[str, str]:
-    """(system, setting) of a Dataset.
+def _places(datasets: "Sequence[xr.Dataset]") -> "dict[tuple[str, Setting], list[xr.Dataset]]":
+    """The Datasets of every system and setting: those with the most seeds first, all of them side by side at the end.
 
     Raises:
-      ValueError: for one without a manifest.
+      ValueError: for a Dataset without a manifest.
     """
-    manifest(ds)
-    system = known_system(ds)
-    with reading(f"naming the setting of a Dataset of {system}"):
-        return system, setting_of(ds)
+    places: dict[tuple[str, Setting], list[xr.Dataset]] = {}
+    for ds in datasets:
+        manifest(ds)
+        system = known_system(ds)
+        with reading(f"naming the setting of a Dataset of {system}"):
+            places.setdefault((system, setting_of(ds)), []).append(ds)
+    with reading("bringing sweeps of one setting together"):
+        for candidates in places.values():
+            candidates.sort(key=lambda ds: ds.sizes.get("seed", 0), reverse=True)
+            candidates += _joined(candidates)
+    return places
 
 
-def _joined(datasets: list[Any]) -> list[Any]:
+def _first_decided(claim: Claim, setting: Setting, candidates: "Sequence[xr.Dataset]") -> tuple[Row | None, list[str]]:
+    """The verdict from the first Dataset that can decide a claim, None if none can; why the ones before it cannot."""
+    reasons: list[str] = []
+    for ds in candidates:
+        try:
+            return _decide(claim, setting, ds), reasons
+        except CannotDecide as reason:
+            reasons.append(str(reason))
+    return None, reasons
+
+
+def _joined(datasets: "Sequence[xr.Dataset]") -> "list[xr.Dataset]":
     """Sweeps of different optimizers over the same seeds as one Dataset of the numbers that all have; [] if none are.
 
     Thousands of seeds keep numbers instead of traces, and only one optimizer may need a test set: claims that compare
@@ -327,7 +331,7 @@ def _joined(datasets: list[Any]) -> list[Any]:
     """
     import xarray as xr
 
-    def scalars(ds: Any) -> Any:
+    def scalars(ds: "xr.Dataset") -> "xr.Dataset":
         names = [name for name, v in ds.data_vars.items() if v.dims == ("optimizer", "seed")]
         extra = [name for name in ds.coords if name not in ("optimizer", "seed", "step", "family", "learning_rate")]
         return ds[names].drop_vars(extra, errors="ignore")
@@ -344,74 +348,78 @@ def _joined(datasets: list[Any]) -> list[Any]:
     if not same or len(set(labels)) < len(labels) or any("learning_rate" not in ds.coords for ds in datasets):
         return []
     parts = [scalars(ds) for ds in datasets]
-    shared = set.intersection(*(set(part.data_vars) for part in parts))
+    shared = sorted(set.intersection(*(set(map(str, part.data_vars)) for part in parts)))
     steps = sorted(set.intersection(*(set(ds["step"].values.tolist()) for ds in datasets)))
-    side_by_side = xr.concat([part[sorted(shared)].drop_vars("step", errors="ignore") for part in parts], "optimizer")
+    numbers = [part[shared].drop_vars("step", errors="ignore") for part in parts]
+    side_by_side: xr.Dataset = xr.concat(numbers, "optimizer")
     return [side_by_side.assign_coords(step=steps).assign_attrs(first.attrs)]
 
 
-def _decide(claim: Claim, setting: str, ds: Any) -> Row:
+def _decide(claim: Claim, setting: Setting, ds: "xr.Dataset") -> Row:
     """The verdict on one claim from one Dataset.
 
     Raises:
       CannotDecide: saying what the Dataset lacks.
       Defect: if its code fails, naming the claim, the setting and the part.
     """
-    here = f"claim {claim.id} in the setting {setting}"
-    found: list[np.ndarray] = []
+    place = f"claim {claim.id} in the setting {setting}"
+    measured: list[np.ndarray] = []
     predicted: list[float | None] = []
-    with reading(here):
+    with reading(place):
         runs = claim.select(ds)
         for part in claim.parts:
-            with reading(f"{here}, the measure of {part.label!r}"):
-                found.append(_per_seed(part.measure(runs), runs))
-            with reading(f"{here}, the prediction of {part.label!r}"):
-                predicted.append(None if part.predict is None else _scalar(part.predict(runs)))
-        return _row(claim, setting, found, predicted)
+            with reading(f"{place}, the measure of {part.label!r}"):
+                measured.append(_per_seed(part.measure(runs), runs))
+            with reading(f"{place}, the prediction of {part.label!r}"):
+                predicted.append(None if part.predict is None else _scalar(part.prediction(runs)))
+        return _row(claim, setting, measured, predicted)
 
 
-def _row(claim: Claim, setting: str, found: Sequence[np.ndarray], predicted: Sequence[float | None]) -> Row:
+def _row(claim: Claim, setting: Setting, numbers: Sequence[np.ndarray], predicted: Sequence[float | None]) -> Row:
     """The verdict on a claim from one number a seed of each of its parts."""
-    inside = np.ones(found[0].shape, bool)
-    for part, values in zip(claim.parts, found):
+    inside = np.ones(numbers[0].shape, bool)
+    for part, values in zip(claim.parts, numbers):
         if part.interval is not None:
             inside &= (values >= part.interval[0]) & (values <= part.interval[1])  # NaN is outside
     count, seeds = int(inside.sum()), inside.size
     word, low, high = verdict(count, seeds)
     if claim.judge == "mean":
-        judged = [(values, part.interval) for part, values in zip(claim.parts, found) if part.interval is not None]
+        judged = [(values, part.interval) for part, values in zip(claim.parts, numbers) if part.interval is not None]
         judgements = [mean_verdict(*one) for one in judged]
         words = [one[0] for one in judgements]
         word = next((w for w in ("FAILS", "UNDECIDED") if w in words), "HOLDS")
         low, high = judgements[words.index(word)][1:]
     measured = tuple(
-        Measured(part.label, *_quantiles(values), part.interval, guess)
-        for part, values, guess in zip(claim.parts, found, predicted)
+        Measured(part.label, *_quantiles(values), part.interval, prediction)
+        for part, values, prediction in zip(claim.parts, numbers, predicted)
     )
-    return Row(claim, setting, measured, count, seeds, (low, high), word)
+    explanation = "" if word == "HOLDS" else claim.explanation(setting)
+    return Row(claim, str(setting), measured, count, seeds, (low, high), word, explanation)
 
 
-def _per_seed(found: Any, runs: Any) -> np.ndarray:
+def _per_seed(numbers: Any, runs: "xr.Dataset") -> np.ndarray:
     """What a measure returned, as one float a seed; axes of one point are no axes.
 
     Raises:
       TypeError: if it is no DataArray of real numbers over the seeds of the runs.
     """
-    dims = getattr(found, "dims", None)
+    dims = getattr(numbers, "dims", None)
     if dims is None or "seed" not in dims:
-        raise TypeError(f"must return a DataArray over seed, got {type(found).__name__}{'' if dims is None else dims}")
+        raise TypeError(
+            f"must return a DataArray over seed, got {type(numbers).__name__}{'' if dims is None else dims}"
+        )
     seeds, axes = runs.sizes["seed"], set(runs["status"].dims) - {"seed"}
-    found = found.squeeze([dim for dim in dims if dim in axes and found.sizes[dim] == 1], drop=True)
-    if found.dims != ("seed",) or found.size != seeds:
-        raise TypeError(f"must return one number for each of {seeds} seeds, got the dimensions {dict(found.sizes)}")
-    if "seed" in found.coords and "seed" in runs.coords and not (found["seed"].values == runs["seed"].values).all():
+    numbers = numbers.squeeze([dim for dim in dims if dim in axes and numbers.sizes[dim] == 1], drop=True)
+    if numbers.dims != ("seed",) or numbers.size != seeds:
+        raise TypeError(f"must return one number for each of {seeds} seeds, got the dimensions {dict(numbers.sizes)}")
+    if "seed" in numbers.coords and "seed" in runs.coords and not (numbers["seed"].values == runs["seed"].values).all():
         raise TypeError("must return the seeds in their order")
-    return real_numbers(found.values)
+    return real_numbers(numbers.values)
 
 
-def _scalar(found: Any) -> float:
+def _scalar(number: Any) -> float:
     """What a prediction returned, as a float."""
-    values = np.asarray(found)
+    values = np.asarray(number)
     if values.size != 1:
         raise TypeError(f"must return one number, got the shape {values.shape}")
     return float(real_numbers(values).item())

@@ -11,8 +11,8 @@ import numpy as np
 from jaxsign import theory
 from jaxsign.analysis.equal_loss import at_train_loss, levels_of
 from jaxsign.analysis.measures import GROUPING_STEP
-from jaxsign.analysis.stages import BOUNDARIES, find_stages, manifest, need
-from jaxsign.claims.claim import numbers_of, one_point
+from jaxsign.analysis.runs import manifest, need, numbers_of, one_point
+from jaxsign.analysis.stages import BOUNDARIES, find_stages
 from jaxsign.claims.dynamics import problem_of, setting_of
 from jaxsign.plot.files import COLOURS, style
 from jaxsign.validation.values import known

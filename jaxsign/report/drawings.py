@@ -14,8 +14,8 @@ from jaxsign import plot
 from jaxsign.analysis.equal_loss import levels_of, with_captured
 from jaxsign.analysis.measures import GROUPING_STEP
 from jaxsign.analysis.reading import CannotDecide, reading
+from jaxsign.analysis.runs import system_of
 from jaxsign.analysis.stages import BOUNDARIES, find_stages
-from jaxsign.claims.claim import system_of
 from jaxsign.claims.dynamics import problem_of
 
 #: Points of the axes that are drawn one by one; of more, these many are chosen evenly.

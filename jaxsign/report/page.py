@@ -15,9 +15,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from jaxsign.analysis.reading import reading
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest, system_of
 from jaxsign.claims.catalogue import setting_of
-from jaxsign.claims.claim import system_of
 from jaxsign.claims.verdicts import HEADER, check
 from jaxsign.report.drawings import Drawing, drawings
 from jaxsign.store.manifest import replace_file
@@ -193,7 +192,9 @@ def _section(name: str, anchor: str, ds: Any) -> Section:
     told = [session.get("command", "") for session in made.get("sessions", [])] or [made.get("command", "")]
     commands = [command for command in dict.fromkeys(told) if command]
     whole = [(key, json.dumps(value)) for key, value in sorted(made.items())]
-    return Section(name, anchor, setting_of(ds), system_of(ds), runs, groups, _facts(ds, made, runs), commands, whole)
+    return Section(
+        name, anchor, str(setting_of(ds)), system_of(ds), runs, groups, _facts(ds, made, runs), commands, whole
+    )
 
 
 def _facts(ds: Any, made: Mapping[str, Any], runs: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Which systems are there to train? A folder each: problem, data, model and task side by side."""
+"""Which systems are there to train? One place each: problem, data, model and task side by side."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,16 +25,12 @@ def by_public_name() -> dict[str, System]:
       >>> sorted(by_public_name())[:3]
       ['jaxsign.deep_transformer', 'jaxsign.kernel_attention', 'jaxsign.linear_attention']
     """
-    from jaxsign.systems.deep_transformer.problem import DeepProblem
-    from jaxsign.systems.deep_transformer.task import deep_transformer
+    from jaxsign.systems.deep_transformer import DeepProblem, deep_transformer
     from jaxsign.systems.digits.problem import DigitsHyper, DigitsProblem
     from jaxsign.systems.digits.task import noisy_digits
-    from jaxsign.systems.kernels.problem import KernelHyper, KernelProblem
-    from jaxsign.systems.kernels.task import kernel_attention
-    from jaxsign.systems.linear_attention.problem import RegressionHyper, RegressionProblem
-    from jaxsign.systems.linear_attention.task import linear_attention
-    from jaxsign.systems.residual.problem import ResidualHyper, ResidualProblem
-    from jaxsign.systems.residual.task import residual_attention
+    from jaxsign.systems.kernels import KernelHyper, KernelProblem, kernel_attention
+    from jaxsign.systems.linear_attention import RegressionHyper, RegressionProblem, linear_attention
+    from jaxsign.systems.residual import ResidualHyper, ResidualProblem, residual_attention
     from jaxsign.systems.two_layer.engines import two_layer
     from jaxsign.systems.two_layer.problem import Hyper, Problem
     from jaxsign.systems.two_layer.with_curvature import two_layer_curvature

@@ -31,7 +31,7 @@ def sweep():
 def test_numbers_on_the_device_are_those_of_the_traces(sweep):
     ds = js.run_sweep(sweep)
     assert set(MEASURES) <= set(ds.data_vars)
-    runs = one_family(ds, "sign_gd")
+    runs = one_family("sign_gd")(ds)
     for name in MEASURES:
         there = _measured(name)(runs.drop_vars(name)).values
         np.testing.assert_allclose(runs[name].values, there, rtol=1e-4, atol=1e-6, err_msg=name)

@@ -5,7 +5,8 @@ import pytest
 import xarray as xr
 
 import jaxsign as js
-from jaxsign.analysis.stages import BOUNDARIES, flipped, manifest
+from jaxsign.analysis.runs import manifest
+from jaxsign.analysis.stages import BOUNDARIES, flipped
 
 STEPS = np.array([0, 1, 2, 5, 10, 20, 50, 70, 90, 100, 150, 300, 500, 800])
 RUNS = ("optimizer", "seed")

@@ -223,7 +223,7 @@ def test_claims_about_noise_and_slopes(runs):
 
 def test_claims_say_what_is_missing(runs):
     assert known_system(runs["betas"]) == "two_layer_updates"
-    assert setting_of(runs["eps"]) == "paper_like"
+    assert str(setting_of(runs["eps"])) == "paper_like"
     table = js.check(runs["betas"].isel(optimizer=[0, 1]), ["V1"])
     assert table.missing[0][2] == "needs exactly one adam optimizer with b1=0, b2=0.5, got 0"
     faster = runs["betas"].assign_coords(learning_rate=("optimizer", np.full(26, 1e-3)))

@@ -79,10 +79,10 @@ def word(ds, claim):
     [(staged(heads=4), "heads 4, paper_like"), (staged(context=8), "context 8, paper_like"), (staged(), "paper_like")],
 )
 def test_settings_name_heads_and_context(ds, setting):
-    assert two_layer.setting_of(ds) == setting
+    assert str(two_layer.setting_of(ds)) == setting
     moved = json.loads(ds.attrs["manifest"])
     moved["definition"]["problem"]["d"] = 2001
-    assert two_layer.setting_of(ds.assign_attrs(manifest=json.dumps(moved))) == "custom"
+    assert str(two_layer.setting_of(ds.assign_attrs(manifest=json.dumps(moved)))) == "custom"
 
 
 def test_claims_about_heads():
@@ -144,7 +144,7 @@ def deep(depth=3, plain=None, **changes):
 def test_settings_of_deep_transformers():
     ds = deep()
     assert known_system(ds) == "deep_transformer"
-    assert architecture.setting_of(ds) == "depth 3"
+    assert str(architecture.setting_of(ds)) == "depth 3"
     for problem, name in (
         (js.DeepProblem(depth=4, mlp=True), "depth 4 with mlp"),
         (js.DeepProblem(depth=4, mlp=True, layer_norm=True), "depth 4 with mlp and layer norm"),
@@ -152,10 +152,10 @@ def test_settings_of_deep_transformers():
     ):
         definition = json.loads(ds.attrs["manifest"])
         definition["definition"]["problem"] = dataclasses.asdict(problem)
-        assert architecture.setting_of(ds.assign_attrs(manifest=json.dumps(definition))) == name
+        assert str(architecture.setting_of(ds.assign_attrs(manifest=json.dumps(definition)))) == name
         assert (name in architecture.DEEP) == (name != "custom")
     definition["definition"]["hyper"]["sigma_0"] = 1.0
-    assert architecture.setting_of(ds.assign_attrs(manifest=json.dumps(definition))) == "custom"
+    assert str(architecture.setting_of(ds.assign_attrs(manifest=json.dumps(definition)))) == "custom"
 
 
 DEEP_CLAIMS = [claim.id for claim in CLAIMS if claim.system == "deep_transformer"]

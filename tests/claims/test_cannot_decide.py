@@ -113,7 +113,11 @@ def test_whole_numbers_and_truth_values_are_numbers(monkeypatch):
 
 def asked(measure, predict=None, **more):
     parts = (js.Part("the number", measure, (0.0, 1.0), predict),)
-    return [js.Claim("X1", "A number lies inside", "ours", "sign_gd", (0,), parts, **more)]
+    return [
+        js.Claim(
+            id="X1", statement="A number lies inside", source="ours", family="sign_gd", steps=(0,), parts=parts, **more
+        )
+    ]
 
 
 def first(ds):
@@ -322,13 +326,13 @@ def test_a_broken_claim_breaks_the_report(monkeypatch):
 
 BROKEN = """
 import dataclasses, sys
-from jaxsign.measures import MEASURES
+from jaxsign.analysis.measures import MEASURES
 
 def broken(run):
     raise ValueError("boom")
 
 MEASURES["sign_agreement_20"] = dataclasses.replace(MEASURES["sign_agreement_20"], number=broken)
-from jaxsign.cli import main
+from jaxsign.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -419,4 +423,4 @@ def test_an_optimizer_that_is_not_exact_is_refused_as_before(problem, hyper):
 
 def test_a_claim_judges_something():
     with pytest.raises(ValueError, match="at least one with an interval"):
-        js.Claim("X", "", "ours", "sign_gd", (), (js.Part("a number", first, None),))
+        js.Claim(id="X", statement="", source="ours", family="sign_gd", parts=(js.Part("a number", first, None),))

@@ -164,8 +164,8 @@ def word(ds, claim):
 
 
 def test_settings_say_what_is_swept_and_what_is_trained():
-    assert two_layer.setting_of(over_grid()) == quality.settings("n, snr")[0]
-    assert two_layer.setting_of(over_grid(trainable=["w_v"])) == quality.settings("n, snr")[1]
+    assert str(two_layer.setting_of(over_grid())) == quality.settings("n, snr")[0]
+    assert str(two_layer.setting_of(over_grid(trainable=["w_v"]))) == quality.settings("n, snr")[1]
 
 
 def test_the_laws_themselves_satisfy_every_claim_about_the_boundary():

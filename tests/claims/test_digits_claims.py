@@ -69,8 +69,8 @@ def word(ds, claim):
 
 def test_settings_say_model_classes_and_control():
     assert known_system(runs()) == "noisy_digits"
-    assert claims.setting_of(runs()) == "ViT 3 vs 7 over scale"
-    assert claims.setting_of(runs(trainable=["w_v"]).isel(scale=0)) == "ViT 3 vs 7, attention frozen"
+    assert str(claims.setting_of(runs())) == "ViT 3 vs 7 over scale"
+    assert str(claims.setting_of(runs(trainable=["w_v"]).isel(scale=0))) == "ViT 3 vs 7, attention frozen"
 
 
 def test_claims_hold_and_fail():
@@ -165,7 +165,7 @@ def test_all_entries_run_tiny_and_controls_share_their_seeds(tmp_path):
     assert load("sweeps", "digits").main(["--tiny", "--out", str(tmp_path)]) == 0
     runs = {path.name: js.open_results(path).load() for path in tmp_path.iterdir()}
     assert all(bool((ds["status"] == 0).all()) for ds in runs.values())
-    assert {claims.setting_of(ds) for ds in runs.values()} == {
+    assert {str(claims.setting_of(ds)) for ds in runs.values()} == {
         "two-layer 3 vs 7 over scale", "two-layer 3 vs 7, attention frozen over scale", "ViT 3 vs 7 over scale",
         "two-layer ten classes over scale", "ViT ten classes over scale",
     }  # fmt: skip

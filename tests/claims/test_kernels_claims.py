@@ -62,7 +62,7 @@ def test_regimes_are_judged_by_their_own_point(id, value, word):
     small = id.startswith("K4")
     ds = query_runs(lambda init_scale, d: value if (init_scale, d) == ((0.5, 4) if small else (3.0, 16)) else 77.0)
     claim = next(claim for claim in claims.CLAIMS if claim.id == id)
-    assert claims.setting_of(ds) == "query"
+    assert str(claims.setting_of(ds)) == "query"
     assert verdicts._decide(claim, "query", ds).verdict == word
 
 
@@ -74,9 +74,9 @@ def test_claims_compare_each_kernel_at_its_best_rate_and_leave_diverged_runs_out
     worse["status"][:] = 1
     both = xr.concat([ds, worse], "optimizer")
     at = claims.at(both, kernel="gaussian", d=4, init_scale=0.5, c_scale=1.0)
-    assert claims.best_rate(at, "train_loss").values.tolist() == [0.5] * SEEDS
+    assert claims.at_end(at, "train_loss").values.tolist() == [0.5] * SEEDS
     none = at.assign(status=xr.ones_like(at["status"]))
-    assert np.isnan(claims.best_rate(none, "train_loss")).all()
+    assert np.isnan(claims.at_end(none, "train_loss")).all()
 
 
 def test_claims_say_what_a_dataset_lacks():
@@ -90,10 +90,10 @@ def test_claims_say_what_a_dataset_lacks():
 
 
 def test_settings_are_called_after_what_is_trained():
-    assert claims.setting_of(runs(None, {}, None, [])) == "all"
-    assert claims.setting_of(runs(None, {}, None, [], "retrieval")) == "retrieval"
-    assert claims.setting_of(runs(["w_v", "w_q"], {}, None, [])) == "two_stage"
-    assert claims.setting_of(runs(["w_o"], {}, None, [])) == "custom"
+    assert str(claims.setting_of(runs(None, {}, None, []))) == "all"
+    assert str(claims.setting_of(runs(None, {}, None, [], "retrieval"))) == "retrieval"
+    assert str(claims.setting_of(runs(["w_v", "w_q"], {}, None, []))) == "two_stage"
+    assert str(claims.setting_of(runs(["w_o"], {}, None, []))) == "custom"
     assert len({claim.id for claim in claims.CLAIMS}) == len(claims.CLAIMS)
 
 

@@ -91,7 +91,7 @@ def test_claims_read_the_points_they_compare(results):
     part = next(c for c in claims.CLAIMS if c.id == "R4").parts[0]
     np.testing.assert_allclose(part.measure(ds), picked / other)
     assert both["train_loss"].dims == none["train_loss"].dims == ("optimizer", "seed", "step")
-    assert claims.setting_of(ds) == "custom"  # the tiny sizes
+    assert str(claims.setting_of(ds)) == "custom"  # the tiny sizes
     with pytest.raises(js.CannotDecide, match="residuals"):
         claims.ablated(ds, 2, 0)
     with pytest.raises(js.CannotDecide, match="64-bit"):
@@ -108,7 +108,7 @@ def test_settings_are_named_by_what_is_varied():
             "problem": dataclasses.asdict(problem or ResidualProblem()), "hyper": dataclasses.asdict(ResidualHyper())
         }  # fmt: skip
         ds = xr.Dataset(coords={k: (k, v) for k, v in coords.items()})
-        return claims.setting_of(ds.assign_attrs(manifest=json.dumps({"definition": definition})))
+        return str(claims.setting_of(ds.assign_attrs(manifest=json.dumps({"definition": definition}))))
 
     assert setting(attention_residual=[1.0, 0.0]) == "depth 1"
     assert setting(ResidualProblem(depth=4)) == "depth 4"

@@ -17,7 +17,7 @@ from conftest import with_levels
 
 import jaxsign as js
 from jaxsign import theory
-from jaxsign.analysis.stages import manifest
+from jaxsign.analysis.runs import manifest
 from jaxsign.claims import restore
 
 ROOT = Path(__file__).parents[2]

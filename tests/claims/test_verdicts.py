@@ -13,7 +13,7 @@ import xarray as xr
 from scipy.stats import beta
 
 import jaxsign as js
-from jaxsign.analysis.stages import need
+from jaxsign.analysis.runs import need
 from jaxsign.claims import tables
 from jaxsign.claims.verdicts import HEADER, verdict
 
@@ -66,9 +66,11 @@ def measure(ds):
     return ds["number"].isel(step=0)
 
 
-def claim(name="X1", interval=(0.0, 1.0), labels=("the number",), predict=None, steps=(0,), **more):
+def claim(name="X1", interval=(0.0, 1.0), labels=("the number",), predict=None, steps=(0,), measure=measure, **more):
     parts = tuple(js.Part(label, measure, interval, predict) for label in labels)
-    return js.Claim(name, "A number lies inside", "ours", "sign_gd", steps, parts, **more)
+    return js.Claim(
+        id=name, statement="A number lies inside", source="ours", family="sign_gd", steps=steps, parts=parts, **more
+    )
 
 
 def test_both_ends_of_an_interval_are_inside_and_nan_is_outside():
@@ -92,7 +94,8 @@ def test_a_seed_is_inside_if_all_judged_parts_are():
         js.Part("doubled", doubled, (0.5, 3.0)),
         js.Part("unjudged", lambda ds: measure(ds) + 100, None),
     )
-    (row,) = js.check(runs([0.1, 0.3, 0.9, 1.1, 2.0]), [js.Claim("X", "", "ours", "sign_gd", (0,), parts)]).rows
+    asked = js.Claim(id="X", statement="", source="ours", family="sign_gd", steps=(0,), parts=parts)
+    (row,) = js.check(runs([0.1, 0.3, 0.9, 1.1, 2.0]), [asked]).rows
     assert row.inside == 2
     assert [part.median for part in row.parts] == pytest.approx([0.9, 1.8, 100.9])
 
@@ -234,7 +237,7 @@ def test_the_first_dataset_of_a_setting_that_can_answer_does():
         need(ds, "number")
         return measure(ds)
 
-    asked = js.Claim("X", "", "ours", "sign_gd", (0,), (js.Part("number", needed, (0.0, 1.0)),))
+    asked = claim("X", measure=needed)
     table = js.check([silent, full], [asked])
     assert [row.verdict for row in table.rows] == ["HOLDS"]
     assert table.missing == ()
@@ -243,7 +246,7 @@ def test_the_first_dataset_of_a_setting_that_can_answer_does():
 
 
 def test_of_several_datasets_of_a_setting_the_one_with_the_most_seeds_answers():
-    asked = js.Claim("X", "", "ours", "sign_gd", (0,), (js.Part("number", measure, (0.0, 1.0)),))
+    asked = claim("X")
     few, many = runs([2.0] * 12), runs([0.5] * 64)
     assert [(row.seeds, row.verdict) for row in js.check([few, many], [asked]).rows] == [(64, "HOLDS")]
 

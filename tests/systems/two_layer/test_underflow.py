@@ -339,7 +339,7 @@ def result(**frozen):
 
 def test_a_horizon_reads_what_its_claim_is_made_of():
     part = js.Part("x", lambda ds: ds["train_loss"], (0.0, 1.0))
-    claim = Claim("X", "", "ours", "sign_gd", (), (part,), trusted_until=50)
+    claim = Claim(id="X", statement="", source="ours", family="sign_gd", parts=(part,), trusted_until=50)
     never = dict.fromkeys(ALARMS, -1)
     claim.select(result(**never))
     claim.select(result(**{**never, "first_frozen_value_signal": 10, "first_frozen_step": 10}))

@@ -1,10 +1,11 @@
 """One panel of a figure from a Dataset, and the marks, captions and footers that figures share."""
 
 import math
+import string
 import textwrap
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +16,12 @@ from jaxsign.analysis.runs import manifest, need, numbers_of, one_point
 from jaxsign.analysis.stages import BOUNDARIES, find_stages
 from jaxsign.claims.dynamics import problem_of, setting_of
 from jaxsign.plot.files import COLOURS, style
+from jaxsign.plot.numbers import has_band, keep_band
 from jaxsign.validation.values import known
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
 
 #: Column and text width of a paper, in inches.
 NARROW, WIDE = 3.25, 5.5
@@ -74,7 +80,7 @@ def _over_runs(values: Any) -> np.ndarray:
 
 def _drawn(ax: Any, axis: str) -> np.ndarray:
     """The finite coordinates on one axis of what `band` has drawn."""
-    lines = [line for line in ax.lines if hasattr(line, "band")]
+    lines = [line for line in ax.lines if has_band(line)]
     values = np.concatenate([np.empty(0), *(np.asarray(getattr(line, f"get_{axis}data")(), float) for line in lines)])
     return values[np.isfinite(values)]
 
@@ -120,11 +126,11 @@ def band(ax: Any, x: Any, values: Any, label: str | None = None, **look: Any) ->
       **look: passed to `ax.plot`.
     """
     middle, low, high = _over_runs(values)
-    there = np.isfinite(middle)
-    x = np.asarray(x)[there]
-    (line,) = ax.plot(x, middle[there], label=label, **look)
-    ax.fill_between(x, low[there], high[there], color=line.get_color(), alpha=0.2, linewidth=0)
-    line.band = (low[there], high[there])  # `save` writes it beside the line
+    finite = np.isfinite(middle)
+    x, middle, low, high = np.asarray(x)[finite], middle[finite], low[finite], high[finite]
+    (line,) = ax.plot(x, middle, label=label, **look)
+    ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    keep_band(line, low, high)
 
 
 def dynamics(ds: Any, name: str = "query_noise", ax: Any = None, until: int | None = None, group: bool = True) -> Any:
@@ -404,3 +410,27 @@ def footer(fig: Any, ds: Any, preset: str = "") -> None:
 def small_print(fig: Any, text: str, width: int) -> None:
     """Writes seeds, settings and whatever else a reader must know below a figure, in lines of `width` characters."""
     fig.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize=5, color="0.35")
+
+
+def letter_panels(axes: "Iterable[Axes]", titles: Sequence[str], **look: Any) -> None:
+    """Gives panels their titles, after "(a)", "(b)", ... in their order.
+
+    Args:
+      axes: Axes, one a title.
+      titles: what each panel shows.
+      **look: passed to `ax.set_title`, such as fontsize=7.
+    """
+    for letter, ax, title in zip(string.ascii_lowercase, axes, titles):
+        ax.set_title(f"({letter}) {title}", **look)
+
+
+def sizes(ds: "xr.Dataset", *names: str) -> str:
+    """Fields of a Dataset's problem and hyperparameters for a caption: "n=20 d=2000".
+
+    Args:
+      ds: Dataset with its manifest.
+      *names: fields of the problem or of the hyperparameters.
+    """
+    definition = manifest(ds)["definition"]
+    fields = {**definition["problem"], **definition["hyper"]}
+    return " ".join(f"{name}={fields[name]}" for name in names)

@@ -92,11 +92,11 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## seed-steps per second of the engines beside the textbook model; EXTRA=bench adds PyTorch
-	$(BIN)/python sweeps/throughput.py --out $(OUT)/throughput
+	$(BIN)/python sweeps/bench/throughput.py --out $(OUT)/throughput
 	$(BIN)/python figures/throughput.py --results $(OUT) --out $(FIGURES)
 
 bench-faults: $(STAMP)  ## 500 faults of files, 20 planted links, 100 kills: what becomes of them, one table
-	$(BIN)/python sweeps/faults.py --out $(OUT)/faults
+	$(BIN)/python sweeps/bench/faults.py --out $(OUT)/faults
 
 clean:  ## remove .venv and caches; results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,6 @@
 """Seed-steps per second against the number of runs, and time per seed-step against d, n, s and m_k, with SignGD.
 
-Reads DIR/throughput (sweeps/throughput.py).
+Reads DIR/throughput (sweeps/bench/throughput.py).
 Command: python figures/throughput.py --results results --out results/figures
 """
 

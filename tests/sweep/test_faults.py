@@ -299,7 +299,7 @@ def test_a_closed_terminal_does_not_end_a_sweep_without_a_save(tmp_path):
 
 @pytest.mark.slow
 def test_the_benchmark_of_faults_tries_every_kind_and_finds_nothing_wrong(tmp_path):
-    script = Path(__file__).parents[2] / "sweeps" / "faults.py"
+    script = Path(__file__).parents[2] / "sweeps" / "bench" / "faults.py"
     command = [sys.executable, script, "--out", tmp_path, "--tries", "6", "--kills", "3"]
     run = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stdout + run.stderr

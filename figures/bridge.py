@@ -71,7 +71,7 @@ def losses(ax, ds, labels=False):
     for one in FAMILIES:
         loss = family_runs(ds, one)["train_loss"]
         relative = loss / loss.isel(step=0)
-        best = best_rate(relative, by=relative.isel(step=-1).median("seed"))
+        best = best_rate(relative, by=relative.isel(step=-1, drop=True).median("seed"))
         label = f"{plot.NAMES[one]}" if labels else None
         plot.band(ax, ds["step"], best.transpose("seed", "step"), label, color=plot.COLOURS[one], ls=plot.STYLES[one])
     ax.set(yscale="log", xlabel="step t")

@@ -104,7 +104,7 @@ def kinds(ax, softmax, full):
         runs = softmax.sel(attention=kind)
         if not np.isfinite(runs["train_loss"]).any():
             continue  # not run yet
-        best = best_rate(runs, by=runs["train_loss"].isel(step=-1).median("seed"))
+        best = best_rate(runs, by=runs["train_loss"].isel(step=-1, drop=True).median("seed"))
         plot.band(ax, runs["step"], best["train_loss"].transpose("seed", "step"), kind, **look)
     runs = select(full, "adam").sel(step=slice(0, int(softmax["step"][-1])))
     plot.band(ax, runs["step"], runs["train_loss"].transpose("seed", "step"), "linear, full", color="k", ls="--")

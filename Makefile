@@ -11,23 +11,28 @@ STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 .PHONY: help install reproduce paper test test-slow lint docs tutorial figures gallery paper-figures companions companion-figures claims \
 	claims-4096 report bench bench-faults clean
 
+MAKEFLAGS += --no-print-directory
+# $(call sweep,NAME,OPTIONS), $(call figure,NAME): one experiment, one figure
+sweep = $(BIN)/python sweeps/$(1).py $(if $(2),$(2) )--out $(OUT)/$(notdir $(1))
+figure = $(BIN)/python figures/$(1).py --results $(OUT) --out $(FIGURES)
+
 help:  ## show this text
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 install: $(STAMP)  ## only set up .venv; then: . .venv/bin/activate
 
 reproduce: $(STAMP)  ## the main job: sweeps, figures, claims table and report (CPU, or GPU with EXTRA=cuda12)
-	$(BIN)/python sweeps/dynamics.py --out $(OUT)/dynamics
-	$(BIN)/python sweeps/query_noise.py --x64 --out $(OUT)/query_noise
-	$(BIN)/python sweeps/snr.py --out $(OUT)/snr
-	$(MAKE) --no-print-directory figures claims
-	$(MAKE) --no-print-directory report
+	$(call sweep,dynamics)
+	$(call sweep,query_noise,--x64)
+	$(call sweep,snr)
+	$(MAKE) figures claims
+	$(MAKE) report
 
 FIGURES = $(OUT)/figures
 figures: $(STAMP)  ## redraw every figure from results/ into results/figures
-	$(BIN)/python figures/figure1.py --results $(OUT) --out $(FIGURES)
-	$(BIN)/python figures/optimizers.py --results $(OUT) --out $(FIGURES)
-	$(BIN)/python figures/snr.py --results $(OUT) --out $(FIGURES)
+	$(call figure,figure1)
+	$(call figure,optimizers)
+	$(call figure,snr)
 
 gallery: FIGURES = figures/gallery
 gallery: figures  ## redraw the committed pictures and the claims table they stand beside
@@ -39,31 +44,31 @@ claims-4096: $(STAMP)  ## the claims table from 4096 seeds x 3 optimizers x both
 
 # $(call redraw,NAMES): each experiment's figure, and its claims as a table beside it
 redraw = for name in $(1); do \
-	  $(BIN)/python figures/$$name.py --results $(OUT) --out $(FIGURES) && \
+	  $(call figure,$$name) && \
 	  $(BIN)/jaxsign claims $(OUT)/$$name --csv $(FIGURES)/claims_$$name.csv || exit $$?; \
 	done
 
 PAPER = adam architecture digits data_quality restore
 paper: reproduce  ## the whole paper at full size: reproduce, then its other figures and claims (resumable)
-	$(BIN)/python sweeps/adam.py --x64 --out $(OUT)/adam
-	$(BIN)/python sweeps/architecture.py --x64 --out $(OUT)/architecture
-	$(BIN)/python sweeps/digits.py --out $(OUT)/digits
-	$(BIN)/python sweeps/data_quality.py --out $(OUT)/data_quality
-	$(BIN)/python sweeps/restore.py --out $(OUT)/restore
-	$(MAKE) --no-print-directory paper-figures
-	$(MAKE) --no-print-directory report
+	$(call sweep,adam,--x64)
+	$(call sweep,architecture,--x64)
+	$(call sweep,digits)
+	$(call sweep,data_quality)
+	$(call sweep,restore)
+	$(MAKE) paper-figures
+	$(MAKE) report
 
 paper-figures: $(STAMP)  ## redraw the figures of `make paper` and print their claims
 	$(call redraw,$(PAPER))
-	$(BIN)/python figures/depth.py --results $(OUT) --out $(FIGURES)
+	$(call figure,depth)
 
 COMPANIONS = linear_attention kernels residual bridge
 companions: $(STAMP)  ## the three companion systems and the bridge: sweeps, figures, claims (resumable)
-	$(BIN)/python sweeps/linear_attention.py --out $(OUT)/linear_attention
-	$(BIN)/python sweeps/kernels.py --out $(OUT)/kernels
-	$(BIN)/python sweeps/residual.py --x64 --out $(OUT)/residual
-	$(BIN)/python sweeps/bridge.py --out $(OUT)/bridge
-	$(MAKE) --no-print-directory companion-figures
+	$(call sweep,linear_attention)
+	$(call sweep,kernels)
+	$(call sweep,residual,--x64)
+	$(call sweep,bridge)
+	$(MAKE) companion-figures
 
 companion-figures: $(STAMP)  ## redraw the companions' figures and print their claims
 	$(call redraw,$(COMPANIONS))
@@ -92,11 +97,11 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## seed-steps per second of the engines beside the textbook model; EXTRA=bench adds PyTorch
-	$(BIN)/python sweeps/throughput.py --out $(OUT)/throughput
-	$(BIN)/python figures/throughput.py --results $(OUT) --out $(FIGURES)
+	$(call sweep,bench/throughput)
+	$(call figure,throughput)
 
 bench-faults: $(STAMP)  ## 500 faults of files, 20 planted links, 100 kills: what becomes of them, one table
-	$(BIN)/python sweeps/faults.py --out $(OUT)/faults
+	$(call sweep,bench/faults)
 
 clean:  ## remove .venv and caches; results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -3,10 +3,8 @@
 Reads DIR/adam (sweeps/adam.py). Command: python figures/adam.py --results results --out results/figures
 """
 
-import argparse
 import itertools
 import warnings
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +12,7 @@ import xarray as xr
 
 import jaxsign as js
 from jaxsign import plot, theory
-from jaxsign.analysis.runs import manifest, select
+from jaxsign.analysis.runs import optimizers_of, select
 from jaxsign.analysis.stages import flipped
 from jaxsign.claims import adam
 
@@ -25,22 +23,21 @@ UNTIL = 2000
 
 def pairs(ds):
     """(place, b1, b2) of every run of Adam."""
-    chosen = np.flatnonzero(ds["family"].values == "adam")
-    return [(int(i), float(ds["b1"][i]), float(ds["b2"][i])) for i in chosen]
+    return [(int(i), float(ds["b1"][i]), float(ds["b2"][i])) for i in optimizers_of(ds, "adam")]
 
 
 def medians(ds, measure):
     """{(b1, b2): (median over the seeds that have it, share of them, word if none has)} of `measure(runs, b1, b2)`."""
-    found = {}
+    cells = {}
     for place, b1, b2 in pairs(ds):
         runs = ds.isel(optimizer=place)
         values = np.asarray(measure(runs, b1, b2).transpose("seed"), float)
-        there = np.isfinite(values)
-        middle = float(np.median(values[there])) if there.any() else np.nan
-        gone = (runs["train_loss"].isel(step=-1) == 0).mean() >= 0.5
-        word = "div." if (runs["status"] == 1).mean() >= 0.5 else "away" if gone else "none"
-        found[b1, b2] = (middle, float(there.mean()), word)
-    return found
+        finite = np.isfinite(values)
+        middle = float(np.median(values[finite])) if finite.any() else np.nan
+        ran_away = (runs["train_loss"].isel(step=-1) == 0).mean() >= 0.5
+        word = "div." if (runs["status"] == 1).mean() >= 0.5 else "away" if ran_away else "none"
+        cells[b1, b2] = (middle, float(finite.mean()), word)
+    return cells
 
 
 def heat(ax, cells, limits, form="{:.2f}", log=False):
@@ -58,7 +55,7 @@ def heat(ax, cells, limits, form="{:.2f}", log=False):
                 text = word
                 ax.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, color="0.35", lw=0))
             ax.text(column, row, text, ha="center", va="center", fontsize=5, color="w" if dark else "k")
-        # Not to be seen: `plot.save` writes lines.
+        # This line is invisible: `plot.save` writes the numbers of lines.
         ax.plot(betas[1], table[row], ls="none", label=f"b1={b1:g}", scalex=False, scaley=False)
     names = [[f"{b:g}".replace("0.", ".") for b in one] for one in betas]
     ax.set_xticks(range(len(names[1])), names[1], fontsize=6)
@@ -95,17 +92,17 @@ def departure(ds, b1, b2):
     return adam.departure(ds, b1, b2)
 
 
-def lines(entries, b2s):
-    """(b2, runs) with b1 = .9, from the entry that follows them longest."""
+def lines(betas, late, b2s):
+    """(b2, runs) with b1 = .9, from the sweep that follows them longest."""
     for b2 in b2s:
-        ds = entries["late" if b2 == 0.999 else "betas"]
+        ds = late if b2 == 0.999 else betas
         if (0.9, b2) in {(one, other) for _, one, other in pairs(ds)}:
             yield b2, select(ds, "adam", b1=0.9, b2=b2)
 
 
-def local_rates(ax, entries):
+def local_rates(ax, betas, late):
     """Local rate over 1-b2 against t (1-b2): one law for all b2 whose late rate is far below SignGD's."""
-    for b2, runs in lines(entries, (0.99, 0.999)):
+    for b2, runs in lines(betas, late, (0.99, 0.999)):
         steps = [t for t in runs["step"].values.tolist() if 100 <= t <= 10.5 / (1 - b2) and t % 50 == 0]
         if len(steps) < 2:
             continue
@@ -119,11 +116,11 @@ def local_rates(ax, entries):
     ax.legend(fontsize=5, handlelength=1.6, loc="upper right")
 
 
-def losses(ax, entries):
+def losses(ax, betas, late):
     """Training loss of SignGD and of Adam with b1 = .9."""
-    sign = select(entries["late"], "sign_gd")
+    sign = select(late, "sign_gd")
     plot.band(ax, sign["step"], sign["train_loss"].transpose("seed", "step"), "SignGD", color="k")
-    for b2, runs in lines(entries, (0.5, 0.9, 0.99, 0.999)):
+    for b2, runs in lines(betas, late, (0.5, 0.9, 0.99, 0.999)):
         values = runs["train_loss"].transpose("seed", "step")
         plot.band(ax, runs["step"], values, f"$b_2={b2:g}$", color=SHADES[b2], ls=(0, (4, 1)))
     ax.set(xscale="log", yscale="log", xlim=(50, None), ylim=(1e-18, 3), xlabel="step t", ylabel="training loss")
@@ -193,53 +190,50 @@ def signum_times(ax, ds):
     ax.legend(fontsize=5, handlelength=1.6, loc="upper left")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--out", default="results/figures")
-    args = parser.parse_args()
-    root = Path(args.results) / "adam"
-    entries = {name: js.open_results(root / name).load() for name in ("betas", "late", "signum", "eps")}
-    ds = entries["betas"]
-    last = int(ds["step"][-1])
-    with plot.style(), warnings.catch_warnings():
+def draw(betas, late, signum, eps):
+    last = int(betas["step"][-1])
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # logarithms of what diverged
-        stages = js.find_stages(ds)
-        delay = stages["t_II"] / stages["t_II"].isel(optimizer=int(np.flatnonzero(ds["family"] == "sign_gd")[0]))
+        stages = js.find_stages(betas)
+        delay = stages["t_II"] / stages["t_II"].isel(optimizer=int(optimizers_of(betas, "sign_gd")[0]))
         fig, axes = plt.subplots(4, 3, figsize=(plot.WIDE, 7.2))
-        losses(axes[0, 0], entries)
-        local_rates(axes[0, 1], entries)
-        agreements(axes[0, 2], ds)
-        heat(axes[1, 0], medians(ds, lambda runs, b1, b2: trace_distance(ds, runs)), (-1.5, 1.2), "{:.2g}", log=True)
-        heat(axes[1, 1], medians(ds.assign(delay=delay), lambda runs, b1, b2: runs["delay"]), (0.5, 4), "{:.2g}")
-        heat(axes[1, 2], medians(ds, late_ratio) | medians(entries["late"], late_ratio), (0.5, 1.5))
+        losses(axes[0, 0], betas, late)
+        local_rates(axes[0, 1], betas, late)
+        agreements(axes[0, 2], betas)
+        heat(
+            axes[1, 0],
+            medians(betas, lambda runs, b1, b2: trace_distance(betas, runs)),
+            (-1.5, 1.2),
+            "{:.2g}",
+            log=True,
+        )
+        heat(axes[1, 1], medians(betas.assign(delay=delay), lambda runs, b1, b2: runs["delay"]), (0.5, 4), "{:.2g}")
+        heat(axes[1, 2], medians(betas, late_ratio) | medians(late, late_ratio), (0.5, 1.5))
         for ax, name in zip(axes[2], ("query_noise", "key_noise")):
-            heat(ax, medians(ds, lambda runs, b1, b2, name=name: flipped(runs, name, last)), (0, 1))
-        heat(axes[2, 2], medians(ds, lambda runs, b1, b2: departure(ds, b1, b2)), (100, 500), "{:.0f}")
-        eps_panel(axes[3, 0], entries["eps"])
-        signum_panel(axes[3, 1], entries["signum"])
-        signum_times(axes[3, 2], entries["signum"])
+            heat(ax, medians(betas, lambda runs, b1, b2, name=name: flipped(runs, name, last)), (0, 1))
+        heat(axes[2, 2], medians(betas, lambda runs, b1, b2: departure(betas, b1, b2)), (100, 500), "{:.0f}")
+        eps_panel(axes[3, 0], eps)
+        signum_panel(axes[3, 1], signum)
+        signum_times(axes[3, 2], signum)
         titles = (
             "training loss, $b_1=.9$", "local rate, $b_1=.9$", "sign of updates",
             r"distance of traces, $\log_{10}L$", r"$t_\mathrm{II}$ / SignGD's", "late rate / law",
             f"turned query noise, t={last}", f"turned key noise, t={last}", "slower by half from t",
             r"$\epsilon$, $b_1=.9$", "Signum's query noise", "Signum's stage times",
         )  # fmt: skip
-        for letter, ax, title in zip("abcdefghijkl", axes.flat, titles):
-            ax.set_title(f"({letter}) {title}", fontsize=6.5)
-        sizes = manifest(ds)["definition"]["problem"]
+        plot.letter_panels(axes.flat, titles, fontsize=6.5)
         text = (
-            f"a-i, k, l: {ds.sizes['seed']} seeds, theory; j: {entries['eps'].sizes['seed']} seeds, paper_like; both "
-            "reconstructed, " + " ".join(f"{key}={sizes[key]}" for key in ("n", "d", "s", "m_k"))
-            + ", eta=1e-4, float64. Maps: median over the seeds that have the number, in brackets if fewer than half "
-            "do, none if no seed does, away where steps grow without bound until the loss is 0 in 64 bit, div. where "
-            "runs diverge; i: first step with under half of SignGD's local rate. Lines: c: b2=.9 solid, .999 dotted; "
-            "j: .999 solid, .9 dotted"
-        )  # fmt: skip
+            f"a-i, k, l: {betas.sizes['seed']} seeds, theory; j: {eps.sizes['seed']} seeds, paper_like; both "
+            f"reconstructed, {plot.sizes(betas, 'n', 'd', 's', 'm_k')}, eta=1e-4, float64. Maps: median over the "
+            "seeds that have the number, in brackets if fewer than half do, none if no seed does, away where steps "
+            "grow without bound until the loss is 0 in 64 bit, div. where runs diverge; i: first step with under "
+            "half of SignGD's local rate. Lines: c: b2=.9 solid, .999 dotted; j: .999 solid, .9 dotted"
+        )
         plot.small_print(fig, text, 130)
-        for path in plot.save(fig, args.out, "adam"):
-            print(path)
+        return fig
 
+
+main = plot.figure_script(draw, __doc__, reads=("adam/betas", "adam/late", "adam/signum", "adam/eps"))
 
 if __name__ == "__main__":
     main()

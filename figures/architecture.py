@@ -4,17 +4,14 @@ Reads DIR/architecture (sweeps/architecture.py).
 Command: python figures/architecture.py --results results --out results/figures
 """
 
-import argparse
-
 import matplotlib.pyplot as plt
-import numpy as np
 import xarray as xr
 
 import jaxsign as js
 from jaxsign import plot, theory
+from jaxsign.analysis.runs import select
 from jaxsign.claims.architecture import context_of
 from jaxsign.claims.dynamics import problem_of
-from jaxsign.validation.values import local_path
 
 #: Okabe and Ito's colours, dark to light, by position.
 SHADES = ("#000000", "#0072B2", "#D55E00", "#56B4E9")
@@ -36,11 +33,6 @@ def keep(name, preset, axis, suffix):
     return name.startswith(f"{preset}_{axis}_") and name.endswith("_frozen") == bool(suffix)
 
 
-def of(ds, family):
-    """The runs of one optimizer."""
-    return ds.isel(optimizer=int(np.flatnonzero(ds["family"].values == family)[0]))
-
-
 def numbered(ax, datasets):
     """An x axis of a few numbers, each a factor 2 from the last."""
     ax.set(xscale="log", xlim=(min(datasets, default=1) / 1.3, max(datasets, default=1) * 1.3))
@@ -52,15 +44,15 @@ def times(ax, runs, axis):
     """Stage boundaries against heads or context: theory solid, paper-like dashed."""
     drawn = {}
     for preset, line, fill in (("theory", "-", "full"), ("paper_like", (0, (4, 2)), "none")):
-        found = {number: js.find_stages(of(ds, "sign_gd")) for number, ds in entries(runs, preset, axis).items()}
-        drawn |= found
-        for name, colour in STAGES.items() if found else ():
-            values = [one[name].drop_vars("optimizer", errors="ignore") for one in found.values()]
+        stages = {number: js.find_stages(select(ds, "sign_gd")) for number, ds in entries(runs, preset, axis).items()}
+        drawn |= stages
+        for name, colour in STAGES.items() if stages else ():
+            values = [one[name] for one in stages.values()]
             values = [one.where(one.notnull().mean("seed") > 0.5) for one in values]  # most seeds get there
             values = xr.concat(values, "x", join="outer")
             label = "$t_{" + name[2:] + "}$" if preset == "theory" else None
             plot.band(
-                ax, list(found), values.transpose("seed", "x"), label, color=colour, ls=line, marker=MARKS[name], ms=3,
+                ax, list(stages), values.transpose("seed", "x"), label, color=colour, ls=line, marker=MARKS[name], ms=3,
                 fillstyle=fill,
             )  # fmt: skip
     numbered(ax, dict(sorted(drawn.items())))
@@ -70,14 +62,14 @@ def times(ax, runs, axis):
 def over_steps(ax, runs, axis, measure, until):
     """A number of the theory preset's runs over steps for every number of heads or patches."""
     for (number, ds), colour, line in zip(entries(runs, "theory", axis).items(), SHADES, ("-", "--", "-.", ":")):
-        values = measure(of(ds, "sign_gd")).sel(step=slice(0, until))
+        values = measure(select(ds, "sign_gd")).sel(step=slice(0, until))
         plot.band(ax, values["step"], values.transpose("seed", "step"), str(number), color=colour, ls=line)
     ax.set(xlabel="step t", xlim=(0, until))
 
 
-def targets(ax, root):
+def targets(ax, ds):
     """Agreement of noise queries with the key of the patch that they attend to, thin, for every context."""
-    ds = js.open_results(root / "targets").load().isel(optimizer=0).sel(step=slice(0, 60))
+    ds = ds.isel(optimizer=0).sel(step=slice(0, 60))
     for context, colour in zip(ds["context"].values, SHADES[1:]):
         values = ds["target_agreement"].sel(context=context).transpose("seed", "step")
         plot.band(ax, ds["step"], values, f"{context}, attended key", color=colour, lw=0.6, marker=".", ms=1.5)
@@ -91,7 +83,7 @@ def relative_s21(ds):
 
 def errors(ax, runs, axis):
     """Test error at training loss .1 of both optimizers, with attention trained and frozen, and the laws."""
-    seen = {}
+    drawn = {}
     for family in ("sign_gd", "gd"):
         for suffix, look in (("", {"marker": plot.MARKERS[family]}), ("_frozen", {"marker": "x", "ls": ":"})):
             datasets = entries(runs, "paper_like", axis, suffix)
@@ -99,78 +91,73 @@ def errors(ax, runs, axis):
             if not datasets:
                 continue
             values = [
-                js.at_train_loss(of(ds, family), LEVEL, ["test_error"], leaps=False)["test_error"]
+                js.at_train_loss(select(ds, family), LEVEL, ["test_error"], leaps=False)["test_error"]
                 for ds in datasets.values()
             ]
-            values = xr.concat([one.drop_vars("optimizer", errors="ignore") for one in values], "x", join="outer")
+            values = xr.concat(values, "x", join="outer")
             label = plot.NAMES[family] + (", attention frozen" if suffix else "")
             look = {"ls": "-", "ms": 3.5, **look}
             plot.band(ax, list(datasets), values.transpose("seed", "x"), label, color=plot.COLOURS[family], **look)
-            seen |= datasets
+            drawn |= datasets
     for law, family in ((theory.sign_test_error, "sign_gd"), (theory.gd_test_error, "gd")):
-        found = {number: problem_of(seen[number]) for number in sorted(seen)}
-        values = [float(law(problem, hyper.mu, hyper.sigma_p)) for problem, hyper in found.values()]
-        ax.plot(list(found), values, color=plot.COLOURS[family], lw=0.8, ls="--", label=f"law, {plot.NAMES[family]}")
-    numbered(ax, dict(sorted(seen.items())))
+        problems = {number: problem_of(drawn[number]) for number in sorted(drawn)}
+        values = [float(law(problem, hyper.mu, hyper.sigma_p)) for problem, hyper in problems.values()]
+        ax.plot(list(problems), values, color=plot.COLOURS[family], lw=0.8, ls="--", label=f"law, {plot.NAMES[family]}")
+    numbered(ax, dict(sorted(drawn.items())))
     ax.set_ylim(0, 0.55)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--out", default="results/figures")
-    args = parser.parse_args()
-    root = local_path("--results", args.results) / "architecture"
-    folders = [*root.glob("theory_*"), *root.glob("paper_like_*")]
-    runs = {path.name: js.open_results(path).load() for path in sorted(folders)}
-    with plot.style():
-        fig, axes = plt.subplots(2, 4, figsize=(1.25 * plot.WIDE, 3.9))
-        for row, axis in zip(axes, ("heads", "context")):
-            times(row[0], runs, axis)
-            over_steps(row[1], runs, axis, relative_s21, 300)
-            row[1].set(yscale="log", ylim=(1e-8, 3))
-            over_steps(row[2], runs, axis, lambda ds: ds["sign_agreement"], 60)
-            row[2].set_ylim(0.35, 1.05)
-            errors(row[3], runs, axis)
-            name = {"heads": "heads", "context": "patches"}[axis]
-            row[0].set_xlabel(name)
-            row[3].set_xlabel(name)
-            if row[1].lines:
-                row[1].legend(title=name, fontsize=5.5, title_fontsize=5.5, loc="lower left", handlelength=2.4)
-        targets(axes[1, 2], root)
-        titles = (
-            "stage times", r"$s_{21}$ in 1/context", "signs of q and k agree", "test error, loss < .1",
-            "stage times", r"$s_{21}$ in 1/context", "signs of q and k agree", "test error, loss < .1",
-        )  # fmt: skip
-        for letter, ax, title in zip("abcdefgh", axes.flat, titles):
-            ax.set_title(f"({letter}) {title}", fontsize=7)
-        stages, lines = (ax.get_legend_handles_labels() for ax in (axes[1, 0], axes[0, 3]))
-        if not stages[0]:
-            stages = axes[0, 0].get_legend_handles_labels()
-        fig.legend(
-            stages[0] + lines[0], stages[1] + lines[1], loc="outside upper center", ncols=5, fontsize=6,
-            columnspacing=1.2,
-        )  # fmt: skip
-        seeds = sorted({ds.sizes["seed"] for ds in runs.values()})
-        few = [
-            f"{name[11:].replace('_', ' ')}: {ds.sizes['seed']}"
-            for name, ds in runs.items()
-            if ds.sizes["seed"] < seeds[-1]
-        ]
-        problem = next(problem_of(ds)[0] for ds in runs.values())
-        sizes = " ".join(f"{name}={getattr(problem, name)}" for name in ("n", "s", "m_k", "m_v"))
-        sizes += f" d={problem.d // problem.patches}"
-        text = (
-            f"{seeds[-1]} seeds" + (f" (paper-like {', '.join(few)})" if few else "") + " · median and 5-95 % · "
-            f"reconstructed: {sizes}, d in proportion to context-1, m_k rows a head · eta 1e-4, GD .3 · stage times: "
-            "theory filled, paper-like open and dashed, left out where most seeds do not get there · b, c, f, g: "
-            "theory; dots in g: agreement with the key of the noise patch that is attended to most, 12 seeds · d, h: "
-            "paper-like, first test step with a loss below .1, laws dashed, crosses: only w_v trained"
-        )
-        plot.small_print(fig, text, 150)
-        for path in plot.save(fig, args.out, "architecture"):
-            print(path)
+def draw(paper_like, in_theory, attended):
+    runs = paper_like | in_theory
+    fig, axes = plt.subplots(2, 4, figsize=(1.25 * plot.WIDE, 3.9))
+    for row, axis in zip(axes, ("heads", "context")):
+        times(row[0], runs, axis)
+        over_steps(row[1], runs, axis, relative_s21, 300)
+        row[1].set(yscale="log", ylim=(1e-8, 3))
+        over_steps(row[2], runs, axis, lambda ds: ds["sign_agreement"], 60)
+        row[2].set_ylim(0.35, 1.05)
+        errors(row[3], runs, axis)
+        name = {"heads": "heads", "context": "patches"}[axis]
+        row[0].set_xlabel(name)
+        row[3].set_xlabel(name)
+        if row[1].lines:
+            row[1].legend(title=name, fontsize=5.5, title_fontsize=5.5, loc="lower left", handlelength=2.4)
+    targets(axes[1, 2], attended)
+    titles = (
+        "stage times", r"$s_{21}$ in 1/context", "signs of q and k agree", "test error, loss < .1",
+        "stage times", r"$s_{21}$ in 1/context", "signs of q and k agree", "test error, loss < .1",
+    )  # fmt: skip
+    plot.letter_panels(axes.flat, titles, fontsize=7)
+    stages, lines = (ax.get_legend_handles_labels() for ax in (axes[1, 0], axes[0, 3]))
+    if not stages[0]:
+        stages = axes[0, 0].get_legend_handles_labels()
+    fig.legend(
+        stages[0] + lines[0], stages[1] + lines[1], loc="outside upper center", ncols=5, fontsize=6,
+        columnspacing=1.2,
+    )  # fmt: skip
+    seeds = sorted({ds.sizes["seed"] for ds in runs.values()})
+    few = [
+        f"{name[11:].replace('_', ' ')}: {ds.sizes['seed']}"
+        for name, ds in runs.items()
+        if ds.sizes["seed"] < seeds[-1]
+    ]
+    problem = next(problem_of(ds)[0] for ds in runs.values())
+    sizes = " ".join(f"{name}={getattr(problem, name)}" for name in ("n", "s", "m_k", "m_v"))
+    sizes += f" d={problem.d // problem.patches}"
+    text = (
+        f"{seeds[-1]} seeds" + (f" (paper-like {', '.join(few)})" if few else "") + " · median and 5-95 % · "
+        f"reconstructed: {sizes}, d in proportion to context-1, m_k rows a head · eta 1e-4, GD .3 · stage times: "
+        "theory filled, paper-like open and dashed, left out where most seeds do not get there · b, c, f, g: "
+        "theory; dots in g: agreement with the key of the noise patch that is attended to most, 12 seeds · d, h: "
+        "paper-like, first test step with a loss below .1, laws dashed, crosses: only w_v trained"
+    )
+    plot.small_print(fig, text, 150)
+    return fig
 
+
+main = plot.figure_script(
+    draw, __doc__, reads=("architecture/paper_like_*", "architecture/theory_*", "architecture/targets")
+)
 
 if __name__ == "__main__":
     main()

@@ -4,14 +4,10 @@ Reads DIR/data_quality (sweeps/data_quality.py). Command: python figures/data_qu
 results/figures
 """
 
-import argparse
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
-import jaxsign as js
 from jaxsign import plot, theory
 from jaxsign.analysis.runs import manifest
 from jaxsign.claims import data_quality as quality
@@ -46,10 +42,10 @@ def boundaries(ax, ds, frozen):
     """
     for family in FAMILIES:
         colour, marker = plot.COLOURS[family], plot.MARKERS[family]
-        found = quality.at_least(ds, family).transpose("seed", "n")
-        plot.band(ax, ds["n"], found, plot.NAMES[family], color=colour, marker=marker, ms=3)
+        snr = quality.at_least(ds, family).transpose("seed", "n")
+        plot.band(ax, ds["n"], snr, plot.NAMES[family], color=colour, marker=marker, ms=3)
         last = float(ds["snr"].max())
-        for n in ds["n"].values[(found == last).any("seed").values]:
+        for n in ds["n"].values[(snr == last).any("seed").values]:
             ax.annotate(
                 "", (n, 1.6 * last), (n, last), annotation_clip=False, arrowprops={"arrowstyle": "->", "color": colour}
             )
@@ -75,7 +71,7 @@ def to_laws(ax, ds, frozen):
                 label=f"{plot.NAMES[family]}{'' if fill is None else ', attention frozen'}",
             )  # fmt: skip
             ax.vlines(x, low, high, color=plot.COLOURS[family], lw=0.8)
-            line.band = (low, high)
+            plot.keep_band(line, low, high)
     ax.axhline(1, color="0.25", lw=0.7, ls="--")
     ax.axhspan(*quality.FACTOR, color="0.92", lw=0, zorder=0)
     ax.set(xscale="log", xlabel="training examples n")
@@ -145,61 +141,50 @@ def unreached(ds):
     return int(xr.concat([quality.error_of(ds, family) for family in FAMILIES], "family").isnull().sum())
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--out", default="results/figures")
-    args = parser.parse_args()
-    root = Path(args.results) / "data_quality"
-    runs = {path.name: js.open_results(path).load() for path in sorted(root.iterdir()) if path.is_dir()}
+def draw(runs):
     grid, frozen = runs["n_snr"], runs["n_snr_frozen"]
-    with plot.style():
-        fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 5.8))
-        for ax, family in zip(axes[0], FAMILIES):
-            over_snr(ax, grid, family)
-        axes[0, 2].legend(fontsize=5.5, handlelength=1.3, loc="upper right", borderpad=0)
-        axes[0, 0].set_ylabel("test error")
-        boundaries(axes[1, 0], grid, frozen)
-        axes[1, 0].set_ylabel("SNR*")
-        to_laws(axes[1, 1], grid, frozen)
-        over(axes[1, 2], runs, "label_noise", "label_noise", label_law(runs["label_noise"]))
-        axes[1, 2].set_xlabel("flipped training labels")
-        over(axes[2, 0], runs, "alpha", "alpha", feature_law(runs["alpha"]))
-        axes[2, 0].set(xlabel=r"feature noise $\alpha$", ylabel="test error")
-        over(axes[2, 1], runs, "dense", "s", plain_law(runs["dense"], mu=-1), log=True, mu=-1)
-        axes[2, 1].set_xlabel("non-zero coordinates s")
-        over(axes[2, 2], runs, "tails", "noise", plain_law(runs["tails"], snr=0), snr=0)
-        axes[2, 2].set_xticks(
-            range(runs["tails"].sizes["noise"]), [SHORT[str(n)] for n in runs["tails"]["noise"].values]
-        )
-        axes[2, 2].set_xlabel("law of the noise")
-        snrs = runs["tails"]["snr"].values
-        titles = (
-            "SignGD", "Adam", "GD", "SNR* where the error is .1", "SNR* / law", "label noise", "feature noise",
-            f"dense noise, SNR {snrs[-1]:.2g}", f"heavy tails, SNR {snrs[0]:.2g}",
-        )  # fmt: skip
-        for letter, ax, title in zip("abcdefghi", axes.flat, titles):
-            ax.set_title(f"({letter}) {title}", fontsize=7)
-        lines = dict(zip(*reversed(axes[1, 0].get_legend_handles_labels())))
-        names = sorted(lines, key=lambda name: name.startswith("law"))  # an optimizer, its control, ..., the laws
-        fig.legend([lines[name] for name in names], names, loc="outside upper center", ncols=4, fontsize=6)
-        definition = manifest(grid)["definition"]
-        sizes = definition["problem"]
-        lost = {name: unreached(ds) for name, ds in runs.items()}
-        text = (
-            f"all at training loss {quality.LOSS:g} · {grid.sizes['seed']} seeds, f, g, i and the control "
-            f"{frozen.sizes['seed']}, h {runs['dense'].sizes['seed']} · paper-like (reconstructed): "
-            + " ".join(f"{k}={sizes[k]}" for k in ("n", "d", "s", "m_k"))
-            + f", SNR set through mu at sigma_p={definition['hyper']['sigma_p']:g}; median and 5-95 % over seeds, "
-            "arrows: beyond the axis for some, e: mean with 95 % bootstrap interval, shaded: a factor of 1.2 · f, g, "
-            f"i: SNR {snrs[0]:.2g} · dashed: laws before attention moves; Adam is held against SignGD's · dotted, "
-            f"hollow: attention frozen at 1/2 · left out, without a reading there: {lost.pop('label_noise')} runs "
-            f"with label noise, {sum(lost.values())} others"
-        )  # fmt: skip
-        plot.small_print(fig, text, 130)
-        for path in plot.save(fig, args.out, "data_quality"):
-            print(path)
+    fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 5.8))
+    for ax, family in zip(axes[0], FAMILIES):
+        over_snr(ax, grid, family)
+    axes[0, 2].legend(fontsize=5.5, handlelength=1.3, loc="upper right", borderpad=0)
+    axes[0, 0].set_ylabel("test error")
+    boundaries(axes[1, 0], grid, frozen)
+    axes[1, 0].set_ylabel("SNR*")
+    to_laws(axes[1, 1], grid, frozen)
+    over(axes[1, 2], runs, "label_noise", "label_noise", label_law(runs["label_noise"]))
+    axes[1, 2].set_xlabel("flipped training labels")
+    over(axes[2, 0], runs, "alpha", "alpha", feature_law(runs["alpha"]))
+    axes[2, 0].set(xlabel=r"feature noise $\alpha$", ylabel="test error")
+    over(axes[2, 1], runs, "dense", "s", plain_law(runs["dense"], mu=-1), log=True, mu=-1)
+    axes[2, 1].set_xlabel("non-zero coordinates s")
+    over(axes[2, 2], runs, "tails", "noise", plain_law(runs["tails"], snr=0), snr=0)
+    axes[2, 2].set_xticks(range(runs["tails"].sizes["noise"]), [SHORT[str(n)] for n in runs["tails"]["noise"].values])
+    axes[2, 2].set_xlabel("law of the noise")
+    snrs = runs["tails"]["snr"].values
+    titles = (
+        "SignGD", "Adam", "GD", "SNR* where the error is .1", "SNR* / law", "label noise", "feature noise",
+        f"dense noise, SNR {snrs[-1]:.2g}", f"heavy tails, SNR {snrs[0]:.2g}",
+    )  # fmt: skip
+    plot.letter_panels(axes.flat, titles, fontsize=7)
+    lines = dict(zip(*reversed(axes[1, 0].get_legend_handles_labels())))
+    names = sorted(lines, key=lambda name: name.startswith("law"))  # an optimizer, its control, ..., the laws
+    fig.legend([lines[name] for name in names], names, loc="outside upper center", ncols=4, fontsize=6)
+    sigma_p = manifest(grid)["definition"]["hyper"]["sigma_p"]
+    lost = {name: unreached(ds) for name, ds in runs.items()}
+    text = (
+        f"all at training loss {quality.LOSS:g} · {grid.sizes['seed']} seeds, f, g, i and the control "
+        f"{frozen.sizes['seed']}, h {runs['dense'].sizes['seed']} · paper-like (reconstructed): "
+        f"{plot.sizes(grid, 'n', 'd', 's', 'm_k')}, SNR set through mu at sigma_p={sigma_p:g}; median and 5-95 % over "
+        "seeds, arrows: beyond the axis for some, e: mean with 95 % bootstrap interval, shaded: a factor of 1.2 · f, "
+        f"g, i: SNR {snrs[0]:.2g} · dashed: laws before attention moves; Adam is held against SignGD's · dotted, "
+        f"hollow: attention frozen at 1/2 · left out, without a reading there: {lost.pop('label_noise')} runs "
+        f"with label noise, {sum(lost.values())} others"
+    )  # fmt: skip
+    plot.small_print(fig, text, 130)
+    return fig
 
+
+main = plot.figure_script(draw, __doc__, reads="data_quality/*")
 
 if __name__ == "__main__":
     main()

@@ -4,16 +4,12 @@ Reads DIR/architecture (sweeps/architecture.py).
 Command: python figures/depth.py --results results --out results/figures
 """
 
-import argparse
-
 import matplotlib.pyplot as plt
 import numpy as np
 
-import jaxsign as js
 from jaxsign import plot
 from jaxsign.analysis.runs import manifest
 from jaxsign.claims.architecture import connected, excess_variation, most, time_to, turns
-from jaxsign.validation.values import local_path
 
 #: Okabe and Ito's colours, dark to light, one a depth or a layer.
 SHADES = ("#000000", "#0072B2", "#D55E00", "#56B4E9")
@@ -82,7 +78,7 @@ def beside(ax, runs, measure):
                 x, middle, ([middle - low], [high - middle]), fmt=mark, ms=3, lw=0.9, color=colour,
                 label=f"{word} {name}",
             )  # fmt: skip
-            bars.lines[0].band = (np.array([low]), np.array([high]))  # `plot.save` writes it beside the line
+            plot.keep_band(bars.lines[0], [low], [high])
     ax.set_xticks(range(len(runs)), [label(name) for name in runs], fontsize=5)
     ax.set_xlim(-0.5, len(runs) - 0.5)
 
@@ -93,64 +89,56 @@ def label(name):
     return f"{depth}\n{SHORT.get(added, '')}"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--out", default="results/figures")
-    args = parser.parse_args()
-    root = local_path("--results", args.results) / "architecture"
-    folders = sorted(root.glob("depth_*"), key=lambda path: (path.name[:7], len(path.name), path.name))
-    runs = {path.name: js.open_results(path).load() for path in folders}
+def draw(runs):
+    runs = {name: runs[name] for name in sorted(runs, key=lambda name: (name[:7], len(name), name))}
     deepest = runs.get("depth_4", list(runs.values())[-1])
-    with plot.style():
-        fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 5.6))
-        over_depths(axes[0, 0], runs, lambda one: one["train_loss"], 400)
-        axes[0, 0].set(yscale="log", ylim=(1e-8, 2))
-        over_depths(axes[0, 1], runs, layer_one("sign_agreement"), 60, [1])
-        axes[0, 1].set_ylim(0.35, 1.03)
-        over_depths(axes[0, 2], runs, layer_one("s21"), 300, [1])
-        over_layers(axes[1, 0], deepest, 1.0, "s21", 400)
-        over_layers(axes[1, 1], deepest, 0.0, "s21", 400)
-        for ax in (axes[0, 2], axes[1, 0], axes[1, 1]):
-            ax.set(yscale="log", ylim=(1e-8, 2))
-        over_layers(axes[1, 2], deepest, 0.0, "sign_agreement", 400)
-        axes[1, 2].set_ylim(0.35, 1.03)
-        beside(axes[2, 0], runs, most(excess_variation))
-        beside(axes[2, 1], runs, most(turns))
-        beside(axes[2, 2], runs, time_to)
-        axes[2, 2].set_ylim(0, None)
-        for ax in axes[2]:
-            ax.set_xlabel("depth")
-        titles = (
-            "training loss", "agreement, layer 1", r"$s_{21}$, layer 1", r"$s_{21}$, deepest, residual",
-            r"$s_{21}$, deepest, plain", "agreement, deepest, plain", r"excess variation of $s_{21}$",
-            "turns of a query signal", "steps to loss .1",
-        )  # fmt: skip
-        for letter, ax, title in zip("abcdefghi", axes.flat, titles):
-            ax.set_title(f"({letter}) {title}", fontsize=6.5)
-        axes[1, 0].legend(fontsize=5.5, handlelength=2.2, loc="center right", borderaxespad=0)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        for name, _, _, line in KINDS.values():
-            handles.append(plt.Line2D([], [], color="0.3", ls=line))
-            labels.append(f"{name} (a-c)")
-        handles.append(plt.Line2D([], [], color="0.3", alpha=0.3))
-        labels.append("pale: frozen, a gradient of\nthe layer is 0 in the floats (b-f)")
-        for name, colour, mark, _ in KINDS.values():
-            handles.append(plt.Line2D([], [], color=colour, marker=mark, ls="", ms=3))
-            labels.append(f"{name} (g-i)")
-        fig.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=6)
-        definition = manifest(deepest)["definition"]
-        sizes = " ".join(f"{name}={definition['problem'][name]}" for name in ("n", "d", "s", "m_k", "m_v"))
-        text = (
-            f"{deepest.sizes['seed']} seeds, SignGD, eta 1e-4, {int(deepest.step[-1])} steps · median and 5-95 % · "
-            f"reconstructed: {sizes}, sigma_0 3e-3, residual weight 1 or 0 · {definition['dtype']} · g: total "
-            "variation of s_21 less |end - start| · h: sign changes a row after t=100, both of the layer where "
-            "they are largest · i: recorded every 10 steps · norm: layer norm"
-        )
-        plot.small_print(fig, text, 130)
-        for path in plot.save(fig, args.out, "depth"):
-            print(path)
+    fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 5.6))
+    over_depths(axes[0, 0], runs, lambda one: one["train_loss"], 400)
+    axes[0, 0].set(yscale="log", ylim=(1e-8, 2))
+    over_depths(axes[0, 1], runs, layer_one("sign_agreement"), 60, [1])
+    axes[0, 1].set_ylim(0.35, 1.03)
+    over_depths(axes[0, 2], runs, layer_one("s21"), 300, [1])
+    over_layers(axes[1, 0], deepest, 1.0, "s21", 400)
+    over_layers(axes[1, 1], deepest, 0.0, "s21", 400)
+    for ax in (axes[0, 2], axes[1, 0], axes[1, 1]):
+        ax.set(yscale="log", ylim=(1e-8, 2))
+    over_layers(axes[1, 2], deepest, 0.0, "sign_agreement", 400)
+    axes[1, 2].set_ylim(0.35, 1.03)
+    beside(axes[2, 0], runs, most(excess_variation))
+    beside(axes[2, 1], runs, most(turns))
+    beside(axes[2, 2], runs, time_to)
+    axes[2, 2].set_ylim(0, None)
+    for ax in axes[2]:
+        ax.set_xlabel("depth")
+    titles = (
+        "training loss", "agreement, layer 1", r"$s_{21}$, layer 1", r"$s_{21}$, deepest, residual",
+        r"$s_{21}$, deepest, plain", "agreement, deepest, plain", r"excess variation of $s_{21}$",
+        "turns of a query signal", "steps to loss .1",
+    )  # fmt: skip
+    plot.letter_panels(axes.flat, titles, fontsize=6.5)
+    axes[1, 0].legend(fontsize=5.5, handlelength=2.2, loc="center right", borderaxespad=0)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    for name, _, _, line in KINDS.values():
+        handles.append(plt.Line2D([], [], color="0.3", ls=line))
+        labels.append(f"{name} (a-c)")
+    handles.append(plt.Line2D([], [], color="0.3", alpha=0.3))
+    labels.append("pale: frozen, a gradient of\nthe layer is 0 in the floats (b-f)")
+    for name, colour, mark, _ in KINDS.values():
+        handles.append(plt.Line2D([], [], color=colour, marker=mark, ls="", ms=3))
+        labels.append(f"{name} (g-i)")
+    fig.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=6)
+    text = (
+        f"{deepest.sizes['seed']} seeds, SignGD, eta 1e-4, {int(deepest.step[-1])} steps · median and 5-95 % · "
+        f"reconstructed: {plot.sizes(deepest, 'n', 'd', 's', 'm_k', 'm_v')}, sigma_0 3e-3, residual weight 1 or 0 · "
+        f"{manifest(deepest)['definition']['dtype']} · g: total variation of s_21 less |end - start| · h: "
+        "sign changes a row after t=100, both of the layer where they are largest · i: recorded every 10 "
+        "steps · norm: layer norm"
+    )
+    plot.small_print(fig, text, 130)
+    return fig
 
+
+main = plot.figure_script(draw, __doc__, reads="architecture/depth_*")
 
 if __name__ == "__main__":
     main()

@@ -4,9 +4,7 @@ Reads DIR/digits (sweeps/digits.py). Draws `digits`, 3 vs 7, and `digits_variant
 Command: python figures/digits.py --results results --out results/figures
 """
 
-import argparse
 import itertools
-from pathlib import Path
 
 import jax
 import matplotlib.pyplot as plt
@@ -14,7 +12,7 @@ import numpy as np
 
 import jaxsign as js
 from jaxsign import plot
-from jaxsign.analysis.runs import manifest
+from jaxsign.analysis.runs import family_runs, manifest, optimizers_of
 from jaxsign.claims.digits import DISPUTED, LEVEL, MODELS, compared, setting_of, tuned
 from jaxsign.systems.digits import data as data_of
 from jaxsign.systems.digits.models import one_step_margins
@@ -60,19 +58,18 @@ def crossing(ds):
     """The scale above which a first step of GD errs less than one of SignGD, median over the seeds; two classes."""
     fields = manifest(ds)["definition"]["problem"]
     problem = js.DigitsProblem(**{**fields, "classes": tuple(fields["classes"])})
-    images, found = js.load_digits(), []
+    images, crossings = js.load_digits(), []
     for seed in ds["seed"].values.tolist():
         draw = data_of.sample(js.stream(jax.random.key(seed), "data"), problem, js.DigitsHyper(), images)
         sign, gd = one_step_margins(draw.images[: problem.n_train], draw.labels[: problem.n_train], draw.noise)
-        found.append(float(sign / gd))
-    return float(np.median(found))
+        crossings.append(float(sign / gd))
+    return float(np.median(crossings))
 
 
 def against_scale(ax, ds, name, point, labels=False, reference=False):
     """A number of every optimizer at its tuned rates against the image scale."""
     for family, look in FAMILIES.items():
-        own = np.flatnonzero(ds["family"].values == family)
-        if not bool((ds["status"].isel(optimizer=own) == 0).any()):
+        if not bool((ds["status"].isel(optimizer=optimizers_of(ds, family)) == 0).any()):
             continue
         runs = tuned(ds, family, point)
         values = runs[name].transpose("seed", "scale")
@@ -93,10 +90,10 @@ def against_scale(ax, ds, name, point, labels=False, reference=False):
 
 def each_rate(ax, ds):
     """SignGD's test loss at the end, one line per learning rate, the disputed range shaded."""
-    own = np.flatnonzero(ds["family"].values == "sign_gd")
-    runs = compared(ds.isel(optimizer=own), "end")["test_loss"]
-    for i, shade in enumerate(np.linspace(0.25, 0.9, own.size)):
-        rate = float(ds["learning_rate"].isel(optimizer=own[i]))
+    sign_gd = family_runs(ds, "sign_gd")
+    runs = compared(sign_gd, "end")["test_loss"]
+    for i, shade in enumerate(np.linspace(0.25, 0.9, sign_gd.sizes["optimizer"])):
+        rate = float(sign_gd["learning_rate"][i])
         values = runs.isel(optimizer=i).transpose("seed", "scale")
         look = {"color": plt.get_cmap("viridis")(shade), "marker": "o", "ms": 2, "lw": 0.9}
         plot.band(ax, runs["scale"], values, f"{rate:.1g}", **look)
@@ -213,23 +210,16 @@ def variants_figure(runs):
     return fig
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--out", default="results/figures")
-    args = parser.parse_args()
-    root = Path(args.results) / "digits"
-    names = [f"{m}_{rest}" for rest in ("3_7", "3_7_frozen", "0_1", "ten") for m in MODELS]
-    found = {name: js.open_results(root / name).load() for name in names if (root / name).is_dir()}
-    runs = {name: ds for name, ds in found.items() if bool((ds["status"] == 0).any())}  # others have only begun
-    main_runs = {name.removesuffix("_3_7"): ds for name, ds in runs.items() if name.endswith("_3_7")}
-    rest = {name: ds for name, ds in runs.items() if not name.endswith("_3_7")}
-    with plot.style():
-        drawn = {"digits": main_figure(main_runs)} | ({"digits_variants": variants_figure(rest)} if rest else {})
-        for name, fig in drawn.items():
-            for path in plot.save(fig, args.out, name):
-                print(path)
+def draw(runs):
+    names = [f"{model}_{rest}" for rest in ("3_7", "3_7_frozen", "0_1", "ten") for model in MODELS]
+    # A sweep that has only begun has no finished run to draw.
+    runs = {name: runs[name] for name in names if name in runs and bool((runs[name]["status"] == 0).any())}
+    pair = {name.removesuffix("_3_7"): ds for name, ds in runs.items() if name.endswith("_3_7")}
+    variants = {name: ds for name, ds in runs.items() if not name.endswith("_3_7")}
+    return {"digits": main_figure(pair)} | ({"digits_variants": variants_figure(variants)} if variants else {})
 
+
+main = plot.figure_script(draw, __doc__, reads="digits/*")
 
 if __name__ == "__main__":
     main()

@@ -5,14 +5,12 @@ Reads DIR/dynamics/paper_like (sweeps/dynamics.py), and for the query noise DIR/
 Command: python figures/figure1.py --results results --out results/figures
 """
 
-import argparse
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxsign as js
 from jaxsign import plot
+from jaxsign.analysis.runs import family_runs
 
 
 def early(ax, ds, until):
@@ -40,50 +38,45 @@ def signals(ax, ds, until):
     ax.set(xlabel="step t")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--out", default="results/figures")
-    args = parser.parse_args()
-    every = js.open_results(Path(args.results) / "dynamics" / "paper_like")
-    ds = every.isel(optimizer=[list(every.family.values).index("sign_gd")]).load()
+def draw(every, wide):
+    ds = family_runs(every, "sign_gd").load()
     one = ds.isel(optimizer=0)
-    wide = Path(args.results) / "query_noise" / "paper_like"
-    queries = js.open_results(wide).load() if wide.is_dir() else ds
-    with plot.style():
-        fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 3.6))
-        for ax, until in zip(axes[0], (2, 10)):
-            early(ax, one, until)
-            plot.mark_stages(ax, ds, until)
-        axes[0, 1].legend(fontsize=5.5, loc="upper left")
-        axes[0, 1].set_ylim(None, 0.24)
-        until = min(900, int(ds.step[-1]))
-        for name, label, colour in (("s11", r"$s_{11}$", plot.NEUTRAL), ("s21", r"$s_{21}$", plot.POSITIVE)):
-            mean = one[name].sel(step=slice(0, until)).mean(["head", "sample"])
-            plot.band(axes[0, 2], mean.step, mean.transpose("seed", "step"), label, color=colour)
-        axes[0, 2].set(xlabel="step t")
-        plot.dynamics(queries, "query_noise", axes[1, 0], until)
-        plot.dynamics(ds, "key_noise", axes[1, 1], until)
-        signals(axes[1, 2], one, until)
-        shown = ((axes[0, 2], ds, "s11"), (axes[1, 0], queries, "query_noise"), (axes[1, 1], ds, "key_noise"),
-                 (axes[1, 2], ds, "query_signal"))  # fmt: skip
-        for ax, source, name in shown:
-            plot.mark_stages(ax, ds, until)
-            ax.set_xlim(0, until)
-            ax.set_xticks(range(0, until + 1, 300))
-            if name in ("query_noise", "key_noise"):  # room for the key above the curves
-                ax.set_ylim(top=1.45 * ax.get_ylim()[1])
-            plot.hatch_underflow(ax, source, name)
-            ax.legend(fontsize=5.5, loc="center right" if ax in (axes[0, 2], axes[1, 2]) else "upper left")
-            ax.set_ylabel("")
-        bits = " (64 bit)" if wide.is_dir() else ""
-        titles = "start, t ≤ 2", "start, t ≤ 10", "softmax outputs", f"query noise{bits}", "key noise", "query signal"
-        for letter, ax, title in zip("abcdef", axes.flat, titles):
-            ax.set_title(f"({letter}) {title}", pad=9)
-        plot.footer(fig, ds)
-        for path in plot.save(fig, args.out, "figure1"):
-            print(path)
+    queries = wide["paper_like"].load() if wide else ds
+    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 3.6))
+    for ax, until in zip(axes[0], (2, 10)):
+        early(ax, one, until)
+        plot.mark_stages(ax, ds, until)
+    axes[0, 1].legend(fontsize=5.5, loc="upper left")
+    axes[0, 1].set_ylim(None, 0.24)
+    until = min(900, int(ds.step[-1]))
+    for name, label, colour in (("s11", r"$s_{11}$", plot.NEUTRAL), ("s21", r"$s_{21}$", plot.POSITIVE)):
+        mean = one[name].sel(step=slice(0, until)).mean(["head", "sample"])
+        plot.band(axes[0, 2], mean.step, mean.transpose("seed", "step"), label, color=colour)
+    axes[0, 2].set(xlabel="step t")
+    plot.dynamics(queries, "query_noise", axes[1, 0], until)
+    plot.dynamics(ds, "key_noise", axes[1, 1], until)
+    signals(axes[1, 2], one, until)
+    shown = ((axes[0, 2], ds, "s11"), (axes[1, 0], queries, "query_noise"), (axes[1, 1], ds, "key_noise"),
+             (axes[1, 2], ds, "query_signal"))  # fmt: skip
+    for ax, source, name in shown:
+        plot.mark_stages(ax, ds, until)
+        ax.set_xlim(0, until)
+        ax.set_xticks(range(0, until + 1, 300))
+        if name in ("query_noise", "key_noise"):  # room for the key above the curves
+            ax.set_ylim(top=1.45 * ax.get_ylim()[1])
+        plot.hatch_underflow(ax, source, name)
+        ax.legend(fontsize=5.5, loc="center right" if ax in (axes[0, 2], axes[1, 2]) else "upper left")
+        ax.set_ylabel("")
+    bits = " (64 bit)" if wide else ""
+    titles = "start, t ≤ 2", "start, t ≤ 10", "softmax outputs", f"query noise{bits}", "key noise", "query signal"
+    plot.letter_panels(axes.flat, titles, pad=9)
+    plot.footer(fig, ds)
+    return fig
 
+
+main = plot.figure_script(
+    draw, __doc__, reads=("dynamics/paper_like", "query_noise/paper_like*"), opens=js.open_results
+)
 
 if __name__ == "__main__":
     main()

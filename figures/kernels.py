@@ -3,17 +3,12 @@
 Reads DIR/kernels (sweeps/kernels.py). Command: python figures/kernels.py --results results --out results/figures
 """
 
-import argparse
-import csv
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
 
-import jaxsign as js
 from jaxsign import plot
-from jaxsign.analysis.runs import manifest
+from jaxsign.analysis.runs import best_rate, manifest
 
 NAMES = {"softmax": "softmax", "gaussian": "Gaussian", "linear": "linear"}
 COLOURS = {"softmax": "#0072B2", "gaussian": "#D55E00", "linear": "#009E73"}
@@ -23,16 +18,16 @@ CONSTANT_STYLES = ("-", "--", ":")
 FLOOR = 1e-7
 
 
-def best_rate(ds, by="train_ratio"):
+def best_end(ds):
     """The end of training at each seed's own best learning rate, dims (axes, seed, ...)."""
     end = ds.isel(step=-1)
     end = end.where(end["status"] == 0)
-    return end.isel(optimizer=end[by].fillna(np.inf).argmin("optimizer"))
+    return best_rate(end, by=end["train_ratio"])
 
 
 def fitted(ax, ds):
     """Training W_V alone: the exact least loss and where gradient descent ends, against the width, by kernel."""
-    end, exact = best_rate(ds), ds["best_ratio"].isel(step=0, optimizer=0)
+    end, exact = best_end(ds), ds["best_ratio"].isel(step=0, optimizer=0)
     places = np.arange(ds.sizes["embed"])
     for shift, kernel in zip((-0.12, 0.12), ds["kernel"].values):
         for values, mark, label in ((exact, "o", "exact optimum"), (end["train_ratio"], "^", "gradient descent")):
@@ -56,7 +51,7 @@ def fitted(ax, ds):
 
 def regimes(ax, ds, d):
     """Training W_Q alone: where it ends against g sqrt(c), which is all that scale and constant matter by."""
-    end = best_rate(ds.sel(d=d))["train_ratio"]
+    end = best_end(ds.sel(d=d))["train_ratio"]
     for kernel in ds["kernel"].values:
         for style, c in zip(CONSTANT_STYLES, ds["c_scale"].values):
             values = end.sel(kernel=kernel, c_scale=c).transpose("seed", "init_scale")
@@ -91,12 +86,11 @@ def explain(ax, ds):
 
 def landscapes(axes, ds, seed=0):
     """The loss in W_Q on a plane through the solution of two-stage training, one panel a kernel, one colour scale."""
-    end = best_rate(ds)
+    end = best_end(ds)
     one = [end.sel(kernel=kernel, seed=seed) for kernel in ds["kernel"].values]
     low, high = (float(f(e["landscape"].values)) for f, e in ((min_positive, one[0]), (np.nanmax, one[0])))
     for e in one[1:]:
         low, high = min(low, min_positive(e["landscape"].values)), max(high, float(np.nanmax(e["landscape"].values)))
-    tables, image = [], None
     for ax, e, kernel in zip(axes, one, ds["kernel"].values):
         table = e["landscape"].transpose("first", "second").values
         side = np.linspace(-1, 1, table.shape[0])
@@ -106,9 +100,8 @@ def landscapes(axes, ds, seed=0):
         values = [float(end.sel(kernel=kernel)[n].median("seed")) for n in ("roughness", "mean_curvature")]
         ax.set_title(f"{NAMES[kernel]}: roughness {values[0]:.3f},\ncurvature {values[1]:.4f}")
         ax.set(xlabel=r"$a$ / $\Vert W_Q\Vert$", ylabel=r"$b$ / $\Vert W_Q\Vert$", aspect="equal")
-        tables.append((ax.get_title(loc="left"), side, table))
+        plot.keep_map(ax, [f"a={a:g}" for a in side], side, table)
     axes[-1].figure.colorbar(image, ax=axes[-1], label="training loss", pad=0.02)
-    return tables
 
 
 def min_positive(values):
@@ -119,8 +112,7 @@ def min_positive(values):
 def retrieved(ax, ds):
     """The learned task: training loss over steps, and the loss on fresh samples at the end, at the best rate."""
     finished = ds.where(ds["status"] == 0)
-    place = finished["train_ratio"].isel(step=-1, drop=True).fillna(np.inf).argmin("optimizer")
-    best = finished.isel(optimizer=place)
+    best = best_rate(finished, by=finished["train_ratio"].isel(step=-1, drop=True))
     for kernel in ds["kernel"].values:
         for style, count in zip(("-", ":"), ds["samples"].values[::-1]):
             one = best.sel(kernel=kernel, samples=count).transpose("seed", "step", ...)
@@ -135,42 +127,30 @@ def retrieved(ax, ds):
     ax.set_title("retrieval, all weights")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--out", default="results/figures")
-    args = parser.parse_args()
-    found = Path(args.results) / "kernels"
-    value, query, stages, learned = (
-        js.open_results(found / name).load() for name in ("value", "query", "two_stage", "retrieval")
+def draw(value, query, stages, learned):
+    fig, axes = plt.subplots(2, 3, figsize=(7.5, 4.9))
+    fitted(axes[0, 0], value)
+    for ax, d in zip(axes[0, 1:], (query["d"].values[0], query["d"].values[-1])):
+        regimes(ax, query, d)
+    explain(axes[0, 1], query)
+    landscapes(axes[1, :2], stages)
+    retrieved(axes[1, 2], learned)
+    sizes = {name: ds.sizes["seed"] for name, ds in (("W_V", value), ("W_Q", query), ("retrieval", learned))}
+    p, q, r = (manifest(ds)["definition"]["problem"] for ds in (query, stages, learned))
+    text = (
+        f"median and 5-95 % over seeds ({', '.join(f'{name} {n}' for name, n in sizes.items())}), each at its best "
+        f"learning rate · reconstructed: N={p['samples']} n={p['tokens']} D={p['embed']} H={p['heads']}, targets "
+        f"N(0, .25), c0 = 1/(2 sqrt d) · landscapes: D={q['embed']}, W_V for {int(stages['step'][-1]) // 3} "
+        f"steps, then W_Q; two random orthonormal directions of W_Q, seed 0; numbers: medians of "
+        f"{stages.sizes['seed']} seeds · retrieval: n={r['tokens']} D={r['embed']} d={r['d']}"
     )
-    with plot.style():
-        fig, axes = plt.subplots(2, 3, figsize=(7.5, 4.9))
-        fitted(axes[0, 0], value)
-        for ax, d in zip(axes[0, 1:], (query["d"].values[0], query["d"].values[-1])):
-            regimes(ax, query, d)
-        explain(axes[0, 1], query)
-        tables = landscapes(axes[1, :2], stages)
-        retrieved(axes[1, 2], learned)
-        sizes = {name: ds.sizes["seed"] for name, ds in (("W_V", value), ("W_Q", query), ("retrieval", learned))}
-        p, q, r = (manifest(ds)["definition"]["problem"] for ds in (query, stages, learned))
-        text = (
-            f"median and 5-95 % over seeds ({', '.join(f'{name} {n}' for name, n in sizes.items())}), each at its best "
-            f"learning rate · reconstructed: N={p['samples']} n={p['tokens']} D={p['embed']} H={p['heads']}, targets "
-            f"N(0, .25), c0 = 1/(2 sqrt d) · landscapes: D={q['embed']}, W_V for {int(stages['step'][-1]) // 3} "
-            f"steps, then W_Q; two random orthonormal directions of W_Q, seed 0; numbers: medians of "
-            f"{stages.sizes['seed']} seeds · retrieval: n={r['tokens']} D={r['embed']} d={r['d']}"
-        )
-        plot.small_print(fig, text, 170)
-        paths = plot.save(fig, args.out, "kernels")
-    with open(paths[3], "a", newline="", encoding="utf-8") as file:  # what is drawn as colour, line by line
-        writer = csv.writer(file)
-        for title, side, table in tables:
-            for a, line in zip(side, table):
-                writer.writerows([title, f"a={a:g}", f"{b:.6g}", f"{loss:.6g}", "", ""] for b, loss in zip(side, line))
-    for path in paths:
-        print(path)
+    plot.small_print(fig, text, 170)
+    return fig
 
+
+main = plot.figure_script(
+    draw, __doc__, reads=("kernels/value", "kernels/query", "kernels/two_stage", "kernels/retrieval")
+)
 
 if __name__ == "__main__":
     main()

@@ -4,16 +4,11 @@ Reads DIR/linear_attention (sweeps/linear_attention.py).
 Command: python figures/linear_attention.py --results results --out results/figures
 """
 
-import argparse
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 
-import jaxsign as js
 from jaxsign import plot
-from jaxsign.analysis.runs import manifest
-from jaxsign.claims.claim import one_family
+from jaxsign.analysis.runs import best_rate, family_runs, manifest, select
 
 SETTINGS = {
     "normal_20": "normal, n=20",
@@ -37,7 +32,7 @@ PUBLISHED = {"normal_20": (0.02, 0.02), "normal_5": (0.01, 0.005), "gamma_20": (
 def over_steps(ax, ds, name, labels=False):
     """An observable of both optimizers over the steps at which it was measured."""
     for family, look in FAMILIES.items():
-        runs = one_family(family)(ds)
+        runs = select(ds, family)
         values = runs[name].dropna("step", how="all")
         shown = look if labels else {**look, "label": None}
         plot.band(ax, values["step"], values.transpose("seed", "step"), **shown)
@@ -49,7 +44,7 @@ def over_steps(ax, ds, name, labels=False):
 def tuning(ax, ds, published):
     """Last loss over the learning rate; the published one is marked by a vertical line of the family's colour."""
     for (family, look), rate in zip(FAMILIES.items(), published):
-        runs = ds.isel(optimizer=np.flatnonzero(ds["family"].values == family))
+        runs = family_runs(ds, family)
         last = runs["train_loss"].where(runs["status"] == 0).isel(step=-1).transpose("seed", "optimizer")
         plot.band(ax, runs["learning_rate"], last, marker="o", ms=2, **{**look, "label": None})
         ax.axvline(rate, color=look["color"], lw=0.8, ls="--")
@@ -85,19 +80,19 @@ def quantiles(ax, noise):
 
 def scatter(ax, ds):
     """Gradient norm and smoothness along the step that it led to, Adam, t < 2000, one seed a shade."""
-    runs = one_family("adam")(ds).sel(step=slice(1, 1999))
+    runs = select(ds, "adam").sel(step=slice(1, 1999))
     for seed in range(runs.sizes["seed"]):
         x, y = (runs[name].isel(seed=seed) for name in ("gradient_before", "directional_smoothness"))
-        there = y > 0
+        positive = y > 0
         shade = plt.get_cmap("viridis")(seed / max(runs.sizes["seed"] - 1, 1))
-        ax.plot(x[there], y[there], ".", ms=1.5, color=shade, label=f"seed {seed}")
+        ax.plot(x[positive], y[positive], ".", ms=1.5, color=shade, label=f"seed {seed}")
     ax.set(xscale="log", yscale="log", xlabel="gradient norm", ylabel="smoothness")
 
 
 def depths(ax, ds):
     """Ln of SGD's last loss over Adam's, each at its best learning rate, against the depth."""
-    last = ds["train_loss"].where(ds["status"] == 0).isel(step=-1)
-    sgd, adam = (last.isel(optimizer=np.flatnonzero(ds["family"].values == f)).min("optimizer") for f in FAMILIES)
+    families = (family_runs(ds, family) for family in FAMILIES)
+    sgd, adam = (f["train_loss"].where(f["status"] == 0).isel(step=-1).min("optimizer") for f in families)
     plot.band(ax, ds["depth"], np.log(sgd / adam).transpose("seed", "depth"), color=plot.NEUTRAL, marker="o", ms=3)
     ax.axhline(0, color="0.6", lw=0.5)
     ax.set(xlabel="depth L", ylabel="ln(SGD / Adam)", xticks=ds["depth"].values)
@@ -109,68 +104,59 @@ def kinds(ax, softmax, full):
         runs = softmax.sel(attention=kind)
         if not np.isfinite(runs["train_loss"]).any():
             continue  # not run yet
-        place = int(runs["train_loss"].isel(step=-1).median("seed").argmin("optimizer"))
-        values = runs["train_loss"].isel(optimizer=place).transpose("seed", "step")
-        plot.band(ax, runs["step"], values, kind, **look)
-    runs = one_family("adam")(full).sel(step=slice(0, int(softmax["step"][-1])))
+        best = best_rate(runs, by=runs["train_loss"].isel(step=-1, drop=True).median("seed"))
+        plot.band(ax, runs["step"], best["train_loss"].transpose("seed", "step"), kind, **look)
+    runs = select(full, "adam").sel(step=slice(0, int(softmax["step"][-1])))
     plot.band(ax, runs["step"], runs["train_loss"].transpose("seed", "step"), "linear, full", color="k", ls="--")
     ax.set(yscale="log", xlabel="step t", ylabel="loss")
     ax.legend(fontsize=5, loc="upper right", bbox_to_anchor=(1, 0.9))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--out", default="results/figures")
-    args = parser.parse_args()
-    root = Path(args.results) / "linear_attention"
-    runs = {path.name: js.open_results(path).load() for path in sorted(root.iterdir()) if path.is_dir()}
+def draw(runs):
     names = [name for name in SETTINGS if name in runs]
-    with plot.style():
-        fig = plt.figure(figsize=(7.0, 8.0))
-        above, below = fig.subfigures(2, 1, height_ratios=[4, 1.15])
-        grid = above.subplots(4, len(names), squeeze=False)
-        for column, name in enumerate(names):
-            rows = grid[:, column]
-            for ax, observable in zip(rows, ("train_loss", "robust_condition", "directional_smoothness")):
-                over_steps(ax, runs[name], observable, labels=ax is grid[0, 0])
-            grids = runs["tuning_spherical" if name == "spherical_20" and "tuning_spherical" in runs else "tuning"]
-            if "inputs" in grids.dims:
-                problem = manifest(runs[name])["definition"]["problem"]
-                here = (grids["inputs"] == problem["inputs"]) & (grids["n_context"] == problem["n_context"])
-                grids = grids.isel(inputs=int(np.flatnonzero(here.values)[0]))
-            tuning(rows[3], grids, PUBLISHED[name])
-            for letter, ax, title in zip("abcd", rows, (SETTINGS[name], "condition", "smoothness", "learning rates")):
-                ax.set_title(f"({letter}{column + 1}) {title}", fontsize=7)
-        for ax, label in zip(
-            grid[:, 0], ("loss", r"max / median $|H_{ii}|$", r"$u^\top Hu/\|u\|^2$", "loss at the end")
-        ):
-            ax.set_ylabel(label)
-        last = below.subplots(1, 5)
-        tails(last[0], runs["noise"])
-        quantiles(last[1], runs["noise"])
-        scatter(last[2], runs["normal_20"])
-        depths(last[3], runs["depth"])
-        kinds(last[4], runs["softmax"], runs["full"])
-        titles = ("noise, t = 0", "the same, QQ", "(L0, L1), Adam", "gap and depth", "attention")
-        for i, (ax, title) in enumerate(zip(last, titles), 1):
-            ax.set_title(f"(e{i}) {title}", fontsize=7)
-            ax.xaxis.label.set_size(7)
-            ax.yaxis.label.set_size(7)
-        first = grid[0, 0]
-        fig.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=7)
-        one = manifest(runs["normal_20"])["definition"]["problem"]
-        text = (
-            f"{runs['normal_20'].sizes['seed']} seeds (a4-c4: {runs[names[-1]].sizes['seed']}, d: "
-            f"{runs['tuning'].sizes['seed']}, e but e3: {runs['noise'].sizes['seed']}); median and 5-95 % · published: "
-            f"d={one['d']} L={one['depth']}, batch {one['batch_size']}, clipping, learning rates (dashed in d) · "
-            f"reconstructed: losses on {one['n_eval']} and Hessians on {one['n_hessian']} fixed prompts, the grid of "
-            f"rates, depth and attention at lr .005 and .02"
-        )
-        plot.small_print(fig, text, 165)
-        for path in plot.save(fig, args.out, "linear_attention"):
-            print(path)
+    fig = plt.figure(figsize=(7.0, 8.0))
+    above, below = fig.subfigures(2, 1, height_ratios=[4, 1.15])
+    grid = above.subplots(4, len(names), squeeze=False)
+    for column, name in enumerate(names):
+        rows = grid[:, column]
+        for ax, observable in zip(rows, ("train_loss", "robust_condition", "directional_smoothness")):
+            over_steps(ax, runs[name], observable, labels=ax is grid[0, 0])
+        grids = runs["tuning_spherical" if name == "spherical_20" and "tuning_spherical" in runs else "tuning"]
+        if "inputs" in grids.dims:
+            problem = manifest(runs[name])["definition"]["problem"]
+            here = (grids["inputs"] == problem["inputs"]) & (grids["n_context"] == problem["n_context"])
+            grids = grids.isel(inputs=int(np.flatnonzero(here.values)[0]))
+        tuning(rows[3], grids, PUBLISHED[name])
+        for letter, ax, title in zip("abcd", rows, (SETTINGS[name], "condition", "smoothness", "learning rates")):
+            ax.set_title(f"({letter}{column + 1}) {title}", fontsize=7)
+    for ax, label in zip(grid[:, 0], ("loss", r"max / median $|H_{ii}|$", r"$u^\top Hu/\|u\|^2$", "loss at the end")):
+        ax.set_ylabel(label)
+    last = below.subplots(1, 5)
+    tails(last[0], runs["noise"])
+    quantiles(last[1], runs["noise"])
+    scatter(last[2], runs["normal_20"])
+    depths(last[3], runs["depth"])
+    kinds(last[4], runs["softmax"], runs["full"])
+    titles = ("noise, t = 0", "the same, QQ", "(L0, L1), Adam", "gap and depth", "attention")
+    for i, (ax, title) in enumerate(zip(last, titles), 1):
+        ax.set_title(f"(e{i}) {title}", fontsize=7)
+        ax.xaxis.label.set_size(7)
+        ax.yaxis.label.set_size(7)
+    first = grid[0, 0]
+    fig.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=7)
+    one = manifest(runs["normal_20"])["definition"]["problem"]
+    text = (
+        f"{runs['normal_20'].sizes['seed']} seeds (a4-c4: {runs[names[-1]].sizes['seed']}, d: "
+        f"{runs['tuning'].sizes['seed']}, e but e3: {runs['noise'].sizes['seed']}); median and 5-95 % · published: "
+        f"d={one['d']} L={one['depth']}, batch {one['batch_size']}, clipping, learning rates (dashed in d) · "
+        f"reconstructed: losses on {one['n_eval']} and Hessians on {one['n_hessian']} fixed prompts, the grid of "
+        f"rates, depth and attention at lr .005 and .02"
+    )
+    plot.small_print(fig, text, 165)
+    return fig
 
+
+main = plot.figure_script(draw, __doc__, reads="linear_attention/*")
 
 if __name__ == "__main__":
     main()

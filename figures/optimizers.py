@@ -3,9 +3,6 @@
 Reads DIR/dynamics (sweeps/dynamics.py). Command: python figures/optimizers.py --results results --out results/figures
 """
 
-import argparse
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 
 import jaxsign as js
@@ -21,30 +18,25 @@ def attention(ax, ds):
     ax.set(xlabel="step t", xscale="symlog", xlim=(0, None))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--out", default="results/figures")
-    args = parser.parse_args()
-    with plot.style():
-        fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 3.6))
-        for row, preset in zip(axes, ("paper_like", "theory")):
-            ds = js.open_results(Path(args.results) / "dynamics" / preset)
-            ds = ds[with_captured(ds, ["train_loss", "test_error", "test_loss", "s21", "noise_l1", "status"])].load()
-            attention(row[0], ds)
-            plot.loss(ds, row[1])
-            plot.error_at_loss(ds, row[2])
-            for ax, title in zip(row, ("$s_{21}$", "training loss", "error at equal loss")):
-                ax.set_title(f"{preset.replace('_', '-')}: {title}", fontsize=7)
-                ax.set_ylabel("")
-            row[2].get_legend().remove()
-        axes[0, 0].legend()
-        axes[0, 1].get_legend().remove()
-        axes[1, 1].legend(loc="lower left", fontsize=6)
-        plot.footer(fig, ds, "theory; paper_like differs in independent supports and exact overlap")
-        for path in plot.save(fig, args.out, "optimizers"):
-            print(path)
+def draw(paper_like, theory):
+    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 3.6))
+    for row, preset, ds in zip(axes, ("paper-like", "theory"), (paper_like, theory)):
+        ds = ds[with_captured(ds, ["train_loss", "test_error", "test_loss", "s21", "noise_l1", "status"])].load()
+        attention(row[0], ds)
+        plot.loss(ds, row[1])
+        plot.error_at_loss(ds, row[2])
+        for ax, title in zip(row, ("$s_{21}$", "training loss", "error at equal loss")):
+            ax.set_title(f"{preset}: {title}", fontsize=7)
+            ax.set_ylabel("")
+        row[2].get_legend().remove()
+    axes[0, 0].legend()
+    axes[0, 1].get_legend().remove()
+    axes[1, 1].legend(loc="lower left", fontsize=6)
+    plot.footer(fig, ds, "theory; paper_like differs in independent supports and exact overlap")
+    return fig
 
+
+main = plot.figure_script(draw, __doc__, reads=("dynamics/paper_like", "dynamics/theory"), opens=js.open_results)
 
 if __name__ == "__main__":
     main()

@@ -3,17 +3,13 @@
 Reads DIR/residual (sweeps/residual.py). Command: python figures/residual.py --results results --out results/figures
 """
 
-import argparse
-
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
-import jaxsign as js
 from jaxsign import plot
 from jaxsign.analysis.runs import manifest
 from jaxsign.claims.residual import ablated, best
-from jaxsign.validation.values import local_path
 
 #: (attention residual, FFN residual) of every variant, its name, colour and line style.
 VARIANTS = {
@@ -89,64 +85,58 @@ def against(ax, x, values, variant):
 def footer(fig, one, bound, width):
     """Sizes, seeds and settings below the figure."""
     definition = manifest(one)["definition"]
-    sizes = " ".join(f"{name}={definition['problem'][name]}" for name in ("n", "d", "d_ff", "d_out"))
     rates = ", ".join(f"{rate:g}" for rate in one.learning_rate.values)
     text = (
         f"{one.sizes['seed']} seeds at depth 1, {bound.sizes['seed']} in b, f, g and at other depths, "
-        f"{width.sizes['seed']} in h, i; median and 5-95 % · reconstructed: {sizes}, "
-        f"depth 1 where not said · {definition['dtype']} · GD, {int(one.step[-1])} steps, each seed's best "
-        f"learning rate of {rates}; b: 1e-5"
+        f"{width.sizes['seed']} in h, i; median and 5-95 % · reconstructed: "
+        f"{plot.sizes(one, 'n', 'd', 'd_ff', 'd_out')}, depth 1 where not said · {definition['dtype']} · "
+        f"GD, {int(one.step[-1])} steps, each seed's best learning rate of {rates}; b: 1e-5"
     )
     plot.small_print(fig, text, 130)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--out", default="results/figures")
-    args = parser.parse_args()
-    root = local_path("--results", args.results) / "residual"
-    depths = {int(path.name[6:]): js.open_results(path).load() for path in sorted(root.glob("depth_*"))}
-    bound, temperature, width = (js.open_results(root / name).load() for name in ("bound", "temperature", "width"))
+def draw(depths, bound, temperature, width):
+    depths = {int(name.removeprefix("depth_")): ds for name, ds in depths.items()}
     one = depths[1]
-    with plot.style():
-        fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 5.4))
-        losses(axes[0, 0], one)
-        contraction(axes[0, 1], bound)
-        condition(axes[0, 2], one)
-        spectrum(axes[1, 0], one)
-        for variant in VARIANTS:
-            final = xr.concat([shrunk(ablated(ds, *variant)) for ds in depths.values()], "depth", join="outer")
-            against(axes[1, 1], list(depths), final.transpose("seed", "depth"), variant)
-        for variant in ((1, 1), (0, 0)):
-            hot, wide = ablated(temperature, *variant), ablated(width, *variant)
-            start = {"optimizer": 0, "step": 0}
-            kappa = hot.attention_condition.isel(**start, layer=0).transpose("seed", "temperature")
-            against(axes[1, 2], hot.temperature, kappa, variant)
-            against(axes[2, 0], hot.temperature, shrunk(hot).transpose("seed", "temperature"), variant)
-            ratio = wide.n / manifest(wide)["definition"]["problem"]["d"]
-            sigma = wide.feature_sigma_min.isel(**start).transpose("seed", "n")
-            against(axes[2, 1], ratio, sigma, variant)
-            against(axes[2, 2], ratio, shrunk(wide).transpose("seed", "n"), variant)
-        titles = (
-            "loss, depth 1", "decrease / bound's", r"$\kappa(H)$, depth 1", r"$\sigma_i/\sigma_1$ of $H$, t = 0",
-            "last / first loss", r"$\kappa(H)$, t = 0", "last / first loss", r"$\sigma_{\min}(Z)$, t = 0",
-            "last / first loss",
-        )  # fmt: skip
-        for letter, ax, title in zip("abcdefghi", axes.flat, titles):
-            ax.set_title(f"({letter}) {title}")
-        axes[1, 1].set(yscale="log", xlabel="depth", xticks=list(depths))
-        for ax in (axes[1, 2], axes[2, 0]):
-            ax.set(xscale="log", yscale="log", xlabel="temperature")
-        for ax in axes[2, 1:]:
-            ax.set(yscale="log", xlabel="n/d")
-        axes[0, 0].set_ylabel("")
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=6)
-        axes[0, 1].legend(fontsize=5.5, ncols=2, loc="upper center")
-        footer(fig, one, bound, width)
-        for path in plot.save(fig, args.out, "residual"):
-            print(path)
+    fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 5.4))
+    losses(axes[0, 0], one)
+    contraction(axes[0, 1], bound)
+    condition(axes[0, 2], one)
+    spectrum(axes[1, 0], one)
+    for variant in VARIANTS:
+        final = xr.concat([shrunk(ablated(ds, *variant)) for ds in depths.values()], "depth", join="outer")
+        against(axes[1, 1], list(depths), final.transpose("seed", "depth"), variant)
+    for variant in ((1, 1), (0, 0)):
+        hot, wide = ablated(temperature, *variant), ablated(width, *variant)
+        start = {"optimizer": 0, "step": 0}
+        kappa = hot.attention_condition.isel(**start, layer=0).transpose("seed", "temperature")
+        against(axes[1, 2], hot.temperature, kappa, variant)
+        against(axes[2, 0], hot.temperature, shrunk(hot).transpose("seed", "temperature"), variant)
+        ratio = wide.n / manifest(wide)["definition"]["problem"]["d"]
+        sigma = wide.feature_sigma_min.isel(**start).transpose("seed", "n")
+        against(axes[2, 1], ratio, sigma, variant)
+        against(axes[2, 2], ratio, shrunk(wide).transpose("seed", "n"), variant)
+    titles = (
+        "loss, depth 1", "decrease / bound's", r"$\kappa(H)$, depth 1", r"$\sigma_i/\sigma_1$ of $H$, t = 0",
+        "last / first loss", r"$\kappa(H)$, t = 0", "last / first loss", r"$\sigma_{\min}(Z)$, t = 0",
+        "last / first loss",
+    )  # fmt: skip
+    plot.letter_panels(axes.flat, titles)
+    axes[1, 1].set(yscale="log", xlabel="depth", xticks=list(depths))
+    for ax in (axes[1, 2], axes[2, 0]):
+        ax.set(xscale="log", yscale="log", xlabel="temperature")
+    for ax in axes[2, 1:]:
+        ax.set(yscale="log", xlabel="n/d")
+    axes[0, 0].set_ylabel("")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=6)
+    axes[0, 1].legend(fontsize=5.5, ncols=2, loc="upper center")
+    footer(fig, one, bound, width)
+    return fig
 
+
+main = plot.figure_script(
+    draw, __doc__, reads=("residual/depth_*", "residual/bound", "residual/temperature", "residual/width")
+)
 
 if __name__ == "__main__":
     main()

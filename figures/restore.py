@@ -3,16 +3,13 @@
 Reads DIR/restore (sweeps/restore.py). Command: python figures/restore.py --results results --out results/figures
 """
 
-import argparse
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxsign as js
 from jaxsign import plot, theory
 from jaxsign.analysis.equal_loss import levels_of
-from jaxsign.analysis.runs import family_runs, manifest
+from jaxsign.analysis.runs import family_runs, select
 from jaxsign.claims.dynamics import problem_of
 from jaxsign.claims.restore import batch_law, whole_batch
 
@@ -20,19 +17,6 @@ LEVEL = 0.1
 FAMILIES = ("sign_gd", "adam", "gd")
 #: Attention trained, attention frozen at 1/2, law.
 TRAINED, FROZEN = {"ls": "-", "ms": 3}, {"ls": ":", "ms": 2.5, "mfc": "white", "lw": 0.8}
-
-
-def one(ds, family, **place):
-    """The runs of a family at a place of the axes, dims (seed, ...), without what would not match."""
-    found = family_runs(ds, family).sel(place)
-    found = found.isel(optimizer=0) if found.sizes["optimizer"] == 1 else found
-    return found.drop_vars([name for name in found.coords if name not in found.dims])
-
-
-def whole(ds, family):
-    """The runs of a family with all examples."""
-    size = whole_batch(ds)
-    return one(ds, family) if size is None else one(ds, family, batch_size=size)
 
 
 def level(ax, values, family, label=None):
@@ -49,7 +33,7 @@ def against_batch(ax, runs, name):
     for entry, look in (("batch", TRAINED), ("batch_frozen", FROZEN)):
         at = js.at_train_loss(runs[entry], LEVEL, [name], leaps=False)
         for family in [f for f in FAMILIES if f in at["family"].values]:
-            values = one(at, family)[name].transpose("seed", "batch_size")
+            values = select(at, family)[name].transpose("seed", "batch_size")
             label = plot.NAMES[family] if entry == "batch" else None
             plot.band(
                 ax, at["batch_size"], values, label, color=plot.COLOURS[family], marker=plot.MARKERS[family], **look
@@ -71,19 +55,19 @@ def against_decay(ax, runs):
     """Test error at the last step over strengths of decay where the loss is .1 or less, coupled and decoupled."""
     for entry, look in (("rules", TRAINED), ("rules_frozen", FROZEN)):
         ends = runs[entry].isel(step=-1)
-        there = set(ends["family"].values.tolist())
+        families = set(ends["family"].values.tolist())
         for family in ("sign_gd", "adam"):
-            for kind in [kind for kind in ("coupled", "decoupled") if f"{family}_{kind}" in there]:
-                found = family_runs(ends, f"{family}_{kind}")
-                fits = found["train_loss"].mean("seed") <= LEVEL
-                values = found["test_error"].where(fits).transpose("seed", "optimizer")
+            for kind in [kind for kind in ("coupled", "decoupled") if f"{family}_{kind}" in families]:
+                decayed = family_runs(ends, f"{family}_{kind}")
+                fits = decayed["train_loss"].mean("seed") <= LEVEL
+                values = decayed["test_error"].where(fits).transpose("seed", "optimizer")
                 plot.band(
-                    ax, found["weight_decay"], values, f"{plot.NAMES[family]}, {kind}" if entry == "rules" else None,
+                    ax, decayed["weight_decay"], values, f"{plot.NAMES[family]}, {kind}" if entry == "rules" else None,
                     color=plot.COLOURS[family], marker=plot.MARKERS[family], **look,
                 )  # fmt: skip
     ends = runs["rules"].isel(step=-1)
     for family in ("sign_gd", "gd"):
-        level(ax, one(ends, family)["test_error"], family)
+        level(ax, select(ends, family)["test_error"], family)
     ax.axvline(0.2, color="0.7", lw=0.5)
     ax.text(0.25, 0.98, "coupled", transform=ax.transAxes, fontsize=6, ha="center", va="bottom")
     ax.text(0.78, 0.98, "decoupled", transform=ax.transAxes, fontsize=6, ha="center", va="bottom")
@@ -93,19 +77,19 @@ def against_decay(ax, runs):
 def against_temperature(ax, runs):
     """Test error at training loss .1 over temperatures, with the law at the start and at p = .1."""
     for entry, look in (("rules", TRAINED), ("rules_frozen", FROZEN)):
-        found = family_runs(js.at_train_loss(runs[entry], LEVEL, ["test_error"], leaps=False), "smooth_sign_gd")
-        values = found["test_error"].transpose("seed", "optimizer")
+        smooth = family_runs(js.at_train_loss(runs[entry], LEVEL, ["test_error"], leaps=False), "smooth_sign_gd")
+        values = smooth["test_error"].transpose("seed", "optimizer")
         label = "attention trained" if entry == "rules" else "frozen at 1/2"
-        plot.band(ax, found["temperature"], values, label, color="#CC79A7", marker="D", **look)
+        plot.band(ax, smooth["temperature"], values, label, color="#CC79A7", marker="D", **look)
     problem, hyper = problem_of(runs["rules"])
-    grid = np.geomspace(float(found["temperature"].min()), float(found["temperature"].max()), 60)
+    grid = np.geomspace(float(smooth["temperature"].min()), float(smooth["temperature"].max()), 60)
     for p, width in ((0.5, 0.9), (0.1, 0.5)):
         shares = [theory.smooth_sign_share(problem, hyper.mu, hyper.sigma_p, tau, p) for tau in grid]
         law = [float(theory.shared_test_error(problem, hyper.mu, hyper.sigma_p, share)) for share in shares]
         ax.plot(grid, law, color="0.25", lw=width, ls="--", label="laws" if p == 0.5 else None)
     at = js.at_train_loss(runs["rules"], LEVEL, ["test_error"], leaps=False)
     for family in ("sign_gd", "gd"):
-        level(ax, one(at, family)["test_error"], family)
+        level(ax, select(at, family)["test_error"], family)
     ax.set(xscale="log", xlabel=r"temperature $\tau$ of tanh$(g/\tau)$")
 
 
@@ -114,7 +98,9 @@ def against_step(ax, runs):
     ds = runs["batch"]
     for size, ls in ((whole_batch(ds), "-"), (2, ":")):
         for family in FAMILIES:
-            values = one(ds, family, batch_size=size)["test_error"].transpose("seed", "step").isel(step=slice(1, None))
+            values = (
+                select(ds, family, batch_size=size)["test_error"].transpose("seed", "step").isel(step=slice(1, None))
+            )
             plot.band(ax, ds["step"][1:], values, color=plot.COLOURS[family], ls=ls)
     ax.set(xscale="log", xlabel="step t")
 
@@ -125,7 +111,7 @@ def with_feature_noise(ax, ds):
     errors = js.at_train_loss(ds, levels, ["test_error"], leaps=False)["test_error"]
     errors = errors.assign_coords(family=ds["family"]).to_dataset(name="test_error")
     for size, ls in ((whole_batch(ds), "-"), (2, ":")):
-        values = one(errors, "adam", batch_size=size)["test_error"].transpose("seed", "level")
+        values = select(errors, "adam", batch_size=size)["test_error"].transpose("seed", "level")
         plot.band(ax, levels, values, f"B={size}", color=plot.COLOURS["adam"], ls=ls)
     ax.set(xscale="log", xlabel="training loss")
     ax.set_xticks([0.5, 0.1, 0.02], ["0.5", "0.1", "0.02"])
@@ -133,49 +119,39 @@ def with_feature_noise(ax, ds):
     ax.invert_xaxis()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--out", default="results/figures")
-    args = parser.parse_args()
-    root = Path(args.results) / "restore"
-    runs = {path.name: js.open_results(path).load() for path in sorted(root.iterdir()) if path.is_dir()}
-    with plot.style():
-        fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 4.0))
-        against_batch(axes[0, 0], runs, "test_error")
-        against_batch(axes[0, 1], runs, "test_loss")
-        against_step(axes[0, 2], runs)
-        against_decay(axes[1, 0], runs)
-        against_temperature(axes[1, 1], runs)
-        with_feature_noise(axes[1, 2], runs["feature_noise"])
-        titles = (
-            "error, mini-batches", "test loss, mini-batches", "error over steps", "error, weight decay",
-            "error, smooth sign", "error, feature noise",
-        )  # fmt: skip
-        for letter, ax, title in zip("abcdef", axes.flat, titles):
-            ax.set_title(f"({letter}) {title}", fontsize=7, pad=9 if letter == "d" else 4)
-        for ax in (axes[0, 0], axes[0, 2], axes[1, 0], axes[1, 1]):
-            ax.set_ylim(-0.01, 0.58)
-        axes[1, 2].set_ylim(-0.02, 1.02)
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=6.5)
-        sizes, follow = (
-            {**manifest(runs[name])["definition"]["problem"], **manifest(runs[name])["definition"]["hyper"]}
-            for name in ("batch", "feature_noise")
-        )
-        text = (
-            f"a-e: {runs['batch'].sizes['seed']} seeds, paper_like: "
-            + " ".join(f"{name}={sizes[name]}" for name in ("n", "d", "s", "m_k"))
-            + ", learning rates 1e-4 and GD .3; a, b, e at training loss .1, d at the last step if its loss is .1 or "
-            "less; solid: attention trained, dotted, open marks: frozen at 1/2, dashed: laws (e: p = 1/2, thin .1); "
-            "horizontal bands: SignGD and GD with all examples; c, f: solid all examples, dotted B=2 · "
-            f"f: {runs['feature_noise'].sizes['seed']} seeds, two-layer attention on a follow-up's data: "
-            + " ".join(f"{name}={follow[name]:g}" for name in ("n", "d", "s", "sigma_p", "alpha"))
-            + ", Adam with decay 1e-5 · median and 5-95 %, reconstructed"
-        )
-        plot.small_print(fig, text, 130)
-        for path in plot.save(fig, args.out, "restore"):
-            print(path)
+def draw(runs):
+    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 4.0))
+    against_batch(axes[0, 0], runs, "test_error")
+    against_batch(axes[0, 1], runs, "test_loss")
+    against_step(axes[0, 2], runs)
+    against_decay(axes[1, 0], runs)
+    against_temperature(axes[1, 1], runs)
+    with_feature_noise(axes[1, 2], runs["feature_noise"])
+    titles = (
+        "error, mini-batches", "test loss, mini-batches", "error over steps", "error, weight decay",
+        "error, smooth sign", "error, feature noise",
+    )  # fmt: skip
+    plot.letter_panels(axes.flat, titles, fontsize=7, pad=4)
+    axes[1, 0].set_title(axes[1, 0].get_title(loc="left"), fontsize=7, pad=9)  # above the kinds of decay
+    for ax in (axes[0, 0], axes[0, 2], axes[1, 0], axes[1, 1]):
+        ax.set_ylim(-0.01, 0.58)
+    axes[1, 2].set_ylim(-0.02, 1.02)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=6.5)
+    text = (
+        f"a-e: {runs['batch'].sizes['seed']} seeds, paper_like: "
+        + plot.sizes(runs["batch"], "n", "d", "s", "m_k")
+        + ", learning rates 1e-4 and GD .3; a, b, e at training loss .1, d at the last step if its loss is .1 or "
+        "less; solid: attention trained, dotted, open marks: frozen at 1/2, dashed: laws (e: p = 1/2, thin .1); "
+        "horizontal bands: SignGD and GD with all examples; c, f: solid all examples, dotted B=2 · "
+        f"f: {runs['feature_noise'].sizes['seed']} seeds, two-layer attention on a follow-up's data: "
+        + plot.sizes(runs["feature_noise"], "n", "d", "s", "sigma_p", "alpha")
+        + ", Adam with decay 1e-5 · median and 5-95 %, reconstructed"
+    )
+    plot.small_print(fig, text, 130)
+    return fig
 
+
+main = plot.figure_script(draw, __doc__, reads="restore/*")
 
 if __name__ == "__main__":
     main()

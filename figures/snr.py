@@ -3,37 +3,28 @@
 Reads DIR/snr/snr (sweeps/snr.py). Command: python figures/snr.py --results results --out results/figures
 """
 
-import argparse
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 
-import jaxsign as js
 from jaxsign import plot
 
 LEVEL = 0.1
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--out", default="results/figures")
-    args = parser.parse_args()
-    ds = js.open_results(Path(args.results) / "snr" / "snr").load()
-    with plot.style():
-        fig, axes = plt.subplots(1, 2, figsize=(plot.WIDE, 2.3))
-        plot.snr(ds, axes[0], LEVEL, "test_error")
-        plot.snr(ds, axes[1], LEVEL, "test_loss")
-        for ax in axes:
-            ax.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5], ["0.02", "0.05", "0.1", "0.2", "0.5"])
-            ax.minorticks_off()
-        axes[1].get_legend().remove()
-        for ax, title in zip(axes, ("test error", "test loss")):
-            ax.set_title(f"{title} at training loss {LEVEL:g}")
-        plot.footer(fig, ds, "paper_like")
-        for path in plot.save(fig, args.out, "snr"):
-            print(path)
+def draw(ds):
+    fig, axes = plt.subplots(1, 2, figsize=(plot.WIDE, 2.3))
+    plot.snr(ds, axes[0], LEVEL, "test_error")
+    plot.snr(ds, axes[1], LEVEL, "test_loss")
+    for ax in axes:
+        ax.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5], ["0.02", "0.05", "0.1", "0.2", "0.5"])
+        ax.minorticks_off()
+    axes[1].get_legend().remove()
+    for ax, title in zip(axes, ("test error", "test loss")):
+        ax.set_title(f"{title} at training loss {LEVEL:g}")
+    plot.footer(fig, ds, "paper_like")
+    return fig
 
+
+main = plot.figure_script(draw, __doc__, reads="snr/snr")
 
 if __name__ == "__main__":
     main()

@@ -1,10 +1,9 @@
 """Seed-steps per second against the number of runs, and time per seed-step against d, n, s and m_k, with SignGD.
 
-Reads DIR/throughput (sweeps/throughput.py).
+Reads DIR/throughput (sweeps/bench/throughput.py).
 Command: python figures/throughput.py --results results --out results/figures
 """
 
-import argparse
 import csv
 import json
 
@@ -12,9 +11,8 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from jaxsign import plot
-from jaxsign.validation.values import local_path
 
-#: Dark to light, each with a marker and a dash of its own for grey print; contenders that are not here get the last.
+#: Dark to light, each each with its marker and dash for grey print.
 LOOKS = {
     "pytorch, one process": {"color": "0.6", "marker": "v", "linestyle": ":"},
     "pytorch": {"color": "0.35", "marker": "^", "linestyle": "--"},
@@ -39,9 +37,9 @@ def read(directory):
 def lines(ax, rows, x, y, label):
     """One line a contender."""
     for name in dict.fromkeys(row["contender"] for row in rows):
-        own = sorted((row[x], y(row)) for row in rows if row["contender"] == name)
+        points = sorted((row[x], y(row)) for row in rows if row["contender"] == name)
         look = {"ms": 3, "lw": 0.9, **LOOKS.get(name, OTHER)}
-        ax.plot(*zip(*own), label=name if label else f"_{name}", **look)
+        ax.plot(*zip(*points), label=name if label else f"_{name}", **look)
     ax.set(xscale="log", yscale="log")
 
 
@@ -56,42 +54,38 @@ def footer(fig, rows, machine):
     plot.small_print(fig, text, int(25 * fig.get_size_inches()[0]))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--out", default="results/figures")
-    args = parser.parse_args()
-    rows, machine = read(local_path("--results", args.results) / "throughput")
+def draw(measured):
+    rows, machine = measured
     cells = [row for row in rows if row["part"] == "table" and not row["test_eval"]]
     base = [row for row in rows if row["part"] == "base" and row["devices"] == machine["devices"]]
-    with plot.style():
-        fig, axes = plt.subplot_mosaic([["runs", "d", "n"], ["runs", "s", "m_k"]], figsize=(plot.WIDE, 3.0),
-                                       width_ratios=[2.2, 1, 1])  # fmt: skip
-        lines(axes["runs"], cells, "runs", lambda row: row["seed_steps_per_s"], True)
-        counts = sorted({int(row["runs"]) for row in cells})
-        axes["runs"].set_xticks(counts, [str(count) for count in counts])
-        axes["runs"].xaxis.set_minor_locator(NullLocator())
-        axes["runs"].set(xlabel="runs", ylabel="seed-steps per second")
-        axes["runs"].set_title("speed against runs")
-        for name, label in AXES.items():
-            ax = axes[name]
-            scan = [row for row in rows if row["part"] == name] + base
-            lines(ax, scan, name, lambda row: 1e6 / row["seed_steps_per_s"], False)
-            values = sorted({int(row[name]) for row in scan})
-            ax.set_xticks(values, [str(value) for value in values])
-            ax.xaxis.set_minor_locator(NullLocator())
-            ax.yaxis.set_major_locator(LogLocator(numticks=9))
-            ax.yaxis.set_minor_formatter(NullFormatter())
-            ax.set_xlabel(label)
-            ax.set_title(f"µs a step, against {name.replace('m_k', '$m_k$')}", fontsize=7)
-        limits = [axes[name].get_ylim() for name in AXES]
-        for name in AXES:  # one scale, so that the four can be compared
-            axes[name].set_ylim(min(low for low, _ in limits) / 1.2, max(high for _, high in limits) * 1.2)
-        fig.legend(loc="outside upper center", ncols=3)
-        footer(fig, cells, machine)
-        for path in plot.save(fig, args.out, "throughput"):
-            print(path)
+    fig, axes = plt.subplot_mosaic([["runs", "d", "n"], ["runs", "s", "m_k"]], figsize=(plot.WIDE, 3.0),
+                                   width_ratios=[2.2, 1, 1])  # fmt: skip
+    lines(axes["runs"], cells, "runs", lambda row: row["seed_steps_per_s"], True)
+    counts = sorted({int(row["runs"]) for row in cells})
+    axes["runs"].set_xticks(counts, [str(count) for count in counts])
+    axes["runs"].xaxis.set_minor_locator(NullLocator())
+    axes["runs"].set(xlabel="runs", ylabel="seed-steps per second")
+    axes["runs"].set_title("speed against runs")
+    for name, label in AXES.items():
+        ax = axes[name]
+        scan = [row for row in rows if row["part"] == name] + base
+        lines(ax, scan, name, lambda row: 1e6 / row["seed_steps_per_s"], False)
+        values = sorted({int(row[name]) for row in scan})
+        ax.set_xticks(values, [str(value) for value in values])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_locator(LogLocator(numticks=9))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.set_xlabel(label)
+        ax.set_title(f"µs a step, against {name.replace('m_k', '$m_k$')}", fontsize=7)
+    limits = [axes[name].get_ylim() for name in AXES]
+    for name in AXES:  # one scale, so that the four can be compared
+        axes[name].set_ylim(min(low for low, _ in limits) / 1.2, max(high for _, high in limits) * 1.2)
+    fig.legend(loc="outside upper center", ncols=3)
+    footer(fig, cells, machine)
+    return fig
 
+
+main = plot.figure_script(draw, __doc__, reads="throughput", opens=read)
 
 if __name__ == "__main__":
     main()

@@ -19,12 +19,13 @@ from argparse import Namespace
 import jax
 import numpy as np
 import optax
+import presets
 
 import jaxsign as js
 
 BETAS = [0.0, 0.5, 0.9, 0.99, 0.999]
 EPS = [1e-15, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2]
-SIGN_GD = js.grid(js.sign_gd, learning_rate=1e-4)
+SIGN_GD = presets.OPTIMIZERS["sign_gd"]
 #: Every step while stages I and II pass, then what stages III to V and local rates need.
 EARLY = [*range(21), *range(22, 41, 2), *range(45, 101, 5), *range(110, 301, 10)]
 RECORD = np.unique([*EARLY, *range(350, 1001, 50), *range(1100, 2001, 100)])
@@ -36,20 +37,19 @@ NOISE = ["query_noise", "key_noise"]
 
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
+    presets.need_x64("adam", args)
     wide = jax.config.jax_enable_x64  # in 32 bits Adam with b2 = 0 is not homogeneous: the smoke test takes support
-    if not (wide or args.help or args.tiny):
-        raise ValueError("adam needs 64-bit floats: give --x64")
     betas = [0.0, 0.9] if args.tiny else BETAS
-    sizes = {"n": 4, "d": 120, "s": 6, "m_k": 4, "m_v": 4} if args.tiny else {}
-    settings = {"theory": js.presets.theory(), "paper_like": js.presets.paper_like()}
 
-    def sweep(preset, engine, optimizers, steps, record, observables, seeds):
-        problem, hyper = settings[preset]
+    def sweep(preset, optimizers, steps, record, observables, seeds):
+        problem, hyper = getattr(js.presets, preset)()
+        problem = dataclasses.replace(presets.tiny(problem) if args.tiny else problem, n_test=1)
         steps = args.steps or (120 if args.tiny else steps)
         record = np.asarray(record)
         return js.Sweep(
-            system=js.two_layer_updates, problem=dataclasses.replace(problem, n_test=1, **sizes), hyper=hyper,
-            engine=args.engine or (engine if wide else "support"), optimizers=optimizers, steps=steps,
+            system=js.two_layer_updates, problem=problem, hyper=hyper,
+            engine=args.engine or (presets.engine_for(preset) if wide else "support"), optimizers=optimizers,
+            steps=steps,
             record=record[record <= steps], test_every=record[:1], observables=observables,
             axes={"seed": args.seeds or (2 if args.tiny else seeds)},
         )  # fmt: skip
@@ -64,12 +64,11 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     )  # fmt: skip
     grid, column = ({"sign_gd": SIGN_GD, "adam": adam(*b2)} for b2 in (betas, [0.999]))
     eps = {"sign_gd": SIGN_GD, "adam": eps}
-    # Disjoint supports close the dynamics on inner products unless eps matters.
     return {
-        "betas": sweep("theory", "feature_space", grid, 2000, RECORD, [*SCALARS, *NOISE], 36),
-        "late": sweep("theory", "feature_space", column, 10000, LATE, UPDATES, 36),
-        "signum": sweep("theory", "feature_space", signum, 1500, RECORD, [*SCALARS, *NOISE], 36),
-        "eps": sweep("paper_like", "support", eps, 1500, RECORD, SCALARS, 10),
+        "betas": sweep("theory", grid, 2000, RECORD, [*SCALARS, *NOISE], 36),
+        "late": sweep("theory", column, 10000, LATE, UPDATES, 36),
+        "signum": sweep("theory", signum, 1500, RECORD, [*SCALARS, *NOISE], 36),
+        "eps": sweep("paper_like", eps, 1500, RECORD, SCALARS, 10),
     }
 
 

@@ -22,17 +22,14 @@ import dataclasses
 import sys
 from argparse import Namespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import presets
 
 import jaxsign as js
 from jaxsign.systems.two_layer import model as model
 
-SIGN = {"sign_gd": js.grid(js.sign_gd, learning_rate=1e-4)}
-ADAM = {"adam": js.grid(optax.adam, learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-15)}
-GD = {"gd": js.grid(optax.sgd, learning_rate=0.3)}
+SIGN, ADAM, GD = ({name: presets.OPTIMIZERS[name]} for name in ("sign_gd", "adam", "gd"))
 #: Every step to the end of stage II, then a grid that holds the steps of the claims.
 RECORD = np.unique([*range(31), *range(30, 601, 10)])
 TEST = [0, 20, 50, 100, 150, 200, 300, 500, 600]
@@ -72,8 +69,7 @@ def on_heaviest(params, data, test, hyper):
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
     tiny = args.tiny
-    if not (jax.config.jax_enable_x64 or args.help or tiny):
-        raise ValueError("architecture needs 64-bit floats: give --x64")
+    presets.need_x64("architecture", args)
     small = {"n": 4, "d": 60, "s": 5, "m_k": 3, "m_v": 3, "n_test": 20} if tiny else {}
 
     def sweep(system, problem, hyper, optimizers, steps, seeds=36, observables=TRACES, axes=(), **more):
@@ -95,8 +91,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         problem, hyper = getattr(js.presets, preset)()
         problem = dataclasses.replace(problem, **small)
         problem = dataclasses.replace(problem, heads=heads, context=context, d=problem.d * (context - 1))
-        # Disjoint supports close the dynamics on inner products; coordinates that patches share do not.
-        engine = args.engine or ("feature_space" if preset == "theory" else "support")
+        engine = args.engine or presets.engine_for(preset)
         steps = 600 if context == 2 else 320
         return sweep(js.two_layer, problem, hyper, optimizers, steps, engine=engine, levels=(0.1,), **more)
 

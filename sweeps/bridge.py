@@ -18,15 +18,12 @@ from argparse import Namespace
 
 import numpy as np
 import optax
+import presets
 
 import jaxsign as js
 
-TWO_LAYER = {
-    "sign_gd": js.grid(js.sign_gd, learning_rate=1e-4),
-    "signum": js.grid(js.signum, learning_rate=1e-4),
-    "adam": js.grid(optax.adam, learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-15),
-    "gd": js.grid(optax.sgd, learning_rate=0.3),
-}
+SIGN_GD = presets.OPTIMIZERS["sign_gd"]
+TWO_LAYER = {"sign_gd": SIGN_GD, "signum": js.grid(js.signum, learning_rate=1e-4)} | presets.OPTIMIZERS
 #: What the claims about the paper's system read, and a grid for curves.
 RECORD = np.unique([*range(21), 30, *range(50, 351, 10), *range(350, 1501, 50)])
 TEST = [0, 20, 50, 100, 150, 200, 300, 500, 700, 900, 1200, 1500]
@@ -65,13 +62,10 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         return args.seeds or (2 if tiny else full)
 
     sweeps = {}
-    small = {"n": 4, "d": 120, "s": 6, "m_k": 4, "m_v": 4, "n_test": 20}
     for name, preset in {"paper_like": js.presets.paper_like, "theory": js.presets.theory}.items():
         problem, hyper = preset()
-        if tiny:
-            problem = dataclasses.replace(problem, **small)
-        # Disjoint supports close the dynamics on inner products; coordinates that patches share do not.
-        engine = args.engine or ("feature_space" if name == "theory" else "support")
+        problem = presets.tiny(problem) if tiny else problem
+        engine = args.engine or presets.engine_for(name)
         for kernel in ("softmax", "gaussian", "linear"):
             for path in (0.0, 1.0):
                 if tiny and (name, kernel) != ("theory", "gaussian"):
@@ -86,7 +80,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     problem, hyper = js.presets.paper_like()
     record = np.unique([0, min(100, steps), steps])
     sweeps["curvature"] = js.Sweep(
-        system=js.two_layer_curvature, problem=dataclasses.replace(problem, **small) if tiny else problem, hyper=hyper,
+        system=js.two_layer_curvature, problem=presets.tiny(problem) if tiny else problem, hyper=hyper,
         optimizers=TWO_LAYER, steps=steps, record=record, test_every=record, levels=LEVELS, observables=CURVED,
         axes={"seed": seeds(12)},
     )  # fmt: skip

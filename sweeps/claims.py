@@ -15,15 +15,11 @@ import sys
 from argparse import Namespace
 
 import numpy as np
-import optax
+import presets
 
 import jaxsign as js
 
-SIGN_GD = js.grid(js.sign_gd, learning_rate=1e-4)
-OTHERS = {
-    "adam": js.grid(optax.adam, learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-15),
-    "gd": js.grid(optax.sgd, learning_rate=0.3),
-}
+SIGN_GD, OTHERS = ({name: presets.OPTIMIZERS[name] for name in names} for names in (["sign_gd"], ["adam", "gd"]))
 #: The steps that the claims read; majorities are followed every 50 steps.
 RECORD = np.unique([0, *range(2, 21), 30, *range(50, 351, 25), *range(350, 2001, 50)])
 #: Steps with a test set of 500.
@@ -45,7 +41,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         if args.tiny and name == "theory":
             continue
         if args.tiny:
-            problem = dataclasses.replace(problem, n=4, d=120, s=6, m_k=4, m_v=4)
+            problem = presets.tiny(problem)
         common = {
             "system": js.two_layer, "engine": args.engine or "feature_space_law", "hyper": js.presets.theory()[1],
             "axes": {"seed": args.seeds or (2 if args.tiny else 4096)}, "steps": steps, "record": record,
@@ -53,7 +49,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         }  # fmt: skip
         # Claims about test error and loss are SignGD's: the others need no test set.
         sweeps[f"{name}_sign_gd"] = js.Sweep(
-            problem=dataclasses.replace(problem, n_test=20 if args.tiny else 500), optimizers={"sign_gd": SIGN_GD},
+            problem=dataclasses.replace(problem, n_test=20 if args.tiny else 500), optimizers=SIGN_GD,
             test_every=[step for step in TEST if step <= steps], observables=[*READ, *TESTED], **common,
         )  # fmt: skip
         sweeps[f"{name}_others"] = js.Sweep(

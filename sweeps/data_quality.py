@@ -22,15 +22,11 @@ import sys
 from argparse import Namespace
 
 import optax
+import presets
 
 import jaxsign as js
 from jaxsign.systems.two_layer.problem import NOISES
 
-OPTIMIZERS = {
-    "sign_gd": js.grid(js.sign_gd, learning_rate=1e-4),
-    "adam": js.grid(optax.adam, learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-15),
-    "gd": js.grid(optax.sgd, learning_rate=0.3),
-}
 #: On the cleanest data the first step at GD's own rate takes the loss from log 2 to 0: these runs are read at this one.
 SLOW = {"gd": js.grid(optax.sgd, learning_rate=[0.3, 0.01])}
 #: The preset's own SNR, 1/(2 sqrt(40)), between others about a factor of 1.6 apart.
@@ -44,15 +40,13 @@ SCALARS = ["train_loss", "test_loss", "test_error"]
 def build(args: Namespace) -> dict[str, js.Sweep]:
     tiny = args.tiny
     problem, hyper = js.presets.paper_like()
-    if tiny:
-        problem = dataclasses.replace(problem, n=4, d=120, s=6, m_k=4, m_v=4)
-    problem = dataclasses.replace(problem, n_test=20 if tiny else 500)
+    problem = presets.tiny(problem) if tiny else problem
     norm = 2.0 * math.sqrt(problem.s)  # of the noise, as in the preset
     steps = args.steps or 320
     record = js.log_steps(steps, per_decade=12)
 
     def sweep(axes, seeds, n_test, frozen):
-        optimizers = OPTIMIZERS | SLOW if "n" in axes else OPTIMIZERS
+        optimizers = presets.OPTIMIZERS | SLOW if "n" in axes else presets.OPTIMIZERS
         return js.Sweep(
             system=js.two_layer, engine=args.engine or "support", optimizers=optimizers, hyper=hyper, steps=steps,
             problem=dataclasses.replace(problem, n_test=n_test), axes={**axes, "seed": args.seeds or seeds},

@@ -14,15 +14,10 @@ import sys
 from argparse import Namespace
 
 import numpy as np
-import optax
+import presets
 
 import jaxsign as js
 
-OPTIMIZERS = {
-    "sign_gd": js.grid(js.sign_gd, learning_rate=1e-4),
-    "adam": js.grid(optax.adam, learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-15),
-    "gd": js.grid(optax.sgd, learning_rate=0.3),
-}
 #: Every step at first, where stages I and II pass within 20 steps, then ever coarser.
 RECORD = np.concatenate([np.arange(21), np.arange(25, 101, 5), np.arange(110, 301, 10), np.arange(320, 2001, 20)])
 RECORD = np.unique(np.concatenate([RECORD, [50, 150, 250, 350, 850, 950, 1100, 1500]]))
@@ -40,23 +35,17 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     seeds = args.seeds or (2 if args.tiny else 64)
     record = RECORD[steps >= RECORD]
     sweeps = {}
-    for name, preset in {"paper_like": js.presets.paper_like, "theory": js.presets.theory}.items():
-        problem, hyper = preset()
-        if args.tiny and name == "theory":
-            continue
-        # Disjoint supports close the dynamics on inner products; coordinates that patches share do not.
-        engine = args.engine or ("feature_space" if name == "theory" else "support")
+    for name, (problem, hyper) in presets.settings(args.tiny).items():
+        engine = args.engine or presets.engine_for(name)
         common = {"system": js.two_layer, "engine": engine, "axes": {"seed": seeds}}
-        if args.tiny:
-            problem = dataclasses.replace(problem, n=4, d=120, s=6, m_k=4, m_v=4, n_test=20)
         sweeps[name] = js.Sweep(
-            problem=problem, hyper=hyper, optimizers=OPTIMIZERS, steps=steps, record=record,
+            problem=problem, hyper=hyper, optimizers=presets.OPTIMIZERS, steps=steps, record=record,
             test_every=[step for step in TEST if step <= steps], levels=LEVELS, observables=TRACES, **common,
         )  # fmt: skip
         if not args.tiny:
             sweeps[f"{name}_n21"] = js.Sweep(
                 problem=dataclasses.replace(problem, n=21), hyper=hyper, steps=min(steps, 400), record=50,
-                test_every=400, optimizers={"sign_gd": OPTIMIZERS["sign_gd"]},
+                test_every=400, optimizers={"sign_gd": presets.OPTIMIZERS["sign_gd"]},
                 observables=["query_signal", "key_signal", "key_noise"], **common,
             )  # fmt: skip
     return sweeps

@@ -13,28 +13,19 @@ import dataclasses
 import sys
 from argparse import Namespace
 
-import jax
+import presets
 
 import jaxsign as js
 
-#: Disjoint supports close the dynamics on inner products; coordinates that patches share do not.
-ENGINES = {"paper_like": "support", "theory": "feature_space"}
-
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
-    if not (jax.config.jax_enable_x64 or args.help or args.tiny):
-        raise ValueError("query_noise needs 64-bit floats: give --x64")
+    presets.need_x64("query_noise", args)
     sweeps = {}
-    for name, preset in {"paper_like": js.presets.paper_like, "theory": js.presets.theory}.items():
-        problem, hyper = preset()
+    for name, (problem, hyper) in presets.settings(args.tiny).items():
         problem = dataclasses.replace(problem, n_test=1)  # no test quantity is measured here
-        if args.tiny and name == "theory":
-            continue
-        if args.tiny:
-            problem = dataclasses.replace(problem, n=4, d=120, s=6, m_k=4, m_v=4)
         sweeps[name] = js.Sweep(
-            system=js.two_layer, engine=args.engine or ENGINES[name], problem=problem, hyper=hyper,
-            optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=1e-4)},
+            system=js.two_layer, engine=args.engine or presets.engine_for(name), problem=problem, hyper=hyper,
+            optimizers={"sign_gd": presets.OPTIMIZERS["sign_gd"]},
             axes={"seed": args.seeds or (2 if args.tiny else 64)}, steps=args.steps or (120 if args.tiny else 900),
             record=20, test_every=900, observables=["train_loss", "query_signal", "query_noise", "key_noise"],
         )  # fmt: skip

@@ -14,8 +14,8 @@ All settings are reconstructed; see jaxsign.systems.residual.
 import sys
 from argparse import Namespace
 
-import jax
 import optax
+import presets
 
 import jaxsign as js
 
@@ -33,8 +33,7 @@ CONTRACTION = ["train_loss", "contraction", "sigma_before", "step_curvature"]
 
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
-    if not (jax.config.jax_enable_x64 or args.help or args.tiny):
-        raise ValueError("residual needs 64-bit floats: give --x64")
+    presets.need_x64("residual", args)
     steps = args.steps or (40 if args.tiny else 400)
     sizes = {"n": 4, "d": 8, "d_ff": 8, "d_out": 2} if args.tiny else {}
 

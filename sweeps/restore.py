@@ -22,14 +22,15 @@ from argparse import Namespace
 
 import jax.numpy as jnp
 import optax
+import presets
 
 import jaxsign as js
 from jaxsign.systems.two_layer import model as model
 
+#: Learning rates of the presets.
 ETA, GD_ETA = 1e-4, 0.3
 #: eta t = 2 at the end. The follow-up's 1e4 epochs at 5e-5 make .5, at which <v, mu> alone does not reach loss .1 here.
 FOLLOW_ETA = 1e-3
-ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-15}
 #: Decoupled decay acts within 1/(eta lambda) steps; coupled decay where lambda |w| reaches |g|.
 DECOUPLED, COUPLED = [1.0, 10.0, 30.0, 100.0], [1e-4, 1e-3, 1e-2, 3e-2]
 #: Training losses at which errors are compared, close to each other where decay settles.
@@ -60,21 +61,14 @@ def smooth_sign_gd(learning_rate, temperature, gd_rate):
     return js.smooth_sign_gd(jnp.maximum(learning_rate, gd_rate * temperature), temperature)
 
 
-PLAIN = {
-    "sign_gd": js.grid(js.sign_gd, learning_rate=ETA),
-    "adam": js.grid(optax.adam, learning_rate=ETA, **ADAM),
-    "gd": js.grid(optax.sgd, learning_rate=GD_ETA),
-}
-
-
 def rules(tiny):
     """SignGD and Adam with weight decay of either kind, and the smooth sign."""
     cut = slice(1, 3) if tiny else slice(None)
     return {
         "sign_gd_decoupled": js.grid(decoupled_sign_gd, learning_rate=ETA, weight_decay=DECOUPLED[cut]),
-        "adam_decoupled": js.grid(optax.adamw, learning_rate=ETA, weight_decay=DECOUPLED[cut], **ADAM),
+        "adam_decoupled": js.grid(optax.adamw, learning_rate=ETA, weight_decay=DECOUPLED[cut], **presets.ADAM),
         "sign_gd_coupled": js.grid(coupled_sign_gd, learning_rate=ETA, weight_decay=COUPLED[cut]),
-        "adam_coupled": js.grid(coupled_adam, learning_rate=ETA, weight_decay=COUPLED[cut], **ADAM),
+        "adam_coupled": js.grid(coupled_adam, learning_rate=ETA, weight_decay=COUPLED[cut], **presets.ADAM),
         "smooth_sign_gd": js.grid(smooth_sign_gd, learning_rate=ETA, temperature=TEMPERATURES[cut], gd_rate=GD_ETA),
     }  # fmt: skip
 
@@ -89,9 +83,8 @@ def validation_error(params, data, test, hyper):
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
     tiny = args.tiny
-    small = {"n": 4, "d": 120, "s": 6, "m_k": 4, "m_v": 4, "n_test": 20}
     problem, hyper = js.presets.paper_like()
-    problem = dataclasses.replace(problem, **small) if tiny else problem
+    problem = presets.tiny(problem) if tiny else problem
 
     def sweep(problem, hyper, optimizers, axes, seeds, steps, trainable=None):
         steps = args.steps or (60 if tiny else steps)
@@ -104,19 +97,19 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         )  # fmt: skip
 
     batches = {"batch_size": [4, 2] if tiny else [20, 5, 2, 1]}
-    signs = {name: PLAIN[name] for name in ("sign_gd", "adam")}
+    signs = {name: presets.OPTIMIZERS[name] for name in ("sign_gd", "adam")}
     others = rules(tiny)
     control = {name: others[name] for name in ("sign_gd_coupled", "smooth_sign_gd")}
     sweeps = {
-        "rules": sweep(problem, hyper, PLAIN | others, {}, 12, 1500),
-        "batch": sweep(problem, hyper, PLAIN, batches, 12, 2500),
+        "rules": sweep(problem, hyper, presets.OPTIMIZERS | others, {}, 12, 1500),
+        "batch": sweep(problem, hyper, presets.OPTIMIZERS, batches, 12, 2500),
         "batch_frozen": sweep(problem, hyper, signs, batches, 12, 2000, ("w_v",)),
-        "rules_frozen": sweep(problem, hyper, {"gd": PLAIN["gd"], **control}, {}, 12, 1500, ("w_v",)),
+        "rules_frozen": sweep(problem, hyper, {"gd": presets.OPTIMIZERS["gd"], **control}, {}, 12, 1500, ("w_v",)),
     }
     follow = js.Problem(n=200, d=1000, s=100, m_k=20, m_v=20)
     sweeps["feature_noise"] = sweep(
-        dataclasses.replace(follow, **small) if tiny else follow, js.Hyper(sigma_p=0.1, sigma_0=3e-3, alpha=0.2),
-        {"adam": js.grid(optax.adamw, learning_rate=FOLLOW_ETA, weight_decay=1e-5, **ADAM)},
+        presets.tiny(follow) if tiny else follow, js.Hyper(sigma_p=0.1, sigma_0=3e-3, alpha=0.2),
+        {"adam": js.grid(optax.adamw, learning_rate=FOLLOW_ETA, weight_decay=1e-5, **presets.ADAM)},
         {"batch_size": [4, 2] if tiny else [200, 2]}, 10, 2000,
     )  # fmt: skip
     return sweeps

@@ -7,24 +7,22 @@ Cost: 4.1 minutes on 2 cores of an Intel Xeon (AVX-512); wall_seconds of the man
 Expected: at SNR .079 and training loss .1, test error about .45 for SignGD and .11 for GD (paper-like).
 """
 
-import dataclasses
 import sys
 from argparse import Namespace
 
 import optax
+import presets
 
 import jaxsign as js
 
 RATES = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]
 OPTIMIZERS = {
     "sign_gd": js.grid(js.sign_gd, learning_rate=RATES),
-    "adam": js.grid(optax.adam, learning_rate=RATES, b1=0.9, b2=0.999, eps=1e-15),
+    "adam": js.grid(optax.adam, learning_rate=RATES, **presets.ADAM),
     "gd": js.grid(optax.sgd, learning_rate=[0.03, 0.1, 0.3, 1.0, 3.0]),
 }
 #: From the preset's SNR, 1/(2 sqrt(40)) = .079, a factor 4 down and 8 up.
 SNR = [0.02, 0.04, 0.0790569415042095, 0.12, 0.18, 0.27, 0.4, 0.6]
-#: Disjoint supports close the dynamics on inner products; coordinates that patches share do not.
-ENGINES = {"snr": "support", "paper_like": "support", "theory": "feature_space"}
 SCALARS = ["train_loss", "test_loss", "test_error"]
 #: Training losses at which the optimizers are compared; those of claim G1 are among them.
 LEVELS = (0.6, 0.5, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -38,12 +36,11 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     for name, (problem, hyper) in settings.items():
         if args.tiny and name != "snr":
             continue
-        if args.tiny:
-            problem = dataclasses.replace(problem, n=4, d=120, s=6, m_k=4, m_v=4, n_test=20)
+        problem = presets.tiny(problem) if args.tiny else problem
         seeds = args.seeds or (2 if args.tiny else 8 if name == "snr" else 40)
         axes = {"snr": SNR[1:4:2] if args.tiny else SNR} if name == "snr" else {}
         sweeps[name] = js.Sweep(
-            system=js.two_layer, engine=args.engine or ENGINES[name], problem=problem, hyper=hyper,
+            system=js.two_layer, engine=args.engine or presets.engine_for(name), problem=problem, hyper=hyper,
             optimizers=OPTIMIZERS, axes={**axes, "seed": seeds}, steps=steps, record=schedule,
             test_every=schedule[[0, -1]], levels=LEVELS, observables=SCALARS,
         )  # fmt: skip

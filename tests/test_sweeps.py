@@ -185,10 +185,10 @@ def test_the_package_runs_as_the_command(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def throughput():
-    """The benchmark, which imports its neighbours in sweeps/ as a script does."""
+    """The benchmark, which imports its neighbours in sweeps/bench/ as a script does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "sweeps"))
-        yield load(ROOT / "sweeps" / "throughput.py")
+        patch.syspath_prepend(str(ROOT / "sweeps" / "bench"))
+        yield load(ROOT / "sweeps" / "bench" / "throughput.py")
 
 
 @pytest.mark.slow

@@ -8,6 +8,9 @@ from jaxsign.plot.files import OTHERS as OTHERS
 from jaxsign.plot.files import save as save
 from jaxsign.plot.files import style as style
 from jaxsign.plot.files import svg as svg
+from jaxsign.plot.numbers import has_band as has_band
+from jaxsign.plot.numbers import keep_band as keep_band
+from jaxsign.plot.numbers import keep_map as keep_map
 from jaxsign.plot.panels import MARKERS as MARKERS
 from jaxsign.plot.panels import NAMES as NAMES
 from jaxsign.plot.panels import NARROW as NARROW
@@ -23,9 +26,12 @@ from jaxsign.plot.panels import error_at_loss as error_at_loss
 from jaxsign.plot.panels import footer as footer
 from jaxsign.plot.panels import hatch_underflow as hatch_underflow
 from jaxsign.plot.panels import legend_name as legend_name
+from jaxsign.plot.panels import letter_panels as letter_panels
 from jaxsign.plot.panels import literal as literal
 from jaxsign.plot.panels import loss as loss
 from jaxsign.plot.panels import mark_stages as mark_stages
 from jaxsign.plot.panels import phase as phase
+from jaxsign.plot.panels import sizes as sizes
 from jaxsign.plot.panels import small_print as small_print
 from jaxsign.plot.panels import snr as snr
+from jaxsign.plot.script import figure_script as figure_script

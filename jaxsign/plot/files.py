@@ -1,22 +1,21 @@
-"""How figures look, and how they are kept: PNG, PDF and SVG, and the plotted numbers as CSV."""
+"""How do figures look, and how are they kept? As PNG, PDF and SVG, and their numbers as CSV."""
 
 import contextlib
 import csv
 import io
-import math
 import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from jaxsign.plot.numbers import COLUMNS, table
 from jaxsign.store.manifest import replace_file
 from jaxsign.validation.values import local_path
 
-#: Of the table of plotted numbers.
-COLUMNS = ("panel", "line", "x", "y", "q05", "q95")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 #: Okabe and Ito's colours, which colour-blind readers tell apart; ordered dark to light for grey print.
 COLOURS = {"sign_gd": "#0072B2", "adam": "#D55E00", "gd": "#009E73", "signum": "#CC79A7"}
 #: Of lines without a colour of their own, such as those of a reader's optimizers: the rest of the palette, in turn.
@@ -49,7 +48,7 @@ def style() -> Iterator[None]:
     mpl.interactive(interactive)
 
 
-def svg(fig: Any) -> str:
+def svg(fig: "Figure") -> str:
     """A figure as SVG: the same bytes for the same figure, text as text, with fonts to fall back on.
 
     Args:
@@ -65,14 +64,14 @@ def svg(fig: Any) -> str:
     """
     file = io.StringIO()
     with style(), warnings.catch_warnings():
-        # Text stays text, which whoever shows it draws with fonts of his own.
+        # Text stays text: the viewer's own fonts may have the glyph.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         fig.savefig(file, format="svg", metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]))
     return file.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
 
 
-def save(fig: Any, directory: str | os.PathLike, name: str) -> list[Path]:
-    """Saves a figure as PNG, PDF and SVG, and every line and band it shows as NAME.csv.
+def save(fig: "Figure", directory: str | os.PathLike, name: str) -> list[Path]:
+    """Saves a figure as PNG, PDF and SVG, and every line, band and map it shows as NAME.csv.
 
     Args:
       fig: matplotlib Figure; each labelled panel's title names it in the CSV.
@@ -99,25 +98,17 @@ def save(fig: Any, directory: str | os.PathLike, name: str) -> list[Path]:
     for path in paths:
         if not os.access(path if path.exists() else folder, os.W_OK) or path.is_dir():
             raise ValueError(f"{str(path)!r} cannot be written")
-    there = [path for path in paths if path.exists()]
-    if there and not _is_table(paths[3]):
+    existing = [path for path in paths if path.exists()]
+    if existing and not _is_table(paths[3]):
         raise ValueError(
-            f"{str(there[-1])!r} is not of a figure that was saved here, with its numbers in {name}.csv: move it away "
-            "or choose another name"
+            f"{str(existing[-1])!r} is not of a figure that was saved here, with its numbers in {name}.csv: move it "
+            "away or choose another name"
         )
-    # The table first: by it the other files are known again, if this is cut off.
+    # The table comes first: if writing is cut off, it shows that the other files belong to a figure.
     with _replacing(paths[3]) as temporary, open(temporary, "x", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for number, ax in enumerate(fig.axes):
-            panel = ax.get_title(loc="left") or str(number)
-            for index, line in enumerate(ax.lines):
-                x, y = (np.asarray(v, float) for v in line.get_data())
-                low, high = getattr(line, "band", (np.full_like(y, np.nan),) * 2)
-                label = line.get_label() if not line.get_label().startswith("_") else f"line {index}"
-                label = label.strip().replace(r"\$", "$")
-                for row in zip(x, y, low, high):
-                    writer.writerow([panel, label, *("" if math.isnan(v) else f"{v:.6g}" for v in row)])
+        writer.writerows(table(fig))
     with _replacing(paths[0]) as temporary, open(temporary, "xb") as file:
         fig.savefig(file, format="png", metadata={"Software": None})
     with _replacing(paths[1]) as temporary, open(temporary, "xb") as file:
@@ -138,6 +129,6 @@ def _is_table(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Where a file is written that then replaces another one in one move, the one that a link leads to."""
+    """The path of a temporary file, which replaces `path`, or the file that a link leads to, in one move."""
     with replace_file(Path(os.path.realpath(path))) as temporary:
         yield temporary

@@ -1,10 +1,11 @@
-"""One panel of a figure from a Dataset, and the marks, captions and footers that figures share."""
+"""How is a Dataset drawn on one panel? Its curves, and the marks, titles and captions that figures share."""
 
 import math
+import string
 import textwrap
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +16,13 @@ from jaxsign.analysis.runs import manifest, need, numbers_of, one_point
 from jaxsign.analysis.stages import BOUNDARIES, find_stages
 from jaxsign.claims.dynamics import problem_of, setting_of
 from jaxsign.plot.files import COLOURS, style
+from jaxsign.plot.numbers import has_band, keep_band
 from jaxsign.validation.values import known
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Column and text width of a paper, in inches.
 NARROW, WIDE = 3.25, 5.5
@@ -23,7 +30,7 @@ NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD", "signum": "Signum"}
 STYLES = {"sign_gd": "-", "adam": (0, (5, 1)), "gd": (0, (3, 1, 1, 1)), "signum": ":"}
 MARKERS = {"sign_gd": "o", "adam": "s", "gd": "^", "signum": "D"}
 POSITIVE, NEGATIVE, NEUTRAL = "#B2182B", "#2166AC", "#4D4D4D"
-#: Of observables that are no feature themselves: the features whose products or signs they are.
+#: {observable: the features from whose products or signs it is computed}.
 _FIRST, _SECOND = ("query_signal", "key_signal", "key_noise"), ("query_noise", "key_noise", "key_signal")
 MADE_OF = {
     "s11": _FIRST, "s21": _SECOND, "log_s21": _SECOND, "s22": _SECOND, "sign_agreement": ("query_noise", "key_noise"),
@@ -31,7 +38,7 @@ MADE_OF = {
 }  # fmt: skip
 
 
-def _axes(ax: Any, width: float = NARROW) -> Any:
+def _axes(ax: "Axes | None", width: float = NARROW) -> "Axes":
     if ax is not None:
         return ax
     import matplotlib.pyplot as plt
@@ -47,7 +54,7 @@ def _look(family: str) -> dict[str, Any]:
 
 
 def legend_name(family: Any) -> str:
-    """An optimizer's name as matplotlib shows it letter by letter: a `$` begins no formula, a "_" hides no line.
+    """An optimizer's name for a legend, in which a `$` begins no formula and a leading "_" hides no line.
 
     Examples:
       >>> legend_name("sign_gd"), legend_name("_mine")
@@ -62,31 +69,31 @@ def literal(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _over_runs(values: Any) -> np.ndarray:
-    """Median, 5 % and 95 % quantile over seeds, (3, x); NaN where every seed is NaN."""
+def _over_runs(values: "xr.DataArray") -> np.ndarray:
+    """Median, 5 % and 95 % quantile over seeds, (3, x); NaN where no seed is finite."""
     table = np.asarray(values.transpose("seed", ...).values, float)
     out = np.full((3, *table.shape[1:]), np.nan)
-    there = np.isfinite(table).any(axis=0)
-    if there.any():
-        out[:, there] = np.nanquantile(table[:, there], [0.5, 0.05, 0.95], axis=0)
+    finite = np.isfinite(table).any(axis=0)
+    if finite.any():
+        out[:, finite] = np.nanquantile(table[:, finite], [0.5, 0.05, 0.95], axis=0)
     return out
 
 
-def _drawn(ax: Any, axis: str) -> np.ndarray:
-    """The finite coordinates on one axis of what `band` has drawn."""
-    lines = [line for line in ax.lines if hasattr(line, "band")]
+def _drawn(ax: "Axes", axis: str) -> np.ndarray:
+    """The finite coordinates, on one axis, of the lines that `band` has drawn."""
+    lines = [line for line in ax.lines if has_band(line)]
     values = np.concatenate([np.empty(0), *(np.asarray(getattr(line, f"get_{axis}data")(), float) for line in lines)])
     return values[np.isfinite(values)]
 
 
-def _log_scale(ax: Any, axis: str, empty: str, span: Sequence[float] = (0.1, 1.0)) -> None:
-    """Sets a log scale; where no band has a positive number on it, says so in the panel and shows `span`.
+def _log_scale(ax: "Axes", axis: str, empty: str, span: Sequence[float] | np.ndarray = (0.1, 1.0)) -> None:
+    """Sets a log scale; if no band has a positive number, the panel shows `span` and says why it is empty.
 
     Args:
       ax: Axes that `band` has drawn on.
       axis: "x" or "y".
-      empty: why nothing can be seen, if nothing can.
-      span: the lower and upper end of the axis then, both positive.
+      empty: why the panel is empty, if it is.
+      span: lower and upper end of the axis of an empty panel, both positive.
     """
     if not (_drawn(ax, axis) > 0).any():
         low, high = min(span), max(span)
@@ -95,21 +102,21 @@ def _log_scale(ax: Any, axis: str, empty: str, span: Sequence[float] = (0.1, 1.0
     getattr(ax, f"set_{axis}scale")("log")
 
 
-def _say(ax: Any, empty: str) -> None:
-    """Writes into a panel why nothing is drawn in it, once."""
+def _say(ax: "Axes", empty: str) -> None:
+    """Writes into a panel, once, why it is empty."""
     if empty not in [text.get_text() for text in ax.texts]:
         ax.text(0.5, 0.5, empty, transform=ax.transAxes, ha="center", va="center", color="0.5", wrap=True)
 
 
-def _why(ds: Any, what: str) -> str:
-    """Why a trace cannot be drawn: what its runs have come to."""
+def _why(ds: "xr.Dataset", what: str) -> str:
+    """Why a trace cannot be drawn: how many of its runs diverged or have not run."""
     status = np.asarray(ds["status"].values if "status" in ds else [])
     kinds = {"diverged": status == 1, "not run": status < 0}
     words = [f"{int(which.sum())} {kind}" for kind, which in kinds.items() if which.any()]
     return f"{what}\n({', '.join(words)}, of {status.size} runs)" if words else what
 
 
-def band(ax: Any, x: Any, values: Any, label: str | None = None, **look: Any) -> None:
+def band(ax: "Axes", x: Any, values: "xr.DataArray", label: str | None = None, **look: Any) -> None:
     """Draws median and 5-95 % band over the dimension `seed`.
 
     Args:
@@ -120,18 +127,20 @@ def band(ax: Any, x: Any, values: Any, label: str | None = None, **look: Any) ->
       **look: passed to `ax.plot`.
     """
     middle, low, high = _over_runs(values)
-    there = np.isfinite(middle)
-    x = np.asarray(x)[there]
-    (line,) = ax.plot(x, middle[there], label=label, **look)
-    ax.fill_between(x, low[there], high[there], color=line.get_color(), alpha=0.2, linewidth=0)
-    line.band = (low[there], high[there])  # `save` writes it beside the line
+    finite = np.isfinite(middle)
+    x, middle, low, high = np.asarray(x)[finite], middle[finite], low[finite], high[finite]
+    (line,) = ax.plot(x, middle, label=label, **look)
+    ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    keep_band(line, low, high)
 
 
-def dynamics(ds: Any, name: str = "query_noise", ax: Any = None, until: int | None = None, group: bool = True) -> Any:
+def dynamics(
+    ds: "xr.Dataset", name: str = "query_noise", ax: "Axes | None" = None, until: int | None = None, group: bool = True
+) -> "Axes":
     """One observable over steps, for one optimizer: median and band over seeds, grouped by sign at t = 100.
 
-    Noise is averaged over the rows and samples of a group inside a seed. Groups compare the observable's sign with the
-    sign of its row's query signal at t = 100: "same" and "opposed".
+    Query and key noise is split into two groups by its sign at t = 100: "same" as the sign of its row's query signal,
+    and "opposed". Inside a seed, noise is averaged over the rows and samples of a group.
 
     Args:
       ds: Dataset of one optimizer at one point of every axis.
@@ -144,26 +153,26 @@ def dynamics(ds: Any, name: str = "query_noise", ax: Any = None, until: int | No
       The Axes.
 
     Raises:
-      ValueError: for an observable that is not there, with the nearest one, or a Dataset of several optimizers.
+      ValueError: for an unknown observable, with the nearest name, or a Dataset of several optimizers.
     """
-    known("observable", name, [n for n, v in ds.data_vars.items() if "step" in v.dims])
+    known("observable", name, [str(key) for key, values in ds.data_vars.items() if "step" in values.dims])
     ds = _one_optimizer(ds)
     ax = _axes(ax)
     if until is not None:
         ds = ds.sel(step=slice(None, until))
     values = ds[name]
-    own = [dim for dim in values.dims if dim not in ("seed", "step")]
+    members = [dim for dim in values.dims if dim not in ("seed", "step")]
     if group and name in ("query_noise", "key_noise") and GROUPING_STEP in ds["step"]:
         need(ds, "query_signal")
         reference = np.sign(ds["query_signal"].sel(step=GROUPING_STEP))
         aligned = np.sign(values.sel(step=GROUPING_STEP)) == reference
         relative = values * reference
         for mask, label, colour in ((aligned, "same sign", POSITIVE), (~aligned, "opposed", NEGATIVE)):
-            band(ax, ds["step"], relative.where(mask).mean(own).transpose("seed", "step"), label, color=colour)
+            band(ax, ds["step"], relative.where(mask).mean(members).transpose("seed", "step"), label, color=colour)
         ax.axhline(0, color="0.6", lw=0.5)
         ax.set_ylabel(f"{name.replace('_', ' ')} · sgn(query signal)")
     else:
-        band(ax, ds["step"], values.mean(own).transpose("seed", "step"), color=NEUTRAL)
+        band(ax, ds["step"], values.mean(members).transpose("seed", "step"), color=NEUTRAL)
         ax.set_ylabel(literal(name.replace("_", " ")))
     if not _drawn(ax, "y").size:
         _say(ax, _why(ds, f"no finite {name.replace('_', ' ')}"))
@@ -171,7 +180,7 @@ def dynamics(ds: Any, name: str = "query_noise", ax: Any = None, until: int | No
     return ax
 
 
-def _one_optimizer(ds: Any) -> Any:
+def _one_optimizer(ds: "xr.Dataset") -> "xr.Dataset":
     if "optimizer" in ds.dims and ds.sizes["optimizer"] > 1:
         count = ds.sizes["optimizer"]
         raise ValueError(f"ds must hold one optimizer, got {count}: ds.sel(optimizer=[...]) chooses one")
@@ -179,7 +188,7 @@ def _one_optimizer(ds: Any) -> Any:
     return ds.isel({dim: 0 for dim in ds["status"].dims if dim != "seed" and ds.sizes[dim] == 1})
 
 
-def loss(ds: Any, ax: Any = None, name: str = "train_loss") -> Any:
+def loss(ds: "xr.Dataset", ax: "Axes | None" = None, name: str = "train_loss") -> "Axes":
     """A loss over steps on a log scale, one line per optimizer, with the late law of SignGD dashed.
 
     Args:
@@ -191,7 +200,7 @@ def loss(ds: Any, ax: Any = None, name: str = "train_loss") -> Any:
       The Axes.
 
     Raises:
-      ValueError: if the loss is not there.
+      ValueError: if the Dataset lacks the loss.
     """
     need(ds, name)
     ds, ax = one_point(ds), _axes(ax)
@@ -211,7 +220,7 @@ def loss(ds: Any, ax: Any = None, name: str = "train_loss") -> Any:
     return ax
 
 
-def error_at_loss(ds: Any, ax: Any = None, levels: Sequence[float] | None = None) -> Any:
+def error_at_loss(ds: "xr.Dataset", ax: "Axes | None" = None, levels: Sequence[float] | None = None) -> "Axes":
     """Test error against training loss, one line per optimizer, with the closed-form laws dashed.
 
     Args:
@@ -223,7 +232,7 @@ def error_at_loss(ds: Any, ax: Any = None, levels: Sequence[float] | None = None
       The Axes; time runs from left to right, so the x axis is inverted.
 
     Raises:
-      ValueError: if an observable is not there.
+      ValueError: if the Dataset lacks an observable.
     """
     need(ds, "train_loss", "test_error")
     ds, ax = one_point(ds), _axes(ax)
@@ -245,8 +254,8 @@ def error_at_loss(ds: Any, ax: Any = None, levels: Sequence[float] | None = None
     return ax
 
 
-def _at_losses(ax: Any, ds: Any, level: float | Sequence[float], name: str) -> Any:
-    """A quantity at one training loss or several; the panel says which readings are left out, and why."""
+def _at_losses(ax: "Axes", ds: "xr.Dataset", level: float | Sequence[float], name: str) -> "xr.DataArray":
+    """A quantity at one training loss or several; the panel says how many readings are left out, and why."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # said in the panel
         at = at_train_loss(ds, level, [name], leaps=False)
@@ -258,7 +267,7 @@ def _at_losses(ax: Any, ds: Any, level: float | Sequence[float], name: str) -> A
     return at[name]
 
 
-def snr(ds: Any, ax: Any = None, level: float = 0.1, name: str = "test_error") -> Any:
+def snr(ds: "xr.Dataset", ax: "Axes | None" = None, level: float = 0.1, name: str = "test_error") -> "Axes":
     """A test quantity at equal training loss against SNR: band over seeds and learning rates, laws dashed.
 
     Args:
@@ -271,7 +280,7 @@ def snr(ds: Any, ax: Any = None, level: float = 0.1, name: str = "test_error") -
       The Axes.
 
     Raises:
-      ValueError: if the axis or an observable is not there.
+      ValueError: if the Dataset lacks the axis or an observable.
     """
     need(ds, "train_loss", name)
     if "snr" not in ds.dims:
@@ -295,7 +304,7 @@ def snr(ds: Any, ax: Any = None, level: float = 0.1, name: str = "test_error") -
     return ax
 
 
-def phase(ds: Any, ax: Any = None) -> Any:
+def phase(ds: "xr.Dataset", ax: "Axes | None" = None) -> "Axes":
     """Stage boundaries of every run: one row per boundary, one dot per seed, median as a bar.
 
     Args:
@@ -306,7 +315,7 @@ def phase(ds: Any, ax: Any = None) -> Any:
       The Axes.
 
     Raises:
-      ValueError: if an observable is not there.
+      ValueError: if the Dataset lacks an observable.
     """
     stages, ax = find_stages(_one_optimizer(ds)), _axes(ax)
     for row, name in enumerate(BOUNDARIES):
@@ -325,10 +334,10 @@ def phase(ds: Any, ax: Any = None) -> Any:
     return ax
 
 
-def mark_stages(ax: Any, ds: Any, until: int, stages: Any = None) -> None:
+def mark_stages(ax: "Axes", ds: "xr.Dataset", until: int, stages: "xr.Dataset | None" = None) -> None:
     """Marks the median stage boundaries up to `until` on an Axes whose x axis is the step; close labels move right.
 
-    Where many Axes are marked, `stages` are the boundaries that `js.find_stages` has found in `ds` once for all.
+    A caller that marks many Axes gives `stages`, the Dataset that `js.find_stages` returns for `ds`.
     """
     stages = find_stages(_one_optimizer(ds)) if stages is None else stages
     reached = {name[2:]: float(stages[name].median()) for name in BOUNDARIES if bool(stages[name].notnull().any())}
@@ -343,31 +352,31 @@ def mark_stages(ax: Any, ds: Any, until: int, stages: Any = None) -> None:
         ax.text(x, 1.0, name, transform=ax.get_xaxis_transform(), fontsize=5.5, color="0.25", va="bottom", ha="center")
 
 
-def alarms_of(ds: Any, name: str) -> list[str]:
-    """The alarms of a Dataset that say when an observable is no longer to be trusted.
+def alarms_of(ds: "xr.Dataset", name: str) -> list[str]:
+    """The alarms of a Dataset that say from which step on an observable is frozen.
 
     Args:
       ds: Dataset.
-      name: an observable; attentions and agreements are frozen as soon as something that they are made of is.
+      name: an observable; an attention or an agreement is frozen as soon as one of its features is.
 
     Returns:
-      Names of variables; results of a version that watched query noise alone have `first_frozen_step` for it.
+      Names of variables. Older results have `first_frozen_step`, the alarm of query noise.
 
     Examples:
       >>> import xarray as xr
       >>> alarms_of(xr.Dataset({"first_frozen_key_noise": 3, "first_frozen_query_noise": 2}), "sign_agreement")
       ['first_frozen_query_noise', 'first_frozen_key_noise']
     """
-    made_of = MADE_OF.get(name, (name,))
-    found = [f"first_frozen_{one}" for one in made_of if f"first_frozen_{one}" in ds]
-    old = not found and "query_noise" in made_of and "first_frozen_step" in ds
-    return ["first_frozen_step"] if old else found
+    features = MADE_OF.get(name, (name,))
+    alarms = [f"first_frozen_{feature}" for feature in features if f"first_frozen_{feature}" in ds]
+    old = not alarms and "query_noise" in features and "first_frozen_step" in ds
+    return ["first_frozen_step"] if old else alarms
 
 
-def hatch_underflow(ax: Any, ds: Any, name: str = "query_noise") -> None:
-    """Hatches the steps after the median first underflow of what an observable is made of: it is frozen there.
+def hatch_underflow(ax: "Axes", ds: "xr.Dataset", name: str = "query_noise") -> None:
+    """Hatches the steps at which an observable is frozen: those after the median first underflow of its features.
 
-    The hatching has an entry of its own in the legend, which is drawn after it.
+    The hatching has its own entry in the legend, so draw the legend after it.
 
     Args:
       ax: Axes whose x axis is the step, with its limits.
@@ -384,7 +393,7 @@ def hatch_underflow(ax: Any, ds: Any, name: str = "query_noise") -> None:
         ax.axvspan(low, high, facecolor="none", edgecolor="0.6", hatch="////", lw=0, label="frozen: underflow")
 
 
-def footer(fig: Any, ds: Any, preset: str = "") -> None:
+def footer(fig: "Figure", ds: "xr.Dataset", preset: str = "") -> None:
     """Writes seeds, preset, d, n, s, dtype, engine and learning rates below a figure."""
     definition = manifest(ds)["definition"]
     problem, hyper = definition["problem"], definition["hyper"]
@@ -401,6 +410,30 @@ def footer(fig: Any, ds: Any, preset: str = "") -> None:
     small_print(fig, text, int(25 * fig.get_size_inches()[0]))
 
 
-def small_print(fig: Any, text: str, width: int) -> None:
-    """Writes seeds, settings and whatever else a reader must know below a figure, in lines of `width` characters."""
+def small_print(fig: "Figure", text: str, width: int) -> None:
+    """Writes a caption with seeds and settings below a figure, in lines of `width` characters."""
     fig.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize=5, color="0.35")
+
+
+def letter_panels(axes: "Iterable[Axes]", titles: Sequence[str], **look: Any) -> None:
+    """Gives panels their titles, after "(a)", "(b)", ... in their order.
+
+    Args:
+      axes: Axes, one a title.
+      titles: what each panel shows.
+      **look: passed to `ax.set_title`, such as fontsize=7.
+    """
+    for letter, ax, title in zip(string.ascii_lowercase, axes, titles):
+        ax.set_title(f"({letter}) {title}", **look)
+
+
+def sizes(ds: "xr.Dataset", *names: str) -> str:
+    """Fields of a Dataset's problem and hyperparameters for a caption: "n=20 d=2000".
+
+    Args:
+      ds: Dataset with its manifest.
+      *names: fields of the problem or of the hyperparameters.
+    """
+    definition = manifest(ds)["definition"]
+    fields = {**definition["problem"], **definition["hyper"]}
+    return " ".join(f"{name}={fields[name]}" for name in names)

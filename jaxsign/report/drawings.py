@@ -1,11 +1,11 @@
-"""Every picture that `jaxsign.plot` can draw of one Dataset, a panel each, as SVG that shares a page with others."""
+"""Which panels can be drawn of one Dataset? Each as SVG that can stand on one page with others."""
 
 import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,13 +18,18 @@ from jaxsign.analysis.runs import system_of
 from jaxsign.analysis.stages import BOUNDARIES, find_stages
 from jaxsign.claims.dynamics import problem_of
 
-#: Points of the axes that are drawn one by one; of more, these many are chosen evenly.
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+#: Points of the axes that are drawn one by one; of more points, this many are chosen evenly.
 POINTS = 6
 #: Recorded steps that a line of noise is drawn from: more cannot be seen on 5 cm.
 STEPS = 150
 #: More dots than these are drawn as one picture of pixels.
 DOTS = 1000
-#: Systems whose test error the closed-form laws are about; a single run names none.
+#: Systems with closed-form laws of the test error; a single run has no system's name.
 WITH_LAWS = ("two_layer", "two_layer_curvature", "")
 #: Traces that come first, in the order of the stages.
 FIRST = ("value_noise", "query_noise", "key_noise", "query_signal", "key_signal", "s11", "s21", "s22")
@@ -50,15 +55,15 @@ class Drawing:
 
 @dataclasses.dataclass(frozen=True)
 class _Panel:
-    """What is going to be drawn on an Axes, as far as the Dataset has it."""
+    """A panel before it is drawn; `draw` raises CannotDecide if the Dataset lacks something."""
 
     group: str
     title: str
     caption: str
-    draw: Callable[[Any], Any]
+    draw: Callable[["Axes"], Any]
 
 
-def drawings(ds: Any, prefix: str) -> list[Drawing]:
+def drawings(ds: "xr.Dataset", prefix: str) -> list[Drawing]:
     """Losses, scalars, SNR curves and stages of a Dataset of any system, in this order.
 
     Args:
@@ -66,8 +71,8 @@ def drawings(ds: Any, prefix: str) -> list[Drawing]:
       prefix: what ids begin with, unique on the page.
 
     Returns:
-      The drawings; none where no run has finished or no trace is kept. A picture for which the Dataset lacks something
-      is left out.
+      The drawings; none if no run has finished or the Dataset has no traces. A picture is left out if the Dataset lacks
+      something that it shows.
 
     Raises:
       Defect: if drawing fails, naming the picture.
@@ -90,7 +95,7 @@ def drawings(ds: Any, prefix: str) -> list[Drawing]:
     return out
 
 
-def _panels(ds: Any) -> Iterator[_Panel]:
+def _panels(ds: "xr.Dataset") -> Iterator[_Panel]:
     """The panels that a Dataset may have."""
     if ds.sizes.get("step", 0) < 2 or not bool((ds["status"] == 0).any()):
         return
@@ -113,13 +118,13 @@ def _panels(ds: Any) -> Iterator[_Panel]:
         yield from _of_traces(point.isel(optimizer=[i]), words)
 
 
-def _point(ds: Any, place: dict[str, int]) -> Any:
+def _point(ds: "xr.Dataset", place: dict[str, int]) -> "xr.Dataset":
     """One point of every axis with one optimizer of every family: the one whose median training loss ends lowest.
 
     Families without a finished run are left out.
     """
     point = ds.isel(place)
-    finished = (point["status"] == 0).transpose("optimizer", "seed").values.any(axis=1)
+    finished = (point["status"].transpose("optimizer", "seed").values == 0).any(axis=1)
     families = np.atleast_1d(point["family"].values)
     ends = np.zeros(families.size)
     if "train_loss" in point:
@@ -127,13 +132,13 @@ def _point(ds: Any, place: dict[str, int]) -> Any:
         ends = np.median(np.where(np.isfinite(last), last, np.inf), axis=1)
     chosen = []
     for family in dict.fromkeys(families.tolist()):
-        own = [i for i in np.flatnonzero(families == family) if finished[i]]
-        chosen += [min(own, key=lambda i: ends[i])] if own else []
+        candidates = [i for i in np.flatnonzero(families == family) if finished[i]]
+        chosen += [min(candidates, key=lambda i: ends[i])] if candidates else []
     return point.isel(optimizer=chosen)
 
 
-def _words(ds: Any, point: Any) -> str:
-    """The point's coordinates on the axes of the whole, in words; empty if it is the only one."""
+def _words(ds: "xr.Dataset", point: "xr.Dataset") -> str:
+    """A point's coordinates on the axes of the Dataset, in words; empty if it is the only point."""
     names = [name for name in ds.coords if ds[name].ndim == 1 and name in point.coords and point[name].ndim == 0]
     names = sorted((str(name) for name in names if ds[name].size > 1), key=lambda name: (name not in ds.dims, name))
     return ", ".join(f"{name}={_short(point[name].item())}" for name in names)
@@ -147,14 +152,14 @@ def _titled(title: str, words: str) -> str:
     return f"{title}, {words}" if words else title
 
 
-def _caption(point: Any, optimizers: str = "") -> str:
+def _caption(point: "xr.Dataset", optimizers: str = "") -> str:
     """Which runs a panel is of."""
     seeds = point.sizes["seed"]
     band = f"median and 5-95 % of {seeds} seeds" if seeds > 1 else "1 seed"
     return f"{optimizers or ', '.join(map(str, np.atleast_1d(point['optimizer'].values)))}; {band}"
 
 
-def _of_losses(point: Any, words: str) -> Iterator[_Panel]:
+def _of_losses(point: "xr.Dataset", words: str) -> Iterator[_Panel]:
     """Losses over steps, and test error at equal training loss."""
     late = ("noise_l1",) if _late_law(point) else ()
     held = point[with_captured(point, (*LOSSES, "test_error", "status", *late))].load()
@@ -167,7 +172,7 @@ def _of_losses(point: Any, words: str) -> Iterator[_Panel]:
         yield _Panel("Losses", title, f"{caption}; laws dashed", partial(plot.error_at_loss, held))
 
 
-def _late_law(point: Any) -> bool:
+def _late_law(point: "xr.Dataset") -> bool:
     """Whether the late loss of SignGD follows the law that `plot.loss` draws.
 
     That is so with softmax attention and no residual path, as long as no loss is too small for its floats.
@@ -181,7 +186,7 @@ def _late_law(point: Any) -> bool:
     return float(point["train_loss"].min()) > np.finfo(point["train_loss"].dtype).tiny
 
 
-def _loss(held: Any, name: str, ax: Any) -> None:
+def _loss(held: "xr.Dataset", name: str, ax: "Axes") -> None:
     """A loss over steps, on a log scale if it spans a decade."""
     plot.loss(held, ax, name)
     ax.set_ylabel(name.replace("_", " "))  # the long name is the title
@@ -192,7 +197,7 @@ def _loss(held: Any, name: str, ax: Any) -> None:
         ax.set_yscale("linear")
 
 
-def _scalar(held: Any, name: str, ax: Any) -> None:
+def _scalar(held: "xr.Dataset", name: str, ax: "Axes") -> None:
     """A scalar over steps, one line per optimizer, on a log scale if it is positive and spans a decade."""
     for i, family in enumerate(held["family"].values.tolist()):
         values = held[name].isel(optimizer=i).transpose("seed", "step")
@@ -214,7 +219,7 @@ def _spans(values: np.ndarray) -> bool:
     return bool(values.size and values.min() > 0 and values.max() >= 10 * values.min())
 
 
-def _of_scalars(point: Any, words: str) -> Iterator[_Panel]:
+def _of_scalars(point: "xr.Dataset", words: str) -> Iterator[_Panel]:
     """Every other observable that is one number a step."""
     names = [str(name) for name, v in point.data_vars.items() if set(v.dims) == {"optimizer", "seed", "step"}]
     for name in sorted(set(names) - set(LOSSES)):
@@ -224,7 +229,7 @@ def _of_scalars(point: Any, words: str) -> Iterator[_Panel]:
         yield _Panel("Other scalars", title, _caption(point), partial(_scalar, held, name))
 
 
-def _over_axis(ds: Any, axis: str, place: dict[str, int]) -> Iterator[_Panel]:
+def _over_axis(ds: "xr.Dataset", axis: str, place: dict[str, int]) -> Iterator[_Panel]:
     """Test quantities at equal training loss against SNR; the end of training against any axis of numbers."""
     along = ds.isel(place)
     group, words = f"Against {axis}", _words(ds, along)
@@ -243,12 +248,12 @@ def _over_axis(ds: Any, axis: str, place: dict[str, int]) -> Iterator[_Panel]:
         yield _Panel(group, title, caption, partial(_ends, ends, axis, families))
 
 
-def _ends(ends: Any, axis: str, families: np.ndarray, ax: Any) -> None:
+def _ends(ends: "xr.DataArray", axis: str, families: np.ndarray, ax: "Axes") -> None:
     """The last loss of every family against an axis, at each of its points the optimizer whose median ends lowest."""
     medians = ends.where(np.isfinite(ends), np.inf).median("seed")
     for family in dict.fromkeys(families.tolist()):
-        own = np.flatnonzero(families == family)
-        best = ends.isel(optimizer=own).isel(optimizer=medians.isel(optimizer=own).argmin("optimizer"))
+        places = np.flatnonzero(families == family)
+        best = ends.isel(optimizer=places).isel(optimizer=medians.isel(optimizer=places).argmin("optimizer"))
         label, marker = plot.legend_name(family), plot.MARKERS.get(family, "o")
         plot.band(ax, ends[axis], best.transpose("seed", axis), label, marker=marker, ms=3, **_look(family))
     for scale, values in ((ax.set_yscale, ends.values), (ax.set_xscale, ends[axis].values)):
@@ -258,8 +263,8 @@ def _ends(ends: Any, axis: str, families: np.ndarray, ax: Any) -> None:
     ax.legend()
 
 
-def _of_traces(one: Any, words: str) -> Iterator[_Panel]:
-    """The stages of one optimizer's runs: every observable with dimensions of its own, and the boundaries."""
+def _of_traces(one: "xr.Dataset", words: str) -> Iterator[_Panel]:
+    """The stages of one optimizer's runs: their boundaries, and every observable with further dimensions."""
     family = str(np.atleast_1d(one["family"].values)[0])
     family, caption = plot.NAMES.get(family, family), _caption(one)
     names = [str(n) for n, v in one.data_vars.items() if "step" in v.dims and len(v.dims) > 3]
@@ -280,7 +285,7 @@ def _of_traces(one: Any, words: str) -> Iterator[_Panel]:
     else:
         yield _Panel(group, _titled("stage boundaries", words), f"{caption}; a dot a seed", partial(_boundaries, held))
 
-    def trace(name: str, ax: Any) -> None:
+    def trace(name: str, ax: "Axes") -> None:
         plot.dynamics(_thinned(held, until), name, ax)
         ax.set_xlim(0, until)
         if stages is not None:
@@ -291,25 +296,25 @@ def _of_traces(one: Any, words: str) -> Iterator[_Panel]:
 
     for name in names:
         title = str(held[name].attrs.get("long_name", name.replace("_", " ")))
-        own = " and ".join(str(dim) for dim in held[name].dims if dim not in ("optimizer", "seed", "step"))
+        members = " and ".join(str(dim) for dim in held[name].dims if dim not in ("optimizer", "seed", "step"))
         title = _titled(title, words)
-        yield _Panel(group, title, f"{caption}; averaged over {own}", partial(trace, name))
+        yield _Panel(group, title, f"{caption}; averaged over {members}", partial(trace, name))
 
 
-def _boundaries(held: Any, ax: Any) -> None:
+def _boundaries(held: "xr.Dataset", ax: "Axes") -> None:
     plot.phase(held, ax)
     for line in ax.lines:
-        line.set_rasterized(line.get_marker() == "." and len(line.get_xdata()) > DOTS)
+        line.set_rasterized(line.get_marker() == "." and np.size(line.get_xdata()) > DOTS)
 
 
-def _thinned(ds: Any, until: int) -> Any:
-    """A Dataset up to a step, at no more than STEPS of its recorded steps, the one that groups noise among them."""
+def _thinned(ds: "xr.Dataset", until: int) -> "xr.Dataset":
+    """A Dataset up to a step, at STEPS of its recorded steps or fewer, and at the step whose signs group noise."""
     steps = ds["step"].values[ds["step"].values <= until]
     kept = np.unique(np.linspace(0, steps.size - 1, min(STEPS, steps.size)).round().astype(int))
     return ds.isel(step=np.union1d(kept, np.flatnonzero(steps == GROUPING_STEP)))
 
 
-def _drawn(draw: Callable[[Any], Any]) -> str:
+def _drawn(draw: Callable[["Axes"], Any]) -> str:
     """A panel as an SVG document; empty if there is no line of two points on it, and no dot."""
     from matplotlib.figure import Figure
 
@@ -317,7 +322,7 @@ def _drawn(draw: Callable[[Any], Any]) -> str:
         fig = Figure(figsize=(plot.NARROW, 0.7 * plot.NARROW))
         ax = fig.subplots()
         draw(ax)
-        lines = [np.size(line.get_xdata()) for line in ax.lines if hasattr(line, "band")]  # not those of laws
+        lines = [np.size(line.get_xdata()) for line in ax.lines if plot.has_band(line)]  # not those of laws
         dots = [np.size(line.get_xdata()) for line in ax.lines if line.get_marker() == "."]
         if max(lines, default=0) < 2 and not any(dots):
             return ""
@@ -331,7 +336,7 @@ def _drawn(draw: Callable[[Any], Any]) -> str:
         return plot.svg(fig)
 
 
-def _tick(axis: Any) -> None:
+def _tick(axis: "Axis") -> None:
     """Labels of a log axis of less than two decades: 1, 2 and 5, where matplotlib's own collide."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -349,12 +354,12 @@ _LONG = re.compile(r"-?\d+\.\d{3,}")
 def _inline(document: str, prefix: str) -> str:
     """An SVG document as an element of an HTML page.
 
-    Ids are kept where something refers to them and get the prefix, since matplotlib calls equal shapes the same in all
-    figures. Its style sheet, which would apply to the whole page, and its size are left to the page's. Coordinates are
-    rounded to a hundredth of a point.
+    Ids that something refers to get the prefix, since matplotlib gives equal shapes the same id in all figures; others
+    are removed. So are the style sheet, which would apply to the whole page, and the size, which the page's own style
+    sheet sets. Coordinates are rounded to a hundredth of a point.
     """
     root = ElementTree.fromstring(document)
-    asked = set(_REFERENCE.findall(document))
+    referenced = set(_REFERENCE.findall(document))
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
         element.text, element.tail = (text.strip() if text else None for text in (element.text, element.tail))
@@ -362,13 +367,13 @@ def _inline(document: str, prefix: str) -> str:
             value = element.attrib.pop(key)
             name = key.rpartition("}")[2]
             if name == "id":
-                if value not in asked:
+                if value not in referenced:
                     continue
                 value = prefix + value
             elif name == "href" or "url(" in value:
-                value = _REFERENCE.sub(lambda found: f"#{prefix}{found[1]}", value)
+                value = _REFERENCE.sub(lambda match: f"#{prefix}{match[1]}", value)
             elif name in ("d", "x", "y", "points"):
-                value = _LONG.sub(lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), value)
+                value = _LONG.sub(lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), value)
                 value = value.replace(" \n", "\n").replace("\n", " ").strip()
             element.set(name, value)
     for parent in root.iter():

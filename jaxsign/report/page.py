@@ -1,4 +1,4 @@
-"""One HTML page about results: verdicts, figures, what was run and how; no network, the same bytes every time."""
+"""Which page reports results? One HTML file: verdicts, figures, settings and commands; the same bytes every time."""
 
 import base64
 import dataclasses
@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -23,16 +23,19 @@ from jaxsign.store.manifest import replace_file
 from jaxsign.validation.names import printable
 from jaxsign.validation.values import local_path
 
-#: By this an earlier report is known, and may be replaced.
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: A file with this line is an earlier report and may be replaced.
 MADE_BY = '<meta name="generator" content="jaxsign report">'
 VERDICTS = ("HOLDS", "FAILS", "UNDECIDED")
-#: Longer lists are shown by their ends.
+#: Of a longer list, the page shows both ends.
 LIST = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """What the page says of one Dataset.
+    """One Dataset on the page.
 
     Args:
       name: its name on the page.
@@ -72,7 +75,7 @@ class Picture:
     numbers: str
 
 
-def render(runs: Mapping[str, Any], figures: str | os.PathLike | None = None) -> str:
+def render(runs: Mapping[str, "xr.Dataset"], figures: str | os.PathLike | None = None) -> str:
     """One self-contained HTML page about results.
 
     Args:
@@ -123,8 +126,8 @@ def render(runs: Mapping[str, Any], figures: str | os.PathLike | None = None) ->
     )  # fmt: skip
 
 
-def write(file: str | os.PathLike, runs: Mapping[str, Any], figures: str | os.PathLike | None = None) -> Path:
-    """Writes the page of `render` in one move: the old file or the new one is there, never half of it.
+def write(file: str | os.PathLike, runs: Mapping[str, "xr.Dataset"], figures: str | os.PathLike | None = None) -> Path:
+    """Writes the page of `render` in one move, so that the file is never half written.
 
     Args:
       file: the HTML file: new, or an earlier report.
@@ -174,7 +177,7 @@ def _is_report(path: Path) -> bool:
 
 
 def _shown(value: Any) -> Any:
-    """What the page shows of a value: texts `printable`, markup of our own as it is."""
+    """A value as the page shows it: `printable` text; the page's own markup stays as it is."""
     return printable(value) if type(value) is str else value
 
 
@@ -182,23 +185,23 @@ def _asset(name: str) -> str:
     return resources.files("jaxsign.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _section(name: str, anchor: str, ds: Any) -> Section:
-    made, found = manifest(ds), drawings(ds, anchor)
+def _section(name: str, anchor: str, ds: "xr.Dataset") -> Section:
+    made, panels = manifest(ds), drawings(ds, anchor)
     status = np.asarray(ds["status"].values)
     kinds = {"finished": status == 0, "diverged": status == 1, "not run": status < 0}
     runs = {kind: int(which.sum()) for kind, which in kinds.items()}
-    found = [dataclasses.replace(d, svg="\n".join(map(printable, d.svg.split("\n")))) for d in found]
-    groups = [(group, list(own)) for group, own in itertools.groupby(found, lambda drawing: drawing.group)]
-    told = [session.get("command", "") for session in made.get("sessions", [])] or [made.get("command", "")]
-    commands = [command for command in dict.fromkeys(told) if command]
+    panels = [dataclasses.replace(d, svg="\n".join(map(printable, d.svg.split("\n")))) for d in panels]
+    groups = [(group, list(members)) for group, members in itertools.groupby(panels, lambda drawing: drawing.group)]
+    recorded = [session.get("command", "") for session in made.get("sessions", [])] or [made.get("command", "")]
+    commands = [command for command in dict.fromkeys(recorded) if command]
     whole = [(key, json.dumps(value)) for key, value in sorted(made.items())]
     return Section(
         name, anchor, str(setting_of(ds)), system_of(ds), runs, groups, _facts(ds, made, runs), commands, whole
     )
 
 
-def _facts(ds: Any, made: Mapping[str, Any], runs: Mapping[str, int]) -> list[tuple[str, str]]:
-    """What the manifest says, a line for each thing."""
+def _facts(ds: "xr.Dataset", made: Mapping[str, Any], runs: Mapping[str, int]) -> list[tuple[str, str]]:
+    """(label, words) of a Dataset's manifest, without empty ones."""
     definition = made["definition"]
     axes = [str(dim) for dim in ds["status"].dims if dim not in ("optimizer", "seed")]
     words = {
@@ -260,8 +263,8 @@ def _ends(manifests: Any) -> list[str]:
     )
 
 
-def _dates(runs: Mapping[str, Any]) -> str:
-    """First and last day of the runs; empty where the manifests do not say."""
+def _dates(runs: Mapping[str, "xr.Dataset"]) -> str:
+    """First and last day of the runs; empty if no manifest has dates."""
     days = list(dict.fromkeys(end[:10] for end in _ends([manifest(ds) for ds in runs.values()])))
     return " to ".join(days[:1] + days[1:][-1:])
 

@@ -237,7 +237,7 @@ def test_a_signal_ends_with_a_checkpoint_and_the_rest_goes_on(tmp_path, whole, c
 
 @pytest.mark.slow
 def test_the_benchmark_of_faults_tries_every_kind_and_finds_nothing_wrong(tmp_path):
-    script = Path(__file__).parents[2] / "sweeps" / "faults.py"
+    script = Path(__file__).parents[2] / "sweeps" / "bench" / "faults.py"
     command = [sys.executable, script, "--out", tmp_path, "--tries", "6", "--kills", "3"]
     run = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -12,7 +12,7 @@ Three parts, each with the command's own sizes (paper-like, supports="disjoint" 
     signs         SignGD with and without trajectory="signs": processor time of run_sweep (in turns), bytes a step on
                   disk over the raw float32 bytes of all parameters, and the speed of decoding every step
 
-Command: python sweeps/overhead.py --out results/overhead [--tiny]
+Command: python sweeps/bench/overhead.py --out results/overhead [--tiny]
 Cost: 15 minutes on 2 CPU cores, about a quarter of it compilation.
 Expected: overhead at most 10 %, memory at most 1.2, bytes at most 0.1 %, slowdown at most 60 %, decoding faster than
 training.

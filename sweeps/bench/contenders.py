@@ -1,4 +1,4 @@
-"""What sweeps/throughput.py compares: PyTorch and JAX + Optax as the field writes them, and the engines of jaxsign.
+"""What does throughput.py compare? PyTorch and JAX + Optax as the field writes them, and the engines of jaxsign.
 
 All train the same draws with full batches, compute the loss at every step and watch that it stays finite, and record
 the same scalars. No experiment of its own: it has no command.

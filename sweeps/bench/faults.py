@@ -14,7 +14,7 @@ detected: said, refused or mended, with right numbers all along. harmless: right
 number that is not the undisturbed sweep's, a file outside that changed, or damage left behind that `verify` calls good.
 traceback: any exception but the two documented ones. hang: more than LIMIT seconds.
 
-Command: python sweeps/faults.py --out results/faults [--tries 500] [--kills 100] [--seed 0]
+Command: python sweeps/bench/faults.py --out results/faults [--tries 500] [--kills 100] [--seed 0]
 Cost: see the last line that it prints.
 Expected: 0 wrong, 0 traceback, 0 hang.
 Writes: faults.csv, one row a kind; trouble.txt, one line for every fault that is neither detected nor harmless.

@@ -7,7 +7,7 @@ through 6 x 6 Gram matrices. Both take turns; the least processor time of REPEAT
 machine only adds to it. Losses of the same weights on the same prompts must agree to TOLERANCE before anything is
 timed.
 
-Command: python sweeps/regression_speed.py    (PyTorch: pip install -e '.[bench]')
+Command: python sweeps/bench/regression_speed.py    (PyTorch: pip install -e '.[bench]')
 Cost: under a minute. Prints milliseconds of processor time a step and their ratio.
 """
 

@@ -1,6 +1,6 @@
-"""What bounds sweeps/throughput.py: the machine's measured limits, and the arithmetic of one step of an engine.
+"""What bounds sweeps/bench/throughput.py: the machine's measured limits, and the arithmetic of one step of an engine.
 
-No experiment of its own: it has no command. The arithmetic is explained in sweeps/throughput.py.
+No experiment of its own: it has no command. The arithmetic is explained in sweeps/bench/throughput.py.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Step:
 
 
 def arithmetic(engine: str, problem: js.Problem, moments: int = 0) -> Step | None:
-    """The least that a step of an engine takes, see sweeps/throughput.py; None for an engine without a formula."""
+    """The least that a step of an engine takes, see throughput.py; None for an engine without a formula."""
     p, m = problem, problem.rows
     noise = p.n * p.patches
     patches, trained = 1 + noise, 2 * m + 2

@@ -5,7 +5,7 @@ batches, 200 steps, the loss at every step, four scalars every 50 (train_loss, s
 and, where it says so, test loss and test error on 1000 fresh examples. Compilation and drawing are outside the clock,
 in columns of their own. The alarm of `first_frozen_step`, which the library alone has, is left out.
 
-Contenders (sweeps/contenders.py). "pytorch": eager, one seed at a time, X as (n, 2, d), full W_V, autograd; a process a
+Contenders (contenders.py). "pytorch": eager, one seed at a time, X as (n, 2, d), full W_V, autograd; a process a
 core with one thread each, and "pytorch, one process" with a thread a core. "textbook": the same model in JAX + Optax,
 mapped over seeds. "dense", "support", "feature_space": the engines; "feature_space_law" trains as feature_space does
 and differs in drawing, which is measured for three d. JAX contenders run in lanes of W mapped runs on all CPU devices,
@@ -48,7 +48,7 @@ of 2.4 milliseconds. Padding n = 20 to 32 costs its share: a program is padded o
 Scans: seed-steps per second of the engines with SignGD over d, n, s, m_k, at the lane widths of `run_sweep`, and over
 devices (one device in a process of its own, where XLA may still use all cores inside an operation).
 
-Command: python sweeps/throughput.py --out results/throughput    (PyTorch: pip install -e '.[bench]')
+Command: python sweeps/bench/throughput.py --out results/throughput    (PyTorch: pip install -e '.[bench]')
 Cost: 11 minutes on 2 cores of an AMD EPYC, about half of it compilation.
 Writes: throughput.csv, one row a cell, and machine.json.
 """

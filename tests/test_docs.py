@@ -32,6 +32,17 @@ def names_in_the_reference():
     return found
 
 
+def test_every_test_that_a_promise_names_exists():
+    tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    for line in (DOCS / "promises.md").read_text().splitlines():
+        text = ""
+        for name in re.findall(r"`(test_\w+(?:\.py|\.\.\.)?)`", line):
+            if name.endswith(".py"):
+                text = tests[name]
+            else:
+                assert f"def {name.removesuffix('...')}" in text, name
+
+
 def test_every_public_name_is_in_the_reference():
     public = {name: value for name, value in vars(jaxsign).items() if not name.startswith("_")}
     exported = re.findall(r"import \w+ as (\w+)", (ROOT / "jaxsign" / "__init__.py").read_text())

@@ -1,5 +1,7 @@
 """Every experiment's tiny mode runs in this process, and every figure can be drawn from what it wrote."""
 
+import argparse
+import ast
 import csv
 import importlib.util
 import json
@@ -14,6 +16,7 @@ import pytest
 
 import jaxsign as js
 from jaxsign.cli import main as cli
+from jaxsign.cli.experiment import build_options, load_build
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,6 +27,20 @@ def load(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+EXPERIMENTS = [path for path in sorted((ROOT / "sweeps").glob("*.py")) if path.stem != "presets"]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_defines_a_smoke_test_and_says_its_command_and_cost(path):
+    parser = argparse.ArgumentParser()
+    build_options(parser)
+    sweeps = load_build(str(path))(argparse.Namespace(**vars(parser.parse_args(["--tiny"])), help=False))
+    assert all(sweep.size > 0 for sweep in sweeps.values())
+    description = ast.get_docstring(ast.parse(path.read_text()))
+    assert "Command: " in description
+    assert "Cost: " in description
 
 
 def refused(main, argv, message, capsys):

@@ -1,5 +1,7 @@
 """jaxsign: sign gradient descent on two-layer transformers in JAX."""
 
+import sys as _sys
+
 # isort: off
 
 # One run
@@ -72,3 +74,8 @@ from jaxsign.claims.verdicts import ClaimTable as ClaimTable
 from jaxsign.claims.claim import Part as Part
 from jaxsign import plot as plot
 from jaxsign import report as report
+
+# Public modules that lie in folders can be imported by their public names: `from jaxsign.presets import paper_like`.
+_sys.modules["jaxsign.curvature"] = curvature
+_sys.modules["jaxsign.landscape"] = landscape
+_sys.modules["jaxsign.presets"] = presets

@@ -78,7 +78,7 @@ def test_the_pages_build_without_a_warning_and_hold_what_they_promise(built):
     for name in modules & exported:  # what such a module defines itself is listed one by one
         module = getattr(jaxsign, name)
         own = {n for n, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__}
-        assert {f"{module.__name__}.{n}" for n in own if not n.startswith("_")} <= listed
+        assert {f"jaxsign.{name}.{n}" for n in own if not n.startswith("_")} <= listed
     pages = {path.name: path.read_text() for path in built.rglob("*.html")}
     assert "u(g) = |g|^p sgn(g)," in re.sub(r"<[^>]+>", "", pages["optimizers.html"])
     assert pages["tutorial.html"].count("data:image/png;base64,") + pages["tutorial.html"].count("_images/") == 2

@@ -9,6 +9,19 @@ from jax.flatten_util import ravel_pytree
 
 from jaxsign.validation.values import known, positive_int, real
 
+__all__ = [
+    "directional_smoothness",
+    "eigenvalues",
+    "gradient_noise",
+    "hessian",
+    "hessian_diagonal",
+    "hvp",
+    "kurtosis",
+    "robust_condition",
+    "robust_condition_number",
+    "tail_index",
+]
+
 Array = jax.Array
 PyTree = Any
 Loss = Callable[[PyTree], Array]

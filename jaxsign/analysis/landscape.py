@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from jaxsign.validation.values import positive_int
 
+__all__ = ["directions", "plane", "roughness"]
+
 Array = jax.Array
 
 

@@ -4,6 +4,8 @@ import dataclasses
 
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 
+__all__ = ["paper_like", "theory"]
+
 
 def paper_like() -> tuple[Problem, Hyper]:
     """n=20, d=2000, s=40, m_k=m_v=20, sigma_p=2, mu=1, sigma_0=3e-3: sizes that reproduce the published behaviour.

@@ -17,8 +17,7 @@ from jaxsign.systems.two_layer.data import TestSet, TrainingSet
 from jaxsign.systems.two_layer.model import COLUMNS, logistic_loss
 from jaxsign.systems.two_layer.problem import OVERLAPS, Hyper, Problem
 from jaxsign.systems.two_layer.task import check_hyper, with_coordinates
-from jaxsign.training.reduction import Reduction
-from jaxsign.training.task import Task
+from jaxsign.training.task import Reduction, Task
 from jaxsign.validation.values import instance, known, positive_int
 
 Array = jax.Array

@@ -17,7 +17,7 @@ from jaxsign.store import checkpoints
 from jaxsign.sweep import execute as blocks
 from jaxsign.sweep.identity.definition import definition
 from jaxsign.training.mode import choose_mode
-from jaxsign.training.reduction import Padding, Reduction
+from jaxsign.training.task import Padding, Reduction
 
 HYPER, STEPS, RATE = {"slope": 1.0}, 6, 0.5
 LIKE = {"w": jax.ShapeDtypeStruct((4, 3), jnp.float32), "b": jax.ShapeDtypeStruct((5,), jnp.float32)}

@@ -9,7 +9,7 @@ import optax
 
 import jaxsign as js
 from jaxsign.systems.two_layer import data as signal_noise
-from jaxsign.training.reduction import Reduction
+from jaxsign.training.task import Reduction
 
 
 def logistic_regression(problem):

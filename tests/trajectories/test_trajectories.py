@@ -16,7 +16,7 @@ from jaxsign.cli import main as cli
 from jaxsign.store import trajectory
 from jaxsign.store.results import UnusableData
 from jaxsign.sweep import recorder
-from jaxsign.training.reduction import Reduction
+from jaxsign.training.task import Reduction
 
 PROBLEM = js.Problem(n=4, d=60, s=4, m_k=3, m_v=3, n_test=8)
 HYPER = js.Hyper(sigma_p=2.0, sigma_0=0.05)

@@ -14,8 +14,7 @@ from jaxsign.systems.two_layer.feature_gradient import value_and_gradient
 from jaxsign.systems.two_layer.features import FeatureData, FeatureParams, Inner, to_features
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 from jaxsign.systems.two_layer.task import check_hyper, dense, mini_batches, with_coordinates
-from jaxsign.training.reduction import Padding, Reduction
-from jaxsign.training.task import Task
+from jaxsign.training.task import Padding, Reduction, Task
 from jaxsign.validation.values import field_names
 
 Array = jax.Array

@@ -13,8 +13,7 @@ from jaxsign.systems.two_layer import model as model
 from jaxsign.systems.two_layer import observables, underflow
 from jaxsign.systems.two_layer.data import TestSet, TrainingSet
 from jaxsign.systems.two_layer.problem import Hyper, Problem
-from jaxsign.training.reduction import Reduction
-from jaxsign.training.task import Task
+from jaxsign.training.task import Reduction, Task
 from jaxsign.validation.values import instance
 
 Array = jax.Array

@@ -295,7 +295,7 @@ def scans(bench):
 
 
 def law(bench):
-    """What drawing and training a run in law costs, whatever d is."""
+    """What drawing and training a run in distribution costs, whatever d is."""
     print("\nfeature_space_law, SignGD with test metrics: milliseconds a run, drawn and trained")
     for d in (2000,) if bench.tiny else (2000, 100_000, 10_000_000):
         problem = dataclasses.replace(bench.work.problem, d=d)

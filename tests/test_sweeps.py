@@ -172,7 +172,7 @@ def test_claims_command_says_why_nothing_is_decided(results, tmp_path, capsys):
 
 
 def test_claims_strict_exits_1_on_a_fails(results, monkeypatch, capsys):
-    import jaxsign.verdicts as verdicts
+    import jaxsign.claims.verdicts as verdicts
 
     assert cli.main(["claims", str(results), "--strict"]) == 0
     monkeypatch.setattr(verdicts, "SHARE", 1.01)  # no share can reach it: every claim fails

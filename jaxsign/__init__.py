@@ -6,6 +6,7 @@ import sys as _sys
 
 # One run
 from jaxsign.training.task import Task as Task
+from jaxsign.training.task import Reduction as Reduction
 from jaxsign.training.train import train as train
 from jaxsign.training.train import Run as Run
 from jaxsign.training.rng import stream as stream

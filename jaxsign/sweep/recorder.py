@@ -39,7 +39,9 @@ def make_tape(group: Group) -> Tape | None:
         return sign_tape(TAPE_STEPS)
     if group.sweep.trajectory == "features":
         if group.task.reduction.project is None:
-            raise ValueError(f"trajectory='features' needs a task with project=, and {group.task.name} has none")
+            raise ValueError(
+                f"trajectory='features' needs a task with js.Reduction(project=...), and {group.task.name} has none"
+            )
         return feature_tape(TAPE_STEPS, group.task.reduction.project)
     return None
 

@@ -1,4 +1,4 @@
-"""Imports go down only: who may import whom, what loads late, which files never train, how long a file may be."""
+"""Imports go down only: who may import whom, what loads late, which files never train."""
 
 import ast
 import importlib
@@ -37,7 +37,7 @@ LATE = {"flax", "jinja2", "xarray", "zarr", "orbax", "matplotlib", "tqdm", "scip
 
 
 def room(path):
-    """The top-level name of a file inside the package: "training" of training.py, "sweep" of sweep/runner.py."""
+    """The top-level name of a file inside the package: "training" of training.py, "sweep" of sweep/run.py."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

@@ -1,4 +1,4 @@
-"""Every experiment's tiny mode runs in this process, and every figure can be drawn from what it wrote."""
+"""Scripts: every experiment defines a smoke test; those of `make reproduce` run, and their figures are drawn."""
 
 import argparse
 import ast

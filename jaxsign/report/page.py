@@ -186,23 +186,23 @@ def _asset(name: str) -> str:
 
 
 def _section(name: str, anchor: str, ds: "xr.Dataset") -> Section:
-    made, panels = manifest(ds), drawings(ds, anchor)
+    record, panels = manifest(ds), drawings(ds, anchor)
     status = np.asarray(ds["status"].values)
     kinds = {"finished": status == 0, "diverged": status == 1, "not run": status < 0}
     runs = {kind: int(which.sum()) for kind, which in kinds.items()}
     panels = [dataclasses.replace(d, svg="\n".join(map(printable, d.svg.split("\n")))) for d in panels]
     groups = [(group, list(members)) for group, members in itertools.groupby(panels, lambda drawing: drawing.group)]
-    recorded = [session.get("command", "") for session in made.get("sessions", [])] or [made.get("command", "")]
+    recorded = [session.get("command", "") for session in record.get("sessions", [])] or [record.get("command", "")]
     commands = [command for command in dict.fromkeys(recorded) if command]
-    whole = [(key, json.dumps(value)) for key, value in sorted(made.items())]
+    whole = [(key, json.dumps(value)) for key, value in sorted(record.items())]
     return Section(
-        name, anchor, str(setting_of(ds)), system_of(ds), runs, groups, _facts(ds, made, runs), commands, whole
+        name, anchor, str(setting_of(ds)), system_of(ds), runs, groups, _facts(ds, record, runs), commands, whole
     )
 
 
-def _facts(ds: "xr.Dataset", made: Mapping[str, Any], runs: Mapping[str, int]) -> list[tuple[str, str]]:
+def _facts(ds: "xr.Dataset", record: Mapping[str, Any], runs: Mapping[str, int]) -> list[tuple[str, str]]:
     """(label, words) of a Dataset's manifest, without empty ones."""
-    definition = made["definition"]
+    definition = record["definition"]
     axes = [str(dim) for dim in ds["status"].dims if dim not in ("optimizer", "seed")]
     words = {
         "runs": ", ".join(f"{count} {kind}" for kind, count in runs.items()) + f"; {sum(runs.values())} in all",
@@ -213,11 +213,11 @@ def _facts(ds: "xr.Dataset", made: Mapping[str, Any], runs: Mapping[str, int]) -
         "recorded steps": _listed(ds["step"].values) if "step" in ds.coords else None,
         "observables": ", ".join(sorted(str(name) for name, v in ds.data_vars.items() if "step" in v.dims)),
         "trainable": ", ".join(definition.get("trainable") or []),
-        "dtype": made.get("dtype"), "matmul precision": made.get("matmul_precision"),
-        "device": _fields(made.get("device")), "devices": (made.get("plan") or {}).get("devices"),
-        "versions": _fields(made.get("versions")), "flags": _fields(made.get("flags")),
-        "accepted changes": "; ".join(map(_accepted, made.get("accepted", ()))),
-        "re-run": made.get("resume"), "wall time": _time(made), "content hash": made.get("hash"),
+        "dtype": record.get("dtype"), "matmul precision": record.get("matmul_precision"),
+        "device": _fields(record.get("device")), "devices": (record.get("plan") or {}).get("devices"),
+        "versions": _fields(record.get("versions")), "flags": _fields(record.get("flags")),
+        "accepted changes": "; ".join(map(_accepted, record.get("accepted", ()))),
+        "re-run": record.get("resume"), "wall time": _time(record), "content hash": record.get("hash"),
     }  # fmt: skip
     return [(label, str(text)) for label, text in words.items() if text not in (None, "")]
 
@@ -244,21 +244,21 @@ def _listed(values: Any) -> str:
     return f"{', '.join(words[:6])}, ..., {', '.join(words[-3:])} ({len(words)} of them)"
 
 
-def _time(made: Mapping[str, Any]) -> str:
+def _time(record: Mapping[str, Any]) -> str:
     """Wall time and sessions in words."""
-    if "wall_seconds" not in made:
+    if "wall_seconds" not in record:
         return ""
-    seconds, count = float(made["wall_seconds"]), len(made.get("sessions", [])) or 1
+    seconds, count = float(record["wall_seconds"]), len(record.get("sessions", [])) or 1
     spent = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} minutes"
-    return f"{spent} in {count} session{'s' if count > 1 else ''}, finished {_ends([made])[-1]}"
+    return f"{spent} in {count} session{'s' if count > 1 else ''}, finished {_ends([record])[-1]}"
 
 
 def _ends(manifests: Any) -> list[str]:
     """When the sessions of these manifests ended, sorted."""
     return sorted(
         session["finished"]
-        for made in manifests
-        for session in (made.get("sessions") or [made])
+        for record in manifests
+        for session in (record.get("sessions") or [record])
         if "finished" in session
     )
 

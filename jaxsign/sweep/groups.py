@@ -101,9 +101,9 @@ class Group:
         """What names the group whatever the order of axes' values: family, static keywords and axes, training mode."""
         axes, mode = self.sweep.grid_axes, self.choice.mode
         fixed = {axes[i].name: [str(v) for v in axes[i].values[k]] for i, k in self.fixed.items()}
-        how = [self.choice.task.name, mode.compact, mode.decays, mode.signs]
+        form = [self.choice.task.name, mode.compact, mode.decays, mode.signs]
         static = {k: static_word(v) if callable(v) else str(v) for k, v in self.static.items()}
-        return {"family": self.family, "static": static, "fixed": fixed, "how": how}
+        return {"family": self.family, "static": static, "fixed": fixed, "how": form}
 
     def summary(self) -> dict[str, Any]:
         """How the group is trained, for the manifest."""

@@ -144,12 +144,12 @@ class Plan:
         begun = sorted(set(known.values()))
         if limits.lane_width is not None and begun != [limits.lane_width]:
             say(f"lane_width={limits.lane_width} is for new groups only: this sweep was begun with lanes of {begun}")
-        stored = [
+        begun_widths = [
             next((known[text] for text in _texts(group.identity(), _points(group)) if text in known), 0)
             for group in groups
         ]
-        new = stored if all(stored) else cls.new(sweep, limits, groups).widths
-        widths = tuple(width or chosen for width, chosen in zip(stored, new))
+        new = begun_widths if all(begun_widths) else cls.new(sweep, limits, groups).widths
+        widths = tuple(width or chosen for width, chosen in zip(begun_widths, new))
         return cls(sweep, groups, layout, widths, limits)
 
     @functools.cached_property

@@ -131,7 +131,7 @@ def run_sweep(
     files.writable(path)
     if stored and match:
         _say_versions(path, stored, match)
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    new_folders = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         with files.explain_os_errors(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def run_sweep(
                 sweep, path, checked_shard, limits, client, accept, computation, wait_for_workers, links
             )  # fmt: skip
     except BaseException:
-        for folder in missing:  # innermost first; one that holds something stays
+        for folder in new_folders:  # innermost first; one that holds something stays
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
@@ -298,10 +298,10 @@ def _in_memory(sweep: Sweep, limits: Limits) -> "xr.Dataset":
     with Compiler() as compiler, listening() as stop:
 
         def attempt(runs: int) -> tuple[Memory, dict[str, str]]:
-            smaller = plan.with_call_size(runs)
-            units = smaller.units(smaller.layout.all_runs())
-            compiled = smaller.compiled(units, compiler)
-            variables, notes = smaller.variables(compiled)
+            sized = plan.with_call_size(runs)
+            units = sized.units(sized.layout.all_runs())
+            compiled = sized.compiled(units, compiler)
+            variables, notes = sized.variables(compiled)
             size = sum(math.prod(v.shape) * v.dtype.itemsize for v in variables.values())
             if size > limits.capacity():
                 raise ValueError(
@@ -309,7 +309,7 @@ def _in_memory(sweep: Sweep, limits: Limits) -> "xr.Dataset":
                 )
             sink = Memory(variables)
             with Progress(sweep.size, sweep.schedule.steps) as progress:
-                Blocks(smaller.layout, sink, None, "", stop, progress, limits.checkpoint_every).run(units, compiled)
+                Blocks(sized.layout, sink, None, "", stop, progress, limits.checkpoint_every).run(units, compiled)
             return sink, notes
 
         sink, notes = retry_on_oom(attempt, plan.layout.runs)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsign.systems import system
 from jaxsign.systems.two_layer import data as signal_noise
 from jaxsign.systems.two_layer.data import TestSet, TrainingSet
 from jaxsign.systems.two_layer.model import COLUMNS, logistic_loss
@@ -373,6 +374,7 @@ ATTRS = {
 }
 
 
+@system(DeepProblem, Hyper)
 @functools.cache
 def deep_transformer(problem: DeepProblem) -> Task:
     """A transformer of several layers on signal + sparse-noise data, logistic loss, full batch.

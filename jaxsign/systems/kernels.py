@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsign.analysis import curvature, landscape
+from jaxsign.systems import system
 from jaxsign.systems.attention import HIGHEST, attention, default_constant
 from jaxsign.systems.two_layer.problem import KERNELS
 from jaxsign.training.task import Task
@@ -414,6 +415,7 @@ class Fresh(NamedTuple):
     plane: Array
 
 
+@system(KernelProblem, KernelHyper)
 @functools.cache
 def kernel_attention(problem: KernelProblem) -> Task:
     """One layer of multi-head attention with a kernel, trained on squared error, full batch.

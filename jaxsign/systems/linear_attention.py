@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsign.analysis import curvature
+from jaxsign.systems import system
 from jaxsign.training.task import Task
 from jaxsign.validation.values import instance, known, positive_int, real
 
@@ -363,6 +364,7 @@ def _noise_norms(params: LinearParams, words: Array, problem: RegressionProblem,
     return curvature.gradient_noise(gradient, mean, draws, problem.noise_draws)
 
 
+@system(RegressionProblem, RegressionHyper)
 @functools.cache
 def linear_attention(problem: RegressionProblem) -> Task:
     """A linear transformer that learns regression in context, on fresh prompts at every step.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsign.systems import system
 from jaxsign.training.task import Task
 from jaxsign.validation.values import instance, positive_int, real
 
@@ -309,6 +310,7 @@ def _inner(a: ResidualParams, b: ResidualParams) -> Array:
     return sum((jnp.vdot(u, v) for u, v in zip(a, b)), start=jnp.zeros(()))
 
 
+@system(ResidualProblem, ResidualHyper)
 @functools.cache
 def residual_attention(problem: ResidualProblem) -> Task:
     """A transformer with residuals that fits one sequence: how its spectra set the speed of gradient descent.

@@ -230,7 +230,7 @@ class Loop:
             at every step (when traced).
         """
         run = _context(self, key, start, hyper, keywords)
-        unseen = jax.eval_shape(
+        row_shapes = jax.eval_shape(
             functools.partial(_look, self, run.observed), start, hyper, state.trained, state.before,
             jnp.zeros((), jnp.int32), jnp.zeros((), bool),
         )  # fmt: skip
@@ -238,11 +238,11 @@ class Loop:
         taped = None
         if self.tape is not None:
             taped = self.tape.blank(state.trained, merge_params(state.trained, run.fixed), start.data)
-        rows = jax.tree.map(lambda leaf: jnp.full((stops.end.size, *leaf.shape), jnp.nan, leaf.dtype), unseen)
+        rows = jax.tree.map(lambda leaf: jnp.full((stops.end.size, *leaf.shape), jnp.nan, leaf.dtype), row_shapes)
         # Not a scan: every turn copies the parameters, also for the stops that pad a call and do nothing.
         used = (stops.end > stops.start) | stops.record
         turns = jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
-        stretch = functools.partial(_stretch, run, stops, unseen)
+        stretch = functools.partial(_stretch, run, stops, row_shapes)
         state, taped, rows = jax.lax.fori_loop(0, turns, stretch, (state, taped, rows))
         # The next call would evaluate the loss at the last step: the record there is blanked if it is not finite.
         last = stops.end[-1]
@@ -322,9 +322,9 @@ def _loss(run: Context, trained: PyTree, t: Array) -> Array:
 
 
 def _stretch(
-    run: Context, stops: Stops, unseen: PyTree, i: Array, carry: tuple[State, PyTree, dict[str, Array]]
+    run: Context, stops: Stops, row_shapes: PyTree, i: Array, carry: tuple[State, PyTree, dict[str, Array]]
 ) -> tuple[State, PyTree, dict[str, Array]]:
-    """Trains up to stop i and writes its row of observables; `unseen` are their shapes and dtypes."""
+    """Trains up to stop i and writes its row of observables; `row_shapes` are their shapes and dtypes."""
     state, taped, rows = carry
     stop = jax.tree.map(lambda x: x[i], stops)
     state, taped = jax.lax.fori_loop(stop.start, stop.end, functools.partial(_step, run, stops), (state, taped))
@@ -334,7 +334,7 @@ def _stretch(
     row = jax.lax.cond(
         stop.record,
         lambda: _look(run.loop, run.observed, run.start, run.hyper, state.trained, state.before, stop.end, stop.test),
-        lambda: jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), unseen),
+        lambda: jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), row_shapes),
     )
     return state, taped, jax.tree.map(lambda rows, row: write_row(rows, i, row), rows, row)
 

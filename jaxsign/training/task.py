@@ -26,9 +26,9 @@ class Task:
       observe_step: `(params, before, data, hyper) -> {name: array}` at every recorded step but 0, where it is NaN:
         observables of the step that has just been taken; before are the parameters that it was taken from.
       sample_test: `(key, hyper, shared) -> test`, once a run, with the key of stream "test". None: no test set.
-      prepare: `(data, test, params, hyper, degree) -> (data, test, params)`, once a run: combines the separate draws;
-        `loss`, `observe` and `batch` see its result. degree is the optimizer's if the reduction is homogeneous. None:
-        the draws themselves.
+      prepare: `(data, test, params, hyper, degree) -> (data, test, params)`, once a run: maps the draws to the
+        form that is trained; `loss`, `observe` and `batch` see its result. degree is the optimizer's if the reduction
+        is homogeneous. None: the draws themselves.
       batch: `(key, data, hyper) -> batch`, every step with the step's own key; None: the data themselves. Within a
         step, all readers of a batch (`loss`, `gradient`, `watch`, an optimizer that evaluates the loss) get the same
         one. A loss that draws, such as dropout, takes the key from here: return `(data, key)`. The key of step t is

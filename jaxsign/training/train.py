@@ -242,7 +242,7 @@ def train(
         raise ValueError("keep_trace=False needs summary=, got summary=None: nothing would be kept")
     if jnp.shape(key) != () or not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
         raise ValueError(f"key must be ONE typed key, jax.random.key(seed), got {key!r}")
-    numbers, hyper = hyper, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), hyper)
+    given_hyper, hyper = hyper, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), hyper)
     floats = {name: jnp.asarray(grid.points[0][name], jnp.zeros(()).dtype) for name in grid.floats}
     crossed = check_levels(levels)
     chosen, names = name_tuple("observables", observables), name_tuple("trainable", trainable)
@@ -251,9 +251,11 @@ def train(
     functions = any(map(callable, chosen or ()))
     choice = choose_mode(task, grid.factory, grid.points, hyper, shared, names, functions)
     task = choice.task
+    # One degree if the task needs it, otherwise none.
     start = _begin(task)(key, hyper, shared, *(jnp.asarray(d.p, jnp.zeros(()).dtype) for d in choice.degrees))
     static = Static(grid.points[0], grid.floats)
     out = _compiled(choice.mode, hashable(grid.factory), static, settings)(key, start, hyper, floats)
+    # The seed is the key's two words.
     high, low = (int(word) for word in np.asarray(jax.random.key_data(key)).ravel()[-2:])
     return Run(
         trace=out["trace"],
@@ -270,5 +272,5 @@ def train(
         attrs=task.attrs,
         seed=(high << 32) + low,
         problem=task.problem,
-        hyper=numbers,
+        hyper=given_hyper,
     )

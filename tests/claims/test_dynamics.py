@@ -1,4 +1,4 @@
-"""Every claim on Datasets built to satisfy it and to violate it, one part at a time."""
+"""The paper's claims on Datasets built to satisfy it and to violate it, one part at a time."""
 
 import dataclasses
 import json

@@ -190,14 +190,14 @@ def programs(sweep: Sweep, entries: Sequence[str]) -> dict[str, dict[str, Digest
     for point, index in static_points(sweep) if entries else ():
         task, hyper = sweep.task(index), abstract(sweep.hyper_at(index))
         shared = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)), sweep.shared)
-        found, start = _drawn(trace, task, hyper, shared)
+        programs, start = _drawn(trace, task, hyper, shared)
         if "system" in out:
-            found |= _trained(trace, task, hyper, start)
+            programs |= _trained(trace, task, hyper, start)
             for choice in task.reduction.choices:
                 inner, begun = _drawn(trace, choice, hyper, shared)
                 inner |= _trained(trace, choice, hyper, begun)
-                found |= {f"{name} of {choice.name}": value for name, value in inner.items()}
-            out["system"][point] = found
+                programs |= {f"{name} of {choice.name}": value for name, value in inner.items()}
+            out["system"][point] = programs
         for function in sweep.observables or ():
             entry = f"observables.{getattr(function, '__name__', '')}"
             if callable(function) and entry in out:
@@ -227,8 +227,8 @@ def _drawn(trace: Tracer, task: Task, hyper: Any, shared: Any) -> tuple[Digests,
     start = Start(data, test, params, constants)
     if task.prepare is not None:
         degree = jax.ShapeDtypeStruct((), jnp.zeros(()).dtype)
-        out["prepare"], found = trace(task.prepare, data, test, params, hyper, degree)
-        start = start._replace(data=found[0], test=found[1], params=found[2])
+        out["prepare"], prepared = trace(task.prepare, data, test, params, hyper, degree)
+        start = start._replace(data=prepared[0], test=prepared[1], params=prepared[2])
     return out, start
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxsign.systems import system
 from jaxsign.systems.digits import calibration, models
 from jaxsign.systems.digits import data as data_of
 from jaxsign.systems.digits.data import DigitImages, Draw, Held, Patches
@@ -38,6 +39,7 @@ def _loss_and_error(split: str, logits: Array, y: Array) -> tuple[dict[str, Arra
     return {f"{split}_loss": loss, f"{split}_error": jnp.mean(margins <= 0)}, margins
 
 
+@system(DigitsProblem, DigitsHyper)
 @functools.cache
 def noisy_digits(problem: DigitsProblem) -> Task:
     """A small transformer on real digits whose border is full of noise.

@@ -4,9 +4,10 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from jaxsign.systems import system
 from jaxsign.systems.two_layer import feature_task as features
 from jaxsign.systems.two_layer import task as tasks
-from jaxsign.systems.two_layer.problem import OVERLAPS, Problem
+from jaxsign.systems.two_layer.problem import OVERLAPS, Hyper, Problem
 from jaxsign.training.task import Task
 from jaxsign.validation.values import instance, known
 
@@ -33,6 +34,7 @@ ENGINES: dict[str, Callable[[Problem], Task]] = {
 }
 
 
+@system(Problem, Hyper)
 def two_layer(problem: Problem, engine: str = "dense", overlap: str | None = None) -> Task:
     """The two-layer transformer of the paper as a Task.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxsign.analysis import curvature
+from jaxsign.systems import system
 from jaxsign.systems.two_layer import task as two_layer
 from jaxsign.systems.two_layer.model import HIGHEST, Features, Params, SeenParams
 from jaxsign.systems.two_layer.problem import Hyper, Problem
@@ -96,6 +97,7 @@ def weight_eigenvalues(features: Features, full: Array, basis: Array, m_v: int) 
     return curvature.eigenvalues(jnp.matmul(half, lower, precision=HIGHEST))
 
 
+@system(Problem, Hyper)
 @functools.cache
 def two_layer_curvature(problem: Problem) -> Task:
     """The two-layer transformer of the paper, with the curvature of its training loss among the observables.

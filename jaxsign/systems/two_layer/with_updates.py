@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxsign.systems import system
 from jaxsign.systems.two_layer import task as two_layer
 from jaxsign.systems.two_layer.feature_task import feature_space
 from jaxsign.systems.two_layer.features import FeatureParams
-from jaxsign.systems.two_layer.problem import Problem
+from jaxsign.systems.two_layer.problem import Hyper, Problem
 from jaxsign.training.task import Task
 from jaxsign.validation.values import instance, known
 
@@ -32,6 +33,7 @@ ATTRS = {
 }
 
 
+@system(Problem, Hyper)
 def two_layer_updates(problem: Problem, engine: str = "dense") -> Task:
     """The two-layer transformer of the paper, with the sign agreement of updates among the observables.
 

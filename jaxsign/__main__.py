@@ -1,6 +1,6 @@
 """`python -m jaxsign`: the command `jaxsign`."""
 
-from jaxsign.cli.main import main
+from jaxsign.cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxsign as js
-from jaxsign.cli import main as cli
+from jaxsign.cli import command as cli
 from jaxsign.cli.experiment import build_options, load_build
 
 ROOT = Path(__file__).parent.parent

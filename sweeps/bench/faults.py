@@ -45,7 +45,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsign as js
-from jaxsign.cli import main as cli
+from jaxsign.cli import command as cli
 from jaxsign.store.manifest import UnusableData, checksum
 from jaxsign.sweep import execute as blocks
 from jaxsign.validation.values import local_path, positive_int

@@ -19,7 +19,7 @@ from jaxsign.analysis.reading import Defect
 from jaxsign.claims import digits
 from jaxsign.claims import dynamics as two_layer
 from jaxsign.claims.claim import at_level
-from jaxsign.cli import main as cli
+from jaxsign.cli import command as cli
 from jaxsign.report import drawings as drawing
 from jaxsign.training.mode import choose_mode
 
@@ -332,7 +332,7 @@ def broken(run):
     raise ValueError("boom")
 
 MEASURES["sign_agreement_20"] = dataclasses.replace(MEASURES["sign_agreement_20"], number=broken)
-from jaxsign.cli.main import main
+from jaxsign.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -1,7 +1,7 @@
 """An experiment of a system of one number, its results, and commands run on them."""
 
 import jaxsign as js
-from jaxsign.cli import main as cli
+from jaxsign.cli import command as cli
 
 #: An experiment of a system of one number; `neighbour` is found only if its folder is on the path.
 EXPERIMENT = """

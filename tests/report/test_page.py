@@ -21,7 +21,7 @@ from conftest import with_levels
 
 import jaxsign as js
 from jaxsign import plot
-from jaxsign.cli import main as cli
+from jaxsign.cli import command as cli
 from jaxsign.report.drawings import drawings
 
 TRACES = [

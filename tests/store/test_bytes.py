@@ -16,7 +16,7 @@ import test_faults as tf
 import test_results as tr
 
 import jaxsign as js
-from jaxsign.cli import main as cli
+from jaxsign.cli import command as cli
 from jaxsign.store import checkpoints, results, trajectory
 from jaxsign.store.binding import binding_at, frame_size
 from jaxsign.store.manifest import UnusableData, checksum, read_manifest, write_manifest

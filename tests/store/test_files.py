@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from test_paths import system
 
 import jaxsign as js
-from jaxsign.cli import main as cli
+from jaxsign.cli import command as cli
 from jaxsign.store import checkpoints, files
 from jaxsign.store.binding import binding_at
 from jaxsign.store.manifest import UnusableData

@@ -14,7 +14,7 @@ import pytest
 from test_faults import LIMITS, child, sweep, until, values
 
 import jaxsign as js
-from jaxsign.cli import main as cli
+from jaxsign.cli import command as cli
 from jaxsign.store import checkpoints
 from jaxsign.store.manifest import UnusableData, checksum
 

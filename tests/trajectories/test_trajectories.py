@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jaxsign as js
-from jaxsign.cli import main as cli
+from jaxsign.cli import command as cli
 from jaxsign.store import trajectory
 from jaxsign.store.results import UnusableData
 from jaxsign.sweep import recorder

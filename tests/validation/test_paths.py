@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxsign as js
-from jaxsign.cli import main as cli
+from jaxsign.cli import command as cli
 from jaxsign.cli.experiment import load_build
 from jaxsign.store import checkpoints
 from jaxsign.store.manifest import UnusableData

@@ -6,7 +6,7 @@ import pytest
 from line_experiment import files, refused, run
 
 import jaxsign as js
-from jaxsign.cli import main as cli
+from jaxsign.cli import command as cli
 
 
 @pytest.fixture(scope="module")

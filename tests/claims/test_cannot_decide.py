@@ -254,7 +254,7 @@ def test_a_schedule_in_a_grid_is_no_number_and_no_error():
     reasons = {claim: reason for claim, _, reason in js.check(ds, ["C1", "S2"]).missing}
     assert reasons == {"C1": "needs a number as the learning rate, got 'cosine'"}
     ax = plot.loss(ds.isel(sample=slice(0, 5)))
-    assert len([line for line in ax.lines if hasattr(line, "band")]) == 2  # both curves; a law needs a rate
+    assert len([line for line in ax.lines if js.plot.has_band(line)]) == 2  # both curves; a law needs a rate
     js.check(ds)
 
 

@@ -359,7 +359,7 @@ def test_a_correlation_of_exactly_one_holds(good):
 
 def test_an_axis_of_one_point_changes_the_setting(good):
     one = good.expand_dims(sigma_p=[9.0])  # what ds.sel(sigma_p=[9.0]) leaves of a sweep over sigma_p
-    assert setting_of(one) == "custom"
+    assert str(setting_of(one)) == "custom"
 
 
 @pytest.mark.parametrize(("dropped", "claims"), [("train_loss", ["C1", "A2"]), ("learning_rate", ["S1", "C1"])])

@@ -63,7 +63,7 @@ def test_regimes_are_judged_by_their_own_point(id, value, word):
     ds = query_runs(lambda init_scale, d: value if (init_scale, d) == ((0.5, 4) if small else (3.0, 16)) else 77.0)
     claim = next(claim for claim in claims.CLAIMS if claim.id == id)
     assert str(claims.setting_of(ds)) == "query"
-    assert verdicts._decide(claim, "query", ds).verdict == word
+    assert verdicts._decide(claim, claims.setting_of(ds), ds).verdict == word
 
 
 def test_claims_compare_each_kernel_at_its_best_rate_and_leave_diverged_runs_out():

@@ -71,7 +71,7 @@ def test_plan_counts_what_the_manifest_counts(experiment, sweep, stored, capsys)
 def test_plan_takes_a_speed_from_elsewhere_and_trains_nothing(experiment, capsys, monkeypatch):
     monkeypatch.setattr(calibrate, "measure", None)
     monkeypatch.setattr(calibrate, "FEW_SEED_STEPS", 0)  # long sweeps measure lane widths when they are run
-    monkeypatch.setattr(forecast, "estimate", None)
+    monkeypatch.setattr(forecast, "run_seconds", None)
     argv = ["--seed-steps-per-second", "100", "--devices", "4", "--steps", "1000", "--seeds", "2", "--memory", "4000"]
     status, out, said = run(capsys, "plan", experiment, *argv)
     assert (status, said) == (0, "")

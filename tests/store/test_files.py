@@ -27,9 +27,7 @@ from jaxsign.store import checkpoints, files
 from jaxsign.store.binding import binding_at
 from jaxsign.store.manifest import UnusableData
 from jaxsign.store.trajectory import unit_name
-from jaxsign.sweep import execute as blocks
-
-ROOT = Path(__file__).parent
+from jaxsign.sweep import execute
 
 
 def sweep(**changes):
@@ -118,7 +116,7 @@ def test_strangers_beside_results_stay_and_are_in_nobodys_way(out, monkeypatch):
     left = out / "trajectories" / unit_name(98, [[0, 0, 0]], binding_at(out))  # of this sweep, which was killed
     left.mkdir()
     (left / "000000000.segment").write_bytes(b"jaxsign\x01rest")
-    monkeypatch.setattr(blocks, "CALL_SECONDS", 1e-6)
+    monkeypatch.setattr(execute, "CALL_SECONDS", 1e-6)
     js.run_sweep(sweep(axes={"seed": 5}, trajectory="signs"), out, checkpoint_every=1e-6)
     found = held(out)
     assert {name: found[name] for name in mine} == mine
@@ -268,8 +266,8 @@ def test_a_link_that_the_user_names_is_kept_and_no_other_directory_gets_in(tmp_p
 MEMBER = """
 import os, sys
 import test_files as t, jaxsign as js
-from jaxsign.sweep import blocks
-blocks.CALL_SECONDS = 1e-6
+from jaxsign.sweep import execute
+execute.CALL_SECONDS = 1e-6
 user, seeds, index, count, out = int(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5]
 how = {"checkpoint_every": 1e-6, "lane_width": 1}
 js.run_sweep(t.sweep(axes={"seed": seeds}, trajectory="signs"), f"{out}-{user}-{seeds}-{index}", **how)
@@ -290,7 +288,7 @@ def test_a_group_shares_a_directory():
         out.mkdir()
         os.chown(out, 12345, 54321)
         os.chmod(out, 0o2775)
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(js.__file__).parent.parent}"}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         for member in ((12345, 2, 0, 2), (12346, 2, 1, 2), (12346, 4, 0, 1), (12345, 5, 0, 1), (12346, 5, 0, 1)):
             command = [sys.executable, "-c", MEMBER, *map(str, member), str(out)]
@@ -343,8 +341,8 @@ def test_our_own_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 CHILD = """
 import sys, test_files as t, jaxsign as js
-from jaxsign.sweep import blocks, progress
-progress.LINE_EVERY = blocks.CALL_SECONDS = 0.001
+from jaxsign.sweep import execute, progress
+progress.LINE_EVERY = execute.CALL_SECONDS = 0.001
 made = t.sweep(steps=int(sys.argv[1]), record=1000, axes={"seed": 4})
 print("begun", flush=True)
 sys.exit(js.sweep_cli(lambda args: {"x": made})(["--out", "out", "--lane-width", "1", "--memory", "100"]))
@@ -352,7 +350,7 @@ sys.exit(js.sweep_cli(lambda args: {"x": made})(["--out", "out", "--lane-width",
 
 
 def child(folder, steps, before="", **how):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(js.__file__).parent.parent}"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = ["sh", "-c", f'exec "$@" {before}', "sh", sys.executable, "-c", CHILD, str(steps)]
     return subprocess.Popen(command, cwd=folder, env=environment, **how)
 
@@ -391,7 +389,7 @@ def test_commands_end_quietly_or_in_one_line(out, arguments, wanted, buffered):
 
 
 def test_several_sweeps_in_threads_leave_the_process_as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "CALL_SECONDS", 1e-6)
+    monkeypatch.setattr(execute, "CALL_SECONDS", 1e-6)
     level, filters = logging.root.manager.disable, list(warnings.filters)
     handlers = {name: signal.getsignal(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")}
     flags = {name: getattr(jax.config, name) for name in ("jax_enable_x64", "jax_debug_nans", "jax_disable_jit")}

@@ -806,8 +806,8 @@ def renamed(params, data, test, hyper):
 
 OTHERWISE = {
     "results under other names": {"observe": renamed},
-    "frozen parameters": {"frozen": ("v",)},
-    "only homogeneous optimizers": {"homogeneous": True},
+    "frozen parameters": {"reduction": js.Reduction(frozen=("v",))},
+    "only homogeneous optimizers": {"reduction": js.Reduction(homogeneous=True)},
 }
 
 

@@ -1,5 +1,6 @@
 """When does the Gaussian kernel train better than softmax? Claims K1 to K10, one per regime, and their settings."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -140,6 +141,15 @@ _FEW: dict[str, Any] = {"d": 4, "init_scale": 3.0, "c_scale": 1.0}
 _LARGE: dict[str, Any] = {"d": 16, "init_scale": 3.0, "c_scale": 1.0}
 
 
+def _losses(interval: tuple[float, float], **labels: Any) -> tuple[Part, ...]:
+    """The ratio of the final losses, judged, and both of them, reported."""
+    return (
+        Part("log10 of final loss, Gaussian / softmax", _advantage(**labels), interval),
+        Part("final loss ratio, Gaussian", _end("train_ratio", kernel="gaussian", **labels), None),
+        Part("final loss ratio, softmax", _end("train_ratio", kernel="softmax", **labels), None),
+    )
+
+
 def _retrieved(samples: int) -> tuple[Part, ...]:
     return tuple(
         Part(f"final {where} loss ratio, {kernel}", _end(name, kernel=kernel, samples=samples), (0.0, bound))
@@ -148,16 +158,15 @@ def _retrieved(samples: int) -> tuple[Part, ...]:
     )
 
 
+_claim = functools.partial(Claim, runs=all_runs, steps=(0, END), system="kernel_attention")
 _SHARES = {(16, 1): 0.5, (64, 1): 0.0, (256, 1): 0.0, (48, 8): 0.5}
 
 CLAIMS: tuple[Claim, ...] = (
-    Claim(
+    _claim(
         id="K1",
         statement="The least loss that W_V alone can reach is on average 1 - min(HD, Nn) min(d, d_out) / (N n d_out) "
         "of a zero output's, with either kernel",
         source="ours",
-        runs=all_runs,
-        steps=(0, END),
         parts=tuple(
             Part(
                 f"best loss ratio, {_size(*size, kernel)}",
@@ -168,17 +177,14 @@ CLAIMS: tuple[Claim, ...] = (
             for size in SIZES
             for kernel in KERNELS
         ),
-        system="kernel_attention",
         judge="mean",
         settings=("value",),
     ),
-    Claim(
+    _claim(
         id="K2",
         statement="Training W_V alone has a solution of zero loss if HD >= N n and d_out <= d, and none otherwise, "
         "with either kernel",
         source="paper (rank condition), ours (both directions)",
-        runs=all_runs,
-        steps=(0, END),
         parts=tuple(
             Part(
                 f"best loss ratio, {_size(*size, kernel)}",
@@ -188,16 +194,13 @@ CLAIMS: tuple[Claim, ...] = (
             for size in SIZES
             for kernel in KERNELS
         ),
-        system="kernel_attention",
         settings=("value",),
     ),
-    Claim(
+    _claim(
         id="K3",
         statement="Gradient descent on W_V alone brings the loss below 1 % of a zero output's where the rank "
         "condition holds, and leaves more than 10 % where it fails",
         source="ours",
-        runs=all_runs,
-        steps=(0, END),
         parts=tuple(
             Part(
                 f"final loss ratio, {_size(*size, kernel)}",
@@ -207,7 +210,6 @@ CLAIMS: tuple[Claim, ...] = (
             for size in ((16, 1), (64, 1), (48, 8))
             for kernel in KERNELS
         ),
-        system="kernel_attention",
         explanations={
             "value": "a solution of zero loss exists (K2) but is out of reach in 1500 steps: at g = .5 attention is "
             "nearly uniform, and the singular values of S X span a factor of about 2000, of which descent "
@@ -215,12 +217,10 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("value",),
     ),
-    Claim(
+    _claim(
         id="K3w",
         statement="The same with an embedding of eight times N n, HD = 256",
         source="ours",
-        runs=all_runs,
-        steps=(0, END),
         parts=tuple(
             Part(
                 f"final loss ratio, {_size(256, 1, kernel)}",
@@ -229,26 +229,18 @@ CLAIMS: tuple[Claim, ...] = (
             )
             for kernel in KERNELS
         ),
-        system="kernel_attention",
         explanations={
             "value": "a wider embedding does not mend it: what is ill-conditioned is attention, nearly uniform at g "
             "= .5, not X; the singular values of S X still span a factor of about 1000"
         },
         settings=("value",),
     ),
-    Claim(
+    _claim(
         id="K4",
         statement="Regime-dependent: with W_Q trained alone from a small initialisation (g = .5, d = 4), the Gaussian "
         "kernel ends at the lower loss on average",
         source="paper (Gaussian more favourable), ours (regime)",
-        runs=all_runs,
-        steps=(0, END),
-        parts=(
-            Part("log10 of final loss, Gaussian / softmax", _advantage(**_SMALL), (-INF, 0.0)),
-            Part("final loss ratio, Gaussian", _end("train_ratio", kernel="gaussian", **_SMALL), None),
-            Part("final loss ratio, softmax", _end("train_ratio", kernel="softmax", **_SMALL), None),
-        ),
-        system="kernel_attention",
+        parts=_losses((-INF, 0.0), **_SMALL),
         judge="mean",
         explanations={
             "query": "the Gaussian kernel is not normalised and starts at a loss several times softmax's: it removes "
@@ -256,31 +248,21 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("query",),
     ),
-    Claim(
+    _claim(
         id="K4f",
         statement="Regime-dependent: there (g = .5, d = 4) the Gaussian kernel's loss falls by the larger factor on "
         "average",
         source="ours",
-        runs=all_runs,
-        steps=(0, END),
         parts=(Part("log10 of final / initial loss, Gaussian / softmax", _factor(**_SMALL), (-INF, 0.0)),),
-        system="kernel_attention",
         judge="mean",
         settings=("query",),
     ),
-    Claim(
+    _claim(
         id="K5",
         statement="Regime-dependent: with W_Q trained alone from a large initialisation (g = 3, d = 16), softmax ends "
         "at the lower loss on average",
         source="ours",
-        runs=all_runs,
-        steps=(0, END),
-        parts=(
-            Part("log10 of final loss, Gaussian / softmax", _advantage(**_LARGE), (0.0, INF)),
-            Part("final loss ratio, Gaussian", _end("train_ratio", kernel="gaussian", **_LARGE), None),
-            Part("final loss ratio, softmax", _end("train_ratio", kernel="softmax", **_LARGE), None),
-        ),
-        system="kernel_attention",
+        parts=_losses((0.0, INF), **_LARGE),
         judge="mean",
         explanations={
             "query": "the Gaussian kernel does not move (K6): its outputs vanish, and the loss of a zero output is "
@@ -288,91 +270,66 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("query",),
     ),
-    Claim(
+    _claim(
         id="K5f",
         statement="Regime-dependent: there (g = 3, d = 16) softmax's loss falls by the larger factor on average",
         source="ours",
-        runs=all_runs,
-        steps=(0, END),
         parts=(Part("log10 of final / initial loss, Gaussian / softmax", _factor(**_LARGE), (0.0, INF)),),
-        system="kernel_attention",
         judge="mean",
         settings=("query",),
     ),
-    Claim(
+    _claim(
         id="K6",
         statement="There (g = 3, d = 16) the Gaussian kernel's gradient in W_Q vanishes: it starts below .001 of "
         "softmax's",
         source="ours",
-        runs=all_runs,
-        steps=(0, END),
         parts=(Part("initial gradient norm, Gaussian / softmax", _gradients(**_LARGE), (0.0, 1e-3), 0.0),),
-        system="kernel_attention",
         settings=("query",),
     ),
-    Claim(
+    _claim(
         id="K6w",
         statement="Regime-dependent: with W_Q trained alone from a large initialisation of small heads (g = 3, d = "
         "4), the Gaussian kernel ends at the lower loss on average",
         source="ours (found in a pilot of 8 seeds)",
-        runs=all_runs,
-        steps=(0, END),
-        parts=(
-            Part("log10 of final loss, Gaussian / softmax", _advantage(**_FEW), (-INF, 0.0)),
-            Part("final loss ratio, Gaussian", _end("train_ratio", kernel="gaussian", **_FEW), None),
-            Part("final loss ratio, softmax", _end("train_ratio", kernel="softmax", **_FEW), None),
-        ),
-        system="kernel_attention",
+        parts=_losses((-INF, 0.0), **_FEW),
         judge="mean",
         settings=("query",),
     ),
-    Claim(
+    _claim(
         id="K7",
         statement="With all weights trained, a suitable initialisation (g = .5) and a large embedding (D = 64 >= N "
         "n), gradient descent brings the loss of either kernel below 1 % of a zero output's",
         source="paper (global optimum), ours (1 %)",
-        runs=all_runs,
-        steps=(0, END),
         parts=tuple(
             Part(f"final loss ratio, {kernel}", _end("train_ratio", kernel=kernel, d=4, init_scale=0.5), (0.0, FITTED))
             for kernel in KERNELS
         ),
-        system="kernel_attention",
         explanations={
             "all": "some seeds of the Gaussian kernel end above 1 %: at every learning rate of the grid either the "
             "kernel has vanished or 1500 steps are too few"
         },
         settings=("all",),
     ),
-    Claim(
+    _claim(
         id="K8",
         statement="Regime-dependent: with all weights trained from a large initialisation (g = 3, d = 16), softmax "
         "ends at the lower loss on average",
         source="ours",
-        runs=all_runs,
-        steps=(0, END),
-        parts=(
-            Part("log10 of final loss, Gaussian / softmax", _advantage(d=16, init_scale=3.0), (0.0, INF)),
-            Part("final loss ratio, Gaussian", _end("train_ratio", kernel="gaussian", d=16, init_scale=3.0), None),
-            Part("final loss ratio, softmax", _end("train_ratio", kernel="softmax", d=16, init_scale=3.0), None),
-        ),
-        system="kernel_attention",
+        parts=_losses((0.0, INF), d=16, init_scale=3.0),
         judge="mean",
         settings=("all",),
     ),
-    Claim(
+    _claim(
         id="K9",
         statement="Around the solution of two-stage training (W_V, then W_Q) the Gaussian kernel's landscape in W_Q "
         "is smoother than softmax's on average",
         source="paper (more favourable landscape), ours (measure)",
-        runs=all_runs,
         steps=(SWITCH, END),
         parts=(
             Part("roughness, Gaussian - softmax", _difference("roughness"), (-INF, 0.0)),
             Part("mean curvature, Gaussian - softmax", _difference("mean_curvature"), None),
             Part("final loss ratio, Gaussian - softmax", _difference("train_ratio"), None),
         ),
-        system="kernel_attention",
         judge="mean",
         explanations={
             "two_stage": "most planes of either kernel are nearly single valleys (median roughness 0 and .01), but the "
@@ -380,29 +337,23 @@ CLAIMS: tuple[Claim, ...] = (
         },
         settings=("two_stage",),
     ),
-    Claim(
+    _claim(
         id="K10",
         statement="Either kernel learns to retrieve a marked token from 32 samples: trained below 5 % of a zero "
         "output's loss, it stays below 10 % on fresh samples",
         source="ours",
-        runs=all_runs,
-        steps=(0, END),
         parts=_retrieved(32),
-        system="kernel_attention",
         explanations={
             "retrieval": "32 samples are too few: 28 of 40 seeds end below both bounds with softmax, 2 with the "
             "Gaussian kernel; with 96 samples 40 and 33 do (K10w)"
         },
         settings=("retrieval",),
     ),
-    Claim(
+    _claim(
         id="K10w",
         statement="The same from 96 samples",
         source="ours",
-        runs=all_runs,
-        steps=(0, END),
         parts=_retrieved(96),
-        system="kernel_attention",
         explanations={
             "retrieval": "all softmax seeds do, some seeds of the Gaussian kernel end above 5 % on the training "
             "samples already"

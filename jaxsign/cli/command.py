@@ -139,7 +139,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     export.add_argument("--out", metavar="FILE", help="instead of results.nc beside each results.zarr")
     args = parser.parse_args(argv)
     return guarded(parser.prog, lambda: args.work(args))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxsign.analysis.reading import CannotDecide
 from jaxsign.plot.files import save, style
 from jaxsign.store.manifest import UnusableData
 from jaxsign.store.results import open_results
@@ -31,7 +32,7 @@ def figure_script(
 
     The results are opened, `draw` makes the figure in the style of a paper, and `save` writes it as OUT/NAME.png, .pdf,
     .svg and .csv, NAME being the name of the file that defines `draw`. The paths are printed. Results that cannot be
-    opened and files that cannot be written end in one line on stderr and exit status 1.
+    opened or lack what the figure shows, and files that cannot be written, end in one line on stderr and exit status 1.
 
     Args:
       draw: `(*inputs) -> Figure`, with one input for every entry of `reads`; {name: Figure} for several figures.
@@ -54,7 +55,7 @@ def figure_script(
         parser.add_argument("--results", default="results")
         parser.add_argument("--out", default="results/figures")
         args = parser.parse_args(argv)
-        with _in_one_line(parser.prog, UnusableData):
+        with _in_one_line(parser.prog, UnusableData, CannotDecide):
             with _in_one_line(parser.prog, ValueError, OSError):
                 inputs = _inputs(local_path("--results", args.results), patterns, opens)
             with style():

@@ -8,6 +8,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import pytest
 
+import jaxsign as js
 from jaxsign import plot
 
 
@@ -58,6 +59,16 @@ def test_an_error_of_reading_or_writing_is_one_line_and_exit_1(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(SystemExit, match="file"):
         main(["--results", str(tmp_path), "--out", str(tmp_path / "file")])
+
+
+def test_results_that_lack_what_a_figure_shows_are_one_line_and_exit_1(tmp_path):
+    (tmp_path / "runs").mkdir()
+
+    def draw(runs):
+        raise js.CannotDecide("ds must hold the observables ['test_error']")
+
+    with pytest.raises(SystemExit, match=r"ds must hold the observables \['test_error'\]$"):
+        main_of(draw, "runs")(["--results", str(tmp_path), "--out", str(tmp_path)])
 
 
 def test_an_error_of_drawing_is_no_message(tmp_path):

@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module", autouse=True)
 def few_memory_maps():
-    """Drops compiled programs between files when there are many: at 65,530 memory maps XLA's compiler crashes."""
+    """Drops compiled programs between files: XLA may crash where they use up the process's memory maps (jax #27201)."""
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_text().count("\n") > 25_000:

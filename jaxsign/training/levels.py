@@ -39,7 +39,7 @@ class Crossings(NamedTuple):
         levels: tuple[float, ...],
         t: Array,
         loss: Array,
-        look: Callable[[PyTree], tuple[dict[str, Array], dict[str, Array]]],
+        look: Callable[[PyTree], dict[str, Array]],
         context: PyTree,
         now: Array | bool = True,
     ) -> "Crossings":
@@ -49,16 +49,19 @@ class Crossings(NamedTuple):
           levels: the levels.
           t: () int, the step.
           loss: () training loss of the parameters at step t.
-          look: context -> observables at step t-1 and at step t. It is evaluated only where a run crosses a level, for
-            one run of a lane after the other: few runs of a lane cross at the same step.
+          look: context -> {observable: (2, ...)} at step t-1 and at step t. It is evaluated only where a run crosses a
+            level, for one run of a lane after the other: few runs of a lane cross at the same step.
           context: all arrays that `look` reads.
           now: () bool; False changes nothing.
         """
         crossing = (self.step[:, 1] < 0) & (loss <= jnp.asarray(levels, loss.dtype)) & now
 
         def take(crossing: Array, old: Crossings, t: Array, loss: Array, context: PyTree) -> Crossings:
-            before, after = look(context)
-            pairs = {name: jnp.stack([jnp.where(t > 0, before[name], jnp.nan), after[name]]) for name in after}
+            exists = jnp.stack([t > 0, True])
+            pairs = {
+                name: jnp.where(exists.reshape(2, *(1,) * (pair.ndim - 1)), pair, jnp.nan)
+                for name, pair in look(context).items()
+            }
             pairs["train_loss"] = jnp.stack([jnp.where(t > 0, old.loss, jnp.nan), loss])
             steps = jnp.where(crossing[:, None], jnp.stack([t - 1, t]).astype(jnp.int32)[None], old.step)
             values = {

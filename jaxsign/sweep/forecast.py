@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxsign.compilation import undisturbed
+from jaxsign.compilation import kept_on_disk, undisturbed
 from jaxsign.optimizers.grid import static_word
 from jaxsign.store import checkpoints
 from jaxsign.sweep.groups import Group
@@ -78,6 +78,7 @@ class Forecast:
 
 
 @undisturbed()
+@kept_on_disk()
 @jax.disable_jit(False)
 def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None, devices: int = 1) -> Forecast:
     """The cost of a sweep with these devices and this memory.
@@ -110,8 +111,7 @@ def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None
         counts[unit.group].append(len(unit.members))
     sizes = [program.padded(max(runs)) for program, runs in zip(plan.programs, counts)]
     with Compiler(compile=speed is None) as compiler:
-        # One lane on every device.
-        compiled = [compiler.compile(program, program.quantum) for program in plan.programs]
+        compiled = [compiler.compile(program) for program in plan.programs]
         if speed is None:
             costs = zip(counts, sizes, run_seconds(compiled))
             seconds = [len(runs) * size * one_run for runs, size, one_run in costs]
@@ -124,7 +124,7 @@ def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None
         )
         for group, runs, size, width, duration in zip(plan.groups, counts, sizes, plan.widths, seconds)
     )  # fmt: skip
-    programs = {(group.program_key, width, size) for group, width, size in zip(plan.groups, plan.widths, sizes)}
+    programs = {(group.program_key, width) for group, width in zip(plan.groups, plan.widths)}
     records = min(plan.layout.records, sweep.schedule.record.size)
     return Forecast(
         runs=sweep.size, steps=sweep.schedule.steps, groups=groups, programs=len(programs),

@@ -24,6 +24,10 @@ from jaxsign.validation.messages import say
 from jaxsign.validation.values import LONGEST, positive_int
 
 
+#: Stops of one call. The same for all sweeps, whatever they record, so that they share their programs.
+SLOTS = 64
+
+
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """Limits of a run of a sweep: bytes of a call, runs of a lane, seconds between checkpoints.
@@ -155,8 +159,7 @@ class Plan:
     @functools.cached_property
     def programs(self) -> list[Program]:
         """The programs of every group on the devices of this process."""
-        slots = most_stops(self.sweep, min(self.layout.records, self.sweep.schedule.record.size) + 1)
-        mesh = local_mesh()
+        slots, mesh = most_stops(self.sweep, SLOTS), local_mesh()
         return [Program(group, width, slots, mesh, make_tape(group)) for group, width in zip(self.groups, self.widths)]
 
     def units(self, missing: BlockRuns) -> list[WorkUnit]:
@@ -176,11 +179,10 @@ class Plan:
           every: whether groups without a unit are compiled as well.
         """
         compiled: dict[int, Compiled] = {}
+        wanted = {unit.group for unit in units}
         for number, program in enumerate(self.programs):
-            counts = [len(unit.members) for unit in units if unit.group == number]
-            if counts or every:
-                size = program.padded(max(counts, default=1))
-                compiled[number] = compiler.compile(program, size)
+            if every or number in wanted:
+                compiled[number] = compiler.compile(program)
         return compiled
 
     def variables(self, compiled: Mapping[int, Compiled]) -> tuple[dict[str, Variable], dict[str, str]]:
@@ -209,9 +211,8 @@ class Plan:
 
 
 def _cache_width(group: Group, cost: sizes.Cost) -> int:
-    """The lane width that keeps a group's state in the cache, with two lanes at least, for two devices."""
-    half = max(1, min(sizes.BLOCK_RUNS, group.size) // 2)
-    return min(sizes.lane_width(cost.state, jax.local_devices()[0].platform), half)
+    """The lane width that keeps a group's state in the cache."""
+    return sizes.lane_width(cost.state, min(sizes.BLOCK_RUNS, group.size), jax.local_devices()[0].platform)
 
 
 def _new_layout(sweep: Sweep, costs: Sequence[sizes.Cost], widths: Sequence[int], limits: Limits) -> Layout:

@@ -16,7 +16,8 @@ import optax
 from jaxsign.optimizers.grid import Grid, as_grid
 from jaxsign.store.environment import partitionable
 from jaxsign.store.schema import content_hash as content_hash
-from jaxsign.sweep.identity.sources import Reached, module_of, packaged
+from jaxsign.compilation import module_of, packaged
+from jaxsign.sweep.identity.sources import Reached
 from jaxsign.sweep.sweep import Sweep
 
 #: Entries that describe code; all others are values.

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-
 #: Packages by name, since a developer's copy of them lies outside site-packages.
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "jaxsign")
 
@@ -102,13 +101,13 @@ def _key(value: Any, inside: tuple[int, ...]) -> Hashable:
     if isinstance(value, types.FunctionType):
         return _function(value, inside)
     if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, np.ufunc)):
-        return _Same(value)
+        return Same(value)
     if dataclasses.is_dataclass(value):
         fields = tuple(_key(getattr(value, f.name), inside) for f in dataclasses.fields(value))
         return type(value), fields
     if callable(value) and (wrapped := getattr(value, "__wrapped__", None)) is not None:
         _key(wrapped, inside)  # refuses a user's function that is jitted or has a rule for derivatives
-        return _Same(value)
+        return Same(value)
     raise _UsersCode
 
 
@@ -133,14 +132,14 @@ def _array(value: Any) -> Hashable:
     return type(value), str(array.dtype), array.shape, array.tobytes()
 
 
-class _Same:
+class Same:
     """An object as a key: equal to itself only. It keeps the object, so that no other one gets its id."""
 
     def __init__(self, value: Any):
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
+        return isinstance(other, Same) and other.value is self.value
 
     def __hash__(self) -> int:
         return id(self.value)

@@ -201,8 +201,8 @@ class Work:
                 say(f"{lines[0]}: its runs begin again")
                 return None
         self.rows = {name: np.array(value) for name, value in saved["rows"].items()}
-        size = self.compiled.program.part
-        return cursor, [jax.tree.map(lambda x: _padded(x[part], size), saved["state"]) for part in self.parts]
+        size, state = self.compiled.program.part, saved["state"]
+        return cursor, [jax.tree.map(lambda x, part=part: _padded(x[part], size), state) for part in self.parts]
 
     def about(self, base: str, binding: Binding) -> dict[str, Any]:
         """Identifies the runs, sweep and directory of a checkpoint; neither devices nor the size of a call matter."""

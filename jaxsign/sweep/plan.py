@@ -23,7 +23,6 @@ from jaxsign.sweep.timing import lane_widths
 from jaxsign.validation.messages import say
 from jaxsign.validation.values import LONGEST, positive_int
 
-
 #: Stops of one call. The same for all sweeps, whatever they record, so that they share their programs.
 SLOTS = 64
 

@@ -473,9 +473,7 @@ def _look(
     return {name: _floating(values[name]) for name in shapes if name in values}
 
 
-def _of_step(
-    loop: Loop, start: Start, hyper: Any, trained: PyTree, before: PyTree, t: Array
-) -> dict[str, Array]:
+def _of_step(loop: Loop, start: Start, hyper: Any, trained: PyTree, before: PyTree, t: Array) -> dict[str, Array]:
     """The observables of the step that led from `before` to `trained`; NaN at step 0."""
     task, fixed = loop.mode.task, _split(loop, start)[2]
     if task.observe_step is None:

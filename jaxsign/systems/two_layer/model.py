@@ -370,9 +370,7 @@ def squares(noise: Array, signal: Array, sign_mu: Array, heads: int) -> Array:
     return jnp.concatenate([of_signal[None], of_noise])
 
 
-def _inner(
-    features: Features, sign_mu: Array, heads: int, kernel: str
-) -> tuple[Array, Array | None, Array | None]:
+def _inner(features: Features, sign_mu: Array, heads: int, kernel: str) -> tuple[Array, Array | None, Array | None]:
     """Inner products of queries with keys, and the squares of both where the kernel reads them."""
     products = scores(features, sign_mu, heads)
     if kernel != "gaussian":

@@ -257,12 +257,14 @@ class Loop:
         used = (stops.end > stops.start) | stops.record
         turns = jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
         stretch = functools.partial(_stretch, run, stops, row_shapes)
+        state = state._replace(crossings=state.crossings.packed() if state.crossings else None)
         state, taped, rows = jax.lax.fori_loop(0, turns, stretch, (state, taped, rows))
         # The next call would evaluate the loss at the last step: the record there is blanked if it is not finite.
         last = stops.end[-1]
         loss = _loss(run, state.trained, last)
         bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss), last, state.bad)
-        state = state._replace(crossings=_capture(run, state, last, loss, jnp.any(stops.last) & (bad < 0)))
+        crossings = _capture(run, state, last, loss, jnp.any(stops.last) & (bad < 0))
+        state = state._replace(crossings=crossings.unpacked() if crossings else None)
         diverged = (bad >= 0) & (stops.end >= bad)
         rows = {name: _blank(value, diverged) for name, value in rows.items()}
         return state._replace(bad=bad), rows, taped
@@ -409,7 +411,7 @@ def _capture(run: Context, state: State, t: Array, loss: Array, now: Array | boo
     """The captures at levels after step t, whose loss is given; `now` False leaves them as they are."""
     if state.crossings is None:
         return None
-    names = [name for name in state.crossings.values if name in run.observed.shapes]
+    names = list(run.observed.shapes)
     loss = _level_loss(run, merge_params(state.trained, run.fixed), loss)
     context = (run.start, run.hyper, t, state.before, state.trained)
     around = functools.partial(_around, run.loop, run.observed, names)  # static: nothing traced is closed over

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jaxlib
@@ -60,7 +61,8 @@ _TURN, _STATE = threading.Lock(), _State()
 
 def _switch_on() -> bool:
     """Points JAX at the folder of this machine and these versions; False if there is none to use."""
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return False
     root = _root()
     if root is None:
@@ -81,7 +83,7 @@ def _switch_on() -> bool:
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": 0,
     }
-    _STATE.folder, _STATE.before = folder, {name: getattr(jax.config, name) for name in wanted}
+    _STATE.folder, _STATE.before = folder, {name: getattr(settings, name) for name in wanted}
     _configure(wanted)
     warnings.filterwarnings("ignore", UNUSABLE)
     return True

@@ -113,12 +113,17 @@ def _key(value: Any, inside: tuple[int, ...]) -> Hashable:
 
 def _function(function: types.FunctionType, inside: tuple[int, ...]) -> Hashable:
     """The key of a package's function: its code and the values that it holds."""
-    try:
-        cells = tuple(_key(cell.cell_contents, inside) for cell in function.__closure__ or ())
-    except ValueError:
-        raise _UsersCode from None  # a cell that is still empty
+    cells = tuple(_cell(cell, inside) for cell in function.__closure__ or ())
     held = (function.__defaults__, function.__kwdefaults__, dict(vars(function)))
     return function.__module__, function.__code__, cells, _key(held, inside)
+
+
+def _cell(cell: types.CellType, inside: tuple[int, ...]) -> Hashable:
+    try:
+        value = cell.cell_contents
+    except ValueError:
+        return "empty"  # a name that the function reads on one of its branches only
+    return _key(value, inside)
 
 
 def _array(value: Any) -> Hashable:

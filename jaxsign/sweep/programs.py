@@ -128,7 +128,7 @@ def _jitted(
     loop: Loop, static: Mapping[str, Any], summary: Callable | None, record: Sequence[int], mesh: jax.sharding.Mesh
 ) -> Functions:
     """The functions of a program, jitted for the devices of a mesh."""
-    recorded, task = jnp.asarray(record, jnp.int32), loop.mode.task
+    recorded, task = jnp.asarray(np.asarray(record, np.int32)), loop.mode.task
 
     def init(seed: jax.Array, start: Start, hyper: Any, floats: dict[str, jax.Array]) -> State:
         return loop.init(_key(seed), start, hyper, {**static, **floats})

@@ -33,7 +33,8 @@ class Starts:
           members: indices of the runs on (axes, optimizer, seed).
         """
         program = compiled.program
-        leaves, structure = jax.tree.flatten(compiled.start)
+        leaves = jax.tree.leaves(compiled.start)
+        structure: Any = jax.tree.structure(compiled.start)
         keys = self._keys(compiled, members)
         runs = {key: self.kept[key] for key in keys if key in self.kept}
         missing = {key: member for key, member in zip(keys, members) if key not in runs}
@@ -84,7 +85,7 @@ def _host(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
-def _like(array: np.ndarray, leaf: Any) -> Any:
+def _like(array: Any, leaf: Any) -> Any:
     """The inverse of `_host` for an array of the abstract leaf's kind."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(array, impl=str(jax.random.key_impl(leaf)))

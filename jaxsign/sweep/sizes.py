@@ -12,6 +12,8 @@ from jaxsign.sweep.sweep import Sweep
 
 #: Maximum runs of one call, and the bytes that their records, data and parameters may take together on a CPU.
 BLOCK_RUNS, BLOCK_BYTES = 1024, 256 * 2**20
+#: Maximum parts of a call. Each is a call of the program, which costs as much as a step or two.
+PARTS = 64
 #: A lane's state should stay inside a core's second-level cache.
 LANE_BYTES = 2**21
 
@@ -76,7 +78,7 @@ def call_size(costs: Sequence[Cost], sweep: Sweep, lanes: int, budget: int, firm
     one = row * records + state
     if one > budget and firm:
         raise ValueError(f"memory must be at least {one} bytes, which one run needs, got memory={budget}")
-    return max(1, min(BLOCK_RUNS, budget // max(one, 1))), records
+    return max(1, min(BLOCK_RUNS, PARTS * lanes, budget // max(one, 1))), records
 
 
 def block_shape(sweep: Sweep, runs: int) -> tuple[int, ...]:

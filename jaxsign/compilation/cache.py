@@ -71,7 +71,8 @@ def _switch_on() -> bool:
     try:
         new = not root.exists()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid != os.getuid() or not os.access(folder, os.W_OK):
+        mine = not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+        if not mine or not os.access(folder, os.W_OK):
             return False
         _drop_damaged(str(folder))
     except OSError:

@@ -21,8 +21,9 @@ from jaxsign.training.start import Start, begin
 from jaxsign.training.task import Task, packaged
 
 RUNS, ALL = PartitionSpec("run"), PartitionSpec()
-#: Runs that one call of a drawing program draws on a device; at least 2, since XLA inlines loops of one turn.
-DRAWN = 4
+#: Runs that one call of a drawing program draws on a device, in small sweeps and in those of more than MANY runs.
+#: At least 2, since XLA inlines loops of one turn.
+DRAWN, DRAWN_MANY, MANY = 4, 16, 256
 
 
 class Arguments(NamedTuple):
@@ -67,7 +68,8 @@ class Program:
 
     def __init__(self, group: Group, width: int, slots: int, mesh: jax.sharding.Mesh, tape: Tape | None = None):
         self.group, self.width, self.slots = group, width, max(slots, 2)
-        self.mesh, self.part, self.drawn = mesh, width * mesh.size, DRAWN * mesh.size
+        self.mesh, self.part = mesh, width * mesh.size
+        self.drawn = (DRAWN_MANY if group.sweep.size > MANY else DRAWN) * mesh.size
         self.begin = drawing(group.task, mesh)
         self.init, self.advance, self.summarise, self.project = _functions(group, tape, mesh)
 
@@ -83,7 +85,7 @@ class Program:
         """The arguments of some runs, padded to `size` (default: one part) with the last run."""
         sweep, size = self.group.sweep, self.part if size is None else size
         padded = [*members, *[members[-1]] * (size - len(members))]
-        dtype = jnp.zeros(()).dtype
+        dtype = jax.dtypes.canonicalize_dtype(float)  # not of an array, which would wait for the device
         seeds = np.stack([seed_words(sweep.seeds[m[-1]]) for m in padded])
         hypers = [self.group.choice.case(sweep.hyper_at(m[:-2])) for m in padded]
         hyper = jax.tree.map(lambda *leaves: np.asarray(leaves, dtype), *hypers)

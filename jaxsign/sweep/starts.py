@@ -5,6 +5,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -18,12 +19,12 @@ class Starts:
     """Draws starts of runs and keeps them on the host, since optimizers of one task train from the same ones.
 
     Args:
-      limit: bytes that are kept; those that were used longest ago go first.
+      limit: bytes that are kept; those that were drawn first go first.
     """
 
     def __init__(self, limit: int = BLOCK_BYTES):
         self.limit, self.bytes = limit, 0
-        self.kept: OrderedDict[Hashable, list[np.ndarray]] = OrderedDict()
+        self.kept: OrderedDict[Hashable, list[Any]] = OrderedDict()
 
     def parts(self, compiled: Compiled, members: Sequence[Index]) -> list[Start]:
         """The starts of some runs on the devices, one entry a part; the last part is padded with its last run.
@@ -33,7 +34,6 @@ class Starts:
           members: indices of the runs on (axes, optimizer, seed).
         """
         program = compiled.program
-        leaves = jax.tree.leaves(compiled.start)
         structure: Any = jax.tree.structure(compiled.start)
         keys = self._keys(compiled, members)
         runs = {key: self.kept[key] for key in keys if key in self.kept}
@@ -46,7 +46,7 @@ class Starts:
         for part in program.parts(len(members)):
             chosen = [runs[key] for key in keys[part]]
             chosen += [chosen[-1]] * (program.part - len(chosen))
-            stacked = [_like(np.stack(column), leaf) for column, leaf in zip(zip(*chosen), leaves)]
+            stacked = [_stacked(column) for column in zip(*chosen)]
             out.append(structure.unflatten(jax.device_put(stacked, sharding)))
         return out
 
@@ -56,7 +56,7 @@ class Starts:
         columns = [given.seeds, given.degrees, *jax.tree.leaves(given.hyper)]
         return [(id(compiled.begin), *(column[i].tobytes() for column in columns)) for i in range(len(members))]
 
-    def _draw(self, compiled: Compiled, missing: dict[Hashable, Index]) -> list[tuple[Hashable, list[np.ndarray]]]:
+    def _draw(self, compiled: Compiled, missing: dict[Hashable, Index]) -> list[tuple[Hashable, list[Any]]]:
         """(key, leaves) of the starts of some runs."""
         program, keys, members = compiled.program, list(missing), list(missing.values())
         begin = compiled.wait()[0]
@@ -66,27 +66,32 @@ class Starts:
             given = program.arguments(members[chunk], program.drawn)
             calls.append((keys[chunk], begin(given.seeds, given.hyper, given.degrees, program.group.sweep.shared)))
         return [
-            (key, [leaf[i].copy() for leaf in hosts])  # a copy, or one run would keep all that were drawn with it
+            (key, [leaf[i] for leaf in hosts])
             for chunk_keys, start in calls
             for hosts in [[_host(leaf) for leaf in jax.tree.leaves(start)]]
             for i, key in enumerate(chunk_keys)
         ]
 
-    def _keep(self, key: Hashable, run: list[np.ndarray]) -> None:
+    def _keep(self, key: Hashable, run: list[Any]) -> None:
         self.kept[key] = run
-        self.bytes += sum(leaf.nbytes for leaf in run)
+        self.bytes += _bytes(run)
         while self.bytes > self.limit and len(self.kept) > 1:
-            self.bytes -= sum(leaf.nbytes for leaf in self.kept.popitem(last=False)[1])
+            self.bytes -= _bytes(self.kept.popitem(last=False)[1])
 
 
-def _host(leaf: Any) -> np.ndarray:
-    """An array on the host; a typed key as its words."""
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _like(array: Any, leaf: Any) -> Any:
-    """The inverse of `_host` for an array of the abstract leaf's kind."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(array, impl=str(jax.random.key_impl(leaf)))
-    return array
+def _host(leaf: Any) -> Any:
+    """An array on the host; typed keys, which NumPy does not know, stay as they are."""
+    return leaf if _is_key(leaf) else np.asarray(leaf)
+
+
+def _stacked(runs: Sequence[Any]) -> Any:
+    """The arrays of some runs as one."""
+    return jnp.stack(runs) if _is_key(runs[0]) else np.stack(runs)
+
+
+def _bytes(run: Sequence[Any]) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in run)

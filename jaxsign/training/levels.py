@@ -99,6 +99,16 @@ class Crossings(NamedTuple):
 BETWEEN = "+"
 
 
+def packed_scalars(values: Mapping[str, Array]) -> dict[str, Array]:
+    """Scalars of one dtype as one array, (M,), under their names; nothing where there are none."""
+    return _packed(values, 0)
+
+
+def unpacked_scalars(packed: Mapping[str, Array]) -> dict[str, Array]:
+    """The inverse of `packed_scalars`."""
+    return {name: array[i] for names, array in packed.items() for i, name in enumerate(names.split(BETWEEN))}
+
+
 def _packed(values: Mapping[str, Array], axis: int) -> dict[str, Array]:
     """{names: arrays of equal shape and dtype along a new axis}; sorted, as JAX sorts the keys of its trees."""
     alike: dict[Any, list[str]] = {}

@@ -12,7 +12,7 @@ import optax
 
 from jaxsign.optimizers.factories import build
 from jaxsign.store.levels import SUFFIX
-from jaxsign.training.levels import Crossings
+from jaxsign.training.levels import Crossings, packed_scalars, unpacked_scalars
 from jaxsign.training.mode import Mode
 from jaxsign.training.outputs import output, outputs
 from jaxsign.training.rng import stream
@@ -257,8 +257,12 @@ class Loop:
         used = (stops.end > stops.start) | stops.record
         turns = jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
         stretch = functools.partial(_stretch, run, stops, row_shapes)
-        state = state._replace(crossings=state.crossings.packed() if state.crossings else None)
-        state, taped, rows = jax.lax.fori_loop(0, turns, stretch, (state, taped, rows))
+        # Each array of the loop costs every step some time, and each program some to compile.
+        packed = state._replace(
+            crossings=state.crossings.packed() if state.crossings else None, rang=packed_scalars(state.rang)
+        )
+        state, taped, rows = jax.lax.fori_loop(0, turns, stretch, (packed, taped, rows))
+        state = state._replace(rang=unpacked_scalars(state.rang))
         # The next call would evaluate the loss at the last step: the record there is blanked if it is not finite.
         last = stops.end[-1]
         loss = _loss(run, state.trained, last)
@@ -363,9 +367,10 @@ def _step(run: Context, stops: Stops, t: Array, carry: tuple[State, PyTree]) -> 
     loss, gradient, exact = _gradient(run, full, trained, t)
     bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss), t, state.bad)
     crossings = _capture(run, state, t, loss, bad < 0)
+    alarms = {name: monitor(full, _batch(run, t), run.hyper, exact) for name, monitor in task.watch.items()}
     rang = {
-        name: jnp.where((state.rang[name] < 0) & monitor(full, _batch(run, t), run.hyper, exact), t, state.rang[name])
-        for name, monitor in task.watch.items()
+        names: jnp.where((state.rang[names] < 0) & fired, t, state.rang[names])
+        for names, fired in packed_scalars(alarms).items()
     }
     updates, moved, optimizer = _update(run, state, loss, gradient, t)
     if loop.tape is not None:

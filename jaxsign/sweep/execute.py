@@ -28,8 +28,8 @@ from jaxsign.validation.messages import say
 T = TypeVar("T")
 #: Seconds that a call should take: two calls may be under way when a signal arrives.
 CALL_SECONDS = 2.0
-#: Steps of a group's first call, before its speed is known.
-FIRST_STEPS = 32
+#: Steps of a group's first call, before its speed is known: few, so that a display moves soon where steps are slow.
+FIRST_STEPS = 2
 
 
 class Cursor(NamedTuple):
@@ -270,9 +270,9 @@ class Blocks:
 
     def _run(self, work: Work) -> None:
         compiled, program, schedule = work.compiled, work.compiled.program, work.sweep.schedule
-        self.progress.doing(f"{work.group.family}: compiling")
-        begin, init, advance = compiled.wait()
-        self.progress.doing(work.group.family)
+        with self.progress.compiling():
+            begin, init, advance = compiled.wait()
+        self.progress.training(work.group.family)
         seeds, hyper, floats, degrees = program.arguments(work.unit.members, compiled.size)
         start = begin(seeds, hyper, degrees, work.sweep.shared)
         initial = init(seeds, start, hyper, floats)
@@ -313,7 +313,7 @@ class Blocks:
                     resumed = None
                     recorder.resume(0)
         if resumed:
-            self.progress.trained(work.count, resumed[0].step, before=True)
+            self.progress.trained(work.count, resumed[0].step, resumed[0].step, before=True)
         return resumed
 
     def _save(self, work: Work, cursor: Cursor, state: State, recorder: Recorder | None) -> None:
@@ -354,7 +354,7 @@ class Blocks:
                 recorder.take(taped)
         work.take(call, rows)
         self.sink.commit_due()
-        self.progress.trained(work.count, steps)
+        self.progress.trained(work.count, steps, call.after.step)
 
     def _finish(
         self, work: Work, state: State, constants: Mapping[str, Any], recorder: Recorder | None, features: Any

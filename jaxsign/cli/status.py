@@ -130,7 +130,7 @@ def _session_lines(path: Path, manifest: Mapping[str, Any]) -> list[list[str]]:
     sessions = counted(len(manifest["sessions"]), "session")
     worked = f"{time_words(manifest['wall_seconds'])} in {sessions}" if manifest["sessions"] else "no session has ended"
     if manifest["sessions"] and "compile_seconds" in manifest:
-        worked += f", {time_words(manifest['compile_seconds'])} of it with compiling"
+        worked += f", compiling in {time_words(manifest['compile_seconds'])} of them"
     return [
         ["begun", f"{times.words(begun)}, last worked on {times.words(last)}"],
         ["worked", worked],

@@ -80,8 +80,8 @@ def run_sweep(
       links: "trajectories" or "checkpoints" if that folder of `out` is a link to another disk. The manifest records
         the target, so that `links` is given only once; any other link in `out` is refused.
       progress: whether to show on stderr what is planned, compiled and trained, with counts and times: as a bar on a
-        terminal and in a notebook (a widget if ipywidgets is installed), elsewhere as a line after half a second, then
-        after 5 s more, and at last once a minute; and a last line about the whole. False keeps to messages.
+        terminal and in a notebook (a widget if ipywidgets is installed), elsewhere in lines, the first within a second
+        and then ever more seldom, down to one a minute; and in a last line about the whole. False: only messages.
 
     Returns:
       xarray.Dataset with dims (axes in order, optimizer, seed, step, the observable's own), lazy when `out` is given.

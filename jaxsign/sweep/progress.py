@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from jaxsign.sweep.compile_log import CompileLog
-from jaxsign.validation.messages import DISPLAYS, Voice, clock, counted, leave_closed_streams, say, time_words
+from jaxsign.validation.messages import DISPLAYS, WRITING, Voice, clock, counted, leave_closed_streams, say, time_words
 
 #: Without a terminal, the first line is printed after so many seconds. A sweep that is done before says nothing.
 FIRST_LINE = 0.3
@@ -154,8 +154,9 @@ class Progress:
         share = min(self.seed_steps / max(self.total * self.steps, 1), 1.0)
         drawing = share, _format(*self.words())
         if drawing != (self.bar.n, self.bar.bar_format):
-            self.bar.n, self.bar.bar_format = drawing
-            self.bar.refresh()
+            with WRITING:
+                self.bar.n, self.bar.bar_format = drawing
+                self.bar.refresh()
 
     def _watch(self) -> None:
         while not self.over.wait(TICK):

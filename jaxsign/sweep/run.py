@@ -16,7 +16,6 @@ from jaxsign.store.environment import environment
 from jaxsign.store.labels import base_coordinates, coordinates, manifest_text
 from jaxsign.store.manifest import inspect_manifest, read_manifest, restore
 from jaxsign.store.results import Memory
-from jaxsign.sweep import cluster
 from jaxsign.sweep.execute import Blocks, retry_on_oom
 from jaxsign.sweep.identity.definition import content_hash, definition
 from jaxsign.sweep.identity.match import Match, compare, fingerprints
@@ -144,6 +143,8 @@ def _in_directory(
     if stored and match and allowed == stored.get("links", {}) and _is_complete(path, stored, match):
         _say_loaded(path, sweep, match, stored)
         return _opened(path, sweep, match)
+    from jaxsign.sweep import cluster
+
     files.writable(path)
     if stored and match:
         _say_versions(path, stored, match)
@@ -288,6 +289,8 @@ def _run_shard(
 
     Returns how the sweep relates to the one that was stored before, None for a new directory.
     """
+    from jaxsign.sweep import cluster
+
     started = time.time()
     with locks.shard_lock(path, shard) as held, listening() as stop:
         if held.gone:

@@ -15,7 +15,8 @@ PACKAGE = Path(jaxsign.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: From the ground up. A room imports from rooms of lower layers, and from itself if it is a folder.
 LAYERS = [
-    {"validation", "compilation"},
+    {"validation"},
+    {"compilation"},
     {"optimizers"},
     {"store"},
     {"analysis"},
@@ -33,7 +34,7 @@ NEVER = {
     **dict.fromkeys(["training", "sweep", "store", "optimizers", "analysis"], frozenset({"systems", "theory"})),
     **dict.fromkeys(["analysis", "claims", "plot", "report"], frozenset({"training", "sweep"})),
 }
-LATE = {"flax", "jinja2", "xarray", "zarr", "orbax", "matplotlib", "tqdm", "scipy", "pandas"}
+LATE = {"flax", "jinja2", "xarray", "zarr", "orbax", "matplotlib", "tqdm", "platformdirs", "scipy", "pandas"}
 
 
 def room(path):

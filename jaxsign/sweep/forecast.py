@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxsign.compilation import undisturbed
+from jaxsign.compilation import kept_on_disk, undisturbed
 from jaxsign.optimizers.grid import static_word
 from jaxsign.store import checkpoints
 from jaxsign.sweep.groups import Group
@@ -82,13 +82,14 @@ class Forecast:
 
 
 @undisturbed()
+@kept_on_disk()
 @jax.disable_jit(False)
 def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None, devices: int = 1) -> Forecast:
     """The cost of a sweep with these devices and this memory.
 
     Without `speed` every program is compiled for one lane per device and trained for some tenths of a second. With it,
-    programs are only traced. Compiling takes about as long for calls of more lanes, and less where JAX's compilation
-    cache has a program: its time is that of this process, here and now.
+    programs are only traced. Compiling takes less where this process or JAX's compilation cache has a program: its time
+    is the one that it took here and now.
 
     Args:
       sweep: a Sweep.
@@ -116,16 +117,13 @@ def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None
     sizes = [program.padded(max(runs)) for program, runs in zip(plan.programs, counts)]
     total = None
     with Compiler(compile=speed is None) as compiler:
-        # One lane on every device.
-        compiled = [compiler.compile(program, program.quantum) for program in plan.programs]
+        compiled = [compiler.compile(program) for program in plan.programs]
         if speed is None:
             costs = zip(counts, sizes, run_seconds(compiled))
             seconds = [len(runs) * size * one_run for runs, size, one_run in costs]
             compiler.wait()
             taken = dict(compiler.log.taken)  # of a program, with the first of its groups
-            compiling: list[float | None] = [
-                taken.pop(compiler.key(program, program.quantum), 0.0) for program in plan.programs
-            ]
+            compiling: list[float | None] = [taken.pop(compiler.key(program), 0.0) for program in plan.programs]
             total = compiler.log.seconds
         else:
             compiling = [None] * len(plan.groups)
@@ -139,7 +137,7 @@ def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None
             plan.groups, counts, sizes, plan.widths, seconds, compiling
         )
     )  # fmt: skip
-    programs = {(group.program_key, width, size) for group, width, size in zip(plan.groups, plan.widths, sizes)}
+    programs = {(group.program_key, width) for group, width in zip(plan.groups, plan.widths)}
     records = min(plan.layout.records, sweep.schedule.record.size)
     return Forecast(
         runs=sweep.size, steps=sweep.schedule.steps, groups=groups, programs=len(programs),

@@ -24,6 +24,9 @@ from jaxsign.sweep.timing import lane_widths
 from jaxsign.validation.messages import say
 from jaxsign.validation.values import LONGEST, positive_int
 
+#: Stops of one call. The same for all sweeps, whatever they record, so that they share their programs.
+SLOTS = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -162,8 +165,7 @@ class Plan:
     @functools.cached_property
     def programs(self) -> list[Program]:
         """The programs of every group on the devices of this process."""
-        slots = most_stops(self.sweep, min(self.layout.records, self.sweep.schedule.record.size) + 1)
-        mesh = local_mesh()
+        slots, mesh = most_stops(self.sweep, SLOTS), local_mesh()
         return [Program(group, width, slots, mesh, make_tape(group)) for group, width in zip(self.groups, self.widths)]
 
     def units(self, missing: BlockRuns) -> list[WorkUnit]:
@@ -182,13 +184,10 @@ class Plan:
           compiler: traces the programs and has them compiled.
           every: whether groups without a unit are compiled as well.
         """
-        sized: dict[int, int] = {}
-        for number, program in enumerate(self.programs):
-            counts = [len(unit.members) for unit in units if unit.group == number]
-            if counts or every:
-                sized[number] = program.padded(max(counts, default=1))
-        compiler.log.expect(compiler.key(self.programs[number], size) for number, size in sized.items())
-        return {number: compiler.compile(self.programs[number], size) for number, size in sized.items()}
+        wanted = {unit.group for unit in units}
+        chosen = {number: one for number, one in enumerate(self.programs) if every or number in wanted}
+        compiler.log.expect(map(compiler.key, chosen.values()))
+        return {number: compiler.compile(program) for number, program in chosen.items()}
 
     def variables(self, compiled: Mapping[int, Compiled]) -> tuple[dict[str, Variable], dict[str, str]]:
         """{name: Variable} of the results, and notes on padded ones, from the programs of every group."""
@@ -216,9 +215,8 @@ class Plan:
 
 
 def _cache_width(group: Group, cost: sizes.Cost) -> int:
-    """The lane width that keeps a group's state in the cache, with two lanes at least, for two devices."""
-    half = max(1, min(sizes.BLOCK_RUNS, group.size) // 2)
-    return min(sizes.lane_width(cost.state, jax.local_devices()[0].platform), half)
+    """The lane width that keeps a group's state in the cache."""
+    return sizes.lane_width(cost.state, min(sizes.BLOCK_RUNS, group.size), jax.local_devices()[0].platform)
 
 
 def _new_layout(sweep: Sweep, costs: Sequence[sizes.Cost], widths: Sequence[int], limits: Limits) -> Layout:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxsign.compilation import undisturbed
+from jaxsign.compilation import kept_on_disk, undisturbed
 from jaxsign.store import files, locks, results
 from jaxsign.store.environment import environment
 from jaxsign.store.labels import base_coordinates, coordinates, manifest_text
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 @undisturbed()
+@kept_on_disk()
 @jax.disable_jit(False)
 def run_sweep(
     sweep: Sweep,

@@ -54,13 +54,13 @@ def observers(
     Raises:
       ValueError: for an unknown name, with the nearest valid one.
     """
-    named = functions_by_name(chosen)
+    named, observe = functions_by_name(chosen), traced_once(task.observe)
 
     def everything(start: Start, hyper: Any) -> tuple[dict, dict, dict]:
         data, test, params, _ = start
         users = {name: output("observable", name, c(params, data, test, hyper)) for name, c in named.items()}
         of_step = outputs("observable", task.observe_step(params, params, data, hyper)) if task.observe_step else {}
-        with_test, without = (outputs("observable", task.observe(params, data, given, hyper)) for given in (test, None))
+        with_test, without = (outputs("observable", observe(params, data, given, hyper)) for given in (test, None))
         if both := set(of_step) & set(with_test):
             raise ValueError(f"observable {min(both)!r} is returned by both observe and observe_step: rename one")
         return with_test | of_step, without | of_step, users
@@ -78,6 +78,20 @@ def observers(
     shapes = {name: users.get(name, with_test.get(name)) for name in dict.fromkeys(names)}
     need_test = [name for name in shapes if name not in without and name not in named]
     return Observed(shapes, need_test, named)
+
+
+def traced_once(function: Callable) -> Callable:
+    """A function of this package's own systems, as one that JAX traces once for each kind of arguments.
+
+    A program evaluates observables at records, captures and for their shapes, and tracing them takes longer than
+    running a short sweep. A user's function is returned as it is: what it reads may have changed since.
+    """
+    return _jitted(function) if packaged(function) else function
+
+
+@functools.lru_cache(maxsize=256)
+def _jitted(function: Callable) -> Callable:
+    return jax.jit(function)
 
 
 def functions_by_name(chosen: Sequence[str | Callable] | None) -> dict[str, Callable]:
@@ -243,12 +257,14 @@ class Loop:
         used = (stops.end > stops.start) | stops.record
         turns = jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
         stretch = functools.partial(_stretch, run, stops, row_shapes)
+        state = state._replace(crossings=state.crossings.packed() if state.crossings else None)
         state, taped, rows = jax.lax.fori_loop(0, turns, stretch, (state, taped, rows))
         # The next call would evaluate the loss at the last step: the record there is blanked if it is not finite.
         last = stops.end[-1]
         loss = _loss(run, state.trained, last)
         bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss), last, state.bad)
-        state = state._replace(crossings=_capture(run, state, last, loss, jnp.any(stops.last) & (bad < 0)))
+        crossings = _capture(run, state, last, loss, jnp.any(stops.last) & (bad < 0))
+        state = state._replace(crossings=crossings.unpacked() if crossings else None)
         diverged = (bad >= 0) & (stops.end >= bad)
         rows = {name: _blank(value, diverged) for name, value in rows.items()}
         return state._replace(bad=bad), rows, taped
@@ -395,7 +411,7 @@ def _capture(run: Context, state: State, t: Array, loss: Array, now: Array | boo
     """The captures at levels after step t, whose loss is given; `now` False leaves them as they are."""
     if state.crossings is None:
         return None
-    names = [name for name in state.crossings.values if name in run.observed.shapes]
+    names = list(run.observed.shapes)
     loss = _level_loss(run, merge_params(state.trained, run.fixed), loss)
     context = (run.start, run.hyper, t, state.before, state.trained)
     around = functools.partial(_around, run.loop, run.observed, names)  # static: nothing traced is closed over
@@ -404,15 +420,16 @@ def _capture(run: Context, state: State, t: Array, loss: Array, now: Array | boo
 
 def _around(
     loop: Loop, observed: Observed, names: list[str], context: tuple[Start, Any, Array, PyTree, PyTree]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The observables at the step before t and at t."""
-    start, hyper, t, *both = context
-    steps = None, both[0]  # observables of the step across the level stand on both sides of it
+) -> dict[str, Array]:
+    """{observable: (2, ...)} at the step before t and at t."""
+    start, hyper, t, before, after = context
+    both = jax.tree.map(lambda *sides: jnp.stack(sides), before, after)
     test_now = jnp.ones((), bool)
-    before, after = (
-        _look(loop, observed, start, hyper, params, step, t, test_now) for params, step in zip(both, steps)
-    )
-    return {name: before.get(name, after[name]) for name in names}, {name: after[name] for name in names}
+    # Mapped, so that the program of the observables is compiled once for the two sides.
+    values = jax.lax.map(lambda params: _look(loop, observed, start, hyper, params, None, t, test_now), both)
+    # Observables of the step across the level stand on both sides of it.
+    values |= {name: jnp.stack([x, x]) for name, x in _of_step(loop, start, hyper, after, before, t).items()}
+    return {name: values[name] for name in names}
 
 
 def _level_loss(run: Context, full: PyTree, loss: Array) -> Array:
@@ -436,12 +453,11 @@ def _look(
 ) -> dict[str, Array]:
     """The observables of some parameters; with `before` None, without those of the step that led there."""
     task, data, test, fixed = loop.mode.task, start.data, start.test, _split(loop, start)[2]
-    shapes, need_test, functions = observed
+    observe, (shapes, need_test, functions) = traced_once(task.observe), observed
     full = merge_params(trained, fixed)
-    plain = task.observe(full, data, None, hyper)
-    if task.observe_step and before is not None:
-        of_step = task.observe_step(full, merge_params(before, fixed), data, hyper)
-        plain |= {name: jnp.where(t > 0, _floating(value), jnp.nan) for name, value in of_step.items()}
+    plain = observe(full, data, None, hyper)
+    if before is not None:
+        plain |= _of_step(loop, start, hyper, trained, before, t)
     values = {name: plain[name] for name in shapes if name in plain and name not in functions}
     if functions:
         params = loop.mode.expanded(full)
@@ -449,7 +465,7 @@ def _look(
     if need_test:
 
         def fresh() -> dict[str, Array]:
-            with_test = task.observe(full, data, test, hyper)
+            with_test = observe(full, data, test, hyper)
             return {name: _floating(with_test[name]) for name in need_test}
 
         def nothing() -> dict[str, Array]:
@@ -457,6 +473,15 @@ def _look(
 
         values |= jax.lax.cond(test_now, fresh, nothing)
     return {name: _floating(values[name]) for name in shapes if name in values}
+
+
+def _of_step(loop: Loop, start: Start, hyper: Any, trained: PyTree, before: PyTree, t: Array) -> dict[str, Array]:
+    """The observables of the step that led from `before` to `trained`; NaN at step 0."""
+    task, fixed = loop.mode.task, _split(loop, start)[2]
+    if task.observe_step is None:
+        return {}
+    of_step = task.observe_step(merge_params(trained, fixed), merge_params(before, fixed), start.data, hyper)
+    return {name: jnp.where(t > 0, _floating(value), jnp.nan) for name, value in of_step.items()}
 
 
 def write_row(buffer: Array, place: Array, row: Array, axis: int = 0) -> Array:

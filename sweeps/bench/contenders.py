@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -80,16 +80,17 @@ class Draws:
       work: what is drawn for.
       mesh: the devices that draw.
       test: whether test sets are drawn.
+      engines: the engines that are drawn for.
     """
 
     BLOCK = 16
 
-    def __init__(self, work: Work, mesh: Any, test: bool):
+    def __init__(self, work: Work, mesh: Any, test: bool, engines: Iterable[str] = tuple(ENGINES)):
         self.block = self.BLOCK * mesh.size
         self.seconds, self.drawn = 0.0, 0
         self.starts: dict[Any, Any] = {}
         # dense and support share their starts, which textbook and PyTorch take too.
-        tasks = {task.prepare: task for task in (js.two_layer(work.problem, name) for name in ENGINES)}
+        tasks = {task.prepare: task for task in (js.two_layer(work.problem, name) for name in engines)}
         self.kinds = list(tasks)
 
         def one(seed, degree):
@@ -226,8 +227,8 @@ class Engine:
 class Lane:
     """The compiled program of one lane of `width` runs on every device; a batch is one call after another.
 
-    `run_sweep` maps lanes inside its program instead. Here one program serves every number of runs, and compiling is
-    what takes long; calls are queued ahead, and one costs far less than a lane.
+    As in `run_sweep`: one program serves every number of runs; calls are queued ahead, and one costs far less than a
+    lane.
     """
 
     def __init__(self, run: Callable, example: Any, width: int, mesh: Any, library: bool):

@@ -81,6 +81,7 @@ def alarms(find: Find) -> dict[str, Callable[[Any, Any, Any, Any], Array]]:
     Returns:
       {name: monitor}.
     """
+    find = jax.jit(find)  # seven monitors ask for it at one step: it is traced once
 
     def one(name: str) -> Callable[[Any, Any, Any, Any], Array]:
         return lambda params, batch, hyper, gradient: find(params, batch, hyper, gradient)[name]

@@ -236,6 +236,16 @@ def test_a_sweep_shows_lines_on_stderr_and_keeps_what_compiling_took(tmp_path, c
         js.run_sweep(runs(), progress="bar")
 
 
+def test_a_quiet_script_shows_no_progress(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.0)
+    main = js.sweep_cli(lambda args: {"x": runs()})
+    for name, words in (("loud", ["of 4 runs"]), ("quiet", [])):
+        assert main(["--out", str(tmp_path / name), *["--quiet"] * (not words)]) == 0
+        out, err = capfd.readouterr()
+        assert out == f"x: 4 runs of {runs().schedule.steps} steps -> {tmp_path / name}\n"
+        assert re.findall(r"of 4 runs(?= in )", err) == words
+
+
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGXCPU"])
 def test_warnings_ask_for_a_stop_however_often_they_come_and_leave_other_handlers_alone(name, capfd):
     number = getattr(signal, name)

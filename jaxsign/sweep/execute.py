@@ -29,8 +29,8 @@ from jaxsign.validation.messages import say
 T = TypeVar("T")
 #: Seconds that a call should take: two calls may be under way when a signal arrives.
 CALL_SECONDS = 2.0
-#: Steps of a group's first call, before its speed is known.
-FIRST_STEPS = 32
+#: Steps of a group's first call, before its speed is known: few, so that a display moves soon where steps are slow.
+FIRST_STEPS = 2
 
 
 class Cursor(NamedTuple):
@@ -268,12 +268,13 @@ class Blocks:
 
     def _run(self, work: Work) -> None:
         compiled, program, schedule = work.compiled, work.compiled.program, work.sweep.schedule
-        self.progress.doing(f"{work.group.family}: compiling")
-        _, init, advance = compiled.wait()
-        self.progress.doing(work.group.family)
+        with self.progress.compiling():
+            _, init, advance = compiled.wait()
+        self.progress.doing(f"drawing data for {work.group.family}")
         given = [program.arguments(work.unit.members[part]) for part in work.parts]
         starts = self.starts.parts(compiled, work.unit.members)
         states = [init(g.seeds, start, g.hyper, g.floats) for g, start in zip(given, starts)]
+        self.progress.training(work.group.family)
         recorder = None
         if self.path is not None and work.sweep.trajectory is not None:
             trained = [state.trained for state in states]
@@ -320,7 +321,7 @@ class Blocks:
                     resumed = None
                     recorder.resume(0)
         if resumed:
-            self.progress.trained(work.count, resumed[0].step, before=True)
+            self.progress.trained(work.count, resumed[0].step, resumed[0].step, before=True)
         return resumed
 
     def _save(self, work: Work, cursor: Cursor, states: Sequence[State], recorder: Recorder | None) -> None:
@@ -361,7 +362,7 @@ class Blocks:
                 recorder.take(taped)
         work.take(call, rows)
         self.sink.commit_due()
-        self.progress.trained(work.count, steps)
+        self.progress.trained(work.count, steps, call.after.step)
 
     def _finish(
         self, work: Work, states: Sequence[State], constants: Sequence[Mapping[str, Any]], recorder: Recorder | None,

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxsign.compilation import compiler_options, content
+from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.groups import Group, Index
 from jaxsign.sweep.layout import unpadded_shape
 from jaxsign.training.loop import Loop, State, Stops, Tape
@@ -204,9 +205,11 @@ class Compiler:
 
     Args:
       compile: False only traces the programs.
+      log: counts programs and seconds; None: one of its own.
     """
 
-    def __init__(self, compile: bool = True) -> None:
+    def __init__(self, compile: bool = True, log: CompileLog | None = None) -> None:
+        self.log = log or CompileLog()
         self.threads = ThreadPoolExecutor(max_workers=2) if compile else None
         self.starts: dict[Any, tuple[Any, Future | None]] = {}
         self.rest: dict[Any, tuple] = {}
@@ -229,20 +232,37 @@ class Compiler:
         ]
         futures.wait([future for future in pending if future is not None])
 
-    def _submit(self, traced: jax.stages.Lowered) -> Future | None:
+    @staticmethod
+    def key(program: Program) -> tuple[Any, ...]:
+        """Groups with equal keys share their programs."""
+        return program.group.program_key, program.width, program.slots
+
+    def _submit(self, traced: jax.stages.Lowered, key: Hashable, family: str) -> Future | None:
         """Has a traced program compiled, unless programs are only traced."""
-        return self.threads.submit(traced.compile) if self.threads is not None else None
+        if self.threads is None:
+            return None
+
+        def compile() -> jax.stages.Compiled:
+            with self.log.working(key, family, submitted=True):
+                return traced.compile()
+
+        self.log.submitted(key)
+        return self.threads.submit(compile)
 
     def compile(self, program: Program) -> Compiled:
         """Traces a group's programs and has them compiled."""
-        group, mesh = program.group, program.mesh
+        with self.log.working(self.key(program), program.group.family):
+            return self._compile(program)
+
+    def _compile(self, program: Program) -> Compiled:
+        group, mesh, key = program.group, program.mesh, self.key(program)
+        submit = functools.partial(self._submit, key=key, family=group.family)
         sweep = group.sweep
         if group.task not in self.starts:
             drawn = program.arguments([group.first_run], program.drawn)
             traced = program.begin.lower(drawn.seeds, drawn.hyper, drawn.degrees, sweep.shared)
-            self.starts[group.task] = traced.out_info, self._submit(traced)
+            self.starts[group.task] = traced.out_info, submit(traced)
         drawn_start, begin = self.starts[group.task]
-        key = (group.program_key, program.width, program.slots)
         if key not in self.rest:
             sharding = NamedSharding(mesh, RUNS)
             start = jax.tree.map(
@@ -252,7 +272,7 @@ class Compiler:
             initial = program.init.lower(seeds, start, hyper, floats)
             state = initial.out_info
             advance = program.advance.lower(seeds, start, hyper, floats, state, no_stops(program.slots))
-            compiling = [self._submit(advance), self._submit(initial)]
+            compiling = [submit(advance), submit(initial)]
             total = sweep.schedule.record.size
             rows = {
                 name: jax.ShapeDtypeStruct((x.shape[0], total, *x.shape[2:]), x.dtype)
@@ -265,7 +285,7 @@ class Compiler:
                 rows if sweep.keep_trace else {}, summary.out_info if summary else {}, state.rang, captured,
                 start.constants, last,
             )  # fmt: skip
-            compiling.append(self._submit(summary) if summary else None)
+            compiling.append(submit(summary) if summary else None)
             self.rest[key] = (*compiling, state, rows, results)
         advance, init, summarise, state, rows, results = self.rest[key]
 

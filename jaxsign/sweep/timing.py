@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.programs import Compiled, Compiler, Program, no_stops
 from jaxsign.sweep.sizes import BLOCK_RUNS
 from jaxsign.sweep.starts import Starts
@@ -90,19 +91,21 @@ def run_seconds(compiled: Sequence[Compiled]) -> list[float]:
     return [seconds[id(one.advance)] for one in compiled]
 
 
-def lane_widths(programs: Sequence[Program]) -> list[int]:
+def lane_widths(programs: Sequence[Program], log: CompileLog | None = None) -> list[int]:
     """The lane width of every group: the one that fits the cache, or a measured one if the sweep is long.
 
     A quarter and four times the cache's width are tried on each group that takes a good part of a long sweep.
 
     Args:
       programs: of every group, with the width that fits the cache.
+      log: counts what is compiled.
     """
     widths = [program.width for program in programs]
     sweep, mesh = programs[0].group.sweep, programs[0].mesh
     if sweep.size * sweep.schedule.steps < FEW_SEED_STEPS:
         return widths
-    with Compiler() as compiler:
+    log = log or CompileLog()
+    with log.measuring("measuring lane widths"), Compiler(log=log) as compiler:
 
         def seconds_of_a_run(program: Program, width: int) -> float:
             other = Program(program.group, width, program.slots, mesh)

@@ -34,6 +34,8 @@ def per_run(factory: Callable[..., Any], given: Iterable[str] = ()) -> str | Non
       >>> per_run(optax.noisy_sgd), per_run(optax.noisy_sgd, ["seed"]), per_run(optax.adam)
       ('key', None, None)
     """
+    if isinstance(factory, _Keyed):
+        factory = factory.factory
     bound, inner = set(given), factory
     while isinstance(inner, functools.partial):
         bound |= {*inspect.signature(inner.func).bind_partial(*inner.args).arguments, *inner.keywords}

@@ -118,8 +118,6 @@ def hashable(factory: Callable[..., Any]) -> Callable[..., Any]:
       >>> import functools, optax
       >>> hashable(functools.partial(optax.sgd, 0.1)) == hashable(functools.partial(optax.sgd, 0.1))
       True
-      >>> hashable(lambda: optax.sgd(0.1)) == hashable(lambda: optax.sgd(0.1))
-      False
     """
     key = content(factory)
     return _Keyed(factory, Same(factory) if key is None else key)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -85,13 +85,13 @@ class Draws:
       work: what is drawn for.
       mesh: the devices that draw.
       test: whether test sets are drawn.
-      engines: the engines that are drawn for.
+      engines: names of engines of js.two_layer that are drawn for.
     """
 
     BLOCK = 16
 
-    def __init__(self, work: Work, mesh: Any, test: bool, engines: Iterable[str] = tuple(ENGINES)):
-        self.mesh, self.block = mesh, self.BLOCK * mesh.size
+    def __init__(self, work: Work, mesh: Any, test: bool, engines: Iterable[str] = ENGINES):
+        self.block = self.BLOCK * mesh.size
         self.seconds, self.drawn = 0.0, 0
         self.starts: dict[Any, Any] = {}
         # dense and support share their starts, which textbook and PyTorch take too.
@@ -111,6 +111,7 @@ class Draws:
         started = time.perf_counter()
         self.program = jax.jit(mapped).lower(jnp.zeros(self.block, jnp.int32), jnp.zeros(())).compile()
         self.compile_seconds = time.perf_counter() - started
+        self.mesh = mesh
 
     @property
     def seconds_per_run(self) -> float:
@@ -225,7 +226,7 @@ class Engine:
       observables: what is recorded; None: the scalars that all contenders record.
     """
 
-    def __init__(self, work: Work, name: str, optimizer: Optimizer, observables: Sequence[str] | None = None):
+    def __init__(self, work: Work, name: str, optimizer: Optimizer, observables: Iterable[str] | None = None):
         rate = {"learning_rate": number(optimizer.rate)}
         self.task = js.two_layer(work.problem, name)
         choice = choose_mode(self.task, optimizer.factory, [rate], work.hyper)
@@ -233,7 +234,7 @@ class Engine:
         if observables is None:
             observables = ("train_loss", "sign_agreement", mean_s21, "value_signal")
             observables += ("test_loss", "test_error") if work.test else ()
-        loop = Loop(choice.mode, optimizer.factory, observables)
+        loop = Loop(choice.mode, optimizer.factory, tuple(observables))
         train = make_train(loop, Schedule.build(work.steps, work.every, work.every))
         # Full batches: training draws nothing, any key does.
         self.train = lambda start: train(jax.random.key(0), start, work.hyper, rate)

@@ -149,6 +149,11 @@ def starts(draws: Draws, runs: int, engine: Engine, test: bool = False) -> Any:
     return start if test else start._replace(test=None)
 
 
+def written_out(draws: Draws, runs: int, what: Work) -> Any:
+    """The first runs as the textbook program takes them."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *contenders.written_out(draws, runs, what))
+
+
 def tiled(runs: Any, count: int) -> Any:
     """`count` runs: the given ones again and again."""
     return jax.tree.map(lambda a: a[np.arange(count) % a.shape[0]], runs)
@@ -248,7 +253,7 @@ def trained(name: str, what: Work, rule: Optimizer, draws: Draws, width: int, me
     """(the program, the trace) of the first runs by an engine or the textbook program; dense and all have the same."""
     runs = width * draws.mesh.size
     if name == "textbook":
-        own: Any = jax.tree.map(lambda *leaves: np.stack(leaves), *contenders.written_out(draws, runs, what))
+        own = written_out(draws, runs, what)
         lane = Lane(contenders.textbook(what, rule), own, width, mesh, library=False)
     else:
         engine = Engine(what, name.split()[0], rule, OBSERVED)
@@ -393,38 +398,45 @@ def widths(tiny: bool) -> tuple[int, ...]:
 
 def speed(report: Report) -> None:
     """Seed-steps per second of every engine and the textbook program, without test metrics, and what they take."""
-    mesh, what = devices_mesh(), work(report.tiny, 200, 50)
-    names = engines(what.problem)
-    draws = Draws(what, mesh, True, names)
-    traces: dict[str, Any] = {}
-    longest: dict[str, float] = {}
-    books = jax.tree.map(lambda *leaves: np.stack(leaves), *contenders.written_out(draws, draws.block, what))
+    mesh, traces, longest = devices_mesh(), {}, 0.0
+    works = {supports: work(report.tiny, 200, 50, supports=supports) for supports in ("disjoint", "independent")}
+    names = {supports: engines(what.problem) for supports, what in works.items()}
+    draws = {supports: Draws(what, mesh, True, names[supports]) for supports, what in works.items() if not report.tiny}
+    draws.setdefault("disjoint", Draws(works["disjoint"], mesh, True, names["disjoint"]))
+    rivals = [("disjoint", name) for name in ("textbook", *names["disjoint"])]
+    # Dense does the same work whatever the supports are.
+    rivals += [("independent", name) for name in names["independent"][1:] if "independent" in draws]
     for width in widths(report.tiny):
-        for name in ("textbook", *names):
-            check = f"{name}, lanes of {width}"
-            if not report.fits(check, 1.5 * longest.get(name, 0.0)):
+        for supports, name in rivals:
+            check, what = f"{name}, {supports}, lanes of {width}", works[supports]
+            if not report.fits(check, 1.5 * longest):
                 continue
             started = time.monotonic()
             with report.checking(check):
-                if name == "textbook":
-                    run, own = contenders.textbook(what, SIGN_GD), books
-                else:
-                    engine = Engine(what, name, SIGN_GD)
-                    run, own = engine.run, starts(draws, draws.block, engine)
-                lane = Lane(run, own, width, mesh, library=name != "textbook")
-                call = lane.load(tiled(own, lane.block))
-                trace = call()
-                traces.setdefault(name, jax.tree.map(lambda a: a[: draws.block], trace))
-                seconds = median_seconds({"": call}, 1 if report.tiny else 3)[""]
+                rate, lane, trace = timed(name, what, draws[supports], width, 1 if report.tiny else 3)
+                if supports == "disjoint":
+                    traces.setdefault(name, trace)
                 size = bytes_of(lane.program)
                 size = None if size is None else size // width
                 shown = "" if size is None else f", {size / 1e6:.3g} MB a run"
-                report.add(check, round(lane.block * what.steps / seconds, 1), "seed-steps/s",
-                           note=f"compiled in {lane.compile_seconds:.1f} s{shown}", lane_width=width,
-                           compile_s=round(lane.compile_seconds, 2), bytes_per_run=size)  # fmt: skip
-            longest[name] = time.monotonic() - started
+                report.add(check, rate, "seed-steps/s", note=f"compiled in {lane.compile_seconds:.1f} s{shown}",
+                           lane_width=width, compile_s=round(lane.compile_seconds, 2), bytes_per_run=size)  # fmt: skip
+            longest = max(longest, time.monotonic() - started)
     with report.checking("losses in 32 bits"):
         report.add("last training losses in 32 bits", agreement(traces), "", TOLERANCE, "engines and textbook")
+
+
+def timed(name: str, what: Work, draws: Draws, width: int, repeats: int) -> tuple[float, Lane, dict]:
+    """(seed-steps/s of one lane a device, its program, the trace of the drawn runs) with SignGD."""
+    if name == "textbook":
+        run, own = contenders.textbook(what, SIGN_GD), written_out(draws, draws.block, what)
+    else:
+        engine = Engine(what, name, SIGN_GD)
+        run, own = engine.run, starts(draws, draws.block, engine)
+    lane = Lane(run, own, width, draws.mesh, library=name != "textbook")
+    call = lane.load(tiled(own, lane.block))
+    trace = jax.tree.map(lambda a: a[: draws.block], call())
+    return round(lane.block * what.steps / median_seconds({"": call}, repeats)[""], 1), lane, trace
 
 
 def size(report: Report) -> None:

@@ -269,6 +269,15 @@ def test_throughput_benchmark_refuses_bad_input(throughput, argv, message, tmp_p
 
 
 @pytest.mark.slow
+def test_the_step_with_the_runs_last_is_the_engines(bench, capsys):
+    assert bench("step").main(["--tiny"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["engine", "engine, 512 bits", "runs last", "runs last, kept"]
+    for line in lines:
+        assert float(line.rsplit(" ", 1)[1]) <= 1e-6, line
+
+
+@pytest.mark.slow
 def test_device_check_runs_tiny_and_everything_holds(tmp_path):
     command = [sys.executable, str(ROOT / "sweeps" / "bench" / "device.py"), "--tiny", "--out", str(tmp_path)]
     done = subprocess.run([*command, "--platform", "cpu"], capture_output=True, text=True, timeout=600)

@@ -9,7 +9,7 @@ EXTRAS = dev$(if $(EXTRA),$(comma)$(EXTRA))
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .PHONY: help install reproduce paper test test-slow lint docs tutorial figures gallery paper-figures companions companion-figures claims \
-	claims-4096 report bench bench-faults device-check clean
+	claims-4096 report bench bench-latency bench-faults device-check clean
 
 MAKEFLAGS += --no-print-directory
 # $(call sweep,NAME,OPTIONS), $(call figure,NAME): one experiment, one figure
@@ -99,6 +99,10 @@ lint: $(STAMP)  ## ruff and mypy
 bench: $(STAMP)  ## seed-steps per second of the engines beside the textbook model; EXTRA=bench adds PyTorch
 	$(call sweep,bench/throughput)
 	$(call figure,throughput)
+
+bench-latency: $(STAMP)  ## how long the first numbers take, and the next ones
+	$(call sweep,bench/latency)
+	$(call figure,latency)
 
 bench-faults: $(STAMP)  ## 500 faults of files, 20 planted links, 100 kills: what becomes of them, one table
 	$(call sweep,bench/faults)

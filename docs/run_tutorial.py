@@ -11,6 +11,8 @@ import nbformat
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
+#: The kind of output that a progress bar of ipywidgets is.
+WIDGET = "application/vnd.jupyter.widget-view+json"
 TUTORIAL = Path(__file__).parents[1] / "sweeps" / "tutorial.ipynb"
 
 
@@ -26,7 +28,9 @@ def main(out: Path) -> None:
         )
     for cell in notebook.cells:
         if cell.cell_type == "code":  # progress is for those who wait
-            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+            cell.outputs = [
+                one for one in cell.outputs if one.get("name") != "stderr" and WIDGET not in one.get("data", {})
+            ]
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     nbformat.write(notebook, out)
 

@@ -364,3 +364,19 @@ def test_device_check_measures_differences_and_judges_them(bench, tmp_path, caps
 )
 def test_device_check_refuses_bad_input(bench, argv, message, capsys):
     refused(bench("device").main, argv, message, capsys)
+
+
+@pytest.mark.slow
+def test_latency_benchmark_runs_tiny_and_is_drawn(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "sweeps" / "bench"))
+        latency = load(ROOT / "sweeps" / "bench" / "latency.py")
+        assert latency.main(["--tiny", "--out", str(tmp_path / "latency")]) == 0
+    with open(tmp_path / "latency" / "latency.csv", newline="") as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    assert set(rows) == set(latency.CASES)
+    assert all(float(row["wall"]) > 0 for row in rows.values())
+    assert {path.name for path in (tmp_path / "latency").iterdir()} == {"latency.csv"}
+    monkeypatch.setattr(sys, "argv", ["x", "--results", str(tmp_path), "--out", str(tmp_path / "figures")])
+    load(ROOT / "figures" / "latency.py").main()
+    assert {p.suffix for p in (tmp_path / "figures").iterdir()} == {".png", ".pdf", ".svg", ".csv"}

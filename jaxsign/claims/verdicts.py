@@ -12,7 +12,6 @@ import numpy as np
 from jaxsign.analysis.reading import CannotDecide, reading
 from jaxsign.analysis.runs import manifest
 from jaxsign.claims import tables
-from jaxsign.claims.catalogue import CLAIMS, known_system, setting_of
 from jaxsign.claims.claim import Claim, real_numbers
 from jaxsign.claims.setting import Setting
 from jaxsign.validation.values import known
@@ -268,6 +267,8 @@ def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str]
     References:
       Claims of arXiv 2410.04870 and ours; each one's `source` says which.
     """
+    from jaxsign.claims.catalogue import CLAIMS  # late, since importing jaxsign needs none of the experiments
+
     datasets: list[Any] = list(ds) if isinstance(ds, (list, tuple)) else [ds]
     by_id = {claim.id: claim for claim in CLAIMS}
     if claims is not None and not len(claims):
@@ -299,6 +300,8 @@ def _places(datasets: "Sequence[xr.Dataset]") -> "dict[tuple[str, Setting], list
     Raises:
       ValueError: for a Dataset without a manifest.
     """
+    from jaxsign.claims.catalogue import known_system, setting_of
+
     places: dict[tuple[str, Setting], list[xr.Dataset]] = {}
     for ds in datasets:
         manifest(ds)

@@ -62,7 +62,7 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
                 run_sweep(
                     sweep, out, shard=shard, scheduler=args.scheduler, memory=args.memory, lane_width=args.lane_width,
                     checkpoint_every=args.checkpoint_every, accept=args.accept, wait_for_workers=args.wait_for_workers,
-                    links=args.allow_link,
+                    links=args.allow_link, progress=not args.quiet,
                 )  # fmt: skip
             return DONE
 
@@ -128,6 +128,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint-every", type=positive, default=60.0, metavar="SECONDS", help="between checkpoints, default 60"
     )
+    parser.add_argument("--quiet", action="store_true", help="show no progress on stderr, only messages")
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | str | None:

@@ -30,11 +30,13 @@ def print_plan(
     local = jax.local_devices()
     if speed is None:
         device = counted(len(local), f"{local[0].platform} device")
-        source = f"of training on {device}, measured now; compiling is extra"
+        source = f"of training on {device}, measured now"
     else:
         source = f"of training on {counted(devices, 'device')} of {speed:g} seed-steps/s; compiling is extra"
     runs, programs = (sum(getattr(f, name) for f in forecasts) for name in ("runs", "programs"))
     print(f"total: {counted(runs, 'run')}, {counted(programs, 'program')} to compile")
+    if compiling := [f.compile_seconds for f in forecasts if f.compile_seconds is not None]:
+        print(f"  compiling    {time_words(sum(compiling))}, measured now; partly while other programs run")
     print(f"  time         {time_words(sum(f.seconds for f in forecasts))} {source}")
     print(f"  results      {size_words(sum(f.result_bytes for f in forecasts))} before compression")
     print(f"  checkpoints  {size_words(max(f.checkpoint_bytes for f in forecasts))} at a time at most")
@@ -51,10 +53,15 @@ def plan_lines(key: str, plan: Forecast) -> list[str]:
     for g in plan.groups:
         setting = ", ".join(f"{name}={value}" for name, value in g.setting.items())
         calls, lanes = f"in {counted(g.calls, 'call')}", f"lanes of {g.width}"
-        rows.append([g.family, g.task, setting, counted(g.runs, "run"), calls, lanes, time_words(g.seconds)])
+        compiling = "" if g.compile_seconds is None else "compiled above"
+        if g.compile_seconds:
+            compiling = f"compiled in {time_words(g.compile_seconds)}"
+        training = f"trained in {time_words(g.seconds)}"
+        rows.append([g.family, g.task, setting, counted(g.runs, "run"), calls, lanes, compiling, training])
     lines += [f"  {row}" for row in _aligned(rows)]
+    compiling = "" if plan.compile_seconds is None else f"compiled in {time_words(plan.compile_seconds)}, "
     lines.append(
-        f"  {time_words(plan.seconds)} in all; a call holds up to {counted(plan.call_runs, 'run')} in "
+        f"  {compiling}trained in {time_words(plan.seconds)}; a call holds up to {counted(plan.call_runs, 'run')} in "
         f"{size_words(plan.call_bytes)}; results {size_words(plan.result_bytes)}, checkpoints "
         f"{size_words(plan.checkpoint_bytes)}"
     )
@@ -122,6 +129,8 @@ def _session_lines(path: Path, manifest: Mapping[str, Any]) -> list[list[str]]:
     begun, last = _times(path, manifest)
     sessions = counted(len(manifest["sessions"]), "session")
     worked = f"{time_words(manifest['wall_seconds'])} in {sessions}" if manifest["sessions"] else "no session has ended"
+    if manifest["sessions"] and "compile_seconds" in manifest:
+        worked += f", compiling in {time_words(manifest['compile_seconds'])} of them"
     return [
         ["begun", f"{times.words(begun)}, last worked on {times.words(last)}"],
         ["worked", worked],

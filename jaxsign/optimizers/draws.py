@@ -3,15 +3,17 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.extend import core
 
 from jaxsign.optimizers.factories import Static, build, hashable
+
+if TYPE_CHECKING:
+    from jax.extend import core
 
 Factory = Callable[..., optax.GradientTransformation]
 #: Primitives that turn a key, or a generator's state, into random numbers.
@@ -121,8 +123,10 @@ def _from_keys(state: Any) -> list[Any]:
     return out
 
 
-def _equations(jaxpr: core.Jaxpr) -> Iterator[Any]:
+def _equations(jaxpr: "core.Jaxpr") -> Iterator[Any]:
     """All equations of a program and of its inner programs."""
+    from jax.extend import core  # late, since it loads Pallas
+
     for equation in jaxpr.eqns:
         yield equation
         for inner in _inner(equation):
@@ -131,14 +135,18 @@ def _equations(jaxpr: core.Jaxpr) -> Iterator[Any]:
 
 def _inner(equation: Any) -> Iterator[Any]:
     """The programs that an equation calls."""
+    from jax.extend import core  # late, since it loads Pallas
+
     for value in equation.params.values():
         for entry in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(entry, (core.ClosedJaxpr, core.Jaxpr)):
                 yield entry
 
 
-def _constants(closed: core.ClosedJaxpr) -> list[bytes]:
+def _constants(closed: "core.ClosedJaxpr") -> list[bytes]:
     """The numbers that are written into a program, as bytes."""
+    from jax.extend import core  # late, since it loads Pallas
+
     constants = list(closed.consts)
     for equation in _equations(closed.jaxpr):
         constants += [x.val for x in equation.invars if isinstance(x, core.Literal)]

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 import numpy as np
 
@@ -358,6 +357,8 @@ def _inline(document: str, prefix: str) -> str:
     are removed. So are the style sheet, which would apply to the whole page, and the size, which the page's own style
     sheet sets. Coordinates are rounded to a hundredth of a point.
     """
+    from xml.etree import ElementTree
+
     root = ElementTree.fromstring(document)
     referenced = set(_REFERENCE.findall(document))
     for element in root.iter():

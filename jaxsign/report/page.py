@@ -10,13 +10,11 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 import numpy as np
 
 from jaxsign.analysis.reading import reading
 from jaxsign.analysis.runs import manifest, system_of
-from jaxsign.claims.catalogue import setting_of
 from jaxsign.claims.verdicts import HEADER, check
 from jaxsign.report.drawings import Drawing, drawings
 from jaxsign.store.manifest import replace_file
@@ -186,6 +184,8 @@ def _asset(name: str) -> str:
 
 
 def _section(name: str, anchor: str, ds: "xr.Dataset") -> Section:
+    from jaxsign.claims.catalogue import setting_of
+
     record, panels = manifest(ds), drawings(ds, anchor)
     status = np.asarray(ds["status"].values)
     kinds = {"finished": status == 0, "diverged": status == 1, "not run": status < 0}
@@ -302,6 +302,8 @@ def _read(file: Path) -> bytes:
 
 
 def _is_svg(content: bytes) -> bool:
+    from xml.etree import ElementTree
+
     try:
         return ElementTree.fromstring(content).tag.rpartition("}")[2] == "svg"
     except ElementTree.ParseError:

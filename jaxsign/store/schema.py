@@ -152,7 +152,15 @@ _PLAN = _record({
 })  # fmt: skip
 _SESSION = _record(
     {"seconds": _seconds, "finished": _moment, "versions": _texts},
-    {"shard": _text, "pid": _count, "host": _text, "command": _text, "device": _texts},
+    {
+        "shard": _text,
+        "pid": _count,
+        "host": _text,
+        "command": _text,
+        "device": _texts,
+        "compile_seconds": _seconds,
+        "compiled": _record({"programs": _whole(), "families": _table(_seconds)}),
+    },
 )
 _ACCEPTED = _record({"reason": _text, "differences": _list(_text), "date": _moment}, {"versions": _texts})
 _COMPUTATION = _record({
@@ -175,6 +183,7 @@ _MANIFEST = _record(
         "id": _text_like("[0-9a-f]{32}", "32 hexadecimal digits"), "epoch": _count, "revision": _count,
         "lineage": _list(_text_like("[0-9a-f]{32}", "32 hexadecimal digits"), 1),
         "dtype": _text, "resume": _text, "command": _text, "host": _text, "matmul_precision": _text,
+        "compile_seconds": _seconds,
     },
 )  # fmt: skip
 

@@ -18,9 +18,10 @@ from jaxsign.store.binding import Binding
 from jaxsign.store.files import explain_os_errors
 from jaxsign.store.results import Memory, Owned, Store
 from jaxsign.sweep.layout import Layout, WorkUnit
-from jaxsign.sweep.programs import Compiled
+from jaxsign.sweep.programs import Compiled, joined
 from jaxsign.sweep.progress import Interrupted, Progress, Stop
 from jaxsign.sweep.recorder import Recorder, TapedCall
+from jaxsign.sweep.starts import Starts
 from jaxsign.training.loop import State, Stops
 from jaxsign.training.schedule import Schedule
 from jaxsign.validation.messages import say
@@ -28,8 +29,8 @@ from jaxsign.validation.messages import say
 T = TypeVar("T")
 #: Seconds that a call should take: two calls may be under way when a signal arrives.
 CALL_SECONDS = 2.0
-#: Steps of a group's first call, before its speed is known.
-FIRST_STEPS = 32
+#: Steps of a group's first call, before its speed is known: few, so that a display moves soon where steps are slow.
+FIRST_STEPS = 2
 
 
 class Cursor(NamedTuple):
@@ -135,17 +136,18 @@ class Work:
         self.group = compiled.program.group
         self.sweep = self.group.sweep
         self.count, self.total = len(unit.members), self.sweep.schedule.record.size
+        self.parts = compiled.program.parts(self.count)
         self.records = min(layout.records, self.total)
         self.rows = {
             name: np.full((self.count, self.records, *info.shape), np.nan, info.dtype)
             for name, info in compiled.rows.items()
         }
 
-    def take(self, call: Call, rows: Mapping[str, Any]) -> None:
-        """Adds a call's records to the chunk that is being filled, and stores the chunk when it is full."""
+    def take(self, call: Call, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds a call's records of every part to the chunk that is being filled; stores the chunk when it is full."""
         first = call.before.record // self.records * self.records
-        for name, value in jax.device_get(rows).items():
-            value = value[: self.count, call.slots]
+        for name in self.rows:
+            value = np.concatenate([np.asarray(part[name])[:, call.slots] for part in rows])[: self.count]
             value = value[self.group.unpadded(name, value.shape)]
             self.rows[name][:, call.before.record - first : call.after.record - first] = value
         last = call.after.record
@@ -153,16 +155,19 @@ class Work:
             for name, value in self.rows.items():
                 self._write(name, value[:, : last - first], slice(first, last))
 
-    def finish(self, state: State, constants: Mapping[str, Any]) -> int:
+    def finish(self, states: Sequence[State], constants: Sequence[Mapping[str, Any]]) -> int:
         """Stores the results of finished runs, the status last; returns how many of them diverged."""
-        captured = state.crossings.results() if state.crossings else {}
-        # Results of an older version may lack monitors.
-        triggered = {name: step for name, step in state.rang.items() if name in self.sink.variables}
-        values = {**triggered, **captured, **constants, "first_bad_step": state.bad}
-        if self.compiled.summarise is not None:
-            padded = {name: _padded(x, self.compiled.size) for name, x in self.rows.items()}
-            values |= self.compiled.summarise.result()(constants, padded)
-        results = {name: np.asarray(value)[: self.count] for name, value in jax.device_get(values).items()}
+        parts = []
+        for part, state, constant in zip(self.parts, states, constants):
+            captured = state.crossings.results() if state.crossings else {}
+            # Results of an older version may lack monitors.
+            triggered = {name: step for name, step in state.rang.items() if name in self.sink.variables}
+            values = {**triggered, **captured, **constant, "first_bad_step": state.bad}
+            if self.compiled.summarise is not None:
+                padded = {name: _padded(x[part], self.compiled.program.part) for name, x in self.rows.items()}
+                values |= self.compiled.summarise.result()(constant, padded)
+            parts.append(values)
+        results = joined(parts, self.count)
         bad = results["first_bad_step"] >= 0
         for name, value in results.items():
             self._write(name, value[self.group.unpadded(name, value.shape)])
@@ -176,10 +181,9 @@ class Work:
             self.sink.write(name, box, values[done : done + count], mine, records)
             done += count
 
-    def checkpoint(self, cursor: Cursor, state: State) -> dict[str, Any]:
+    def checkpoint(self, cursor: Cursor, states: Sequence[State]) -> dict[str, Any]:
         """The content of a checkpoint, without padding, so that any number of devices can resume from it."""
-        # Copies, since the next call may overwrite the memory of the device.
-        runs = jax.tree.map(lambda x: _host(x)[: self.count], state)
+        runs = joined(states, self.count)
         return {"place": np.array(cursor, np.int32), "state": runs, "rows": self.rows}
 
     def abstract(self) -> dict[str, Any]:
@@ -187,7 +191,7 @@ class Work:
         runs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.count, *x.shape[1:]), x.dtype), self.compiled.state)
         return {"place": np.zeros(2, np.int32), "state": runs, "rows": self.rows}
 
-    def restore(self, saved: Mapping[str, Any]) -> tuple[Cursor, State] | None:
+    def restore(self, saved: Mapping[str, Any]) -> tuple[Cursor, list[State]] | None:
         """Resumes from the content of a checkpoint; None if chunks before it are missing or damaged."""
         cursor = Cursor(*map(int, saved["place"]))
         first = cursor.record // self.records * self.records
@@ -197,7 +201,8 @@ class Work:
                 say(f"{lines[0]}: its runs begin again")
                 return None
         self.rows = {name: np.array(value) for name, value in saved["rows"].items()}
-        return cursor, jax.tree.map(lambda x: _padded(x, self.compiled.size), saved["state"])
+        size, state = self.compiled.program.part, saved["state"]
+        return cursor, [jax.tree.map(lambda x, part=part: _padded(x[part], size), state) for part in self.parts]
 
     def about(self, base: str, binding: Binding) -> dict[str, Any]:
         """Identifies the runs, sweep and directory of a checkpoint; neither devices nor the size of a call matter."""
@@ -213,16 +218,8 @@ class Work:
         return {"sweep": base, "runs": digest, "lane_width": width, "records": self.records, **directory}
 
 
-def _host(x: Any) -> Any:
-    """A copy on the host; a typed key stays a key."""
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        words: Any = np.array(jax.random.key_data(x))
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
-    return np.array(x)
-
-
 def _padded(x: Any, size: int) -> Any:
-    """An array of runs padded to the `size` runs of a call with the last one."""
+    """An array of runs padded to the `size` runs of a part with the last one."""
     return x[np.minimum(np.arange(size), len(x) - 1)]
 
 
@@ -249,6 +246,7 @@ class Blocks:
         self.owned, self.pace, self.last_save = owned, Pace(), time.monotonic()
         self.pending: deque[Callable[[], None]] = deque()
         self.binding = sink.expected.binding if isinstance(sink, Store) else Binding(None, None)
+        self.starts = Starts()
 
     def run(self, units: Sequence[WorkUnit], compiled: Mapping[int, Compiled]) -> None:
         """Trains units and stores their results.
@@ -270,35 +268,45 @@ class Blocks:
 
     def _run(self, work: Work) -> None:
         compiled, program, schedule = work.compiled, work.compiled.program, work.sweep.schedule
-        self.progress.doing(f"{work.group.family}: compiling")
-        begin, init, advance = compiled.wait()
-        self.progress.doing(work.group.family)
-        seeds, hyper, floats, degrees = program.arguments(work.unit.members, compiled.size)
-        start = begin(seeds, hyper, degrees, work.sweep.shared)
-        initial = init(seeds, start, hyper, floats)
+        with self.progress.compiling():
+            _, init, advance = compiled.wait()
+        self.progress.doing(f"drawing data for {work.group.family}")
+        given = [program.arguments(work.unit.members[part]) for part in work.parts]
+        starts = self.starts.parts(compiled, work.unit.members)
+        states = [init(g.seeds, start, g.hyper, g.floats) for g, start in zip(given, starts)]
+        self.progress.training(work.group.family)
         recorder = None
         if self.path is not None and work.sweep.trajectory is not None:
-            recorder = Recorder(work.sweep, work.unit, self.path, self.binding, start, initial.trained)
-        cursor, state = self._resume(work, recorder) or (Cursor(), initial)
+            trained = [state.trained for state in states]
+            recorder = Recorder(work.sweep, work.unit, self.path, self.binding, starts, trained)
+        cursor, states = self._resume(work, recorder) or (Cursor(), states)
         while not cursor.done(schedule):
             steps, before = self.pace.allowed(work.unit.group), None
             if recorder is not None:
-                steps, before = min(steps, recorder.limit(cursor.step)), recorder.before(cursor.step, state.trained)
+                steps = min(steps, recorder.limit(cursor.step))
+                before = recorder.before(cursor.step, [state.trained for state in states])
             call = next_call(schedule, cursor, program.slots, steps, work.records)
             now = time.monotonic()
-            state, rows, tape = advance(seeds, start, hyper, floats, state, call.stops)
-            taped = TapedCall(call.before.step, call.after.step, tape, before) if recorder is not None else None
+            calls = [
+                advance(g.seeds, start, g.hyper, g.floats, state, call.stops)
+                for g, start, state in zip(given, starts, states)
+            ]
+            states, rows, tapes = map(list, zip(*calls))
+            taped = TapedCall(call.before.step, call.after.step, tapes, before) if recorder is not None else None
             self._later(functools.partial(self._take, work, call, rows, now, recorder, taped))
             cursor = call.after
             due = self.stop.signal or time.monotonic() - self.last_save >= self.every
             if due and not cursor.done(schedule):
-                self._save(work, cursor, state, recorder)
+                self._save(work, cursor, states, recorder)
             if self.stop.signal and not cursor.done(schedule):
                 return
-        features = program.project(start, state.trained) if work.sweep.trajectory == "features" and recorder else None
-        self._later(functools.partial(self._finish, work, state, start.constants, recorder, features))
+        features = None
+        if work.sweep.trajectory == "features" and recorder:
+            features = [program.project(start, state.trained) for start, state in zip(starts, states)]
+        constants = [start.constants for start in starts]
+        self._later(functools.partial(self._finish, work, states, constants, recorder, features))
 
-    def _resume(self, work: Work, recorder: Recorder | None) -> tuple[Cursor, State] | None:
+    def _resume(self, work: Work, recorder: Recorder | None) -> tuple[Cursor, list[State]] | None:
         """Progress and state of a unit's checkpoint; None if it has no usable one."""
         checkpoint = None
         if self.path is not None and self._folder(work).is_dir():
@@ -313,10 +321,10 @@ class Blocks:
                     resumed = None
                     recorder.resume(0)
         if resumed:
-            self.progress.trained(work.count, resumed[0].step, before=True)
+            self.progress.trained(work.count, resumed[0].step, resumed[0].step, before=True)
         return resumed
 
-    def _save(self, work: Work, cursor: Cursor, state: State, recorder: Recorder | None) -> None:
+    def _save(self, work: Work, cursor: Cursor, states: Sequence[State], recorder: Recorder | None) -> None:
         """Saves a checkpoint of a unit, after everything that it relies on is on the disk."""
         if self.path is None:
             return
@@ -326,7 +334,7 @@ class Blocks:
             self.sink.flush()
             if recorder is not None:
                 recorder.flush()
-        checkpoint, about = work.checkpoint(cursor, state), work.about(self.base, self.binding)
+        checkpoint, about = work.checkpoint(cursor, states), work.about(self.base, self.binding)
         with self.owned(False), explain_os_errors(self.path):
             checkpoints.save(self._folder(work), cursor.step, checkpoint, about)
         self.last_save = time.monotonic()
@@ -342,10 +350,10 @@ class Blocks:
             self.pending.popleft()()
 
     def _take(
-        self, work: Work, call: Call, rows: Mapping[str, Any], dispatched: float, recorder: Recorder | None,
-        taped: TapedCall | None,
+        self, work: Work, call: Call, rows: Sequence[Mapping[str, Any]], dispatched: float,
+        recorder: Recorder | None, taped: TapedCall | None,
     ) -> None:  # fmt: skip
-        """Fetches a call's results and stores them."""
+        """Fetches the results of a call of every part and stores them."""
         jax.block_until_ready(rows)
         steps = call.after.step - call.before.step
         self.pace.fetched(work.unit.group, steps, dispatched)
@@ -354,16 +362,17 @@ class Blocks:
                 recorder.take(taped)
         work.take(call, rows)
         self.sink.commit_due()
-        self.progress.trained(work.count, steps)
+        self.progress.trained(work.count, steps, call.after.step)
 
     def _finish(
-        self, work: Work, state: State, constants: Mapping[str, Any], recorder: Recorder | None, features: Any
-    ) -> None:
+        self, work: Work, states: Sequence[State], constants: Sequence[Mapping[str, Any]], recorder: Recorder | None,
+        features: Sequence[Any] | None,
+    ) -> None:  # fmt: skip
         """Stores the results of a finished unit and removes its checkpoints."""
         if recorder is not None:  # before the status, which says that everything of a run is stored
             with self.owned(False), explain_os_errors(self.path or Path()):
-                recorder.finish(state.trained, features)
-        diverged = work.finish(state, constants)
+                recorder.finish([state.trained for state in states], features)
+        diverged = work.finish(states, constants)
         if self.path is not None and self._folder(work).is_dir():
             self.sink.commit()  # results must be on the disk before their checkpoints are removed
             with self.owned(False):

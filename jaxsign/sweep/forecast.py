@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxsign.compilation import undisturbed
+from jaxsign.compilation import kept_on_disk, undisturbed
 from jaxsign.optimizers.grid import static_word
 from jaxsign.store import checkpoints
 from jaxsign.sweep.groups import Group
@@ -33,6 +33,7 @@ class GroupForecast:
       size: runs of one call, including those that only pad its lanes.
       width: runs of a lane.
       seconds: time of all calls.
+      compile_seconds: time to trace and compile its programs; 0 if an earlier group has them, None if not measured.
     """
 
     family: str
@@ -43,6 +44,7 @@ class GroupForecast:
     size: int
     width: int
     seconds: float
+    compile_seconds: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Forecast:
       result_bytes: bytes of the results on disk, uncompressed.
       checkpoint_bytes: bytes on disk of the checkpoints that exist at the same time.
       trajectory_bytes: estimated bytes on disk of the trajectories.
+      compile_seconds: wall time to trace and compile everything, two programs at a time; None if not measured.
     """
 
     runs: int
@@ -70,6 +73,7 @@ class Forecast:
     result_bytes: int
     checkpoint_bytes: int
     trajectory_bytes: int
+    compile_seconds: float | None
 
     @property
     def seconds(self) -> float:
@@ -78,12 +82,14 @@ class Forecast:
 
 
 @undisturbed()
+@kept_on_disk()
 @jax.disable_jit(False)
 def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None, devices: int = 1) -> Forecast:
     """The cost of a sweep with these devices and this memory.
 
     Without `speed` every program is compiled for one lane per device and trained for some tenths of a second. With it,
-    programs are only traced.
+    programs are only traced. Compiling takes less where this process or JAX's compilation cache has a program: its time
+    is the one that it took here and now.
 
     Args:
       sweep: a Sweep.
@@ -109,22 +115,29 @@ def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None
     for unit in plan.units(plan.layout.all_runs()):
         counts[unit.group].append(len(unit.members))
     sizes = [program.padded(max(runs)) for program, runs in zip(plan.programs, counts)]
+    total = None
     with Compiler(compile=speed is None) as compiler:
-        # One lane on every device.
-        compiled = [compiler.compile(program, program.quantum) for program in plan.programs]
+        compiled = [compiler.compile(program) for program in plan.programs]
         if speed is None:
             costs = zip(counts, sizes, run_seconds(compiled))
             seconds = [len(runs) * size * one_run for runs, size, one_run in costs]
+            compiler.wait()
+            taken = dict(compiler.log.taken)  # of a program, with the first of its groups
+            compiling: list[float | None] = [taken.pop(compiler.key(program), 0.0) for program in plan.programs]
+            total = compiler.log.seconds
         else:
+            compiling = [None] * len(plan.groups)
             seconds = [sum(runs) * sweep.schedule.steps / (speed * devices) for runs in counts]
     variables, _ = plan.variables(dict(enumerate(compiled)))
     groups = tuple(
         GroupForecast(
-            group.family, group.choice.task.name, _setting(group), sum(runs), len(runs), size, width, duration
+            group.family, group.choice.task.name, _setting(group), sum(runs), len(runs), size, width, duration, wait
         )
-        for group, runs, size, width, duration in zip(plan.groups, counts, sizes, plan.widths, seconds)
+        for group, runs, size, width, duration, wait in zip(
+            plan.groups, counts, sizes, plan.widths, seconds, compiling
+        )
     )  # fmt: skip
-    programs = {(group.program_key, width, size) for group, width, size in zip(plan.groups, plan.widths, sizes)}
+    programs = {(group.program_key, width) for group, width in zip(plan.groups, plan.widths)}
     records = min(plan.layout.records, sweep.schedule.record.size)
     return Forecast(
         runs=sweep.size, steps=sweep.schedule.steps, groups=groups, programs=len(programs),
@@ -133,6 +146,7 @@ def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None
         result_bytes=sum(math.prod(v.shape) * v.dtype.itemsize for v in variables.values()),
         checkpoint_bytes=checkpoints.KEPT * max(_saved_bytes(c, max(n), records) for c, n in zip(compiled, counts)),
         trajectory_bytes=sum(sum(runs) * disk_bytes(group) for group, runs in zip(plan.groups, counts)),
+        compile_seconds=total,
     )  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def check_outputs(groups: Sequence[Any]) -> None:
       ValueError: naming kind and name, and the name that it collides with or the reason why it cannot be stored.
     """
     sweep = groups[0].sweep
-    known, recorded = coordinate_names(sweep), jnp.asarray(sweep.schedule.record, jnp.int32)
+    known, recorded = coordinate_names(sweep), np.asarray(sweep.schedule.record, np.int32)
     traced: dict[Task, dict[str, Mapping[str, Any]]] = {}
     first: dict[str, tuple[str, Any, str]] = {}
     longest: dict[str, dict[str, Any]] = {}
@@ -149,7 +149,7 @@ def _results(group: Any, recorded: Any) -> dict[str, Mapping[str, Any]]:
             names.different([("observable", name), ("constant", name)])
 
     def summary(constants: Any, trace: Any) -> dict[str, Any]:
-        return outputs("summary", sweep.summary({**constants, **trace, "step": recorded}))
+        return outputs("summary", sweep.summary({**constants, **trace, "step": jnp.asarray(recorded)}))
 
     last = jax.eval_shape(summary, start.constants, trace) if sweep.summary else {}
     parts: dict[str, Mapping[str, Any]] = {

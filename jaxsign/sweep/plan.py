@@ -13,6 +13,7 @@ import jax
 from jaxsign.store.environment import physical_memory
 from jaxsign.store.results import Variable
 from jaxsign.sweep import sizes
+from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.groups import Group, make_groups
 from jaxsign.sweep.identity.definition import plain_point, skeleton
 from jaxsign.sweep.layout import BlockRuns, Layout, WorkUnit, result_variables, stored_coordinates, work_units
@@ -22,6 +23,9 @@ from jaxsign.sweep.sweep import Sweep
 from jaxsign.sweep.timing import lane_widths
 from jaxsign.validation.messages import say
 from jaxsign.validation.values import LONGEST, positive_int
+
+#: Stops of one call. The same for all sweeps, whatever they record, so that they share their programs.
+SLOTS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +96,10 @@ class Plan:
     limits: Limits
 
     @classmethod
-    def new(cls, sweep: Sweep, limits: Limits, groups: Sequence[Group] | None = None, measured: bool = True) -> "Plan":
+    def new(
+        cls, sweep: Sweep, limits: Limits, groups: Sequence[Group] | None = None, measured: bool = True,
+        log: CompileLog | None = None,
+    ) -> "Plan":  # fmt: skip
         """The plan of new results.
 
         Args:
@@ -100,6 +107,7 @@ class Plan:
           limits: limits of the run.
           groups: the groups of the sweep, if they are known.
           measured: whether lane widths may be measured, which takes some seconds for a long sweep.
+          log: counts what is compiled to measure them.
 
         Raises:
           ValueError: if one run does not fit into the memory.
@@ -117,7 +125,7 @@ class Plan:
         plan = cls(sweep, groups, _new_layout(sweep, costs, widths, limits), widths, limits)
         if not measured or limits.lane_width is not None:
             return plan
-        widths = tuple(lane_widths(plan.programs))
+        widths = tuple(lane_widths(plan.programs, log))
         return cls(sweep, groups, _new_layout(sweep, costs, widths, limits), widths, limits)
 
     @classmethod
@@ -128,6 +136,7 @@ class Plan:
         order: Sequence[Sequence[int]],
         limits: Limits,
         groups: Sequence[Group] | None = None,
+        log: CompileLog | None = None,
     ) -> "Plan":
         """The plan of results that exist already; only the lane width of a new group is chosen now.
 
@@ -137,6 +146,7 @@ class Plan:
           order: for every dimension of (axes, optimizer, seed), the sweep's index of every stored point, or -1.
           limits: limits of the run.
           groups: the groups of the sweep, if they are known.
+          log: as in `new`.
         """
         groups, record = tuple(groups or make_groups(sweep)), manifest["plan"]
         layout = Layout(tuple(map(tuple, order)), tuple(record["block"]), record["records"], record["runs"])
@@ -148,15 +158,14 @@ class Plan:
             next((known[text] for text in _texts(group.identity(), _points(group)) if text in known), 0)
             for group in groups
         ]
-        new = begun_widths if all(begun_widths) else cls.new(sweep, limits, groups).widths
+        new = begun_widths if all(begun_widths) else cls.new(sweep, limits, groups, log=log).widths
         widths = tuple(width or chosen for width, chosen in zip(begun_widths, new))
         return cls(sweep, groups, layout, widths, limits)
 
     @functools.cached_property
     def programs(self) -> list[Program]:
         """The programs of every group on the devices of this process."""
-        slots = most_stops(self.sweep, min(self.layout.records, self.sweep.schedule.record.size) + 1)
-        mesh = local_mesh()
+        slots, mesh = most_stops(self.sweep, SLOTS), local_mesh()
         return [Program(group, width, slots, mesh, make_tape(group)) for group, width in zip(self.groups, self.widths)]
 
     def units(self, missing: BlockRuns) -> list[WorkUnit]:
@@ -175,13 +184,10 @@ class Plan:
           compiler: traces the programs and has them compiled.
           every: whether groups without a unit are compiled as well.
         """
-        compiled: dict[int, Compiled] = {}
-        for number, program in enumerate(self.programs):
-            counts = [len(unit.members) for unit in units if unit.group == number]
-            if counts or every:
-                size = program.padded(max(counts, default=1))
-                compiled[number] = compiler.compile(program, size)
-        return compiled
+        wanted = {unit.group for unit in units}
+        chosen = {number: one for number, one in enumerate(self.programs) if every or number in wanted}
+        compiler.log.expect(map(compiler.key, chosen.values()))
+        return {number: compiler.compile(program) for number, program in chosen.items()}
 
     def variables(self, compiled: Mapping[int, Compiled]) -> tuple[dict[str, Variable], dict[str, str]]:
         """{name: Variable} of the results, and notes on padded ones, from the programs of every group."""
@@ -209,9 +215,8 @@ class Plan:
 
 
 def _cache_width(group: Group, cost: sizes.Cost) -> int:
-    """The lane width that keeps a group's state in the cache, with two lanes at least, for two devices."""
-    half = max(1, min(sizes.BLOCK_RUNS, group.size) // 2)
-    return min(sizes.lane_width(cost.state, jax.local_devices()[0].platform), half)
+    """The lane width that keeps a group's state in the cache."""
+    return sizes.lane_width(cost.state, min(sizes.BLOCK_RUNS, group.size), jax.local_devices()[0].platform)
 
 
 def _new_layout(sweep: Sweep, costs: Sequence[sizes.Cost], widths: Sequence[int], limits: Limits) -> Layout:

@@ -1,7 +1,7 @@
-"""The compiled programs of one group: from a unit of runs to their state and records."""
+"""The compiled programs of one group: from a part of a unit's runs to their state and records."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxsign.compilation import compiler_options
+from jaxsign.compilation import compiler_options, content
+from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.groups import Group, Index
 from jaxsign.sweep.layout import unpadded_shape
 from jaxsign.training.loop import Loop, State, Stops, Tape
@@ -21,15 +22,27 @@ from jaxsign.training.start import Start, begin
 from jaxsign.training.task import Task, packaged
 
 RUNS, ALL = PartitionSpec("run"), PartitionSpec()
+#: Runs that one call of a drawing program draws on a device, in small sweeps and in those of more than MANY runs.
+#: At least 2, since XLA inlines loops of one turn.
+DRAWN, DRAWN_MANY, MANY = 4, 16, 256
 
 
 class Arguments(NamedTuple):
-    """Where the runs of a unit differ, one entry per run: words of the keys, numbers, optimizer floats, degrees."""
+    """Where the runs of a part differ, one entry per run: words of the keys, numbers, optimizer floats, degrees."""
 
     seeds: np.ndarray
     hyper: Any
     floats: dict[str, np.ndarray]
     degrees: np.ndarray
+
+
+class Functions(NamedTuple):
+    """What a group's programs compute, jitted: each maps the runs of one part."""
+
+    init: jax.stages.Wrapped
+    advance: jax.stages.Wrapped
+    summarise: jax.stages.Wrapped
+    project: jax.stages.Wrapped
 
 
 def local_mesh() -> jax.sharding.Mesh:
@@ -42,12 +55,13 @@ class Program:
     """The programs of one group: `begin` draws (shared by all groups of a task), `init`, `advance`, `summarise`, and
     `project`, which computes the features.
 
-    Runs are trained in lanes, a vmap of fixed width. Lanes are dealt out to the devices in order, and a device trains
-    its lanes one after the other. Neither the number of lanes nor the device changes a bit of a run.
+    Runs are trained in lanes, a vmap of fixed width. A *part* is a lane on every device, and one call of a program
+    trains one part; more runs are more parts. So the programs do not depend on how many runs a sweep has, and neither
+    the number of parts nor the device changes a bit of a run.
 
     Args:
       group: the group.
-      width: runs that one lane maps together.
+      width: runs of a lane.
       slots: stops of one call, at least 2: XLA inlines loops of one turn, which rounds differently.
       mesh: local devices as a mesh with the axis "run".
       tape: records every step, or None.
@@ -55,59 +69,24 @@ class Program:
 
     def __init__(self, group: Group, width: int, slots: int, mesh: jax.sharding.Mesh, tape: Tape | None = None):
         self.group, self.width, self.slots = group, width, max(slots, 2)
-        self.mesh, self.quantum = mesh, width * mesh.size
-        sweep = group.sweep
-        loop = Loop(
-            group.choice.mode, group.factory, sweep.observables, scalars=True, trainable=sweep.trainable,
-            levels=sweep.crossed, tape=tape,
-        )  # fmt: skip
-        static, recorded = dict(group.static), jnp.asarray(sweep.schedule.record, jnp.int32)
-
-        def init(seed: jax.Array, start: Start, hyper: Any, floats: dict[str, jax.Array]) -> State:
-            return loop.init(_key(seed), start, hyper, {**static, **floats})
-
-        def advance(seeds: Any, start: Start, hyper: Any, floats: Any, state: State, stops: Stops) -> Any:
-            def one(seed: Any, start: Start, hyper: Any, floats: Any, state: State) -> Any:
-                return loop.advance(_key(seed), start, hyper, {**static, **floats}, state, stops)
-
-            block = (seeds, start, hyper, floats, state)
-            lanes = jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), block)
-            out = jax.lax.map(lambda lane: jax.vmap(one)(*lane), lanes)
-            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
-
-        def summarise(constants: dict[str, jax.Array], trace: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            assert sweep.summary is not None
-            return outputs("summary", sweep.summary({**constants, **trace, "step": recorded}))
-
-        options = compiler_options(mesh.devices.flat[0].platform)
-
-        def compiled(function: Callable, *specs: Any, on: Sequence[int] = (), donate: Any = ()) -> jax.stages.Wrapped:
-            """`on`: the arguments that are on the devices. Their sharding must be given: XLA would choose another one
-            for an argument that the program does not use, and then refuse ours. Host arrays must not get one.
-            """
-            shardings = tuple(NamedSharding(mesh, spec) if i in on else None for i, spec in enumerate(specs))
-            mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)
-            return jax.jit(mapped, in_shardings=shardings, compiler_options=options, donate_argnums=donate)
-
-        def project(start: Start, trained: Any) -> Any:
-            assert group.task.reduction.project is not None
-            return group.task.reduction.project(loop.merged(start, trained), start.data)
-
+        self.mesh, self.part = mesh, width * mesh.size
+        self.drawn = (DRAWN_MANY if group.sweep.size > MANY else DRAWN) * mesh.size
         self.begin = drawing(group.task, mesh)
-        self.project = compiled(jax.vmap(project), RUNS, RUNS, on=(0, 1))
-        self.init = compiled(jax.vmap(init), *[RUNS] * 4, on=(1,))
-        self.advance = compiled(advance, *[RUNS] * 5, ALL, on=(1, 4), donate=(4,))
-        self.summarise = compiled(jax.vmap(summarise), RUNS, RUNS)
+        self.init, self.advance, self.summarise, self.project = _functions(group, tape, mesh)
+
+    def parts(self, count: int) -> list[slice]:
+        """The parts of so many runs; the last one may be filled only partly."""
+        return [slice(first, min(first + self.part, count)) for first in range(0, count, self.part)]
 
     def padded(self, count: int) -> int:
-        """`count` rounded up to whole lanes on every device."""
-        return -(-count // self.quantum) * self.quantum
+        """`count` rounded up to whole parts."""
+        return -(-count // self.part) * self.part
 
-    def arguments(self, members: Sequence[Index], size: int) -> Arguments:
-        """The arguments of some runs, padded to `size` with the last run."""
-        sweep = self.group.sweep
+    def arguments(self, members: Sequence[Index], size: int | None = None) -> Arguments:
+        """The arguments of some runs, padded to `size` (default: one part) with the last run."""
+        sweep, size = self.group.sweep, self.part if size is None else size
         padded = [*members, *[members[-1]] * (size - len(members))]
-        dtype = jnp.zeros(()).dtype
+        dtype = jax.dtypes.canonicalize_dtype(float)  # not of an array, which would wait for the device
         seeds = np.stack([seed_words(sweep.seeds[m[-1]]) for m in padded])
         hypers = [self.group.choice.case(sweep.hyper_at(m[:-2])) for m in padded]
         hyper = jax.tree.map(lambda *leaves: np.asarray(leaves, dtype), *hypers)
@@ -117,25 +96,98 @@ class Program:
         return Arguments(seeds, hyper, floats, degrees)
 
 
+def _functions(group: Group, tape: Tape | None, mesh: jax.sharding.Mesh) -> Functions:
+    """The functions of a group's programs: those of an earlier sweep where they compute the same.
+
+    JAX keeps what it has traced and compiled with the function, so an equal program is neither traced nor compiled
+    again in this process. A program that reaches a user's function is always traced anew, since what that function
+    reads may have changed; its compiled code is found in the cache of `jaxsign.compilation` if nothing has.
+    """
+    sweep, mode = group.sweep, group.choice.mode
+    loop = Loop(
+        mode, group.factory, sweep.observables, scalars=True, trainable=sweep.trainable, levels=sweep.crossed, tape=tape
+    )  # fmt: skip
+    recorded = tuple(sweep.schedule.record.tolist()) if sweep.summary is not None else ()
+    key = content(
+        mode, group.factory, dict(group.static), sweep.observables, sweep.trainable, sweep.crossed, sweep.trajectory,
+        sweep.summary, recorded,
+    )  # fmt: skip
+    static = dict(group.static)
+    if key is None:
+        return _jitted(loop, static, sweep.summary, recorded, mesh)
+    known = _KNOWN.pop((key, mesh), None) or _jitted(loop, static, sweep.summary, recorded, mesh)
+    _KNOWN[key, mesh] = known  # the one that was used last stands last
+    while len(_KNOWN) > KEPT:
+        del _KNOWN[next(iter(_KNOWN))]
+    return known
+
+
+#: Programs that this process keeps, and how many: as many as a large sweep over static axes has groups.
+_KNOWN: dict[tuple[Hashable, jax.sharding.Mesh], Functions] = {}
+KEPT = 64
+
+
+def _jitted(
+    loop: Loop, static: Mapping[str, Any], summary: Callable | None, record: Sequence[int], mesh: jax.sharding.Mesh
+) -> Functions:
+    """The functions of a program, jitted for the devices of a mesh."""
+    recorded, task = jnp.asarray(np.asarray(record, np.int32)), loop.mode.task
+
+    def init(seed: jax.Array, start: Start, hyper: Any, floats: dict[str, jax.Array]) -> State:
+        return loop.init(_key(seed), start, hyper, {**static, **floats})
+
+    def advance(seeds: Any, start: Start, hyper: Any, floats: Any, state: State, stops: Stops) -> Any:
+        def one(seed: Any, start: Start, hyper: Any, floats: Any, state: State) -> Any:
+            return loop.advance(_key(seed), start, hyper, {**static, **floats}, state, stops)
+
+        return jax.vmap(one)(seeds, start, hyper, floats, state)
+
+    def summarise(constants: dict[str, jax.Array], trace: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        assert summary is not None
+        return outputs("summary", summary({**constants, **trace, "step": recorded}))
+
+    def project(start: Start, trained: Any) -> Any:
+        assert task.reduction.project is not None
+        return task.reduction.project(loop.merged(start, trained), start.data)
+
+    options = compiler_options(mesh.devices.flat[0].platform)
+
+    def compiled(function: Callable, *specs: Any, on: Sequence[int] = (), donate: Any = ()) -> jax.stages.Wrapped:
+        """`on`: the arguments that are on the devices. Their sharding must be given: XLA would choose another one
+        for an argument that the program does not use, and then refuse ours. Host arrays must not get one.
+        """
+        shardings = tuple(NamedSharding(mesh, spec) if i in on else None for i, spec in enumerate(specs))
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)
+        return jax.jit(mapped, in_shardings=shardings, compiler_options=options, donate_argnums=donate)
+
+    return Functions(
+        compiled(jax.vmap(init), *[RUNS] * 4, on=(1,)),
+        compiled(advance, *[RUNS] * 5, ALL, on=(1, 4), donate=(4,)),
+        compiled(jax.vmap(summarise), RUNS, RUNS),
+        compiled(jax.vmap(project), RUNS, RUNS, on=(0, 1)),
+    )
+
+
 class Compiled(NamedTuple):
-    """A group's programs for calls of `size` runs, compiled or being compiled, and the shapes of their results.
+    """A group's programs, compiled or being compiled, and the shapes of their results.
 
     Args:
       program: the group's Program.
-      size: runs of one call.
-      begin, init, advance: futures of the compiled programs; None where they are only traced.
+      begin, init, advance: futures of the compiled programs; None where they are only traced. `begin` draws
+        `program.drawn` runs, the others take a part.
       summarise: the same; None also without a summary.
-      state: abstract State of a call's runs.
+      start: abstract Start of the runs that one call of `begin` draws.
+      state: abstract State of a part's runs.
       rows: {observable: abstract array} of one run's record, without padding.
       results: {name: abstract array} of one run's results, without padding.
     """
 
     program: Program
-    size: int
     begin: Future | None
     init: Future | None
     advance: Future | None
     summarise: Future | None
+    start: Start
     state: Any
     rows: dict[str, Any]
     results: dict[str, Any]
@@ -153,9 +205,11 @@ class Compiler:
 
     Args:
       compile: False only traces the programs.
+      log: counts programs and seconds; None: one of its own.
     """
 
-    def __init__(self, compile: bool = True) -> None:
+    def __init__(self, compile: bool = True, log: CompileLog | None = None) -> None:
+        self.log = log or CompileLog()
         self.threads = ThreadPoolExecutor(max_workers=2) if compile else None
         self.starts: dict[Any, tuple[Any, Future | None]] = {}
         self.rest: dict[Any, tuple] = {}
@@ -178,38 +232,60 @@ class Compiler:
         ]
         futures.wait([future for future in pending if future is not None])
 
-    def _submit(self, traced: jax.stages.Lowered) -> Future | None:
-        """Has a traced program compiled, unless programs are only traced."""
-        return self.threads.submit(traced.compile) if self.threads is not None else None
+    @staticmethod
+    def key(program: Program) -> tuple[Any, ...]:
+        """Groups with equal keys share their programs."""
+        return program.group.program_key, program.width, program.slots
 
-    def compile(self, program: Program, size: int) -> Compiled:
-        """Traces a group's programs for calls of `size` runs and has them compiled."""
-        group = program.group
+    def _submit(self, traced: jax.stages.Lowered, key: Hashable, family: str) -> Future | None:
+        """Has a traced program compiled, unless programs are only traced."""
+        if self.threads is None:
+            return None
+
+        def compile() -> jax.stages.Compiled:
+            with self.log.working(key, family, submitted=True):
+                return traced.compile()
+
+        self.log.submitted(key)
+        return self.threads.submit(compile)
+
+    def compile(self, program: Program) -> Compiled:
+        """Traces a group's programs and has them compiled."""
+        with self.log.working(self.key(program), program.group.family):
+            return self._compile(program)
+
+    def _compile(self, program: Program) -> Compiled:
+        group, mesh, key = program.group, program.mesh, self.key(program)
+        submit = functools.partial(self._submit, key=key, family=group.family)
         sweep = group.sweep
-        seeds, hyper, floats, degrees = program.arguments([group.first_run], size)
-        if (group.task, size) not in self.starts:
-            traced = program.begin.lower(seeds, hyper, degrees, sweep.shared)
-            self.starts[group.task, size] = traced.out_info, self._submit(traced)
-        start, begin = self.starts[group.task, size]
-        key = (group.program_key, program.width, program.slots, size)
+        if group.task not in self.starts:
+            drawn = program.arguments([group.first_run], program.drawn)
+            traced = program.begin.lower(drawn.seeds, drawn.hyper, drawn.degrees, sweep.shared)
+            self.starts[group.task] = traced.out_info, submit(traced)
+        drawn_start, begin = self.starts[group.task]
         if key not in self.rest:
+            sharding = NamedSharding(mesh, RUNS)
+            start = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((program.part, *x.shape[1:]), x.dtype, sharding=sharding), drawn_start
+            )
+            seeds, hyper, floats, _ = program.arguments([group.first_run])
             initial = program.init.lower(seeds, start, hyper, floats)
             state = initial.out_info
             advance = program.advance.lower(seeds, start, hyper, floats, state, no_stops(program.slots))
-            compiling = [self._submit(advance), self._submit(initial)]
+            compiling = [submit(advance), submit(initial)]
             total = sweep.schedule.record.size
             rows = {
                 name: jax.ShapeDtypeStruct((x.shape[0], total, *x.shape[2:]), x.dtype)
                 for name, x in advance.out_info[1].items()
             }
             summary = program.summarise.lower(start.constants, rows) if sweep.summary else None
-            last = {"status": jax.ShapeDtypeStruct((size,), np.int8), "first_bad_step": state.bad}
+            last = {"status": jax.ShapeDtypeStruct((program.part,), np.int8), "first_bad_step": state.bad}
             captured = state.crossings.results() if state.crossings else {}
             results = disjoint(
                 rows if sweep.keep_trace else {}, summary.out_info if summary else {}, state.rang, captured,
                 start.constants, last,
             )  # fmt: skip
-            compiling.append(self._submit(summary) if summary else None)
+            compiling.append(submit(summary) if summary else None)
             self.rest[key] = (*compiling, state, rows, results)
         advance, init, summarise, state, rows, results = self.rest[key]
 
@@ -218,13 +294,27 @@ class Compiler:
             one = {name: jax.ShapeDtypeStruct(x.shape[leading:], x.dtype) for name, x in arrays.items()}
             return {name: unpadded_shape(group, name, info) for name, info in one.items()}
 
-        return Compiled(program, size, begin, init, advance, summarise, state, unpadded(rows, 2), unpadded(results, 1))
+        return Compiled(
+            program, begin, init, advance, summarise, drawn_start, state, unpadded(rows, 2), unpadded(results, 1)
+        )
 
 
 def no_stops(slots: int) -> Stops:
     """Stops that do nothing, for tracing and padding."""
     zeros, off = np.zeros(slots, np.int32), np.zeros(slots, bool)
     return Stops(zeros, zeros, off, off, off)
+
+
+def joined(parts: Sequence[Any], count: int) -> Any:
+    """The arrays of all parts on the host, copied, without the padding of the last one; a typed key stays a key."""
+
+    def whole(*arrays: Any) -> Any:
+        if jax.dtypes.issubdtype(arrays[0].dtype, jax.dtypes.prng_key):
+            words: Any = np.concatenate([np.asarray(jax.random.key_data(x)) for x in arrays])[:count]
+            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(arrays[0]))
+        return np.concatenate([np.asarray(x) for x in arrays])[:count]
+
+    return jax.tree.map(whole, *parts)
 
 
 def disjoint(*parts: Mapping[str, Any]) -> dict[str, Any]:

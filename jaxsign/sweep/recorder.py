@@ -16,6 +16,7 @@ from jaxsign.store import trajectory
 from jaxsign.store.binding import Binding
 from jaxsign.sweep.groups import Group
 from jaxsign.sweep.layout import WorkUnit
+from jaxsign.sweep.programs import joined
 from jaxsign.sweep.sweep import Sweep
 from jaxsign.training.loop import Tape
 from jaxsign.training.start import Start, field_of, split_params, trained_fields
@@ -127,15 +128,15 @@ def disk_bytes(group: Group) -> int:
 
 
 class TapedCall(NamedTuple):
-    """One call for the recorder: its first step and the step after it, its tape, and the trained parameters before it.
+    """One call for the recorder: its first step, the step after it, every part's tape and trained parameters before it.
 
     `before` is None where they are not kept raw.
     """
 
     start: int
     stop: int
-    taped: Any
-    before: PyTree | None
+    taped: Sequence[Any]
+    before: Sequence[PyTree] | None
 
 
 class Recorder:
@@ -146,11 +147,14 @@ class Recorder:
       unit: its runs.
       path: results directory.
       binding: of the directory.
-      start: data and initial parameters of the runs, on the device.
-      trained: their trained parameters at step 0.
+      starts: data and initial parameters of the runs, one entry a part.
+      trained: their trained parameters at step 0, one entry a part.
     """
 
-    def __init__(self, sweep: Sweep, unit: WorkUnit, path: Path, binding: Binding, start: Start, trained: PyTree):
+    def __init__(
+        self, sweep: Sweep, unit: WorkUnit, path: Path, binding: Binding, starts: Sequence[Start],
+        trained: Sequence[PyTree],
+    ):  # fmt: skip
         self.sweep, self.kind, self.count = sweep, sweep.trajectory, len(unit.members)
         self.snapshots = snapshot_steps(sweep)
         places = [
@@ -160,8 +164,8 @@ class Recorder:
         ]
         self.binding = binding
         self.folder = path / trajectory.FOLDER / trajectory.unit_name(unit.number, places, binding)
-        flat = jax.tree_util.tree_flatten_with_path(trained)[0]
-        self.first = [np.asarray(x)[: self.count] for _, x in flat]
+        flat = jax.tree_util.tree_flatten_with_path(joined(trained, self.count))[0]
+        self.first = [x for _, x in flat]
         self.about = {
             "kind": self.kind if isinstance(self.kind, str) else "steps",
             "keyframe_every": KEYFRAME_EVERY if self.kind == "signs" else None,
@@ -170,7 +174,7 @@ class Recorder:
             ],
             "trained": sorted({field_of(p) for p, _ in flat}),
             "runs": places,
-            "start": start_crcs(start, self.count),
+            "start": start_crcs(joined([(start.data, start.params) for start in starts], self.count)),
         }
 
     def resume(self, step: int) -> bool:
@@ -186,7 +190,7 @@ class Recorder:
             return min(TAPE_STEPS, KEYFRAME_EVERY - step % KEYFRAME_EVERY)
         return TAPE_STEPS
 
-    def before(self, step: int, trained: PyTree) -> PyTree | None:
+    def before(self, step: int, trained: Sequence[PyTree]) -> Sequence[PyTree] | None:
         """A copy on the device of the trained parameters, if this step is kept raw: a call overwrites its arguments."""
         raw = step in self.snapshots if self.snapshots else self.kind == "signs" and self._keyframe(step)
         return jax.tree.map(lambda x: x.copy(), trained) if raw else None
@@ -206,10 +210,10 @@ class Recorder:
             return
         steps = call.stop - call.start
         if self.kind == "features":
-            runs = zip(*(_rows(x) for x in call.taped))
+            runs = (run for taped in call.taped for run in zip(*(_rows(x) for x in taped)))
             self._write(call.start, call.stop, None, ([_bits(x[:steps]) for x in run] for run in runs))
             return
-        off = np.asarray(call.taped["off"])[: self.count]
+        off = np.concatenate([np.asarray(taped["off"]) for taped in call.taped])[: self.count]
         if (off >= 0).any():
             run = int(np.argmax(off >= 0))
             raise ValueError(
@@ -218,13 +222,13 @@ class Recorder:
                 "use trajectory='features', 'log2' or a list of steps"
             )
         raw = self._raw(call.before) if call.before is not None else None
-        rows = zip(_rows(call.taped["amplitude"]), _rows(call.taped["codes"]))
+        rows = (run for taped in call.taped for run in zip(_rows(taped["amplitude"]), _rows(taped["codes"])))
         parts = ([_bits(amplitude[:steps]), codes[:steps]] for amplitude, codes in rows)
         self._write(call.start, call.stop, raw, parts)
 
-    def _raw(self, trained: PyTree) -> list[np.ndarray]:
+    def _raw(self, trained: Sequence[PyTree]) -> list[np.ndarray]:
         """Trained parameters as the XOR of their bits with those of step 0: coordinates that never move are 0."""
-        leaves = [np.asarray(x)[: self.count] for x in jax.tree.leaves(trained)]
+        leaves = jax.tree.leaves(joined(trained, self.count))
         return [_bits(x) ^ _bits(first) for x, first in zip(leaves, self.first)]
 
     def _write(
@@ -241,18 +245,18 @@ class Recorder:
         words = self.binding.words(unit=self.folder.name)
         trajectory.write_segment(self.folder, start, stop, raw is not None, records, words)
 
-    def finish(self, trained: PyTree, features: PyTree | None) -> None:
+    def finish(self, trained: Sequence[PyTree], features: Sequence[PyTree] | None) -> None:
         """Writes the last step, and the index by which the runs count as stored.
 
         Args:
-          trained: the trained parameters at the end.
+          trained: the trained parameters at the end, one entry a part.
           features: the features at the end, if the trajectory keeps features.
         """
         end = self.sweep.schedule.steps
         if end in self.snapshots:
             self._write(end, end, self._raw(trained), None)
         if features is not None:
-            leaves = [np.asarray(x)[: self.count] for x in jax.tree.leaves(features)]
+            leaves = jax.tree.leaves(joined(features, self.count))
             self._write(end, end, None, ([_bits(x[i])[None] for x in leaves] for i in range(self.count)))
             self.about["features"] = [[list(x.shape[1:]), x.dtype.str] for x in leaves]
         trajectory.finish(self.folder, self.about, self.binding)
@@ -262,13 +266,17 @@ class Recorder:
         trajectory.flush(self.folder)
 
 
-def start_crcs(start: Start, count: int) -> list[int]:
-    """A CRC of the data and initial parameters of every run: a reader draws them again and compares."""
-    crcs = [0] * count
-    for leaf in jax.tree.leaves((start.data, start.params)):
+def start_crcs(arrays: PyTree) -> list[int]:
+    """A CRC of the data and initial parameters of every run: a reader draws them again and compares.
+
+    Args:
+      arrays: (data, parameters), arrays with the runs along their first axis.
+    """
+    crcs: list[int] = []
+    for leaf in jax.tree.leaves(arrays):
         words = jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        runs = np.ascontiguousarray(np.asarray(words)[:count])
-        crcs = [zlib.crc32(run.tobytes(), crc) for run, crc in zip(runs, crcs)]
+        runs = np.ascontiguousarray(np.asarray(words))
+        crcs = [zlib.crc32(run.tobytes(), crc) for run, crc in zip(runs, crcs or [0] * len(runs))]
     return crcs
 
 

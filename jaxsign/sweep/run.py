@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxsign.compilation import undisturbed
+from jaxsign.compilation import kept_on_disk, undisturbed
 from jaxsign.store import files, locks, results
 from jaxsign.store.environment import environment
 from jaxsign.store.labels import base_coordinates, coordinates, manifest_text
 from jaxsign.store.manifest import inspect_manifest, read_manifest, restore
 from jaxsign.store.results import Memory
-from jaxsign.sweep import cluster
 from jaxsign.sweep.execute import Blocks, retry_on_oom
 from jaxsign.sweep.identity.definition import content_hash, definition
 from jaxsign.sweep.identity.match import Match, compare, fingerprints
@@ -26,7 +25,7 @@ from jaxsign.sweep.plan import Limits, Plan
 from jaxsign.sweep.programs import Compiler
 from jaxsign.sweep.progress import Progress, listening
 from jaxsign.sweep.sweep import Sweep
-from jaxsign.sweep.worker import Session, Shard, count_statuses, has_work_left
+from jaxsign.sweep.worker import Session, Shard, compile_entries, count_statuses, has_work_left
 from jaxsign.validation.messages import occupy_closed_streams, say
 from jaxsign.validation.values import positive_int
 
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
 
 @undisturbed()
+@kept_on_disk()
 @jax.disable_jit(False)
 def run_sweep(
     sweep: Sweep,
@@ -48,6 +48,7 @@ def run_sweep(
     accept: str | None = None,
     wait_for_workers: float = 300.0,
     links: Sequence[str] = (),
+    progress: bool = True,
 ) -> "xr.Dataset":
     """Runs every run of a sweep that is not stored yet and returns one labelled Dataset.
 
@@ -78,6 +79,9 @@ def run_sweep(
       wait_for_workers: seconds for which a scheduler may be without workers, at the beginning or later, > 0.
       links: "trajectories" or "checkpoints" if that folder of `out` is a link to another disk. The manifest records
         the target, so that `links` is given only once; any other link in `out` is refused.
+      progress: whether to show on stderr what is planned, compiled and trained, with counts and times: as a bar on a
+        terminal and in a notebook (a widget if ipywidgets is installed), elsewhere in lines, the first within a second
+        and then ever more seldom, down to one a minute; and in a last line about the whole. False: only messages.
 
     Returns:
       xarray.Dataset with dims (axes in order, optimizer, seed, step, the observable's own), lazy when `out` is given.
@@ -106,10 +110,22 @@ def run_sweep(
     limits = Limits(memory, lane_width, checkpoint_every)
     if not 0 < wait_for_workers < math.inf:
         raise ValueError(f"wait_for_workers must be > 0 seconds, got {wait_for_workers!r}")
-    if out is None:
-        _refuse_without_out(sweep, shard, scheduler, accept, links)
-        return _in_memory(sweep, limits)
-    accept = _reason(accept)
+    if not isinstance(progress, bool):
+        raise ValueError(f"progress must be True or False, got progress={progress!r}")
+    with Progress(sweep.size, sweep.schedule.steps, quiet=not progress) as shown:
+        if out is None:
+            _refuse_without_out(sweep, shard, scheduler, accept, links)
+            return _in_memory(sweep, limits, shown)
+        return _in_directory(
+            sweep, out, shard, scheduler, limits, _reason(accept), wait_for_workers, links, shown
+        )  # fmt: skip
+
+
+def _in_directory(
+    sweep: Sweep, out: str | os.PathLike, shard: Any, scheduler: str | None, limits: Limits, accept: str | None,
+    wait_for_workers: float, links: Sequence[str], progress: Progress,
+) -> "xr.Dataset":  # fmt: skip
+    """Runs what is missing in a results directory, and opens it."""
     links = (links,) if isinstance(links, str) else tuple(links)
     path, checked_shard = files.directory(out, links), check_shard(shard)
     if scheduler is not None and checked_shard != (0, 1):
@@ -128,6 +144,8 @@ def run_sweep(
     if stored and match and allowed == stored.get("links", {}) and _is_complete(path, stored, match):
         _say_loaded(path, sweep, match, stored)
         return _opened(path, sweep, match)
+    from jaxsign.sweep import cluster
+
     files.writable(path)
     if stored and match:
         _say_versions(path, stored, match)
@@ -137,7 +155,7 @@ def run_sweep(
             path.mkdir(parents=True, exist_ok=True)
         with cluster.connected(scheduler) as client:
             match = _run_shard(
-                sweep, path, checked_shard, limits, client, accept, computation, wait_for_workers, links
+                sweep, path, checked_shard, limits, client, accept, computation, wait_for_workers, links, progress
             )  # fmt: skip
     except BaseException:
         for folder in new_folders:  # innermost first; one that holds something stays
@@ -266,36 +284,37 @@ def _distributed() -> Shard:
 
 def _run_shard(
     sweep: Sweep, path: Path, shard: Shard, limits: Limits, client: Any, accept: Any, computation: Any,
-    patience: float, links: Sequence[str],
+    patience: float, links: Sequence[str], progress: Progress,
 ) -> Match | None:  # fmt: skip
     """Runs one shard's missing blocks of a results directory, which is made or extended if need be.
 
     Returns how the sweep relates to the one that was stored before, None for a new directory.
     """
+    from jaxsign.sweep import cluster
+
     started = time.time()
     with locks.shard_lock(path, shard) as held, listening() as stop:
         if held.gone:
             say(held.gone)
-        session = Session(sweep, path, shard, held, limits, accept, computation, links)
+        session = Session(sweep, path, shard, held, limits, accept, computation, links, progress.log)
         try:
             with files.explain_os_errors(path):
                 missing = session.missing()
-            count = sum(int(runs.sum()) for runs in missing.values())
-            with Progress(count, sweep.schedule.steps) as progress:
-                if client is None:
-                    session.run(missing, stop, progress)
-                else:
-                    cluster.run(client, session, held, missing, stop, progress, patience)
+            progress.expect(sum(int(runs.sum()) for runs in missing.values()))
+            if client is None:
+                session.run(missing, stop, progress)
+            else:
+                cluster.run(client, session, held, missing, stop, progress, patience)
         finally:
             session.close(time.time() - started)
     return session.match
 
 
-def _in_memory(sweep: Sweep, limits: Limits) -> "xr.Dataset":
+def _in_memory(sweep: Sweep, limits: Limits, progress: Progress) -> "xr.Dataset":
     """Runs the whole grid into arrays in memory."""
     started = time.time()
-    plan = Plan.new(sweep, limits)
-    with Compiler() as compiler, listening() as stop:
+    plan = Plan.new(sweep, limits, log=progress.log)
+    with Compiler(log=progress.log) as compiler, listening() as stop:
 
         def attempt(runs: int) -> tuple[Memory, dict[str, str]]:
             sized = plan.with_call_size(runs)
@@ -308,8 +327,8 @@ def _in_memory(sweep: Sweep, limits: Limits) -> "xr.Dataset":
                     f"out= is needed: the results take {size:,} bytes, this machine has {limits.capacity():,}"
                 )
             sink = Memory(variables)
-            with Progress(sweep.size, sweep.schedule.steps) as progress:
-                Blocks(sized.layout, sink, None, "", stop, progress, limits.checkpoint_every).run(units, compiled)
+            progress.expect(sweep.size)
+            Blocks(sized.layout, sink, None, "", stop, progress, limits.checkpoint_every).run(units, compiled)
             return sink, notes
 
         sink, notes = retry_on_oom(attempt, plan.layout.runs)
@@ -317,7 +336,8 @@ def _in_memory(sweep: Sweep, limits: Limits) -> "xr.Dataset":
     ds = sink.dataset(plan.coordinates(sink.variables)).assign_coords(base_coordinates(sweep))
     manifest = {
         "definition": _definition_or_none(sweep), **environment(), "wall_seconds": round(time.time() - started, 3),
-        "runs": counts, "padded": notes, "base": base_coordinates(sweep), "plan": plan.record(),
+        **compile_entries(progress.log), "runs": counts, "padded": notes, "base": base_coordinates(sweep),
+        "plan": plan.record(),
     }  # fmt: skip
     ds.attrs["manifest"] = manifest_text(manifest)
     return ds

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxsign.sweep import recorder
 from jaxsign.sweep.groups import Group
@@ -13,6 +12,8 @@ from jaxsign.sweep.sweep import Sweep
 
 #: Maximum runs of one call, and the bytes that their records, data and parameters may take together on a CPU.
 BLOCK_RUNS, BLOCK_BYTES = 1024, 256 * 2**20
+#: Maximum parts of a call. Each is a call of the program, which costs as much as a step or two.
+PARTS = 64
 #: A lane's state should stay inside a core's second-level cache.
 LANE_BYTES = 2**21
 
@@ -77,7 +78,7 @@ def call_size(costs: Sequence[Cost], sweep: Sweep, lanes: int, budget: int, firm
     one = row * records + state
     if one > budget and firm:
         raise ValueError(f"memory must be at least {one} bytes, which one run needs, got memory={budget}")
-    return max(1, min(BLOCK_RUNS, budget // max(one, 1))), records
+    return max(1, min(BLOCK_RUNS, PARTS * lanes, budget // max(one, 1))), records
 
 
 def block_shape(sweep: Sweep, runs: int) -> tuple[int, ...]:
@@ -106,13 +107,25 @@ def block_shape(sweep: Sweep, runs: int) -> tuple[int, ...]:
     return tuple(extents)
 
 
-def lane_width(state_bytes: int, backend: str) -> int:
-    """Runs that one lane maps together: as many powers of two as keep the state in cache on a CPU, 64 elsewhere.
+#: Widths that are tried from the widest to the narrowest. Few of them, so that sweeps of many sizes share programs.
+WIDTHS = (64, 8, 4, 2, 1)
+
+
+def lane_width(state_bytes: int, runs: int, backend: str) -> int:
+    """Runs that one lane maps together: as many of `WIDTHS` as keep the state in cache on a CPU, 64 elsewhere.
+
+    There are two lanes at least, for two devices, and at most a third of their places is padding.
+
+    Args:
+      state_bytes: data and parameters of a run.
+      runs: how many there are.
+      backend: "cpu", "gpu" or "tpu".
 
     Examples:
-      >>> lane_width(600_000, "cpu"), lane_width(1_000, "cpu"), lane_width(10**8, "cpu")
-      (2, 64, 1)
+      >>> [lane_width(1_000, runs, "cpu") for runs in (1, 3, 12, 1024)]
+      [1, 2, 8, 64]
+      >>> lane_width(600_000, 1024, "cpu"), lane_width(10**8, 1024, "cpu"), lane_width(600_000, 1024, "gpu")
+      (2, 1, 64)
     """
-    if backend != "cpu":
-        return 64
-    return int(2 ** np.clip(np.floor(np.log2(LANE_BYTES / max(state_bytes, 1))), 0, 6))
+    fits = WIDTHS[0] if backend != "cpu" else LANE_BYTES // max(state_bytes, 1)
+    return next((w for w in WIDTHS if w <= fits and w < runs and 2 * (-runs % w) <= runs), 1)

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.programs import Compiled, Compiler, Program, no_stops
 from jaxsign.sweep.sizes import BLOCK_RUNS
+from jaxsign.sweep.starts import Starts
 from jaxsign.sweep.sweep import Sweep
 from jaxsign.training.loop import Stops
 
@@ -46,15 +48,16 @@ class Speed(NamedTuple):
 
 
 def measure(compiled: Compiled) -> Speed:
-    """Times the programs of a group on the runs of one call."""
-    program, size, group = compiled.program, compiled.size, compiled.program.group
-    members = [(*group.first_run[:-1], i % len(group.sweep.seeds)) for i in range(size)]
-    seeds, hyper, floats, degrees = program.arguments(members, size)
+    """Times the programs of a group on the runs of one part."""
+    program, group = compiled.program, compiled.program.group
+    members = [(*group.first_run[:-1], i % len(group.sweep.seeds)) for i in range(max(program.part, program.drawn))]
     begin, init, advance = compiled.wait()
-    start = jax.block_until_ready(begin(seeds, hyper, degrees, group.sweep.shared))
+    drawn = program.arguments(members[: program.drawn], program.drawn)
+    seeds, hyper, floats, _ = program.arguments(members[: program.part])
+    [start] = Starts().parts(compiled, members[: program.part])
     begun = time.perf_counter()
-    start = jax.block_until_ready(begin(seeds, hyper, degrees, group.sweep.shared))
-    drawing = time.perf_counter() - begun
+    jax.block_until_ready(begin(drawn.seeds, drawn.hyper, drawn.degrees, group.sweep.shared))
+    drawing = (time.perf_counter() - begun) / program.drawn
     state = init(seeds, start, hyper, floats)
 
     def call(stops: Stops) -> float:
@@ -76,7 +79,7 @@ def measure(compiled: Compiled) -> Speed:
         seconds = call(blank._replace(end=full, start=full * ~one)) - empty
         if seconds < SPAN:
             steps *= int(np.clip(1.2 * SPAN / max(seconds, 1e-6), 2, 64))
-    return Speed(drawing / size, max(seconds, 1e-9) / steps / size, row / size, test / size)
+    return Speed(drawing, *(x / program.part for x in (max(seconds, 1e-9) / steps, row, test)))
 
 
 def run_seconds(compiled: Sequence[Compiled]) -> list[float]:
@@ -88,23 +91,25 @@ def run_seconds(compiled: Sequence[Compiled]) -> list[float]:
     return [seconds[id(one.advance)] for one in compiled]
 
 
-def lane_widths(programs: Sequence[Program]) -> list[int]:
+def lane_widths(programs: Sequence[Program], log: CompileLog | None = None) -> list[int]:
     """The lane width of every group: the one that fits the cache, or a measured one if the sweep is long.
 
     A quarter and four times the cache's width are tried on each group that takes a good part of a long sweep.
 
     Args:
       programs: of every group, with the width that fits the cache.
+      log: counts what is compiled.
     """
     widths = [program.width for program in programs]
     sweep, mesh = programs[0].group.sweep, programs[0].mesh
     if sweep.size * sweep.schedule.steps < FEW_SEED_STEPS:
         return widths
-    with Compiler() as compiler:
+    log = log or CompileLog()
+    with log.measuring("measuring lane widths"), Compiler(log=log) as compiler:
 
         def seconds_of_a_run(program: Program, width: int) -> float:
             other = Program(program.group, width, program.slots, mesh)
-            return measure(compiler.compile(other, other.quantum)).run(sweep)
+            return measure(compiler.compile(other)).run(sweep)
 
         seconds = [seconds_of_a_run(program, program.width) * program.group.size for program in programs]
         if sum(seconds) < LONG_SECONDS:

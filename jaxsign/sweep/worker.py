@@ -15,6 +15,7 @@ from jaxsign.store.labels import base_coordinates
 from jaxsign.store.lease import Lease, Stale, identity
 from jaxsign.store.manifest import begun_anew, check_fit, read_manifest, write_manifest
 from jaxsign.store.results import Store, Variable
+from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.execute import Blocks, retry_on_oom
 from jaxsign.sweep.groups import make_groups
 from jaxsign.sweep.identity.definition import content_hash, definition
@@ -59,6 +60,7 @@ class Session:
       accept: reason for which changes of code are accepted, or None.
       computation: the sweep's `fingerprints`, if they are known.
       links: names of folders that the user allows to be links from now on.
+      log: counts programs and the seconds that compiling takes; None: one of its own.
 
     Raises:
       ValueError: if the directory belongs to another definition, or cannot be written.
@@ -68,7 +70,7 @@ class Session:
 
     def __init__(
         self, sweep: Sweep, path: Path, shard: Shard, by: locks.Held | Joined, limits: Limits,
-        accept: str | None = None, computation: Any = None, links: Sequence[str] = (),
+        accept: str | None = None, computation: Any = None, links: Sequence[str] = (), log: CompileLog | None = None,
     ):  # fmt: skip
         self.sweep, self.path, self.shard, self.accept = sweep, path, shard, accept
         self.computation, self.links = computation or fingerprints(sweep, definition(sweep)), links
@@ -76,7 +78,7 @@ class Session:
         self.groups = make_groups(sweep)
         check_recordable(self.groups)
         self.match: Match | None = None  # with the stored sweep
-        self.compiler = Compiler()
+        self.compiler = Compiler(log=log)
         try:
             try:
                 variables = self._locked(by, limits)
@@ -130,10 +132,10 @@ class Session:
         """Makes the plan, and makes, extends or mends the store if need be; returns the variables of the store."""
         sweep, path = self.sweep, self.path
         if stored is None:
-            self.plan = Plan.new(sweep, limits, self.groups)
+            self.plan = Plan.new(sweep, limits, self.groups, log=self.compiler.log)
             return self._write_store({"definition": definition(sweep), "computation": self.computation})
         self.match = match = compare(str(path), stored, sweep, self.accept, self.computation)
-        self.plan = Plan.stored(sweep, stored, match.order, limits, self.groups)
+        self.plan = Plan.stored(sweep, stored, match.order, limits, self.groups, self.compiler.log)
         grown = match.grown(stored)
         # Those that have not read the manifest yet will work by the new one.
         if (grown or match.changed) and (busy := locks.others(path, self.shard, identity(stored)[1])):
@@ -382,11 +384,13 @@ class Session:
                 say(error)
             where = environment()
             session = {
-                "seconds": round(seconds, 3), "shard": f"{self.shard[0]}/{self.shard[1]}", "pid": os.getpid(),
+                "seconds": round(seconds, 3), **compile_entries(self.compiler.log),
+                "shard": f"{self.shard[0]}/{self.shard[1]}", "pid": os.getpid(),
                 **{k: where[k] for k in ("host", "command", "finished", "versions", "device", "cpu", "flags")},
             }  # fmt: skip
             write_manifest(self.path, {
                 **stored, **entry, "runs": counts, "wall_seconds": round(stored["wall_seconds"] + seconds, 3),
+                "compile_seconds": round(stored.get("compile_seconds", 0.0) + self.compiler.log.seconds, 3),
                 "sessions": [*stored["sessions"], session],
             })  # fmt: skip
         if counts["not_run"]:
@@ -398,6 +402,12 @@ class Session:
             if not locks.others(self.path, self.shard):
                 trajectory.remove_leftovers(self.path)
                 checkpoints.remove_all(self.path / checkpoints.FOLDER)
+
+
+def compile_entries(log: CompileLog) -> dict[str, Any]:
+    """What a session says in the manifest about compiling: seconds, by optimizer family, and programs."""
+    families = {family: round(seconds, 3) for family, seconds in log.by_family().items()}
+    return {"compile_seconds": round(log.seconds, 3), "compiled": {"programs": log.compiled, "families": families}}
 
 
 def has_work_left(path: Path, stored: Mapping[str, Any], requested: np.ndarray | None = None) -> bool:

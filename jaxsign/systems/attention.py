@@ -85,7 +85,12 @@ def _softmax_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tu
 
 
 def attention(
-    kind: str, products: Array, query_squares: Array, key_squares: Array, c: Array | float, axis: int = -1
+    kind: str,
+    products: Array,
+    query_squares: Array | None,
+    key_squares: Array | None,
+    c: Array | float,
+    axis: int = -1,
 ) -> Array:
     """Attention weights of every query on every key, from inner products only.
 
@@ -99,8 +104,8 @@ def attention(
     Args:
       kind: "softmax", "gaussian" or "linear".
       products: (..., n_q, n_k) inner products <q, k>.
-      query_squares: (..., n_q) |q|^2, read by the Gaussian kernel only.
-      key_squares: (..., n_k) |k|^2, read by the Gaussian kernel only.
+      query_squares: (..., n_q) |q|^2, read by the Gaussian kernel only; None for the others.
+      key_squares: (..., n_k) |k|^2, like query_squares.
       c: (), the kernel constant, > 0, may be traced.
       axis: the keys' axis of products, < 0, with the queries' before it; at -2 the last axis holds samples.
 
@@ -128,15 +133,20 @@ def attention(
 
 
 def log_attention(
-    kind: str, products: Array, query_squares: Array, key_squares: Array, c: Array | float, axis: int = -1
+    kind: str,
+    products: Array,
+    query_squares: Array | None,
+    key_squares: Array | None,
+    c: Array | float,
+    axis: int = -1,
 ) -> Array:
     """Logarithm of `attention`, without the underflow of its weights; NaN where a linear weight is negative.
 
     Args:
       kind: "softmax", "gaussian" or "linear".
       products: as in `attention`, like the others.
-      query_squares: (..., n_q).
-      key_squares: (..., n_k).
+      query_squares: (..., n_q) or None.
+      key_squares: (..., n_k) or None.
       c: ().
       axis: the keys' axis of products.
 
@@ -157,8 +167,11 @@ def log_attention(
     return jnp.log(score) if kind == "linear" else _exponent(score, query_squares, key_squares, c, axis)
 
 
-def _exponent(score: Array, query_squares: Array, key_squares: Array, c: Array | float, axis: int) -> Array:
+def _exponent(
+    score: Array, query_squares: Array | None, key_squares: Array | None, c: Array | float, axis: int
+) -> Array:
     """-c ||q - k||^2 of every query and key."""
+    assert query_squares is not None and key_squares is not None, "the Gaussian kernel reads them"  # noqa: PT018
     return score - c * (jnp.expand_dims(query_squares, axis) + jnp.expand_dims(key_squares, axis - 1))
 
 

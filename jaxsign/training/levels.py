@@ -39,27 +39,30 @@ class Crossings(NamedTuple):
         levels: tuple[float, ...],
         t: Array,
         loss: Array,
-        look: Callable[[PyTree], tuple[dict[str, Array], dict[str, Array]]],
+        look: Callable[[PyTree], dict[str, Array]],
         context: PyTree,
         now: Array | bool = True,
     ) -> "Crossings":
-        """The captures after step t.
+        """The captures after step t, of crossings that are packed.
 
         Args:
           levels: the levels.
           t: () int, the step.
           loss: () training loss of the parameters at step t.
-          look: context -> observables at step t-1 and at step t. It is evaluated only where a run crosses a level, for
-            one run of a lane after the other: few runs of a lane cross at the same step.
+          look: context -> {observable: (2, ...)} at step t-1 and at step t. It is evaluated only where a run crosses a
+            level, for one run of a lane after the other: few runs of a lane cross at the same step.
           context: all arrays that `look` reads.
           now: () bool; False changes nothing.
         """
         crossing = (self.step[:, 1] < 0) & (loss <= jnp.asarray(levels, loss.dtype)) & now
 
         def take(crossing: Array, old: Crossings, t: Array, loss: Array, context: PyTree) -> Crossings:
-            before, after = look(context)
-            pairs = {name: jnp.stack([jnp.where(t > 0, before[name], jnp.nan), after[name]]) for name in after}
-            pairs["train_loss"] = jnp.stack([jnp.where(t > 0, old.loss, jnp.nan), loss])
+            pairs = _packed(look(context) | {"train_loss": jnp.stack([old.loss, loss])}, 1)
+            exists = jnp.stack([t > 0, True])
+            pairs = {
+                names: jnp.where(exists.reshape(2, *(1,) * (pair.ndim - 1)), pair, jnp.nan)
+                for names, pair in pairs.items()
+            }
             steps = jnp.where(crossing[:, None], jnp.stack([t - 1, t]).astype(jnp.int32)[None], old.step)
             values = {
                 name: jnp.where(crossing.reshape(-1, *(1,) * pairs[name].ndim), pairs[name][None], value)
@@ -70,6 +73,18 @@ class Crossings(NamedTuple):
         captured = _where_any(take)(crossing, self, t, loss, context)
         return captured._replace(loss=jnp.where(now, loss, self.loss))
 
+    def packed(self) -> "Crossings":
+        """The same with observables of one shape in one array, for the loop: each array costs every step some time."""
+        return self._replace(values=_packed(self.values, 2))
+
+    def unpacked(self) -> "Crossings":
+        """The inverse of `packed`."""
+        values = {}
+        for names, together in self.values.items():
+            for i, name in enumerate(names.split(BETWEEN)):
+                values[name] = together[:, :, i]
+        return self._replace(values=values)
+
     @property
     def waiting(self) -> Array:
         """() bool, whether some level has not been crossed yet."""
@@ -78,6 +93,28 @@ class Crossings(NamedTuple):
     def results(self) -> dict[str, Any]:
         """Captured variables by name, (..., L, 2, ...): of one run, of several, or abstract."""
         return {f"{name}{SUFFIX}": value for name, value in self.values.items()} | {f"step{SUFFIX}": self.step}
+
+
+#: Between the names of observables that are packed into one array; no name contains it.
+BETWEEN = "+"
+
+
+def packed_scalars(values: Mapping[str, Array]) -> dict[str, Array]:
+    """Scalars of one dtype as one array, (M,), under their names; nothing where there are none."""
+    return _packed(values, 0)
+
+
+def unpacked_scalars(packed: Mapping[str, Array]) -> dict[str, Array]:
+    """The inverse of `packed_scalars`."""
+    return {name: array[i] for names, array in packed.items() for i, name in enumerate(names.split(BETWEEN))}
+
+
+def _packed(values: Mapping[str, Array], axis: int) -> dict[str, Array]:
+    """{names: arrays of equal shape and dtype along a new axis}; sorted, as JAX sorts the keys of its trees."""
+    alike: dict[Any, list[str]] = {}
+    for name in sorted(values):
+        alike.setdefault((values[name].shape[axis:], values[name].dtype), []).append(name)
+    return {BETWEEN.join(names): jnp.stack([values[name] for name in names], axis) for names in alike.values()}
 
 
 def _where_any(take: Callable[..., Crossings]) -> Callable[..., Crossings]:

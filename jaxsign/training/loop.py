@@ -12,7 +12,7 @@ import optax
 
 from jaxsign.optimizers.factories import build
 from jaxsign.store.levels import SUFFIX
-from jaxsign.training.levels import Crossings
+from jaxsign.training.levels import Crossings, packed_scalars, unpacked_scalars
 from jaxsign.training.mode import Mode
 from jaxsign.training.outputs import output, outputs
 from jaxsign.training.rng import stream
@@ -56,13 +56,13 @@ def observers(
     Raises:
       ValueError: for an unknown name, with the nearest valid one.
     """
-    named = functions_by_name(chosen)
+    named, observe = functions_by_name(chosen), traced_once(task.observe)
 
     def everything(start: Start, hyper: Any) -> tuple[dict, dict, dict]:
         data, test, params, _ = start
         users = {name: output("observable", name, c(params, data, test, hyper)) for name, c in named.items()}
         of_step = outputs("observable", task.observe_step(params, params, data, hyper)) if task.observe_step else {}
-        with_test, without = (outputs("observable", task.observe(params, data, given, hyper)) for given in (test, None))
+        with_test, without = (outputs("observable", observe(params, data, given, hyper)) for given in (test, None))
         if both := set(of_step) & set(with_test):
             raise ValueError(f"observable {min(both)!r} is returned by both observe and observe_step: rename one")
         return with_test | of_step, without | of_step, users
@@ -80,6 +80,20 @@ def observers(
     shapes = {name: users.get(name, with_test.get(name)) for name in dict.fromkeys(names)}
     need_test = [name for name in shapes if name not in without and name not in named]
     return Observed(shapes, need_test, named)
+
+
+def traced_once(function: Callable) -> Callable:
+    """A function of this package's own systems, as one that JAX traces once for each kind of arguments.
+
+    A program evaluates observables at records, captures and for their shapes, and tracing them takes longer than
+    running a short sweep. A user's function is returned as it is: what it reads may have changed since.
+    """
+    return _jitted(function) if packaged(function) else function
+
+
+@functools.lru_cache(maxsize=256)
+def _jitted(function: Callable) -> Callable:
+    return jax.jit(function)
 
 
 def functions_by_name(chosen: Sequence[str | Callable] | None) -> dict[str, Callable]:
@@ -245,12 +259,18 @@ class Loop:
         used = (stops.end > stops.start) | stops.record
         turns = jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
         stretch = functools.partial(_stretch, run, stops, row_shapes)
-        state, taped, rows = jax.lax.fori_loop(0, turns, stretch, (state, taped, rows))
+        # Each array of the loop costs every step some time, and each program some to compile.
+        packed = state._replace(
+            crossings=state.crossings.packed() if state.crossings else None, rang=packed_scalars(state.rang)
+        )
+        state, taped, rows = jax.lax.fori_loop(0, turns, stretch, (packed, taped, rows))
+        state = state._replace(rang=unpacked_scalars(state.rang))
         # The next call would evaluate the loss at the last step: the record there is blanked if it is not finite.
         last = stops.end[-1]
         loss = _loss(run, state.trained, last)
         bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss), last, state.bad)
-        state = state._replace(crossings=_capture(run, state, last, loss, jnp.any(stops.last) & (bad < 0)))
+        crossings = _capture(run, state, last, loss, jnp.any(stops.last) & (bad < 0))
+        state = state._replace(crossings=crossings.unpacked() if crossings else None)
         diverged = (bad >= 0) & (stops.end >= bad)
         rows = {name: _blank(value, diverged) for name, value in rows.items()}
         return state._replace(bad=bad), rows, taped
@@ -349,9 +369,10 @@ def _step(run: Context, stops: Stops, t: Array, carry: tuple[State, PyTree]) -> 
     loss, gradient, exact = _gradient(run, full, trained, t)
     bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss), t, state.bad)
     crossings = _capture(run, state, t, loss, bad < 0)
+    alarms = {name: monitor(full, _batch(run, t), run.hyper, exact) for name, monitor in task.watch.items()}
     rang = {
-        name: jnp.where((state.rang[name] < 0) & monitor(full, _batch(run, t), run.hyper, exact), t, state.rang[name])
-        for name, monitor in task.watch.items()
+        names: jnp.where((state.rang[names] < 0) & fired, t, state.rang[names])
+        for names, fired in packed_scalars(alarms).items()
     }
     updates, moved, optimizer = _update(run, state, loss, gradient, t)
     if loop.tape is not None:
@@ -397,7 +418,7 @@ def _capture(run: Context, state: State, t: Array, loss: Array, now: Array | boo
     """The captures at levels after step t, whose loss is given; `now` False leaves them as they are."""
     if state.crossings is None:
         return None
-    names = [name for name in state.crossings.values if name in run.observed.shapes]
+    names = list(run.observed.shapes)
     loss = _level_loss(run, merge_params(state.trained, run.fixed), loss)
     context = (run.start, run.hyper, t, state.before, state.trained)
     around = functools.partial(_around, run.loop, run.observed, names)  # static: nothing traced is closed over
@@ -406,15 +427,16 @@ def _capture(run: Context, state: State, t: Array, loss: Array, now: Array | boo
 
 def _around(
     loop: Loop, observed: Observed, names: list[str], context: tuple[Start, Any, Array, PyTree, PyTree]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The observables at the step before t and at t."""
-    start, hyper, t, *both = context
-    steps = None, both[0]  # observables of the step across the level stand on both sides of it
+) -> dict[str, Array]:
+    """{observable: (2, ...)} at the step before t and at t."""
+    start, hyper, t, before, after = context
+    both = jax.tree.map(lambda *sides: jnp.stack(sides), before, after)
     test_now = jnp.ones((), bool)
-    before, after = (
-        _look(loop, observed, start, hyper, params, step, t, test_now) for params, step in zip(both, steps)
-    )
-    return {name: before.get(name, after[name]) for name in names}, {name: after[name] for name in names}
+    # Mapped, so that the program of the observables is compiled once for the two sides.
+    values = jax.lax.map(lambda params: _look(loop, observed, start, hyper, params, None, t, test_now), both)
+    # Observables of the step across the level stand on both sides of it.
+    values |= {name: jnp.stack([x, x]) for name, x in _of_step(loop, start, hyper, after, before, t).items()}
+    return {name: values[name] for name in names}
 
 
 def _level_loss(run: Context, full: PyTree, loss: Array) -> Array:
@@ -438,12 +460,11 @@ def _look(
 ) -> dict[str, Array]:
     """The observables of some parameters; with `before` None, without those of the step that led there."""
     task, data, test, fixed = loop.mode.task, start.data, start.test, _split(loop, start)[2]
-    shapes, need_test, functions = observed
+    observe, (shapes, need_test, functions) = traced_once(task.observe), observed
     full = merge_params(trained, fixed)
-    plain = task.observe(full, data, None, hyper)
-    if task.observe_step and before is not None:
-        of_step = task.observe_step(full, merge_params(before, fixed), data, hyper)
-        plain |= {name: jnp.where(t > 0, _floating(value), jnp.nan) for name, value in of_step.items()}
+    plain = observe(full, data, None, hyper)
+    if before is not None:
+        plain |= _of_step(loop, start, hyper, trained, before, t)
     values = {name: plain[name] for name in shapes if name in plain and name not in functions}
     if functions:
         params = loop.mode.expanded(full)
@@ -451,7 +472,7 @@ def _look(
     if need_test:
 
         def fresh(full: PyTree, data: PyTree, test: PyTree, hyper: Any) -> dict[str, Array]:
-            with_test = task.observe(full, data, test, hyper)
+            with_test = observe(full, data, test, hyper)
             return {name: _floating(with_test[name]) for name in need_test}
 
         def nothing(*_: PyTree) -> dict[str, Array]:
@@ -502,6 +523,15 @@ def one_by_one(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         return out, jax.tree.map(lambda _: True, out)
 
     return one
+
+
+def _of_step(loop: Loop, start: Start, hyper: Any, trained: PyTree, before: PyTree, t: Array) -> dict[str, Array]:
+    """The observables of the step that led from `before` to `trained`; NaN at step 0."""
+    task, fixed = loop.mode.task, _split(loop, start)[2]
+    if task.observe_step is None:
+        return {}
+    of_step = task.observe_step(merge_params(trained, fixed), merge_params(before, fixed), start.data, hyper)
+    return {name: jnp.where(t > 0, _floating(value), jnp.nan) for name, value in of_step.items()}
 
 
 def write_row(buffer: Array, place: Array, row: Array, axis: int = 0) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsign.compilation import compiler_options, undisturbed
+from jaxsign.compilation import compiler_options, kept_on_disk, undisturbed
 from jaxsign.optimizers.factories import Static, hashable
 from jaxsign.optimizers.grid import Grid, as_grid, shown
 from jaxsign.store.labels import BASE_NAMES, check_results, check_task
@@ -168,6 +168,7 @@ def _compiled(mode: Mode, factory: Any, static: Static, settings: tuple) -> Call
 
 
 @undisturbed()
+@kept_on_disk()
 def train(
     key: Array,
     task: Task,

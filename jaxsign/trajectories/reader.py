@@ -224,7 +224,7 @@ class RunTrajectory:
         seeds = np.stack([seed_words(seed)] * count)
         drawn = drawing(task, mesh)(seeds, hypers, np.full(count, degree, dtype), self.whole.sweep.shared)
         unit, run = self._place
-        if start_crcs(drawn, 1) != [unit.about["start"][run]]:
+        if start_crcs((drawn.data, drawn.params))[0] != unit.about["start"][run]:
             raise UnusableData(
                 f"{unit.folder}: the data and initial parameters of run {self.index} that are drawn here are not those "
                 "of its training to the bit: open it with the versions and the device that its manifest names"

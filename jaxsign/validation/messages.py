@@ -13,6 +13,11 @@ from typing import Any
 
 from jaxsign.validation.names import printable
 
+#: Bars that are being drawn on standard error: objects with `clear` and `refresh`.
+DISPLAYS: list[Any] = []
+#: Held while a line is printed or a bar is drawn, so that neither ends up inside the other.
+WRITING = threading.RLock()
+
 
 class Voice:
     """A standard stream for messages: where it is closed, broken or full, they are dropped without an error.
@@ -62,8 +67,13 @@ def say(words: object, stream: str = "stderr") -> None:
       stream: "stderr" or "stdout".
     """
     voice = Voice(stream)
-    voice.write(f"{printable(words)}\n")
-    voice.flush()
+    with WRITING:
+        for display in DISPLAYS:
+            display.clear()
+        voice.write(f"{printable(words)}\n")
+        voice.flush()
+        for display in DISPLAYS:
+            display.refresh()
 
 
 def show(words: object) -> None:

@@ -244,8 +244,8 @@ class Engine:
 class Lane:
     """The compiled program of one lane of `width` runs on every device; a batch is one call after another.
 
-    `run_sweep` maps lanes inside its program instead. Here one program serves every number of runs, and compiling is
-    what takes long; calls are queued ahead, and one costs far less than a lane.
+    As in `run_sweep`: one program serves every number of runs; calls are queued ahead, and one costs far less than a
+    lane.
     """
 
     def __init__(self, run: Callable, example: Any, width: int, mesh: Any, library: bool):

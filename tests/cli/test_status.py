@@ -62,9 +62,11 @@ def test_plan_counts_what_the_manifest_counts(experiment, sweep, stored, capsys)
     assert [line.split()[:5] for line in lines[1:5]] == [
         [family, "line", f"n={n}", runs, "runs"] for n in (2, 4) for family, runs in (("gd", "12"), ("mine", "6"))
     ]
-    assert "a call holds up to 12 runs in " in lines[5]
+    assert all(re.search(r"  compiled in .* s +trained in .*", line) for line in lines[1:5])
+    assert re.match(r"  compiled in .* s, trained in .*; a call holds up to 12 runs in ", lines[5])
     assert lines[6] == f"total: {RUNS} runs, 4 programs to compile"
-    assert re.match(r"  time +[<\d].* of training on 2 cpu devices, measured now", lines[7])
+    assert re.match(r"  compiling +[<\d].* s, measured now; partly while other programs run", lines[7])
+    assert re.match(r"  time +[<\d].* of training on 2 cpu devices, measured now", lines[8])
     assert lines[-1].split(maxsplit=1) == ["command", f"python {experiment} --out DIR"]
 
 
@@ -76,7 +78,8 @@ def test_plan_takes_a_speed_from_elsewhere_and_trains_nothing(experiment, capsys
     status, out, said = run(capsys, "plan", experiment, *argv)
     assert (status, said) == (0, "")
     assert "24 runs of 1000 steps" in out
-    assert re.search(r"time +60 s of training on 4 devices of 100 seed-steps/s", out)
+    assert re.search(r"time +60 s of training on 4 devices of 100 seed-steps/s; compiling is extra", out)
+    assert "compiled in" not in out
     assert f"python {experiment} --out DIR --seeds 2 --steps 1000 --memory 4000\n" in out
 
 
@@ -86,7 +89,11 @@ def test_plan_counts_shared_programs_once_and_every_call():
         system=js.two_layer, problem=problem, hyper=js.Hyper(sigma_p=2.0), optimizers={"sign_gd": js.sign_gd(1e-3)},
         axes={"n": [5, 6, 7], "seed": 6}, steps=4, engine="feature_space", record=10,
     )  # fmt: skip
+    measured = [g.compile_seconds for g in forecast.forecast(made).groups]
+    assert measured[0] > 0
+    assert measured[1:] == [0, 0]  # the first group's programs are theirs, too
     whole = forecast.forecast(made, speed=10.0)
+    assert whole.compile_seconds is None
     assert (len(whole.groups), whole.programs, whole.call_runs) == (3, 1, 6)
     assert whole.seconds == pytest.approx(18 * 4 / 10)
     one = whole.call_bytes // whole.groups[0].size
@@ -139,7 +146,7 @@ def test_status_says_where_every_sweep_stands_and_touches_nothing(stored, capsys
     assert "run the sweep's own command again" in half
     assert f"{RUNS}: 24 finished, 12 diverged, 0 not run" in whole
     assert re.search(r"begun +20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC, last worked on 20", whole)
-    assert re.search(r"worked +\d.* in 1 session$", whole, re.M)
+    assert re.search(r"worked +\d.* in 1 session, compiling in \d.* of them$", whole, re.M)
     assert re.search(r"next +finished$", whole, re.M)
     assert "running" not in out
     assert files(stored[0].parent) == before

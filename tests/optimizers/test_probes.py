@@ -1,6 +1,8 @@
 """Probes find what kind of function of its gradients an optimizer is, and refuse with what they measured."""
 
 import functools
+import importlib
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import optax
 import pytest
 
 import jaxsign as js
+from jaxsign.optimizers import probes
 from jaxsign.optimizers.probes import homogeneity, reads_gradients_coordinatewise
 from jaxsign.optimizers.rules import FAMILIES
 
@@ -121,3 +124,41 @@ def test_a_refusal_names_eps_and_what_was_measured():
     for word in ("exponent", "eps=1e-08", "1e-15"):
         assert word in refused.reason
     assert "eps=0" in zero.reason
+
+
+def plain_points(factory):
+    """Points of a factory with plain numbers and flags: its defaults, other numbers, every flag turned round."""
+    parameters = inspect.signature(factory).parameters
+    first = {name: 0.05 for name, p in parameters.items() if p.default is p.empty}
+    yield first
+    for name, parameter in parameters.items():
+        given = parameter.default
+        if isinstance(given, bool):
+            yield first | {name: not given}
+        elif isinstance(given, float):
+            yield first | {name: 0.5 * given + 1e-3}
+        elif given is None and name in ("momentum",):
+            yield first | {name: 0.9}
+
+
+@pytest.mark.parametrize("name", sorted(probes.KNOWN))
+def test_known_factories_are_what_they_are_known_for(name):
+    """They are not run where they are used, so they are run here."""
+    module, _, attribute = name.rpartition(".")
+    factory = getattr(importlib.import_module(module), attribute)
+    like = [jnp.zeros((3, 4)), jnp.zeros(5)]
+    for point in plain_points(factory):
+        assert probes._known(factory, point)
+        run = probes._program(factory, point, jax.tree.structure([0, 0]))
+        assert probes._coordinatewise(run, like, parameters=False), point
+        assert probes._coordinatewise(run, like, parameters=True), point
+
+
+@pytest.mark.parametrize(("factory", "point"), [
+    (optax.adam, {"learning_rate": 0.1, "eps": 0.0}),
+    (optax.sgd, {"learning_rate": optax.constant_schedule(0.1)}),
+    (optax.adamw, {"learning_rate": 0.1}),
+    (functools.partial(optax.sgd, 0.1), {}),
+])  # fmt: skip
+def test_what_is_not_known_is_run(factory, point):
+    assert not probes._known(factory, point)

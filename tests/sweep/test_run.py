@@ -209,7 +209,7 @@ def test_blocks_do_not_change_a_bit(monkeypatch):
         (5, 64, None, [3, 2, 1, 7], 5),
     ]
     for lane, runs, memory, block, records in cases:
-        monkeypatch.setattr(sizes, "lane_width", lambda state, backend, lane=lane: lane)
+        monkeypatch.setattr(sizes, "lane_width", lambda state, runs, backend, lane=lane: lane)
         monkeypatch.setattr(sizes, "BLOCK_RUNS", runs)
         ds = js.run_sweep(sweep(axes=axes), memory=memory)
         assert manifest(ds)["plan"]["block"] == block

@@ -107,9 +107,13 @@ def test_bytes_of_a_run_are_counted_by_hand():
 
 
 @pytest.mark.parametrize("state", [1, 1000, 30_000, 600_000, 10**6, sizes.LANE_BYTES, 10**7, 10**9])
-def test_a_lane_is_the_largest_power_of_two_that_stays_in_cache(state):
-    width = sizes.lane_width(state, "cpu")
-    assert width in (1, 2, 4, 8, 16, 32, 64)
-    assert width == 1 or width * state <= sizes.LANE_BYTES
-    assert width == 64 or 2 * width * state > sizes.LANE_BYTES
-    assert sizes.lane_width(state, "gpu") == sizes.lane_width(state, "tpu") == 64
+@pytest.mark.parametrize("runs", [1, 2, 3, 5, 12, 24, 72, 100, 1024])
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+def test_a_lane_is_the_widest_that_stays_in_cache_and_leaves_little_empty(state, runs, backend):
+    def good(width):
+        in_cache = backend != "cpu" or width * state <= sizes.LANE_BYTES
+        lanes = -(-runs // width)
+        return in_cache and lanes >= 2 and 3 * (lanes * width - runs) <= lanes * width
+
+    widths = [width for width in (1, 2, 4, 8, 64) if good(width)]
+    assert sizes.lane_width(state, runs, backend) == max(widths, default=1)

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import optax
 
+from jaxsign.compilation import module_of, packaged
 from jaxsign.optimizers.grid import Grid, as_grid
 from jaxsign.store.environment import partitionable
 from jaxsign.store.schema import content_hash as content_hash
-from jaxsign.sweep.identity.sources import Reached, module_of, packaged
+from jaxsign.sweep.identity.sources import Reached
 from jaxsign.sweep.sweep import Sweep
 
 #: Entries that describe code; all others are values.

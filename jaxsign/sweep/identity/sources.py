@@ -6,50 +6,20 @@ import enum
 import functools
 import hashlib
 import inspect
-import sys
-import sysconfig
 import types
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxsign.compilation import module_of, packaged
 from jaxsign.sweep.identity.syntax import Normal, bytecode, node_of, tree_of
 
-#: Packages by name, since a developer's copy of them lies outside site-packages.
-PACKAGES = ("jax", "jaxlib", "optax", "flax", "jaxsign")
 #: Maximum depth to which objects inside objects of packages are followed.
 DEPTH = 4
 #: Longer texts of constants are hashed.
 SHORT = 60
-
-
-@functools.cache
-def packaged(module: str) -> bool:
-    """Whether a module belongs to an installed package or to Python, and not to the user.
-
-    Examples:
-      >>> packaged("optax._src.alias"), packaged("json"), packaged("__main__")
-      (True, True, False)
-    """
-    top = module.partition(".")[0]
-    if top in PACKAGES or top in sys.builtin_module_names:
-        return True
-    module_object = sys.modules.get(top)
-    locations = [getattr(module_object, "__file__", None), *getattr(module_object, "__path__", ())]
-    files = [Path(location) for location in locations if location]
-    if top == "__main__" or not files:
-        return top in sys.stdlib_module_names
-    if {"site-packages", "dist-packages"} & set(files[0].parts):
-        return True
-    return files[0].is_relative_to(sysconfig.get_path("stdlib"))
-
-
-def module_of(value: Any) -> str:
-    """The module that a function, class or object comes from."""
-    return getattr(value, "__module__", None) or type(value).__module__
 
 
 class Reached:

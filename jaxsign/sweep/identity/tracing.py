@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from jaxsign.optimizers.factories import build
 from jaxsign.sweep.identity.definition import plain_point, skeleton
@@ -68,13 +67,15 @@ class _Walk:
 
     def results(self, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[str]) -> list[str]:
         """Digests of a program's results, from those of its arguments."""
+        from jax.extend.core import Literal  # late, since it loads Pallas
+
         values = dict(zip(jaxpr.invars, arguments))
         # Inner programs that are open have their constants as arguments of an outer one.
         digests = [_array(c) for c in constants] or [_hash("outer", str(i)) for i in range(len(jaxpr.constvars))]
         values |= dict(zip(jaxpr.constvars, digests))
 
         def of(atom: Any) -> str:
-            if isinstance(atom, core.Literal):
+            if isinstance(atom, Literal):
                 return _array(atom.val, getattr(atom.aval, "dtype", None))
             return values[atom]
 
@@ -91,7 +92,9 @@ class _Walk:
 
     def plain(self, value: Any) -> str:
         """Text of a primitive's parameter, without names and addresses."""
-        if isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
+        from jax.extend.core import ClosedJaxpr, Jaxpr
+
+        if isinstance(value, (Jaxpr, ClosedJaxpr)):
             return self.closed(value)
         if isinstance(value, Mapping):
             return f"{{{','.join(f'{k}:{self.plain(value[k])}' for k in sorted(value, key=str))}}}"
@@ -113,9 +116,11 @@ class _Walk:
 
 def _inner(equation: Any) -> Any:
     """The program of a call that XLA inlines."""
+    from jax.extend.core import ClosedJaxpr
+
     if equation.primitive.name not in _CALLS:
         return None
-    return next((value for value in equation.params.values() if isinstance(value, core.ClosedJaxpr)), None)
+    return next((value for value in equation.params.values() if isinstance(value, ClosedJaxpr)), None)
 
 
 def _shape(aval: Any) -> str:

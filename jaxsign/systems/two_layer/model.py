@@ -370,13 +370,13 @@ def squares(noise: Array, signal: Array, sign_mu: Array, heads: int) -> Array:
     return jnp.concatenate([of_signal[None], of_noise])
 
 
-def _inner(features: Features, sign_mu: Array, heads: int) -> tuple[Array, Array, Array]:
-    """Inner products of queries with keys, and the squares of both."""
-    return (
-        scores(features, sign_mu, heads),
-        squares(features.q, features.q_mu, sign_mu, heads),
-        squares(features.k, features.k_mu, sign_mu, heads),
-    )
+def _inner(features: Features, sign_mu: Array, heads: int, kernel: str) -> tuple[Array, Array | None, Array | None]:
+    """Inner products of queries with keys, and the squares of both where the kernel reads them."""
+    products = scores(features, sign_mu, heads)
+    if kernel != "gaussian":
+        return products, None, None
+    query_squares = squares(features.q, features.q_mu, sign_mu, heads)
+    return products, query_squares, squares(features.k, features.k_mu, sign_mu, heads)
 
 
 def logits(
@@ -399,14 +399,14 @@ def logits(
     References:
       arXiv 2410.04870, model definition; r = 0 there.
     """
-    attention = kernels.attention(kernel, *_inner(features, sign_mu, heads), CONSTANT, axis=-3)
+    attention = kernels.attention(kernel, *_inner(features, sign_mu, heads, kernel), CONSTANT, axis=-3)
     values = jnp.concatenate([(sign_mu * features.v_mu)[None], features.v.T])
     return jnp.sum((jnp.sum(attention, (0, 2)) + residual) * values, 0)
 
 
 def log_attention(features: Features, sign_mu: Array, heads: int, kernel: str = "softmax") -> Array:
     """Logarithm of the attention of every example, (context, context, heads, n), query token first."""
-    return kernels.log_attention(kernel, *_inner(features, sign_mu, heads), CONSTANT, axis=-3)
+    return kernels.log_attention(kernel, *_inner(features, sign_mu, heads, kernel), CONSTANT, axis=-3)
 
 
 def apply(params: Params, x: Array, kernel: str = "softmax", residual: Array | float = 0.0) -> Array:

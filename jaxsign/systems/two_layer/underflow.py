@@ -62,12 +62,17 @@ def frozen(
         queries = keys = queries | keys
     attended = (queries & keys) | (residual != 0) if kernel == "linear" else jnp.ones((), bool)
     nonzero = {"query": values & keys, "key": values & queries, "value": attended}
-    no = jnp.zeros((), bool)
-    out = {}
-    for matrix, (name, formula) in zip(matrices, nonzero.items()):
-        noise, signal = matrix.noise, matrix.signal
-        out[f"{name}_noise"] = no if noise is None else formula & jnp.any(jnp.any(noise == 0, 0) & used)
-        out[f"{name}_signal"] = no if signal is None else formula & jnp.any(signal == 0)
+    names = [name for name, matrix in zip(nonzero, matrices) if matrix.noise is not None]
+    trained = [matrix for matrix in matrices if matrix.noise is not None]
+    out = dict.fromkeys((f"{name}_{of}" for name in nonzero for of in ("noise", "signal")), jnp.zeros((), bool))
+    if trained:
+        # All matrices at once: each array costs every step some time.
+        formula = jnp.stack([nonzero[name] for name in names])
+        noise = jnp.stack([jnp.any(matrix.noise == 0, 0) for matrix in trained])
+        signal = jnp.stack([jnp.any(matrix.signal == 0) for matrix in trained])
+        of_noise, of_signal = formula & jnp.any(noise & used[None], 1), formula & signal
+        for i, name in enumerate(names):
+            out[f"{name}_noise"], out[f"{name}_signal"] = of_noise[i], of_signal[i]
     out["value_signal"] &= ~tie
     return out
 
@@ -81,6 +86,7 @@ def alarms(find: Find) -> dict[str, Callable[[Any, Any, Any, Any], Array]]:
     Returns:
       {name: monitor}.
     """
+    find = jax.jit(find)  # seven monitors ask for it at one step: it is traced once
 
     def one(name: str) -> Callable[[Any, Any, Any, Any], Array]:
         return lambda params, batch, hyper, gradient: find(params, batch, hyper, gradient)[name]

@@ -1,0 +1,52 @@
+"""How long a user waits for the first numbers and for the next ones, beside the bars that these waits are held to.
+
+Reads DIR/latency (sweeps/bench/latency.py).
+Command: python figures/latency.py --results results --out results/figures
+"""
+
+import csv
+
+import matplotlib.pyplot as plt
+
+from jaxsign import plot
+
+WALL, CPU, BAR = "#0072B2", "#56B4E9", "#D55E00"
+
+
+def read(directory):
+    """Rows of the table with numbers in place of text."""
+    with open(directory / "latency.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    numbers = ("wall", "cpu", "lowest", "highest")
+    return [row | {name: float(row[name]) for name in numbers} for row in rows if row["of"] != "ratio"]
+
+
+def draw(rows):
+    fig, ax = plt.subplots(figsize=(plot.WIDE, 0.36 * len(rows) + 0.7))
+    for place, row in enumerate(reversed(rows)):
+        for shift, of, color in ((0.17, "wall", WALL), (-0.17, "cpu", CPU)):
+            label = f"{of if of == 'wall' else 'CPU'} seconds, median" if place == 0 else None
+            ax.barh(place + shift, row[of], 0.3, color=color, label=label)
+            if row["of"] == of:
+                ax.plot([row["lowest"], row["highest"]], [place + shift] * 2, color="0.2", lw=0.8)
+            ax.annotate(
+                f"{row[of]:.2g}", (row[of], place + shift), xytext=(3, 0), textcoords="offset points", va="center",
+                fontsize=6,
+            )  # fmt: skip
+        if row["bar"]:
+            shift = 0.17 if row["of"] == "wall" else -0.17
+            ax.plot(
+                [float(row["bar"])] * 2, [place + shift - 0.17, place + shift + 0.17], color=BAR, lw=1.6,
+                label="bar for this time" if row["case"] == "warm" else None,
+            )  # fmt: skip
+    ax.set_yticks(range(len(rows)), [row["what"] for row in reversed(rows)], fontsize=6.5)
+    ax.set(xscale="log", xlabel="seconds")
+    ax.margins(x=0.12)
+    ax.legend(loc="lower right", fontsize=6.5)
+    return fig
+
+
+main = plot.figure_script(draw, __doc__, reads="latency", opens=read)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Do two programs compute the same? A key of everything that they are built from, where no user's code is among it."""
+
+import dataclasses
+import enum
+import functools
+import inspect
+import sys
+import sysconfig
+import types
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+#: Packages by name, since a developer's copy of them lies outside site-packages.
+PACKAGES = ("jax", "jaxlib", "optax", "flax", "jaxsign")
+
+
+@functools.cache
+def packaged(module: str) -> bool:
+    """Whether a module belongs to an installed package or to Python, and not to the user.
+
+    Examples:
+      >>> packaged("optax._src.alias"), packaged("json"), packaged("__main__")
+      (True, True, False)
+    """
+    top = module.partition(".")[0]
+    if top in PACKAGES or top in sys.builtin_module_names:
+        return True
+    module_object = sys.modules.get(top)
+    locations = [getattr(module_object, "__file__", None), *getattr(module_object, "__path__", ())]
+    files = [Path(location) for location in locations if location]
+    if top == "__main__" or not files:
+        return top in sys.stdlib_module_names
+    if {"site-packages", "dist-packages"} & set(files[0].parts):
+        return True
+    return files[0].is_relative_to(sysconfig.get_path("stdlib"))
+
+
+def module_of(value: Any) -> str:
+    """The module that a function, class or object comes from."""
+    return getattr(value, "__module__", None) or type(value).__module__
+
+
+class _UsersCode(Exception):
+    """A value contains code that may read what has changed, or that cannot be compared."""
+
+
+def content(*values: Any) -> Hashable | None:
+    """A key by which programs built from equal values are equal, or None if some value reaches a user's code.
+
+    Functions of installed packages are compared by their code and by what they close over, so that two calls of
+    `optax.sgd(0.1)` give equal keys. A user's function has no key: it may read a global that has changed.
+
+    Args:
+      values: functions, transforms, tasks, numbers, arrays, and tuples, dicts and dataclasses of them.
+
+    Returns:
+      A hashable key, or None.
+
+    Examples:
+      >>> import optax
+      >>> content(optax.sgd(0.1)) == content(optax.sgd(0.1)), content(optax.sgd(0.1)) == content(optax.sgd(0.2))
+      (True, False)
+      >>> content(optax.sgd(lambda step: 0.1)) is None
+      True
+    """
+    try:
+        return _key(values, ())
+    except _UsersCode:
+        return None
+
+
+def _key(value: Any, inside: tuple[int, ...]) -> Hashable:
+    """The key of one value; `inside` are the ids of the values that contain it."""
+    if value is None or isinstance(value, (bool, int, str, bytes, np.dtype, enum.Enum)):
+        return type(value), value
+    if isinstance(value, (float, complex)):
+        return type(value), repr(value)  # tells -0.0 from 0.0, and nan is nan
+    if id(value) in inside:
+        raise _UsersCode  # a cycle
+    inside = (*inside, id(value))
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return _array(value)
+    if isinstance(value, Mapping):
+        return type(value), tuple((_key(k, inside), _key(v, inside)) for k, v in value.items())
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(_key(v, inside) for v in value)
+    if isinstance(value, functools.partial):
+        return functools.partial, _key((value.func, value.args, value.keywords), inside)
+    if inspect.ismethod(value):
+        return types.MethodType, _key((value.__func__, value.__self__), inside)
+    if isinstance(value, types.ModuleType):
+        home = value.__name__
+    else:
+        home = module_of(value if hasattr(value, "__qualname__") else type(value))
+    if not packaged(home):
+        raise _UsersCode
+    if isinstance(value, types.FunctionType):
+        return _function(value, inside)
+    if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, np.ufunc)):
+        return Same(value)
+    if dataclasses.is_dataclass(value):
+        fields = tuple(_key(getattr(value, f.name), inside) for f in dataclasses.fields(value))
+        return type(value), fields
+    if callable(value) and (wrapped := getattr(value, "__wrapped__", None)) is not None:
+        _key(wrapped, inside)  # refuses a user's function that is jitted or has a rule for derivatives
+        return Same(value)
+    raise _UsersCode
+
+
+def _function(function: types.FunctionType, inside: tuple[int, ...]) -> Hashable:
+    """The key of a package's function: its code and the values that it holds."""
+    cells = tuple(_cell(cell, inside) for cell in function.__closure__ or ())
+    held = (function.__defaults__, function.__kwdefaults__, dict(vars(function)))
+    return function.__module__, function.__code__, cells, _key(held, inside)
+
+
+def _cell(cell: types.CellType, inside: tuple[int, ...]) -> Hashable:
+    try:
+        value = cell.cell_contents
+    except ValueError:
+        return "empty"  # a name that the function reads on one of its branches only
+    return _key(value, inside)
+
+
+def _array(value: Any) -> Hashable:
+    if isinstance(value, jax.core.Tracer):
+        raise _UsersCode
+    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return "key", str(jax.random.key_impl(value)), _array(jax.random.key_data(value))
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise _UsersCode
+    return type(value), str(array.dtype), array.shape, array.tobytes()
+
+
+class Same:
+    """An object as a key: equal to itself only. It keeps the object, so that no other one gets its id."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)

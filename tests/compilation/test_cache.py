@@ -1,0 +1,167 @@
+"""Programs on disk: written, read again, checked, bounded; no reason to fail, and never against the user's will."""
+
+import errno
+import os
+import threading
+import warnings
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxsign.compilation import cache, kept_on_disk
+
+HITS = []
+jax.monitoring.register_event_listener(lambda event, **_: HITS.append(event) if event.endswith("cache_hits") else None)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """The folder of programs, with the suite's own cache switched off."""
+    suite = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "programs"))
+    cache._configure({"jax_compilation_cache_dir": None})
+    cache._drop_damaged.cache_clear()
+    yield tmp_path / "programs"
+    cache._drop_damaged.cache_clear()
+    cache._configure({"jax_compilation_cache_dir": suite})
+
+
+def compiled(factor=3.0):
+    """A program that JAX has not seen in this process, run once; it is the same one for equal factors."""
+    return float(jax.jit(lambda x: jnp.sin(x) * factor)(1.0))
+
+
+def programs(root):
+    return sorted(path.name for path in root.glob(f"*/*{cache.PROGRAM}"))
+
+
+def test_a_program_is_written_once_and_read_again(root, capfd):
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    with kept_on_disk():
+        first = compiled()
+    written = programs(root)
+    assert written
+    assert [path.parent.name for path in root.glob("*/*")] == [cache.machine()] * 2 * len(written)
+    assert jax.config.jax_compilation_cache_dir is None
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == before
+    assert capfd.readouterr().err.count(cache.VARIABLE) == 1
+    HITS.clear()
+    with kept_on_disk():
+        assert compiled() == first
+    assert HITS
+    assert programs(root) == written
+    assert cache.VARIABLE not in capfd.readouterr().err
+
+
+def test_nothing_is_kept_outside(root):
+    with kept_on_disk():
+        pass
+    compiled()
+    assert programs(root) == []
+
+
+@pytest.mark.parametrize("harm", [
+    lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+    lambda path: cache._digest_file(path).unlink(),
+    lambda path: cache._digest_file(path).write_text("0"),
+])  # fmt: skip
+def test_a_damaged_program_is_removed_and_compiled_again(root, harm):
+    with kept_on_disk():
+        first = compiled()
+    for name in programs(root):
+        harm(root / cache.machine() / name)
+    cache._drop_damaged.cache_clear()  # as in a new process
+    HITS.clear()
+    with kept_on_disk():
+        assert programs(root) == []
+        assert compiled() == first
+    assert not HITS
+    assert programs(root)
+
+
+@pytest.mark.parametrize("word", ["off", "0", "no", "FALSE", ""])
+def test_the_variable_switches_it_off(root, word, monkeypatch):
+    monkeypatch.setenv(cache.VARIABLE, word)
+    with kept_on_disk():
+        assert jax.config.jax_compilation_cache_dir is None
+    assert not root.exists()
+
+
+def test_the_users_own_cache_wins(root, tmp_path):
+    cache._configure({"jax_compilation_cache_dir": str(tmp_path / "mine")})
+    with kept_on_disk():
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
+    assert not root.exists()
+
+
+def test_a_cache_that_jax_was_told_not_to_use_is_not_used(root):
+    cache._configure({"jax_enable_compilation_cache": False})
+    try:
+        with kept_on_disk():
+            compiled()
+    finally:
+        cache._configure({"jax_enable_compilation_cache": True})
+    assert programs(root) == []
+
+
+def test_a_file_in_the_folders_place_is_left_alone(root):
+    root.write_text("mine")
+    with kept_on_disk():
+        assert compiled(5.0) == pytest.approx(5.0 * 0.8414709848)
+    assert root.read_text() == "mine"
+
+
+def test_another_users_folder_is_not_used(root, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with kept_on_disk():
+        assert jax.config.jax_compilation_cache_dir is None
+    assert programs(root) == []
+
+
+def test_a_full_disk_is_no_reason_to_fail_or_to_warn(root, monkeypatch):
+    def full(self, key, value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("jax._src.lru_cache.LRUCache.put", full)
+    with warnings.catch_warnings(record=True) as seen, kept_on_disk():
+        assert compiled(7.0) == pytest.approx(7.0 * 0.8414709848)
+    assert [str(w.message) for w in seen if "compilation cache" in str(w.message)] == []
+    assert programs(root) == []
+
+
+def test_the_oldest_programs_go_first(root, monkeypatch):
+    for i in range(3):
+        with kept_on_disk():
+            compiled(10.0 + i)
+        for path in (root / cache.machine() / name for name in programs(root)):
+            os.utime(path, ns=(path.stat().st_mtime_ns - 10**9,) * 2)
+    sizes = {path: path.stat() for path in root.glob(f"*/*{cache.PROGRAM}")}
+    oldest_first = sorted(sizes, key=lambda path: sizes[path].st_mtime_ns)
+    keep = oldest_first[-2:]
+    monkeypatch.setattr(cache, "LIMIT", sum(sizes[path].st_size for path in keep))
+    cache._remove_oldest(root)
+    assert programs(root) == sorted(path.name for path in keep)
+    assert {path.name for path in root.glob("*/*")} == {
+        name for path in keep for name in (path.name, cache._digest_file(path).name)
+    }
+
+
+def test_nested_and_threaded_users_restore_the_settings_last(root):
+    inside, done = threading.Event(), threading.Event()
+
+    def other():
+        with kept_on_disk():
+            inside.set()
+            done.wait()
+
+    thread = threading.Thread(target=other)
+    with kept_on_disk(), kept_on_disk():
+        thread.start()
+        inside.wait()
+    assert jax.config.jax_compilation_cache_dir is not None
+    done.set()
+    thread.join()
+    assert jax.config.jax_compilation_cache_dir is None

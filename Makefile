@@ -9,7 +9,7 @@ EXTRAS = dev$(if $(EXTRA),$(comma)$(EXTRA))
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .PHONY: help install reproduce paper test test-slow lint docs tutorial figures gallery paper-figures companions companion-figures claims \
-	claims-4096 report bench bench-latency bench-faults clean
+	claims-4096 report bench bench-latency bench-faults device-check clean
 
 MAKEFLAGS += --no-print-directory
 # $(call sweep,NAME,OPTIONS), $(call figure,NAME): one experiment, one figure
@@ -106,6 +106,9 @@ bench-latency: $(STAMP)  ## how long the first numbers take, and the next ones
 
 bench-faults: $(STAMP)  ## 500 faults of files, 20 planted links, 100 kills: what becomes of them, one table
 	$(call sweep,bench/faults)
+
+device-check: $(STAMP)  ## 8 minutes on a GPU or TPU (EXTRA=cuda12, cuda13, tpu): correct, resumable, how fast; one table
+	$(call sweep,bench/device,$(if $(findstring cuda,$(EXTRA)),--platform gpu)$(if $(findstring tpu,$(EXTRA)),--platform tpu))
 
 clean:  ## remove .venv and caches; results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

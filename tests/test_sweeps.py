@@ -7,6 +7,7 @@ import importlib.util
 import json
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -201,11 +202,16 @@ def test_the_package_runs_as_the_command(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def throughput():
-    """The benchmark, which imports its neighbours in sweeps/bench/ as a script does."""
+def bench():
+    """Loads a benchmark, which imports its neighbours in sweeps/bench/ as a script does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "sweeps" / "bench"))
-        yield load(ROOT / "sweeps" / "bench" / "throughput.py")
+        yield lambda name: load(ROOT / "sweeps" / "bench" / f"{name}.py")
+
+
+@pytest.fixture(scope="module")
+def throughput(bench):
+    return bench("throughput")
 
 
 @pytest.mark.slow
@@ -260,6 +266,104 @@ def test_throughput_arithmetic_is_the_documented_one(throughput):
 def test_throughput_benchmark_refuses_bad_input(throughput, argv, message, tmp_path, capsys):
     refused(throughput.main, [*argv, "--out", str(tmp_path / "out")], message, capsys)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_step_with_the_runs_last_is_the_engines(bench, capsys):
+    assert bench("step").main(["--tiny"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["engine", "engine, 512 bits", "runs last", "runs last, kept"]
+    for line in lines:
+        assert float(line.rsplit(" ", 1)[1]) <= 1e-6, line
+
+
+@pytest.mark.slow
+def test_device_check_runs_tiny_and_everything_holds(tmp_path):
+    command = [sys.executable, str(ROOT / "sweeps" / "bench" / "device.py"), "--tiny", "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--platform", "cpu"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "device.json").read_text())
+    assert {row["part"] for row in rows} == {"device", "equal", "resume", "votes", "speed", "size", "law"}
+    assert {row["verdict"] for row in rows} == {"ok", "info"}
+    checked = [row["check"] for row in rows if row["verdict"] == "ok"]
+    for engine in ("support", "feature_space", "textbook", "dense on a CPU"):
+        assert f"{engine} = dense: SignGD, disjoint" in checked
+    assert "resumed sweep, variables that differ" in checked
+    with open(tmp_path / "device.csv", newline="") as file:
+        assert [row["check"] for row in csv.DictReader(file)] == [row["check"] for row in rows]
+    command += ["--platform", "tpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1
+    assert "JAX has cpu, --platform tpu was given" in done.stdout
+
+
+#: What stands in for the checks of a device: one that holds, one that does not, a crash, a hang, and one after them.
+PARTS_OF_A_BAD_DAY = """
+import json, os, sys, time
+part = sys.argv[1]
+verdict = "FAIL" if part == "wrong" else "ok"
+print(json.dumps({"check": part, "verdict": verdict, "value": 2.0, "limit": 1.0}), flush=True)
+if part == "crash":
+    print("out of something", file=sys.stderr, flush=True)
+    os.abort()
+if part == "hang":
+    time.sleep(60)
+"""
+
+
+def test_device_check_goes_on_after_failures_crashes_and_hangs(bench, tmp_path, capsys, monkeypatch):
+    device = bench("device")
+    checks = tmp_path / "checks.py"
+    checks.write_text(PARTS_OF_A_BAD_DAY)
+    monkeypatch.setattr(device, "CHECKS", checks)
+
+    def verdicts(*names, minutes="1"):
+        parts = [device.Part(name, name, 0.0, 1.0 if name == "hang" else 30.0) for name in names]
+        monkeypatch.setattr(device, "PARTS", parts)
+        status = device.main(["--out", str(tmp_path / "out"), "--minutes", minutes])
+        rows = json.loads((tmp_path / "out" / "device.json").read_text())
+        return status, [(row["part"], row["verdict"]) for row in rows], rows
+
+    assert verdicts("fine", "after")[:2] == (0, [("fine", "ok"), ("after", "ok")])
+    assert verdicts("wrong", "after")[:2] == (1, [("wrong", "FAIL"), ("after", "ok")])
+    status, found, rows = verdicts("crash", "hang", "after")
+    assert status == 1
+    both = [("crash", "ok"), ("crash", "ERROR"), ("hang", "ok"), ("hang", "ERROR"), ("after", "ok")]
+    assert found == both
+    assert rows[1]["note"] == "ended with status -6: out of something"
+    assert rows[3]["note"] == "no end after 1 s"
+    # A part that the whole time cuts off is no error, and neither is one that cannot begin.
+    part = device.Part
+    monkeypatch.setattr(device, "Part", lambda name, runs, least, most: part(name, runs, 0.1, 60.0))
+    assert verdicts("hang", "after", minutes="0.03")[0] == 0
+    text = capsys.readouterr().out
+    assert text.splitlines()[-1].startswith("1 ok, 0 FAIL, 0 ERROR, 2 skipped; ")
+
+
+def test_device_check_measures_differences_and_judges_them(bench, tmp_path, capsys):
+    checks = bench("device_checks")
+    nan = float("nan")
+    assert checks.apart([1.0, nan], [1.5, nan]) == pytest.approx(1 / 3)
+    assert checks.apart([1.0, nan], [1.0, 1.0]) == checks.apart([1.0], [1.0, 1.0]) == np.inf
+    assert checks.furthest({"a": [1.0], "b": [1.0], "c": [9.0]}, {"a": [1.0], "b": [2.0]}) == (0.5, "b")
+    assert checks.engines(js.Problem(n=4, d=60, s=5, m_k=3, m_v=3))[:2] == ["dense", "support"]
+    report = checks.Report(10.0, True, tmp_path)
+    for value, limit in ((1.0, 1.0), (1.1, 1.0), (nan, 1.0), (5.0, None)):
+        report.add("check", value, limit=limit)
+    with report.checking("check"):
+        raise ValueError("two\nlines")
+    assert not report.fits("check", 11.0)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["verdict"] for row in rows] == ["ok", "FAIL", "FAIL", "info", "ERROR", "skipped"]
+    assert rows[4]["note"] == "ValueError: two lines"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [(["--minutes", "0"], "must be > 0 minutes, got 0"), (["--platform", "gpus"], "invalid choice")],
+)
+def test_device_check_refuses_bad_input(bench, argv, message, capsys):
+    refused(bench("device").main, argv, message, capsys)
 
 
 @pytest.mark.slow

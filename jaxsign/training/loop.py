@@ -23,6 +23,8 @@ from jaxsign.validation.values import known
 
 Array = jax.Array
 PyTree = Any
+#: Bytes of a run's test set from which on the runs of a lane are tested one by one (CPU): less stays in the cache.
+ONE_BY_ONE = 2**15
 
 
 class Observed(NamedTuple):
@@ -469,15 +471,58 @@ def _look(
         values |= {name: f(params, data, test, hyper) for name, f in functions.items()}
     if need_test:
 
-        def fresh() -> dict[str, Array]:
+        def fresh(full: PyTree, data: PyTree, test: PyTree, hyper: Any) -> dict[str, Array]:
             with_test = observe(full, data, test, hyper)
             return {name: _floating(with_test[name]) for name in need_test}
 
-        def nothing() -> dict[str, Array]:
+        def nothing(*_: PyTree) -> dict[str, Array]:
             return {name: jnp.full(shapes[name].shape, jnp.nan) for name in need_test}
 
-        values |= jax.lax.cond(test_now, fresh, nothing)
+        large = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(test)) >= ONE_BY_ONE
+        values |= jax.lax.cond(test_now, one_by_one(fresh) if large else fresh, nothing, full, data, test, hyper)
     return {name: _floating(values[name]) for name in shapes if name in values}
+
+
+def one_by_one(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """The function, for which `jax.vmap` goes through the runs one after the other on a CPU.
+
+    What a run computes on the way then stays in the cache; mapped together, every array of all runs goes through the
+    memory. Other devices take all runs at once.
+
+    Args:
+      function: of pytrees of arrays, closing over no traced value.
+
+    Examples:
+      >>> jax.vmap(one_by_one(jnp.sum))(jnp.ones((2, 3))).tolist()
+      [3.0, 3.0]
+    """
+
+    @jax.custom_batching.custom_vmap
+    def one(*arguments: PyTree) -> PyTree:
+        return function(*arguments)
+
+    @one.def_vmap
+    def _(size: int, mapped: Sequence[PyTree], *arguments: PyTree) -> tuple[PyTree, PyTree]:
+        structure: Any = jax.tree.structure(arguments)
+        each: list[bool] = jax.tree.leaves(list(mapped))
+        where = [i for i, is_mapped in enumerate(each) if is_mapped]
+
+        def of_run(own: Sequence[Array], *all_leaves: Array) -> PyTree:
+            leaves = list(all_leaves)
+            for i, leaf in zip(where, own):
+                leaves[i] = leaf
+            return function(*structure.unflatten(leaves))
+
+        def apart(*leaves: Array) -> PyTree:
+            return jax.lax.map(lambda own: of_run(own, *leaves), [leaves[i] for i in where])
+
+        def together(*leaves: Array) -> PyTree:
+            return jax.vmap(lambda own: of_run(own, *leaves))([leaves[i] for i in where])
+
+        out = jax.lax.platform_dependent(*jax.tree.leaves(arguments), cpu=apart, default=together)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return one
 
 
 def _of_step(loop: Loop, start: Start, hyper: Any, trained: PyTree, before: PyTree, t: Array) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""What does throughput.py compare? PyTorch and JAX + Optax as the field writes them, and the engines of jaxsign.
+"""What do throughput.py and device.py compare? PyTorch and JAX + Optax as the field writes them, and jaxsign's engines.
 
 All train the same draws with full batches, compute the loss at every step and watch that it stays finite, and record
 the same scalars. No experiment of its own: it has no command.
@@ -65,6 +65,11 @@ class Work:
     test: bool = False
 
 
+def number(x: float) -> jax.Array:
+    """A number in JAX's default float."""
+    return jnp.asarray(x, jnp.zeros(()).dtype)
+
+
 def mean_s21(params, data, test, hyper):
     """The scalar that the library has no name for."""
     return jnp.mean(observe(params, data, None)["s21"])
@@ -80,12 +85,12 @@ class Draws:
       work: what is drawn for.
       mesh: the devices that draw.
       test: whether test sets are drawn.
-      engines: the engines that are drawn for.
+      engines: names of engines of js.two_layer that are drawn for.
     """
 
     BLOCK = 16
 
-    def __init__(self, work: Work, mesh: Any, test: bool, engines: Iterable[str] = tuple(ENGINES)):
+    def __init__(self, work: Work, mesh: Any, test: bool, engines: Iterable[str] = ENGINES):
         self.block = self.BLOCK * mesh.size
         self.seconds, self.drawn = 0.0, 0
         self.starts: dict[Any, Any] = {}
@@ -106,6 +111,7 @@ class Draws:
         started = time.perf_counter()
         self.program = jax.jit(mapped).lower(jnp.zeros(self.block, jnp.int32), jnp.zeros(())).compile()
         self.compile_seconds = time.perf_counter() - started
+        self.mesh = mesh
 
     @property
     def seconds_per_run(self) -> float:
@@ -114,7 +120,7 @@ class Draws:
 
     def first(self, runs: int, task: js.Task, degree: float | None) -> Any:
         """The starts of the first `runs` seeds for a task and an optimizer of this degree."""
-        kind, degree = (task.prepare, degree), jnp.float32(degree or 0.0)
+        kind, degree = (task.prepare, degree), number(degree or 0.0)
         parts = [self.starts[kind]] if kind in self.starts else []
         have = jax.tree.leaves(parts)[0].shape[0] if parts else 0
         for first in range(have, runs, self.block):
@@ -173,17 +179,19 @@ def textbook(work: Work, optimizer: Optimizer) -> Callable[[dict], dict]:
 
     def look(params, run):
         query, key, attention, logits = jax.vmap(parts, (None, 0))(params, run["x"])
-        each, slot = jnp.arange(run["y"].size), run["slot"]
+        each, slot, dtype = jnp.arange(run["y"].size), run["slot"], logits.dtype
         value = jnp.mean(params["v"], axis=1)
+        agree = jnp.sign(query[each, 1 - slot]) == jnp.sign(key[each, 1 - slot])
         seen = {
             "train_loss": jnp.mean(jax.nn.softplus(-run["y"] * logits)),
-            "sign_agreement": jnp.mean(jnp.sign(query[each, 1 - slot]) == jnp.sign(key[each, 1 - slot])),
+            "sign_agreement": jnp.mean(agree, dtype=dtype),
             "mean_s21": jnp.mean(attention[each, 1 - slot, slot]),
             "value_signal": run["mu"] * (value[0, 0] - value[1, 0]),
         }
         if work.test:
             margin = margins(params, run["x_test"], run["y_test"])
-            seen |= {"test_loss": jnp.mean(jax.nn.softplus(-margin)), "test_error": jnp.mean(margin <= 0)}
+            seen["test_loss"] = jnp.mean(jax.nn.softplus(-margin))
+            seen["test_error"] = jnp.mean(margin <= 0, dtype=dtype)
         return seen
 
     def step(_, carry):
@@ -209,19 +217,28 @@ def textbook(work: Work, optimizer: Optimizer) -> Callable[[dict], dict]:
 
 
 class Engine:
-    """An engine of js.two_layer with one optimizer: its task, its degree if it has one, and one run of it."""
+    """An engine of js.two_layer with one optimizer: its task, its degree if it has one, and `run(start) -> trace`.
 
-    def __init__(self, work: Work, name: str, optimizer: Optimizer):
-        rate = {"learning_rate": jnp.float32(optimizer.rate)}
+    Args:
+      work: what a run is.
+      name: of the engine.
+      optimizer: the optimizer.
+      observables: what is recorded; None: the scalars that all contenders record.
+    """
+
+    def __init__(self, work: Work, name: str, optimizer: Optimizer, observables: Iterable[str] | None = None):
+        rate = {"learning_rate": number(optimizer.rate)}
         self.task = js.two_layer(work.problem, name)
         choice = choose_mode(self.task, optimizer.factory, [rate], work.hyper)
         self.degree = choice.degrees[0].p if choice.degrees else None
-        observables = ("train_loss", "sign_agreement", mean_s21, "value_signal")
-        observables += ("test_loss", "test_error") if work.test else ()
-        loop = Loop(choice.mode, optimizer.factory, observables)
+        if observables is None:
+            observables = ("train_loss", "sign_agreement", mean_s21, "value_signal")
+            observables += ("test_loss", "test_error") if work.test else ()
+        loop = Loop(choice.mode, optimizer.factory, tuple(observables))
         train = make_train(loop, Schedule.build(work.steps, work.every, work.every))
         # Full batches: training draws nothing, any key does.
-        self.run = lambda start: train(jax.random.key(0), start, work.hyper, rate)["trace"]
+        self.train = lambda start: train(jax.random.key(0), start, work.hyper, rate)
+        self.run = lambda start: self.train(start)["trace"]
 
 
 class Lane:
@@ -238,11 +255,14 @@ class Lane:
         options = compiler_options(mesh.devices.flat[0].platform) if library else None
         started = time.perf_counter()
         block = jax.tree.map(lambda a: jax.ShapeDtypeStruct((self.block, *a.shape[1:]), a.dtype), example)
-        self.program = jax.jit(mapped, compiler_options=options).lower(block).compile()
+        # XLA would choose the sharding of an argument that the program does not use, and then refuse ours.
+        program = jax.jit(mapped, in_shardings=self.sharding, compiler_options=options)
+        self.program = program.lower(block).compile()
         self.compile_seconds = time.perf_counter() - started
 
     def load(self, runs: Any) -> Callable[[], dict]:
         """The batch of these runs, on the devices; the last run fills up the last block, as in `run_sweep`."""
+        runs = jax.tree.map(np.asarray, runs)  # picking blocks of arrays on several devices would need collectives
         count = jax.tree.leaves(runs)[0].shape[0]
         index = np.minimum(np.arange(-(-count // self.block) * self.block), count - 1).reshape(-1, self.block)
         blocks = [jax.device_put(jax.tree.map(lambda a: a[i], runs), self.sharding) for i in index]  # noqa: B023
@@ -267,7 +287,7 @@ def drawn_in_lanes(engine: Engine, work: Work, width: int, mesh: Any) -> tuple[L
     started = time.perf_counter()
     seeds = jnp.arange(width * mesh.size, dtype=jnp.int32)
     mapped = jax.shard_map(starts, mesh=mesh, in_specs=(RUNS, PartitionSpec()), out_specs=RUNS, check_vma=False)
-    degree = jnp.float32(engine.degree or 0.0)
+    degree = number(engine.degree or 0.0)
     program = jax.jit(mapped).lower(seeds, degree).compile()
 
     def draw():

@@ -39,11 +39,18 @@ instead, for which products' speed is a bound far above what vector loops of tha
 
 What was tried on feature_space's step (SignGD, 64 runs a lane; microseconds a run-step of a stand-alone step on one
 core of an AMD EPYC): softplus and log-sigmoid 1.9; exponentials of differences of exponents in their place 1.2 to 1.5;
-runs as the last axis instead of the first 3.4; sums over rows unrolled 5.0, by halves 4.4 (the terms are recomputed in
-every fusion that reads them). Without any reduction 1.1, without exponentials 1.3, without both and sign .7: what is
-left is the passes over 20 x 20 numbers of 25 fusions. Lanes of 16, 64, 128, 256 runs: 1.19, 1.12, 1.01, 1.17 for the
-whole engine on two cores. Drawing the supports of 1000 test patches with the patches along the last axis: 1.6 instead
-of 2.4 milliseconds. Padding n = 20 to 32 costs its share: a program is padded only where several sizes share it.
+sums over rows unrolled 5.0, by halves 4.4 (the terms are recomputed in every fusion that reads them). Without any
+reduction 1.1, without exponentials 1.3, without both and sign .7: what is left is the passes over 20 x 20 numbers of 25
+fusions. Lanes of 16, 64, 128, 256 runs: 1.19, 1.12, 1.01, 1.17 for the whole engine on two cores. Padding n = 20 to 32
+costs its share: a program is padded only where several sizes share it. The runs as the last axis: 3.3 as XLA fuses it,
+.75 with the same bits where every coefficient is kept from being fused, and out of reach of `jax.vmap`:
+sweeps/bench/step.py measures it and has the profile of every pass.
+
+Test metrics (1000 examples; 64 runs a lane, microseconds a run and evaluation): all runs of a lane together 128, one
+run after the other 92, since its 400 kB stay in the cache (`one_by_one` in jaxsign/training/loop.py); with the sums
+over rows as a scan besides 75, which devices other than a CPU would pay for. Two products take 35 of them. A level
+costs two such evaluations a run. Drawing the supports of 1000 test patches with the patches along the last axis: 1.6
+instead of 2.4 milliseconds.
 
 Scans: seed-steps per second of the engines with SignGD over d, n, s, m_k, at the lane widths of `run_sweep`, and over
 devices (one device in a process of its own, where XLA may still use all cores inside an operation).

@@ -129,9 +129,9 @@ def cpu_mesh() -> Any:
 
 
 def memory() -> int:
-    """Bytes of a device that a program may use."""
+    """Bytes of a device that a program may use; at most 1 GiB of a CPU, which no sweep needs to fill."""
     stats = jax.local_devices()[0].memory_stats() if platform() != "cpu" else None
-    return int(stats["bytes_limit"]) if stats else (physical_memory() or 2**32) // 4
+    return int(stats["bytes_limit"]) if stats else min((physical_memory() or 2**32) // 4, 2**30)
 
 
 def bytes_of(compiled: Any) -> int | None:
@@ -488,7 +488,7 @@ def law(report: Report) -> None:
             last[name] = {key: value[:, -1] for key, value in lane.load(draw())().items()}
     if len(last) == 2:
         theirs, mine = last.values()
-        for key in mine.keys() & {"train_loss", "test_loss", "value_signal"}:
+        for key in (key for key in ("train_loss", "test_loss", "value_signal") if key in mine):
             a, b = mine[key], theirs[key]
             error = np.sqrt((a.var() + b.var()) / a.size)
             report.add(f"feature_space_law: mean {key}", float(abs(a.mean() - b.mean()) / error), "standard errors", 5,

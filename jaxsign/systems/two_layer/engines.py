@@ -28,6 +28,7 @@ def _auto(problem: Problem) -> Task:
 ENGINES: dict[str, Callable[[Problem], Task]] = {
     "dense": tasks.dense,
     "support": tasks.support,
+    "hybrid": features.hybrid,
     "feature_space": features.feature_space,
     "feature_space_law": functools.partial(features.feature_space, law=True),
     "auto": _auto,

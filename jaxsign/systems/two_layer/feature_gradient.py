@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsign.systems.two_layer.features import FeatureData, FeatureParams, Inner
+from jaxsign.systems.two_layer.model import HIGHEST
 
 Array = jax.Array
 
@@ -71,14 +72,20 @@ def value_and_gradient(
         p_ab = votes(larger)
         # Without feature noise the votes for q_mu do not contain B, so that their largest exponential must not either.
         p_a = jnp.where(shift_ == 0, votes(exponent_a) * sign_ * rest_a, p_ab * (sign_ * a - shift_ * b))
-        plus, minus, side = _value_votes(f, over_a, over_b, larger, residual)
+        (plus, minus), attended, exponent_n = _value_votes(f, over_a, over_b, larger, residual)
         largest = _largest(exponent_p[0] + jnp.maximum(plus, minus))
         p_v = jnp.exp(exponent_p[0] + plus - largest) - jnp.exp(exponent_p[0] + minus - largest)
         d_v_mu = jnp.sum(slope * p_v * rest_p)
         d_q = jnp.sign(e)[:, None] * key_gap
         # Where one of the two queries is 0 the other one decides, even if its weight underflows.
         d_k = -jnp.sign(e)[:, None] * jnp.where(q == 0, sign_[:, None] * q_mu, jnp.where(q_mu == 0, q, pull))
-        d_v = slope * side
+        d_v = slope * jnp.sign(attended)
+        if data.shared is not None:
+            # Coordinate by coordinate: the largest exponential of the patches that use it is 1.
+            side_p = (jnp.sign(e) * rest_p[None])[:, None]
+            s_q = _column_votes(side_p * rest_b[:, None] * key_gap, exponent_p + exponent_b + log_e, data.shared)
+            s_k = _column_votes(-side_p * pull, exponent_p + larger + log_e, data.shared)
+            s_v = _column_votes((slope * rest_p * attended)[None, None], exponent_p + exponent_n[None], data.shared)
     else:
         p, p_ab = jnp.exp(exponent_p[0]) * rest_p, jnp.exp(exponent_p + larger) * rest_p[None]
         p_a = p_ab * (sign_ * a - shift_ * b)
@@ -86,16 +93,38 @@ def value_and_gradient(
         d_q = (jnp.exp(exponent_p + exponent_b) * rest_p[None] * rest_b * e)[:, None] * key_gap
         d_k = -(p_ab * e)[:, None] * pull
         d_v = slope * (p * f.on_noise)
+        if data.shared is not None:
+            s_q, s_k, s_v = (jnp.matmul(g, data.shared, precision=HIGHEST) for g in (d_q, d_k, d_v[None, None]))
     d_q_mu = jnp.sum((p_a * e)[:, None] * key_gap, 2)
     d_k_mu = jnp.sum((p_ab * (sign_ + shift_) * e)[:, None] * pull, 2)
     still = jnp.zeros_like(params.w_q.kept)
+    shared = (None,) * 3
+    if data.shared is not None:
+        shared = s_q.reshape(-1, s_q.shape[-1]), s_k.reshape(-1, s_k.shape[-1]), s_v[0, 0]
     gradient = FeatureParams(
-        Inner(d_q_mu.reshape(-1), d_q.reshape(-1, n, 1), still),
-        Inner(d_k_mu.reshape(-1), d_k.reshape(-1, n, 1), still),
-        Inner(d_v_mu, d_v[:, None], still),
+        Inner(d_q_mu.reshape(-1), d_q.reshape(-1, n, 1), still, shared[0]),
+        Inner(d_k_mu.reshape(-1), d_k.reshape(-1, n, 1), still, shared[1]),
+        Inner(d_v_mu, d_v[:, None], still, shared[2]),
         heads=heads,
     )
     return loss, gradient
+
+
+def _column_votes(numbers: Array, exponent: Array, columns: Array) -> Array:
+    """sum_i numbers_i exp(exponent_i) x_ij over the largest exp(exponent_i) of the patches i with x_ij != 0.
+
+    Args:
+      numbers: (head, row, n).
+      exponent: (head, n).
+      columns: x, (n, S).
+
+    Returns:
+      (head, row, S).
+    """
+    seen = jnp.where(columns[None] != 0, exponent[:, :, None], -jnp.inf)
+    top = jnp.max(seen, 1, keepdims=True)
+    scaled = columns[None] * jnp.exp(seen - jnp.where(jnp.isneginf(top), 0, top))
+    return jnp.einsum("hrn,hns->hrs", numbers, scaled, precision=HIGHEST)
 
 
 class _Forward(NamedTuple):
@@ -122,9 +151,10 @@ def _forward(params: FeatureParams, data: FeatureData, residual: Array | float) 
     sign, shift = data.y_clean * data.mu, data.alpha * data.mu * data.y_clean
     sign_ = sign[None]
     q_mu, k_mu = (inner.signal.reshape(heads, -1, 1) for inner in (params.w_q, params.w_k))
-    q = params.w_q.noise[..., 0].reshape(heads, -1, n) - q_mu * shift[None, None]
-    k = params.w_k.noise[..., 0].reshape(heads, -1, n) - k_mu * shift[None, None]
-    v = params.w_v.noise[:, 0] - params.w_v.signal * shift
+    q, k, v = (noise[..., 0] for noise in params.noise(data))
+    q = q.reshape(heads, -1, n) - q_mu * shift[None, None]
+    k = k.reshape(heads, -1, n) - k_mu * shift[None, None]
+    v = v - params.w_v.signal * shift
     # Logistic functions of one difference of scores each.
     one = _logistic(sign_ * (sign_ * jnp.sum(q_mu * k_mu, 1) - jnp.sum(q_mu * k, 1)))
     two = _logistic(sign_ * jnp.sum(q * k_mu, 1) - jnp.sum(q * k, 1))
@@ -158,8 +188,10 @@ def _largest(exponent: Array) -> Array:
     return jnp.where(jnp.isneginf(top), 0, top)
 
 
-def _value_votes(f: _Forward, over_a: Array, over_b: Array, larger: Array, residual: Any) -> tuple[Array, Array, Array]:
-    """Log max(c M - a N, 0), log max(a N - c M, 0) and the sign of N of every example, each (n,).
+def _value_votes(
+    f: _Forward, over_a: Array, over_b: Array, larger: Array, residual: Any
+) -> tuple[tuple[Array, Array], Array, Array]:
+    """(log max(c M - a N, 0), log max(a N - c M, 0)), and N as a number and an exponent, of every example, each (n,).
 
     A large attention weight is 1 minus a small one. Where the whole numbers and r cancel, M or N is a sum of the small
     ones, which may underflow.
@@ -184,4 +216,4 @@ def _value_votes(f: _Forward, over_a: Array, over_b: Array, larger: Array, resid
     scaled = signal_gone & (clean | noise_gone)
     exponent = jnp.where(scaled, top, 0)
     plus, minus = (jnp.log(jnp.maximum(x, 0)) + exponent for x in (number, -number))
-    return plus, minus, jnp.sign(jnp.where(noise_gone, -small, on_noise))
+    return (plus, minus), jnp.where(noise_gone, -small, on_noise), jnp.where(noise_gone, top, 0)

@@ -27,7 +27,7 @@ from jaxsign.training.start import begin
 from jaxsign.training.train import make_train
 
 #: Engines of js.two_layer, and the lane widths that each is tried at.
-ENGINES = {"dense": (1, 2, 4), "support": (1, 2, 8), "feature_space": (1, 8, 32, 128, 256)}
+ENGINES = {"dense": (1, 2, 4), "support": (1, 2, 8), "hybrid": (2, 4, 8, 16, 32), "feature_space": (1, 8, 32, 128, 256)}
 TEXTBOOK = (1, 2, 4)
 RUNS = PartitionSpec("run")
 

@@ -1,5 +1,6 @@
 """What is the loss gradient in feature space in closed form, and its signs without underflow?"""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jaxsign.systems.two_layer.features import FeatureData, FeatureParams, Inner
 from jaxsign.systems.two_layer.model import HIGHEST
 
 Array = jax.Array
+LOG_2 = math.log(2)
 
 
 def value_and_gradient(
@@ -111,20 +113,39 @@ def value_and_gradient(
 
 
 def _column_votes(numbers: Array, exponent: Array, columns: Array) -> Array:
-    """sum_i numbers_i exp(exponent_i) x_ij over the largest exp(exponent_i) of the patches i with x_ij != 0.
+    """sum_i numbers_i exp(exponent_i) x_ij over about the largest exp(exponent_i) of the patches i with x_ij != 0.
 
     Args:
-      numbers: (head, row, n).
+      numbers: (head, row, n), 0 where the exponent is -inf.
       exponent: (head, n).
       columns: x, (n, S).
 
     Returns:
       (head, row, S).
     """
-    seen = jnp.where(columns[None] != 0, exponent[:, :, None], -jnp.inf)
-    top = jnp.max(seen, 1, keepdims=True)
-    scaled = columns[None] * jnp.exp(seen - jnp.where(jnp.isneginf(top), 0, top))
+    # Of (head, n, S) numbers an integer power of 2 takes half the time of an exponential.
+    power = jnp.round(exponent / LOG_2)
+    rest = jnp.where(jnp.isneginf(exponent), 0, exponent - LOG_2 * power)
+    numbers = numbers * jnp.exp(rest)[:, None]
+
+    def larger(i: Array, top: Array) -> Array:
+        used = jax.lax.dynamic_index_in_dim(columns, i, 0) != 0
+        return jnp.maximum(top, jnp.where(used, jax.lax.dynamic_index_in_dim(power, i, 1), -jnp.inf))
+
+    # XLA's own maximum over an axis that is not the last takes as long as all the rest of a step.
+    n, slots = columns.shape
+    top = jnp.full((power.shape[0], slots), jnp.finfo(power.dtype).min, power.dtype)
+    top = jax.lax.fori_loop(0, n, larger, top, unroll=min(n, 5))
+    scaled = columns[None] * _power_of_2(jnp.minimum(power[:, :, None] - top[:, None], 0))
     return jnp.einsum("hrn,hns->hrs", numbers, scaled, precision=HIGHEST)
+
+
+def _power_of_2(exponent: Array) -> Array:
+    """2^exponent of whole numbers below 1, by their bits; at least the smallest normal number."""
+    info = jnp.finfo(exponent.dtype)
+    integer = jnp.int64 if info.bits == 64 else jnp.int32
+    whole = jnp.maximum(exponent, float(info.minexp)).astype(integer)
+    return jax.lax.bitcast_convert_type((whole - (info.minexp - 1)) << info.nmant, exponent.dtype)
 
 
 class _Forward(NamedTuple):

@@ -11,22 +11,22 @@ from jaxsign.systems.two_layer.data import TrainingSet
 from jaxsign.systems.two_layer.problem import Problem
 
 Array = jax.Array
-#: Slots for shared coordinates come in multiples of this many: two vectors of 16 numbers.
-SLOTS = 32
-#: Bound on the probability that a seed's shared coordinates do not fit into the slots.
-EXCEEDANCE = 1e-6
+#: Slots for shared coordinates come in multiples of this many, a vector of 32-bit numbers (AVX-512).
+SLOTS = 16
+#: About the probability that a seed's shared coordinates do not fit into the slots.
+EXCEEDANCE = 1e-9
 
 
 @functools.cache
 def shared_slots(problem: Problem, patches: int) -> int:
     """S, a number of coordinates that more than one training patch uses which is practically never exceeded.
 
-        P(X >= k) <= exp(-m KL(k/m || p)),   m = d - 1,   p = P(Binomial(N, s/m) >= 2)
+        S = k rounded up to a multiple of SLOTS, k the smallest number with sigma^2 h((k - mean) / sigma^2) >= -ln EXCEEDANCE
+        h(u) = (1 + u) ln(1 + u) - u
 
-    X is the number of shared coordinates. Draws without replacement are negatively associated, and so are increasing
-    functions of separate coordinates, so that Chernoff's bound holds as for independent coordinates. S is the
-    largest k whose bound is above EXCEEDANCE, rounded up to a multiple of SLOTS, and at most N s / 2. Since the bound
-    ignores that X varies less than a binomial number, the true probability is far smaller: 1e-12 at the preset.
+    mean and sigma^2 are those of the number X of shared coordinates. This is Bennett's bound on P(X > k) for a sum of
+    independent indicators with X's variance; of X, whose indicators are negatively associated, it is an estimate. X is at
+    most min(d - 1, N s / 2).
 
     Args:
       problem: gives d, s and the law of supports.
@@ -37,31 +37,55 @@ def shared_slots(problem: Problem, patches: int) -> int:
 
     Examples:
       >>> shared_slots(Problem(n=20, d=2000, s=40, m_k=20, m_v=20), 20)
-      192
+      176
 
     References:
-      Joag-Dev and Proschan, "Negative association of random variables", Annals of Statistics 1983.
+      Boucheron, Lugosi and Massart, "Concentration inequalities", 2013, theorem 2.9.
     """
-    m = problem.d - 1
-    most = 0 if problem.supports == "disjoint" else min(m, patches * problem.s // 2)
+    most = 0 if problem.supports == "disjoint" else min(problem.d - 1, patches * problem.s // 2)
     if patches < 2 or most == 0:
         return 0
-    share = problem.s / m
-    if share == 1:
-        return most
-    none, one = patches * math.log1p(-share), math.log(patches * share) + (patches - 1) * math.log1p(-share)
-    p = max(0.0, -math.expm1(none) - math.exp(one))
-    k = max(1, math.ceil(m * p))
-    while k < most and m * _divergence((k + 1) / m, p) < -math.log(EXCEEDANCE):
+    mean, variance = shared_moments(problem.d - 1, problem.s, patches)
+    k = max(1, math.ceil(mean))
+    while k < most and _bennett(k - mean, variance) < -math.log(EXCEEDANCE):
         k += 1
     return min(most, -(-k // SLOTS) * SLOTS)
 
 
-def _divergence(a: float, p: float) -> float:
-    """KL(a || p) of two Bernoulli variables; infinite where p = 0 < a."""
-    if a >= 1:
-        return -math.log(p) if p else math.inf
-    return a * math.log(a / p) + (1 - a) * (math.log1p(-a) - math.log1p(-p)) if p else math.inf
+def shared_moments(m: int, s: int, patches: int) -> tuple[float, float]:
+    """Mean and variance of the number of coordinates, out of m, that more than one of N patches of s uses.
+
+    Args:
+      m: coordinates, int >= s.
+      s: coordinates of a patch, int >= 1.
+      patches: N, int >= 1.
+
+    Returns:
+      (mean, variance).
+
+    Examples:
+      >>> shared_moments(2, 1, 2)  # both patches use the same one of two, or not
+      (0.5, 0.25)
+    """
+    # Of a patch: that it uses neither of two coordinates, one of them alone, a given one, not a given one.
+    neither = (m - s) * (m - s - 1) / (m * (m - 1)) if m > 1 else 0.0
+    alone = s * (m - s) / (m * (m - 1)) if m > 1 else 0.0
+    use, leave, n = s / m, 1 - s / m, patches
+    few = leave**n + n * use * leave ** (n - 1)  # P(at most one patch uses a coordinate)
+    # P(at most one patch uses it, for each of two): none at all, one of them once, both once by one or by two patches.
+    both = s * (s - 1) / (m * (m - 1)) if m > 1 else 0.0
+    few_both = neither**n + n * (2 * alone + both) * neither ** (n - 1)
+    few_both += n * (n - 1) * alone**2 * neither ** max(n - 2, 0)
+    mean = m * (1 - few)
+    return mean, max(0.0, m * few * (1 - few) + m * (m - 1) * (few_both - few**2))
+
+
+def _bennett(excess: float, variance: float) -> float:
+    """sigma^2 h(t / sigma^2); 0 below the mean, infinite if nothing varies."""
+    if excess <= 0:
+        return 0.0
+    u = excess / variance if variance else math.inf
+    return variance * ((1 + u) * math.log1p(u) - u) if variance else math.inf
 
 
 class Shared(NamedTuple):

@@ -1,6 +1,8 @@
 """How does the two-layer transformer look in feature space, where parameters are inner products with the patches?"""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -68,17 +70,25 @@ class FeatureParams:
         """Features of fresh examples: their decayed start, and the motion of the training patches that they overlap."""
         shift = (test.alpha * test.mu * test.y)[:, None]
 
-        def moved(inner: Inner, rest: Array) -> Array:
-            noise = inner.kept * rest
-            if test.mixing is not None:
-                noise = noise + jnp.matmul(moving(inner), test.mixing.T, precision=HIGHEST).reshape(noise.shape)
-            signal = inner.signal.reshape((*inner.signal.shape, 1, 1))
-            return noise - signal * shift.reshape((1,) * (noise.ndim - 2) + shift.shape)
+        parts = self.w_q, self.w_k, self.w_v
+        rest = test.rest_q, test.rest_k, test.rest_v
+        noise = tuple(inner.kept * fixed for inner, fixed in zip(parts, rest))
+        if test.mixing is not None:
+            noise = jax.tree.map(jnp.add, noise, _products(list(map(moving, parts)), test.mixing, rest))
 
-        return Features(
-            self.w_q.signal, self.w_k.signal, self.w_v.signal,
-            moved(self.w_q, test.rest_q), moved(self.w_k, test.rest_k), moved(self.w_v, test.rest_v),
-        )  # fmt: skip
+        def along(noise: Array, signal: Array) -> Array:
+            return noise - signal.reshape((*signal.shape, 1, 1)) * shift.reshape((1,) * (noise.ndim - 2) + shift.shape)
+
+        signals = tuple(inner.signal for inner in parts)
+        return Features(*signals, *map(along, noise, signals))
+
+
+def _products(matrices: Sequence[Array], columns: Array, like: Sequence[Array]) -> tuple[Array, ...]:
+    """Every matrix (rows, C) or vector (C,) times columns (patches, C), in the shapes of `like`: one product for all."""
+    rows = [jnp.atleast_2d(matrix) for matrix in matrices]
+    product = jnp.matmul(jnp.concatenate(rows), columns, precision=HIGHEST)
+    ends = itertools.accumulate(len(each) for each in rows)
+    return tuple(product[end - len(each) : end].reshape(x.shape) for end, each, x in zip(ends, rows, like))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +221,7 @@ def to_features(
 
     tests = FeatureTest(
         rest(fresh.q, features.w_q), rest(fresh.k, features.w_k), rest(fresh.v, features.w_v),
-        mixing, test.y, test.mu, alpha,
+        None if mixing is None else mixing.T, test.y, test.mu, alpha,
     )  # fmt: skip
     return training, tests, features
 

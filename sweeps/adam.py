@@ -48,7 +48,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         record = np.asarray(record)
         return js.Sweep(
             system=js.two_layer_updates, problem=problem, hyper=hyper,
-            engine=args.engine or (presets.engine_for(preset) if wide else "support"), optimizers=optimizers,
+            engine=args.engine or ("feature_space" if wide and preset == "theory" else "support"), optimizers=optimizers,
             steps=steps,
             record=record[record <= steps], test_every=record[:1], observables=observables,
             axes={"seed": args.seeds or (2 if args.tiny else seeds)},

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from fractions import Fraction
 from typing import NamedTuple
 
 import jax
@@ -67,17 +68,15 @@ def shared_moments(m: int, s: int, patches: int) -> tuple[float, float]:
       >>> shared_moments(2, 1, 2)  # both patches use the same one of two, or not
       (0.5, 0.25)
     """
-    # Of a patch: that it uses neither of two coordinates, one of them alone, a given one, not a given one.
-    neither = (m - s) * (m - s - 1) / (m * (m - 1)) if m > 1 else 0.0
-    alone = s * (m - s) / (m * (m - 1)) if m > 1 else 0.0
-    use, leave, n = s / m, 1 - s / m, patches
-    few = leave**n + n * use * leave ** (n - 1)  # P(at most one patch uses a coordinate)
-    # P(at most one patch uses it, for each of two): none at all, one of them once, both once by one or by two patches.
-    both = s * (s - 1) / (m * (m - 1)) if m > 1 else 0.0
-    few_both = neither**n + n * (2 * alone + both) * neither ** (n - 1)
+    # Fractions, since the variance is a difference of numbers as large as m^2. A patch uses a given coordinate or leaves
+    # it, and it leaves two, uses the first alone, or uses both.
+    n, pairs = patches, max(m * (m - 1), 1)
+    use, leave = Fraction(s, m), Fraction(m - s, m)
+    neither, alone, both = (Fraction(k, pairs) for k in ((m - s) * (m - s - 1), s * (m - s), s * (s - 1)))
+    few = leave**n + n * use * leave ** (n - 1)  # at most one patch uses a coordinate
+    few_both = neither**n + n * (2 * alone + both) * neither ** (n - 1)  # and another one
     few_both += n * (n - 1) * alone**2 * neither ** max(n - 2, 0)
-    mean = m * (1 - few)
-    return mean, max(0.0, m * few * (1 - few) + m * (m - 1) * (few_both - few**2))
+    return float(m * (1 - few)), float(m * few * (1 - few) + m * (m - 1) * (few_both - few**2))
 
 
 def _bennett(excess: float, variance: float) -> float:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -27,7 +27,9 @@ from jaxsign.training.start import begin
 from jaxsign.training.train import make_train
 
 #: Engines of js.two_layer, and the lane widths that each is tried at.
-ENGINES = {"dense": (1, 2, 4), "support": (1, 2, 8), "hybrid": (2, 4, 8, 16, 32), "feature_space": (1, 8, 32, 128, 256)}
+ENGINES = {"dense": (1, 2, 4), "support": (1, 2, 8), "feature_space": (1, 8, 32, 128, 256)}
+#: Engines that are compared where patches share coordinates.
+SHARING = ("support", "hybrid")
 TEXTBOOK = (1, 2, 4)
 RUNS = PartitionSpec("run")
 
@@ -80,16 +82,17 @@ class Draws:
       work: what is drawn for.
       mesh: the devices that draw.
       test: whether test sets are drawn.
+      engines: names of engines of js.two_layer that are drawn for.
     """
 
     BLOCK = 16
 
-    def __init__(self, work: Work, mesh: Any, test: bool):
+    def __init__(self, work: Work, mesh: Any, test: bool, engines: Iterable[str] = ENGINES):
         self.block = self.BLOCK * mesh.size
         self.seconds, self.drawn = 0.0, 0
         self.starts: dict[Any, Any] = {}
         # dense and support share their starts, which textbook and PyTorch take too.
-        tasks = {task.prepare: task for task in (js.two_layer(work.problem, name) for name in ENGINES)}
+        tasks = {task.prepare: task for task in (js.two_layer(work.problem, name) for name in engines)}
         self.kinds = list(tasks)
 
         def one(seed, degree):

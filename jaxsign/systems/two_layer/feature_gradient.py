@@ -1,5 +1,6 @@
 """What is the loss gradient in feature space in closed form, and its signs without underflow?"""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ def value_and_gradient(
         dL/dq_i  =  p_i B_i e_i (k_mu' - k_i)           dL/dq_mu = sum_i p_i (c_i A_i - a_i B_i) e_i (k_mu' - k_i)
         dL/dk_i  = -p_i e_i (A_i q_mu' + B_i q_i)       dL/dk_mu = sum_i p_i (c_i + a_i) e_i (A_i q_mu' + B_i q_i)
         dL/dv_i  = -w_i y_i p_i N_i                     dL/dv_mu = sum_i -w_i y_i p_i (c_i M_i - a_i N_i)
+        dL/dw_j  = sum_i xi_ij dL/df_i                  f one of q, k, v, and j a coordinate that patches share
 
     with q_mu' = c_i q_mu and k_mu' = c_i k_mu the signal token's features, c_i = y_i mu (clean label), a_i the feature
     noise along e_1 (it moves the noise token's features with the signal's), M = r + sum_h (s_11 + s_21) and
@@ -29,7 +31,8 @@ def value_and_gradient(
 
     With `signs` each entry is multiplied by a positive number. p, A, B and M decay exponentially (N does where
     r = -2 heads), and products of them underflow. The gradients of one example's features therefore drop their positive
-    factors; sums over examples keep each term as a number times an exponential and divide by the largest exponential.
+    factors; sums over examples keep each term as a number times an exponential and divide by the largest exponential,
+    that of a shared coordinate by the largest of the patches that use it.
 
     Args:
       params: FeatureParams.
@@ -43,7 +46,7 @@ def value_and_gradient(
     References:
       Derived here from the model of arXiv 2410.04870; the signs are the one-step laws of `jaxsign.theory`.
     """
-    heads, n, weight = params.heads, data.weight.size, data.weight
+    heads, n, weight, columns = params.heads, data.weight.size, data.weight, data.shared
     f = _forward(params, data, residual)
     sign, shift, q_mu, k_mu, q, k = f.sign, f.shift, f.q_mu, f.k_mu, f.q, f.k
     sign_, shift_, one, two = sign[None], shift[None], f.one, f.two
@@ -82,12 +85,13 @@ def value_and_gradient(
         # Where one of the two queries is 0 the other one decides, even if its weight underflows.
         d_k = -jnp.sign(e)[:, None] * jnp.where(q == 0, sign_[:, None] * q_mu, jnp.where(q_mu == 0, q, pull))
         d_v = slope * jnp.sign(attended)
-        if data.shared is not None:
-            # Coordinate by coordinate: the largest exponential of the patches that use it is 1.
+        if columns is not None:
             side_p = (jnp.sign(e) * rest_p[None])[:, None]
-            s_q = _column_votes(side_p * rest_b[:, None] * key_gap, exponent_p + exponent_b + log_e, data.shared)
-            s_k = _column_votes(-side_p * pull, exponent_p + larger + log_e, data.shared)
-            s_v = _column_votes((slope * rest_p * attended)[None, None], exponent_p + exponent_n[None], data.shared)
+            shared = [
+                _column_votes(side_p * rest_b[:, None] * key_gap, exponent_p + exponent_b + log_e, columns),
+                _column_votes(-side_p * pull, exponent_p + larger + log_e, columns),
+                _column_votes((slope * rest_p * attended)[None, None], exponent_p + exponent_n[None], columns),
+            ]
     else:
         p, p_ab = jnp.exp(exponent_p[0]) * rest_p, jnp.exp(exponent_p + larger) * rest_p[None]
         p_a = p_ab * (sign_ * a - shift_ * b)
@@ -95,20 +99,23 @@ def value_and_gradient(
         d_q = (jnp.exp(exponent_p + exponent_b) * rest_p[None] * rest_b * e)[:, None] * key_gap
         d_k = -(p_ab * e)[:, None] * pull
         d_v = slope * (p * f.on_noise)
-        if data.shared is not None:
-            s_q, s_k, s_v = (jnp.matmul(g, data.shared, precision=HIGHEST) for g in (d_q, d_k, d_v[None, None]))
+        if columns is not None:
+            shared = [jnp.matmul(g, columns, precision=HIGHEST) for g in (d_q, d_k, d_v[None, None])]
     d_q_mu = jnp.sum((p_a * e)[:, None] * key_gap, 2)
     d_k_mu = jnp.sum((p_ab * (sign_ + shift_) * e)[:, None] * pull, 2)
     still = jnp.zeros_like(params.w_q.kept)
-    shared = (None,) * 3
-    if data.shared is not None:
-        shared = s_q.reshape(-1, s_q.shape[-1]), s_k.reshape(-1, s_k.shape[-1]), s_v[0, 0]
     gradient = FeatureParams(
-        Inner(d_q_mu.reshape(-1), d_q.reshape(-1, n, 1), still, shared[0]),
-        Inner(d_k_mu.reshape(-1), d_k.reshape(-1, n, 1), still, shared[1]),
-        Inner(d_v_mu, d_v[:, None], still, shared[2]),
+        Inner(d_q_mu.reshape(-1), d_q.reshape(-1, n, 1), still),
+        Inner(d_k_mu.reshape(-1), d_k.reshape(-1, n, 1), still),
+        Inner(d_v_mu, d_v[:, None], still),
         heads=heads,
     )
+    if columns is not None:
+        q, k, v = (each.reshape(-1, each.shape[-1]) for each in shared)
+        gradient = dataclasses.replace(
+            gradient, w_q=gradient.w_q._replace(shared=q), w_k=gradient.w_k._replace(shared=k),
+            w_v=gradient.w_v._replace(shared=v[0]),
+        )  # fmt: skip
     return loss, gradient
 
 

@@ -58,11 +58,12 @@ class FeatureParams:
 
     def noise(self, data: "FeatureData") -> tuple[Array, Array, Array]:
         """Inner products of queries, keys and values with the noise patches, coordinate 0 left out."""
+        columns = data.shared
 
         def whole(inner: Inner) -> Array:
-            if inner.shared is None:
+            if columns is None or inner.shared is None:
                 return inner.noise
-            return inner.noise + jnp.matmul(inner.shared, data.shared.T, precision=HIGHEST).reshape(inner.noise.shape)
+            return inner.noise + jnp.matmul(inner.shared, columns.T, precision=HIGHEST).reshape(inner.noise.shape)
 
         return whole(self.w_q), whole(self.w_k), whole(self.w_v)
 
@@ -84,7 +85,7 @@ class FeatureParams:
 
 
 def _products(matrices: Sequence[Array], columns: Array, like: Sequence[Array]) -> tuple[Array, ...]:
-    """Every matrix (rows, C) or vector (C,) times columns (patches, C), in the shapes of `like`: one product for all."""
+    """Every matrix (rows, C) or vector (C,) times columns, (C, patches), in the shapes of `like`: one product."""
     rows = [jnp.atleast_2d(matrix) for matrix in matrices]
     product = jnp.matmul(jnp.concatenate(rows), columns, precision=HIGHEST)
     ends = itertools.accumulate(len(each) for each in rows)
@@ -130,15 +131,15 @@ class FeatureData:
 class FeatureTest:
     """A test set in feature space: no array of size d.
 
-        <w, xi'_j>_t = kept_t rest_j + sum_i C_ji noise_it + sum_(c shared) xi'_jc w_ct,   rest_j that of <w, xi'_j>_0
+        <w, xi'_j>_t = kept_t rest_j + sum_i C_ij noise_it + sum_(c shared) xi'_jc w_ct,   rest_j that of <w, xi'_j>_0
 
     Args:
       rest_q: (rows, n_test, context-1).
       rest_k: (rows, n_test, context-1).
       rest_v: (n_test, context-1).
-      mixing: (n_test*(context-1), n*(context-1) + S), C_ji = sum_c xi'_jc sgn(xi_ic)|xi_ic|^p / sum_c |xi_ic|^(1+p)
-        over the coordinates c of training patch i alone, and xi'_jc for the shared ones; None if test patches use no
-        coordinate of a training patch.
+      mixing: (n*(context-1) + S, n_test*(context-1)), C_ij = sum_c xi'_jc sgn(xi_ic)|xi_ic|^p / sum_c |xi_ic|^(1+p)
+        over the coordinates c of training patch i alone, and below it xi'_jc on the shared ones; None if test patches
+        use no coordinate of a training patch.
       y: (n_test,) labels.
       mu: ().
       alpha: ().
@@ -212,16 +213,16 @@ def to_features(
     if overlap:
         mixing = mixing_matrix(test, *_owners(own, test), training.metric, degree)
         if where is not None:
-            mixing = jnp.concatenate([mixing, _shared_values(test, where.slot, slots)], 1)
+            mixing = jnp.concatenate([mixing, _shared_values(test, where.slot, slots)])
 
     def rest(fresh: Array, inner: Inner) -> Array:
         if mixing is None:
             return fresh
-        return fresh - jnp.matmul(moving(inner), mixing.T, precision=HIGHEST).reshape(fresh.shape)
+        return fresh - jnp.matmul(moving(inner), mixing, precision=HIGHEST).reshape(fresh.shape)
 
     tests = FeatureTest(
         rest(fresh.q, features.w_q), rest(fresh.k, features.w_k), rest(fresh.v, features.w_v),
-        None if mixing is None else mixing.T, test.y, test.mu, alpha,
+        mixing, test.y, test.mu, alpha,
     )  # fmt: skip
     return training, tests, features
 
@@ -246,7 +247,7 @@ def feature_data(data: Any, alpha: Array, m_v: int, degree: Array) -> FeatureDat
 
 
 def mixing_matrix(test: Any, owner: Array, value: Array, metric: Array, degree: Array) -> Array:
-    """C of `FeatureTest`: with disjoint supports at most one training patch owns a coordinate.
+    """C of `FeatureTest`: at most one training patch owns a coordinate.
 
     Args:
       test: a record with values (n_test, context-1, s).
@@ -256,21 +257,21 @@ def mixing_matrix(test: Any, owner: Array, value: Array, metric: Array, degree: 
       degree: p, ().
 
     Returns:
-      (n_test*(context-1), n*(context-1)).
+      (n*(context-1), n_test*(context-1)): products along the last axis are the fastest.
     """
     flat = metric.reshape(-1)
     weight = test.values.reshape(owner.shape) * jnp.sign(value) * jnp.abs(value) ** degree
     weight = jnp.where(value == 0, 0, weight / flat[owner])  # padding has metric 0, and owns nothing
-    row = jnp.broadcast_to(jnp.arange(owner.shape[0], dtype=jnp.int32)[:, None], owner.shape)
-    return jnp.zeros((owner.shape[0], flat.size), weight.dtype).at[row, owner].add(weight)
+    fresh = jnp.broadcast_to(jnp.arange(owner.shape[0], dtype=jnp.int32)[:, None], owner.shape)
+    return jnp.zeros((flat.size, owner.shape[0]), weight.dtype).at[owner, fresh].add(weight)
 
 
 def _shared_values(test: TestSet, slot: Array, slots: int) -> Array:
-    """Values of the test patches on the shared coordinates, (n_test*(context-1), S)."""
+    """Values of the test patches on the shared coordinates, (S, n_test*(context-1))."""
     values = test.values.reshape(-1, test.values.shape[-1])
-    column = slot[test.indices.reshape(values.shape)]
-    row = jnp.broadcast_to(jnp.arange(values.shape[0], dtype=jnp.int32)[:, None], values.shape)
-    return jnp.zeros((values.shape[0], slots), values.dtype).at[row, column].set(values, mode="drop")
+    fresh = jnp.broadcast_to(jnp.arange(values.shape[0], dtype=jnp.int32)[:, None], values.shape)
+    place = slot[test.indices.reshape(values.shape)]
+    return jnp.zeros((slots, values.shape[0]), values.dtype).at[place, fresh].set(values, mode="drop")
 
 
 def _owners(data: TrainingSet, test: TestSet) -> tuple[Array, Array]:

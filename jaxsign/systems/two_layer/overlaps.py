@@ -22,12 +22,11 @@ EXCEEDANCE = 1e-9
 def shared_slots(problem: Problem, patches: int) -> int:
     """S, a number of coordinates that more than one training patch uses which is practically never exceeded.
 
-        S = k rounded up to a multiple of SLOTS, k the smallest number with sigma^2 h((k - mean) / sigma^2) >= -ln EXCEEDANCE
-        h(u) = (1 + u) ln(1 + u) - u
+        sigma^2 h((S - mean) / sigma^2) >= -ln EXCEEDANCE,   h(u) = (1 + u) ln(1 + u) - u
 
-    mean and sigma^2 are those of the number X of shared coordinates. This is Bennett's bound on P(X > k) for a sum of
-    independent indicators with X's variance; of X, whose indicators are negatively associated, it is an estimate. X is at
-    most min(d - 1, N s / 2).
+    Mean and sigma^2 are those of the number X of shared coordinates. The left side bounds -ln P(X > S) for a sum of
+    independent indicators with this variance (Bennett); the indicators of X are negatively associated, so that it is an
+    estimate here. S is a multiple of SLOTS, or the largest possible X, min(d - 1, N s / 2), if that is smaller.
 
     Args:
       problem: gives d, s and the law of supports.
@@ -68,8 +67,8 @@ def shared_moments(m: int, s: int, patches: int) -> tuple[float, float]:
       >>> shared_moments(2, 1, 2)  # both patches use the same one of two, or not
       (0.5, 0.25)
     """
-    # Fractions, since the variance is a difference of numbers as large as m^2. A patch uses a given coordinate or leaves
-    # it, and it leaves two, uses the first alone, or uses both.
+    # Fractions, since the variance is a difference of numbers as large as m^2. A patch uses a given coordinate or
+    # leaves it; of two given ones it leaves both, uses the first alone, or uses both.
     n, pairs = patches, max(m * (m - 1), 1)
     use, leave = Fraction(s, m), Fraction(m - s, m)
     neither, alone, both = (Fraction(k, pairs) for k in ((m - s) * (m - s - 1), s * (m - s), s * (s - 1)))

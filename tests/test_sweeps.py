@@ -3,6 +3,7 @@
 import argparse
 import ast
 import csv
+import dataclasses
 import importlib.util
 import json
 import runpy

@@ -101,7 +101,7 @@ def test_figure_numbers_are_the_datasets(results, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_claims_from_many_seeds_run_tiny(tmp_path):
     assert load(ROOT / "sweeps" / "claims.py").main(["--tiny", "--out", str(tmp_path)]) == 0
-    ds = js.open_results(tmp_path / "paper_like_disjoint_sign_gd")
+    ds = js.open_results(tmp_path / "paper_like_sign_gd")
     assert np.isfinite(ds["sign_agreement_20"]).all()
     assert "train_loss" not in ds
 

@@ -150,8 +150,8 @@ def _column_votes(numbers: Array, exponent: Array, columns: Array) -> Array:
 def _power_of_2(exponent: Array) -> Array:
     """2^exponent of whole numbers below 1, by their bits, but not less than the fourth power of the rounding error.
 
-    So small a term changes no sum that holds one of size 1, and products with it do not become subnormal, at which a CPU
-    is ten times slower.
+    So small a term changes no sum that holds one of size 1, and products with it do not become subnormal: a CPU takes
+    several times as long for those.
     """
     info = jnp.finfo(exponent.dtype)
     integer = jnp.int64 if info.bits == 64 else jnp.int32

@@ -1,4 +1,4 @@
-"""The two-layer system in feature space as a Task: from the dense draws of a seed, or drawn in distribution."""
+"""The two-layer system in feature space as a Task: from the draws of a seed, some coordinates shared, or in law."""
 
 import dataclasses
 import functools

@@ -49,7 +49,7 @@ class FeatureParams:
     heads: int = 1
 
     def features(self, data: "FeatureData") -> Features:
-        """Features of the training examples: the parameters themselves, and the feature noise along e_1."""
+        """Features of the training examples: their inner products, and the feature noise along e_1."""
         shift = (data.alpha * data.mu * data.y_clean)[:, None]
         q_mu, k_mu, v_mu = self.w_q.signal, self.w_k.signal, self.w_v.signal
         q, k, v = self.noise(data)
@@ -70,7 +70,6 @@ class FeatureParams:
     def fresh_features(self, test: "FeatureTest") -> Features:
         """Features of fresh examples: their decayed start, and the motion of the training patches that they overlap."""
         shift = (test.alpha * test.mu * test.y)[:, None]
-
         parts = self.w_q, self.w_k, self.w_v
         rest = test.rest_q, test.rest_k, test.rest_v
         noise = tuple(inner.kept * fixed for inner, fixed in zip(parts, rest))
@@ -131,7 +130,9 @@ class FeatureData:
 class FeatureTest:
     """A test set in feature space: no array of size d.
 
-        <w, xi'_j>_t = kept_t rest_j + sum_i C_ij noise_it + sum_(c shared) xi'_jc w_ct,   rest_j that of <w, xi'_j>_0
+        <w, xi'_j>_t = kept_t rest_j + sum_i C_ij noise_it + sum_(c shared) xi'_jc w_ct
+
+    with rest_j = <w, xi'_j>_0 less both sums at t = 0, coordinate 0 aside.
 
     Args:
       rest_q: (rows, n_test, context-1).

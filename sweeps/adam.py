@@ -46,11 +46,10 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         problem = dataclasses.replace(presets.tiny(problem) if args.tiny else problem, n_test=1)
         steps = args.steps or (120 if args.tiny else steps)
         record = np.asarray(record)
+        engine = args.engine or ("feature_space" if wide and preset == "theory" else "support")
         return js.Sweep(
-            system=js.two_layer_updates, problem=problem, hyper=hyper,
-            engine=args.engine or (presets.engine_for(preset) if wide else "support"), optimizers=optimizers,
-            steps=steps,
-            record=record[record <= steps], test_every=record[:1], observables=observables,
+            system=js.two_layer_updates, engine=engine, problem=problem, hyper=hyper, optimizers=optimizers,
+            steps=steps, record=record[record <= steps], test_every=record[:1], observables=observables,
             axes={"seed": args.seeds or (2 if args.tiny else seeds)},
         )  # fmt: skip
 

@@ -1,9 +1,8 @@
 """The paper's claims from thousands of seeds: their numbers are measured on the device, no trace is kept.
 
-Axes: optimizer (SignGD and Adam eta=1e-4, GD eta=.3), 4096 seeds; 2000 steps. Engine feature_space_law is exact (in
-distribution) for disjoint supports only, so the entry `paper_like_disjoint` has the paper-like sizes with disjoint
-training supports, which test patches overlap as at finite d; `theory` is the preset. The paper-like preset itself, with
-independent supports, is decided from 64 seeds by sweeps/dynamics.py. G1 needs five learning rates: sweeps/snr.py.
+Axes: optimizer (SignGD and Adam eta=1e-4, GD eta=.3), 4096 seeds; 2000 steps; both presets. Engine hybrid for the
+paper-like preset, whose patches share coordinates; feature_space_law, exact in distribution, for the theory preset.
+G1 needs five learning rates: sweeps/snr.py.
 Command: make claims-4096, or python sweeps/claims.py --out results-4096 && jaxsign claims results-4096
 Cost: 1.8 minutes on 2 cores of an AMD EPYC, a quarter of it compilation; wall_seconds of the manifests.
 Expected: `figures/gallery/claims_4096.csv`.
@@ -34,16 +33,15 @@ TESTED = ["test_loss", "test_error"]
 def build(args: Namespace) -> dict[str, js.Sweep]:
     steps = args.steps or (120 if args.tiny else 2000)
     record = RECORD[steps >= RECORD]
-    disjoint = dataclasses.replace(js.presets.paper_like()[0], supports="disjoint")
-    settings = {"paper_like_disjoint": disjoint, "theory": js.presets.theory()[0]}
+    settings = {"paper_like": ("hybrid", js.presets.paper_like()), "theory": ("feature_space_law", js.presets.theory())}
     sweeps = {}
-    for name, problem in settings.items():
+    for name, (engine, (problem, hyper)) in settings.items():
         if args.tiny and name == "theory":
             continue
         if args.tiny:
             problem = presets.tiny(problem)
         common = {
-            "system": js.two_layer, "engine": args.engine or "feature_space_law", "hyper": js.presets.theory()[1],
+            "system": js.two_layer, "engine": args.engine or engine, "hyper": hyper,
             "axes": {"seed": args.seeds or (2 if args.tiny else 4096)}, "steps": steps, "record": record,
             "summary": js.claim_numbers, "keep_trace": False,
         }  # fmt: skip

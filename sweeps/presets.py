@@ -23,11 +23,11 @@ OPTIMIZERS = {
 
 
 def engine_for(preset: str) -> str:
-    """The fastest exact engine for a preset.
+    """The fastest exact engine for a preset and homogeneous optimizers.
 
-    Disjoint supports close the dynamics on inner products; coordinates that patches share do not.
+    Disjoint supports close the dynamics on inner products; coordinates that patches share are trained as weights.
     """
-    return "feature_space" if preset == "theory" else "support"
+    return "feature_space" if preset == "theory" else "hybrid"
 
 
 def tiny(problem: js.Problem) -> js.Problem:

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import csv
+import dataclasses
 import importlib.util
 import json
 import runpy
@@ -101,7 +102,7 @@ def test_figure_numbers_are_the_datasets(results, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_claims_from_many_seeds_run_tiny(tmp_path):
     assert load(ROOT / "sweeps" / "claims.py").main(["--tiny", "--out", str(tmp_path)]) == 0
-    ds = js.open_results(tmp_path / "paper_like_disjoint_sign_gd")
+    ds = js.open_results(tmp_path / "paper_like_sign_gd")
     assert np.isfinite(ds["sign_agreement_20"]).all()
     assert "train_loss" not in ds
 
@@ -223,11 +224,13 @@ def test_throughput_benchmark_runs_tiny_agrees_and_is_drawn(throughput, tmp_path
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         assert throughput.main(["--tiny", "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    assert text.count("last losses differ") == 1
+    assert text.count("last losses differ") == 2
     assert "PyTorch is left out, torch is not installed: pip install" in text
     with open(out / "throughput.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["contender"] for row in rows} == {"textbook", "dense", "support", "feature_space", "feature_space_law"}
+    engines = {"dense", "support", "feature_space", "feature_space_law", "hybrid"}
+    assert {row["contender"] for row in rows} == {"textbook", *engines}
+    assert {row["contender"] for row in rows if row["part"] == "sharing"} == {"support", "hybrid"}
     assert {row["test_eval"] for row in rows} == {"0", "1"}
     assert all(float(row["seed_steps_per_s"]) > 0 for row in rows)
     assert set(json.loads((out / "machine.json").read_text())["limits"]) == {"gflops", "gbs"}
@@ -250,7 +253,10 @@ def test_throughput_arithmetic_is_the_documented_one(throughput):
     assert throughput.arithmetic("dense", problem).flops == 2000 * (4 * 21 * 41 + 2 * 42)
     assert throughput.arithmetic("dense", problem, moments=2).bytes == 4 * 2000 * (2 * 21 + 9 * 42)
     assert throughput.arithmetic("support", problem).flops == 832 * (4 * 21 * 41 + 2 * 42)
-    assert throughput.arithmetic("feature_space", problem).bytes == 4 * 5 * 41 * 21
+    disjoint = dataclasses.replace(problem, supports="disjoint")
+    assert throughput.arithmetic("feature_space", disjoint).bytes == 4 * 5 * 41 * 21
+    assert throughput.arithmetic("hybrid", problem).bytes == 4 * (5 * 41 * (21 + 176) + 2 * 20 * 176)
+    assert throughput.arithmetic("hybrid", disjoint) == throughput.arithmetic("feature_space", disjoint)
     assert throughput.arithmetic("another", problem) is None
 
 

@@ -345,7 +345,7 @@ class Degree(NamedTuple):
 
 @undisturbed()
 def degree(transform: optax.GradientTransformation) -> Degree:
-    """Measures how a transform's updates scale with the whole gradient history: engine="feature_space" is built on it.
+    """Measures how a transform's updates scale with the whole gradient history: engine="hybrid" is built on it.
 
         u(c g_0, ..., c g_t) = sgn(c) |c|^p u(g_0, ..., g_t)
 

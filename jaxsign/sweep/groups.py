@@ -141,8 +141,9 @@ def make_groups(sweep: Sweep) -> list[Group]:
                 points: list, task: Task = task, hyper: Any = hyper, grid: Any = grid, label: Any = label
             ) -> Choice:
                 return choose_mode(
-                    task, grid.factory, points, hyper, sweep.shared, sweep.trainable, functions, label, pad
-                )
+                    task, grid.factory, points, hyper, sweep.shared, sweep.trainable, functions, label, pad,
+                    sweep.trajectory == "signs",
+                )  # fmt: skip
 
             for choice, optimizers in _by_mode(task, choose, list(zip(members, keywords))):
                 start = abstract_start(choice.mode.task, choice.case(hyper), sweep.shared)

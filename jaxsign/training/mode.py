@@ -109,6 +109,7 @@ def choose_mode(
     functions: bool = False,
     label: str | None = None,
     pad: bool = False,
+    weights: bool = False,
 ) -> Choice:
     """Chooses the first of a task's choices that is exact for every point of an optimizer, by running the optimizer.
 
@@ -122,6 +123,7 @@ def choose_mode(
       functions: whether functions of the parameters are observed: then a choice with other parameters is passed over.
       label: what to call the optimizer in messages; None: its factory's name.
       pad: whether a larger task's program may run it, which several tasks can share.
+      weights: whether the steps of weights are kept: then a choice with other parameters is passed over.
 
     Returns:
       Choice.
@@ -139,8 +141,9 @@ def choose_mode(
             _run(factory, point, parameters)  # an optimizer that fails anywhere fails here, with its own message
     reasons: list[str] = []
     for choice in choices:
-        if functions and choice.reduction.homogeneous and len(choices) > 1:
-            reasons.append(f"{choice.name}: functions of the weights are observed")
+        if (functions or weights) and choice.reduction.homogeneous and len(choices) > 1:
+            needed = "functions of the weights are observed" if functions else "signs of weights' steps are kept"
+            reasons.append(f"{choice.name}: {needed}")
             continue
         try:
             degrees, compact = _degrees(choice, runs), _compact(choice, runs)

@@ -28,6 +28,8 @@ from jaxsign.training.train import make_train
 
 #: Engines of js.two_layer, and the lane widths that each is tried at.
 ENGINES = {"dense": (1, 2, 4), "support": (1, 2, 8), "feature_space": (1, 8, 32, 128, 256)}
+#: Engines that are compared where patches share coordinates.
+SHARING = ("support", "hybrid")
 TEXTBOOK = (1, 2, 4)
 RUNS = PartitionSpec("run")
 

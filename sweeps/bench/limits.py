@@ -21,6 +21,7 @@ import jaxsign as js
 from jaxsign.compilation import compiler_options
 from jaxsign.store.environment import cores
 from jaxsign.systems.two_layer.model import COLUMNS
+from jaxsign.systems.two_layer.overlaps import shared_slots
 
 RUNS = PartitionSpec("run")
 
@@ -50,10 +51,12 @@ def arithmetic(engine: str, problem: js.Problem, moments: int = 0) -> Step | Non
     p, m = problem, problem.rows
     noise = p.n * p.patches
     patches, trained = 1 + noise, 2 * m + 2
-    if engine == "feature_space":
-        features = (2 * m + 1) * patches
-        flops = 6 * m * (3 * noise + 1) + 60 * noise + (3 + 6 * moments) * features
-        return Step(flops, 4 * (5 + 2 * moments) * features, 4 * (2 + moments) * features)
+    if engine in ("feature_space", "hybrid"):
+        slots = shared_slots(p, noise)
+        features = (2 * m + 1) * (patches + slots)
+        flops = 6 * m * (3 * noise + 1) + 60 * noise + 4 * noise * (2 * m + 1) * slots + (3 + 6 * moments) * features
+        moved = 4 * ((5 + 2 * moments) * features + 2 * noise * slots)
+        return Step(flops, moved, 4 * ((2 + moments) * features + noise * slots))
     if engine not in ("dense", "support"):
         return None
     columns = p.d if engine == "dense" else min(p.d, -(-(noise * p.s + 1) // COLUMNS) * COLUMNS)

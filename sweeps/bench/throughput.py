@@ -1,9 +1,10 @@
 """Seed-steps per second of the engines beside PyTorch and JAX + Optax as the field writes them: same work, one run.
 
-The work: the paper-like sizes with supports="disjoint" (feature_space needs that; the others do not care), full
-batches, 200 steps, the loss at every step, four scalars every 50 (train_loss, sign_agreement, mean s_21, value_signal)
-and, where it says so, test loss and test error on 1000 fresh examples. Compilation and drawing are outside the clock,
-in columns of their own. The alarm of `first_frozen_step`, which the library alone has, is left out.
+The work: the paper-like sizes with supports="disjoint" (feature_space needs that; the others do not care; the part
+"sharing" has independent supports), full batches, 200 steps, the loss at every step, four scalars every 50 (train_loss,
+sign_agreement, mean s_21, value_signal) and, where it says so, test loss and test error on 1000 fresh examples.
+Compilation and drawing are outside the clock, in columns of their own. The alarm of `first_frozen_step`, which the
+library alone has, is left out.
 
 Contenders (contenders.py). "pytorch": eager, one seed at a time, X as (n, 2, d), full W_V, autograd; a process a
 core with one thread each, and "pytorch, one process" with a thread a core. "textbook": the same model in JAX + Optax,
@@ -29,6 +30,9 @@ to 64 (support), M moments of the optimizer (SignGD, GD 0, Adam 2), 4 bytes a nu
                             + 60 n                 softmax and loss, an exponential counted as 10
                             + (3 + 6 M) F          update
                      bytes  4 (5 + 2 M) F          as above, without patches
+    hybrid           F = (2 m_k + 1) (P + S), S = 176 slots for shared coordinates
+                     flops  as feature_space, and 4 n (2 m_k + 1) S
+                     bytes  as feature_space, and 8 n S
 
     bound = min(GFLOP/s / flops, GB/s / bytes), from limits measured before and after, the higher ones
 
@@ -51,6 +55,8 @@ run after the other 92, since its 400 kB stay in the cache (`one_by_one` in jaxs
 over rows as a scan besides 75, which devices other than a CPU would pay for. Two products take 35 of them. A level
 costs two such evaluations a run. Drawing the supports of 1000 test patches with the patches along the last axis: 1.6
 instead of 2.4 milliseconds.
+
+Sharing: "support" and "hybrid" with independent supports, two lanes a device at the lane widths of `run_sweep`.
 
 Scans: seed-steps per second of the engines with SignGD over d, n, s, m_k, at the lane widths of `run_sweep`, and over
 devices (one device in a process of its own, where XLA may still use all cores inside an operation).
@@ -76,7 +82,7 @@ import contenders
 import jax
 import jax.numpy as jnp
 import numpy as np
-from contenders import ENGINES, OPTIMIZERS, TEXTBOOK, Draws, Engine, Lane, Torch, Work, devices_mesh
+from contenders import ENGINES, OPTIMIZERS, SHARING, TEXTBOOK, Draws, Engine, Lane, Torch, Work, devices_mesh
 from limits import arithmetic, machine, measure_limits, median_seconds
 
 import jaxsign as js
@@ -269,14 +275,15 @@ def cells(bench, work, optimizer, ladder, rivals):
         print(f"left out, since a repeat would take more than {CELL_SECONDS:g} s: {cut}")
 
 
-def point(bench, part, work, draws):
+def point(bench, part, work, draws, engines=ENGINES):
     """The engines at one problem, SignGD, two lanes a device at the lane widths of `run_sweep`."""
     calls, lanes = {}, {}
-    for name in ENGINES:
+    for name in engines:
         engine = Engine(work, name, OPTIMIZERS["SignGD"])
         step = arithmetic(name, work.problem)
         width = lane_width(int(step.state), bench.mesh.devices.flat[0].platform) if step else ENGINES[name][-1]
-        start = draws.first(2 * width * bench.mesh.size, engine.task, engine.degree)._replace(test=None)
+        start = draws.first(2 * width * bench.mesh.size, engine.task, engine.degree)
+        start = start if work.test else start._replace(test=None)
         lanes[name] = Lane(engine.run, start, width, bench.mesh, library=True)
         calls[name] = lanes[name].load(start)
         calls[name]()
@@ -287,6 +294,20 @@ def point(bench, part, work, draws):
         shown.append(f"{name} {rate:.0f} ({lane.width})")
     devices = f"{bench.mesh.size} device{'s' * (bench.mesh.size > 1)}"
     print(f"{part:>6s}: n={p.n} d={p.d} s={p.s} m_k={p.m_k}, {devices}: {', '.join(shown)}", flush=True)
+    return calls
+
+
+def sharing(bench):
+    """The engines that independent supports need, paper-like sizes, without and with test metrics."""
+    print("\nSignGD, patches that share coordinates: seed-steps/s (lane width)")
+    problem = dataclasses.replace(bench.work.problem, supports="independent")
+    for test in (False,) if bench.tiny else (False, True):
+        work = dataclasses.replace(bench.work, problem=problem, test=test)
+        calls = point(bench, "sharing", work, Draws(work, bench.mesh, test, SHARING), SHARING)
+        slow, fast = (row["seed_steps_per_s"] for row in bench.rows[-len(SHARING) :])
+        difference = agreement({name: call() for name, call in calls.items()})
+        metrics = "with" if test else "without"
+        print(f"  {metrics} test metrics {fast / slow:.2f} times; last losses differ by at most {difference:.1e}")
 
 
 def scans(bench):
@@ -364,9 +385,9 @@ def report(bench, limits):
     print("triad: " + ", ".join(f"{gbs:.0f} GB/s at {size / 2**20:g} MiB a device" for size, gbs in limits.gbs.items()))
     for row, step, width in bench.counted:
         row["fraction_of_bound"] = round(row["seed_steps_per_s"] / limits.bound(step, width), 4)
-    for name in ENGINES:
+    for name in (*ENGINES, "hybrid"):
         own = [each for each in bench.counted if each[0]["contender"] == name and each[0]["optimizer"] == "SignGD"]
-        own = [each for each in own if each[0]["part"] in ("table", "base")]
+        own = [each for each in own if each[0]["part"] in ("table", "base", "sharing")]
         if own:
             row, step, width = max(own, key=lambda each: each[0]["seed_steps_per_s"])
             bound = limits.bound(step, width)
@@ -400,6 +421,8 @@ def run(args):
         finally:
             for each in processes.values():
                 each.close()
+    if args.only in (None, "sharing"):
+        sharing(bench)
     if args.only in (None, "scans") and not args.tiny:
         scans(bench)
     if args.only in (None, "scans"):
@@ -428,7 +451,7 @@ def main(argv=None):
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes: a smoke test, no measurement")
     parser.add_argument("--devices", type=count, help="CPU devices, default one per core")
     parser.add_argument(
-        "--only", choices=["table", "scans", "base"], help="one part only; base: one point of the scans"
+        "--only", choices=["table", "sharing", "scans", "base"], help="one part only; base: one point of the scans"
     )
     args = parser.parse_args(argv)
     try:

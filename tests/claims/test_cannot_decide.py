@@ -370,7 +370,7 @@ def test_the_commands_let_a_defect_through(stored, tmp_path, monkeypatch):
 # Optimizers that are probed.
 
 
-@pytest.mark.parametrize("engine", ["dense", "support", "feature_space", "auto"])
+@pytest.mark.parametrize("engine", ["dense", "support", "feature_space", "hybrid", "auto"])
 @pytest.mark.parametrize("error", [ValueError, TypeError, KeyError], ids=lambda error: error.__name__)
 def test_what_a_factory_raises_is_its_own(engine, error, problem, hyper):
     def factory(learning_rate):

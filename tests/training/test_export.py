@@ -22,7 +22,8 @@ RUNS = 3
 @functools.cache
 def system(engine, overlap):
     """(task, jitted batch of `begin`, its abstract arguments, its abstract result, one run's numbers)."""
-    problem = js.Problem(n=5, d=90, s=4, m_k=3, m_v=2, n_test=6, supports="disjoint", overlap=overlap)
+    supports = "independent" if engine == "hybrid" else "disjoint"
+    problem = js.Problem(n=5, d=90, s=4, m_k=3, m_v=2, n_test=6, supports=supports, overlap=overlap)
     hyper = js.Hyper(sigma_p=2.0)
     task = js.two_layer(problem, engine=engine)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), RUNS))
@@ -39,7 +40,7 @@ def text_of(program, *arguments):
 
 SYSTEMS = [
     ("dense", "exact"), ("dense", "none"), ("support", "none"), ("feature_space", "exact"), ("feature_space", "none"),
-    ("feature_space_law", "exact"),
+    ("feature_space_law", "exact"), ("hybrid", "exact"), ("hybrid", "none"),
 ]  # fmt: skip
 
 
@@ -71,13 +72,14 @@ def loops(jaxpr, depth=0):
 DAILY = {
     ("dense", "exact", "sign_gd"), ("dense", "none", "adamw"), ("support", "none", "adam"),
     ("feature_space", "exact", "sign_gd"), ("feature_space", "none", "adam"), ("feature_space_law", "exact", "sgd"),
+    ("hybrid", "exact", "sign_gd"),
 }  # fmt: skip
 #: Their eps or temperature is comparable to gradients.
 NOT_HOMOGENEOUS = {"smooth_sign_gd", "adamw", "rmsprop"}
 CASES = [
     pytest.param(*case, marks=() if case in DAILY else pytest.mark.slow)
     for case in ((engine, overlap, name) for engine, overlap in SYSTEMS for name in FAMILIES)
-    if not ("feature_space" in case[0] and case[2] in NOT_HOMOGENEOUS)
+    if not (case[0] in ("feature_space", "feature_space_law", "hybrid") and case[2] in NOT_HOMOGENEOUS)
 ]
 
 

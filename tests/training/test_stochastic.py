@@ -437,7 +437,7 @@ TINY = {"learning_rate": 0.1, "eta": 1e-38}  # measured, this noise would pass f
 @pytest.mark.parametrize("keywords", [{"learning_rate": 0.1}, TINY], ids=["noise", "tiny noise"])
 def test_reduced_engines_refuse_noise_however_small_and_auto_passes_them_over(keywords):
     problem = js.Problem(n=4, d=60, s=5, m_k=3, m_v=3, n_test=10, supports="disjoint")
-    for engine in ("support", "feature_space"):
+    for engine in ("support", "feature_space", "hybrid"):
         with pytest.raises(
             ValueError, match="it draws random numbers, and a smaller set of parameters would get others"
         ):

@@ -144,6 +144,7 @@ def test_what_does_not_move_by_one_amplitude_is_refused_before_anything_is_writt
         "lion": (js.grid(optax.lion, learning_rate=[1e-3]), "dense", "lion"),  # for its weight decay
         "gd": (js.grid(optax.sgd, learning_rate=[0.1]), "dense", "sgd"),
         "feature": (js.grid(js.sign_gd, learning_rate=[1e-3]), "feature_space", "trained themselves"),
+        "hybrid": (js.grid(js.sign_gd, learning_rate=[1e-3]), "hybrid", "trained themselves"),
     }
     disjoint = dataclasses.replace(PROBLEM, supports="disjoint")
     for name, (optimizer, engine, words) in cases.items():
@@ -222,13 +223,13 @@ def test_snapshots_of_any_optimizer_are_raw(tmp_path, kind, steps):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["dense", "feature_space"])
+@pytest.mark.parametrize("engine", ["dense", "feature_space", "hybrid"])
 def test_features_of_any_optimizer_give_every_observable_of_the_training_set(tmp_path, engine):
     names = ["train_loss", "s11", "query_noise", "key_signal", "value_noise"]
     made = sweep(
         optimizers={"adam": js.grid(optax.adam, learning_rate=[1e-3], eps=[1e-16])},
         axes={"seed": 2}, trajectory="features", engine=engine, observables=names,
-        problem=dataclasses.replace(PROBLEM, supports="disjoint"),
+        problem=dataclasses.replace(PROBLEM, supports="independent" if engine == "hybrid" else "disjoint"),
     )  # fmt: skip
     ds = js.run_sweep(made, tmp_path / "out")
     again = js.replay(js.open_trajectory(tmp_path / "out"), names, record=1)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from jaxsign.systems import system
 from jaxsign.systems.two_layer import feature_task as features
 from jaxsign.systems.two_layer import task as tasks
+from jaxsign.systems.two_layer.overlaps import shared_slots
 from jaxsign.systems.two_layer.problem import OVERLAPS, Hyper, Problem
 from jaxsign.training.task import Task
 from jaxsign.validation.values import instance, known
@@ -15,11 +16,13 @@ from jaxsign.validation.values import instance, known
 @functools.cache
 def _auto(problem: Problem) -> Task:
     """The dense system, run by the fastest task that is exact for the optimizer: "auto"."""
-    choices = [tasks.dense(problem)]
-    if problem.n * problem.patches * problem.s + 1 < problem.d:  # otherwise every coordinate is active
+    choices, used = [tasks.dense(problem)], problem.n * problem.patches * problem.s + 1
+    if used < problem.d:  # otherwise every coordinate is active
         choices.insert(0, tasks.support(problem))
     if problem.supports == "disjoint":
         choices.insert(0, features.feature_space(problem))
+    elif 2 * shared_slots(problem, problem.n * problem.patches) < min(used, problem.d):  # else as many as are active
+        choices.insert(0, features.hybrid(problem))
     dense = tasks.dense(problem)
     reduction = dataclasses.replace(dense.reduction, choices=tuple(choices))
     return dataclasses.replace(dense, reduction=reduction, name="two_layer_auto")
@@ -28,6 +31,7 @@ def _auto(problem: Problem) -> Task:
 ENGINES: dict[str, Callable[[Problem], Task]] = {
     "dense": tasks.dense,
     "support": tasks.support,
+    "hybrid": features.hybrid,
     "feature_space": features.feature_space,
     "feature_space_law": functools.partial(features.feature_space, law=True),
     "auto": _auto,
@@ -42,10 +46,12 @@ def two_layer(problem: Problem, engine: str = "dense", overlap: str | None = Non
       problem: a Problem.
       engine: "dense" trains all d coordinates with any optimizer; "support" trains only the coordinates that training
         patches use, exact for optimizers that move each coordinate by its own gradients and decoupled weight decay;
-        "feature_space" trains the inner products with the patches, exact for disjoint supports and optimizers that are
-        odd and homogeneous as well. All three train on the same draws of a seed and refuse other optimizers. "auto"
-        picks the fastest of the three that is exact for the optimizer. "feature_space_law" draws the inner products
-        themselves: equal to the others in distribution only, and its cost does not depend on d.
+        "hybrid" trains the inner products with the patches on each patch's own coordinates and the weights of the
+        coordinates that several patches share, exact for optimizers that are odd and homogeneous as well;
+        "feature_space" is "hybrid" for disjoint supports, which share none. All four train on the same draws of a seed
+        and refuse other optimizers. "auto" picks the fastest of the four that is exact for the optimizer.
+        "feature_space_law" draws the inner products themselves: equal to the others in distribution only, and its cost
+        does not depend on d; it needs disjoint supports.
       overlap: "exact" or "none", replaces problem.overlap; None keeps it.
 
     Returns:

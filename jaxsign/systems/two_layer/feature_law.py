@@ -152,7 +152,7 @@ def to_features(
         mixing = mixing_matrix(drawn, owner, value, training.metric, degree)
         norms = jnp.sum(noise * noise, axis=1)
         conditional = mixing_matrix(drawn, owner, value, norms, jnp.ones((), norms.dtype))
-        square = square - jnp.sum(conditional * conditional * norms[None], axis=1).reshape(square.shape)
+        square = square - jnp.sum(conditional * conditional * norms[:, None], axis=0).reshape(square.shape)
     spread = jnp.sqrt(jnp.maximum(square, 0)) * hyper.sigma_0
     rows = problem.rows
 
@@ -161,7 +161,7 @@ def to_features(
         if mixing is None:
             return fresh
         flat = inner.noise.reshape(*inner.noise.shape[:-2], -1)
-        return fresh + jnp.matmul(flat, (conditional - mixing).T, precision=HIGHEST).reshape(fresh.shape)
+        return fresh + jnp.matmul(flat, conditional - mixing, precision=HIGHEST).reshape(fresh.shape)
 
     z = test.standard
     tests = FeatureTest(

@@ -1,4 +1,4 @@
-"""The two-layer system in feature space as a Task: from the dense draws of a seed, or drawn in distribution."""
+"""The two-layer system in feature space as a Task: from the draws of a seed, some coordinates shared, or in law."""
 
 import dataclasses
 import functools
@@ -11,7 +11,8 @@ from jaxsign.systems.two_layer import data as signal_noise
 from jaxsign.systems.two_layer import feature_law, underflow
 from jaxsign.systems.two_layer import model as two_layer
 from jaxsign.systems.two_layer.feature_gradient import value_and_gradient
-from jaxsign.systems.two_layer.features import FeatureData, FeatureParams, Inner, to_features
+from jaxsign.systems.two_layer.features import FeatureData, FeatureParams, Inner, moving, to_features
+from jaxsign.systems.two_layer.overlaps import shared_slots
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 from jaxsign.systems.two_layer.task import check_hyper, dense, mini_batches, with_coordinates
 from jaxsign.training.task import Padding, Reduction, Task
@@ -58,14 +59,43 @@ def feature_space(problem: Problem, law: bool = False) -> Task:
     References:
       Derived here from the model of arXiv 2410.04870.
     """
+    name = "feature_space_law" if law else "feature_space"
     if problem.supports != "disjoint":
         raise ValueError(
-            f'engine="{_name(law)}" needs supports="disjoint", got supports={problem.supports!r}: where patches share '
-            'coordinates the dynamics do not close on inner products; use engine="support"'
+            f'engine="{name}" needs supports="disjoint", got supports={problem.supports!r}: where patches share '
+            'coordinates the dynamics do not close on inner products; use engine="hybrid"'
         )
+    return _task(problem, name, law)
+
+
+@functools.cache
+def hybrid(problem: Problem) -> Task:
+    """The dense system, trained on features of each patch's own coordinates and on the weights of shared coordinates.
+
+        own:    <w,xi_i>_own <- <w,xi_i>_own + sum_(j own) |xi_ij|^(1+p) u(dL/d<w,xi_i>)
+        shared: w_j <- w_j + u(sum_i xi_ij dL/d<w,xi_i>)
+
+    Exact for all supports and the optimizers of `feature_space`, which it is where supports are disjoint. The weights
+    have S slots, see `jaxsign.systems.two_layer.overlaps.shared_slots`; a seed whose shared coordinates do not fit,
+    which is practically impossible, is NaN and diverged from step 0. Parameters are FeatureParams.
+
+    Args:
+      problem: shapes.
+
+    Returns:
+      The Task; equal problems give the identical object.
+
+    References:
+      Derived here from the model of arXiv 2410.04870.
+    """
+    return _task(problem, "hybrid", False)
+
+
+def _task(problem: Problem, name: str, law: bool) -> Task:
+    """A task in feature space, and the larger one that runs it where several n share a program."""
     # The program depends on n only through the number of slots; the true count is traced.
     shapes = dataclasses.replace(problem, n=1, batch_size=None)
-    slots, n = functools.partial(_slots, shapes, law, batch_size=problem.batch_size), problem.n
+    slots, n = functools.partial(_slots, shapes, name, law, batch_size=problem.batch_size), problem.n
 
     def case(hyper: Hyper) -> CountedHyper:
         return CountedHyper(**{name: getattr(hyper, name) for name in field_names(Hyper)}, count=float(n))
@@ -80,21 +110,19 @@ def feature_space(problem: Problem, law: bool = False) -> Task:
     )
 
 
-def _name(law: bool) -> str:
-    return "feature_space_law" if law else "feature_space"
-
-
 @functools.cache
-def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int | None) -> Task:
+def _slots(shapes: Problem, name: str, law: bool, size: int, *, full: bool, batch_size: int | None) -> Task:
     """The task with `size` slots for examples.
 
     Args:
       shapes: the problem, its n and batch_size aside.
+      name: of the engine.
       law: whether features are drawn in distribution.
       size: slots for examples.
       full: whether all slots hold an example; otherwise hyper.count says how many do.
       batch_size: examples of a mini-batch, or None.
     """
+    shared = shared_slots(shapes, size * shapes.patches)
 
     def room(hyper: Any) -> signal_noise.PaddedSize:
         return signal_noise.PaddedSize(size, size if full else hyper.count)
@@ -102,7 +130,8 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
     def prepare(data: Any, test: Any, params: Any, hyper: Any, degree: Array) -> tuple[Any, Any, Any]:
         if law:
             return feature_law.to_features(data, test, params, shapes, hyper, degree)
-        return to_features(data, with_coordinates(shapes, data, test), params, degree, shapes.overlap == "exact")
+        overlap, test = shapes.overlap == "exact", with_coordinates(shapes, data, test)
+        return to_features(data, test, params, degree, overlap, shared)
 
     def init(key: Array, data: Any, hyper: Any) -> Any:
         return feature_law.init(key, shapes, data, hyper) if law else two_layer.init(key, shapes, hyper)
@@ -119,11 +148,13 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
         if gradient is None:  # only signs are computed, from logarithms
             return dict.fromkeys(underflow.QUANTITIES, jnp.zeros((), bool))
         used, value = jnp.repeat(batch.weight > 0, shapes.patches), params.w_v
+        if batch.shared is not None:
+            used = jnp.concatenate([used, jnp.any((batch.shared != 0) & used[:, None], 0)])
         matrices = [
             _matrix(slope, weights)
             for slope, weights in zip((gradient.w_q, gradient.w_k, gradient.w_v), (params.w_q, params.w_k, value))
         ]
-        largest = jnp.maximum(jnp.max(jnp.abs(value.noise)), jnp.abs(value.signal))
+        largest = jnp.maximum(jnp.max(jnp.abs(moving(value))), jnp.abs(value.signal))
         tie = largest < jnp.finfo(largest.dtype).eps  # margins may all be 0
         return underflow.frozen(matrices, used, tie, shapes.kernel, hyper.residual)
 
@@ -145,8 +176,8 @@ def _slots(shapes: Problem, law: bool, size: int, *, full: bool, batch_size: int
         watch=underflow.alarms(alarm),
         validate=None,
         problem=None,
-        name=f"two_layer_{_name(law)}",
-        reduction=Reduction(homogeneous=True, project=lambda params, data: params),
+        name=f"two_layer_{name}",
+        reduction=Reduction(homogeneous=True, project=two_layer.seen if shared else lambda params, data: params),
     )
 
 
@@ -155,4 +186,5 @@ def _matrix(gradient: Inner, weights: Inner) -> underflow.MatrixGradient:
     nonzero = jnp.any(weights.signal != 0)
     if gradient.signal is None:
         return underflow.MatrixGradient(None, None, nonzero)
-    return underflow.MatrixGradient(gradient.noise.reshape(gradient.signal.size, -1), gradient.signal, nonzero)
+    columns = moving(gradient)
+    return underflow.MatrixGradient(columns.reshape(gradient.signal.size, -1), gradient.signal, nonzero)

@@ -1,6 +1,8 @@
 """How does the two-layer transformer look in feature space, where parameters are inner products with the patches?"""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,22 +10,28 @@ import jax.numpy as jnp
 
 from jaxsign.systems.two_layer.data import TestSet, TrainingSet
 from jaxsign.systems.two_layer.model import HIGHEST, AnyWeights, Features
+from jaxsign.systems.two_layer.overlaps import shared_coordinates
 from jaxsign.validation.values import field_names
 
 Array = jax.Array
 
 
 class Inner(NamedTuple):
-    """Inner products of one weight matrix with the patches."""
+    """Inner products of one weight matrix with the patches, coordinates of several patches aside."""
 
     signal: Array  # (rows,) <w, e_1>; () for the value vector
-    noise: Array  # (rows, n, context-1) <w, xi> without coordinate 0; (n, context-1) for the value vector
+    noise: Array  # (rows, n, context-1) <w, xi> on the patch's own coordinates; (n, context-1) for the value vector
     kept: Array  # () the factor by which weight decay has shrunk the initial weights: a parameter with gradient 0
+    shared: Array | None = None  # (rows, S) weights on the coordinates of several patches; (S,) for the value vector
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureParams:
-    """Inner products of the weights with the patches; when supports are disjoint, training moves nothing else.
+    """Inner products of the weights with the patches on each patch's own coordinates, and the weights on shared ones.
+
+        <w, xi_i> = noise_i + sum_(c shared) xi_ic w_c      (coordinate 0 aside)
+
+    Training moves nothing else. With disjoint supports no coordinate is shared, and `shared` is None.
 
     Args:
       w_q: query features.
@@ -41,28 +49,46 @@ class FeatureParams:
     heads: int = 1
 
     def features(self, data: "FeatureData") -> Features:
-        """Features of the training examples: the parameters themselves, and the feature noise along e_1."""
+        """Features of the training examples: their inner products, and the feature noise along e_1."""
         shift = (data.alpha * data.mu * data.y_clean)[:, None]
-        (q_mu, q, _), (k_mu, k, _), (v_mu, v, _) = self.w_q, self.w_k, self.w_v
+        q_mu, k_mu, v_mu = self.w_q.signal, self.w_k.signal, self.w_v.signal
+        q, k, v = self.noise(data)
         rows = (slice(None), None, None)
         return Features(q_mu, k_mu, v_mu, q - q_mu[rows] * shift[None], k - k_mu[rows] * shift[None], v - v_mu * shift)
+
+    def noise(self, data: "FeatureData") -> tuple[Array, Array, Array]:
+        """Inner products of queries, keys and values with the noise patches, coordinate 0 left out."""
+        columns = data.shared
+
+        def whole(inner: Inner) -> Array:
+            if columns is None or inner.shared is None:
+                return inner.noise
+            return inner.noise + jnp.matmul(inner.shared, columns.T, precision=HIGHEST).reshape(inner.noise.shape)
+
+        return whole(self.w_q), whole(self.w_k), whole(self.w_v)
 
     def fresh_features(self, test: "FeatureTest") -> Features:
         """Features of fresh examples: their decayed start, and the motion of the training patches that they overlap."""
         shift = (test.alpha * test.mu * test.y)[:, None]
+        parts = self.w_q, self.w_k, self.w_v
+        rest = test.rest_q, test.rest_k, test.rest_v
+        noise = tuple(inner.kept * fixed for inner, fixed in zip(parts, rest))
+        if test.mixing is not None:
+            noise = jax.tree.map(jnp.add, noise, _products(list(map(moving, parts)), test.mixing, rest))
 
-        def moved(inner: Inner, rest: Array) -> Array:
-            noise = inner.kept * rest
-            if test.mixing is not None:
-                flat = inner.noise.reshape(*inner.noise.shape[:-2], -1)
-                noise = noise + jnp.matmul(flat, test.mixing.T, precision=HIGHEST).reshape(noise.shape)
-            signal = inner.signal.reshape((*inner.signal.shape, 1, 1))
-            return noise - signal * shift.reshape((1,) * (noise.ndim - 2) + shift.shape)
+        def along(noise: Array, signal: Array) -> Array:
+            return noise - signal.reshape((*signal.shape, 1, 1)) * shift.reshape((1,) * (noise.ndim - 2) + shift.shape)
 
-        return Features(
-            self.w_q.signal, self.w_k.signal, self.w_v.signal,
-            moved(self.w_q, test.rest_q), moved(self.w_k, test.rest_k), moved(self.w_v, test.rest_v),
-        )  # fmt: skip
+        signals = tuple(inner.signal for inner in parts)
+        return Features(*signals, *map(along, noise, signals))
+
+
+def _products(matrices: Sequence[Array], columns: Array, like: Sequence[Array]) -> tuple[Array, ...]:
+    """Every matrix (rows, C) or vector (C,) times columns, (C, patches), in the shapes of `like`: one product."""
+    rows = [jnp.atleast_2d(matrix) for matrix in matrices]
+    product = jnp.matmul(jnp.concatenate(rows), columns, precision=HIGHEST)
+    ends = itertools.accumulate(len(each) for each in rows)
+    return tuple(product[end - len(each) : end].reshape(x.shape) for end, each, x in zip(ends, rows, like))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +101,11 @@ class FeatureData:
       signal_slot: (n,) int32.
       mu: (), norm of the signal patch.
       alpha: (), feature noise.
-      metric: (n, context-1), sum_j |xi_j|^(1+p): the change of <w, xi> by one unit of update.
+      metric: (n, context-1), sum_j |xi_j|^(1+p) over the patch's own coordinates: the change of <w, xi> there by one
+        unit of update.
       value_metric: (), 2/m_v^p: the change of the value vector by one unit of update.
       weight: (n,), share of each example in the mean loss; 0 for padding.
+      shared: (n*(context-1), S), the noise patches on the coordinates that several of them use; None if there are none.
     """
 
     y: Array
@@ -88,26 +116,31 @@ class FeatureData:
     metric: Array
     value_metric: Array
     weight: Array
+    shared: Array | None = None
 
     def scale(self, heads: int) -> FeatureParams:
-        """The metric of every parameter, with 1 for the products with e_1."""
-        one = jnp.ones((), self.metric.dtype)
-        rows = Inner(one[None], self.metric[None], one)
-        return FeatureParams(rows, rows, Inner(self.value_metric, self.value_metric * self.metric, one), heads)
+        """The metric of every parameter, with 1 for the products with e_1 and for weights."""
+        one, per_value, some = jnp.ones((), self.metric.dtype), self.value_metric, self.shared is not None
+        rows = Inner(one[None], self.metric[None], one, one[None, None] if some else None)
+        values = Inner(per_value, per_value * self.metric, one, per_value[None] if some else None)
+        return FeatureParams(rows, rows, values, heads)
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureTest:
     """A test set in feature space: no array of size d.
 
-        <w, xi'>_t = kept_t rest + sum_i C_ji <w, xi_i>_t,   rest = <w, xi'>_0 - sum_i C_ji <w, xi_i>_0
+        <w, xi'_j>_t = kept_t rest_j + sum_i C_ij noise_it + sum_(c shared) xi'_jc w_ct
+
+    with rest_j = <w, xi'_j>_0 less both sums at t = 0, coordinate 0 aside.
 
     Args:
       rest_q: (rows, n_test, context-1).
       rest_k: (rows, n_test, context-1).
       rest_v: (n_test, context-1).
-      mixing: (n_test*(context-1), n*(context-1)), C_ji = sum_c xi'_jc sgn(xi_ic)|xi_ic|^p / sum_c |xi_ic|^(1+p); None
-        if no coordinate is shared.
+      mixing: (n*(context-1) + S, n_test*(context-1)), C_ij = sum_c xi'_jc sgn(xi_ic)|xi_ic|^p / sum_c |xi_ic|^(1+p)
+        over the coordinates c of training patch i alone, and below it xi'_jc on the shared ones; None if test patches
+        use no coordinate of a training patch.
       y: (n_test,) labels.
       mu: ().
       alpha: ().
@@ -129,44 +162,64 @@ for _record in (FeatureData, FeatureTest):
 jax.tree_util.register_dataclass(FeatureParams, data_fields=["w_q", "w_k", "w_v"], meta_fields=["heads"])
 
 
+def moving(inner: Inner) -> Array:
+    """What training moves of a matrix, coordinate 0 left out: its features, then its weights on shared coordinates."""
+    flat = inner.noise.reshape(*inner.noise.shape[:-2], -1)
+    return flat if inner.shared is None else jnp.concatenate([flat, inner.shared], -1)
+
+
 def to_features(
-    data: TrainingSet, test: TestSet, params: AnyWeights, degree: Array, shared: bool
+    data: TrainingSet, test: TestSet, params: AnyWeights, degree: Array, overlap: bool, slots: int = 0
 ) -> tuple[FeatureData, FeatureTest, FeatureParams]:
     """Maps dense draws to feature space, for an optimizer of degree p.
 
     Args:
-      data: training set with disjoint supports.
+      data: training set.
       test: test set with coordinates.
       params: initial weights.
       degree: p, (); may be traced.
-      shared: whether test patches may share coordinates with training patches.
+      overlap: whether test patches may use coordinates of training patches.
+      slots: S, at least the number of coordinates that several training patches use; 0 for disjoint supports.
 
     Returns:
-      (FeatureData, FeatureTest, FeatureParams) of the same run.
+      (FeatureData, FeatureTest, FeatureParams) of the same run. Parameters are NaN if S slots do not hold the shared
+      coordinates, so that the run ends as diverged at step 0.
     """
-    dense, alpha = params.features(data), test.alpha
+    where = shared_coordinates(data, slots) if slots else None
+    own = data if where is None else dataclasses.replace(data, basis=jnp.where(where.slot < slots, 0, data.basis))
+    dense, alpha = params.features(own), test.alpha
     kept = jnp.ones((), alpha.dtype)
     shift = jnp.where(data.weight > 0, alpha * data.mu * data.y_clean, 0)[:, None]
 
-    def along(noise: Array, signal: Array, shift: Array) -> Array:
-        """The part of <w, xi> off coordinate 0."""
-        return noise + signal.reshape((*signal.shape, 1, 1)) * shift.reshape((1,) * signal.ndim + shift.shape)
+    def inner(noise: Array, signal: Array, weights: Array) -> Inner:
+        """Features and weights of a matrix, the features without coordinate 0."""
+        noise = noise + signal.reshape((*signal.shape, 1, 1)) * shift.reshape((1,) * signal.ndim + shift.shape)
+        if where is None:
+            return Inner(signal, noise, kept)
+        signal = jnp.where(where.fit, signal, jnp.nan)
+        return Inner(signal, noise, kept, jnp.where(where.used, weights[..., where.coordinate], 0))
 
     features = FeatureParams(
-        Inner(dense.q_mu, along(dense.q, dense.q_mu, shift), kept),
-        Inner(dense.k_mu, along(dense.k, dense.k_mu, shift), kept),
-        Inner(dense.v_mu, along(dense.v, dense.v_mu, shift), kept),
+        inner(dense.q, dense.q_mu, params.query()),
+        inner(dense.k, dense.k_mu, params.key()),
+        inner(dense.v, dense.v_mu, params.value()),
         heads=params.heads,
     )
-    training = feature_data(data, alpha, params.full().w_v.shape[1], degree)
+    training = feature_data(own, alpha, params.full().w_v.shape[1], degree)
+    if where is not None:
+        columns = jnp.where(where.used, data.basis[1:, where.coordinate], 0)
+        training = dataclasses.replace(training, shared=columns)
     fresh = params.fresh_features(dataclasses.replace(test, alpha=jnp.zeros_like(alpha)))
-    mixing = mixing_matrix(test, *_owners(data, test), training.metric, degree) if shared else None
+    mixing = None
+    if overlap:
+        mixing = mixing_matrix(test, *_owners(own, test), training.metric, degree)
+        if where is not None:
+            mixing = jnp.concatenate([mixing, _shared_values(test, where.slot, slots)])
 
     def rest(fresh: Array, inner: Inner) -> Array:
         if mixing is None:
             return fresh
-        flat = inner.noise.reshape(*inner.noise.shape[:-2], -1)
-        return fresh - jnp.matmul(flat, mixing.T, precision=HIGHEST).reshape(fresh.shape)
+        return fresh - jnp.matmul(moving(inner), mixing, precision=HIGHEST).reshape(fresh.shape)
 
     tests = FeatureTest(
         rest(fresh.q, features.w_q), rest(fresh.k, features.w_k), rest(fresh.v, features.w_v),
@@ -195,7 +248,7 @@ def feature_data(data: Any, alpha: Array, m_v: int, degree: Array) -> FeatureDat
 
 
 def mixing_matrix(test: Any, owner: Array, value: Array, metric: Array, degree: Array) -> Array:
-    """C of `FeatureTest`: with disjoint supports at most one training patch owns a coordinate.
+    """C of `FeatureTest`: at most one training patch owns a coordinate.
 
     Args:
       test: a record with values (n_test, context-1, s).
@@ -205,13 +258,21 @@ def mixing_matrix(test: Any, owner: Array, value: Array, metric: Array, degree: 
       degree: p, ().
 
     Returns:
-      (n_test*(context-1), n*(context-1)).
+      (n*(context-1), n_test*(context-1)): products along the last axis are the fastest.
     """
     flat = metric.reshape(-1)
     weight = test.values.reshape(owner.shape) * jnp.sign(value) * jnp.abs(value) ** degree
     weight = jnp.where(value == 0, 0, weight / flat[owner])  # padding has metric 0, and owns nothing
-    row = jnp.broadcast_to(jnp.arange(owner.shape[0], dtype=jnp.int32)[:, None], owner.shape)
-    return jnp.zeros((owner.shape[0], flat.size), weight.dtype).at[row, owner].add(weight)
+    fresh = jnp.broadcast_to(jnp.arange(owner.shape[0], dtype=jnp.int32)[:, None], owner.shape)
+    return jnp.zeros((flat.size, owner.shape[0]), weight.dtype).at[owner, fresh].add(weight)
+
+
+def _shared_values(test: TestSet, slot: Array, slots: int) -> Array:
+    """Values of the test patches on the shared coordinates, (S, n_test*(context-1))."""
+    values = test.values.reshape(-1, test.values.shape[-1])
+    fresh = jnp.broadcast_to(jnp.arange(values.shape[0], dtype=jnp.int32)[:, None], values.shape)
+    place = slot[test.indices.reshape(values.shape)]
+    return jnp.zeros((slots, values.shape[0]), values.dtype).at[place, fresh].set(values, mode="drop")
 
 
 def _owners(data: TrainingSet, test: TestSet) -> tuple[Array, Array]:

@@ -101,7 +101,7 @@ def test_auto_picks_the_fastest_exact_engine_of_every_group_and_says_why():
     np.testing.assert_allclose(ds["train_loss"], dense["train_loss"], rtol=2e-4)
     mixed = dataclasses.replace(made, axes={"supports": ["disjoint", "independent"]})
     chosen = [group.choice.task.name for group in make_groups(mixed)]
-    assert chosen[3:] == ["two_layer_support", "two_layer_support", "two_layer"]
+    assert chosen[3:] == ["two_layer_hybrid", "two_layer_support", "two_layer"]
 
 
 def whole(params, data, test, hyper):

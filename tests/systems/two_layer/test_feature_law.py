@@ -56,7 +56,7 @@ def test_a_test_patch_is_tied_to_the_training_patches_it_overlaps_as_its_weights
     problem = dataclasses.replace(PROBLEM, m_k=40, n_test=30, d=30, n=2, s=9)  # half of every patch is shared
     start = starts(problem, "feature_space_law", 40, 1.0)
     features = np.asarray(start.params.w_q.noise, float)[..., 0]  # (seed, row, n)
-    rest, mixing = np.asarray(start.test.rest_q, float)[..., 0], np.asarray(start.test.mixing, float)
+    rest, mixing = np.asarray(start.test.rest_q, float)[..., 0], np.asarray(start.test.mixing, float).swapaxes(1, 2)
     fresh = rest + np.einsum("srn,sjn->srj", features, mixing)
     # Rows are draws of the weights: the covariance with the training features is what overlap makes it.
     product = np.einsum("srj,srn->sjn", fresh, features) / problem.rows

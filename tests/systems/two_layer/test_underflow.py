@@ -221,7 +221,8 @@ def rings(task, params, data, hyper, gradient=None):
 
 def started(engine="dense", **changes):
     """A task, the weights of its start in the form that is trained, and its data."""
-    problem = dataclasses.replace(PROBLEM, **changes)
+    shared = {"supports": "independent", "d": 40} if engine == "hybrid" else {}  # most coordinates have several users
+    problem = dataclasses.replace(PROBLEM, **shared, **changes)
     task, hyper = js.two_layer(problem, engine=engine), jax.tree.map(jnp.asarray, HYPER)
     start = begin(task, jax.random.key(0), hyper, None, jnp.ones(()))
     params = start.params
@@ -230,7 +231,7 @@ def started(engine="dense", **changes):
     return task, params, start.data, hyper
 
 
-@pytest.mark.parametrize("engine", ["dense", "support", "feature_space"])
+@pytest.mark.parametrize("engine", ["dense", "support", "feature_space", "hybrid"])
 @pytest.mark.parametrize(("kernel", "context"), [("softmax", 2), ("softmax", 3), ("gaussian", 2), ("linear", 2)])
 def test_every_engine_and_kernel_has_an_alarm_for_every_quantity(engine, kernel, context):
     task, params, data, hyper = started(engine, kernel=kernel, context=context)
@@ -265,12 +266,12 @@ def test_noise_and_signal_are_told_apart():
 
 def test_an_alarm_says_when_the_loss_is_gone():
     """A large value vector fits every label: p_i underflows, and everything that is trained freezes."""
-    for engine in ("dense", "support", "feature_space"):
+    for engine in ("dense", "support", "feature_space", "hybrid"):
         task, params, data, hyper = started(engine)
         y = np.asarray(data.y)
         shift = 1e5 if WIDE else 1e3
-        if engine == "feature_space":
-            value = Inner(params.w_v.signal, params.w_v.noise + shift * y[:, None], params.w_v.kept)
+        if engine in ("feature_space", "hybrid"):
+            value = params.w_v._replace(noise=params.w_v.noise + shift * y[:, None])
             params = dataclasses.replace(params, w_v=value)
             gradient = task.gradient(params, data, hyper, False)[1]
         else:
@@ -296,10 +297,11 @@ def test_values_alone_ring_for_values_alone():
         assert run.watch[f"first_frozen_{name}"] == -1
 
 
-@pytest.mark.parametrize("engine", ["support", "feature_space"])
+@pytest.mark.parametrize("engine", ["support", "feature_space", "hybrid"])
 def test_optimizers_that_read_magnitudes_freeze_and_say_so(engine):
-    """Signum reads magnitudes, which underflow in every engine; in feature space SignGD's signs do not."""
-    task, steps = js.two_layer(PROBLEM, engine=engine), 400
+    """Signum reads magnitudes, which underflow in every engine; SignGD's signs do not where features are trained."""
+    supports = "independent" if engine == "hybrid" else "disjoint"
+    task, steps = js.two_layer(dataclasses.replace(PROBLEM, supports=supports), engine=engine), 400
     trained = [js.train(jax.random.key(0), task, HYPER, one(1e-1 if WIDE else 3e-2), steps=steps, record=steps)
                for one in (lambda rate: js.signum(rate, beta=0.5), js.sign_gd)]  # fmt: skip
     for run, magnitudes in zip(trained, (True, engine == "support")):

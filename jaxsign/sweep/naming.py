@@ -148,8 +148,11 @@ def _results(group: Any, recorded: Any) -> dict[str, Mapping[str, Any]]:
         if name in trace:
             names.different([("observable", name), ("constant", name)])
 
+    # Known when it is traced, as in the sweep's own program; without a summary nobody asks.
+    steps = jnp.asarray(recorded) if sweep.summary is not None else None
+
     def summary(constants: Any, trace: Any) -> dict[str, Any]:
-        return outputs("summary", sweep.summary({**constants, **trace, "step": jnp.asarray(recorded)}))
+        return outputs("summary", sweep.summary({**constants, **trace, "step": steps}))
 
     last = jax.eval_shape(summary, start.constants, trace) if sweep.summary else {}
     parts: dict[str, Mapping[str, Any]] = {

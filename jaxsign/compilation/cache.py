@@ -54,6 +54,7 @@ class _State:
     users = 0
     folder = Path()
     before: dict[str, object] = {}  # noqa: RUF012
+    silence: object = None  # the filter of JAX's warnings
 
 
 _TURN, _STATE = threading.Lock(), _State()
@@ -87,12 +88,16 @@ def _switch_on() -> bool:
     _STATE.folder, _STATE.before = folder, {name: getattr(settings, name) for name in wanted}
     _configure(wanted)
     warnings.filterwarnings("ignore", UNUSABLE)
+    _STATE.silence = warnings.filters[0]
     return True
 
 
 def _switch_off() -> None:
     """Restores JAX's settings, seals new programs and removes the oldest."""
     _configure(_STATE.before)
+    filters: Any = warnings.filters
+    with contextlib.suppress(ValueError):  # the user has removed it
+        filters.remove(_STATE.silence)
     with contextlib.suppress(OSError):
         if _seal(_STATE.folder):
             _remove_oldest(_STATE.folder.parent)

@@ -37,9 +37,10 @@ def programs(root):
 
 
 def test_a_program_is_written_once_and_read_again(root, capfd):
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    before, filters = jax.config.jax_persistent_cache_min_compile_time_secs, list(warnings.filters)
     with kept_on_disk():
         first = compiled()
+    assert warnings.filters == filters
     written = programs(root)
     assert written
     assert [path.parent.name for path in root.glob("*/*")] == [cache.machine()] * 2 * len(written)

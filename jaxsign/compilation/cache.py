@@ -65,18 +65,17 @@ def _switch_on() -> bool:
     settings: Any = jax.config
     if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return False
-    root = _root()
-    if root is None:
-        return False
-    folder = root / machine()
     try:
-        new = not root.exists()
+        root = _root()
+        if root is None:
+            return False
+        folder, new = root / machine(), not root.exists()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         mine = not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
         if not mine or not os.access(folder, os.W_OK):
             return False
         _drop_damaged(str(folder))
-    except OSError:
+    except (OSError, RuntimeError, ValueError):  # no such folder can be made, read or, without a home, named
         return False
     if new:
         say(f"compiled programs are kept in {root}, at most {LIMIT // 2**20} MiB; {VARIABLE}=off keeps none")
@@ -94,7 +93,9 @@ def _switch_on() -> bool:
 
 def _switch_off() -> None:
     """Restores JAX's settings, seals new programs and removes the oldest."""
-    _configure(_STATE.before)
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir == str(_STATE.folder):  # else the user has set up a cache meanwhile
+        _configure(_STATE.before)
     filters: Any = warnings.filters
     with contextlib.suppress(ValueError):  # the user has removed it
         filters.remove(_STATE.silence)
@@ -140,15 +141,18 @@ def machine() -> str:
 def _drop_damaged(folder: str) -> None:
     """Removes programs that are not what was written, once in a process: damaged code would run in silence."""
     for program in Path(folder).glob(f"*{PROGRAM}"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it
             seal = _digest_file(program)
-            if not seal.exists() or seal.read_text() != _digest(program):
-                seal.unlink(missing_ok=True)
+            if not seal.exists() or seal.read_bytes() != _digest(program).encode():
                 program.unlink()
+                seal.unlink(missing_ok=True)
 
 
 def _seal(folder: Path) -> bool:
-    """Writes the digests of new programs; whether there are any."""
+    """Writes the digests of new programs; whether there are any.
+
+    One that another process is still writing gets a digest that it will not have: it is compiled once more.
+    """
     new = [program for program in folder.glob(f"*{PROGRAM}") if not _digest_file(program).exists()]
     for program in new:
         _digest_file(program).write_text(_digest(program))
@@ -156,8 +160,9 @@ def _seal(folder: Path) -> bool:
 
 
 def _remove_oldest(root: Path) -> None:
-    """Removes the oldest programs beyond LIMIT."""
-    programs = sorted(root.glob(f"*/*{PROGRAM}"), key=lambda program: program.stat().st_mtime)
+    """Removes the oldest programs beyond LIMIT: of folders that are named as `machine` does, and with a digest."""
+    ours = [p for p in root.glob(f"jax-*-*-{'[0-9a-f]' * 12}/*{PROGRAM}") if _digest_file(p).exists()]
+    programs = sorted(ours, key=lambda program: program.stat().st_mtime)
     excess = sum(program.stat().st_size for program in programs) - LIMIT
     for program in programs:
         if excess <= 0:

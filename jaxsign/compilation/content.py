@@ -3,11 +3,10 @@
 import dataclasses
 import enum
 import functools
-import inspect
 import sys
 import sysconfig
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -71,49 +70,70 @@ def content(*values: Any) -> Hashable | None:
         return None
 
 
+#: Packages whose code is known not to change while a process runs. Others may read settings of the user.
+TRUSTED = (*PACKAGES, "numpy", "chex")
+#: Types whose values are compared by their text, which tells -0.0 from 0.0, and for which nan is nan.
+PLAIN = (type(None), bool, int, float, complex, str, bytes)
+
+
 def _key(value: Any, inside: tuple[int, ...]) -> Hashable:
-    """The key of one value; `inside` are the ids of the values that contain it."""
-    if value is None or isinstance(value, (bool, int, str, bytes, np.dtype, enum.Enum)):
-        return type(value), value
-    if isinstance(value, (float, complex)):
-        return type(value), repr(value)  # tells -0.0 from 0.0, and nan is nan
+    """The key of one value; `inside` are the ids of the values that contain it.
+
+    Types are compared exactly: a user's subclass of a plain type may have code of its own.
+    """
+    kind: Any = type(value)
+    if kind in PLAIN:
+        return kind, repr(value)
     if id(value) in inside:
         raise _UsersCode  # a cycle
     inside = (*inside, id(value))
+    if kind in (dict, types.MappingProxyType):
+        return kind, tuple((_key(k, inside), _key(v, inside)) for k, v in value.items())
+    if kind in (tuple, list):
+        return kind, tuple(_key(v, inside) for v in value)
+    if kind is functools.partial:
+        return kind, _key((value.func, value.args, value.keywords), inside)
+    if kind is types.MethodType:
+        return kind, _key((value.__func__, value.__self__), inside)
+    if kind is types.FunctionType:
+        return _function(value, inside)
+    if kind is types.ModuleType or issubclass(kind, type):
+        if not _trusted(value.__name__ if kind is types.ModuleType else value.__module__):
+            raise _UsersCode
+        return Same(value)
+    if not _trusted(kind.__module__):
+        raise _UsersCode
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return _array(value)
-    if isinstance(value, Mapping):
-        return type(value), tuple((_key(k, inside), _key(v, inside)) for k, v in value.items())
-    if isinstance(value, (tuple, list)):
-        return type(value), tuple(_key(v, inside) for v in value)
-    if isinstance(value, functools.partial):
-        return functools.partial, _key((value.func, value.args, value.keywords), inside)
-    if inspect.ismethod(value):
-        return types.MethodType, _key((value.__func__, value.__self__), inside)
-    if isinstance(value, types.ModuleType):
-        home = value.__name__
-    else:
-        home = module_of(value if hasattr(value, "__qualname__") else type(value))
-    if not packaged(home):
-        raise _UsersCode
-    if isinstance(value, types.FunctionType):
-        return _function(value, inside)
-    if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, np.ufunc)):
-        return Same(value)
+    if isinstance(value, tuple):  # a record of a package, such as a transform
+        return kind, tuple(_key(v, inside) for v in value)
+    if isinstance(value, (np.dtype, enum.Enum, np.ufunc, types.BuiltinFunctionType)):
+        return Same(value) if not isinstance(value, np.dtype) else (kind, value)
     if dataclasses.is_dataclass(value):
-        fields = tuple(_key(getattr(value, f.name), inside) for f in dataclasses.fields(value))
-        return type(value), fields
+        return kind, tuple(_key(getattr(value, f.name), inside) for f in dataclasses.fields(value))
     if callable(value) and (wrapped := getattr(value, "__wrapped__", None)) is not None:
         _key(wrapped, inside)  # refuses a user's function that is jitted or has a rule for derivatives
         return Same(value)
     raise _UsersCode
 
 
+def _trusted(module: str | None) -> bool:
+    """Whether a module belongs to a package whose code does not change, or to Python."""
+    top = str(module).partition(".")[0]
+    return top in TRUSTED or top in sys.builtin_module_names or (top != "__main__" and top in sys.stdlib_module_names)
+
+
 def _function(function: types.FunctionType, inside: tuple[int, ...]) -> Hashable:
-    """The key of a package's function: its code and the values that it holds."""
+    """The key of a package's function: its code and the values that it holds.
+
+    Where it comes from is read off its globals: `functools.wraps` gives a user's function the name of a package's.
+    """
+    home = function.__globals__.get("__name__")
+    if not _trusted(home) or function.__globals__ is not getattr(sys.modules.get(str(home)), "__dict__", None):
+        raise _UsersCode
     cells = tuple(_cell(cell, inside) for cell in function.__closure__ or ())
     held = (function.__defaults__, function.__kwdefaults__, dict(vars(function)))
-    return function.__module__, function.__code__, cells, _key(held, inside)
+    return home, function.__code__, cells, _key(held, inside)
 
 
 def _cell(cell: types.CellType, inside: tuple[int, ...]) -> Hashable:
@@ -130,9 +150,9 @@ def _array(value: Any) -> Hashable:
     if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
         return "key", str(jax.random.key_impl(value)), _array(jax.random.key_data(value))
     array = np.asarray(value)
-    if array.dtype == object:
-        raise _UsersCode
-    return type(value), str(array.dtype), array.shape, array.tobytes()
+    if array.dtype == object or (isinstance(value, np.ndarray) and type(value) is not np.ndarray):
+        raise _UsersCode  # such as a masked array
+    return type(value), str(array.dtype), array.shape, array.tobytes(), getattr(value, "weak_type", False)
 
 
 class Same:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsign.optimizers.factories import Static, build, hashable
+from jaxsign.optimizers.factories import Static, build, hashable, lasting
 
 if TYPE_CHECKING:
     from jax.extend import core
@@ -61,7 +61,9 @@ def draws(factory: Factory, points: Iterable[Mapping[str, Any]], like: Any) -> l
     out = []
     for point in points:
         floats = tuple(name for name, value in point.items() if isinstance(value, float))
-        out.append(_drawn(hashable(factory), Static(point, floats), floats, structure, shapes))
+        static = Static(point, floats)
+        drawn = _drawn if lasting(factory, static.keywords) else _drawn.__wrapped__
+        out.append(drawn(hashable(factory), static, floats, structure, shapes))
     return out
 
 

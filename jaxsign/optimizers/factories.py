@@ -121,3 +121,14 @@ def hashable(factory: Callable[..., Any]) -> Callable[..., Any]:
     """
     key = content(factory)
     return _Keyed(factory, Same(factory) if key is None else key)
+
+
+def lasting(factory: Callable[..., Any], keywords: Mapping[str, Any]) -> bool:
+    """Whether what a factory builds stays the same while a process runs: it reaches no code of the user.
+
+    Examples:
+      >>> import optax
+      >>> lasting(optax.sgd, {"momentum": 0.9}), lasting(lambda: optax.sgd(0.1), {})
+      (True, False)
+    """
+    return content(factory, dict(keywords)) is not None

@@ -12,7 +12,8 @@ import optax
 
 from jaxsign.compilation import content, undisturbed
 from jaxsign.optimizers.draws import draws
-from jaxsign.optimizers.factories import Static, build, hashable
+from jaxsign.optimizers.factories import Static, build, hashable, lasting
+from jaxsign.optimizers.rules import power_gd, sign_gd, signum, smooth_sign_gd
 
 Factory = Callable[..., optax.GradientTransformation]
 #: Steps of a history, and the scales of its gradients. Gradients of the paper's problem run from 1e-4 down to 1e-12.
@@ -73,18 +74,13 @@ def reads_gradients_coordinatewise(
 
 #: Factories whose transforms move each coordinate by its own gradients only, whatever their numbers and flags are. They
 #: are not run; a test runs them all.
-KNOWN = frozenset({
-    "jaxsign.optimizers.rules.sign_gd", "jaxsign.optimizers.rules.signum", "jaxsign.optimizers.rules.power_gd",
-    "jaxsign.optimizers.rules.smooth_sign_gd", "optax._src.alias.sgd", "optax._src.alias.adam",
-    "optax._src.alias.rmsprop",
-})  # fmt: skip
+KNOWN = (sign_gd, signum, power_gd, smooth_sign_gd, optax.sgd, optax.adam, optax.rmsprop)
 
 
 def _known(factory: Factory, point: Mapping[str, Any]) -> bool:
     """Whether a factory is known, and its keywords are plain: a schedule may be the user's, and eps = 0 is 0/0."""
-    name = f"{getattr(factory, '__module__', '')}.{getattr(factory, '__qualname__', '')}"
-    plain = all(value is None or isinstance(value, (bool, int, float)) for value in point.values())
-    return name in KNOWN and plain and point.get("eps") != 0
+    plain = all(value is None or type(value) in (bool, int, float) for value in point.values())
+    return any(factory is known for known in KNOWN) and plain and point.get("eps") != 0
 
 
 #: What was measured of transforms, by their content; the oldest go first.
@@ -147,7 +143,9 @@ def _program(factory: Factory, point: Mapping[str, Any], structure: Any) -> Call
     One program serves all points that differ in floats only.
     """
     floats = {name: value for name, value in point.items() if isinstance(value, float)}
-    return functools.partial(_histories(hashable(factory), Static(point, floats), structure), floats)
+    static = Static(point, floats)
+    histories = _histories if lasting(factory, static.keywords) else _histories.__wrapped__
+    return functools.partial(histories(hashable(factory), static, structure), floats)
 
 
 @functools.lru_cache(maxsize=64)

@@ -148,4 +148,9 @@ def packaged(*functions: Callable | None) -> bool:
       >>> packaged(packaged, None), packaged(max)
       (True, False)
     """
-    return all(function is None or function.__module__.partition(".")[0] == "jaxsign" for function in functions)
+    return all(function is None or _home(function).partition(".")[0] == "jaxsign" for function in functions)
+
+
+def _home(function: Callable) -> str:
+    """The module that a function was written in: `functools.wraps` copies the name of another one."""
+    return str(getattr(function, "__globals__", {}).get("__name__", getattr(function, "__module__", "")))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsign.compilation import compiler_options, kept_on_disk, undisturbed
+from jaxsign.compilation import compiler_options, content, kept_on_disk, undisturbed
 from jaxsign.optimizers.factories import Static, hashable
 from jaxsign.optimizers.grid import Grid, as_grid, shown
 from jaxsign.store.labels import BASE_NAMES, check_results, check_task
@@ -156,6 +156,7 @@ def _begin(task: Task) -> Callable[..., Start]:
 
 @functools.lru_cache(maxsize=64)
 def _compiled(mode: Mode, factory: Any, static: Static, settings: tuple) -> Callable[..., dict[str, Any]]:
+    """The jitted run. Kept where it reaches no user's code, which may read what has changed since."""
     steps, record, test, observables, trainable, levels, summary, keep_trace = settings
     schedule = Schedule(steps, np.asarray(record), np.asarray(test))
     loop = Loop(mode, factory, observables, trainable=trainable, levels=levels)
@@ -252,10 +253,14 @@ def train(
     functions = any(map(callable, chosen or ()))
     choice = choose_mode(task, grid.factory, grid.points, hyper, shared, names, functions)
     task = choice.task
-    # One degree if the task needs it, otherwise none.
-    start = _begin(task)(key, hyper, shared, *(jnp.asarray(d.p, jnp.zeros(()).dtype) for d in choice.degrees))
     static = Static(grid.points[0], grid.floats)
-    out = _compiled(choice.mode, hashable(grid.factory), static, settings)(key, start, hyper, floats)
+    compiled: Callable[..., Callable[..., dict[str, Any]]] = _compiled
+    starts: Callable[..., Callable[..., Start]] = _begin
+    if content(choice.mode, grid.factory, static.keywords, settings) is None:
+        compiled, starts = _compiled.__wrapped__, _begin.__wrapped__
+    # One degree if the task needs it, otherwise none.
+    start = starts(task)(key, hyper, shared, *(jnp.asarray(d.p, jnp.zeros(()).dtype) for d in choice.degrees))
+    out = compiled(choice.mode, hashable(grid.factory), static, settings)(key, start, hyper, floats)
     # The seed is the key's two words.
     high, low = (int(word) for word in np.asarray(jax.random.key_data(key)).ravel()[-2:])
     return Run(

@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,7 @@ def test_nothing_is_kept_outside(root):
     lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
     lambda path: cache._digest_file(path).unlink(),
     lambda path: cache._digest_file(path).write_text("0"),
+    lambda path: cache._digest_file(path).write_bytes(b"\xff\xfe\x00"),
 ])  # fmt: skip
 def test_a_damaged_program_is_removed_and_compiled_again(root, harm):
     with kept_on_disk():
@@ -148,6 +150,33 @@ def test_the_oldest_programs_go_first(root, monkeypatch):
     assert {path.name for path in root.glob("*/*")} == {
         name for path in keep for name in (path.name, cache._digest_file(path).name)
     }
+
+
+def test_files_of_others_beside_the_programs_stay(root, monkeypatch):
+    """The user may name a folder that holds a cache of JAX already."""
+    theirs = [root / "mine" / f"jit_f{cache.PROGRAM}", root / f"fonts{cache.PROGRAM}"]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(1000))
+    monkeypatch.setattr(cache, "LIMIT", 0)
+    with kept_on_disk():
+        compiled(20.0)
+    assert programs(root) == [theirs[0].name]  # its own were removed at once
+    assert all(path.exists() for path in theirs)
+
+
+@pytest.mark.parametrize("folder", ["~nobody-of-this-name/x", "\0"])
+def test_a_folder_that_cannot_be_named_is_not_used(root, monkeypatch, folder):
+    monkeypatch.setattr(cache, "_root", lambda: Path(folder).expanduser())
+    with kept_on_disk():
+        assert jax.config.jax_compilation_cache_dir is None
+        compiled(21.0)
+
+
+def test_a_cache_that_the_user_sets_up_meanwhile_stays(root, tmp_path):
+    with kept_on_disk():
+        cache._configure({"jax_compilation_cache_dir": str(tmp_path / "mine")})
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
 
 
 def test_nested_and_threaded_users_restore_the_settings_last(root):

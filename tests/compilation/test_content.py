@@ -1,6 +1,7 @@
 """Keys of programs by their content: equal for equal transforms, different for different ones, none for users' code."""
 
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,34 @@ class Counter:
         return step
 
 
+@functools.wraps(optax.sgd)
+def disguised(learning_rate):
+    return optax.sgd(FACTOR * learning_rate)
+
+
+class Number(float):
+    """Subclasses of plain types may have code of their own."""
+
+
+class Words(dict):
+    pass
+
+
+class Pair(typing.NamedTuple):
+    a: int = 1
+
+    def __call__(self, trace):
+        return {"last": FACTOR}
+
+
+class Bound(functools.partial):
+    pass
+
+
+EXECUTED = {}
+exec("def executed(trace): return {}", EXECUTED)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transforms_of_equal_numbers_are_equal_and_of_other_numbers_different(family):
     factory, numbers = FAMILIES[family]
@@ -50,7 +79,8 @@ def test_what_is_built_twice_has_one_key(build):
 
 @pytest.mark.parametrize(("a", "b"), [
     (1, 1.0), (True, 1), (0.0, -0.0), (np.float32(1), np.float64(1)), ([1], (1,)), (None, "None"),
-    (np.zeros(2), np.zeros((1, 2))), (np.zeros(2), jnp.zeros(2)), (jax.random.key(0), jax.random.key(1)),
+    (np.zeros(2), np.zeros((1, 2))), (jnp.asarray(0.1), jnp.array(0.1, jnp.float32)),
+    (np.zeros(2), jnp.zeros(2)), (jax.random.key(0), jax.random.key(1)),
     ({"a": 1}, {"a": 2}), (functools.partial(optax.sgd, 0.1), functools.partial(optax.sgd, 0.2)),
     (optax.sgd(0.1), optax.sgd(0.1, momentum=0.9)), (optax.sgd, optax.adam),
     (optax.chain(optax.scale(1.0)), optax.chain(optax.scale(1.0), optax.scale(1.0))),
@@ -68,6 +98,8 @@ def test_nan_equals_nan():
     users, lambda step: step, jitted, functools.partial(users, 1), Counter(), Counter, Counter().__call__,
     optax.sgd(users), optax.stateless(lambda updates, _: updates), optax.masked(optax.sgd(0.1), lambda p: p),
     {"schedule": users}, jax.custom_jvp(users), jax.vmap(users), object(), {1, 2},
+    disguised, Number(1.0), Words(a=1), Pair(), Bound(optax.sgd, 0.1), EXECUTED["executed"], pytest.approx,
+    np.ma.masked_array([1.0, 2.0], [True, False]),
 ])  # fmt: skip
 def test_a_users_code_has_no_key(value):
     assert content(value) is None

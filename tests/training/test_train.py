@@ -381,3 +381,39 @@ def test_parameters_may_be_one_bare_array():
     )
     run = js.train(jax.random.key(0), task, None, optax.sgd(0.25), steps=3)
     np.testing.assert_allclose(run.params, 0.875)
+
+
+FACTOR = 2.0
+
+
+def scaled(params, data, test, hyper):
+    return FACTOR * hyper.sigma_p
+
+
+def last(trace):
+    return {"last": FACTOR * trace["train_loss"][-1]}
+
+
+def descent():
+    return optax.sgd(0.01 * FACTOR)
+
+
+@pytest.mark.parametrize("made", [
+    lambda: {"observables": ["train_loss", scaled]},
+    lambda: {"summary": last},
+    lambda: {"optimizer": js.grid(descent)},
+    lambda: {"optimizer": js.grid(optax.sgd, learning_rate=lambda step: 0.01 * FACTOR)},
+], ids=["observable", "summary", "factory", "schedule"])  # fmt: skip
+def test_a_users_function_is_traced_anew_by_every_call(problem, hyper, made, monkeypatch):
+    """The same function objects, and a global that they read has changed."""
+    chosen, task = made(), js.two_layer(problem)
+    optimizer = chosen.pop("optimizer", js.sign_gd(1e-2))
+
+    def numbers():
+        run = js.train(jax.random.key(0), task, hyper, optimizer, steps=5, record=1, **chosen)
+        return np.concatenate([np.ravel(np.asarray(x)) for x in (*run.trace.values(), *run.summary.values())])
+
+    first, again = numbers(), numbers()
+    np.testing.assert_array_equal(first, again)
+    monkeypatch.setitem(globals(), "FACTOR", 4.0)
+    assert not np.array_equal(numbers(), first, equal_nan=True)

@@ -28,7 +28,7 @@ CASES = {
     "warm": ("README's example, new process, warm cache", 3.5, "wall"),
     "again": ("the same call again in that process", 0.5, "wall"),
     "seeds": ("8 more seeds of it in its directory", 1.0, "wall"),
-    "sweep": ("16 seeds x 300 paper-like steps, second call, other seeds", None, "wall"),
+    "sweep": ("16 seeds x 300 paper-like steps, engine auto, second call", None, "wall"),
     "textbook": ("the compiled textbook program, the same 16 runs", None, "wall"),
     "ratio": ("textbook over run_sweep", 1.5, "ratio"),
 }
@@ -117,7 +117,7 @@ def measured_textbook(directory, tiny):
         return js.Sweep(
             system=js.two_layer, problem=problem, hyper=hyper,
             optimizers={"sign_gd": js.grid(js.sign_gd, learning_rate=OPTIMIZERS["SignGD"].rate)},
-            observables=["train_loss", "sign_agreement", "value_signal"], steps=steps, record=50,
+            engine="auto", observables=["train_loss", "sign_agreement", "value_signal"], steps=steps, record=50,
             axes={"seed": list(range(first, first + runs))},
         )  # fmt: skip
 

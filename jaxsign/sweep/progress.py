@@ -1,6 +1,7 @@
 """What a running sweep says on stderr, and which signals stop it."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.validation.messages import DISPLAYS, WRITING, Voice, clock, counted, leave_closed_streams, say, time_words
 
 #: Without a terminal, the first line is printed after so many seconds. A sweep that is done before says nothing.
-FIRST_LINE = 0.3
+FIRST_LINE = 0.8
 #: The time between two lines grows with the time so far, from 5 seconds to this.
 LINE_EVERY = 60.0
 #: Seconds between two looks at whether something is to be shown.
@@ -182,8 +183,17 @@ def _bar(left: str, right: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # in a notebook without ipywidgets the bar is text
         from tqdm.auto import tqdm
-    bar = tqdm(total=1, leave=False, dynamic_ncols=True, file=Voice(), bar_format=_format(left, right))
+    width = {"ncols": 80} if _without_size() else {"dynamic_ncols": True}
+    bar = tqdm(total=1, leave=False, file=Voice(), bar_format=_format(left, right), **width)
     return None if bar.disable else bar
+
+
+def _without_size() -> bool:
+    """Whether stderr is a terminal that says it has 0 columns, such as a container's: tqdm would draw nothing."""
+    try:
+        return os.get_terminal_size(2).columns == 0
+    except OSError:
+        return False
 
 
 def _format(left: str, right: str) -> str:

@@ -87,7 +87,7 @@ from limits import arithmetic, machine, measure_limits, median_seconds
 
 import jaxsign as js
 from jaxsign.cli.console import configure
-from jaxsign.sweep.sizes import lane_width
+from jaxsign.sweep.sizes import BLOCK_RUNS, lane_width
 from jaxsign.validation.values import local_path, positive_int
 
 RUNS = (1, 4, 16, 64, 256, 1024, 4096)
@@ -281,7 +281,9 @@ def point(bench, part, work, draws, engines=ENGINES):
     for name in engines:
         engine = Engine(work, name, OPTIMIZERS["SignGD"])
         step = arithmetic(name, work.problem)
-        width = lane_width(int(step.state), bench.mesh.devices.flat[0].platform) if step else ENGINES[name][-1]
+        width = (
+            lane_width(int(step.state), BLOCK_RUNS, bench.mesh.devices.flat[0].platform) if step else ENGINES[name][-1]
+        )
         start = draws.first(2 * width * bench.mesh.size, engine.task, engine.degree)
         start = start if work.test else start._replace(test=None)
         lanes[name] = Lane(engine.run, start, width, bench.mesh, library=True)

@@ -4,7 +4,7 @@ Axes: optimizer (sign_gd eta=1e-4, adam eta=1e-4 b1=.9 b2=.999 eps=1e-15, gd eta
 both presets.
 Two more entries run SignGD with n = 21, where majority votes cannot tie (claim S3).
 Command: python sweeps/dynamics.py --out results/dynamics
-Cost: 1.4 minutes on 2 cores of an Intel Xeon (AVX-512); wall_seconds of the manifests.
+Cost: 1.2 minutes on 2 cores of an AMD EPYC, most of it compilation; wall_seconds of the manifests.
 Expected: s_21 about 1e-4 and s_11 about .467 at t = 150 for SignGD; `jaxsign claims results/dynamics`.
 All settings are reconstructed; see jaxsign.presets.
 """

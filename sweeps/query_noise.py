@@ -5,7 +5,7 @@ do not within 2000 steps (sweeps/dynamics.py records that they do not), so claim
 Axes: SignGD (eta=1e-4), 900 steps, 64 seeds; both presets. Figure 1 (d) is drawn from it: in 64 bits nothing
 freezes within 900 steps (4 seeds, paper-like).
 Command: python sweeps/query_noise.py --x64 --out results/query_noise
-Cost: 0.4 minutes on 2 cores of an Intel Xeon (AVX-512); wall_seconds of the manifests.
+Cost: 0.2 minutes on 2 cores of an AMD EPYC; wall_seconds of the manifests.
 Expected: at t = 500 all of the opposed query noise has turned (share 1.00).
 """
 

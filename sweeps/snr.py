@@ -3,7 +3,7 @@
 Axes: five learning rates per optimizer over two decades, 2000 steps; entry `snr`: 8 SNRs (sigma_p varies, mu = 1)
 with 8 seeds, paper-like; entries `paper_like` and `theory`: the presets' own SNR, .079, with 40 seeds for claim G1.
 Command: python sweeps/snr.py --out results/snr
-Cost: 4.1 minutes on 2 cores of an Intel Xeon (AVX-512); wall_seconds of the manifests.
+Cost: 1.2 minutes on 2 cores of an AMD EPYC, a good part of it compilation; wall_seconds of the manifests.
 Expected: at SNR .079 and training loss .1, test error about .45 for SignGD and .11 for GD (paper-like).
 """
 

@@ -386,3 +386,15 @@ def test_latency_benchmark_runs_tiny_and_is_drawn(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["x", "--results", str(tmp_path), "--out", str(tmp_path / "figures")])
     load(ROOT / "figures" / "latency.py").main()
     assert {p.suffix for p in (tmp_path / "figures").iterdir()} == {".png", ".pdf", ".svg", ".csv"}
+
+
+@pytest.mark.slow
+def test_overhead_benchmark_runs_tiny(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "sweeps" / "bench"))
+    overhead = load(ROOT / "sweeps" / "bench" / "overhead.py")
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        assert overhead.main(["--tiny", "--out", str(tmp_path), "--part", "runner", "--part", "signs"]) == 0
+    with open(tmp_path / "overhead.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(row["figure"].startswith("runner overhead, processor time") for row in rows) == 2
+    assert all(np.isfinite(float(row["value"])) for row in rows)

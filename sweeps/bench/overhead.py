@@ -30,6 +30,7 @@ import time
 from pathlib import Path
 
 import jax
+from latency import Clock
 
 import jaxsign as js
 from jaxsign.cli.console import configure
@@ -38,6 +39,7 @@ from jaxsign.sweep.execute import Cursor, next_call
 from jaxsign.sweep.plan import Limits, Plan
 from jaxsign.sweep.programs import Compiler
 from jaxsign.sweep.progress import Progress, Stop
+from jaxsign.sweep.starts import Starts
 from jaxsign.sweep.worker import Session
 from jaxsign.validation.values import local_path
 
@@ -53,17 +55,6 @@ def sweep(engine, seeds, steps=1500, **changes):
     return js.Sweep(**(base | {"optimizers": optimizers, "axes": {"seed": seeds}, "test_every": steps} | changes))
 
 
-class Clock:
-    """Wall and processor time of what is done under it."""
-
-    def __enter__(self):
-        self.begun = time.perf_counter(), time.process_time()
-        return self
-
-    def __exit__(self, *reason):
-        self.wall, self.processor = time.perf_counter() - self.begun[0], time.process_time() - self.begun[1]
-
-
 def timed(made, out):
     """The clock of all runs into a fresh directory, with all programs compiled before."""
     shutil.rmtree(out, ignore_errors=True)
@@ -71,18 +62,17 @@ def timed(made, out):
     with locks.shard_lock(out, (0, 1)) as held:
         session, clock = Session(made, out, (0, 1), held, Limits()), Clock()
         session.compiler.wait()
-        with Progress(made.size, made.steps) as progress, clock:
+        with Progress(made.size, made.steps, quiet=True) as progress, clock:
             session.run(session.missing(), Stop(), progress)
         session.close(clock.wall)
     return clock
 
 
 class Bare:
-    """The same units in calls of the whole run each: what the device has to do and nothing else."""
+    """The same units in calls as long as their stops allow: what the device has to do and nothing else."""
 
     def __init__(self, made):
         plan = Plan.new(made, Limits())
-        # One call a unit: as many stops as there are records, all of them in one call.
         (self.program,) = plan.programs
         self.made, self.compiler, self.records = made, Compiler(), plan.layout.records
         self.todo = plan.units(plan.layout.all_runs())
@@ -97,17 +87,22 @@ class Bare:
 
     def run(self):
         """Trains all units."""
-        begin, init, advance = self.compiled.wait()
+        _, init, advance = self.compiled.wait()
         for unit in self.todo:
-            seeds, hyper, floats, degrees = self.program.arguments(unit.members, self.compiled.size)
-            start = begin(seeds, hyper, degrees, None)
-            state, cursor = init(seeds, start, hyper, floats), Cursor()
+            given = [self.program.arguments(unit.members[part]) for part in self.program.parts(len(unit.members))]
+            starts = Starts().parts(self.compiled, unit.members)
+            states = [init(g.seeds, start, g.hyper, g.floats) for g, start in zip(given, starts)]
+            cursor = Cursor()
             while not cursor.done(self.made.schedule):
                 steps = self.made.schedule.steps
                 call = next_call(self.made.schedule, cursor, self.program.slots, steps, self.records)
-                state, rows, _ = advance(seeds, start, hyper, floats, state, call.stops)
+                calls = [
+                    advance(g.seeds, start, g.hyper, g.floats, state, call.stops)
+                    for g, start, state in zip(given, starts, states)
+                ]
+                states, rows, _ = zip(*calls)
                 cursor = call.after
-            jax.block_until_ready((state, rows))
+            jax.block_until_ready((states, rows))
 
 
 def runner(out, tiny):
@@ -127,8 +122,8 @@ def runner(out, tiny):
     for name, made in cases.items():
         bare, repeats = Bare(made), 1 if tiny else REPEATS
         pairs = [(bare.timed(), timed(made, out / "runner")) for _ in range(repeats)]
-        for clock in ("processor", "wall"):
-            times = [(getattr(alone, clock), getattr(run, clock)) for alone, run in pairs]
+        for clock, of in (("processor", "cpu"), ("wall", "wall")):
+            times = [(getattr(alone, of), getattr(run, of)) for alone, run in pairs]
             ratio = statistics.median(run / alone for alone, run in times)
             note = f"{made.size} runs, bare and runner " + ", ".join(f"{a:.1f} and {r:.1f} s" for a, r in times)
             rows.append((f"runner overhead, {clock} time: {name}", 100 * (ratio - 1), "%", note))
@@ -179,7 +174,7 @@ def signs(out, tiny):
             (timed(plain, out / "plain"), timed(kept, out / "kept")) for _ in range(1 if tiny else REPEATS)
         ]  # fmt: skip
         seconds = statistics.median(a.wall for a, _ in pairs)
-        slower = statistics.median(b.processor / a.processor for a, b in pairs)
+        slower = statistics.median(b.cpu / a.cpu for a, b in pairs)
         problem = plain.problem
         raw = 4 * problem.d * (2 * problem.rows + 2 * problem.m_v)
         size = trajectory.size(out / "kept") / plain.size / steps

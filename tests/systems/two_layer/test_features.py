@@ -54,20 +54,12 @@ def daily(cases, *names):
     return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in cases]
 
 
-def pair(problem, hyper, optimizer, steps, seed=1, **options):
-    """Runs of the feature-space and the dense engine on the same draws."""
-    for engine in ("feature_space", "dense"):
-        task = js.two_layer(problem, engine=engine)
-        yield js.train(
-            jax.random.key(seed),
-            task,
-            hyper,
-            optimizer,
-            steps=steps,
-            record=steps // 5,
-            test_every=steps // 5,
-            **options,
-        )
+def pair(problem, hyper, optimizer, steps, seed=1, engine="feature_space", **options):
+    """Runs of an engine and of the dense one on the same draws."""
+    for name in (engine, "dense"):
+        task = js.two_layer(problem, engine=name)
+        numbers = {"steps": steps, "record": steps // 5, "test_every": steps // 5} | options
+        yield js.train(jax.random.key(seed), task, hyper, optimizer, **numbers)
 
 
 def same(mine, theirs, eps):

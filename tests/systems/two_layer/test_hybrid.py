@@ -1,6 +1,7 @@
 """The hybrid engine is the dense system of the same seed: own coordinates as features, shared ones as weights."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_features import decayed, same, steps_for
+from test_features import pair as pair_of
 
 import jaxsign as js
 from jaxsign.optimizers.rules import FAMILIES
@@ -28,32 +31,7 @@ HYPER = js.Hyper(sigma_p=2.0, sigma_0=3e-3)
 SIGN_GD = js.sign_gd(1e-3)
 
 
-def decayed(rate=1e-3):
-    return optax.chain(optax.scale_by_sign(), optax.add_decayed_weights(2.0), optax.scale_by_learning_rate(rate))
-
-
-def pair(problem, hyper, optimizer, steps, seed=1, **options):
-    """Runs of the hybrid and the dense engine on the same draws."""
-    for engine in ("hybrid", "dense"):
-        task = js.two_layer(problem, engine=engine)
-        numbers = {"steps": steps, "record": steps // 5, "test_every": steps // 5} | options
-        yield js.train(jax.random.key(seed), task, hyper, optimizer, **numbers)
-
-
-def same(mine, theirs, eps):
-    """Every observable agrees: to 1e-9 of its size in 64 bits."""
-    tolerance = 1e-9 if eps < 1e-10 else 5e-4
-    assert set(mine.trace) == set(theirs.trace)
-    for name, expected in theirs.trace.items():
-        size = np.nanmax(np.abs(expected))
-        np.testing.assert_allclose(mine.trace[name], expected, rtol=0, atol=tolerance * size, err_msg=name)
-    for name, expected in theirs.constants.items():
-        np.testing.assert_array_equal(mine.constants[name], expected)
-
-
-def steps_for(eps):
-    """In 32 bits rounding flips a sign sooner or later."""
-    return 200 if eps < 1e-10 else 20
+pair = functools.partial(pair_of, engine="hybrid")
 
 
 def daily(cases, *names):

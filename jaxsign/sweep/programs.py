@@ -103,16 +103,15 @@ def _functions(group: Group, tape: Tape | None, mesh: jax.sharding.Mesh) -> Func
     again in this process. A program that reaches a user's function is always traced anew, since what that function
     reads may have changed; its compiled code is found in the cache of `jaxsign.compilation` if nothing has.
     """
-    sweep, mode = group.sweep, group.choice.mode
+    sweep, mode, static = group.sweep, group.choice.mode, dict(group.static)
     loop = Loop(
         mode, group.factory, sweep.observables, scalars=True, trainable=sweep.trainable, levels=sweep.crossed, tape=tape
     )  # fmt: skip
     recorded = tuple(sweep.schedule.record.tolist()) if sweep.summary is not None else ()
     key = content(
-        mode, group.factory, dict(group.static), sweep.observables, sweep.trainable, sweep.crossed, sweep.trajectory,
+        mode, group.factory, static, sweep.observables, sweep.trainable, sweep.crossed, sweep.trajectory,
         sweep.summary, recorded,
     )  # fmt: skip
-    static = dict(group.static)
     if key is None:
         return _jitted(loop, static, sweep.summary, recorded, mesh)
     known = _KNOWN.pop((key, mesh), None) or _jitted(loop, static, sweep.summary, recorded, mesh)

@@ -1,4 +1,4 @@
-"""How long a user waits for the first numbers and for the next ones, beside the bars that these waits are held to.
+"""How long a user waits for the first numbers and for the next ones, beside their targets.
 
 Reads DIR/latency (sweeps/bench/latency.py).
 Command: python figures/latency.py --results results --out results/figures
@@ -29,20 +29,22 @@ def draw(rows):
             ax.barh(place + shift, row[of], 0.3, color=color, label=label)
             if row["of"] == of:
                 ax.plot([row["lowest"], row["highest"]], [place + shift] * 2, color="0.2", lw=0.8)
+            judged = row["of"] == of
+            end = max(row[of], judged * row["highest"], judged * float(row["bar"] or 0))  # clear of spread and target
             ax.annotate(
-                f"{row[of]:.2g}", (row[of], place + shift), xytext=(3, 0), textcoords="offset points", va="center",
+                f"{row[of]:.2g}", (end, place + shift), xytext=(3, 0), textcoords="offset points", va="center",
                 fontsize=6,
             )  # fmt: skip
         if row["bar"]:
             shift = 0.17 if row["of"] == "wall" else -0.17
             ax.plot(
                 [float(row["bar"])] * 2, [place + shift - 0.17, place + shift + 0.17], color=BAR, lw=1.6,
-                label="bar for this time" if row["case"] == "warm" else None,
+                label="target for this time" if row["case"] == "warm" else None,
             )  # fmt: skip
     ax.set_yticks(range(len(rows)), [row["what"] for row in reversed(rows)], fontsize=6.5)
     ax.set(xscale="log", xlabel="seconds")
     ax.margins(x=0.12)
-    ax.legend(loc="lower right", fontsize=6.5)
+    fig.legend(loc="outside upper center", ncols=3, fontsize=6.5)
     return fig
 
 

@@ -1,6 +1,7 @@
-"""How does a query weigh keys? Softmax, Gaussian and linear attention behind one signature."""
+"""How does a query weigh keys? Softmax, Gaussian, linear and uniform attention behind one signature."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -97,12 +98,13 @@ def attention(
         softmax   S_kj = exp(2c <q_k, k_j>) / sum_l exp(2c <q_k, k_l>)
         gaussian  S_kj = exp(-c ||q_k - k_j||^2), not normalised
         linear    S_kj = 2c <q_k, k_j>
+        uniform   S_kj = 1/L for L keys, whatever queries and keys are: the control without attention
 
-    One constant serves all three: the Gaussian kernel's exponent is softmax's minus c|q|^2 + c|k|^2. A model without
-    the factor 1/sqrt(d) has c = 1/2.
+    One constant serves the first three: the Gaussian kernel's exponent is softmax's minus c|q|^2 + c|k|^2. A model
+    without the factor 1/sqrt(d) has c = 1/2.
 
     Args:
-      kind: "softmax", "gaussian" or "linear".
+      kind: "softmax", "gaussian", "linear" or "uniform".
       products: (..., n_q, n_k) inner products <q, k>.
       query_squares: (..., n_q) |q|^2, read by the Gaussian kernel only; None for the others.
       key_squares: (..., n_k) |k|^2, like query_squares.
@@ -129,6 +131,8 @@ def attention(
         return softmax(score, axis)
     if kind == "linear":
         return score
+    if kind == "uniform":
+        return jnp.full_like(score, 1 / score.shape[axis])
     return jnp.exp(_exponent(score, query_squares, key_squares, c, axis))
 
 
@@ -143,7 +147,7 @@ def log_attention(
     """Logarithm of `attention`, without the underflow of its weights; NaN where a linear weight is negative.
 
     Args:
-      kind: "softmax", "gaussian" or "linear".
+      kind: "softmax", "gaussian", "linear" or "uniform".
       products: as in `attention`, like the others.
       query_squares: (..., n_q) or None.
       key_squares: (..., n_k) or None.
@@ -164,6 +168,8 @@ def log_attention(
     score = 2 * c * products
     if kind == "softmax":
         return jax.nn.log_softmax(score, axis=axis)
+    if kind == "uniform":
+        return jnp.full_like(score, -math.log(score.shape[axis]))
     return jnp.log(score) if kind == "linear" else _exponent(score, query_squares, key_squares, c, axis)
 
 
@@ -179,7 +185,7 @@ def kernel(kind: str) -> Kernel:
     """The kernel of a name as a function of queries and keys.
 
     Args:
-      kind: "softmax", "gaussian" or "linear".
+      kind: "softmax", "gaussian", "linear" or "uniform".
 
     Returns:
       `(query (..., n_q, d), key (..., n_k, d), c) -> weights (..., n_q, n_k)`, the `attention` of their inner products.

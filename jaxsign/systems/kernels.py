@@ -15,13 +15,12 @@ import numpy as np
 from jaxsign.analysis import curvature, landscape
 from jaxsign.systems import system
 from jaxsign.systems.attention import HIGHEST, attention, default_constant
-from jaxsign.systems.two_layer.problem import KERNELS
 from jaxsign.training.task import Task
 from jaxsign.validation.values import instance, known, positive_int, real
 
 Array = jax.Array
-
-
+#: Kernels that queries and keys take part in.
+KERNELS = ("softmax", "gaussian", "linear")
 TARGETS = ("random", "retrieval")
 
 

@@ -6,6 +6,8 @@ g_i = y_i <v, xi_i> - c_i <v, mu>, p_i = 1/(1 + exp(y_i F_i)); noises carry the 
 Host functions (late rates, stage times, test error) return NumPy floats; the one-step laws accept tracers.
 """
 
+from jaxsign.theory.equal_loss import ErrorAtLoss as ErrorAtLoss
+from jaxsign.theory.equal_loss import error_at_loss as error_at_loss
 from jaxsign.theory.errors import gd_boundary as gd_boundary
 from jaxsign.theory.errors import gd_test_error as gd_test_error
 from jaxsign.theory.errors import overlap_share as overlap_share

@@ -23,6 +23,8 @@ def weight(kind, query, keys, c):
     """Weights of one query on all keys in float64, from the definition."""
     if kind == "gaussian":
         return np.array([np.exp(-c * sum((query - k) ** 2)) for k in keys])
+    if kind == "uniform":
+        return np.full(len(keys), 1 / len(keys))
     scores = np.array([2 * c * sum(query * k) for k in keys])
     return scores if kind == "linear" else np.exp(scores) / sum(np.exp(scores))
 
@@ -68,7 +70,7 @@ def drawn(problem, seed=0, hyper=HYPER):
 
 
 @pytest.mark.x64
-@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize("kind", [*KERNELS, "uniform"])
 def test_kernels_are_the_direct_sums(kind):
     rng = np.random.default_rng(1)
     query, key = rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 5, 4))
@@ -77,7 +79,7 @@ def test_kernels_are_the_direct_sums(kind):
     np.testing.assert_allclose(found, expected, rtol=1e-12 if X64 else 1e-5, atol=0 if X64 else 1e-6)
 
 
-@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize("kind", [*KERNELS, "uniform"])
 def test_keys_may_have_samples_behind_them(kind):
     rng = np.random.default_rng(2)
     query, key = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((2, 3, 4), (2, 5, 4)))

@@ -165,10 +165,11 @@ def standard_noise(key: Array, shape: tuple[int, ...], law: str) -> Array:
 
 
 class PaddedSize(NamedTuple):
-    """A static number of slots and the number of examples in them, so that one program serves several n."""
+    """A static number of slots and the true sizes, so that one program serves several n, and several d in law."""
 
-    size: int  # slots, static; those behind the examples are padding
+    size: int  # slots for examples, static; those behind the examples are padding
     count: Any  # examples, may be traced
+    d: Any  # dimension of a patch; may be traced where no array has that size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +209,7 @@ def examples(key: Array, problem: Problem, hyper: Hyper, padded: PaddedSize | No
       (Examples, (n,) keys of the examples' supports). The draws of an example do not depend on n: a smaller training
       set is the beginning of a larger one.
     """
-    size, count = (problem.n, problem.n) if padded is None else padded
+    size, count = (problem.n, problem.n) if padded is None else padded[:2]
     keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, size))
     u = jax.vmap(lambda k: jax.random.uniform(k, (3,)))(keys[:, 0])  # label, slot, flip
     y_clean = fair_sign(u[:, 0])
@@ -324,7 +325,7 @@ def sample_test(key: Array, problem: Problem, hyper: Hyper, padded: PaddedSize |
       key: key of the stream "test".
       problem: shapes and the overlap law.
       hyper: numbers, may be traced.
-      padded: how many training examples there are; None: problem.n.
+      padded: how many training examples and dimensions there are; None: problem's.
 
     Returns:
       The TestSet.
@@ -341,11 +342,12 @@ def sample_test(key: Array, problem: Problem, hyper: Hyper, padded: PaddedSize |
     labels, supports, values = jax.random.split(key, 3)
     shape = (problem.n_test, problem.patches, problem.s)
     keys = jax.random.split(supports, problem.n_test * problem.patches)
+    d = problem.d if padded is None else padded.d
     if problem.overlap == "exact":
-        indices = 1 + subsets(keys, problem.d - 1, problem.s)
+        indices = 1 + subsets(keys, d - 1, problem.s)
     else:
         taken = problem.n if padded is None else jnp.asarray(padded.count).astype(jnp.int32)
-        indices = subsets(keys, problem.d - 1 - taken * problem.patches * problem.s, problem.s)
+        indices = subsets(keys, d - 1 - taken * problem.patches * problem.s, problem.s)
     noise = standard_noise(values, shape, problem.noise)
     return TestSet(
         indices=indices.reshape(shape),

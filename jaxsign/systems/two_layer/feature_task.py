@@ -23,13 +23,15 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class CountedHyper(Hyper):
-    """Numbers of a padded problem: the system's, and how many of the n examples there are.
+    """Numbers of a padded problem: the system's, and the sizes that its program does not fix.
 
     Args:
       count: number of examples, in [1, n]; may be traced.
+      d: (d // 2^16, d % 2^16) in a program for every d, since 32-bit floats do not hold all of d; else None.
     """
 
     count: Any = None
+    d: Any = None
 
 
 jax.tree_util.register_dataclass(CountedHyper, data_fields=field_names(CountedHyper), meta_fields=[])
@@ -93,15 +95,17 @@ def hybrid(problem: Problem) -> Task:
 
 def _task(problem: Problem, name: str, law: bool) -> Task:
     """A task in feature space, and the larger one that runs it where several n share a program."""
-    # The program depends on n only through the number of slots; the true count is traced.
-    shapes = dataclasses.replace(problem, n=1, batch_size=None)
-    slots, n = functools.partial(_slots, shapes, name, law, batch_size=problem.batch_size), problem.n
+    # The program depends on n only through the number of slots; the true count is traced, and in law d is, too.
+    n, shapes = problem.n, dataclasses.replace(problem, n=1, batch_size=None)
+    every_d = dataclasses.replace(shapes, d=1 + problem.context * problem.s) if law else shapes
+    d = tuple(map(float, divmod(problem.d, 1 << 16))) if law else None
 
     def case(hyper: Hyper) -> CountedHyper:
-        return CountedHyper(**{name: getattr(hyper, name) for name in field_names(Hyper)}, count=float(n))
+        return CountedHyper(**{name: getattr(hyper, name) for name in field_names(Hyper)}, count=float(n), d=d)
 
-    task = slots(n, full=True)
-    padding = Padding(slots(1 << (n - 1).bit_length(), full=False), case, {"sample": n})
+    task = _slots(shapes, name, law, n, full=True, batch_size=problem.batch_size)
+    larger = _slots(every_d, name, law, 1 << (n - 1).bit_length(), full=False, batch_size=problem.batch_size)
+    padding = Padding(larger, case, {"sample": n})
     return dataclasses.replace(
         task,
         validate=lambda hyper: check_hyper(hyper, problem),
@@ -115,17 +119,22 @@ def _slots(shapes: Problem, name: str, law: bool, size: int, *, full: bool, batc
     """The task with `size` slots for examples.
 
     Args:
-      shapes: the problem, its n and batch_size aside.
+      shapes: the problem, its n and batch_size aside; in law and not full, its d aside as well.
       name: of the engine.
       law: whether features are drawn in distribution.
       size: slots for examples.
-      full: whether all slots hold an example; otherwise hyper.count says how many do.
+      full: whether all slots hold an example; otherwise hyper.count says how many do, and hyper.d what d is.
       batch_size: examples of a mini-batch, or None.
     """
     shared = shared_slots(shapes, size * shapes.patches)
 
     def room(hyper: Any) -> signal_noise.PaddedSize:
-        return signal_noise.PaddedSize(size, size if full else hyper.count)
+        if full:
+            return signal_noise.PaddedSize(size, size, shapes.d)
+        if hyper.d is None:
+            return signal_noise.PaddedSize(size, hyper.count, shapes.d)
+        coarse, fine = (jnp.asarray(part).astype(jnp.int32) for part in hyper.d)
+        return signal_noise.PaddedSize(size, hyper.count, (coarse << 16) + fine)
 
     def prepare(data: Any, test: Any, params: Any, hyper: Any, degree: Array) -> tuple[Any, Any, Any]:
         if law:

@@ -11,7 +11,7 @@ from jaxsign.validation.values import field_names, known, positive_int, real
 
 SUPPORTS = ("independent", "disjoint")
 OVERLAPS = ("exact", "none")
-KERNELS = ("softmax", "gaussian", "linear")
+KERNELS = ("softmax", "gaussian", "linear", "uniform")
 NOISES = ("gaussian", "laplace", "student_t")
 
 
@@ -35,7 +35,8 @@ class Problem:
       batch_size: examples of a mini-batch, int in [1, n], drawn anew at every step, every subset equally likely; None
         is the full batch.
       kernel: of the attention, from query q and key k: "softmax" of <q, k> over the keys, the paper's; "gaussian"
-        exp(-||q - k||^2 / 2), not normalised; "linear" <q, k>.
+        exp(-||q - k||^2 / 2), not normalised; "linear" <q, k>; "uniform" 1/context, the control whose attention never
+        moves.
       noise: law of the non-zero noise coordinates, all of mean 0 and variance sigma_p^2: "gaussian", the paper's;
         "laplace", kurtosis 6; "student_t" with 3 degrees of freedom, whose fourth moment is infinite.
 

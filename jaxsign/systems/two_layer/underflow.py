@@ -60,6 +60,8 @@ def frozen(
     queries, keys, values = (matrix.nonzero for matrix in matrices)
     if kernel == "gaussian":  # moves queries and keys towards each other
         queries = keys = queries | keys
+    elif kernel == "uniform":  # moves neither: their gradients are 0 by formula
+        queries = keys = jnp.zeros((), bool)
     attended = (queries & keys) | (residual != 0) if kernel == "linear" else jnp.ones((), bool)
     nonzero = {"query": values & keys, "key": values & queries, "value": attended}
     names = [name for name, matrix in zip(nonzero, matrices) if matrix.noise is not None]

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 from scipy import stats
 
 import jaxsign as js
+from jaxsign.sweep.forecast import forecast
 from jaxsign.training.start import begin
 
 PROBLEM = js.Problem(n=4, d=60, s=6, m_k=3, m_v=5, n_test=40, supports="disjoint")
@@ -126,3 +128,18 @@ def test_results_have_the_distribution_of_dense_draws(overlap):
         theirs = found[1][name]
         if np.unique([*mine, *theirs]).size > 1:
             assert stats.ks_2samp(mine, theirs).pvalue > 1e-3, name
+
+
+def test_every_dimension_is_one_program_with_the_draws_of_its_own():
+    """Also dimensions that 32-bit floats do not hold."""
+    problem = dataclasses.replace(PROBLEM, n_test=20)
+    sizes = [60, 2**31 - 2]
+    made = js.Sweep(
+        system=js.two_layer, problem=problem, hyper=HYPER, optimizers={"sign_gd": js.sign_gd(1e-2)}, steps=6,
+        axes={"d": sizes, "seed": 2}, engine="feature_space_law", levels=(0.69,),
+    )  # fmt: skip
+    assert forecast(made, speed=1.0).programs == 1
+    together = js.run_sweep(made)
+    for d in sizes:
+        alone = js.run_sweep(dataclasses.replace(made, problem=dataclasses.replace(problem, d=d), axes={"seed": 2}))
+        xr.testing.assert_equal(together.sel(d=d, drop=True).load(), alone.load())

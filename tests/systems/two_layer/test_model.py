@@ -47,12 +47,14 @@ def test_logits_are_the_formula(system, oracle, eps, heads, context):
 def weights_of(kind, query, key):
     """Attention of one query on all keys, from direct sums."""
     distance, product = ((query[None] - key) ** 2).sum(1), (query[None] * key).sum(1)
-    score = {"softmax": np.exp(product), "gaussian": np.exp(-distance / 2), "linear": product}[kind]
-    return score / score.sum() if kind == "softmax" else score
+    score = {
+        "softmax": np.exp(product), "gaussian": np.exp(-distance / 2), "linear": product, "uniform": np.ones(len(key))
+    }[kind]  # fmt: skip
+    return score / score.sum() if kind in ("softmax", "uniform") else score
 
 
 @pytest.mark.x64
-@pytest.mark.parametrize("kind", ["softmax", "gaussian", "linear"])
+@pytest.mark.parametrize("kind", ["softmax", "gaussian", "linear", "uniform"])
 @pytest.mark.parametrize(("engine", "heads", "context"), [("dense", 2, 3), ("support", 1, 2), ("feature_space", 2, 2)])
 def test_other_kernels_and_a_residual_path_are_direct_sums(problem, oracle, eps, kind, engine, heads, context):
     sizes = dataclasses.replace(

@@ -74,7 +74,7 @@ def by_hand(support, d):
 @pytest.mark.parametrize("count", [8, 5])
 def test_shared_coordinates_are_found_in_order_and_padding_shares_none(count):
     made = problem(n=8)
-    data = sample(jax.random.key(3), made, HYPER, PaddedSize(8, count))
+    data = sample(jax.random.key(3), made, HYPER, PaddedSize(8, count, made.d))
     slots = 40
     found, expected = shared_coordinates(data, slots), by_hand(data.support[:count], made.d)
     assert 0 < len(expected) < slots

@@ -1,0 +1,174 @@
+"""What is the test error when the training loss reaches a level, as long as attention stays uniform?
+
+With attention at 1/context the model is linear, F = <v, x_1 + x_2>, and training moves v only. Write the optimizer as
+u(g) = |g|^p sgn(g): p = 0 is SignGD, and Adam while its gradients keep their size; p = 1 is GD. One example moves a
+noise coordinate and all n move the signal, so that the noise's share of the motion is n^-p. Two things compete with the
+learned signal on a fresh example: coordinates that its noise shares with training, and its noise's product with the
+initial weights.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from jaxsign.systems.two_layer.problem import Hyper, Problem
+from jaxsign.theory.errors import overlap_share
+from jaxsign.theory.votes import sign_batch_share
+from jaxsign.validation.values import real
+
+#: Examples of the mean field: quantiles of initial margins and of noise norms, paired at random once and for all.
+EXAMPLES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorAtLoss:
+    """The test error at a level of the training loss, and what it is made of.
+
+    Args:
+      error: test 0-1 error, in [0, 1/2].
+      signal: what training has added to the margin of every example through the signal.
+      overlap: standard deviation of a fresh margin due to coordinates that training has moved.
+      initial: standard deviation of a fresh margin due to the initial weights.
+      distance: learning rate times steps that it took, each step weighted by its loss weights (1 for p = 0).
+    """
+
+    error: float
+    signal: float
+    overlap: float
+    initial: float
+    distance: float
+
+
+def error_at_loss(problem: Problem, hyper: Hyper, level: float, power: float = 0.0) -> ErrorAtLoss:
+    """Test error when the training loss reaches a level, for the optimizer |g|^p sgn(g) at uniform attention.
+
+        err = E_K Phi( -signal / sqrt(K overlap_1^2 + initial^2) ),     K ~ Binomial(s, U)
+        signal = 2 ||mu||^(1+p) T,   overlap_1^2 = 4 sigma_p^(2+2p) E|N|^2p E[k^p | k > 0] T^2 / n^2p,
+        initial^2 = (2 sigma_0^2/m_v) (s sigma_p^2 + ||mu||^2),   T = eta t / m_v^p times the mean of p_i^p
+
+    for k ~ Binomial(n, s/(d-1)) users of a coordinate (k = 1 for disjoint supports). T is where the mean loss of the
+    training margins is the level; they grow by
+
+        2 eta/m_v^p ( ||mu||^(1+p) mean(p_j)^p + n^-p s sigma_p^(1+p) E|N|^(1+p) E[k^((p-1)/2)] p_i^p )     a step
+
+    from N(0, initial^2), with p_i = 1/(1 + exp(margin)), which is integrated over quantiles of the initial margins and
+    of the noise norms. Mini-batches of B contain a user with probability B/n and divide by B: n^-p becomes B^(1-p)/n;
+    for independent supports and p = 0 the overlap is that of `sign_batch_share`.
+
+    Args:
+      problem: shapes, overlap law and batch size; context 2.
+      hyper: concrete numbers; alpha, label_noise and residual 0.
+      level: training loss, in (0, ln 2).
+      power: p, in [0, 1]: 0 for SignGD, and for Adam with eps -> 0 before its gradients fall; 1 for GD. Mini-batches of
+        patches that share coordinates: 0 or 1.
+
+    Returns:
+      ErrorAtLoss.
+
+    Raises:
+      ValueError: for other shapes, or numbers outside their range.
+
+    Examples:
+      >>> problem, hyper = Problem(n=20, d=2000, s=40, m_k=20, m_v=20), Hyper(sigma_p=2.0, sigma_0=3e-3)
+      >>> [round(error_at_loss(problem, hyper, 0.1, p).error, 2) for p in (0.0, 1.0)]
+      [0.45, 0.11]
+
+    References:
+      Derived here; arXiv 2410.04870 has the model. A statement that names n, d, s, SNR, sigma_0 and the level.
+    """
+    from scipy.stats import binom, norm
+
+    power = real("power", power, low=0.0, high=1.0)
+    real("level", level, low=0.0, high=math.log(2), open_low=True, open_high=True)
+    mu, sigma_p, sigma_0 = (float(getattr(hyper, name)) for name in ("mu", "sigma_p", "sigma_0"))
+    _check(problem, hyper, power)
+    size = problem.n if problem.batch_size is None else problem.batch_size
+    density = problem.s / (problem.d - 1) if problem.supports == "independent" else 0.0
+    others = np.arange(size)
+    users = 1 + others, binom.pmf(others, size - 1, density)  # of a coordinate of a patch that is in the batch
+    crowd = float(np.sum(users[1] * users[0] ** ((power - 1) / 2)))
+    alone = size ** (1 - power) / problem.n
+
+    initial = sigma_0 * math.sqrt(2 / problem.m_v * (problem.s * sigma_p**2 + mu**2))
+    norms = _noise_norms(problem.s, power) * sigma_p ** (1 + power)
+    signal, reach, distance = _train(2 * mu ** (1 + power), 2 * alone * crowd * norms, initial, level, power)
+
+    used = overlap_share(problem)
+    spread = 0.0
+    if used:
+        if problem.batch_size is not None and power == 0 and density:
+            square = sign_batch_share(problem, size) / used
+        else:
+            count = np.arange(1, problem.n + 1)
+            chance = binom.pmf(count, problem.n, density) if density else np.asarray(count == 1, float)
+            square = float(np.sum(chance * count**power) / np.sum(chance)) * alone**2 * _moment(2 * power)
+        spread = 2 * sigma_p ** (1 + power) * math.sqrt(square) * reach
+    shared = np.arange(problem.s + 1)
+    weight = binom.pmf(shared, problem.s, used)
+    total = np.sqrt(shared * spread**2 + initial**2)
+    with np.errstate(divide="ignore"):
+        error = float(np.sum(weight * norm.cdf(-signal / total)))
+    return ErrorAtLoss(error, signal, spread * math.sqrt(problem.s * used), initial, distance)
+
+
+def _check(problem: Problem, hyper: Hyper, power: float) -> None:
+    """Raises ValueError for what the law is not derived for."""
+    if problem.context != 2:
+        raise ValueError(f"the law of the error at equal loss is derived for context=2, got context={problem.context}")
+    if problem.noise != "gaussian":
+        raise ValueError(f'the law of the error at equal loss is derived for noise="gaussian", got {problem.noise!r}')
+    if problem.batch_size is not None and problem.supports == "independent" and power not in (0, 1):
+        raise ValueError(f"mini-batches of patches that share coordinates need power=0 or power=1, got power={power:g}")
+    for name in ("alpha", "label_noise", "residual"):
+        if float(getattr(hyper, name)) != 0:
+            raise ValueError(
+                f"the law of the error at equal loss is derived for {name}=0, got {name}={getattr(hyper, name)}"
+            )
+
+
+def _moment(order: float) -> float:
+    """E|N|^order of a standard normal N."""
+    return 2 ** (order / 2) * math.gamma((order + 1) / 2) / math.sqrt(math.pi)
+
+
+def _noise_norms(s: int, power: float) -> np.ndarray:
+    """Quantiles of ||z||_(1+p)^(1+p) over s standard normals, by a gamma law with its mean and variance."""
+    from scipy.stats import gamma
+
+    mean = _moment(1 + power)
+    variance = _moment(2 * (1 + power)) - mean**2
+    place = (np.arange(EXAMPLES) + 0.5) / EXAMPLES
+    return np.asarray(gamma.ppf(place, a=s * mean**2 / variance, scale=variance / mean))
+
+
+def _train(
+    on_signal: float, on_noise: np.ndarray, initial: float, level: float, power: float
+) -> tuple[float, float, float]:
+    """(signal's part of the margins, root mean square of the noise's motion per unit of `on_noise`, time) at the level.
+
+    dM_i/dT = on_signal mean(p_j)^p + on_noise_i p_i^p
+    """
+    from scipy.integrate import solve_ivp
+    from scipy.special import expit
+    from scipy.stats import norm
+
+    start = initial * norm.ppf((np.random.default_rng(0).permutation(EXAMPLES) + 0.5) / EXAMPLES)
+
+    def margins(state: np.ndarray) -> np.ndarray:
+        return np.asarray(start + on_signal * state[-1] + on_noise * state[:-1])
+
+    def pull(_: float, state: np.ndarray) -> np.ndarray:
+        weight = expit(-margins(state))
+        return np.append(weight**power, np.mean(weight) ** power)
+
+    def excess(_: float, state: np.ndarray) -> float:
+        return float(np.mean(np.logaddexp(0, -margins(state)))) - level
+
+    excess.terminal = True  # type: ignore[attr-defined]
+    scale = 1 / (on_signal + float(np.mean(on_noise)))
+    end = solve_ivp(
+        pull, (0, np.inf), np.zeros(EXAMPLES + 1), events=excess, rtol=1e-6, atol=1e-9 * scale, first_step=scale / 100
+    )
+    state = end.y[:, -1]
+    return on_signal * float(state[-1]), float(np.sqrt(np.mean(state[:-1] ** 2))), float(end.t[-1])

@@ -8,6 +8,8 @@ from jaxsign.plot.files import OTHERS as OTHERS
 from jaxsign.plot.files import save as save
 from jaxsign.plot.files import style as style
 from jaxsign.plot.files import svg as svg
+from jaxsign.plot.maps import cell_name as cell_name
+from jaxsign.plot.maps import heat_map as heat_map
 from jaxsign.plot.numbers import has_band as has_band
 from jaxsign.plot.numbers import keep_band as keep_band
 from jaxsign.plot.numbers import keep_map as keep_map

@@ -7,6 +7,7 @@ from jaxsign.analysis.runs import system_of
 from jaxsign.claims import (
     adam,
     architecture,
+    atlas,
     bridge,
     data_quality,
     digits,
@@ -35,7 +36,7 @@ SYSTEMS: dict[str, ModuleType] = {
 }
 #: The experiments in the order in which their claims are listed.
 EXPERIMENTS: tuple[ModuleType, ...] = (
-    dynamics, linear_attention, kernels, residual, bridge, adam, architecture, digits, restore, data_quality,
+    dynamics, linear_attention, kernels, residual, bridge, adam, architecture, digits, restore, data_quality, atlas,
 )  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(claim for module in EXPERIMENTS for claim in module.CLAIMS)
 

@@ -12,7 +12,8 @@ from jaxsign.store.manifest import replace_file
 IDENTITY = ("claim", "setting", "verdict")
 COLUMNS = (
     "claim", "setting", "statement", "source", "quantity", "predicted", "median", "q05", "q95", "interval_low",
-    "interval_high", "inside", "seeds", "share_low", "share_high", "verdict",
+    "interval_high", "inside", "seeds", "share_low", "share_high", "judge", "chance",
+    "beyond_chance", "verdict",
 )  # fmt: skip
 VERDICTS = ("HOLDS", "FAILS", "UNDECIDED")
 

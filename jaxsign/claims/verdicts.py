@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
 #: Share of seeds that must lie inside for a claim to hold.
 SHARE = 0.9
-HEADER = ("claim", "setting", "measured quantity", "predicted", "median [5 %, 95 %]", "interval", "inside", "verdict")
+#: Beyond either end of a 95 % interval.
+TAIL = 0.025
+HEADER = (
+    "claim",
+    "setting",
+    "measured quantity",
+    "predicted",
+    "median [5 %, 95 %]",
+    "interval",
+    "judged by",
+    "verdict",
+)
 
 
 def verdict(inside: int, seeds: int) -> tuple[str, float, float]:
@@ -46,6 +57,35 @@ def verdict(inside: int, seeds: int) -> tuple[str, float, float]:
     low, high = binomtest(inside, seeds).proportion_ci(0.95, method="exact")
     word = "HOLDS" if low > SHARE else "FAILS" if high < SHARE else "UNDECIDED"
     return word, float(low), float(high)
+
+
+def chance_of(inside: int, seeds: int) -> float:
+    """Probability of so many seeds inside, or more, if the share inside were just the .9 that is not enough.
+
+    Examples:
+      >>> round(chance_of(64, 64), 4), round(chance_of(40, 40), 4)
+      (0.0012, 0.0148)
+    """
+    from scipy.stats import binom
+
+    return float(binom.sf(inside - 1, seeds, SHARE))
+
+
+def chance_of_mean(values: np.ndarray, interval: tuple[float, float]) -> float:
+    """Probability of a mean at least so far inside an interval if it were at the nearer end: two one-sided t tests.
+
+    Examples:
+      >>> chance_of_mean(np.array([1.9, 2.0, 2.1]), (1.0, 9.0)) < 0.01
+      True
+    """
+    from scipy.stats import t
+
+    if values.size < 2 or not np.isfinite(values).all():
+        return math.nan
+    error = np.std(values, ddof=1) / math.sqrt(values.size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inside = (np.mean(values) - interval[0]) / error, (interval[1] - np.mean(values)) / error
+    return float(max(t.sf(distance, values.size - 1) for distance in inside))
 
 
 def mean_verdict(values: np.ndarray, interval: tuple[float, float]) -> tuple[str, float, float]:
@@ -98,6 +138,8 @@ class Row:
       share: 95 % interval of the share of seeds inside; of the mean where the claim is judged by it.
       verdict: HOLDS, FAILS or UNDECIDED.
       explanation: why the claim does not hold here, where that is known; empty for one that holds.
+      chance: probability of numbers at least as good if the claim just did not hold: a share of .9 inside, or a mean at
+        an end of the interval.
     """
 
     claim: Claim
@@ -108,10 +150,11 @@ class Row:
     share: tuple[float, float]
     verdict: str
     explanation: str = ""
+    chance: float = math.nan
 
     def lines(self) -> list[tuple[str, ...]]:
         """Cells under HEADER, one line per part; the first one carries claim, setting, share and verdict."""
-        share = f"{self.inside}/{self.seeds} [{self.share[0]:.2f}, {self.share[1]:.2f}]"
+        share = f"{self.inside}/{self.seeds} seeds [{self.share[0]:.2f}, {self.share[1]:.2f}]"
         if self.claim.judge == "mean":
             share = f"mean in [{_number(self.share[0])}, {_number(self.share[1])}], {self.seeds} seeds"
         out: list[tuple[str, ...]] = []
@@ -137,6 +180,34 @@ class ClaimTable:
     rows: tuple[Row, ...]
     missing: tuple[tuple[str, str, str], ...] = ()
     asked: tuple[str, ...] | None = None
+
+    def chances(self) -> str:
+        """How many verdicts HOLDS chance alone would give in a table of this size, and how many are beyond chance."""
+        held = [row for row in self.rows if row.verdict == "HOLDS"]
+        beyond = self.beyond_chance()
+        lost = sorted({f"{row.claim.id} {row.setting}" for row in held} - {f"{c} {s}" for c, s in beyond})
+        text = (
+            f"{len(self.rows)} rows, {len(held)} HOLDS. If no claim quite held, at most {TAIL:.1%} of the rows, "
+            f"{TAIL * len(self.rows):.1f}, would read HOLDS by chance. {len(beyond)} HOLDS are beyond chance over the "
+            f"whole table (Holm, 5 %)"
+        )
+        return text + (f"; not {', '.join(lost)}, which need more seeds." if lost else ".")
+
+    def beyond_chance(self) -> set[tuple[str, str]]:
+        """(claim, setting) of the rows that hold after Holm's correction for the number of rows, at 5 %.
+
+        References:
+          Holm, Scandinavian Journal of Statistics 1979.
+        """
+        out: set[tuple[str, str]] = set()
+        chances = sorted(
+            (row.chance if math.isfinite(row.chance) else 1.0, row.claim.id, row.setting) for row in self.rows
+        )
+        for place, (chance, claim, setting) in enumerate(chances):
+            if chance > 2 * TAIL / (len(chances) - place):
+                break
+            out.add((claim, setting))
+        return out
 
     def lines(self) -> list[tuple[str, ...]]:
         """Cells under HEADER, one line per part; a claim's first line carries its verdict."""
@@ -193,6 +264,7 @@ class ClaimTable:
 
     def records(self) -> list[dict[str, Any]]:
         """One dict per part, numbers as numbers."""
+        beyond = self.beyond_chance()
         return [
             {
                 "claim": row.claim.id, "setting": row.setting, "statement": row.claim.statement,
@@ -201,7 +273,8 @@ class ClaimTable:
                 "interval_low": part.interval[0] if part.interval else None,
                 "interval_high": part.interval[1] if part.interval else None,
                 "inside": row.inside, "seeds": row.seeds, "share_low": row.share[0], "share_high": row.share[1],
-                "verdict": row.verdict,
+                "judge": row.claim.judge, "chance": row.chance,
+                "beyond_chance": (row.claim.id, row.setting) in beyond, "verdict": row.verdict,
             }
             for row in self.rows for part in row.parts
         ]  # fmt: skip
@@ -386,18 +459,20 @@ def _row(claim: Claim, setting: Setting, numbers: Sequence[np.ndarray], predicte
             inside &= (values >= part.interval[0]) & (values <= part.interval[1])  # NaN is outside
     count, seeds = int(inside.sum()), inside.size
     word, low, high = verdict(count, seeds)
+    chance = chance_of(count, seeds)
     if claim.judge == "mean":
         judged = [(values, part.interval) for part, values in zip(claim.parts, numbers) if part.interval is not None]
         judgements = [mean_verdict(*one) for one in judged]
         words = [one[0] for one in judgements]
         word = next((w for w in ("FAILS", "UNDECIDED") if w in words), "HOLDS")
         low, high = judgements[words.index(word)][1:]
+        chance = max(chance_of_mean(*one) for one in judged)
     measured = tuple(
         Measured(part.label, *_quantiles(values), part.interval, prediction)
         for part, values, prediction in zip(claim.parts, numbers, predicted)
     )
     explanation = "" if word == "HOLDS" else claim.explanation(setting)
-    return Row(claim, str(setting), measured, count, seeds, (low, high), word, explanation)
+    return Row(claim, str(setting), measured, count, seeds, (low, high), word, explanation, chance)
 
 
 def _per_seed(numbers: Any, runs: "xr.Dataset") -> np.ndarray:

@@ -34,6 +34,8 @@ def _claims(args: argparse.Namespace) -> int:
     table = check(list(datasets.values()), claims=args.claim)
     for line in (table.to_markdown() if args.markdown else str(table)).split("\n") if table.rows else []:
         show(line)
+    if table.rows:
+        show(table.chances())
     for reason in [] if table.rows else table.reasons():
         show(f"no claim can be decided from {' '.join(args.dirs)}: {reason}")
     if csv is not None:

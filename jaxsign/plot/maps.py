@@ -38,7 +38,7 @@ def heat_map(
       of: DataArray (y, x) whose contours are drawn, such as a law's; default `values`.
       hatched: bool DataArray (y, x), cells not to be trusted, drawn hatched.
       held_out: bool DataArray (y, x), cells kept out of every fit, drawn with a dot.
-      names: labels of the rows and columns; default the coordinates, powers of ten where they are that.
+      names: labels of the rows and columns, "" for none; default the coordinates. At most nine are shown.
 
     Returns:
       The image, for `fig.colorbar`.
@@ -70,8 +70,9 @@ def heat_map(
         where = np.argwhere(np.asarray(held_out.transpose(y, x).values, bool))
         ax.scatter(where[:, 1], where[:, 0], s=5, color="w", edgecolors="k", linewidths=0.4, zorder=3)
     for axis, labels in ((ax.xaxis, columns), (ax.yaxis, rows)):
-        step = math.ceil(len(labels) / 7)
-        axis.set_ticks(range(0, len(labels), step), [labels[i] for i in range(0, len(labels), step)])
+        shown = [place for place, label in enumerate(labels) if label]
+        shown = shown[:: math.ceil(len(shown) / 9)]
+        axis.set_ticks(shown, [labels[place] for place in shown])
     ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5))
     ax.tick_params(length=2)
     ax.spines[:].set_visible(False)

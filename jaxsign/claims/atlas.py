@@ -1,0 +1,223 @@
+"""Where does the test error at equal training loss come from? Claims E1 to E5 on the error map of the atlas."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxsign import theory
+from jaxsign.analysis.held_out import held_out
+from jaxsign.analysis.reading import CannotDecide
+from jaxsign.analysis.runs import manifest, optimizers_of
+from jaxsign.claims.claim import Claim, Part, PerSeed, all_runs, at_level
+from jaxsign.claims.dynamics import problem_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+INF = math.inf
+#: The exponent p of |g|^p sgn(g) with whose law a family's error is compared.
+POWERS = {"sign_gd": 0.0, "adam": 0.0, "gd": 1.0}
+#: How far an error may be from the law for a cell to count as explained.
+CLOSE = 0.05
+#: The map's setting, as claims name it.
+MAP = ("theory over kernel, d, mu",)
+
+
+def errors(ds: "xr.Dataset", family: str, level: float, name: str = "test_error") -> "xr.DataArray":
+    """Test error of every seed when the training loss reaches a level: the largest over a family's learning rates.
+
+    Runs that do not reach the level, or leap over it in one step, are left out.
+
+    Args:
+      ds: Dataset of a map.
+      family: optimizer family.
+      level: training loss that was captured.
+      name: "test_error" or "test_loss".
+
+    Returns:
+      DataArray over the axes of the map and seed; NaN where no learning rate has it.
+    """
+    runs = ds.isel(optimizer=optimizers_of(ds, family))
+    if not runs.sizes["optimizer"]:
+        raise CannotDecide(f"needs runs of {family}")
+    return at_level(runs, level, name, leaps=True)[name].max("optimizer", skipna=True)
+
+
+def snr_of(ds: "xr.Dataset") -> "xr.DataArray":
+    """SNR = mu / (sigma_p sqrt(s)) along the axis mu."""
+    definition = manifest(ds)["definition"]
+    snr: xr.DataArray = ds["mu"] / (definition["hyper"]["sigma_p"] * math.sqrt(definition["problem"]["s"]))
+    return snr
+
+
+def laws(ds: "xr.Dataset", level: float, power: float, *, initial: bool = True, overlap: bool = True) -> "xr.DataArray":
+    """The law of the error at equal training loss over a map's axes of problem and numbers.
+
+    Args:
+      ds: Dataset of a map; its axes but kernel, optimizer and seed are numbers or sizes of the two-layer system.
+      level: training loss.
+      power: p.
+      initial: whether initial weights count.
+      overlap: whether fresh patches share coordinates with training.
+
+    Returns:
+      DataArray over these axes.
+    """
+    import xarray as xr
+
+    skipped = ("kernel", "optimizer", "seed")
+    dims = [str(dim) for dim in ds["status"].dims if dim not in skipped]
+    out = np.empty([ds.sizes[dim] for dim in dims])
+    flat = ds.isel({dim: 0 for dim in skipped if dim in ds["status"].dims})
+    for index in np.ndindex(out.shape):
+        problem, hyper = problem_of(flat.isel(dict(zip(dims, index))))
+        if not initial:
+            hyper = dataclasses.replace(hyper, sigma_0=0.0)
+        if not overlap:
+            problem = dataclasses.replace(problem, overlap="none", d=max(problem.d, (problem.n + 1) * problem.s + 1))
+        out[index] = theory.error_at_loss(problem, hyper, level, power).error
+    return xr.DataArray(out, dims=dims, coords={dim: ds[dim] for dim in dims})
+
+
+def _over_held_out(numbers: "xr.DataArray", among: "xr.DataArray | bool" = True) -> "xr.DataArray":
+    """Root mean square over the held-out cells, one number a seed; cells that no run reached are left out."""
+    cells = held_out(numbers, "d", "mu") & among
+    if not bool(cells.any()):
+        raise CannotDecide("no cell of the map is held out")
+    return (numbers.where(cells) ** 2).mean(("d", "mu"), skipna=True) ** 0.5
+
+
+def _from_law(family: str, kernel: str, level: float) -> PerSeed:
+    """Distance of the error from the law over the held-out cells."""
+
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        error = errors(ds, family, level).sel(kernel=kernel)
+        return _over_held_out(error - laws(ds, level, POWERS[family]))
+
+    return measure
+
+
+def _share(family: str, level: float) -> PerSeed:
+    """Attention's mean share of the error over the held-out cells where the law of SignGD lies between .05 and .45."""
+
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        error, law = errors(ds, family, level), laws(ds, level, 0.0)
+        cells = held_out(law, "d", "mu") & (law > 0.05) & (law < 0.45)
+        if not bool(cells.any()):
+            raise CannotDecide("no held-out cell has an error between chance and 0")
+        return (error.sel(kernel="softmax") - error.sel(kernel="uniform")).where(cells).mean(("d", "mu"), skipna=True)
+
+    return measure
+
+
+def _gap_without_overlap(level: float) -> PerSeed:
+    """error(SignGD) - error(GD), attention trained, d -> infinity, at the SNR where the law puts it highest."""
+
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        limit = ds.isel(d=(ds["overlap"] == "none").values.nonzero()[0])
+        if limit.sizes["d"] != 1:
+            raise CannotDecide("needs one point without overlap")
+        law = (laws(limit, level, 0.0) - laws(limit, level, 1.0)).isel(d=0)
+        at = {"d": 0, "mu": int(law.argmax("mu"))}
+        one = limit.sel(kernel="softmax")
+        return (errors(one, "sign_gd", level) - errors(one, "gd", level)).isel(at)
+
+    return measure
+
+
+def _predicted_gap(level: float) -> Callable[["xr.Dataset"], float]:
+    def predict(ds: "xr.Dataset") -> float:
+        limit = ds.isel(d=(ds["overlap"] == "none").values.nonzero()[0])
+        return float((laws(limit, level, 0.0) - laws(limit, level, 1.0)).max())
+
+    return predict
+
+
+def _small_start_error(ds: "xr.Dataset") -> "xr.DataArray":
+    """SignGD's error at training loss .1 in the limit d -> infinity, at the SNR nearest to 10^-1.5."""
+    limit = ds.isel(d=(ds["overlap"] == "none").values.nonzero()[0])
+    if limit.sizes["d"] != 1:
+        raise CannotDecide("needs one point without overlap")
+    near = int(np.argmin(np.abs(np.log10(snr_of(ds).values) + 1.5)))
+    return errors(limit, "sign_gd", 0.1).isel(d=0, mu=near)
+
+
+_NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD"}
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        id="E1",
+        statement="With uniform attention the test error at equal training loss is Phi(-signal/sqrt(overlap^2 + "
+        "initial^2)) at every SNR and d, for SignGD, Adam and GD",
+        source="ours",
+        runs=all_runs,
+        judge="mean",
+        settings=MAP,
+        parts=tuple(
+            Part(
+                f"rms(error - law) at held-out cells, {_NAMES[f]}, loss {level:g}",
+                _from_law(f, "uniform", level),
+                (0.0, 0.04),
+                0.0,
+            )
+            for level in (0.1, 0.01)
+            for f in POWERS
+        ),
+    ),
+    Claim(
+        id="E2",
+        statement="With attention trained SignGD's test error at training loss .1 and .01 is still that of the law",
+        source="ours",
+        runs=all_runs,
+        judge="mean",
+        settings=MAP,
+        parts=tuple(
+            Part(
+                f"rms(error - law) at held-out cells, loss {level:g}",
+                _from_law("sign_gd", "softmax", level),
+                (0.0, CLOSE),
+                0.0,
+            )
+            for level in (0.1, 0.01)
+        ),
+    ),
+    Claim(
+        id="E3",
+        statement="At training loss .01 attention raises Adam's test error by .05 or more on average where the law is "
+        "between .05 and .45, and SignGD's by less than .05",
+        source="ours",
+        runs=all_runs,
+        judge="mean",
+        settings=MAP,
+        parts=(
+            Part("attention's mean share at held-out cells, Adam, loss .01", _share("adam", 0.01), (0.05, 0.5)),
+            Part("the same, SignGD", _share("sign_gd", 0.01), (-0.05, 0.05)),
+            Part("the same, GD", _share("gd", 0.01), None),
+            Part("the same, Adam, loss .1", _share("adam", 0.1), None),
+        ),
+    ),
+    Claim(
+        id="E4",
+        statement="The gap between SignGD and GD does not need overlap: in the limit d -> infinity it is .1 or more at "
+        "training loss .1, at the SNR where the law puts it highest",
+        source="ours",
+        runs=all_runs,
+        settings=MAP,
+        parts=(
+            Part("error(SignGD) - error(GD) at loss .1", _gap_without_overlap(0.1), (0.1, 0.5), _predicted_gap(0.1)),
+            Part("the same at loss .01", _gap_without_overlap(0.01), None, _predicted_gap(0.01)),
+        ),
+    ),
+    Claim(
+        id="E5",
+        statement="Without overlap SignGD's error is due to initial weights: with initial features a tenth as large it "
+        "is below .05 at training loss .1 and SNR .0316, where the law gives .32 for the preset's",
+        source="ours",
+        runs=all_runs,
+        settings=("theory over d, mu",),
+        parts=(Part("error(SignGD) at loss .1, d -> infinity, SNR .0316", _small_start_error, (0.0, 0.05), 0.0),),
+    ),
+)

@@ -1,0 +1,56 @@
+"""More data: test error of SignGD and GD at equal training loss over the number of examples and SNR; claims N4 to N7.
+
+Page 5 of the atlas. Axes: 11 numbers of examples from 4 to 128, 15 SNRs from .005 to 1.5, at d = 20,000 and without
+overlap (d -> infinity); attention trained; 16 seeds. Drawn in distribution, supports disjoint; two n share a program.
+mu and sigma_0 vary in place of sigma_p, at sigma_p = 2: see sweeps/atlas_error.py.
+Command: python sweeps/atlas_samples.py --out results/atlas_samples
+Cost: COST
+All settings are reconstructed; see jaxsign.presets.
+"""
+
+import dataclasses
+import sys
+from argparse import Namespace
+
+import numpy as np
+import optax
+import presets
+
+import jaxsign as js
+
+SAMPLES = [4, 6, 8, 11, 16, 23, 32, 45, 64, 90, 128]
+SNR = np.geomspace(0.005, 1.5, 15)
+LEVELS = (0.3, 0.1, 0.01)
+OPTIMIZERS = {
+    "sign_gd": presets.OPTIMIZERS["sign_gd"],
+    # A noise margin grows by .8 eta/n a step at first.
+    "gd": js.grid(optax.sgd, learning_rate=[0.05, 0.5, 2.0]),
+}
+
+
+def build(args: Namespace) -> dict[str, js.Sweep]:
+    problem, hyper = js.presets.theory()
+    steps = args.steps or (60 if args.tiny else 1500)
+    problem = presets.tiny(problem) if args.tiny else problem
+    snr = SNR[[6, 10]] if args.tiny else SNR
+    mu = snr * float(hyper.sigma_p) * problem.s**0.5
+    return {
+        overlap: js.Sweep(
+            system=js.two_layer, engine=args.engine or "feature_space_law",
+            problem=dataclasses.replace(problem, d=20_000, overlap=overlap), hyper=hyper, optimizers=OPTIMIZERS,
+            steps=steps, record=[0, steps], test_every=[0], levels=LEVELS,
+            observables=["train_loss", "test_loss", "test_error"],
+            axes={
+                "n": SAMPLES[:2] if args.tiny else SAMPLES,
+                ("mu", "sigma_0"): [(m, float(hyper.sigma_0) / m) for m in mu],
+                "seed": args.seeds or (2 if args.tiny else 16),
+            },
+        )
+        for overlap in ("exact", "none")
+    }  # fmt: skip
+
+
+main = js.sweep_cli(build, __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 ONE_IN = 10
 
 
-def held_out(ds: "xr.Dataset", *dims: str) -> "xr.DataArray":
+def held_out(ds: "xr.Dataset | xr.DataArray", *dims: str) -> "xr.DataArray":
     """A tenth of a map's cells, chosen by their coordinates alone: no result can change the choice.
 
     Args:

@@ -106,11 +106,19 @@ def lane_widths(programs: Sequence[Program], log: CompileLog | None = None) -> l
         return widths
     log = log or CompileLog()
     with log.measuring("measuring lane widths"), Compiler(log=log) as compiler:
+        known: dict[Any, float] = {}  # groups of different numbers may share a program
+
+        def compiled(program: Program, width: int) -> Compiled:
+            return compiler.compile(Program(program.group, width, program.slots, mesh))
 
         def seconds_of_a_run(program: Program, width: int) -> float:
-            other = Program(program.group, width, program.slots, mesh)
-            return measure(compiler.compile(other)).run(sweep)
+            key = (program.group.program_key, width)
+            if key not in known:
+                known[key] = measure(compiled(program, width)).run(sweep)
+            return known[key]
 
+        for program in {program.group.program_key: program for program in programs}.values():
+            compiled(program, program.width)  # side by side, before the first one is waited for
         seconds = [seconds_of_a_run(program, program.width) * program.group.size for program in programs]
         if sum(seconds) < LONG_SECONDS:
             return widths

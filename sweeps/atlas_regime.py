@@ -1,4 +1,4 @@
-"""Towards the regime of the paper's theorem, and test loss over a whole training; claims C2r and N1 to N3.
+"""Towards the regime of the paper's theorem, and test loss over a whole training; claims C2r, N1 to N3.
 
 Page 6 of the atlas. The theorem asks for noise of size sigma_p = Omega(d^(1/4) n^3) with s ~ d^(1/2) n^-2, so that
 supports are disjoint. Entries `regime` and `regime_small_start`: sigma_p = c d^(1/4) n^3 for c = 1e-4 to 1 and n = 4,

@@ -14,8 +14,10 @@ from jaxsign.claims import (
     dynamics,
     kernels,
     linear_attention,
+    regime,
     residual,
     restore,
+    sample_size,
 )  # fmt: skip
 from jaxsign.claims.claim import Claim
 from jaxsign.claims.setting import Setting
@@ -37,6 +39,7 @@ SYSTEMS: dict[str, ModuleType] = {
 #: The experiments in the order in which their claims are listed.
 EXPERIMENTS: tuple[ModuleType, ...] = (
     dynamics, linear_attention, kernels, residual, bridge, adam, architecture, digits, restore, data_quality, atlas,
+    sample_size, regime,
 )  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(claim for module in EXPERIMENTS for claim in module.CLAIMS)
 

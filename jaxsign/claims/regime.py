@@ -1,0 +1,130 @@
+"""What happens towards the regime of the paper's theorem, and over a whole training? Claims C2r, N1 and N2."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxsign.analysis.equal_loss import levels_of
+from jaxsign.analysis.reading import CannotDecide
+from jaxsign.analysis.runs import manifest
+from jaxsign.claims.atlas import errors, snr_of
+from jaxsign.claims.claim import Claim, Part, PerSeed, all_runs
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+INF = math.inf
+#: sigma_p / (d^(1/4) n^3) from which on a point counts as in the theorem's regime.
+CONSTANT = 0.1
+
+
+def constant_of(ds: "xr.Dataset") -> np.ndarray:
+    """The constant sigma_p / (d^(1/4) n^3) of every point, at mu = 1."""
+    sigma_p = float(manifest(ds)["definition"]["hyper"]["sigma_p"]) / ds["mu"].values
+    return np.asarray(sigma_p / (ds["d"].values.astype(float) ** 0.25 * ds["n"].values.astype(float) ** 3))
+
+
+def _in_regime(family: str, name: str, small_start: bool = True) -> PerSeed:
+    """Smallest test error or loss at training loss .1 over the points in the regime, for one of the two starts."""
+
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        if small_start != bool(np.ptp(ds["sigma_0"].values) == 0):
+            raise CannotDecide(f"needs runs with {'one sigma_0' if small_start else 'sigma_0 in proportion to 1/mu'}")
+        inside = np.flatnonzero(constant_of(ds) >= CONSTANT * (1 - 1e-6))
+        if not inside.size:
+            raise CannotDecide(f"no point has sigma_p >= {CONSTANT} d^(1/4) n^3")
+        return errors(ds, family, 0.1, name).isel(n=inside).min("n", skipna=True)
+
+    return measure
+
+
+def smallest_test_loss(ds: "xr.Dataset", family: str) -> "xr.DataArray":
+    """Smallest test loss of a family over all levels of the training loss that it reaches, by SNR and seed."""
+    reached = []
+    for level in levels_of(ds, ()):
+        try:
+            reached.append(errors(ds, family, level, "test_loss"))
+        except CannotDecide:
+            continue
+    if not reached:
+        raise CannotDecide(f"{family} reaches no level")
+    import xarray as xr
+
+    return xr.concat(reached, "level").min("level", skipna=True)
+
+
+def _smallest(family: str, snr: float) -> PerSeed:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        near = int(np.argmin(np.abs(np.log(snr_of(ds).values / snr))))
+        return smallest_test_loss(ds, family).isel(mu=near)
+
+    return measure
+
+
+_FAMILIES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD"}
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        id="C2r",
+        statement="In the disjoint preset at SNR .079 SignGD's test loss stays above .1 down to a training loss of "
+        "1e-8; Adam's and GD's, at the training losses that they reach, are beside it",
+        source="paper, restated over the whole training",
+        runs=all_runs,
+        settings=("theory over mu",),
+        parts=(
+            Part("smallest test loss over the levels, SignGD, SNR .079", _smallest("sign_gd", 0.079), (0.1, INF)),
+            Part("the same, Adam", _smallest("adam", 0.079), None),
+            Part("the same, GD", _smallest("gd", 0.079), None),
+            Part("the same, SignGD, SNR .64", _smallest("sign_gd", 0.64), None),
+            Part("the same, GD, SNR .64", _smallest("gd", 0.64), None),
+        ),
+    ),
+    Claim(
+        id="N1",
+        statement="Towards the theorem's regime, sigma_p >= .1 d^(1/4) n^3 with n = 4 to 16, SignGD, Adam and GD all "
+        "guess at training loss .1, initial features small",
+        source="ours",
+        runs=all_runs,
+        judge="mean",
+        settings=("theory over n",),
+        parts=tuple(
+            Part(f"smallest test error over these points, {name}", _in_regime(family, "test_error"), (0.4, 0.6), 0.5)
+            for family, name in _FAMILIES.items()
+        ),
+    ),
+    Claim(
+        id="N2",
+        statement="There the test loss does not tell SignGD from GD either: both stay at ln 2 or above",
+        source="paper for SignGD, ours for GD",
+        runs=all_runs,
+        judge="mean",
+        settings=("theory over n",),
+        parts=tuple(
+            Part(
+                f"smallest test loss over these points, {_FAMILIES[family]}",
+                _in_regime(family, "test_loss"),
+                (0.66, INF),
+                math.log(2),
+            )
+            for family in ("sign_gd", "gd")
+        ),
+    ),
+    Claim(
+        id="N3",
+        statement="N1 with the presets' sigma_0 = 3e-3, at which initial features are large",
+        source="ours",
+        runs=all_runs,
+        judge="mean",
+        settings=("theory over n",),
+        parts=tuple(
+            Part(
+                f"smallest test error over these points, {name}",
+                _in_regime(family, "test_error", small_start=False),
+                (0.4, 0.6),
+                0.5,
+            )
+            for family, name in _FAMILIES.items()
+        ),
+    ),
+)

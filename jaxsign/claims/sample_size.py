@@ -1,0 +1,127 @@
+"""Does more data help SignGD? Claims N4 to N7 on the map of the number of examples."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxsign.analysis.held_out import held_out
+from jaxsign.analysis.reading import CannotDecide
+from jaxsign.analysis.runs import manifest
+from jaxsign.claims.atlas import CLOSE, POWERS, errors, laws, snr_of
+from jaxsign.claims.claim import Claim, Part, PerSeed, all_runs
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: At which training loss and test error the boundary is.
+LEVEL, ERROR = 0.1, 0.25
+#: From how many examples on the boundary's slope is taken: for fewer, initial weights decide and not overlap.
+FROM = 16
+MAP = ("theory over n, mu",)
+
+
+def boundary(error: "xr.DataArray", snr: np.ndarray) -> "xr.DataArray":
+    """SNR at which the test error is .25, by a logistic fit error = 1/2 / (1 + (SNR/b)^(1/w)) for every n and seed.
+
+    Args:
+      error: test errors, with dimensions mu, n and seed, or mu and n for a law.
+      snr: SNR of every point of mu.
+
+    Returns:
+      b, without the dimension mu; NaN where errors do not fall through .25.
+    """
+    import xarray as xr
+    from scipy.optimize import least_squares
+    from scipy.special import expit
+
+    log_snr, table = np.log(snr), error.transpose("mu", ...)
+    out = np.full(table.shape[1:], np.nan)
+    for index in np.ndindex(out.shape):
+        values = table.values[(slice(None), *index)]
+        known = np.isfinite(values)
+        if known.sum() < 3 or values[known].max() < ERROR or values[known].min() > ERROR:
+            continue
+        x, y = log_snr[known], values[known]
+
+        def miss(at: np.ndarray, x: np.ndarray = x, y: np.ndarray = y) -> np.ndarray:
+            return np.asarray(0.5 * expit((at[0] - x) / np.exp(at[1])) - y)
+
+        out[index] = np.exp(least_squares(miss, [x[np.argmin(np.abs(y - ERROR))], np.log(0.5)]).x[0])
+    dims = [dim for dim in table.dims if dim != "mu"]
+    return xr.DataArray(out, dims=dims, coords={dim: table[dim] for dim in dims})
+
+
+def slope(b: "xr.DataArray") -> "xr.DataArray":
+    """The slope of ln b over ln n, over the n from FROM on."""
+    some: xr.DataArray = b.sel(n=b["n"] >= FROM)
+    if some.sizes["n"] < 3:
+        raise CannotDecide(f"needs three n from {FROM} on, got {some.sizes['n']}")
+    logs = (some.copy(data=np.log(some.values))).assign_coords(n=np.log(some["n"].values))
+    return logs.polyfit("n", 1)["polyfit_coefficients"].sel(degree=1, drop=True)
+
+
+def _slope(family: str) -> PerSeed:
+    return lambda ds: slope(boundary(errors(_exact(ds), family, LEVEL), snr_of(ds).values))
+
+
+def _law_slope(family: str) -> "PerSeed":
+    return lambda ds: slope(boundary(laws(_exact(ds), LEVEL, POWERS[family]), snr_of(ds).values))
+
+
+def _exact(ds: "xr.Dataset") -> "xr.Dataset":
+    """The runs, if fresh patches overlap with training: both maps of the sweep have one setting otherwise."""
+    if manifest(ds)["definition"]["problem"]["overlap"] != "exact":
+        raise CannotDecide("needs runs whose fresh patches overlap with training")
+    return ds
+
+
+def _from_law(family: str) -> PerSeed:
+    """Root mean square distance of the error from the law over the held-out cells of the map."""
+
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        away = errors(_exact(ds), family, LEVEL) - laws(ds, LEVEL, POWERS[family])
+        cells = held_out(away, "mu", "n")
+        return (away.where(cells) ** 2).mean(("mu", "n"), skipna=True) ** 0.5
+
+    return measure
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        id="N4",
+        statement="At d = 20,000 more data moves SignGD's boundary up: the SNR at which its error is .25 at training "
+        "loss .1 grows with n from 16 to 128",
+        source="ours",
+        runs=all_runs,
+        judge="mean",
+        settings=MAP,
+        parts=(Part("d ln(boundary)/d ln(n), SignGD", _slope("sign_gd"), (0.2, 0.8), _law_slope("sign_gd")),),
+    ),
+    Claim(
+        id="N5",
+        statement="There more data moves GD's boundary down",
+        source="ours",
+        runs=all_runs,
+        judge="mean",
+        settings=MAP,
+        parts=(Part("d ln(boundary)/d ln(n), GD", _slope("gd"), (-0.8, -0.1), _law_slope("gd")),),
+    ),
+    Claim(
+        id="N6",
+        statement="The law of uniform attention gives SignGD's test error at every n and SNR there, attention trained",
+        source="ours",
+        runs=all_runs,
+        judge="mean",
+        settings=MAP,
+        parts=(Part("rms(error - law) at held-out cells, SignGD", _from_law("sign_gd"), (0.0, CLOSE), 0.0),),
+    ),
+    Claim(
+        id="N7",
+        statement="The same of GD",
+        source="ours",
+        runs=all_runs,
+        judge="mean",
+        settings=MAP,
+        parts=(Part("rms(error - law) at held-out cells, GD", _from_law("gd"), (0.0, CLOSE), 0.0),),
+    ),
+)

@@ -185,7 +185,7 @@ class ClaimTable:
         """How many verdicts HOLDS chance alone would give in a table of this size, and how many are beyond chance."""
         held = [row for row in self.rows if row.verdict == "HOLDS"]
         beyond = self.beyond_chance()
-        lost = sorted({f"{row.claim.id} {row.setting}" for row in held} - {f"{c} {s}" for c, s in beyond})
+        lost = [f"{row.claim.id} {row.setting}" for row in held if (row.claim.id, row.setting) not in beyond]
         text = (
             f"{len(self.rows)} rows, {len(held)} HOLDS. If no claim quite held, at most {TAIL:.1%} of the rows, "
             f"{TAIL * len(self.rows):.1f}, would read HOLDS by chance. {len(beyond)} HOLDS are beyond chance over the "

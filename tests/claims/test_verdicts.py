@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 import pytest
+import scipy.stats
 import xarray as xr
 from scipy.stats import beta
 
@@ -133,7 +134,7 @@ def test_rows_are_claims_with_their_settings_below_each_other(table):
     assert len(lines) == 6
     assert lines[0] == (
         "X1", "paper_like", "100 % of a_b & {c}^2 <d> e", "0.500", "0.500 [0.500, 0.500]", "[0, 1]",
-        "64/64 [0.94, 1.00]", "HOLDS",
+        "64/64 seeds [0.94, 1.00]", "HOLDS",
     )  # fmt: skip
     assert (lines[1][:3], lines[1][-2:]) == (("", "", "second part"), ("", ""))
     assert lines[5][3:6] == ("", "0.250 [1.0e-05, 0.500]", ">= 0.7")
@@ -396,3 +397,32 @@ def test_labels_with_latex_specials_are_escaped():
     assert r"\#" in text
     assert r"\$" in text
     assert r"\textbackslash" in text
+
+
+def test_chance_is_the_binomial_tail_at_a_share_of_nine_tenths():
+    """64 of 64 seeds by chance: .9^64; 63 or more: .9^64 + 64 .1 .9^63."""
+    (row,) = js.check(runs([0.5] * 64), [claim()]).rows
+    assert row.chance == pytest.approx(0.9**64)
+    (row,) = js.check(runs([0.5] * 63 + [2.0]), [claim()]).rows
+    assert row.chance == pytest.approx(0.9**64 + 64 * 0.1 * 0.9**63)
+
+
+def test_chance_of_a_mean_is_that_of_the_nearer_end():
+    values = np.random.default_rng(1).normal(0.1, 0.2, 20)
+    (row,) = js.check(runs(values), [claim(judge="mean", interval=(0.0, 9.0))]).rows
+    assert row.chance == pytest.approx(scipy.stats.ttest_1samp(values, 0.0, alternative="greater").pvalue)
+
+
+def test_holms_correction_counts_the_rows():
+    """Of 64 seeds p = .9^64 = .0012 is beyond chance in a table of 40 rows, .05/40 = .00125, and not in one of 43."""
+    claims = [claim(f"X{i}") for i in range(43)]
+    small = js.check(runs([0.5] * 64), claims[:40])
+    assert small.beyond_chance() == {(f"X{i}", "paper_like") for i in range(40)}
+    large = js.check(runs([0.5] * 64), claims)
+    assert large.beyond_chance() == set()
+    assert large.chances().startswith("43 rows, 43 HOLDS. If no claim quite held, at most 2.5% of the rows, 1.1,")
+    assert "X42 paper_like, which need more seeds." in large.chances()
+    failing = js.check(runs([0.5] * 64), [*claims[:40], claim("X", interval=(0.7, 1.0))])
+    assert len(failing.beyond_chance()) == 40  # .05/41 = .00122 is above .9^64 = .00118, and a row that fails counts
+    assert [record["beyond_chance"] for record in failing.records()] == [True] * 40 + [False]
+    assert {record["judge"] for record in failing.records()} == {"seeds"}

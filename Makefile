@@ -79,8 +79,10 @@ claims: $(STAMP)  ## print the claims table of results/
 report: $(STAMP)  ## one page about all of results/ and its figures: results/report.html
 	$(BIN)/jaxsign report $(OUT) --figures $(FIGURES) --out $(OUT)/report.html
 
+# Every core has its own tests: threads of NumPy's BLAS would wait for each other and take five times the processor time.
+ONE_THREAD = OPENBLAS_NUM_THREADS=1
 test: lint  ## lint, format and type check, then the test suite
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: lint  ## the long tests
 	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=3" $(BIN)/python -m pytest -n auto -m slow

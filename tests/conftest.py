@@ -211,6 +211,24 @@ def oracle():
     return Oracle
 
 
+def at_first_crossing(x, y, level):
+    """Value of y where x first gets to the level, linear in x between the known y around that.
+
+    The last axis is that of the records. NaN where x never gets there, is there from the start, or y ends before.
+    """
+    x, y = np.broadcast_arrays(x, np.asarray(y, float))
+    there, known = x >= level, np.isfinite(y)
+    later = np.arange(x.shape[-1]) >= there.argmax(-1)[..., None]
+    after, before = known & later, known & ~later
+    right = after.argmax(-1)[..., None]
+    left = np.where(before.any(-1), x.shape[-1] - 1 - before[..., ::-1].argmax(-1), right[..., 0])[..., None]
+    (x0, y0), (x1, y1) = (tuple(np.take_along_axis(a, place, -1)[..., 0] for a in (x, y)) for place in (left, right))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        between = (y1 - y0) / (x1 - x0) * (level - x0) + y0
+    value = np.where((left != right)[..., 0] & (level < x1), between, y1)
+    return np.where(there.any(-1) & ~there[..., 0] & after.any(-1), value, np.nan)
+
+
 def with_levels(ds, levels):
     """A made-up Dataset as runs with these levels give it: both sides of a crossing are read off between its records.
 
@@ -223,20 +241,9 @@ def with_levels(ds, levels):
     for name, variable in stepped.items():
         spread = variable.broadcast_like(loss.isel(step=0, drop=True)).transpose(*runs, ..., "step")
         own = spread.dims[len(runs) : -1]
-        table = np.full((*spread.shape[: len(runs)], len(levels), 2, *spread.shape[len(runs) : -1]), np.nan)
-        for run in np.ndindex(*spread.shape[: len(runs)]):
-            for place, level in enumerate(levels):
-                below = log_loss[run] <= np.log(level)
-                if not below.any() or below[0]:
-                    continue
-                for inner in np.ndindex(*spread.shape[len(runs) : -1]):
-                    values = spread.values[(*run, *inner)]
-                    known = np.isfinite(values)
-                    if known.any() and np.flatnonzero(known)[-1] >= np.argmax(below):
-                        x, y = -log_loss[run][known], values[known]
-                        first = np.searchsorted(np.flatnonzero(known), np.argmax(below))
-                        pair = slice(max(first - 1, 0), first + 1)
-                        table[(*run, place, slice(None), *inner)] = np.interp(-np.log(level), x[pair], y[pair])
+        fallen = -log_loss.reshape(*log_loss.shape[:-1], *[1] * len(own), -1)
+        read = [at_first_crossing(fallen, spread.values, -np.log(level)) for level in levels]
+        table = np.stack([np.stack(read, len(runs))] * 2, len(runs) + 1)
         if name == "step":
             reached = np.isfinite(table)
             table = np.where(reached, np.floor(np.nan_to_num(table)) + np.arange(2), -1).astype(np.int32)

@@ -1,5 +1,7 @@
 """Hessians against jax.hessian and finite differences, condition numbers by hand, tails against known laws."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,11 +33,22 @@ def network():
 
 def dense(loss, params):
     flat, unravel = ravel_pytree(params)
-    return np.asarray(jax.hessian(lambda w: loss(unravel(w)))(flat))
+    return np.asarray(jax.jit(jax.hessian(lambda w: loss(unravel(w))))(flat))
 
 
-def test_the_hessian_is_that_of_jax(network):
-    np.testing.assert_allclose(curvature.hessian(*network), dense(*network), atol=1e-12 if X64 else 1e-5)
+@pytest.fixture(scope="module")
+def full(network):
+    """JAX's Hessian of the network."""
+    return dense(*network)
+
+
+def jitted(function, loss, *arguments):
+    """`function(loss, *arguments)` as one program: operation by operation it would be a hundred small ones."""
+    return jax.jit(lambda *arguments: function(loss, *arguments))(*arguments)
+
+
+def test_the_hessian_is_that_of_jax(network, full):
+    np.testing.assert_allclose(jitted(curvature.hessian, *network), full, atol=1e-12 if X64 else 1e-5)
 
 
 def test_more_parameters_than_columns_at_a_time():
@@ -43,48 +56,50 @@ def test_more_parameters_than_columns_at_a_time():
         return jnp.sum(w**4) + jnp.prod(w[:3])
 
     w = jnp.linspace(0.1, 1, curvature.COLUMNS + 5)
-    np.testing.assert_allclose(curvature.hessian(loss, w), dense(loss, w), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(curvature.hessian_diagonal(loss, w), 12 * w**2, rtol=1e-5)
+    np.testing.assert_allclose(jitted(curvature.hessian, loss, w), dense(loss, w), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jitted(curvature.hessian_diagonal, loss, w), 12 * np.asarray(w) ** 2, rtol=1e-5)
 
 
-def test_the_diagonal_comes_as_a_tree_of_parameters(network):
-    found = curvature.hessian_diagonal(*network)
+def test_the_diagonal_comes_as_a_tree_of_parameters(network, full):
+    found = jitted(curvature.hessian_diagonal, *network)
     assert jax.tree.structure(found) == jax.tree.structure(network[1])
-    np.testing.assert_allclose(ravel_pytree(found)[0], np.diag(dense(*network)), atol=1e-12 if X64 else 1e-5)
+    np.testing.assert_allclose(ravel_pytree(found)[0], np.diag(full), atol=1e-12 if X64 else 1e-5)
 
 
 @pytest.mark.x64(only=True)
 def test_products_with_the_hessian_are_finite_differences_of_the_gradient(network):
     loss, params = network
     direction = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), params)
-    up, down = (jax.grad(loss)(jax.tree.map(lambda w, u, h=h: w + h * u, params, direction)) for h in (1e-5, -1e-5))
-    differences = jax.tree.map(lambda a, b: (a - b) / 2e-5, up, down)
-    for mine, theirs in zip(jax.tree.leaves(curvature.hvp(loss, params, direction)), jax.tree.leaves(differences)):
+    slope = jax.jit(lambda h: jax.grad(loss)(jax.tree.map(lambda w, u: w + h * u, params, direction)))
+    differences = jax.tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / 2e-5, slope(1e-5), slope(-1e-5))
+    found = jitted(curvature.hvp, loss, params, direction)
+    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(differences)):
         np.testing.assert_allclose(mine, theirs, atol=1e-8)
 
 
-def test_condition_numbers_by_hand(network):
-    full = dense(*network)
+def test_condition_numbers_by_hand(network, full):
     diagonal, eigenvalues = np.abs(np.diag(full)), np.abs(np.linalg.eigvalsh(full))
     for by, sizes in {"diagonal": diagonal, "eigenvalues": eigenvalues}.items():
-        found = float(curvature.robust_condition_number(*network, by=by))
+        found = float(jitted(functools.partial(curvature.robust_condition_number, by=by), *network))
         np.testing.assert_allclose(found, sizes.max() / np.median(sizes), rtol=1e-9 if X64 else 1e-2)
 
 
-def test_smoothness_is_the_quotient_of_rayleigh_whatever_the_length_of_the_step(network):
+def test_smoothness_is_the_quotient_of_rayleigh_whatever_the_length_of_the_step(network, full):
     loss, params = network
     flat, unravel = ravel_pytree(params)
     u = np.cos(np.arange(flat.size))
-    expected = u @ dense(*network) @ u / (u @ u)
+    expected = u @ full @ u / (u @ u)
+    smoothness = jax.jit(lambda move: curvature.directional_smoothness(loss, params, move))
     for length in (1.0, 1e-25):
-        found = curvature.directional_smoothness(loss, params, unravel(jnp.asarray(length * u, flat.dtype)))
+        found = smoothness(unravel(jnp.asarray(length * u, flat.dtype)))
         np.testing.assert_allclose(found, expected, rtol=1e-9 if X64 else 1e-3)
 
 
 def test_smoothness_along_eigenvectors_is_the_eigenvalue():
-    matrix = jnp.diag(jnp.array([1.0, 5.0, -2.0]))
+    matrix = jnp.asarray(np.diag([1.0, 5.0, -2.0]))
+    smoothness = jax.jit(lambda u: curvature.directional_smoothness(lambda w: w @ matrix @ w / 2, jnp.ones(3), u))
     for i, value in enumerate((1.0, 5.0, -2.0)):
-        found = curvature.directional_smoothness(lambda w: w @ matrix @ w / 2, jnp.ones(3), jnp.eye(3)[i])
+        found = smoothness(jnp.asarray(np.eye(3)[i]))
         np.testing.assert_allclose(found, value, rtol=1e-6)
 
 
@@ -92,7 +107,9 @@ def test_noise_of_normal_gradients_has_the_chi_law():
     def gradient(key):
         return {"a": 2.0 + jax.random.normal(key, (4,))}
 
-    norms = curvature.gradient_noise(gradient, {"a": jnp.full(4, 2.0)}, jax.random.key(0), 2000)
+    mean = {"a": np.full(4, 2.0, jnp.zeros(()).dtype)}
+    norms = jitted(lambda gradient, mean, key: curvature.gradient_noise(gradient, mean, key, 2000), gradient, mean,
+                   jax.random.key(0))  # fmt: skip
     assert stats.kstest(np.asarray(norms, np.float64), stats.chi(4).cdf).pvalue > 1e-3
 
 

@@ -103,29 +103,33 @@ def test_the_model_is_the_written_one(drawn, changes, residual, eps):
     logits, layers, fresh, mine, compact, small, back = everything(params)
     found = [oracle(params, x, problem, residual) for x in np.asarray(data.x)]  # tokens in their slots
     np.testing.assert_allclose(logits, [f for f, _ in found], rtol=2e3 * eps, atol=2e3 * eps)
+    slots, layers = np.asarray(data.signal_slot), [np.asarray(layer.log_attention) for layer in layers]
     for i, (_, looks) in enumerate(found):
-        signal = int(data.signal_slot[i])
+        signal = int(slots[i])
         for layer, seen in zip(layers, looks):
             for (head, query, key), weight in seen.items():
                 place = i, head, int(query != signal), int(key != signal)
-                np.testing.assert_allclose(np.exp(np.asarray(layer.log_attention))[place], weight, rtol=2e3 * eps)
+                np.testing.assert_allclose(np.exp(layer[place]), weight, rtol=2e3 * eps)
     loss = np.mean([np.log1p(np.exp(-y * f)) for y, (f, _) in zip(np.asarray(data.y), found)])
     np.testing.assert_allclose(mine, loss, rtol=1e3 * eps)
     # The compact form is the same function, and it comes back.
     assert small["attention_1/w_q"].shape[1] < problem.d
     np.testing.assert_allclose(compact, loss, rtol=1e3 * eps)
     assert all(np.array_equal(w, params[name]) for name, w in back.items())
-    first = np.zeros((2, problem.d))
-    np.put_along_axis(first[1], np.asarray(test.indices[0, 0]), np.asarray(test.values[0, 0]), 0)
-    first[:, 0] = float(test.y[0]), -0.1 * float(test.y[0])
-    np.testing.assert_allclose(fresh[0], oracle(params, first, problem, residual)[0], rtol=2e3 * eps, atol=2e3 * eps)
+    first, (indices, values, y) = np.zeros((2, problem.d)), map(np.asarray, (test.indices, test.values, test.y))
+    np.put_along_axis(first[1], indices[0, 0], values[0, 0], 0)
+    first[:, 0] = float(y[0]), -0.1 * float(y[0])
+    np.testing.assert_allclose(
+        np.asarray(fresh)[0], oracle(params, first, problem, residual)[0], rtol=2e3 * eps, atol=2e3 * eps
+    )
 
 
 def test_the_gradient_is_that_of_finite_differences(drawn):
     problem, residual = js.DeepProblem(**SIZES, depth=2, heads=2, mlp=True, layer_norm=True), 0.5
     hyper = js.Hyper(sigma_p=2.0, residual=residual)
     task, data, _, params = drawn(problem, seed=1)
-    gradient = jax.jit(jax.grad(task.loss))(params, data, hyper)
+    gradient = jax.tree.map(np.asarray, jax.jit(jax.grad(task.loss))(params, data, hyper))
+    used = int(np.asarray(data.support)[0, 0, 0])
     x, y = np.asarray(data.x), np.asarray(data.y, np.float64)
 
     def loss(name, place, step):
@@ -135,7 +139,7 @@ def test_the_gradient_is_that_of_finite_differences(drawn):
 
     rng = np.random.default_rng(0)
     for name, w in params.items():
-        place = (rng.integers(w.shape[0]), int(data.support[0, 0, 0]) if w.shape[1] == problem.d else 0)
+        place = (rng.integers(w.shape[0]), used if w.shape[1] == problem.d else 0)
         numeric = (loss(name, place, 1e-5) - loss(name, place, -1e-5)) / 2e-5
         np.testing.assert_allclose(gradient[name][place], numeric, rtol=2e-3, atol=1e-6, err_msg=name)
 
@@ -207,11 +211,12 @@ def test_attention_of_a_long_context_is_the_papers_formula(eps):
     hyper = js.Hyper(sigma_p=2.0, sigma_0=0.3)
     task, key = js.two_layer(problem), jax.random.key(0)
     data, _, params, _ = jax.jit(lambda key: draw(task, key, hyper))(key)
-    found = jax.jit(task.observe)(params, data, None, hyper)
+    found = jax.tree.map(np.asarray, jax.jit(task.observe)(params, data, None, hyper))
+    slots, x = np.asarray(data.signal_slot), np.asarray(data.x, np.float64)
     layer = {"w_q": params.w_q, "w_k": params.w_k, "w_v": np.zeros((1, problem.d))}
     for i in range(problem.n):
-        signal = int(data.signal_slot[i])
-        seen = attend(layer, np.asarray(data.x[i], np.float64), 2)[1]
+        signal = int(slots[i])
+        seen = attend(layer, x[i], 2)[1]
         noise = [slot for slot in range(4) if slot != signal]
         for head in range(2):
             np.testing.assert_allclose(found["s11"][head, i], seen[head, signal, signal], rtol=1e3 * eps)

@@ -12,6 +12,11 @@ from jaxsign.systems.digits.data import Held, Patches
 SMALL = {"n_train": 6, "n_val": 6, "n_test": 6, "patch": 14, "width": 4, "heads": 2, "hidden": 5}
 
 
+def drawn(problem, sigma_0):
+    """Two-layer weights, drawn by one program."""
+    return jax.jit(lambda key: models.init_two_layer(key, problem, js.DigitsHyper(sigma_0=sigma_0)))(jax.random.key(0))
+
+
 def softmax(z):
     e = np.exp(z - z.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
@@ -63,7 +68,7 @@ def vit_by_hand(p, x, heads):
 @pytest.mark.parametrize("classes", [(3, 7), (0, 4, 9)])
 def test_two_layer_logits_are_those_by_hand_and_of_the_papers_model(eps, classes):
     problem = js.DigitsProblem(classes=classes, model="two_layer", **SMALL)
-    params = models.init_two_layer(jax.random.key(0), problem, js.DigitsHyper(sigma_0=0.3))
+    params = drawn(problem, 0.3)
     x = patches(problem)
     given = jnp.asarray(x, jnp.zeros(()).dtype)
     found = np.asarray(jax.jit(models.two_layer_logits, static_argnums=2)(params, given, 2))
@@ -78,8 +83,8 @@ def test_two_layer_logits_are_those_by_hand_and_of_the_papers_model(eps, classes
     if len(classes) == 2:
         dtype = given.dtype
         paper = js.Params(*(jnp.asarray(w, dtype) for w in weights), heads=2)
-        given = jnp.asarray(placed, dtype)
-        np.testing.assert_allclose(found[:, 0] - found[:, 1], [js.apply(paper, one) for one in given], rtol=1e5 * eps)
+        theirs = jax.jit(jax.vmap(js.apply, (None, 0)))(paper, jnp.asarray(placed, dtype))
+        np.testing.assert_allclose(found[:, 0] - found[:, 1], theirs, rtol=1e5 * eps)
 
 
 @pytest.mark.x64
@@ -140,11 +145,12 @@ def test_losses_and_margins_are_those_by_hand():
     y = np.array([0, 2, 1])
     loss = np.mean([-np.log(softmax(row)[label]) for row, label in zip(z, y)])
     given = jnp.asarray(z, jnp.float32), jnp.asarray(y)
-    assert float(calibration.cross_entropy(*given)) == pytest.approx(loss, rel=1e-6)
-    np.testing.assert_allclose(calibration.margins(*given), [1.5, 0.0, -1.0])
-    two = jnp.asarray([[0.3], [-2.0]], jnp.float32) * jnp.asarray([[1.0, -1.0]], jnp.float32)
-    logistic = np.mean(np.logaddexp(0, -np.array([1, -1]) * np.asarray(two[:, 0] - two[:, 1], float)))
-    assert float(calibration.cross_entropy(two, jnp.array([0, 1]))) == pytest.approx(logistic, rel=1e-6)
+    cross_entropy = jax.jit(calibration.cross_entropy)
+    assert float(cross_entropy(*given)) == pytest.approx(loss, rel=1e-6)
+    np.testing.assert_allclose(jax.jit(calibration.margins)(*given), [1.5, 0.0, -1.0])
+    two = np.asarray([[0.3], [-2.0]], np.float32) * np.asarray([[1.0, -1.0]], np.float32)
+    logistic = np.mean(np.logaddexp(0, -np.array([1, -1]) * (two[:, 0] - two[:, 1]).astype(float)))
+    assert float(cross_entropy(jnp.asarray(two), jnp.asarray(np.array([0, 1])))) == pytest.approx(logistic, rel=1e-6)
 
 
 def test_observables_of_a_run_are_those_of_its_logits():
@@ -152,13 +158,14 @@ def test_observables_of_a_run_are_those_of_its_logits():
     task = js.noisy_digits(problem)
     assert task is js.noisy_digits(js.DigitsProblem(classes=(0, 1), model="two_layer", **SMALL))
     rng = np.random.default_rng(0)
-    params = models.init_two_layer(jax.random.key(0), problem, js.DigitsHyper(sigma_0=0.5))
+    params = drawn(problem, 0.5)
     parts = [
         Patches(jnp.asarray(patches(problem, seed, 6), jnp.float32), jnp.asarray(rng.integers(0, 2, 6)))
         for seed in range(3)
     ]
     seen = jax.jit(lambda *args: task.observe(*args, js.DigitsHyper()))(params, parts[0], Held(*parts[1:]))
-    z = [np.asarray(models.two_layer_logits(params, part.x, 2), float) for part in parts]
+    logits_of = jax.jit(models.two_layer_logits, static_argnums=2)
+    z = [np.asarray(logits_of(params, part.x, 2), float) for part in parts]
     y = [np.asarray(part.y) for part in parts]
     for name, logits, label in zip(("train", "val", "test"), z, y):
         margin = logits[np.arange(6), label] - logits[np.arange(6), 1 - label]
@@ -189,10 +196,11 @@ def test_margins_of_a_first_step_are_those_of_equal_images_in_noise():
         fresh = 2.0 * rng.standard_normal((200, 28, 28)) * mask
         errors.append([np.mean(np.tensordot(mu + fresh, w, 2) <= 0) for w in (np.sign(total), total)])
     given = (jnp.asarray(images, jnp.float32), jnp.asarray(labels), jnp.asarray(noise, jnp.float32))
-    margins = models.one_step_margins(*given)
+    one_step = jax.jit(models.one_step_margins)
+    margins = one_step(*given)
     np.testing.assert_allclose(np.mean(errors, 0), norm.cdf(-np.array(margins)), atol=0.02)
     assert (np.mean(errors, 0) > 0.02).all()
-    double = models.one_step_margins(2 * given[0], *given[1:])
+    double = one_step(2 * np.asarray(given[0]), *given[1:])
     np.testing.assert_allclose(double, np.array(margins) * [2, 4], rtol=1e-5)
 
 

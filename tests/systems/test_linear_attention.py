@@ -34,11 +34,23 @@ def by_hand(p, q, z, softmax=False):
     return -z[-1, -1]
 
 
+#: One program each: operation by operation they would be fifty.
+predict, forward = jax.jit(system.predict), jax.jit(system.forward, static_argnums=2)
+
+
+def sampled(problem, key, count):
+    return jax.jit(lambda key: system.sample_prompts(key, problem, HYPER, count))(jax.random.key(key))
+
+
 def drawn(**fields):
     problem = js.RegressionProblem(d=3, n_context=7, **fields)
-    prompts = system.sample_prompts(jax.random.key(1), problem, HYPER, 5)
-    params = system.init(jax.random.key(2), problem, HYPER)
-    return problem, prompts, params, system.padded(params, problem.width)
+
+    @jax.jit
+    def draw(data, init):
+        params = system.init(init, problem, HYPER)
+        return system.sample_prompts(data, problem, HYPER, 5), params, system.padded(params, problem.width)
+
+    return problem, *draw(jax.random.key(1), jax.random.key(2))
 
 
 @pytest.mark.x64
@@ -46,24 +58,26 @@ def drawn(**fields):
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_predictions_are_those_of_a_numpy_loop(form, depth):
     _, prompts, params, (p, q) = drawn(form=form, depth=depth)
-    expected = [by_hand(p, q, prompts.matrix()[..., b]) for b in range(5)]
-    for found in (system.predict(params, prompts), system.forward(params, prompts.matrix())):
+    matrix = np.asarray(prompts.matrix())
+    expected = [by_hand(p, q, matrix[..., b]) for b in range(5)]
+    for found in (predict(params, prompts), forward(params, jnp.asarray(matrix))):
         np.testing.assert_allclose(found, expected, rtol=1e-10 if X64 else 1e-4, atol=1e-12 if X64 else 1e-5)
 
 
 def test_softmax_attention_is_that_of_a_numpy_loop():
     _, prompts, params, (p, q) = drawn(attention="softmax", depth=2)
-    expected = [by_hand(p, q, prompts.matrix()[..., b], softmax=True) for b in range(5)]
-    np.testing.assert_allclose(system.forward(params, prompts.matrix(), "softmax"), expected, rtol=1e-4)
+    matrix = np.asarray(prompts.matrix())
+    expected = [by_hand(p, q, matrix[..., b], softmax=True) for b in range(5)]
+    np.testing.assert_allclose(forward(params, jnp.asarray(matrix), "softmax"), expected, rtol=1e-4)
 
 
 def test_the_sparse_form_is_the_full_one_with_its_zeros():
     _, prompts, params, whole = drawn(depth=3)
     assert params.p.shape == (3, 3, 3)
     assert whole.p.shape == (3, 4, 4)
-    np.testing.assert_array_equal(whole.p[:, 3], np.broadcast_to([0, 0, 0, 1], (3, 4)))
-    np.testing.assert_array_equal(whole.q[:, 3], 0)
-    np.testing.assert_allclose(system.predict(whole, prompts), system.predict(params, prompts), rtol=1e-6)
+    np.testing.assert_array_equal(np.asarray(whole.p)[:, 3], np.broadcast_to([0, 0, 0, 1], (3, 4)))
+    np.testing.assert_array_equal(np.asarray(whole.q)[:, 3], 0)
+    np.testing.assert_allclose(predict(whole, prompts), predict(params, prompts), rtol=1e-6)
 
 
 @pytest.mark.x64(only=True)
@@ -73,8 +87,8 @@ def test_gradients_through_gram_matrices_are_those_of_the_definition():
     def loss(predict):
         return lambda p: jnp.mean((predict(p) - prompts.target) ** 2)
 
-    mine = jax.grad(loss(lambda p: system.predict(p, prompts)))(params)
-    theirs = jax.grad(loss(lambda p: system.forward(p, prompts.matrix())))(params)
+    mine = jax.jit(jax.grad(loss(lambda p: system.predict(p, prompts))))(params)
+    theirs = jax.jit(jax.grad(loss(lambda p: system.forward(p, prompts.matrix()))))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), mine, theirs)
 
 
@@ -89,8 +103,8 @@ def test_one_layer_is_one_step_of_preconditioned_gradient_descent():
         context, question = x[:, :-1, b], x[:, -1, b]
         y = context.T @ w[:, b]
         step = context @ y / problem.n_context  # minus the gradient of (1/2n) sum (<w, x_i> - y_i)^2 at w = 0
-        found = system.predict(params, jax.tree.map(lambda leaf, b=b: leaf[..., b : b + 1], prompts))[0]
-        np.testing.assert_allclose(found, step @ a @ question, rtol=1e-9 if X64 else 1e-4)
+        found = predict(params, jax.tree.map(lambda leaf, b=b: np.asarray(leaf)[..., b : b + 1], prompts))
+        np.testing.assert_allclose(found[0], step @ a @ question, rtol=1e-9 if X64 else 1e-4)
 
 
 def test_the_best_single_layer_has_the_loss_of_the_closed_form():
@@ -109,10 +123,7 @@ def test_the_best_single_layer_has_the_loss_of_the_closed_form():
 def test_inputs_have_their_laws():
     problem = js.RegressionProblem(d=4, n_context=3)
     draw = {
-        name: np.asarray(
-            system.sample_prompts(jax.random.key(0), dataclasses.replace(problem, inputs=name), HYPER, 3000).x,
-            np.float64,
-        )
+        name: np.asarray(sampled(dataclasses.replace(problem, inputs=name), 0, 3000).x, np.float64)
         for name in ("normal", "gamma", "spherical")
     }
     assert stats.kstest(draw["normal"].ravel(), "norm").pvalue > 1e-3
@@ -131,17 +142,18 @@ def _above(law, r, low):
 
 @pytest.mark.parametrize("shape", [0.1, 1.0, 4.5])
 def test_gamma_draws_have_the_gamma_law(shape):
-    found = system.gamma(jax.random.key(3), jnp.asarray(shape), (20, 1000))
-    values = np.asarray(found, np.float64).ravel()
+    found = np.asarray(jax.jit(lambda key, a: system.gamma(key, a, (20, 1000)))(jax.random.key(3), shape))
+    values = found.astype(np.float64).ravel()
     values = values[values > 1e-12]
     assert stats.kstest(values, lambda r: _above(stats.gamma(shape), r, 1e-12)).pvalue > 1e-3
-    assert abs(np.corrcoef(np.asarray(found).ravel()[:-1], np.asarray(found).ravel()[1:])[0, 1]) < 0.03
+    assert abs(np.corrcoef(found.ravel()[:-1], found.ravel()[1:])[0, 1]) < 0.03
 
 
 def test_every_step_has_fresh_prompts_and_seeds_are_paired():
     problem = js.RegressionProblem(d=2, n_context=3, depth=1, batch_size=4, n_eval=4)
     task = js.linear_attention(problem)
-    first, second, again = (task.batch(jax.random.key(k), None, HYPER).x for k in (0, 1, 0))
+    batch = jax.jit(lambda key: task.batch(key, None, HYPER))
+    first, second, again = (batch(jax.random.key(k)).x for k in (0, 1, 0))
     assert not np.allclose(first, second)
     np.testing.assert_array_equal(first, again)
 
@@ -157,17 +169,19 @@ def test_smoothness_is_measured_along_the_step_just_taken(run):
     """Against finite differences of the gradient, on parameters trained once more step by step."""
     task, found = run
     again = js.train(jax.random.key(0), task, HYPER, optax.sgd(0.05), steps=5, record=1, observables=["train_loss"])
-    data = task.sample(js.stream(jax.random.key(0), "data"), HYPER, None)
-    move = jax.tree.map(jnp.subtract, found.params, again.params)
-    half = [jax.tree.map(lambda p, u, h=h: p + h * u, again.params, move) for h in (0.5, -0.5)]
-    up, down = (jax.grad(task.loss)(p, data, HYPER) for p in half)
-    inner = sum(jnp.vdot(u, a - b) for u, a, b in zip(*map(jax.tree.leaves, (move, up, down))))
-    size = sum(jnp.vdot(u, u) for u in jax.tree.leaves(move))
+    data = jax.jit(lambda key: task.sample(key, HYPER, None))(js.stream(jax.random.key(0), "data"))
+    slope = jax.jit(lambda params: jax.grad(task.loss)(params, data, HYPER))
+    last, move = jax.tree.map(np.asarray, again.params), jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b),
+                                                                      found.params, again.params)  # fmt: skip
+    half = [jax.tree.map(lambda p, u, h=h: p + np.float32(h) * u, last, move) for h in (0.5, -0.5)]
+    up, down = (jax.tree.map(np.asarray, slope(p)) for p in half)
+    inner = sum(np.vdot(u, a - b) for u, a, b in zip(*map(jax.tree.leaves, (move, up, down))))
+    size = sum(np.vdot(u, u) for u in jax.tree.leaves(move))
     assert np.isnan(found.trace["directional_smoothness"][0])  # no step before the first
     np.testing.assert_allclose(found.trace["directional_smoothness"][-1], inner / size, rtol=0.02)
-    before = jax.tree.leaves(jax.grad(task.loss)(again.params, data, HYPER))
+    before = map(np.asarray, jax.tree.leaves(slope(again.params)))
     np.testing.assert_allclose(
-        found.trace["gradient_before"][-1], np.sqrt(sum(jnp.vdot(g, g) for g in before)), rtol=1e-4
+        found.trace["gradient_before"][-1], np.sqrt(sum(np.vdot(g, g) for g in before)), rtol=1e-4
     )
 
 

@@ -142,10 +142,10 @@ def test_an_n_axis_compiles_one_program_a_power_of_two_and_changes_no_run(engine
 
 @pytest.mark.parametrize("engine", ["dense", "feature_space"])
 def test_mini_batches_are_uniform_subsets_of_the_step(engine):
-    data = js.two_layer(PROBLEM).sample(jax.random.key(0), HYPER)
+    data = jax.jit(lambda key: js.two_layer(PROBLEM).sample(key, HYPER))(jax.random.key(0))
     task = js.two_layer(dataclasses.replace(PROBLEM, batch_size=2), engine=engine)
     keys = jax.random.split(jax.random.key(1), 4000)
-    weight = np.asarray(jax.vmap(lambda key: task.batch(key, data, HYPER).weight)(keys))
+    weight = np.asarray(jax.jit(jax.vmap(lambda key: task.batch(key, data, HYPER).weight))(keys))
     assert set(np.unique(weight)) == {0.0, 0.5}
     assert (weight.sum(1) == 1).all()
     pairs = np.zeros(1 << PROBLEM.n)

@@ -12,6 +12,7 @@ noise coordinate therefore moves B/n as far under SignGD, sqrt(B/n) as far under
 E g^2), and equally far under GD.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -96,7 +97,7 @@ def adam_batch_share(problem: Problem, batch_size: int) -> float:
 
     density, size = _density(problem, batch_size)
     kappa = (size - 1) / (problem.n - 1) if problem.n > 1 else 1.0
-    nodes, weights = np.polynomial.legendre.leggauss(200)
+    nodes, weights = _legendre(200)
     total = binom.pmf(1, problem.n, density)  # one user: beta = 1
     # beta = cos^2 of a coordinate's angle on the sphere in k dimensions, whose density is sin^(k-2).
     angle = (nodes + 1) * math.pi / 4
@@ -139,7 +140,7 @@ def smooth_sign_share(problem: Problem, mu: float, sigma_p: float, temperature: 
     density, _ = _density(problem, 1)
     for name, value in (("mu", mu), ("sigma_p", sigma_p), ("temperature", temperature), ("p", p)):
         real(name, value, low=0.0, open_low=True)
-    nodes, weights = np.polynomial.legendre.leggauss(400)
+    nodes, weights = _legendre(400)
     nodes = 4 * (nodes + 1)  # half a normal density, [0, 8]
     users = np.arange(1, problem.n + 1)[:, None]
     noise = np.sqrt(users) * p * sigma_p / (problem.n * problem.m_v) * nodes
@@ -185,6 +186,14 @@ def shared_test_error(problem: Problem, mu: Any, sigma_p: Any, share: float) -> 
     shared = np.arange(1, problem.s + 1)
     weight = binom.pmf(shared, problem.s, used)
     return np.sum(weight * norm.cdf(-ratio[..., None] / np.sqrt(shared * share / used)), -1)
+
+
+@functools.cache
+def _legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of Gauss's quadrature on [-1, 1]: an eigenvalue problem, so solved once."""
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    nodes.flags.writeable = weights.flags.writeable = False
+    return nodes, weights
 
 
 def _density(problem: Problem, batch_size: int) -> tuple[float, int]:

@@ -44,7 +44,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     def sweep(start, optimizers, dimensions, kernels):
         snr, sizes = SNR, problem
         if args.tiny:
-            sizes, snr, dimensions = presets.tiny(problem), SNR[[8, 13]], [(30, "exact"), (2 * 10**9, "none")]
+            sizes, snr, dimensions = presets.tiny(problem), SNR[[8, 13]], [(30, "exact"), (60, "exact")]
         mu = snr * float(hyper.sigma_p) * sizes.s**0.5
         return js.Sweep(
             system=js.two_layer, engine=args.engine or "feature_space_law", problem=dataclasses.replace(sizes, d=10**9),
@@ -59,7 +59,10 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     some = {name: OPTIMIZERS[name] for name in ("sign_gd", "gd")}
     return {
         "error": sweep(
-            lambda mu: float(hyper.sigma_0) / mu, OPTIMIZERS, DIMENSIONS, {"kernel": ["softmax", "uniform"]}
+            lambda mu: float(hyper.sigma_0) / mu,
+            some if args.tiny else OPTIMIZERS,
+            DIMENSIONS,
+            {"kernel": ["softmax", "uniform"]},
         ),
         "small_start": sweep(lambda mu: float(hyper.sigma_0) / 10, some, [DIMENSIONS[2], DIMENSIONS[-1]], {}),
     }

@@ -44,7 +44,8 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         steps = args.steps or (60 if args.tiny else steps)
         return js.Sweep(
             system=js.two_layer, engine=args.engine or "feature_space_law", problem=problem, hyper=hyper,
-            optimizers=OPTIMIZERS, steps=steps, record=[0, steps], test_every=[0, steps], levels=LEVELS,
+            optimizers={name: OPTIMIZERS[name] for name in ("sign_gd", "gd")} if args.tiny else OPTIMIZERS,
+            steps=steps, record=[0, steps], test_every=[0, steps], levels=LEVELS,
             observables=SCALARS, axes={**axes, "seed": args.seeds or (2 if args.tiny else 16)},
         )  # fmt: skip
 

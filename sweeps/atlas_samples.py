@@ -37,11 +37,11 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     return {
         overlap: js.Sweep(
             system=js.two_layer, engine=args.engine or "feature_space_law",
-            problem=dataclasses.replace(problem, d=20_000, overlap=overlap), hyper=hyper, optimizers=OPTIMIZERS,
+            problem=dataclasses.replace(problem, overlap=overlap), hyper=hyper, optimizers=OPTIMIZERS,
             steps=steps, record=[0, steps], test_every=[0], levels=LEVELS,
             observables=["train_loss", "test_loss", "test_error"],
             axes={
-                "n": SAMPLES[:2] if args.tiny else SAMPLES,
+                ("n", "d"): [(n, 20_000) for n in (SAMPLES[1:3] if args.tiny else SAMPLES)],
                 ("mu", "sigma_0"): [(m, float(hyper.sigma_0) / m) for m in mu],
                 "seed": args.seeds or (2 if args.tiny else 16),
             },

@@ -6,7 +6,6 @@ import numpy as np
 
 from jaxsign.analysis.held_out import held_out
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.runs import manifest
 from jaxsign.claims.atlas import CLOSE, POWERS, errors, laws, snr_of
 from jaxsign.claims.claim import Claim, Part, PerSeed, all_runs
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 LEVEL, ERROR = 0.1, 0.25
 #: From how many examples on the boundary's slope is taken: for fewer, initial weights decide and not overlap.
 FROM = 16
-MAP = ("theory over n, mu",)
+MAP = ("paper_like, disjoint supports over n, mu",)
 
 
 def boundary(error: "xr.DataArray", snr: np.ndarray) -> "xr.DataArray":
@@ -61,25 +60,18 @@ def slope(b: "xr.DataArray") -> "xr.DataArray":
 
 
 def _slope(family: str) -> PerSeed:
-    return lambda ds: slope(boundary(errors(_exact(ds), family, LEVEL), snr_of(ds).values))
+    return lambda ds: slope(boundary(errors(ds, family, LEVEL), snr_of(ds).values))
 
 
 def _law_slope(family: str) -> "PerSeed":
-    return lambda ds: slope(boundary(laws(_exact(ds), LEVEL, POWERS[family]), snr_of(ds).values))
-
-
-def _exact(ds: "xr.Dataset") -> "xr.Dataset":
-    """The runs, if fresh patches overlap with training: both maps of the sweep have one setting otherwise."""
-    if manifest(ds)["definition"]["problem"]["overlap"] != "exact":
-        raise CannotDecide("needs runs whose fresh patches overlap with training")
-    return ds
+    return lambda ds: slope(boundary(laws(ds, LEVEL, POWERS[family]), snr_of(ds).values))
 
 
 def _from_law(family: str) -> PerSeed:
     """Root mean square distance of the error from the law over the held-out cells of the map."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
-        away = errors(_exact(ds), family, LEVEL) - laws(ds, LEVEL, POWERS[family])
+        away = errors(ds, family, LEVEL) - laws(ds, LEVEL, POWERS[family])
         cells = held_out(away, "mu", "n")
         return (away.where(cells) ** 2).mean(("mu", "n"), skipna=True) ** 0.5
 

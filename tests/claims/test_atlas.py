@@ -1,0 +1,193 @@
+"""Claims of the atlas on made-up maps: each holds where the numbers are as it says, and fails where they are not."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import jaxsign as js
+from jaxsign.analysis.held_out import held_out
+from jaxsign.claims import atlas, regime, sample_size
+
+SEEDS = 40
+LEVELS = np.array([0.5, 0.3, 0.1, 0.03, 0.01])
+
+
+def made(axes, families, errors, losses=None, extra=None, overlap="exact"):
+    """A Dataset of the disjoint preset over axes {name: values}, with the test errors `errors(family, level, **point)`.
+
+    Args:
+      axes: {axis: values}; extra: {coordinate: (axis, values)} of zipped axes.
+      errors: broadcasts over arrays of the axes' values; losses the same, of test losses.
+    """
+    problem, hyper = js.presets.theory()
+    problem = dataclasses.replace(problem, overlap=overlap)
+    dims = (*axes, "optimizer", "seed")
+    shape = (*map(len, axes.values()), len(families), SEEDS)
+    grids = dict(zip(axes, np.meshgrid(*map(np.asarray, axes.values()), indexing="ij")))
+    noise = np.random.default_rng(0).normal(0, 0.005, SEEDS)
+
+    def table(numbers):
+        out = np.empty((*shape, LEVELS.size, 2))
+        for place, family in enumerate(families):
+            for which, level in enumerate(LEVELS):
+                value = np.broadcast_to(numbers(family, level, **grids), shape[:-2])
+                out[..., place, :, which, :] = (value[..., None] + noise)[..., None]
+        return out
+
+    captured = (*dims, "level", "crossing")
+    ones = np.ones((*shape, LEVELS.size, 2))
+    step = np.broadcast_to(np.arange(1, 6)[:, None] * 100 + np.arange(2), ones.shape).astype(np.int32)
+    loss = LEVELS[:, None] * np.array([1.001, 0.999])
+    definition = {"problem": {**problem.__dict__}, "hyper": {**hyper.__dict__}, "trainable": None}
+    for name in (*axes, *(extra or {})):
+        definition["problem"].pop(name, None)
+    blank = np.broadcast_to([0.7, 1e-3], (*shape, 2))
+    return xr.Dataset(
+        {
+            "status": (dims, np.zeros(shape, np.int8)),
+            "train_loss": ((*dims, "step"), blank),
+            "test_error": ((*dims, "step"), blank * 0 + 0.5),
+            "test_loss": ((*dims, "step"), blank * 0 + 0.7),
+            "step_at_level": (captured, step),
+            "train_loss_at_level": (captured, ones * loss),
+            "test_error_at_level": (captured, table(errors)),
+            "test_loss_at_level": (captured, table(losses or (lambda *_, **__: 0.7))),
+        },
+        {
+            **{name: list(values) for name, values in axes.items()}, **(extra or {}),
+            "optimizer": list(families), "family": ("optimizer", list(families)),
+            "learning_rate": ("optimizer", [1.0] * len(families)), "seed": np.arange(SEEDS), "step": [0, 1500],
+            "level": LEVELS, "crossing": ["before", "at"],
+        },
+        {"manifest": json.dumps({"definition": definition})},
+    )  # fmt: skip
+
+
+def verdicts(ds, *ids):
+    return {row.claim.id: row.verdict for row in js.check(ds, list(ids)).rows}
+
+
+MU = np.geomspace(0.02, 10, 12)
+START = {"sigma_0": ("mu", 3e-3 / MU)}
+SIZES = {"d": [1200, 20_000, 2 * 10**9]}
+OVERLAPS = {"overlap": ("d", ["exact", "exact", "none"])}
+
+
+@pytest.fixture(scope="module")
+def law():
+    """{(family, level): law over d and mu} of the error map."""
+    blank = made({**SIZES, "mu": MU}, ["gd"], lambda *_, **__: 0.0, extra={**OVERLAPS, **START})
+    return {
+        (family, level): atlas.laws(blank, level, power)
+        for family, power in atlas.POWERS.items()
+        for level in (0.1, 0.01)
+    }
+
+
+def test_laws_are_those_of_each_cells_problem(law):
+    table = law["sign_gd", 0.1]
+    problem = dataclasses.replace(js.presets.theory()[0], d=20_000, overlap="exact")
+    hyper = js.Hyper(sigma_p=2.0, mu=MU[4], sigma_0=3e-3 / MU[4])
+    assert float(table[1, 4]) == js.theory.error_at_loss(problem, hyper, 0.1).error
+    assert float(table[2, 0]) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"),
+    [
+        ({}, {"E1": "HOLDS", "E2": "HOLDS", "E3": "FAILS", "E4": "HOLDS"}),
+        ({("adam", "softmax"): 0.2}, {"E1": "HOLDS", "E2": "HOLDS", "E3": "HOLDS", "E4": "HOLDS"}),
+        ({("sign_gd", "softmax"): 0.1}, {"E1": "HOLDS", "E2": "FAILS", "E3": "FAILS", "E4": "HOLDS"}),
+        ({("gd", "uniform"): 0.1}, {"E1": "FAILS", "E2": "HOLDS", "E3": "FAILS", "E4": "HOLDS"}),
+        ({("gd", "softmax"): 0.5}, {"E1": "HOLDS", "E2": "HOLDS", "E3": "FAILS", "E4": "FAILS"}),
+    ],
+)
+def test_claims_on_the_error_map(law, shift, expected):
+    def errors(family, level, kernel, d, mu):
+        table = law[family, 0.1 if level >= 0.1 else 0.01].values[None]
+        more = np.array([shift.get((family, k), 0.0) for k in ("softmax", "uniform")])
+        return table + more[:, None, None]
+
+    ds = made(
+        {"kernel": ["softmax", "uniform"], **SIZES, "mu": MU}, list(atlas.POWERS), errors, extra={**OVERLAPS, **START}
+    )
+    assert bool((held_out(ds, "d", "mu") & (law["sign_gd", 0.01] > 0.05) & (law["sign_gd", 0.01] < 0.45)).any())
+    assert verdicts(ds, "E1", "E2", "E3", "E4") == expected
+
+
+@pytest.mark.parametrize(("error", "expected"), [(0.01, "HOLDS"), (0.3, "FAILS")])
+def test_a_small_start_leaves_no_error_without_overlap(error, expected):
+    ds = made(
+        {**SIZES, "mu": MU}, ["sign_gd"], lambda *_, **__: error, extra={**OVERLAPS, "sigma_0": ("mu", MU * 0 + 3e-4)}
+    )
+    assert verdicts(ds, "E5") == {"E5": expected}
+
+
+def test_a_boundary_is_where_the_error_is_a_quarter():
+    snr = np.geomspace(0.01, 1, 15)
+    exact = xr.DataArray(
+        0.5 / (1 + (snr[:, None] / np.array([0.05, 0.2])) ** 2.5), dims=("mu", "n"), coords={"mu": snr, "n": [16, 32]}
+    )
+    np.testing.assert_allclose(sample_size.boundary(exact, snr), [0.05, 0.2], rtol=1e-3)
+    never = exact.where(exact.n == 16, 0.5)
+    assert np.isnan(sample_size.boundary(never, snr).sel(n=32))
+
+
+@pytest.mark.parametrize(
+    ("power", "expected"), [(0.5, ("HOLDS", "FAILS")), (-0.3, ("FAILS", "HOLDS")), (0.0, ("FAILS", "FAILS"))]
+)
+def test_more_data_moves_boundaries(power, expected):
+    def errors(family, level, n, mu):
+        snr = mu / (2 * 40**0.5)
+        return 0.5 / (1 + (snr / (0.05 * (n / 16) ** power)) ** 2.5)
+
+    mu = np.geomspace(0.05, 20, 12)
+    ds = made(
+        {"n": [8, 16, 32, 64], "mu": mu},
+        ["sign_gd", "gd"],
+        errors,
+        extra={"sigma_0": ("mu", 3e-3 / mu), "d": ("n", [20_000] * 4)},
+    )
+    assert verdicts(ds, "N4", "N5") == dict(zip(("N4", "N5"), expected))
+
+
+def regime_map(errors, losses, start):
+    points = [(n, (40 * n**2) ** 2, c) for n in (4, 8) for c in (1e-3, 0.1, 1.0)]
+    n, d, c = map(np.array, zip(*points))
+    mu = 2.0 / (c * d**0.25 * n**3.0)
+    extra = {
+        "d": ("n", d),
+        "overlap": ("n", ["exact"] * 6),
+        "mu": ("n", mu),
+        "sigma_0": ("n", 3e-3 / mu if start == "as preset" else mu * 0 + 3e-4),
+    }
+    ds = made({"n": np.arange(6)}, list(atlas.POWERS), errors, losses, extra)
+    return ds.assign_coords(n=n), c
+
+
+def test_only_points_of_the_regime_count():
+    def errors(family, level, n):
+        return np.where(np.isin(n, [0, 3]), 0.0, 0.5)  # c = 1e-3: not in the regime
+
+    ds, c = regime_map(errors, lambda *_, **__: 0.7, "small")
+    np.testing.assert_allclose(regime.constant_of(ds), c)
+    assert verdicts(ds, "N1", "N2") == {"N1": "HOLDS", "N2": "HOLDS"}
+    ds, _ = regime_map(errors, lambda *_, **__: 0.7, "as preset")
+    assert verdicts(ds, "N1", "N3") == {"N3": "HOLDS"}
+    ds, _ = regime_map(lambda family, level, n: 0.3 if family == "gd" else 0.5, lambda *_, **__: 0.6, "small")
+    assert verdicts(ds, "N1", "N2") == {"N1": "FAILS", "N2": "FAILS"}
+
+
+@pytest.mark.parametrize(("least", "expected"), [(0.2, "HOLDS"), (0.05, "FAILS")])
+def test_the_smallest_test_loss_is_taken_over_all_levels(least, expected):
+    def losses(family, level, mu):
+        return least if level == 0.03 and family == "sign_gd" else 0.7
+
+    mu = np.array([0.02, 0.079, 0.64]) * 2 * 40**0.5
+    ds = made(
+        {"mu": mu}, list(atlas.POWERS), lambda *_, **__: 0.5, losses, {"sigma_0": ("mu", 3e-3 / mu)}, overlap="none"
+    )
+    assert verdicts(ds, "C2r") == {"C2r": expected}

@@ -230,6 +230,6 @@ CLAIMS: tuple[Claim, ...] = (
         runs=all_runs,
         judge="mean",
         settings=("paper_like, disjoint supports over d, mu",),
-        parts=(Part("error(SignGD) at loss .1, d -> infinity, SNR .0316", _small_start_error, (0.0, 0.05), 0.0),),
+        parts=(Part("error(SignGD) at loss .1, d -> infinity, SNR .0316", _small_start_error, (-INF, 0.05), 0.0),),
     ),
 )

@@ -5,6 +5,7 @@ Every function takes `ax=None` and returns the Axes. matplotlib is imported when
 
 from jaxsign.plot.checks import faults as faults
 from jaxsign.plot.colours import COLOURS as COLOURS
+from jaxsign.plot.colours import ENGINES as ENGINES
 from jaxsign.plot.colours import GROUPS as GROUPS
 from jaxsign.plot.colours import KERNELS as KERNELS
 from jaxsign.plot.colours import NEGATIVE as NEGATIVE
@@ -13,6 +14,7 @@ from jaxsign.plot.colours import OTHERS as OTHERS
 from jaxsign.plot.colours import PLACES as PLACES
 from jaxsign.plot.colours import POSITIVE as POSITIVE
 from jaxsign.plot.colours import RESIDUALS as RESIDUALS
+from jaxsign.plot.colours import SECONDS as SECONDS
 from jaxsign.plot.colours import shades as shades
 from jaxsign.plot.files import save as save
 from jaxsign.plot.files import style as style
@@ -44,5 +46,7 @@ from jaxsign.plot.panels import phase as phase
 from jaxsign.plot.panels import sizes as sizes
 from jaxsign.plot.panels import small_print as small_print
 from jaxsign.plot.panels import snr as snr
+from jaxsign.plot.panels import style_key as style_key
+from jaxsign.plot.panels import tick_log as tick_log
 from jaxsign.plot.panels import traces as traces
 from jaxsign.plot.script import figure_script as figure_script

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxsign.plot.colours import LAW, LAW_OF_GD
+from jaxsign.plot.colours import LAW, LAW_OF_GD, NEUTRAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,8 @@ def faults(fig: "Figure") -> list[str]:
 
     A figure has at most 9 panels. Every panel names both axes, or shares an axis with a panel that names it. Every text
     is at least 7 pt large in print, lies inside the figure and overlaps no other. Every line is named: in a legend
-    of the figure, by a text of its colour in the panel, or by its gid as a seed's trace ("seed") or an axis ("frame").
+    of the figure, its colour and its style apart where the style is shown by a line of the colour `NEUTRAL`, by a text
+    of its colour in the panel, or by its gid as a seed's trace ("seed") or an axis ("frame").
     One look has one name, and a law is dashed in black or grey. A legend lies inside its panel or outside of all, and
     neither it nor another text in a panel lies on a line.
 
@@ -103,13 +104,23 @@ def _unnamed(fig: "Figure", panels: "list[Axes]") -> Iterator[str]:
         if len(called) > 1:
             yield f"one look has {len(called)} names: {', '.join(sorted(called))}"
         law = any("law" in name.split() for name in called)
-        if law and not (look[0].upper() in (LAW, LAW_OF_GD) and look[1] in ("--", "-.")):
+        if law and not (look[0].upper() in (LAW, LAW_OF_GD) and look[1] in ("--", "-.", ":")):
             yield f"a law is dashed in black or grey: {', '.join(sorted(called))}"
+    # A key may name colours and styles apart: what a style means, for all colours, is shown by a neutral line.
+    colours = {look[0] for look in names}
+    styles = {look[1:] for look in names if look[0].upper() == NEUTRAL}
+    marked = {(look[0], look[2]) for look in names}
+
+    def named(line: "Line2D", said: set[str]) -> bool:
+        look = _look(line)
+        apart = look[0] in colours and (look[1:] in styles or (look[1], "None") in styles)
+        alone = look[1] == "" and (look[0], look[2]) in marked  # a marker without its line
+        return line.get_gid() in (SEED, FRAME) or look in names or apart or alone or look[0] in said
+
     for ax in panels:
         said = {_hex(text.get_color()) for text in ax.texts if text.get_text()}
         for line in ax.lines:
-            named = line.get_gid() in (SEED, FRAME) or _look(line) in names or _look(line)[0] in said
-            if _visible(line) and not named:
+            if _visible(line) and not named(line, said):
                 yield f"{_title(ax)}: a line has no name in a legend: {line.get_label()!r}"
 
 

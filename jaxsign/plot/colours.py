@@ -17,6 +17,13 @@ KERNELS = {"softmax": "#882255", "gaussian": "#8A8A00", "linear": "#E6C229"}
 RESIDUALS = {"both": "#5B2C06", "attention": "#C08A4E", "ffn": "#E3C9A8", "none": "#7A7A7A"}
 #: Groups of weights.
 GROUPS = {"query": "#00363D", "key": "#1792A4", "value": "#8AD3DC"}
+#: Programs whose speed is compared, with their markers.
+ENGINES = {
+    "pytorch, one process": ("#B5B5B5", "v"), "pytorch": ("#6B6B6B", "^"), "textbook": ("#333333", "s"),
+    "dense": ("#E7B5DF", "D"), "support": ("#AA4499", "o"), "feature_space": ("#5A0F4B", "*"),
+}  # fmt: skip
+#: Seconds on the wall and of processors.
+SECONDS = {"wall": "#34495E", "cpu": "#A9B7C6"}
 #: The sign of a feature, or whether it is that of the query signal.
 POSITIVE, NEGATIVE = "#B2182B", "#F08A7B"
 #: What is no member of a kind: named in the key.

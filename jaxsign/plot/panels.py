@@ -24,6 +24,7 @@ from jaxsign.validation.values import known
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 #: Column and text width of a paper, in inches.
@@ -470,28 +471,62 @@ def footer(fig: "Figure", ds: "xr.Dataset", preset: str = "") -> None:
 
 def small_print(fig: "Figure", text: str) -> None:
     """Writes a caption with seeds and settings below a figure, in lines as wide as the figure."""
-    fig.supxlabel("\n".join(textwrap.wrap(text, int(17.5 * fig.get_figwidth()))), fontsize=7, color="0.35")
+    fig.supxlabel("\n".join(textwrap.wrap(text, int(19 * fig.get_figwidth()))), fontsize=7, color="0.35")
 
 
-def key(fig: "Figure", ncols: int = 4, axes: "Iterable[Axes] | None" = None, **look: Any) -> None:
-    """Draws one legend above a figure for the lines of all panels: every name once, in the order of the panels.
+def tick_log(axis: "Axis") -> None:
+    """Labels a log axis of less than two decades with a few plain numbers, where matplotlib's own collide.
+
+    Args:
+      axis: matplotlib axis; one that is not logarithmic, or whose ticks are given, stays as it is.
+    """
+    from matplotlib.ticker import FixedLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    if axis.get_scale() != "log" or low <= 0 or isinstance(axis.get_major_locator(), FixedLocator):
+        return
+    axis.set_minor_formatter(NullFormatter())
+    if high < 100 * low:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+        for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8), np.arange(1, 10, 0.1)):
+            ticks = [tick for power in powers for d in digits if low <= (tick := d * 10.0**power) <= high]
+            if len(ticks) > 1:
+                break
+        ticks = ticks[:: -(-len(ticks) // 6)]
+        axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
+def key(
+    fig: "Figure", ncols: int = 4, axes: "Iterable[Axes] | None" = None, at: "Axes | None" = None, **look: Any
+) -> None:
+    """Draws one legend for the lines of all panels, above the figure: every name once, in the order of the panels.
 
     Args:
       fig: matplotlib Figure.
       ncols: columns of the legend.
       axes: panels whose lines it names; default all.
+      at: an empty panel that holds the legend.
       **look: passed to `fig.legend`.
     """
     entries: dict[str, Any] = {}
     for ax in fig.axes if axes is None else axes:
         for handle, label in zip(*ax.get_legend_handles_labels()):
             entries.setdefault(label, handle)
-    fig.legend(
-        list(entries.values()),
-        list(entries),
-        **{"loc": "outside upper center", "columnspacing": 1.2, **look},
-        ncols=ncols,
-    )
+    look = {"columnspacing": 1.2, "ncols": ncols, "loc": "outside upper center" if at is None else "center", **look}
+    if at is not None:
+        at.set_axis_off()
+    (fig if at is None else at).legend(list(entries.values()), list(entries), **look)
+
+
+def style_key(ax: "Axes", label: str, **look: Any) -> None:
+    """Names a style that lines of several colours have, by a neutral line in the legend.
+
+    Args:
+      ax: Axes whose legend entries `key` collects.
+      label: what the style means.
+      **look: the style, such as ls=":" or marker="x".
+    """
+    ax.plot([], [], color=NEUTRAL, label=label, **look)
 
 
 def letter_panels(axes: "Iterable[Axes]", titles: Sequence[str], **look: Any) -> None:

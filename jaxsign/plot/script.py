@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.plot.checks import faults
 from jaxsign.plot.files import save, style
+from jaxsign.plot.panels import tick_log
 from jaxsign.store.manifest import UnusableData
 from jaxsign.store.results import open_results
 from jaxsign.validation.values import local_path
@@ -66,6 +67,8 @@ def figure_script(
                 figures = drawn if isinstance(drawn, Mapping) else {name: drawn}
                 with _in_one_line(parser.prog, ValueError, OSError):
                     for key, figure in figures.items():
+                        for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+                            tick_log(axis)
                         for fault in faults(figure):
                             warnings.warn(f"{key}: {fault}", UserWarning, stacklevel=2)
                         for path in save(figure, args.out, key):

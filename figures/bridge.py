@@ -41,7 +41,7 @@ def errors(ax, runs, preset):
     """Test error at training loss .1 of every model and optimizer."""
     places = []
     for place, (kernel, path, ds) in enumerate(models(runs, preset)):
-        places.append(f"{SHORT[kernel]}\n{'+ res.' if path else ''}")
+        places.append(f"{SHORT[kernel]}{' + res.' if path else ''}")
         at = js.at_train_loss(ds, 0.1, ["test_error"], leaps=False)
         for shift, name in zip((-0.24, -0.08, 0.08, 0.24), FAMILIES):
             values = select(at, name)["test_error"].transpose("seed")
@@ -49,8 +49,8 @@ def errors(ax, runs, preset):
                 continue
             low, middle, high = np.nanquantile(values, [0.05, 0.5, 0.95])
             plot.dots(ax, place + shift, middle, low, high, **look(name), ms=2.5)
-    ax.set_xticks(range(len(places)), places)
-    ax.set(ylabel="test error at loss .1", xlabel="attention map, residual path")
+    ax.set_xticks(range(len(places)), places, rotation=90)
+    ax.set(ylabel="test error at loss .1", xlabel="attention map")
 
 
 def look(name):

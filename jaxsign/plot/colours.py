@@ -20,7 +20,7 @@ GROUPS = {"query": "#00363D", "key": "#1792A4", "value": "#8AD3DC"}
 #: Programs whose speed is compared, with their markers.
 ENGINES = {
     "pytorch, one process": ("#B5B5B5", "v"), "pytorch": ("#6B6B6B", "^"), "textbook": ("#333333", "s"),
-    "dense": ("#E7B5DF", "D"), "support": ("#AA4499", "o"), "feature_space": ("#5A0F4B", "*"),
+    "dense": ("#F09FDC", "D"), "support": ("#AA4499", "o"), "feature_space": ("#5A0F4B", "*"),
 }  # fmt: skip
 #: Seconds on the wall and of processors.
 SECONDS = {"wall": "#34495E", "cpu": "#A9B7C6"}

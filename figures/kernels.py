@@ -122,6 +122,8 @@ def draw_losses(value, query, learned):
     counts = learned["samples"].values[::-1]
     for ax, count in zip(axes[1], counts):
         retrieved(ax, learned, count)
+    for ax in axes[1, len(counts) :]:
+        ax.set_axis_off()
     sizes = manifest(value)["definition"]["problem"]
     titles = (
         f"$W_V$ alone, $Nn={sizes['samples'] * sizes['tokens']}$", *(f"$W_Q$ alone, $d={d}$" for d in dims),

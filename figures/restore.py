@@ -120,7 +120,7 @@ def with_feature_noise(ax, ds):
 
 
 def draw(runs):
-    fig, axes = plt.subplot_mosaic(["abc", "def", "gkk"], figsize=(plot.WIDE, 5.6))
+    fig, axes = plt.subplot_mosaic("abc;def;gkk", figsize=(plot.WIDE, 5.6))
     against_batch(axes["a"], runs, "test_error")
     against_batch(axes["b"], runs, "test_loss")
     against_step(axes["c"], runs)

@@ -131,13 +131,14 @@ def _texts(fig: "Figure") -> "Iterator[tuple[str, Text]]":
 
     of_axes: set[Text] = set()  # of ticks, and of axes that are switched off
     for axis in fig.findobj(Axis):
-        low, high = sorted(axis.get_view_interval())
+        place = axis.get_transform().transform
+        low, high = sorted(place(axis.get_view_interval()))
         slack = 1e-9 * (high - low)
         drawn = axis.axes.axison and axis.axes.get_visible()
         of_axes |= set() if drawn else {axis.label, axis.offsetText}
         for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
             of_axes |= {tick.label1, tick.label2}
-            if drawn and low - slack <= tick.get_loc() <= high + slack:
+            if drawn and low - slack <= place(tick.get_loc()) <= high + slack:
                 for label in (tick.label1, tick.label2):
                     if label.get_visible() and label.get_text():
                         yield _title(axis.axes), label

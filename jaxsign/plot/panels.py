@@ -488,7 +488,12 @@ def tick_log(axis: "Axis") -> None:
     axis.set_minor_formatter(NullFormatter())
     if high < 100 * low:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
-        for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8), np.arange(1, 10, 0.1)):
+        for digits in (
+            (1,) if high > 20 * low else (1, 2, 5),
+            (1, 2, 5),
+            (1, 1.5, 2, 3, 4, 6, 8),
+            np.arange(1, 10, 0.1),
+        ):
             ticks = [tick for power in powers for d in digits if low <= (tick := d * 10.0**power) <= high]
             if len(ticks) > 1:
                 break

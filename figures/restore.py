@@ -66,7 +66,9 @@ def against_decay(ax, runs, kind):
                 decayed = family_runs(ends, f"{family}_{kind}")
                 fits = decayed["train_loss"].mean("seed") <= LEVEL
                 values = decayed["test_error"].where(fits).transpose("seed", "optimizer")
-                plot.band(ax, decayed["weight_decay"], values, **optimizer(family), **look)
+                strengths = decayed["weight_decay"].values
+                plot.band(ax, strengths, values, **optimizer(family), **look)
+                ax.set_xlim(strengths.min() / 2, 2 * strengths.max())  # also where no run fits
     ends = runs["rules"].isel(step=-1)
     for family in ("sign_gd", "gd"):
         level(ax, select(ends, family)["test_error"], family)

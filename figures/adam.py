@@ -235,9 +235,8 @@ def draw_maps(betas, late):
         "turned key noise", "step: rate halved",
     )  # fmt: skip
     plot.letter_panels(axes.flat, titles)
-    for code, meaning in CODES:
-        axes[0, 0].plot([], [], ls="none", label=f"{code}: {meaning}")
-    plot.key(fig, ncols=2, axes=[axes[0, 0]], handlelength=0, handletextpad=0)
+    words = [plt.Line2D([], [], ls="none", label=f"{code}: {meaning}") for code, meaning in CODES]
+    fig.legend(handles=words, loc="outside upper center", ncols=2, handlelength=0, handletextpad=0)
     text = (
         f"{betas.sizes['seed']} seeds, theory, reconstructed, {plot.sizes(betas, 'n', 'd', 's', 'm_k')}, eta=1e-4, "
         f"float64; median over the seeds that have the number; d, e: at t = {last}; f: first step with under half of "

@@ -126,7 +126,7 @@ def draw(paper_like, in_theory, attended):
     titles = [f"{title}, {words}" for title in ("stage times", "attention", "agreement", "test error")
               for words in ("heads", "context")]  # fmt: skip
     plot.letter_panels(axes.flat, titles)
-    plot.style_key(axes[0, 0], "dotted: paper-like (a, b), key attended to most (f)", ls=":")
+    plot.style_key(axes[3, 1], "a, b: paper-like; f: the attended key", ls=":")
     plot.key(fig, ncols=3)
     seeds = sorted({ds.sizes["seed"] for ds in runs.values()})
     few = [

@@ -16,7 +16,7 @@ SHADES = plot.shades(4)
 KINDS = {
     1.0: ("residual connections", plot.RESIDUALS["both"], "o", "-"), 0.0: ("plain", plot.RESIDUALS["none"], "s", ":"),
 }  # fmt: skip
-SHORT = {"mlp": "+ M", "norm": "+ N", "mlp_norm": "+ MN"}
+SHORT = {"mlp": "M", "norm": "N", "mlp_norm": "MN"}
 
 
 def layer_band(ax, runs, values, layers, until, label, **look):
@@ -82,7 +82,7 @@ def beside(ax, runs, measure):
 
 
 def label(name):
-    """depth_4_mlp -> "4" over "+ M"."""
+    """depth_4_mlp -> "4" over "M"."""
     depth, _, added = name.removeprefix("depth_").partition("_")
     return f"{depth}\n{SHORT.get(added, '')}"
 
@@ -117,14 +117,14 @@ def draw(runs):
     plot.letter_panels(axes.flat, titles)
     for name, _, _, line in KINDS.values():
         plot.style_key(axes[0, 0], f"{name} (a-c)", ls=line)
-    axes[0, 0].plot([], [], color=plot.NEUTRAL, alpha=0.3, lw=3, label="pale: gradient of layer is 0 (b-f)")
+    axes[0, 0].plot([], [], color="0.8", lw=3, label="pale: gradient of layer is 0 (b-f)")
     plot.key(fig, ncols=3)
     text = (
         f"{deepest.sizes['seed']} seeds, SignGD, eta 1e-4, {int(deepest.step[-1])} steps · median and 5-95 % · "
         f"reconstructed: {plot.sizes(deepest, 'n', 'd', 's', 'm_k', 'm_v')}, sigma_0 3e-3, residual weight 1 or 0 · "
         f"{manifest(deepest)['definition']['dtype']} · g: total variation of s_21 less |end - start| · h: "
         "sign changes a row after t=100, both of the layer where they are largest · i: recorded every 10 "
-        "steps · + M: with MLP, + N: with layer norm, + MN: with both"
+        "steps · M: with MLP, N: with layer norm, MN: with both"
     )
     plot.small_print(fig, text)
     return fig

@@ -98,7 +98,7 @@ def _unnamed(fig: "Figure", panels: "list[Axes]") -> Iterator[str]:
     names: dict[tuple[str, str, str], set[str]] = {}
     for legend in fig.findobj(Legend):
         for handle, text in zip(legend.legend_handles, legend.get_texts()):
-            if isinstance(handle, Line2D):
+            if isinstance(handle, Line2D) and _look(handle)[1:] != ("", "None"):  # words alone show no look
                 names.setdefault(_look(handle), set()).add(text.get_text())
     for look, called in names.items():
         if len(called) > 1:

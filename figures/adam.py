@@ -150,7 +150,8 @@ def eps_panel(ax, ds):
     if late:
         measures["late rate"] = lambda b2, eps: adam.rate(select(ds, "adam", b2=b2, eps=eps), 1100, 1500)
     for b2, fill in ((0.999, "full"), (0.9, "none")):
-        for (name, measure), look in zip(measures.items(), plot.PLACES[::2] if b2 in ds["b2"].values else ()):
+        looks = plot.PLACES[0], {"color": plot.NEUTRAL, "marker": "x"}
+        for (name, measure), look in zip(measures.items(), looks if b2 in ds["b2"].values else ()):
             table = xr.concat([measure(b2, eps) for eps in values], "eps")
             share = (table if name == "value slope" else table / table.isel(eps=0)).transpose("seed", "eps")
             look = {**look, "ms": 3, "fillstyle": fill, "ls": "-" if fill == "full" else ":"}
@@ -192,7 +193,7 @@ def signum_times(ax, ds):
 
 def draw_lines(betas, late, signum, eps):
     """Losses, rates, signs of updates, eps, and Signum's momentum."""
-    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 5.4))
+    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 6.0))
     losses(axes[0, 0], betas, late)
     local_rates(axes[0, 1], betas, late)
     agreements(axes[0, 2], betas)

@@ -132,13 +132,13 @@ def losses(ax, betas, late):
 
 def agreements(ax, ds):
     """Share of coordinates that a step moves as SignGD would, b1 = b2 = .9 and .9, .999; queries, keys, values."""
-    for b2, line in ((0.9, "-"), (0.999, ":")):
+    for b2, line in ((0.999, "-"), (0.9, ":")):
         if (0.9, b2) not in {(b1, b2) for _, b1, b2 in pairs(ds)}:
             continue
         runs = select(ds, "adam", b1=0.9, b2=b2)
         for name, colour in plot.GROUPS.items():
             values = runs[f"update_agreement_{name[0]}"].transpose("seed", "step")
-            plot.band(ax, ds["step"], values, f"{name} weights, $b_2={b2:g}$", color=colour, ls=line)
+            plot.band(ax, ds["step"], values, f"{name} weights", color=colour, ls=line)
     ax.set(xscale="log", xlim=(1, UNTIL), ylim=(0.5, 1.02), xlabel="step t", ylabel="signs as SignGD's")
 
 
@@ -155,7 +155,7 @@ def eps_panel(ax, ds):
             table = xr.concat([measure(b2, eps) for eps in values], "eps")
             share = (table if name == "value slope" else table / table.isel(eps=0)).transpose("seed", "eps")
             look = {**look, "ms": 3, "fillstyle": fill, "ls": "-" if fill == "full" else ":"}
-            plot.band(ax, values, share, f"{name}, $b_2={b2:g}$", **look)
+            plot.band(ax, values, share, name, **look)
     grid = np.geomspace(1e-8, 1e-2, 60)
     ax.plot(grid, [adam.value_slope_law(ds, eps) for eps in grid], label="law (b, d)", **plot.law_look())
     ax.set(xscale="log", xlabel=r"$\epsilon$", ylabel=r"over that at $10^{-15}$", ylim=(-0.05, 1.25))
@@ -184,16 +184,14 @@ def signum_times(ax, ds):
     if {1100, 1500} <= set(ds["step"].values.tolist()):
         runs = [select(ds, "signum", beta=beta) for beta in betas]
         rates = xr.concat([adam.rate(one, 1100, 1500) / adam.late_law(one) for one in runs], "beta")
-        plot.band(
-            ax, range(len(betas)), rates.transpose("seed", "beta"), "late rate / SignGD's law", color=plot.NEUTRAL
-        )
+        plot.band(ax, range(len(betas)), rates.transpose("seed", "beta"), "late rate / predicted", color=plot.NEUTRAL)
     ax.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
     ax.set(xlabel=r"$\beta$", yscale="log", ylim=(0.2, 60), ylabel="ratio")
 
 
 def draw_lines(betas, late, signum, eps):
     """Losses, rates, signs of updates, eps, and Signum's momentum."""
-    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 6.0))
+    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 5.8))
     losses(axes[0, 0], betas, late)
     local_rates(axes[0, 1], betas, late)
     agreements(axes[0, 2], betas)
@@ -202,6 +200,7 @@ def draw_lines(betas, late, signum, eps):
     signum_times(axes[1, 2], signum)
     titles = "Adam, $b_1=.9$", "Adam, $b_1=.9$", "Adam, $b_1=.9$", "Adam, $b_1=.9$", "Signum", "Signum"
     plot.letter_panels(axes.flat, titles)
+    plot.style_key(axes[1, 2], "$b_2=.9$ (c, d; solid: .999)", ls=":")
     plot.key(fig, ncols=3)
     text = (
         f"{betas.sizes['seed']} seeds, theory; d: {eps.sizes['seed']} seeds, paper_like; both reconstructed, "
@@ -225,7 +224,7 @@ def draw_maps(betas, late):
     delay = stages["t_II"] / stages["t_II"].isel(optimizer=int(optimizers_of(betas, "sign_gd")[0]))
     fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 4.9))
     distances = medians(betas, lambda runs, b1, b2: trace_distance(betas, runs))
-    heat(axes[0, 0], distances, (-1.5, 1.2), "{:.2g}", log=True)
+    heat(axes[0, 0], distances, (-1.5, 1.2), "{:.2f}", log=True)
     heat(axes[0, 1], medians(betas.assign(delay=delay), lambda runs, b1, b2: runs["delay"]), (0.5, 4), "{:.2g}")
     heat(axes[0, 2], medians(betas, late_ratio) | medians(late, late_ratio), (0.5, 1.5))
     for ax, name in zip(axes[1], ("query_noise", "key_noise")):

@@ -311,9 +311,9 @@ def _at_losses(ds: "xr.Dataset", level: float | Sequence[float], name: str) -> "
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # said below the panel
         at = at_train_loss(ds, level, [name], leaps=False)
-    why = {"too_coarse": "with records too far apart, run with levels=", "leaps": "leap over the loss"}
+    why = {"too_coarse": "records too far apart:\nrun with levels=", "leaps": "leaps over the loss"}
     counts = {reason: at.attrs[key] for key, reason in why.items() if at.attrs[key]}
-    return at[name], "".join(f"\n({count} of {at[name].size} {reason}: left out)" for reason, count in counts.items())
+    return at[name], "".join(f"\n(left out: {count} of {at[name].size},\n{reason})" for reason, count in counts.items())
 
 
 def snr(ds: "xr.Dataset", ax: "Axes | None" = None, level: float = 0.1, name: str = "test_error") -> "Axes":

@@ -42,7 +42,7 @@ def faults(fig: "Figure") -> list[str]:
 
     Examples:
       >>> from matplotlib.figure import Figure
-      >>> ax = Figure(figsize=(3, 2)).subplots()
+      >>> ax = Figure(figsize=(3, 2), layout="constrained").subplots()
       >>> _ = ax.plot([1, 2], label="loss")
       >>> _ = ax.set(xlabel="step t", title="(a)")
       >>> for fault in faults(ax.figure):

@@ -1,6 +1,7 @@
-"""Adam beside SignGD: rates over the betas, distances of the dynamics, the map of claim A3, eps, Signum's momentum.
+"""Adam beside SignGD: losses, rates, signs of updates, eps, Signum's momentum; and, over both betas, maps of distances.
 
-Reads DIR/adam (sweeps/adam.py). Command: python figures/adam.py --results results --out results/figures
+Reads DIR/adam (sweeps/adam.py). Draws `adam`, lines, and `adam_betas`, maps over b1 and b2.
+Command: python figures/adam.py --results results --out results/figures
 """
 
 import itertools
@@ -16,8 +17,12 @@ from jaxsign.analysis.runs import optimizers_of, select
 from jaxsign.analysis.stages import flipped
 from jaxsign.claims import adam
 
-#: Of b2 or Signum's beta, also told apart in grey.
-SHADES = {0.0: "#440154", 0.5: "#D55E00", 0.9: "#0072B2", 0.99: "#35B779", 0.999: "#D0A000"}
+#: Of Adam's b2 and of Signum's beta, told apart by markers, too.
+BETAS = (0.0, 0.5, 0.9, 0.99, 0.999)
+LOOKS = {
+    beta: {"color": colour, "marker": marker, "ms": 3, "markevery": 0.2}
+    for beta, colour, marker in zip(BETAS, plot.shades(len(BETAS)), "Ds^vo")
+}
 UNTIL = 2000
 
 
@@ -54,12 +59,12 @@ def heat(ax, cells, limits, form="{:.2f}", log=False):
             if np.isnan(value):
                 text = word
                 ax.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, color="0.35", lw=0))
-            ax.text(column, row, text, ha="center", va="center", fontsize=5, color="w" if dark else "k")
+            ax.text(column, row, text, ha="center", va="center", fontsize=7, color="w" if dark else "k")
         # This line is invisible: `plot.save` writes the numbers of lines.
         ax.plot(betas[1], table[row], ls="none", label=f"b1={b1:g}", scalex=False, scaley=False)
     names = [[f"{b:g}".replace("0.", ".") for b in one] for one in betas]
-    ax.set_xticks(range(len(names[1])), names[1], fontsize=6)
-    ax.set_yticks(range(len(names[0])), names[0], fontsize=6)
+    ax.set_xticks(range(len(names[1])), names[1])
+    ax.set_yticks(range(len(names[0])), names[0])
     ax.set_xlabel("$b_2$", labelpad=1)
     ax.set_ylabel("$b_1$", labelpad=1)
     ax.tick_params(length=0)
@@ -108,57 +113,52 @@ def local_rates(ax, betas, late):
             continue
         table = xr.concat([adam.rate(runs, *pair) for pair in itertools.pairwise(steps)], "step")
         x = np.array([(a + b) / 2 for a, b in itertools.pairwise(steps)]) * (1 - b2)
-        plot.band(ax, x, table.transpose("seed", "step") / (1 - b2), f"$b_2={b2:g}$", color=SHADES[b2])
+        plot.band(ax, x, table.transpose("seed", "step") / (1 - b2), f"$b_2$ or $\\beta$ = {b2:g}", **LOOKS[b2])
     x = np.geomspace(0.1, 10, 100)
-    ax.plot(x, theory.adam_sublinear_rate(x * 1e6, 1 - 1e-6) * 1e6, "k--", lw=0.8, label="law")
-    ax.axhline(0.5, color="0.5", lw=0.7, ls=":", label=r"$\ln(1/b_2)/2$")
+    ax.plot(x, theory.adam_sublinear_rate(x * 1e6, 1 - 1e-6) * 1e6, label="law (b, d)", **plot.law_look())
+    ax.axhline(0.5, label=r"law of late $t$, $\ln(1/b_2)/2$", **plot.law_look("gd"))
     ax.set(xscale="log", yscale="log", xlabel="$t\\,(1-b_2)$", ylabel="rate / $(1-b_2)$")
-    ax.legend(fontsize=5, handlelength=1.6, loc="upper right")
 
 
 def losses(ax, betas, late):
     """Training loss of SignGD and of Adam with b1 = .9."""
     sign = select(late, "sign_gd")
-    plot.band(ax, sign["step"], sign["train_loss"].transpose("seed", "step"), "SignGD", color="k")
+    plot.band(ax, sign["step"], sign["train_loss"].transpose("seed", "step"), "SignGD", color=plot.COLOURS["sign_gd"])
     for b2, runs in lines(betas, late, (0.5, 0.9, 0.99, 0.999)):
         values = runs["train_loss"].transpose("seed", "step")
-        plot.band(ax, runs["step"], values, f"$b_2={b2:g}$", color=SHADES[b2], ls=(0, (4, 1)))
+        plot.band(ax, runs["step"], values, f"$b_2$ or $\\beta$ = {b2:g}", **LOOKS[b2])
     ax.set(xscale="log", yscale="log", xlim=(50, None), ylim=(1e-18, 3), xlabel="step t", ylabel="training loss")
-    ax.legend(fontsize=5, handlelength=1.6, loc="lower left")
 
 
 def agreements(ax, ds):
     """Share of coordinates that a step moves as SignGD would, b1 = b2 = .9 and .9, .999; queries, keys, values."""
-    for b2, line in ((0.9, "-"), (0.999, ":")):
+    for b2, line in ((0.999, "-"), (0.9, ":")):
         if (0.9, b2) not in {(b1, b2) for _, b1, b2 in pairs(ds)}:
             continue
         runs = select(ds, "adam", b1=0.9, b2=b2)
-        for group, name, colour in (("q", "query", "#0072B2"), ("k", "key", "#D55E00"), ("v", "value", "#009E73")):
-            values = runs[f"update_agreement_{group}"].transpose("seed", "step")
-            plot.band(ax, ds["step"], values, name if line == "-" else None, color=colour, ls=line)
-    ax.set(xscale="log", xlim=(1, UNTIL), ylim=(0.5, 1.02), xlabel="step t", ylabel="updates as SignGD's")
-    ax.legend(fontsize=5, handlelength=1.6, loc="lower left")
+        for name, colour in plot.GROUPS.items():
+            values = runs[f"update_agreement_{name[0]}"].transpose("seed", "step")
+            plot.band(ax, ds["step"], values, f"{name} weights", color=colour, ls=line)
+    ax.set(xscale="log", xlim=(1, UNTIL), ylim=(0.5, 1.02), xlabel="step t", ylabel="signs as SignGD's")
 
 
 def eps_panel(ax, ds):
     """What eps leaves of the value layer's first slope and of the late rate, over eps."""
     late = {1100, 1500} <= set(ds["step"].values.tolist())
     values = sorted({float(e) for e in ds["eps"].values if np.isfinite(e)})
-    for b2, line in ((0.999, "-"), (0.9, ":")):
-        if b2 not in ds["b2"].values:
-            continue
-        slope = xr.concat([adam.value_slope(ds, b2, eps) for eps in values], "eps")
-        label = "value slope" if line == "-" else None
-        plot.band(ax, values, slope.transpose("seed", "eps"), label, color="#009E73", ls=line, marker="o", ms=2)
-        if late:
-            rates = xr.concat([adam.rate(select(ds, "adam", b2=b2, eps=e), 1100, 1500) for e in values], "eps")
-            rates = (rates / rates.isel(eps=0)).transpose("seed", "eps")
-            label = "late rate" if line == "-" else None
-            plot.band(ax, values, rates, label, color="#D55E00", ls=line, marker="s", ms=2)
+    measures = {"value slope": lambda b2, eps: adam.value_slope(ds, b2, eps)}
+    if late:
+        measures["late rate"] = lambda b2, eps: adam.rate(select(ds, "adam", b2=b2, eps=eps), 1100, 1500)
+    for b2, fill in ((0.999, "full"), (0.9, "none")):
+        looks = plot.PLACES[0], {"color": plot.NEUTRAL, "marker": "x"}
+        for (name, measure), look in zip(measures.items(), looks if b2 in ds["b2"].values else ()):
+            table = xr.concat([measure(b2, eps) for eps in values], "eps")
+            share = (table if name == "value slope" else table / table.isel(eps=0)).transpose("seed", "eps")
+            look = {**look, "ms": 3, "fillstyle": fill, "ls": "-" if fill == "full" else ":"}
+            plot.band(ax, values, share, name, **look)
     grid = np.geomspace(1e-8, 1e-2, 60)
-    ax.plot(grid, [adam.value_slope_law(ds, eps) for eps in grid], "k--", lw=0.8, label="law")
+    ax.plot(grid, [adam.value_slope_law(ds, eps) for eps in grid], label="law (b, d)", **plot.law_look())
     ax.set(xscale="log", xlabel=r"$\epsilon$", ylabel=r"over that at $10^{-15}$", ylim=(-0.05, 1.25))
-    ax.legend(fontsize=5, handlelength=1.8, loc=(0.3, 0.4))
 
 
 def signum_panel(ax, ds):
@@ -167,70 +167,89 @@ def signum_panel(ax, ds):
         runs = select(ds, "signum", beta=beta)
         turned = flipped(runs, "query_noise").sel(step=slice(100, UNTIL)) if 100 in ds["step"] else None
         if turned is not None:
-            plot.band(ax, turned["step"], turned.transpose("seed", "step"), rf"$\beta={beta:g}$", color=SHADES[beta])
+            plot.band(
+                ax, turned["step"], turned.transpose("seed", "step"), f"$b_2$ or $\\beta$ = {beta:g}", **LOOKS[beta]
+            )
     ax.set(xlabel="step t", ylabel="turned query noise", ylim=(-0.04, 1.04), xlim=(100, 1000))
-    ax.legend(fontsize=5, handlelength=1.4, loc=(0.56, 0.46))
 
 
 def signum_times(ax, ds):
     """Stage times over those without momentum, and the late rate over SignGD's law, against the momentum."""
     betas = sorted(set(ds["beta"].values.tolist()))
     stages = js.find_stages(ds)
-    for name, mark, colour in (("t_II", "o", "#0072B2"), ("t_III", "s", "#D55E00"), ("t_IV", "^", "#009E73")):
+    for name, look in zip(("t_II", "t_III", "t_IV"), plot.PLACES[1:]):
         times = xr.concat([select(stages.assign(status=ds["status"]), "signum", beta=b)[name] for b in betas], "beta")
-        label = rf"$t_\mathrm{{{name[2:]}}}$ / that of $\beta=0$"
         ratio = (times / times.isel(beta=0)).transpose("seed", "beta")
-        plot.band(ax, range(len(betas)), ratio, label, color=colour, marker=mark, ms=2.5)
+        plot.band(ax, range(len(betas)), ratio, rf"$t_\mathrm{{{name[2:]}}}$ / that of $\beta=0$", **look, ms=3)
     if {1100, 1500} <= set(ds["step"].values.tolist()):
         runs = [select(ds, "signum", beta=beta) for beta in betas]
         rates = xr.concat([adam.rate(one, 1100, 1500) / adam.late_law(one) for one in runs], "beta")
-        plot.band(ax, range(len(betas)), rates.transpose("seed", "beta"), "late rate / law", color="k", ls="--")
+        plot.band(ax, range(len(betas)), rates.transpose("seed", "beta"), "late rate / predicted", color=plot.NEUTRAL)
     ax.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
-    ax.set(xlabel=r"$\beta$", yscale="log", ylim=(0.2, 60))
-    ax.legend(fontsize=5, handlelength=1.6, loc="upper left")
+    ax.set(xlabel=r"$\beta$", yscale="log", ylim=(0.2, 60), ylabel="ratio")
+
+
+def draw_lines(betas, late, signum, eps):
+    """Losses, rates, signs of updates, eps, and Signum's momentum."""
+    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 5.8))
+    losses(axes[0, 0], betas, late)
+    local_rates(axes[0, 1], betas, late)
+    agreements(axes[0, 2], betas)
+    eps_panel(axes[1, 0], eps)
+    signum_panel(axes[1, 1], signum)
+    signum_times(axes[1, 2], signum)
+    titles = "Adam, $b_1=.9$", "Adam, $b_1=.9$", "Adam, $b_1=.9$", "Adam, $b_1=.9$", "Signum", "Signum"
+    plot.letter_panels(axes.flat, titles)
+    plot.style_key(axes[1, 2], "$b_2=.9$ (c, d; solid: .999)", ls=":")
+    plot.key(fig, ncols=3)
+    text = (
+        f"{betas.sizes['seed']} seeds, theory; d: {eps.sizes['seed']} seeds, paper_like; both reconstructed, "
+        f"{plot.sizes(betas, 'n', 'd', 's', 'm_k')}, eta=1e-4, float64; median and 5-95 %"
+    )
+    plot.small_print(fig, text)
+    return fig
+
+
+#: What stands in a cell in place of a number.
+CODES = (
+    ("away", "the loss reaches 0 in 64 bit: steps grow without bound"), ("none", "no seed has the number"),
+    ("div.", "runs diverge"), ("(1)", "fewer than half of the seeds have it"),
+)  # fmt: skip
+
+
+def draw_maps(betas, late):
+    """Six numbers over b1 and b2."""
+    last = int(betas["step"][-1])
+    stages = js.find_stages(betas)
+    delay = stages["t_II"] / stages["t_II"].isel(optimizer=int(optimizers_of(betas, "sign_gd")[0]))
+    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 4.9))
+    distances = medians(betas, lambda runs, b1, b2: trace_distance(betas, runs))
+    heat(axes[0, 0], distances, (-1.5, 1.2), "{:.2f}", log=True)
+    heat(axes[0, 1], medians(betas.assign(delay=delay), lambda runs, b1, b2: runs["delay"]), (0.5, 4), "{:.2g}")
+    heat(axes[0, 2], medians(betas, late_ratio) | medians(late, late_ratio), (0.5, 1.5))
+    for ax, name in zip(axes[1], ("query_noise", "key_noise")):
+        heat(ax, medians(betas, lambda runs, b1, b2, name=name: flipped(runs, name, last)), (0, 1))
+    heat(axes[1, 2], medians(betas, lambda runs, b1, b2: departure(betas, b1, b2)), (100, 500), "{:.0f}")
+    titles = (
+        "distance in $\\log_{10}L$", r"$t_\mathrm{II}$ / SignGD's", "late rate / law", "turned query noise",
+        "turned key noise", "step: rate halved",
+    )  # fmt: skip
+    plot.letter_panels(axes.flat, titles)
+    words = [plt.Line2D([], [], ls="none", label=f"{code}: {meaning}") for code, meaning in CODES]
+    fig.legend(handles=words, loc="outside upper center", ncols=2, handlelength=0, handletextpad=0)
+    text = (
+        f"{betas.sizes['seed']} seeds, theory, reconstructed, {plot.sizes(betas, 'n', 'd', 's', 'm_k')}, eta=1e-4, "
+        f"float64; median over the seeds that have the number; d, e: at t = {last}; f: first step with under half of "
+        "SignGD's local rate"
+    )
+    plot.small_print(fig, text)
+    return fig
 
 
 def draw(betas, late, signum, eps):
-    last = int(betas["step"][-1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # logarithms of what diverged
-        stages = js.find_stages(betas)
-        delay = stages["t_II"] / stages["t_II"].isel(optimizer=int(optimizers_of(betas, "sign_gd")[0]))
-        fig, axes = plt.subplots(4, 3, figsize=(plot.WIDE, 7.2))
-        losses(axes[0, 0], betas, late)
-        local_rates(axes[0, 1], betas, late)
-        agreements(axes[0, 2], betas)
-        heat(
-            axes[1, 0],
-            medians(betas, lambda runs, b1, b2: trace_distance(betas, runs)),
-            (-1.5, 1.2),
-            "{:.2g}",
-            log=True,
-        )
-        heat(axes[1, 1], medians(betas.assign(delay=delay), lambda runs, b1, b2: runs["delay"]), (0.5, 4), "{:.2g}")
-        heat(axes[1, 2], medians(betas, late_ratio) | medians(late, late_ratio), (0.5, 1.5))
-        for ax, name in zip(axes[2], ("query_noise", "key_noise")):
-            heat(ax, medians(betas, lambda runs, b1, b2, name=name: flipped(runs, name, last)), (0, 1))
-        heat(axes[2, 2], medians(betas, lambda runs, b1, b2: departure(betas, b1, b2)), (100, 500), "{:.0f}")
-        eps_panel(axes[3, 0], eps)
-        signum_panel(axes[3, 1], signum)
-        signum_times(axes[3, 2], signum)
-        titles = (
-            "training loss, $b_1=.9$", "local rate, $b_1=.9$", "sign of updates",
-            r"distance of traces, $\log_{10}L$", r"$t_\mathrm{II}$ / SignGD's", "late rate / law",
-            f"turned query noise, t={last}", f"turned key noise, t={last}", "slower by half from t",
-            r"$\epsilon$, $b_1=.9$", "Signum's query noise", "Signum's stage times",
-        )  # fmt: skip
-        plot.letter_panels(axes.flat, titles, fontsize=6.5)
-        text = (
-            f"a-i, k, l: {betas.sizes['seed']} seeds, theory; j: {eps.sizes['seed']} seeds, paper_like; both "
-            f"reconstructed, {plot.sizes(betas, 'n', 'd', 's', 'm_k')}, eta=1e-4, float64. Maps: median over the "
-            "seeds that have the number, in brackets if fewer than half do, none if no seed does, away where steps "
-            "grow without bound until the loss is 0 in 64 bit, div. where runs diverge; i: first step with under "
-            "half of SignGD's local rate. Lines: c: b2=.9 solid, .999 dotted; j: .999 solid, .9 dotted"
-        )
-        plot.small_print(fig, text, 130)
-        return fig
+        return {"adam": draw_lines(betas, late, signum, eps), "adam_betas": draw_maps(betas, late)}
 
 
 main = plot.figure_script(draw, __doc__, reads=("adam/betas", "adam/late", "adam/signum", "adam/eps"))

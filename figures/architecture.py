@@ -13,10 +13,7 @@ from jaxsign.analysis.runs import select
 from jaxsign.claims.architecture import context_of
 from jaxsign.claims.dynamics import problem_of
 
-#: Okabe and Ito's colours, dark to light, by position.
-SHADES = ("#000000", "#0072B2", "#D55E00", "#56B4E9")
-STAGES = dict(zip(("t_I", "t_II", "t_III", "t_IV"), SHADES))
-MARKS = dict(zip(STAGES, "o^sD"))
+STAGES = dict(zip(("t_I", "t_II", "t_III", "t_IV"), plot.PLACES))
 LEVEL = 0.1
 
 
@@ -33,6 +30,12 @@ def keep(name, preset, axis, suffix):
     return name.startswith(f"{preset}_{axis}_") and name.endswith("_frozen") == bool(suffix)
 
 
+def ranked(number, axis):
+    """The look of a number of heads, 1, 2, 4, 8, or of patches, twice as many."""
+    rank = int(number).bit_length() - 1 - (axis == "context")
+    return {"color": plot.shades(4)[rank], "marker": "vP*X"[rank], "ms": 3, "markevery": 0.2}
+
+
 def numbered(ax, datasets):
     """An x axis of a few numbers, each a factor 2 from the last."""
     ax.set(xscale="log", xlim=(min(datasets, default=1) / 1.3, max(datasets, default=1) * 1.3))
@@ -41,38 +44,37 @@ def numbered(ax, datasets):
 
 
 def times(ax, runs, axis):
-    """Stage boundaries against heads or context: theory solid, paper-like dashed."""
+    """Stage boundaries against heads or context: theory solid, paper-like dotted."""
     drawn = {}
-    for preset, line, fill in (("theory", "-", "full"), ("paper_like", (0, (4, 2)), "none")):
+    for preset, line, fill in (("theory", "-", "full"), ("paper_like", ":", "none")):
         stages = {number: js.find_stages(select(ds, "sign_gd")) for number, ds in entries(runs, preset, axis).items()}
         drawn |= stages
-        for name, colour in STAGES.items() if stages else ():
+        for name, look in STAGES.items() if stages else ():
             values = [one[name] for one in stages.values()]
             values = [one.where(one.notnull().mean("seed") > 0.5) for one in values]  # most seeds get there
-            values = xr.concat(values, "x", join="outer")
-            label = "$t_{" + name[2:] + "}$" if preset == "theory" else None
-            plot.band(
-                ax, list(stages), values.transpose("seed", "x"), label, color=colour, ls=line, marker=MARKS[name], ms=3,
-                fillstyle=fill,
-            )  # fmt: skip
+            values = xr.concat(values, "x", join="outer").transpose("seed", "x")
+            label = rf"$t_\mathrm{{{name[2:]}}}$" if preset == "theory" else None
+            plot.band(ax, list(stages), values, label, **look, ls=line, ms=3, fillstyle=fill)
     numbered(ax, dict(sorted(drawn.items())))
     ax.set(yscale="log", ylim=(0.7, 800), ylabel="step t")
 
 
 def over_steps(ax, runs, axis, measure, until):
     """A number of the theory preset's runs over steps for every number of heads or patches."""
-    for (number, ds), colour, line in zip(entries(runs, "theory", axis).items(), SHADES, ("-", "--", "-.", ":")):
+    for number, ds in entries(runs, "theory", axis).items():
         values = measure(select(ds, "sign_gd")).sel(step=slice(0, until))
-        plot.band(ax, values["step"], values.transpose("seed", "step"), str(number), color=colour, ls=line)
+        heads = number if axis == "heads" else number // 2
+        label = f"{heads} head{'s' * (heads > 1)}, {2 * heads} patches"
+        plot.band(ax, values["step"], values.transpose("seed", "step"), label, **ranked(number, axis))
     ax.set(xlabel="step t", xlim=(0, until))
 
 
 def targets(ax, ds):
-    """Agreement of noise queries with the key of the patch that they attend to, thin, for every context."""
+    """Agreement of noise queries with the key of the patch that they attend to, dotted, for every context."""
     ds = ds.isel(optimizer=0).sel(step=slice(0, 60))
-    for context, colour in zip(ds["context"].values, SHADES[1:]):
+    for context in ds["context"].values:
         values = ds["target_agreement"].sel(context=context).transpose("seed", "step")
-        plot.band(ax, ds["step"], values, f"{context}, attended key", color=colour, lw=0.6, marker=".", ms=1.5)
+        plot.band(ax, ds["step"], values, ls=":", **ranked(context, "context"))
 
 
 def relative_s21(ds):
@@ -85,7 +87,7 @@ def errors(ax, runs, axis):
     """Test error at training loss .1 of both optimizers, with attention trained and frozen, and the laws."""
     drawn = {}
     for family in ("sign_gd", "gd"):
-        for suffix, look in (("", {"marker": plot.MARKERS[family]}), ("_frozen", {"marker": "x", "ls": ":"})):
+        for suffix, look in (("", {}), ("_frozen", {"ls": ":", "fillstyle": "none"})):
             datasets = entries(runs, "paper_like", axis, suffix)
             datasets = {number: ds for number, ds in datasets.items() if family in ds["family"].values}
             if not datasets:
@@ -96,45 +98,36 @@ def errors(ax, runs, axis):
             ]
             values = xr.concat(values, "x", join="outer")
             label = plot.NAMES[family] + (", attention frozen" if suffix else "")
-            look = {"ls": "-", "ms": 3.5, **look}
+            look = {"ls": "-", "ms": 3.5, "marker": plot.MARKERS[family], **look}
             plot.band(ax, list(datasets), values.transpose("seed", "x"), label, color=plot.COLOURS[family], **look)
             drawn |= datasets
     for law, family in ((theory.sign_test_error, "sign_gd"), (theory.gd_test_error, "gd")):
         problems = {number: problem_of(drawn[number]) for number in sorted(drawn)}
         values = [float(law(problem, hyper.mu, hyper.sigma_p)) for problem, hyper in problems.values()]
-        ax.plot(list(problems), values, color=plot.COLOURS[family], lw=0.8, ls="--", label=f"law, {plot.NAMES[family]}")
+        ax.plot(list(problems), values, label=f"law of {plot.NAMES[family]}", **plot.law_look(family))
     numbered(ax, dict(sorted(drawn.items())))
     ax.set_ylim(0, 0.55)
 
 
 def draw(paper_like, in_theory, attended):
     runs = paper_like | in_theory
-    fig, axes = plt.subplots(2, 4, figsize=(1.25 * plot.WIDE, 3.9))
-    for row, axis in zip(axes, ("heads", "context")):
-        times(row[0], runs, axis)
-        over_steps(row[1], runs, axis, relative_s21, 300)
-        row[1].set(yscale="log", ylim=(1e-8, 3))
-        over_steps(row[2], runs, axis, lambda ds: ds["sign_agreement"], 60)
-        row[2].set_ylim(0.35, 1.05)
-        errors(row[3], runs, axis)
-        name = {"heads": "heads", "context": "patches"}[axis]
-        row[0].set_xlabel(name)
-        row[3].set_xlabel(name)
-        if row[1].lines:
-            row[1].legend(title=name, fontsize=5.5, title_fontsize=5.5, loc="lower left", handlelength=2.4)
-    targets(axes[1, 2], attended)
-    titles = (
-        "stage times", r"$s_{21}$ in 1/context", "signs of q and k agree", "test error, loss < .1",
-        "stage times", r"$s_{21}$ in 1/context", "signs of q and k agree", "test error, loss < .1",
-    )  # fmt: skip
-    plot.letter_panels(axes.flat, titles, fontsize=7)
-    stages, lines = (ax.get_legend_handles_labels() for ax in (axes[1, 0], axes[0, 3]))
-    if not stages[0]:
-        stages = axes[0, 0].get_legend_handles_labels()
-    fig.legend(
-        stages[0] + lines[0], stages[1] + lines[1], loc="outside upper center", ncols=5, fontsize=6,
-        columnspacing=1.2,
-    )  # fmt: skip
+    fig, axes = plt.subplots(4, 2, figsize=(plot.WIDE, 7.4))
+    for column, axis, name in zip(axes.T, ("heads", "context"), ("heads", "patches")):
+        times(column[0], runs, axis)
+        over_steps(column[1], runs, axis, relative_s21, 300)
+        column[1].set(yscale="log", ylim=(1e-8, 3), ylabel=r"$s_{21}$ in 1/context")
+        over_steps(column[2], runs, axis, lambda ds: ds["sign_agreement"], 60)
+        column[2].set(ylim=(0.35, 1.05), ylabel="signs of q, k agree")
+        errors(column[3], runs, axis)
+        column[3].set_ylabel("test error at loss .1")
+        for ax in column[::3]:
+            ax.set_xlabel(name)
+    targets(axes[2, 1], attended)
+    titles = [f"{title}, {words}" for title in ("stage times", "attention", "agreement", "test error")
+              for words in ("heads", "context")]  # fmt: skip
+    plot.letter_panels(axes.flat, titles)
+    plot.style_key(axes[3, 1], "a, b: paper-like; f: the attended key", ls=":")
+    plot.key(fig, ncols=3)
     seeds = sorted({ds.sizes["seed"] for ds in runs.values()})
     few = [
         f"{name[11:].replace('_', ' ')}: {ds.sizes['seed']}"
@@ -146,12 +139,11 @@ def draw(paper_like, in_theory, attended):
     sizes += f" d={problem.d // problem.patches}"
     text = (
         f"{seeds[-1]} seeds" + (f" (paper-like {', '.join(few)})" if few else "") + " · median and 5-95 % · "
-        f"reconstructed: {sizes}, d in proportion to context-1, m_k rows a head · eta 1e-4, GD .3 · stage times: "
-        "theory filled, paper-like open and dashed, left out where most seeds do not get there · b, c, f, g: "
-        "theory; dots in g: agreement with the key of the noise patch that is attended to most, 12 seeds · d, h: "
-        "paper-like, first test step with a loss below .1, laws dashed, crosses: only w_v trained"
+        f"reconstructed: {sizes}, d in proportion to context-1, m_k rows a head · eta 1e-4, GD .3 · a, b: left out "
+        f"where most seeds do not get there · c-f: theory; attended keys: {attended.sizes['seed']} seeds · g, h: "
+        "paper-like; attention frozen: only w_v trained"
     )
-    plot.small_print(fig, text, 150)
+    plot.small_print(fig, text)
     return fig
 
 

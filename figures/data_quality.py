@@ -14,8 +14,6 @@ from jaxsign.claims import data_quality as quality
 from jaxsign.claims.dynamics import problem_of
 
 FAMILIES = ("sign_gd", "adam", "gd")
-#: From few training examples to many.
-SHADES = ("#9ECAE1", "#6BAED6", "#2171B5", "#08306B")
 LAWS = {"sign_gd": theory.sign_test_error, "gd": theory.gd_test_error}
 SHORT = {"gaussian": "Gauss", "laplace": "Laplace", "student_t": "$t_3$"}
 
@@ -25,37 +23,46 @@ def over_snr(ax, ds, family):
     error = quality.error_of(ds, family)
     law = LAWS.get(family, theory.sign_test_error)
     grid = np.geomspace(float(ds["snr"].min()), float(ds["snr"].max()), 60)
-    for i, colour in zip(range(ds.sizes["n"]), SHADES):
+    for i, colour in enumerate(plot.shades(ds.sizes["n"])):
         n = int(ds["n"][i])
-        plot.band(ax, ds["snr"], error.isel(n=i).transpose("seed", "snr"), f"n = {n}", color=colour)
+        marker = {"marker": "ovPX"[i], "ms": 3}
+        plot.band(ax, ds["snr"], error.isel(n=i).transpose("seed", "snr"), f"n = {n} (a-c)", color=colour, **marker)
         problem, hyper = problem_of(ds.isel(n=i, snr=0))
         mu = grid * hyper.sigma_p * problem.s**0.5
-        ax.plot(grid, law(problem, mu, hyper.sigma_p), color=colour, lw=0.7, ls="--")
-    ax.axhline(quality.ERROR, color="0.6", lw=0.5)
-    ax.set(xscale="log", xlabel="SNR", ylim=(-0.01, 0.52))
+        look = {**plot.law_look(family), "lw": 0.5}
+        ax.plot(grid, law(problem, mu, hyper.sigma_p), label=f"law of {plot.NAMES[law_of(family)]}", **look)
+    plot.level_line(ax, quality.ERROR)
+    ax.set(xscale="log", xlabel="SNR", ylim=(-0.01, 0.52), ylabel="test error")
+
+
+def law_of(family):
+    """The optimizer whose law an optimizer is held against: Adam against SignGD's."""
+    return family if family in LAWS else "sign_gd"
+
+
+def dotted(ax, x, values, family):
+    """The median with attention frozen."""
+    ax.plot(x, values, color=plot.COLOURS[family], marker=plot.MARKERS[family], ms=4, fillstyle="none", ls=":", lw=0.7)
 
 
 def boundaries(ax, ds, frozen):
     """SNR* over n of every optimizer, that with attention frozen dotted and hollow, the laws dashed.
 
-    Arrows: some seeds have it beyond the axis, and are drawn at the axis's end.
+    An arrow at the largest SNR says that half of the seeds or more have it beyond.
     """
     for family in FAMILIES:
         colour, marker = plot.COLOURS[family], plot.MARKERS[family]
         snr = quality.at_least(ds, family).transpose("seed", "n")
-        plot.band(ax, ds["n"], snr, plot.NAMES[family], color=colour, marker=marker, ms=3)
         last = float(ds["snr"].max())
-        for n in ds["n"].values[(snr == last).any("seed").values]:
-            ax.annotate(
-                "", (n, 1.6 * last), (n, last), annotation_clip=False, arrowprops={"arrowstyle": "->", "color": colour}
-            )
-        still = quality.at_least(frozen, family).median("seed")
-        label = f"{plot.NAMES[family]}, attention frozen"
-        ax.plot(frozen["n"], still, label=label, color=colour, marker=marker, ms=5, mfc="none", ls=":", lw=0.7)
+        inside = snr.median("seed") < last
+        plot.band(ax, ds["n"], snr.where(inside), plot.NAMES[family], color=colour, marker=marker, ms=3)
+        beyond = ds["n"].values[~inside.values]
+        ax.plot(beyond, np.full(beyond.size, last), color=colour, marker="$\u2191$", ms=6, ls="none")
+        dotted(ax, frozen["n"], quality.at_least(frozen, family).median("seed"), family)
         if family in LAWS:
             law = quality.law_boundary(ds, family)
-            ax.plot(ds["n"], law, color=colour, lw=0.7, ls="--", label=f"law of {plot.NAMES[family]}")
-    ax.set(xscale="log", yscale="log", xlabel="training examples n")
+            ax.plot(ds["n"], law, label=f"law of {plot.NAMES[family]}", **plot.law_look(family))
+    ax.set(xscale="log", yscale="log", xlabel="training examples n", ylabel="SNR* at error .1")
     ax.set_yticks([0.05, 0.1, 0.2, 0.5, 1.0], ["0.05", "0.1", "0.2", "0.5", "1"])
     _examples(ax, ds)
 
@@ -66,15 +73,11 @@ def to_laws(ax, ds, frozen):
         for runs, fill, move in ((ds, None, 0.985), (frozen, "none", 1.015)):
             middle, low, high = quality.mean_boundary(runs, family) / quality.law_boundary(runs, family)
             x = runs["n"].values * shift * move
-            (line,) = ax.plot(
-                x, middle, plot.MARKERS[family], ms=3, mfc=fill, color=plot.COLOURS[family],
-                label=f"{plot.NAMES[family]}{'' if fill is None else ', attention frozen'}",
-            )  # fmt: skip
-            ax.vlines(x, low, high, color=plot.COLOURS[family], lw=0.8)
-            plot.keep_band(line, low, high)
-    ax.axhline(1, color="0.25", lw=0.7, ls="--")
-    ax.axhspan(*quality.FACTOR, color="0.92", lw=0, zorder=0)
-    ax.set(xscale="log", xlabel="training examples n")
+            look = {"marker": plot.MARKERS[family], "mfc": fill, "color": plot.COLOURS[family]}
+            plot.dots(ax, x, middle, low, high, **look)
+    plot.level_line(ax, 1)
+    ax.axhspan(*quality.FACTOR, color="0.92", lw=0, zorder=0, label="a factor of 1.2 (e)")
+    ax.set(xscale="log", xlabel="training examples n", ylabel="SNR* / law")
     _examples(ax, ds)
 
 
@@ -86,23 +89,18 @@ def _examples(ax, ds):
 def over(ax, runs, name, axis, laws=None, log=False, **point):
     """Test error over one axis: bands, the frozen control dotted, laws `family, value -> error` dashed."""
     for family in FAMILIES:
-        colour = plot.COLOURS[family]
-        for key, look in (
-            (name, {}),
-            (f"{name}_frozen", {"ls": ":", "marker": "o", "mfc": "none", "ms": 3, "lw": 0.7}),
-        ):
+        for key in (name, f"{name}_frozen"):
             error = quality.error_of(runs[key], family).isel(point)
             x = error[axis].values if error[axis].dtype.kind in "if" else np.arange(error.sizes[axis])
-            if look:
-                ax.plot(x, error.median("seed"), color=colour, label=f"{plot.NAMES[family]}, frozen", **look)
+            if key != name:
+                dotted(ax, x, error.median("seed"), family)
             else:
-                plot.band(
-                    ax, x, error.transpose("seed", axis), plot.NAMES[family], color=colour, ls=plot.STYLES[family]
-                )
+                look = {"color": plot.COLOURS[family], "marker": plot.MARKERS[family], "ms": 3}
+                plot.band(ax, x, error.transpose("seed", axis), plot.NAMES[family], **look)
         if laws and family in LAWS:
             values = [float(laws(family, i)) for i in range(error.sizes[axis])]
-            ax.plot(x, values, color=colour, lw=0.7, ls="--", label=f"law of {plot.NAMES[family]}")
-    ax.set(ylim=(-0.01, 0.56), **({"xscale": "log"} if log else {}))
+            ax.plot(x, values, label=f"law of {plot.NAMES[family]}", **plot.law_look(family))
+    ax.set(ylim=(-0.01, 0.56), ylabel="test error", **({"xscale": "log"} if log else {}))
 
 
 def label_law(ds):
@@ -143,18 +141,15 @@ def unreached(ds):
 
 def draw(runs):
     grid, frozen = runs["n_snr"], runs["n_snr_frozen"]
-    fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 5.8))
+    fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 6.8))
     for ax, family in zip(axes[0], FAMILIES):
         over_snr(ax, grid, family)
-    axes[0, 2].legend(fontsize=5.5, handlelength=1.3, loc="upper right", borderpad=0)
-    axes[0, 0].set_ylabel("test error")
     boundaries(axes[1, 0], grid, frozen)
-    axes[1, 0].set_ylabel("SNR*")
     to_laws(axes[1, 1], grid, frozen)
     over(axes[1, 2], runs, "label_noise", "label_noise", label_law(runs["label_noise"]))
     axes[1, 2].set_xlabel("flipped training labels")
     over(axes[2, 0], runs, "alpha", "alpha", feature_law(runs["alpha"]))
-    axes[2, 0].set(xlabel=r"feature noise $\alpha$", ylabel="test error")
+    axes[2, 0].set_xlabel(r"feature noise $\alpha$")
     over(axes[2, 1], runs, "dense", "s", plain_law(runs["dense"], mu=-1), log=True, mu=-1)
     axes[2, 1].set_xlabel("non-zero coordinates s")
     over(axes[2, 2], runs, "tails", "noise", plain_law(runs["tails"], snr=0), snr=0)
@@ -162,25 +157,24 @@ def draw(runs):
     axes[2, 2].set_xlabel("law of the noise")
     snrs = runs["tails"]["snr"].values
     titles = (
-        "SignGD", "Adam", "GD", "SNR* where the error is .1", "SNR* / law", "label noise", "feature noise",
-        f"dense noise, SNR {snrs[-1]:.2g}", f"heavy tails, SNR {snrs[0]:.2g}",
+        "SignGD", "Adam", "GD", "boundary", "boundary / law", "label noise", "feature noise",
+        f"dense, SNR {snrs[-1]:.2g}", f"tails, SNR {snrs[0]:.2g}",
     )  # fmt: skip
-    plot.letter_panels(axes.flat, titles, fontsize=7)
-    lines = dict(zip(*reversed(axes[1, 0].get_legend_handles_labels())))
-    names = sorted(lines, key=lambda name: name.startswith("law"))  # an optimizer, its control, ..., the laws
-    fig.legend([lines[name] for name in names], names, loc="outside upper center", ncols=4, fontsize=6)
+    plot.letter_panels(axes.flat, titles)
+    plot.style_key(axes[1, 0], "attention frozen at 1/2", ls=":")
+    plot.style_key(axes[1, 0], "beyond the largest SNR (d)", ls="none", marker="$\u2191$", ms=6)
+    plot.key(fig, ncols=4)
     sigma_p = manifest(grid)["definition"]["hyper"]["sigma_p"]
     lost = {name: unreached(ds) for name, ds in runs.items()}
     text = (
         f"all at training loss {quality.LOSS:g} · {grid.sizes['seed']} seeds, f, g, i and the control "
         f"{frozen.sizes['seed']}, h {runs['dense'].sizes['seed']} · paper-like (reconstructed): "
-        f"{plot.sizes(grid, 'n', 'd', 's', 'm_k')}, SNR set through mu at sigma_p={sigma_p:g}; median and 5-95 % over "
-        "seeds, arrows: beyond the axis for some, e: mean with 95 % bootstrap interval, shaded: a factor of 1.2 · f, "
-        f"g, i: SNR {snrs[0]:.2g} · dashed: laws before attention moves; Adam is held against SignGD's · dotted, "
-        f"hollow: attention frozen at 1/2 · left out, without a reading there: {lost.pop('label_noise')} runs "
-        f"with label noise, {sum(lost.values())} others"
+        f"{plot.sizes(grid, 'n', 'd', 's', 'm_k')}, SNR set through mu at sigma_p={sigma_p:g}; median and 5-95 %, e: "
+        f"mean with 95 % bootstrap interval · f, g, i: SNR {snrs[0]:.2g} · laws: before attention moves; Adam is held "
+        f"against SignGD's · without a reading there: {lost.pop('label_noise')} runs with label noise, "
+        f"{sum(lost.values())} others"
     )  # fmt: skip
-    plot.small_print(fig, text, 130)
+    plot.small_print(fig, text)
     return fig
 
 

@@ -1,6 +1,8 @@
-"""Noisy digits: what an image looks like; test error, loss and calibrated loss against its scale; the disputed curve.
+"""Noisy digits: test error, loss and calibrated loss against the image scale, and the disputed range of scales.
 
-Reads DIR/digits (sweeps/digits.py). Draws `digits`, 3 vs 7, and `digits_variants`, the other classes and the controls.
+Reads DIR/digits (sweeps/digits.py). Draws, of 3 vs 7, `digits` (examples, and the models at equal training loss),
+`digits_end`, `digits_best` (at the best step) and `digits_rates` (the disputed range); of 3 vs 7 with frozen attention,
+0 vs 1 and ten classes `digits_frozen_loss`, `digits_frozen_end`, `digits_0_1_loss` and so on.
 Command: python figures/digits.py --results results --out results/figures
 """
 
@@ -18,40 +20,34 @@ from jaxsign.systems.digits import data as data_of
 from jaxsign.systems.digits.models import one_step_margins
 
 FAMILIES = {
-    "sign_gd": {"label": "SignGD", "color": plot.COLOURS["sign_gd"], "ls": "-", "marker": "o"},
-    "adam": {"label": "Adam", "color": plot.COLOURS["adam"], "ls": plot.STYLES["adam"], "marker": "s"},
-    "gd": {"label": "GD", "color": plot.COLOURS["gd"], "ls": plot.STYLES["gd"], "marker": "^"},
-    "momentum": {"label": "GD, momentum .9", "color": plot.COLOURS["signum"], "ls": ":", "marker": "D"},
-}
+    name: {
+        "label": words, "color": plot.COLOURS[name], "ls": plot.STYLES.get(name, ":"),
+        "marker": plot.MARKERS.get(name, "D"),
+    }
+    for name, words in {**plot.NAMES, "momentum": "GD, momentum .9"}.items() if name != "signum"
+}  # fmt: skip
 NAMES = {"test_error": "test error", "test_loss": "test loss", "calibrated_loss": "calibrated loss"}
 POINTS = {"loss": f"at training loss {LEVEL:g}", "end": "at the end", "best": "at the best step"}
+VARIANTS = {"3_7_frozen": "frozen", "0_1": "0_1", "ten": "ten"}
 SHOWN = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
-def examples(axes, ds):
+def examples(ax, ds):
     """One training image of seed 0 at several scales, with the ratio of its norm to the noise's, all images' mean."""
     fields = manifest(ds)["definition"]["problem"]
     problem = js.DigitsProblem(**{**fields, "classes": tuple(fields["classes"])})
     images, key = js.load_digits(), js.stream(jax.random.key(0), "data")
-    for ax, scale in zip(axes, SHOWN):
+    tiles = []
+    for place, scale in enumerate(SHOWN):
         draw = data_of.sample(key, problem, js.DigitsHyper(scale=scale), images)
-        ax.imshow(np.asarray(draw.images[0] + draw.noise[0]), cmap="gray", vmin=-2.5, vmax=2.5)
+        tiles.append(np.asarray(draw.images[0] + draw.noise[0]))
         norms = [float(np.linalg.norm(part[: problem.n_train].reshape(problem.n_train, -1), axis=1).mean())
                  for part in (np.asarray(draw.images), np.asarray(draw.noise))]  # fmt: skip
-        ax.set_title(f"scale {scale:g}, ratio {norms[0] / norms[1]:.2g}", fontsize=6, loc="center")
-        ax.set_axis_off()
-
-
-def plain_log(ax):
-    """A logarithmic y axis with a few plain numbers instead of powers."""
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ticks = [m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-    if len(ticks) < 2:
-        ticks = [m * 10.0**e for e in range(-4, 3) for m in (1, 1.5, 2, 3, 4, 6, 8) if low <= m * 10.0**e <= high]
-    ticks = ticks if len(ticks) <= 6 else [tick for tick in ticks if f"{tick:e}"[0] == "1"]
-    ax.set_yticks(ticks, [f"{tick:g}".replace("0.", ".") for tick in ticks])
-    ax.minorticks_off()
+        ax.text((place + 0.5) / len(SHOWN), 1.03, f"scale {scale:g}\nnorm / noise {norms[0] / norms[1]:.2g}",
+                transform=ax.transAxes, ha="center", va="bottom")  # fmt: skip
+    gap = np.full((len(tiles[0]), 6), np.nan)
+    ax.imshow(np.hstack([part for tile in tiles for part in (gap, tile, gap)]), cmap="gray", vmin=-2.5, vmax=2.5)
+    ax.set_axis_off()
 
 
 def crossing(ds):
@@ -66,45 +62,48 @@ def crossing(ds):
     return float(np.median(crossings))
 
 
-def against_scale(ax, ds, name, point, labels=False, reference=False):
+def against_scale(ax, ds, name, point):
     """A number of every optimizer at its tuned rates against the image scale."""
     for family, look in FAMILIES.items():
         if not bool((ds["status"].isel(optimizer=optimizers_of(ds, family)) == 0).any()):
             continue
         runs = tuned(ds, family, point)
         values = runs[name].transpose("seed", "scale")
-        plot.band(ax, ds["scale"], values, **{**look, "label": look["label"] if labels else None}, ms=2, lw=0.9)
-    if reference and "class_mean_error" in ds:
+        plot.band(ax, ds["scale"], values, **look, ms=2, lw=0.9)
+    if name == "test_error" and "class_mean_error" in ds:
         mean = ds["class_mean_error"]
         mean = mean.isel(optimizer=0) if "optimizer" in mean.dims else mean
-        label = "nearest class mean (reference)" if labels else None
-        ax.plot(ds["scale"], mean.median("seed"), color="0.45", lw=0.7, ls="--", label=label)
+        ax.plot(ds["scale"], mean.median("seed"), color="0.45", lw=0.9, ls=":", label="nearest class mean")
     ax.set_xscale("log")
     ax.set_xticks([0.25, 0.5, 1, 2, 4], [".25", ".5", "1", "2", "4"])
-    ax.set_xlim(0.21, 4.8)
+    ax.set(xlim=(0.21, 4.8), xlabel="image scale", ylabel=NAMES[name])
     ax.minorticks_off()
-    if name != "test_error":
-        plain_log(ax)
-    ax.tick_params(labelsize=5.5)
+    if name != "test_error" and any(line.get_xdata().size for line in ax.lines):
+        ax.set_yscale("log")
 
 
-def each_rate(ax, ds):
+def each_rate(ax, ds, colours):
     """SignGD's test loss at the end, one line per learning rate, the disputed range shaded."""
     sign_gd = family_runs(ds, "sign_gd")
     runs = compared(sign_gd, "end")["test_loss"]
-    for i, shade in enumerate(np.linspace(0.25, 0.9, sign_gd.sizes["optimizer"])):
-        rate = float(sign_gd["learning_rate"][i])
+    for i, rate in enumerate(sign_gd["learning_rate"].values.tolist()):
         values = runs.isel(optimizer=i).transpose("seed", "scale")
-        look = {"color": plt.get_cmap("viridis")(shade), "marker": "o", "ms": 2, "lw": 0.9}
-        plot.band(ax, runs["scale"], values, f"{rate:.1g}", **look)
+        plot.band(
+            ax,
+            runs["scale"],
+            values,
+            f"SignGD, learning rate {rate:.1g}",
+            color=colours[rate],
+            marker="o",
+            ms=2,
+            lw=0.9,
+        )
     chosen = tuned(ds, "sign_gd", "end")["test_loss"]
-    ax.plot(chosen["scale"], chosen.median("seed"), color="k", lw=0.7, ls=":", label="tuned")
-    ax.axvspan(*DISPUTED, color="0.93", zorder=0)
-    ax.set_xscale("log")
-    ax.set_xlabel("image scale", fontsize=6)
+    ax.plot(chosen["scale"], chosen.median("seed"), color="k", lw=1.2, ls=":", label="SignGD, tuned")
+    ax.axvspan(*DISPUTED, color="0.93", zorder=0, label="disputed range of scales")
+    ax.set(xscale="log", xlabel="image scale", ylabel="test loss at the end")
     ax.set_xticks([0.25, 0.5, 1, 2, 4], [".25", ".5", "1", "2", "4"])
-    plain_log(ax)
-    ax.tick_params(labelsize=5.5)
+    ax.set_yscale("log")
 
 
 def rises(ax, ds, family):
@@ -115,22 +114,18 @@ def rises(ax, ds, family):
     scales = runs["scale"].values
     inside = np.flatnonzero((scales[:-1] > DISPUTED[0] - 1e-9) & (scales[1:] < DISPUTED[1] + 1e-9))
     ax.axvspan(inside.min() - 0.5, inside.max() + 0.5, color="0.93", zorder=0)
-    looks = {"test_loss": ("k", "o"), "calibrated_loss": ("#E69F00", "s"), "test_error": ("#56B4E9", "^")}
-    for shift, (name, (colour, marker)) in zip((-0.18, 0.0, 0.18), looks.items()):
+    for shift, name, look in zip((-0.18, 0.0, 0.18), ("test_loss", "calibrated_loss", "test_error"), plot.PLACES[1:]):
         steps = np.diff(runs[name].transpose("scale", "seed").values, axis=0)
+        mean = steps.mean(1)
         half = t.ppf(0.975, steps.shape[1] - 1) * steps.std(1, ddof=1) / np.sqrt(steps.shape[1])
-        ax.errorbar(
-            np.arange(len(steps)) + shift, steps.mean(1), half, fmt=marker, ms=2.5, lw=0.8, color=colour,
-            label=NAMES[name],
-        )  # fmt: skip
-    ax.axhline(0, color="0.6", lw=0.5)
+        plot.dots(ax, np.arange(len(steps)) + shift, mean, mean - half, mean + half, f"{NAMES[name]}, tuned", **look)
+    plot.level_line(ax)
     places = [f"{a:g}\n{b:g}".replace("0.", ".") for a, b in itertools.pairwise(scales)]
     ax.set_xticks(range(len(places)), places)
-    ax.set_xlim(-0.6, len(places) - 0.4)
-    ax.tick_params(labelsize=5.5)
+    ax.set(xlim=(-0.6, len(places) - 0.4), xlabel="from one scale (above) to the next", ylabel="mean change, 95 %")
 
 
-def foot(fig, runs, width, dotted=""):
+def foot(fig, runs):
     """Seeds, sizes and rates below a figure."""
     one = next(iter(runs.values()))
     p = manifest(one)["definition"]["problem"]
@@ -142,81 +137,62 @@ def foot(fig, runs, width, dotted=""):
         f"{one.sizes['seed']} seeds, median and 5-95 % · MNIST digits, noise N(0, 1) in a border of width 5; two "
         f"classes {sizes[0]} training images and {sizes[1]} full-batch steps, {p['n_val']} validation and "
         f"{p['n_test']} test images a run, patches of {p['patch']} x {p['patch']}, width {p['width']}, {p['heads']} "
-        f"heads{more} · each optimizer and scale at the learning rate of four with the best mean validation loss where "
-        f"shown{dotted} · "
+        f"heads{more} · each optimizer and scale at the learning rate of four with the best mean validation loss · "
         "calibrated: one temperature fitted on the validation images · all reconstructed; the scale is a factor of the "
         "image and no ratio of norms"
     )
-    plot.small_print(fig, text, width)
+    plot.small_print(fig, text)
 
 
-def main_figure(runs):
-    """3 vs 7: examples, three points of comparison for both models, and the disputed range."""
-    fig = plt.figure(figsize=(7.0, 8.2))
-    strip, grid, last = fig.subfigures(3, 1, height_ratios=[1.15, 4.6, 2.1])
-    examples(strip.subplots(1, len(SHOWN)), next(iter(runs.values())))
-    blocks = grid.subfigures(1, len(runs), squeeze=False)[0]
-    crossings = {model: crossing(ds) for model, ds in runs.items() if model == "two_layer"}
-    for block, (model, ds) in enumerate(runs.items()):
-        axes = blocks[block].subplots(3, 3)
-        blocks[block].suptitle(f"{MODELS[model]}, 3 vs 7", fontsize=7.5)
-        for row, (point, words) in enumerate(POINTS.items()):
-            for column, name in enumerate(NAMES):
-                ax = axes[row, column]
-                against_scale(ax, ds, name, point, labels=row + column == 0, reference=name == "test_error")
-                if name == "test_error" and model == "two_layer":
-                    ax.axvline(crossings[model], color="0.2", lw=0.6, ls=":")
-                ax.set_title(f"({'abc'[row]}{3 * block + column + 1}) {NAMES[name]}", fontsize=6)
-                if row == 2:
-                    ax.set_xlabel("image scale", fontsize=6)
-            axes[row, 0].set_ylabel(words, fontsize=6.5)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=6)
-    below = last.subplots(1, 2 * len(runs))
-    for block, (model, ds) in enumerate(runs.items()):
-        each_rate(below[block], ds)
-        below[block].set_title(f"(d{block + 1}) {MODELS[model]}: SignGD's rates", fontsize=6)
-        rises(below[len(runs) + block], ds, "sign_gd")
-        below[len(runs) + block].set_title(f"(d{len(runs) + block + 1}) {MODELS[model]}: SignGD tuned", fontsize=6)
-        below[len(runs) + block].set_xlabel("change from scale to scale", fontsize=6)
-    below[0].set_ylabel("test loss at the end", fontsize=6.5)
-    for ax in below[: len(runs)]:
-        ax.set_ylim(top=5 * ax.get_ylim()[1])
-        ax.legend(fontsize=4.5, handlelength=1.2, ncols=3, loc="upper right", borderpad=0)
-    below[len(runs)].legend(fontsize=4.5, handlelength=1.0)
-    foot(fig, runs, 160, " · dotted: where the laws of a first step of SignGD and of GD on equal images cross")
+def compare(runs, point, show=False):
+    """A row a model: test error, loss and calibrated loss at one point of training, and example images above."""
+    grid = [["images"] * 3] * show + [[f"{model} {name}" for name in NAMES] for model in runs]
+    fig, axes = plt.subplot_mosaic(grid, figsize=(plot.WIDE, 1.5 + 1.6 * len(runs) + 1.2 * show))
+    if show:
+        examples(axes["images"], next(iter(runs.values())))
+    panels = [axes[name] for row in grid[show:] for name in row]
+    for place, (model, ds) in enumerate(runs.items()):
+        for ax, name in zip(panels[3 * place :], NAMES):
+            against_scale(ax, ds, name, point)
+        if model == "two_layer" and len(manifest(ds)["definition"]["problem"]["classes"]) == 2:
+            law = "law: one-step SignGD and GD cross"
+            panels[3 * place].axvline(crossing(ds), label=law, **plot.law_look())
+    plot.letter_panels(panels, [MODELS[model] for model in runs for _ in NAMES])
+    plot.key(
+        fig,
+        ncols=3,
+        axes=panels,
+        title=f"{str(setting_of(ds)).removesuffix(' over scale').split(' ', 1)[1]}, {POINTS[point]}",
+    )
+    foot(fig, runs)
     return fig
 
 
-def variants_figure(runs):
-    """The other classes and the frozen controls: a row each, at equal training loss and at the end."""
-    columns = [(point, name) for point in ("loss", "end") for name in NAMES]
-    fig, axes = plt.subplots(len(runs), 6, figsize=(7.0, 1.15 * len(runs) + 0.8), squeeze=False)
-    for row, (_, ds) in enumerate(runs.items()):
-        setting = str(setting_of(ds)).removesuffix(" over scale")
-        for column, (point, name) in enumerate(columns):
-            ax = axes[row, column]
-            first = row + column == 0
-            against_scale(ax, ds, name, point, labels=first, reference=name == "test_error")
-            where = f"loss {LEVEL:g}" if point == "loss" else "end"
-            ax.set_title(
-                f"({'abcdefghij'[row]}{column + 1}) {NAMES[name].replace('calibrated loss', 'calibrated')}, {where}",
-                fontsize=5.5,
-            )
-            if row == len(runs) - 1:
-                ax.set_xlabel("image scale", fontsize=6)
-        axes[row, 0].set_ylabel(setting.replace(", ", ",\n"), fontsize=5.5)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=6)
-    foot(fig, runs, 160)
+def disputed(runs):
+    """SignGD's test loss at each learning rate, and how its tuned test quantities change from scale to scale."""
+    fig, axes = plt.subplots(2, len(runs), figsize=(plot.WIDE, 4.9), squeeze=False)
+    rates = sorted({float(rate) for ds in runs.values() for rate in family_runs(ds, "sign_gd")["learning_rate"]})
+    for column, ds in zip(axes.T, runs.values()):
+        each_rate(column[0], ds, dict(zip(rates, plot.shades(len(rates)))))
+        rises(column[1], ds, "sign_gd")
+    plot.letter_panels(axes.flat, [MODELS[model] for model in runs] * 2)
+    plot.key(fig, ncols=2)
+    foot(fig, runs)
     return fig
 
 
 def draw(runs):
-    names = [f"{model}_{rest}" for rest in ("3_7", "3_7_frozen", "0_1", "ten") for model in MODELS]
     # A sweep that has only begun has no finished run to draw.
-    runs = {name: runs[name] for name in names if name in runs and bool((runs[name]["status"] == 0).any())}
-    pair = {name.removesuffix("_3_7"): ds for name, ds in runs.items() if name.endswith("_3_7")}
-    variants = {name: ds for name, ds in runs.items() if not name.endswith("_3_7")}
-    return {"digits": main_figure(pair)} | ({"digits_variants": variants_figure(variants)} if variants else {})
+    runs = {name: ds for name, ds in runs.items() if bool((ds["status"] == 0).any())}
+    of = {rest: {m: runs[f"{m}_{rest}"] for m in MODELS if f"{m}_{rest}" in runs} for rest in ("3_7", *VARIANTS)}
+    figures = {}
+    if pair := of.pop("3_7"):
+        figures = {"digits": compare(pair, "loss", show=True), "digits_rates": disputed(pair)}
+        figures |= {f"digits_{point}": compare(pair, point) for point in ("end", "best")}
+    for rest, models in of.items():
+        if models:
+            figures |= {f"digits_{VARIANTS[rest]}_{point}": compare(models, point) for point in ("loss", "end")}
+    return figures
 
 
 main = plot.figure_script(draw, __doc__, reads="digits/*")

@@ -11,65 +11,78 @@ import numpy as np
 import jaxsign as js
 from jaxsign import plot
 from jaxsign.analysis.runs import family_runs
+from jaxsign.analysis.stages import BOUNDARIES
+from jaxsign.plot.checks import SEED
+
+#: One name for the lines of a colour, in (d), (e) and (f).
+SIGNS = {"same sign": "same sign, f: positive at t = 100", "opposed": "opposed, f: negative at t = 100"}
 
 
 def early(ax, ds, until):
     """Key noise of one row and mean value noise of every sample of seed 0, with the value-noise law dashed."""
     one = ds.isel(seed=0).sel(step=slice(0, until))
-    ax.plot(one.step, one.key_noise.isel(row=0).transpose("step", "sample"), color=plot.NEGATIVE, lw=0.5, alpha=0.6)
-    ax.plot(one.step, one.value_noise.transpose("step", "sample"), color=plot.POSITIVE, lw=0.5, alpha=0.6)
+    for name, noise in (("key", one.key_noise.isel(row=0)), ("value", one.value_noise)):
+        ax.plot(one.step, noise.transpose("step", "sample"), color=plot.GROUPS[name], lw=0.5, gid=SEED)
+    ax.plot([], [], color=plot.GROUPS["key"], label="key noise of row 0, every sample")
+    ax.plot([], [], color=plot.GROUPS["value"], label="value noise, every sample")
     start = float(one.value_noise.isel(step=0).mean())
     law = start + js.theory.value_noise_step(float(one.learning_rate), float(one.noise_l1.mean())) * one.step.values
-    ax.plot(one.step, law, color="k", lw=0.8, ls="--")
-    ax.plot([], [], color=plot.POSITIVE, label="mean value noise")
-    ax.plot([], [], color=plot.NEGATIVE, label="key noise, row 0")
-    ax.plot([], [], color="k", lw=0.8, ls="--", label=r"$2\eta\,\|\xi\|_1 t$")
-    ax.set(xlabel="step t", xlim=(0, until))
+    ax.plot(one.step, law, label=r"law of value noise, $2\eta\,\|\xi\|_1 t$", **plot.law_look())
+    ax.set(xlabel="step t", xlim=(0, until), ylabel="noise, seed 0")
 
 
-def signals(ax, ds, until):
+def outputs(ax, ds):
+    """Softmax outputs on the signal, of the signal's query and of the noise's."""
+    for name, query, colour in (("11", "signal", "#000000"), ("21", "noise", "#949494")):
+        mean = ds[f"s{name}"].mean(["head", "sample"])
+        label = f"$s_{{{name}}}$, of the {query} query"
+        plot.band(ax, mean.step, mean.transpose("seed", "step"), label, color=colour)
+    ax.set(xlabel="step t", ylabel="output on signal")
+
+
+def signals(ax, ds):
     """Query signal of the rows that are positive and negative at t = 100."""
-    ds = ds.sel(step=slice(0, until))
     sign = np.sign(ds.query_signal.sel(step=100))
-    for value, colour, label in ((1, plot.POSITIVE, "positive at t=100"), (-1, plot.NEGATIVE, "negative at t=100")):
+    for value, colour, label in zip((1, -1), (plot.POSITIVE, plot.NEGATIVE), SIGNS.values()):
         mean = ds.query_signal.where(sign == value).mean("row")
         plot.band(ax, ds.step, mean.transpose("seed", "step"), label, color=colour)
-    ax.axhline(0, color="0.6", lw=0.5)
-    ax.set(xlabel="step t")
+    plot.level_line(ax)
+    ax.set(xlabel="step t", ylabel="query signal")
 
 
 def draw(every, wide):
     ds = family_runs(every, "sign_gd").load()
     one = ds.isel(optimizer=0)
     queries = wide["paper_like"].load() if wide else ds
-    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 3.6))
-    for ax, until in zip(axes[0], (2, 10)):
-        early(ax, one, until)
-        plot.mark_stages(ax, ds, until)
-    axes[0, 1].legend(fontsize=5.5, loc="upper left")
-    axes[0, 1].set_ylim(None, 0.24)
     until = min(900, int(ds.step[-1]))
-    for name, label, colour in (("s11", r"$s_{11}$", plot.NEUTRAL), ("s21", r"$s_{21}$", plot.POSITIVE)):
-        mean = one[name].sel(step=slice(0, until)).mean(["head", "sample"])
-        plot.band(axes[0, 2], mean.step, mean.transpose("seed", "step"), label, color=colour)
-    axes[0, 2].set(xlabel="step t")
+    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 4.3))
+    for ax, last in zip(axes[0], (2, 10)):
+        early(ax, one, last)
+    outputs(axes[0, 2], one.sel(step=slice(0, until)))
     plot.dynamics(queries, "query_noise", axes[1, 0], until)
     plot.dynamics(ds, "key_noise", axes[1, 1], until)
-    signals(axes[1, 2], one, until)
-    shown = ((axes[0, 2], ds, "s11"), (axes[1, 0], queries, "query_noise"), (axes[1, 1], ds, "key_noise"),
-             (axes[1, 2], ds, "query_signal"))  # fmt: skip
-    for ax, source, name in shown:
-        plot.mark_stages(ax, ds, until)
-        ax.set_xlim(0, until)
-        ax.set_xticks(range(0, until + 1, 300))
-        if name in ("query_noise", "key_noise"):  # room for the key above the curves
-            ax.set_ylim(top=1.45 * ax.get_ylim()[1])
+    signals(axes[1, 2], one.sel(step=slice(0, until)))
+    stages = js.find_stages(one)
+    for ax in axes.flat:
+        plot.mark_stages(ax, ds, 10 if ax is axes[0, 1] else 2 if ax is axes[0, 0] else until, stages)
+    for ax, source, name in zip(
+        axes.flat[2:], (ds, queries, ds, ds), ("s11", "query_noise", "key_noise", "query_signal")
+    ):
+        ax.set(xlim=(0, until), xticks=range(0, until + 1, 300))
         plot.hatch_underflow(ax, source, name)
-        ax.legend(fontsize=5.5, loc="center right" if ax in (axes[0, 2], axes[1, 2]) else "upper left")
-        ax.set_ylabel("")
-    bits = " (64 bit)" if wide else ""
-    titles = "start, t ≤ 2", "start, t ≤ 10", "softmax outputs", f"query noise{bits}", "key noise", "query signal"
-    plot.letter_panels(axes.flat, titles, pad=9)
+    for ax, name in ((axes[1, 0], "query"), (axes[1, 1], "key")):
+        ax.set_ylabel(f"{name} noise · sgn(query signal)", fontsize=7)
+        for line in ax.lines:
+            line.set_label(SIGNS.get(line.get_label(), line.get_label()))
+    bits = ", 64 bit" if wide else ""
+    titles = "first steps", "first 10 steps", "softmax outputs", f"query noise{bits}", "key noise", "query signal"
+    plot.letter_panels(axes.flat, titles, pad=17)
+    ends = [f"{name[2:]} {float(stages[name].median()):g}" for name in BOUNDARIES if stages[name].notnull().any()]
+    words = (
+        f"median ends of the stages: {', '.join(ends)}\n(I to IV are the paper's, V is ours: query noise has turned)"
+    )
+    axes[0, 0].plot([], [], color="0.35", lw=0.6, ls=":", label=words)
+    plot.key(fig, ncols=2, axes=[axes[0, 0], axes[0, 2], *axes[1]])
     plot.footer(fig, ds)
     return fig
 

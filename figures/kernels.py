@@ -1,6 +1,7 @@
-"""Kernel attention: what W_V fits, softmax against Gaussian over init scale and constant, landscapes, retrieval.
+"""Kernel attention: what W_V fits, softmax against Gaussian over init scale and constant, retrieval; and landscapes.
 
-Reads DIR/kernels (sweeps/kernels.py). Command: python figures/kernels.py --results results --out results/figures
+Reads DIR/kernels (sweeps/kernels.py). Draws `kernels` and `kernels_landscapes`, the loss on planes through solutions.
+Command: python figures/kernels.py --results results --out results/figures
 """
 
 import matplotlib.pyplot as plt
@@ -9,11 +10,11 @@ from matplotlib.colors import LogNorm
 
 from jaxsign import plot
 from jaxsign.analysis.runs import best_rate, manifest
+from jaxsign.plot.checks import FRAME
 
 NAMES = {"softmax": "softmax", "gaussian": "Gaussian", "linear": "linear"}
-COLOURS = {"softmax": "#0072B2", "gaussian": "#D55E00", "linear": "#009E73"}
 MARKERS = {"softmax": "o", "gaussian": "s", "linear": "^"}
-CONSTANT_STYLES = ("-", "--", ":")
+CONSTANT_STYLES = ("-", ":", "-.")
 #: Where a loss of 0 is drawn on a logarithmic axis.
 FLOOR = 1e-7
 
@@ -32,21 +33,19 @@ def fitted(ax, ds):
     for shift, kernel in zip((-0.12, 0.12), ds["kernel"].values):
         for values, mark, label in ((exact, "o", "exact optimum"), (end["train_ratio"], "^", "gradient descent")):
             low, middle, high = np.nanquantile(values.sel(kernel=kernel).transpose("seed", ...), [0.05, 0.5, 0.95], 0)
-            drawn = np.maximum([low, middle, high], FLOOR)
-            ax.errorbar(
-                places + shift, drawn[1], (drawn[1] - drawn[0], drawn[2] - drawn[1]), fmt=mark, ms=3, lw=0.8,
-                color=COLOURS[kernel], mfc=COLOURS[kernel] if mark == "o" else "white",
-                label=f"{NAMES[kernel]}, {label}",
-            )  # fmt: skip
+            drawn = np.maximum([middle, low, high], FLOOR)
+            look = {"color": plot.KERNELS[kernel], "marker": mark, "fillstyle": "none" if mark == "^" else "full"}
+            plot.dots(ax, places + shift, *drawn, f"{NAMES[kernel]}, {label}", **look)
+            floored = places[middle <= FLOOR] + shift
+            ax.plot(floored, np.full(floored.size, FLOOR / 3), ls="none", marker="$\u2193$", color=plot.NEUTRAL, ms=5)
     rows = manifest(ds)["definition"]["problem"]
     rows = rows["samples"] * rows["tokens"]
     sizes = list(zip(ds["embed"].values, ds["d_out"].values))
     ax.set_xticks(places, [f"{e}\n{o}" for e, o in sizes])
     ax.set_xlabel("$HD$ (above) and $d_{out}$ (below)")
-    ax.set(yscale="log", ylim=(FLOOR / 3, 10), ylabel="training loss / zero output")
-    ax.axhline(1, color="0.6", lw=0.5)
-    ax.legend(loc="center", bbox_to_anchor=(0.5, 0.4), fontsize=5.5)
-    ax.set_title(f"$W_V$ alone, $Nn={rows}$, $d=4$")
+    ax.set(yscale="log", ylim=(FLOOR / 10, 10), ylabel="training loss / zero output")
+    plot.level_line(ax, 1)
+    plot.style_key(ax, "0: below the axis", ls="none", marker="$\u2193$", ms=5)
 
 
 def regimes(ax, ds, d):
@@ -55,13 +54,13 @@ def regimes(ax, ds, d):
     for kernel in ds["kernel"].values:
         for style, c in zip(CONSTANT_STYLES, ds["c_scale"].values):
             values = end.sel(kernel=kernel, c_scale=c).transpose("seed", "init_scale")
-            look = {"color": COLOURS[kernel], "linestyle": style, "marker": MARKERS[kernel], "ms": 2.5}
-            x, label = ds["init_scale"] * np.sqrt(c), f"{NAMES[kernel]}, $c={c:g}\\,c_0$"
+            look = {"color": plot.KERNELS[kernel], "linestyle": style, "marker": MARKERS[kernel], "ms": 2.5}
+            x = ds["init_scale"] * np.sqrt(c)
             if c == 1:
-                plot.band(ax, x, values, label, **look)
+                plot.band(ax, x, values, NAMES[kernel], **look)
             else:  # one law for all three: their bands would lie on each other
-                ax.plot(x, values.median("seed"), label=label, **look)
-    ax.axhline(1, color="0.6", lw=0.5)
+                ax.plot(x, values.median("seed"), **look)
+    plot.level_line(ax, 1)
     ax.set(
         xscale="log",
         yscale="log",
@@ -71,17 +70,6 @@ def regimes(ax, ds, d):
     )
     ax.set_xticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
     ax.minorticks_off()
-    ax.set_title(f"$W_Q$ alone, $d={d}$")
-
-
-def explain(ax, ds):
-    """The legend of `regimes`: colours are kernels, line styles are constants."""
-    for kernel in ds["kernel"].values:
-        ax.plot([], [], color=COLOURS[kernel], marker=MARKERS[kernel], ms=2.5, ls="", label=NAMES[kernel])
-    for style, c in zip(CONSTANT_STYLES, ds["c_scale"].values):
-        ax.plot([], [], color="0.3", ls=style, label=f"$c={c:g}\\,c_0$")
-    count = ds.sizes["kernel"] + ds.sizes["c_scale"]
-    ax.legend(handles=ax.lines[-count:], fontsize=5.5, ncols=2, loc="lower left", columnspacing=1)
 
 
 def landscapes(axes, ds, seed=0):
@@ -96,7 +84,7 @@ def landscapes(axes, ds, seed=0):
         side = np.linspace(-1, 1, table.shape[0])
         image = ax.pcolormesh(side, side, table.T, norm=LogNorm(low, high), cmap="cividis", rasterized=True)
         ax.contour(side, side, table.T, levels=np.geomspace(low, high, 12), colors="white", linewidths=0.3)
-        ax.plot([0], [0], "+", color="white", ms=5)
+        ax.plot([0], [0], "+", color="white", ms=5, gid=FRAME)
         values = [float(end.sel(kernel=kernel)[n].median("seed")) for n in ("roughness", "mean_curvature")]
         ax.set_title(f"{NAMES[kernel]}: roughness {values[0]:.3f},\ncurvature {values[1]:.4f}")
         ax.set(xlabel=r"$a$ / $\Vert W_Q\Vert$", ylabel=r"$b$ / $\Vert W_Q\Vert$", aspect="equal")
@@ -109,43 +97,64 @@ def min_positive(values):
     return float(np.min(values[values > 0]))
 
 
-def retrieved(ax, ds):
-    """The learned task: training loss over steps, and the loss on fresh samples at the end, at the best rate."""
+def retrieved(ax, ds, count):
+    """The learned task with `count` samples: training loss over steps and loss on fresh samples, at the best rate."""
     finished = ds.where(ds["status"] == 0)
     best = best_rate(finished, by=finished["train_ratio"].isel(step=-1, drop=True))
     for kernel in ds["kernel"].values:
-        for style, count in zip(("-", ":"), ds["samples"].values[::-1]):
-            one = best.sel(kernel=kernel, samples=count).transpose("seed", "step", ...)
-            label = f"{NAMES[kernel]}, N={count}"
-            plot.band(ax, ds["step"], one["train_ratio"], label, color=COLOURS[kernel], ls=style)
-            look = {"marker": MARKERS[kernel], "ls": "", "ms": 4, "mfc": COLOURS[kernel] if style == "-" else "white"}
-            plot.band(ax, ds["step"], one["test_ratio"], None, color=COLOURS[kernel], **look)
-    ax.plot([], [], "o", color="0.3", ms=4, label="fresh samples")
-    ax.axhline(1, color="0.6", lw=0.5)
+        one = best.sel(kernel=kernel, samples=count).transpose("seed", "step", ...)
+        look = {"color": plot.KERNELS[kernel], "marker": MARKERS[kernel]}
+        plot.band(ax, ds["step"], one["train_ratio"], NAMES[kernel], **look, ms=2.5, markevery=0.25)
+        fresh = one["test_ratio"].dropna("step", how="all")
+        low, middle, high = np.nanquantile(fresh, [0.05, 0.5, 0.95], 0)
+        plot.dots(ax, fresh["step"], middle, low, high, color=plot.KERNELS[kernel], marker="X", ms=4)
+    plot.level_line(ax, 1)
     ax.set(yscale="log", ylim=(1e-7, 30), xlabel="step t", ylabel="loss / zero output")
-    ax.legend(fontsize=5.5, loc="lower left")
-    ax.set_title("retrieval, all weights")
+
+
+def draw_losses(value, query, learned):
+    """What W_V fits, regimes of W_Q, and retrieval."""
+    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 4.9))
+    fitted(axes[0, 0], value)
+    dims = query["d"].values[0], query["d"].values[-1]
+    for ax, d in zip(axes[0, 1:], dims):
+        regimes(ax, query, d)
+    counts = learned["samples"].values[::-1]
+    for ax, count in zip(axes[1], counts):
+        retrieved(ax, learned, count)
+    for ax in axes[1, len(counts) :]:
+        ax.set_axis_off()
+    sizes = manifest(value)["definition"]["problem"]
+    titles = (
+        f"$W_V$ alone, $Nn={sizes['samples'] * sizes['tokens']}$", *(f"$W_Q$ alone, $d={d}$" for d in dims),
+        *(f"retrieval, $N={count}$" for count in counts),
+    )  # fmt: skip
+    plot.letter_panels(axes.flat, titles)
+    for style, c in zip(CONSTANT_STYLES, query["c_scale"].values):
+        plot.style_key(axes[0, 1], f"$c={c:g}\\,c_0$", ls=style)
+    plot.style_key(axes[0, 1], "on fresh samples", ls="none", marker="X", ms=4)
+    plot.key(fig, ncols=1, at=axes[1, 2])
+    seeds = {name: ds.sizes["seed"] for name, ds in (("W_V", value), ("W_Q", query), ("retrieval", learned))}
+    p, r = (manifest(ds)["definition"]["problem"] for ds in (query, learned))
+    text = (
+        f"median and 5-95 % over seeds ({', '.join(f'{name} {n}' for name, n in seeds.items())}), each at its best "
+        f"learning rate · reconstructed: N={p['samples']} n={p['tokens']} D={p['embed']} H={p['heads']}, a: d=4, "
+        f"targets N(0, .25), c0 = 1/(2 sqrt d) · retrieval: n={r['tokens']} D={r['embed']} d={r['d']}"
+    )
+    plot.small_print(fig, text)
+    return fig
 
 
 def draw(value, query, stages, learned):
-    fig, axes = plt.subplots(2, 3, figsize=(7.5, 4.9))
-    fitted(axes[0, 0], value)
-    for ax, d in zip(axes[0, 1:], (query["d"].values[0], query["d"].values[-1])):
-        regimes(ax, query, d)
-    explain(axes[0, 1], query)
-    landscapes(axes[1, :2], stages)
-    retrieved(axes[1, 2], learned)
-    sizes = {name: ds.sizes["seed"] for name, ds in (("W_V", value), ("W_Q", query), ("retrieval", learned))}
-    p, q, r = (manifest(ds)["definition"]["problem"] for ds in (query, stages, learned))
+    fig, axes = plt.subplots(1, stages.sizes["kernel"], figsize=(plot.WIDE, 3.1))
+    landscapes(axes, stages)
+    problem = manifest(stages)["definition"]["problem"]
     text = (
-        f"median and 5-95 % over seeds ({', '.join(f'{name} {n}' for name, n in sizes.items())}), each at its best "
-        f"learning rate · reconstructed: N={p['samples']} n={p['tokens']} D={p['embed']} H={p['heads']}, targets "
-        f"N(0, .25), c0 = 1/(2 sqrt d) · landscapes: D={q['embed']}, W_V for {int(stages['step'][-1]) // 3} "
-        f"steps, then W_Q; two random orthonormal directions of W_Q, seed 0; numbers: medians of "
-        f"{stages.sizes['seed']} seeds · retrieval: n={r['tokens']} D={r['embed']} d={r['d']}"
+        f"D={problem['embed']}, W_V for {int(stages['step'][-1]) // 3} steps, then W_Q; two random orthonormal "
+        f"directions of W_Q, seed 0; numbers: medians of {stages.sizes['seed']} seeds · cross: the solution"
     )
-    plot.small_print(fig, text, 170)
-    return fig
+    plot.small_print(fig, text)
+    return {"kernels": draw_losses(value, query, learned), "kernels_landscapes": fig}
 
 
 main = plot.figure_script(

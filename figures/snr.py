@@ -11,13 +11,14 @@ LEVEL = 0.1
 
 
 def draw(ds):
-    fig, axes = plt.subplots(1, 2, figsize=(plot.WIDE, 2.3))
+    fig, axes = plt.subplots(1, 2, figsize=(plot.WIDE, 2.7))
     plot.snr(ds, axes[0], LEVEL, "test_error")
     plot.snr(ds, axes[1], LEVEL, "test_loss")
     for ax in axes:
         ax.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5], ["0.02", "0.05", "0.1", "0.2", "0.5"])
         ax.minorticks_off()
-    axes[1].get_legend().remove()
+        ax.get_legend().remove()
+    plot.key(fig, ncols=5)
     for ax, title in zip(axes, ("test error", "test loss")):
         ax.set_title(f"{title} at training loss {LEVEL:g}")
     plot.footer(fig, ds, "paper_like")

@@ -8,38 +8,36 @@ import csv
 import json
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from jaxsign import plot
 
-#: Dark to light, each each with its marker and dash for grey print.
-LOOKS = {
-    "pytorch, one process": {"color": "0.6", "marker": "v", "linestyle": ":"},
-    "pytorch": {"color": "0.35", "marker": "^", "linestyle": "--"},
-    "textbook": {"color": "#D55E00", "marker": "s", "linestyle": (0, (5, 1))},
-    "dense": {"color": "#009E73", "marker": "D", "linestyle": "-."},
-    "support": {"color": "#56B4E9", "marker": "o", "linestyle": "-"},
-    "feature_space": {"color": "#0072B2", "marker": "*", "linestyle": "-"},
-}
-OTHER = {"color": "#CC79A7", "marker": "X", "linestyle": "-"}
+LOOKS = {name: {"color": colour, "marker": marker} for name, (colour, marker) in plot.ENGINES.items()}
+OTHER = {"color": plot.NEUTRAL, "marker": "X"}
+#: Of the repeats: their median, slowest and fastest.
+RATES = ("seed_steps_per_s", "slowest_per_s", "fastest_per_s")
 AXES = {"d": "dimension d", "n": "examples n", "s": "sparsity s", "m_k": "rows $m_k$"}
 
 
 def read(directory):
     """(rows with numbers in place of text, machine)."""
-    numbers = {"runs", "test_eval", "devices", "n", "d", "s", "m_k", "seed_steps_per_s"}
+    numbers = {"runs", "test_eval", "devices", "n", "d", "s", "m_k", *RATES}
     with open(directory / "throughput.csv", newline="", encoding="utf-8") as file:
         rows = [{k: float(v) if k in numbers else v for k, v in row.items()} for row in csv.DictReader(file)]
     rows = [row for row in rows if row["optimizer"] == "SignGD"]
     return rows, json.loads((directory / "machine.json").read_text(encoding="utf-8"))
 
 
-def lines(ax, rows, x, y, label):
-    """One line a contender."""
+def lines(ax, rows, x, cost):
+    """One line a contender, with bars from the slowest to the fastest repeat: seed-steps per second, or µs a step."""
     for name in dict.fromkeys(row["contender"] for row in rows):
-        points = sorted((row[x], y(row)) for row in rows if row["contender"] == name)
-        look = {"ms": 3, "lw": 0.9, **LOOKS.get(name, OTHER)}
-        ax.plot(*zip(*points), label=name if label else f"_{name}", **look)
+        own = sorted((row for row in rows if row["contender"] == name), key=lambda row: row[x])
+        places = [row[x] for row in own]
+        rates = np.array([[row[of] for row in own] for of in RATES])
+        values = 1e6 / rates if cost else rates
+        look = {"lw": 0.9, "ls": "-", **LOOKS.get(name, OTHER)}
+        plot.dots(ax, places, *values, None if cost else name, **look)
     ax.set(xscale="log", yscale="log")
 
 
@@ -49,38 +47,40 @@ def footer(fig, rows, machine):
     text = (
         f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average_before']:g} at the start · {tools} · "
         f"float32, supports disjoint: n={first['n']:g} d={first['d']:g} s={first['s']:g} m_k={first['m_k']:g}, SignGD, "
-        "the loss at every step, four scalars every 50, no test metrics; compilation and drawing outside the clock"
+        "the loss at every step, four scalars every 50, no test metrics; compilation and drawing outside the clock; "
+        "bars: slowest to fastest repeat"
     )
-    plot.small_print(fig, text, int(25 * fig.get_size_inches()[0]))
+    plot.small_print(fig, text)
 
 
 def draw(measured):
     rows, machine = measured
     cells = [row for row in rows if row["part"] == "table" and not row["test_eval"]]
     base = [row for row in rows if row["part"] == "base" and row["devices"] == machine["devices"]]
-    fig, axes = plt.subplot_mosaic([["runs", "d", "n"], ["runs", "s", "m_k"]], figsize=(plot.WIDE, 3.0),
+    fig, axes = plt.subplot_mosaic([["runs", "d", "n"], ["runs", "s", "m_k"]], figsize=(plot.WIDE, 3.8),
                                    width_ratios=[2.2, 1, 1])  # fmt: skip
-    lines(axes["runs"], cells, "runs", lambda row: row["seed_steps_per_s"], True)
+    lines(axes["runs"], cells, "runs", cost=False)
     counts = sorted({int(row["runs"]) for row in cells})
     axes["runs"].set_xticks(counts, [str(count) for count in counts])
     axes["runs"].xaxis.set_minor_locator(NullLocator())
     axes["runs"].set(xlabel="runs", ylabel="seed-steps per second")
-    axes["runs"].set_title("speed against runs")
     for name, label in AXES.items():
         ax = axes[name]
         scan = [row for row in rows if row["part"] == name] + base
-        lines(ax, scan, name, lambda row: 1e6 / row["seed_steps_per_s"], False)
+        lines(ax, scan, name, cost=True)
         values = sorted({int(row[name]) for row in scan})
         ax.set_xticks(values, [str(value) for value in values])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_locator(LogLocator(numticks=9))
         ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.set_xlabel(label)
-        ax.set_title(f"µs a step, against {name.replace('m_k', '$m_k$')}", fontsize=7)
+        ax.set(xlabel=label, ylabel="µs a step")
     limits = [axes[name].get_ylim() for name in AXES]
     for name in AXES:  # one scale, so that the four can be compared
         axes[name].set_ylim(min(low for low, _ in limits) / 1.2, max(high for _, high in limits) * 1.2)
-    fig.legend(loc="outside upper center", ncols=3)
+    plot.letter_panels(
+        axes.values(), ["speed against runs", *(f"cost, {name}".replace("m_k", "$m_k$") for name in AXES)]
+    )
+    plot.key(fig, ncols=3, axes=[axes["runs"]])
     footer(fig, cells, machine)
     return fig
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxsign.plot.colours import COLOURS, OTHERS
 from jaxsign.plot.numbers import COLUMNS, table
 from jaxsign.store.manifest import replace_file
 from jaxsign.validation.values import local_path
@@ -16,15 +17,10 @@ from jaxsign.validation.values import local_path
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Okabe and Ito's colours, which colour-blind readers tell apart; ordered dark to light for grey print.
-COLOURS = {"sign_gd": "#0072B2", "adam": "#D55E00", "gd": "#009E73", "signum": "#CC79A7"}
-#: Of lines without a colour of their own, such as those of a reader's optimizers: the rest of the palette, in turn.
-OTHERS = ("#E69F00", "#56B4E9", "#000000", "#999999")
-
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """The paper style as a context: 8 pt, embedded TrueType fonts, thin axes, no top and right spines.
+    """The paper style as a context: 7 and 7.5 pt, embedded TrueType fonts, thin axes, no top and right spines.
 
     Examples:
       >>> with style():
@@ -34,7 +30,7 @@ def style() -> Iterator[None]:
     from cycler import cycler
 
     settings: Any = {
-        "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
+        "font.size": 7.5, "axes.titlesize": 7.5, "axes.labelsize": 7.5, "legend.fontsize": 7, "xtick.labelsize": 7,
         "ytick.labelsize": 7, "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans", "pdf.fonttype": 42,
         "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "jaxsign", "axes.linewidth": 0.6,
         "lines.linewidth": 1.1, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,

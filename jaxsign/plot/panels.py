@@ -15,21 +15,23 @@ from jaxsign.analysis.measures import GROUPING_STEP
 from jaxsign.analysis.runs import manifest, need, numbers_of, one_point
 from jaxsign.analysis.stages import BOUNDARIES, find_stages
 from jaxsign.claims.dynamics import problem_of, setting_of
-from jaxsign.plot.files import COLOURS, style
+from jaxsign.plot.checks import FRAME, PRINTED, SEED
+from jaxsign.plot.colours import COLOURS, LAW, LAW_OF_GD, NEGATIVE, NEUTRAL, POSITIVE
+from jaxsign.plot.files import style
 from jaxsign.plot.numbers import has_band, keep_band
 from jaxsign.validation.values import known
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 #: Column and text width of a paper, in inches.
-NARROW, WIDE = 3.25, 5.5
+NARROW, WIDE = 3.25, PRINTED
 NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD", "signum": "Signum"}
 STYLES = {"sign_gd": "-", "adam": (0, (5, 1)), "gd": (0, (3, 1, 1, 1)), "signum": ":"}
 MARKERS = {"sign_gd": "o", "adam": "s", "gd": "^", "signum": "D"}
-POSITIVE, NEGATIVE, NEUTRAL = "#B2182B", "#2166AC", "#4D4D4D"
 #: {observable: the features from whose products or signs it is computed}.
 _FIRST, _SECOND = ("query_signal", "key_signal", "key_noise"), ("query_noise", "key_noise", "key_signal")
 MADE_OF = {
@@ -134,6 +136,56 @@ def band(ax: "Axes", x: Any, values: "xr.DataArray", label: str | None = None, *
     keep_band(line, low, high)
 
 
+def traces(ax: "Axes", x: Any, values: "xr.DataArray", label: str | None = None, **look: Any) -> None:
+    """Draws the median over the dimension `seed` and every seed as a thin line: for few seeds, whose band says little.
+
+    Args:
+      ax: Axes.
+      x: (x,) positions.
+      values: DataArray (seed, x).
+      label: legend entry of the median.
+      **look: passed to `ax.plot`.
+    """
+    middle, low, high = _over_runs(values)
+    (line,) = ax.plot(np.asarray(x), middle, label=label, **look)
+    keep_band(line, low, high)
+    seeds = np.asarray(values.transpose("seed", ...).values, float).T
+    ax.plot(np.asarray(x), seeds, color=line.get_color(), lw=0.4, alpha=0.5, gid=SEED, zorder=1.5)
+
+
+def dots(ax: "Axes", x: Any, middle: Any, low: Any, high: Any, label: str | None = None, **look: Any) -> None:
+    """Draws markers with vertical intervals, which `save` writes beside them.
+
+    Args:
+      ax: Axes.
+      x: (x,) positions.
+      middle: (x,) numbers that are marked.
+      low: (x,) lower ends.
+      high: (x,) upper ends.
+      label: legend entry.
+      **look: passed to `ax.plot`, with a marker.
+    """
+    x, middle, low, high = (np.atleast_1d(np.asarray(values, float)) for values in (x, middle, low, high))
+    (line,) = ax.plot(x, middle, label=label, **{"ls": "none", "ms": 3, **look})
+    ax.vlines(x, low, high, color=line.get_color(), lw=0.8)
+    keep_band(line, low, high)
+
+
+def law_look(family: str = "sign_gd") -> dict[str, Any]:
+    """How the law of an optimizer is drawn: dashed in black, that of GD in grey.
+
+    Examples:
+      >>> law_look("gd")["ls"]
+      '--'
+    """
+    return {"color": LAW_OF_GD if family == "gd" else LAW, "lw": 0.8, "ls": "--"}
+
+
+def level_line(ax: "Axes", y: float = 0.0) -> None:
+    """Draws a thin horizontal line that belongs to the axes, such as at 0: it needs no name."""
+    ax.axhline(y, color="0.6", lw=0.5, gid=FRAME)
+
+
 def dynamics(
     ds: "xr.Dataset", name: str = "query_noise", ax: "Axes | None" = None, until: int | None = None, group: bool = True
 ) -> "Axes":
@@ -169,7 +221,7 @@ def dynamics(
         relative = values * reference
         for mask, label, colour in ((aligned, "same sign", POSITIVE), (~aligned, "opposed", NEGATIVE)):
             band(ax, ds["step"], relative.where(mask).mean(members).transpose("seed", "step"), label, color=colour)
-        ax.axhline(0, color="0.6", lw=0.5)
+        level_line(ax)
         ax.set_ylabel(f"{name.replace('_', ' ')} · sgn(query signal)")
     else:
         band(ax, ds["step"], values.mean(members).transpose("seed", "step"), color=NEUTRAL)
@@ -213,7 +265,7 @@ def loss(ds: "xr.Dataset", ax: "Axes | None" = None, name: str = "train_loss") -
             start = float(values.sel(step=1000, method="nearest").median())
             t = ds["step"].values[ds["step"].values >= 1000]
             late = start * np.exp(-rate * (t - 1000))
-            ax.plot(t, late, color="0.25", lw=0.7, ls="--", label=r"$4\eta\,\min\|\xi\|_1$")
+            ax.plot(t, late, label=r"law of the late rate, $4\eta\,\min\|\xi\|_1$", **{**law_look(), "ls": "-."})
     _log_scale(ax, "y", _why(ds, f"no positive {name.replace('_', ' ')}"))
     ax.set(xlabel="step t", ylabel=ds[name].attrs.get("long_name", name))
     ax.legend()
@@ -229,7 +281,7 @@ def error_at_loss(ds: "xr.Dataset", ax: "Axes | None" = None, levels: Sequence[f
       levels: training losses in nat at which runs are compared; default those that were captured, else .6 ... 1e-4.
 
     Returns:
-      The Axes; time runs from left to right, so the x axis is inverted.
+      The Axes; runs pass through it from right to left.
 
     Raises:
       ValueError: if the Dataset lacks an observable.
@@ -237,34 +289,31 @@ def error_at_loss(ds: "xr.Dataset", ax: "Axes | None" = None, levels: Sequence[f
     need(ds, "train_loss", "test_error")
     ds, ax = one_point(ds), _axes(ax)
     levels = list(levels if levels is not None else levels_of(ds, np.geomspace(0.6, 1e-4, 24)))
-    errors = _at_losses(ax, ds, levels, "test_error")
+    errors, note = _at_losses(ds, levels, "test_error")
     for i, family in enumerate(ds["family"].values):
         label = legend_name(family)
         band(ax, levels, errors.isel(optimizer=i).transpose("seed", "level"), label, **_look(str(family)))
     problem, hyper = problem_of(ds)
     for law, family in ((theory.sign_test_error, "sign_gd"), (theory.gd_test_error, "gd")):
-        ax.axhline(float(law(problem, hyper.mu, hyper.sigma_p)), color=COLOURS[family], lw=0.7, ls="--")
+        ax.axhline(
+            float(law(problem, hyper.mu, hyper.sigma_p)), label=f"law of {legend_name(family)}", **law_look(family)
+        )
     _log_scale(
         ax, "x", _why(ds, f"no run has a test error at a training loss of {min(levels):g} to {max(levels):g}"), levels
     )
-    ax.set(xlabel="training loss", ylabel="test error", ylim=(-0.01, 0.55))
-    if ax.get_xlim()[0] < ax.get_xlim()[1]:
-        ax.invert_xaxis()
+    ax.set(xlabel=f"training loss{note}", ylabel="test error", ylim=(-0.01, 0.55))
     ax.legend()
     return ax
 
 
-def _at_losses(ax: "Axes", ds: "xr.Dataset", level: float | Sequence[float], name: str) -> "xr.DataArray":
-    """A quantity at one training loss or several; the panel says how many readings are left out, and why."""
+def _at_losses(ds: "xr.Dataset", level: float | Sequence[float], name: str) -> "tuple[xr.DataArray, str]":
+    """A quantity at one training loss or several, and how many readings are left out, and why, below an axis' label."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # said in the panel
+        warnings.simplefilter("ignore", UserWarning)  # said below the panel
         at = at_train_loss(ds, level, [name], leaps=False)
-    why = {"too_coarse": "with records too far apart,\nrun with levels=", "leaps": "leap over the loss"}
+    why = {"too_coarse": "records too far apart:\nrun with levels=", "leaps": "leaps over the loss"}
     counts = {reason: at.attrs[key] for key, reason in why.items() if at.attrs[key]}
-    if counts:
-        few = "\n".join(f"left out: {count} of {at[name].size} {reason}" for reason, count in counts.items())
-        ax.text(0.98, 0.99, few, transform=ax.transAxes, fontsize=5, color="0.4", va="top", ha="right")
-    return at[name]
+    return at[name], "".join(f"\n(left out: {count} of {at[name].size},\n{reason})" for reason, count in counts.items())
 
 
 def snr(ds: "xr.Dataset", ax: "Axes | None" = None, level: float = 0.1, name: str = "test_error") -> "Axes":
@@ -286,7 +335,7 @@ def snr(ds: "xr.Dataset", ax: "Axes | None" = None, level: float = 0.1, name: st
     if "snr" not in ds.dims:
         raise ValueError(f"ds must have an axis snr, got the dimensions {list(ds.dims)}")
     ax = _axes(ax)
-    values = _at_losses(ax, ds, level, name)
+    values, note = _at_losses(ds, level, name)
     for family in dict.fromkeys(ds["family"].values.tolist()):
         rates = values.isel(optimizer=np.flatnonzero(ds["family"].values == family))
         runs = rates.stack(run=("optimizer", "seed")).reset_index("run", drop=True).rename(run="seed")
@@ -297,9 +346,10 @@ def snr(ds: "xr.Dataset", ax: "Axes | None" = None, level: float = 0.1, name: st
         grid = np.geomspace(float(ds["snr"].min()), float(ds["snr"].max()), 100)
         sigma_p = hyper.mu / (grid * math.sqrt(problem.s))
         for law, family in ((theory.sign_test_error, "sign_gd"), (theory.gd_test_error, "gd")):
-            ax.plot(grid, law(problem, hyper.mu, sigma_p), color=COLOURS[family], lw=0.7, ls="--")
+            errors = law(problem, hyper.mu, sigma_p)
+            ax.plot(grid, errors, label=f"law of {legend_name(family)}", **law_look(family))
     _log_scale(ax, "x", _why(ds, f"no run has a {name.replace('_', ' ')} at training loss {level:g}"), ds["snr"].values)
-    ax.set(xlabel=r"SNR $\|\mu\|/(\sigma_p\sqrt{s})$", ylabel=ds[name].attrs.get("long_name", name))
+    ax.set(xlabel=r"SNR $\|\mu\|/(\sigma_p\sqrt{s})$" + note, ylabel=ds[name].attrs.get("long_name", name))
     ax.legend()
     return ax
 
@@ -324,7 +374,7 @@ def phase(ds: "xr.Dataset", ax: "Axes | None" = None) -> "Axes":
         spread = row + np.linspace(-0.25, 0.25, max(reached.size, 1))[: reached.size]
         ax.plot(reached, spread, ".", ms=2, color=NEUTRAL, alpha=0.5)
         if reached.size:
-            ax.plot([np.median(reached)] * 2, [row - 0.4, row + 0.4], color=NEGATIVE)
+            ax.plot([np.median(reached)] * 2, [row - 0.4, row + 0.4], color="k")
         else:
             ax.text(0.02, row, "never reached", transform=ax.get_yaxis_transform(), va="center", color="0.5")
     ax.set_yticks(range(len(BOUNDARIES)), [r"$t_\mathrm{" + name[2:] + "}$" for name in BOUNDARIES])
@@ -335,21 +385,30 @@ def phase(ds: "xr.Dataset", ax: "Axes | None" = None) -> "Axes":
 
 
 def mark_stages(ax: "Axes", ds: "xr.Dataset", until: int, stages: "xr.Dataset | None" = None) -> None:
-    """Marks the median stage boundaries up to `until` on an Axes whose x axis is the step; close labels move right.
+    """Marks the median stage boundaries up to `until` on an Axes whose x axis is the step.
 
-    A caller that marks many Axes gives `stages`, the Dataset that `js.find_stages` returns for `ds`.
+    Boundaries that lie close together share a label, "III, IV", above the middle of their lines; labels that would
+    touch stand in two rows. A caller that marks many Axes gives `stages`, what `js.find_stages` returns for `ds`.
     """
     stages = find_stages(_one_optimizer(ds)) if stages is None else stages
     reached = {name[2:]: float(stages[name].median()) for name in BOUNDARIES if bool(stages[name].notnull().any())}
-    right = -float("inf")
-    for name, t in reached.items():
+    groups: list[dict[str, float]] = []
+    for name, t in sorted(reached.items(), key=lambda item: item[1]):
         if t > until:
             continue
-        ax.axvline(t, color="0.35", lw=0.6, ls=":")
-        half = 0.014 * until * (1 + len(name))
-        x = max(t, right + half)
+        ax.axvline(t, color="0.35", lw=0.6, ls=":", gid=FRAME)
+        close = groups and t - max(groups[-1].values()) < 0.04 * until
+        groups = [*groups[:-1], {**groups[-1], name: t}] if close else [*groups, {name: t}]
+    right = -float("inf")
+    for group in groups:
+        words, x = ", ".join(group), sum(group.values()) / len(group)
+        half = 0.02 * until * len(words)
+        above = 7 if x - half < right else 0
         right = x + half
-        ax.text(x, 1.0, name, transform=ax.get_xaxis_transform(), fontsize=5.5, color="0.25", va="bottom", ha="center")
+        ax.annotate(
+            words, (x, 1.0), xycoords=ax.get_xaxis_transform(), xytext=(0, above), textcoords="offset points",
+            fontsize=7, color="0.35", va="bottom", ha="center",
+        )  # fmt: skip
 
 
 def alarms_of(ds: "xr.Dataset", name: str) -> list[str]:
@@ -407,12 +466,72 @@ def footer(fig: "Figure", ds: "xr.Dataset", preset: str = "") -> None:
         f"{problem['supports']}, test overlap {problem['overlap']} · {definition['dtype']} · engine "
         f"{definition['engine']} · eta: {shown}"
     )
-    small_print(fig, text, int(25 * fig.get_size_inches()[0]))
+    small_print(fig, text)
 
 
-def small_print(fig: "Figure", text: str, width: int) -> None:
-    """Writes a caption with seeds and settings below a figure, in lines of `width` characters."""
-    fig.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize=5, color="0.35")
+def small_print(fig: "Figure", text: str) -> None:
+    """Writes a caption with seeds and settings below a figure, in lines as wide as the figure."""
+    fig.supxlabel("\n".join(textwrap.wrap(text, int(19 * fig.get_figwidth()))), fontsize=7, color="0.35")
+
+
+def tick_log(axis: "Axis") -> None:
+    """Labels a log axis of less than two decades with a few plain numbers, where matplotlib's own collide.
+
+    Args:
+      axis: matplotlib axis; one that is not logarithmic, or whose ticks are given, stays as it is.
+    """
+    from matplotlib.ticker import FixedLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    if axis.get_scale() != "log" or low <= 0 or isinstance(axis.get_major_locator(), FixedLocator):
+        return
+    axis.set_minor_formatter(NullFormatter())
+    if high < 100 * low:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+        for digits in (
+            (1,) if high > 20 * low else (1, 2, 5),
+            (1, 2, 5),
+            (1, 1.5, 2, 3, 4, 6, 8),
+            np.arange(1, 10, 0.1),
+        ):
+            ticks = [tick for power in powers for d in digits if low <= (tick := d * 10.0**power) <= high]
+            if len(ticks) > 1:
+                break
+        ticks = ticks[:: -(-len(ticks) // 6)]
+        axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
+def key(
+    fig: "Figure", ncols: int = 4, axes: "Iterable[Axes] | None" = None, at: "Axes | None" = None, **look: Any
+) -> None:
+    """Draws one legend for the lines of all panels, above the figure: every name once, in the order of the panels.
+
+    Args:
+      fig: matplotlib Figure.
+      ncols: columns of the legend.
+      axes: panels whose lines it names; default all.
+      at: an empty panel that holds the legend.
+      **look: passed to `fig.legend`.
+    """
+    entries: dict[str, Any] = {}
+    for ax in fig.axes if axes is None else axes:
+        for handle, label in zip(*ax.get_legend_handles_labels()):
+            entries.setdefault(label, handle)
+    look = {"columnspacing": 1.2, "ncols": ncols, "loc": "outside upper center" if at is None else "center", **look}
+    if at is not None:
+        at.set_axis_off()
+    (fig if at is None else at).legend(list(entries.values()), list(entries), **look)
+
+
+def style_key(ax: "Axes", label: str, **look: Any) -> None:
+    """Names a style that lines of several colours have, by a neutral line in the legend.
+
+    Args:
+      ax: Axes whose legend entries `key` collects.
+      label: what the style means.
+      **look: the style, such as ls=":" or marker="x".
+    """
+    ax.plot([], [], color=NEUTRAL, label=label, **look)
 
 
 def letter_panels(axes: "Iterable[Axes]", titles: Sequence[str], **look: Any) -> None:

@@ -3,12 +3,15 @@
 import argparse
 import contextlib
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxsign.analysis.reading import CannotDecide
+from jaxsign.plot.checks import faults
 from jaxsign.plot.files import save, style
+from jaxsign.plot.panels import tick_log
 from jaxsign.store.manifest import UnusableData
 from jaxsign.store.results import open_results
 from jaxsign.validation.values import local_path
@@ -31,8 +34,9 @@ def figure_script(
     """The command line of one figure: `python figures/NAME.py --results DIR --out DIR`.
 
     The results are opened, `draw` makes the figure in the style of a paper, and `save` writes it as OUT/NAME.png, .pdf,
-    .svg and .csv, NAME being the name of the file that defines `draw`. The paths are printed. Results that cannot be
-    opened or lack what the figure shows, and files that cannot be written, end in one line on stderr and exit status 1.
+    .svg and .csv, NAME being the name of the file that defines `draw`. The paths are printed, and what keeps a reader
+    from reading the figure is a warning, see `js.plot.faults`. Results that cannot be opened or lack what the figure
+    shows, and files that cannot be written, end in one line on stderr and exit status 1.
 
     Args:
       draw: `(*inputs) -> Figure`, with one input for every entry of `reads`; {name: Figure} for several figures.
@@ -63,6 +67,10 @@ def figure_script(
                 figures = drawn if isinstance(drawn, Mapping) else {name: drawn}
                 with _in_one_line(parser.prog, ValueError, OSError):
                     for key, figure in figures.items():
+                        for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+                            tick_log(axis)
+                        for fault in faults(figure):
+                            warnings.warn(f"{key}: {fault}", UserWarning, stacklevel=2)
                         for path in save(figure, args.out, key):
                             print(path)
 

@@ -20,7 +20,6 @@ from jaxsign.claims.dynamics import problem_of
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
 
 #: Points of the axes that are drawn one by one; of more points, this many are chosen evenly.
 POINTS = 6
@@ -326,24 +325,13 @@ def _drawn(draw: Callable[["Axes"], Any]) -> str:
         if max(lines, default=0) < 2 and not any(dots):
             return ""
         for axis in (ax.xaxis, ax.yaxis):
-            _tick(axis)
+            plot.tick_log(axis)
         handles, labels = ax.get_legend_handles_labels()
         if len(labels) > 5 and (legend := ax.get_legend()):
             legend.remove()
             fig.set_figheight(fig.get_figheight() + 0.12 * -(-len(labels) // 3))
             fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=5.5)
         return plot.svg(fig)
-
-
-def _tick(axis: "Axis") -> None:
-    """Labels of a log axis of less than two decades: 1, 2 and 5, where matplotlib's own collide."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    low, high = sorted(axis.get_view_interval())
-    if axis.get_scale() == "log" and low > 0 and high < 100 * low:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_locator(NullLocator())
 
 
 _REFERENCE = re.compile(r"#([\w.:-]+)")

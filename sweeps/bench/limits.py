@@ -26,7 +26,20 @@ from jaxsign.systems.two_layer.overlaps import shared_slots
 RUNS = PartitionSpec("run")
 
 
-def median_seconds(calls: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
+class Seconds(float):
+    """The median of the times of one call, with the lowest and the highest of them."""
+
+    lowest: float
+    highest: float
+
+    def __new__(cls, times: list[float]) -> "Seconds":  # a float is made before it is initialised
+        """Of a list of seconds."""
+        self = super().__new__(cls, statistics.median(times))
+        self.lowest, self.highest = min(times), max(times)
+        return self
+
+
+def median_seconds(calls: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, Seconds]:
     """The median time of every call; they take turns, so that a busy spell of the machine hits all alike."""
     times: dict[Any, list[float]] = {key: [] for key in calls}
     for _ in range(repeats):
@@ -34,7 +47,7 @@ def median_seconds(calls: dict[Any, Callable[[], Any]], repeats: int) -> dict[An
             started = time.perf_counter()
             call()
             times[key].append(time.perf_counter() - started)
-    return {key: statistics.median(each) for key, each in times.items()}
+    return {key: Seconds(each) for key, each in times.items()}
 
 
 @dataclasses.dataclass(frozen=True)

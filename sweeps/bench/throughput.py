@@ -83,7 +83,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from contenders import ENGINES, OPTIMIZERS, SHARING, TEXTBOOK, Draws, Engine, Lane, Torch, Work, devices_mesh
-from limits import arithmetic, machine, measure_limits, median_seconds
+from limits import Seconds, arithmetic, machine, measure_limits, median_seconds
 
 import jaxsign as js
 from jaxsign.cli.console import configure
@@ -100,7 +100,8 @@ COMPARED, TOLERANCE = 4, 1e-4
 SCANS = {"d": (1000, 2000, 4000), "n": (10, 20, 40), "s": (20, 40, 80), "m_k": (10, 20, 40)}
 COLUMNS = [
     "part", "contender", "optimizer", "runs", "test_eval", "devices", "n", "d", "s", "m_k", "m_v", "steps",
-    "seed_steps_per_s", "fraction_of_bound", "lane_width", "compile_s", "draw_s", "repeats",
+    "seed_steps_per_s", "slowest_per_s", "fastest_per_s", "fraction_of_bound", "lane_width", "compile_s",
+    "draw_s", "repeats",
 ]  # fmt: skip
 
 
@@ -122,11 +123,13 @@ class Bench:
 
     def add(self, part, contender, optimizer, runs, seconds, work, lane=None, draw_s=None, repeats=None):
         """One row: a number of runs, and the seconds that they took."""
-        rate = runs * work.steps / seconds
+        done = runs * work.steps
+        rate = done / seconds
         problem = {name: getattr(work.problem, name) for name in ("n", "d", "s", "m_k", "m_v")}
         self.rows.append({
             "part": part, "contender": contender, "optimizer": optimizer, "runs": runs, "test_eval": int(work.test),
             "devices": self.mesh.size, **problem, "steps": work.steps, "seed_steps_per_s": round(rate, 1),
+            "slowest_per_s": round(done / seconds.highest, 1), "fastest_per_s": round(done / seconds.lowest, 1),
             "lane_width": lane.width if lane else "", "compile_s": round(lane.compile_seconds, 2) if lane else "",
             "draw_s": "" if draw_s is None else round(draw_s, 3), "repeats": repeats or self.repeats,
         })  # fmt: skip
@@ -250,7 +253,7 @@ def cells(bench, work, optimizer, ladder, rivals):
                 traces[rival.name] = trace
             elapsed = time.perf_counter() - started
             if elapsed > 2 * CELL_SECONDS:  # the first number of runs, which all do: this call has to do
-                slow[rival.name, loaded[0][0]] = elapsed
+                slow[rival.name, loaded[0][0]] = Seconds([elapsed])
             else:
                 calls |= {(rival.name, lane): call for lane, call in loaded}
         if not calls and not slow:

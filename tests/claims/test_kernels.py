@@ -122,7 +122,7 @@ def test_the_experiment_runs_tiny_and_its_figure_shows_its_numbers(tmp_path, mon
     monkeypatch.setattr(sys, "argv", argv)
     load(ROOT / "figures" / "kernels.py").main()
     assert {p.suffix for p in (tmp_path / "figures").iterdir()} == {".png", ".pdf", ".svg", ".csv"}
-    with open(tmp_path / "figures" / "kernels.csv", newline="") as file:
+    with open(tmp_path / "figures" / "kernels_landscapes.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     seen = js.open_results(tmp_path / "kernels" / "two_stage")["landscape"].isel(step=-1).sel(kernel="gaussian", seed=0)
     drawn = {float(r["y"]) for r in rows if r["panel"].startswith("Gaussian: ") and r["line"] == "a=-1"}

@@ -320,7 +320,7 @@ def test_the_figure_draws_every_panel(tmp_path, monkeypatch):
     runpy.run_path(str(ROOT / "figures" / "restore.py"))["main"]()
     with open(tmp_path / "restore.csv", newline="") as file:
         drawn = {row["panel"] for row in csv.DictReader(file)}
-    assert {panel[:3] for panel in drawn} == {f"({letter})" for letter in "abcdef"}
+    assert {panel[:3] for panel in drawn} == {f"({letter})" for letter in "abcdefg"}
 
 
 @pytest.mark.slow

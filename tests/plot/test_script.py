@@ -18,10 +18,13 @@ def main_of(draw, reads):
 
 
 def figure(label="loss"):
-    fig, ax = plt.subplots()
+    with plot.style():
+        fig, ax = plt.subplots(figsize=(3, 2))
     (line,) = ax.plot([1, 2], [0.5, 0.25], label=label)
     plot.keep_band(line, [0.4, 0.2], [0.6, 0.3])
+    ax.set(xlabel="step t", ylabel="loss")
     ax.set_title("panel", loc="left")
+    fig.legend(loc="upper right")
     return fig
 
 

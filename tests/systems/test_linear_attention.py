@@ -249,4 +249,6 @@ def test_the_experiment_runs_tiny_and_its_figure_is_drawn(tmp_path, monkeypatch)
     assert {row.claim.id for row in js.check([curves, noise]).rows} >= {"L1", "L3", "L4", "L5"}
     monkeypatch.setattr(sys, "argv", ["x", "--results", str(tmp_path), "--out", str(tmp_path / "figures")])
     runpy.run_path(str(root / "figures" / "linear_attention.py"))["main"]()
-    assert len((tmp_path / "figures" / "linear_attention.csv").read_text().splitlines()) > 100
+    lines = {path.stem: len(path.read_text().splitlines()) for path in (tmp_path / "figures").glob("*.csv")}
+    assert lines.keys() == {"linear_attention", "linear_attention_curvature", "linear_attention_noise"}
+    assert sum(lines.values()) > 300

@@ -15,6 +15,7 @@ from jaxsign.claims import (
     linear_attention,
     residual,
     restore,
+    stage_map,
 )  # fmt: skip
 from jaxsign.claims.claim import Claim
 from jaxsign.claims.setting import Setting
@@ -35,7 +36,7 @@ SYSTEMS: dict[str, ModuleType] = {
 }
 #: The experiments in the order in which their claims are listed.
 EXPERIMENTS: tuple[ModuleType, ...] = (
-    dynamics, linear_attention, kernels, residual, bridge, adam, architecture, digits, restore, data_quality,
+    dynamics, linear_attention, kernels, residual, bridge, adam, architecture, digits, restore, data_quality, stage_map,
 )  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(claim for module in EXPERIMENTS for claim in module.CLAIMS)
 

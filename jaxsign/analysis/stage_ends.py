@@ -101,12 +101,13 @@ def stage_ends(run: Mapping[str, Any]) -> dict[str, Any]:
     opposite = xp.sign(query_signal[later]) == -xp.sign(key_signal[later])
     near, far = first(decayed), first(time >= 2 * t_4)
     decay = -mean(log_s21)
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0/0 = NaN where t_IV is 0 or never reached
+        exponent = xp.log(decay[far] / decay[near]) / xp.log(time[far] / time[near])
     return dict(zip(ENDS, (
         t_1, t_2, t_3, t_4, t_key, t_5,
         xp.mean((value[split] - value[0]) / run["noise_l1"]) / (2 * t_2),
         _correlation(key[0], key[first(positive)]), agreement[0], share(xp.sign(votes) == end, votes != 0),
-        share(opposite, opposite == opposite), mean(s11)[near],
-        xp.log(decay[far] / decay[near]) / xp.log(time[far] / time[near]),
+        share(opposite, opposite == opposite), mean(s11)[near], exponent,
     )))  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from jaxsign.theory.steps import key_noise_step as key_noise_step
 from jaxsign.theory.steps import key_signal_step as key_signal_step
 from jaxsign.theory.steps import query_noise_step as query_noise_step
 from jaxsign.theory.steps import query_signal_step as query_signal_step
+from jaxsign.theory.steps import value_noise_share as value_noise_share
 from jaxsign.theory.steps import value_noise_step as value_noise_step
 from jaxsign.theory.steps import value_signal_step as value_signal_step
 from jaxsign.theory.times import stage_five_time as stage_five_time

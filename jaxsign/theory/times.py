@@ -132,8 +132,8 @@ def stage_three_time(problem: Problem, hyper: Hyper, eta: float) -> float:
         t_III = t_a + (sigma_0/eta) Phi^-1((1 + 2^(-2/rows))/2)      (median of the largest of rows/2 half-normals)
 
     From t_* of `stage_five_time` on key noise turns to its query signal, instead of the other way round. The vote is
-    the sum of key noise. A majority of size (1 + m)/2, which shrinks while the minority grows, loses it at t_* + m Q/h, and
-    rows that arrive later do not turn. With F(t) = P(|N| < (t - t_a) eta/sigma_0) in general
+    the sum of key noise. A majority of size (1 + m)/2, which shrinks while the minority grows, loses it at
+    t_* + m Q/h, and rows that arrive later do not turn. With F(t) = P(|N| < (t - t_a) eta/sigma_0) in general
 
         E_m (F(t_* + m Q/h) - F(t_III))_+ = 1 - 2^(-2/rows),     m = |2 Binomial(n, 1/2)/n - 1|
 

@@ -17,7 +17,7 @@ from jaxsign import theory
 from jaxsign.analysis.held_out import held_out
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import family_runs, need, numbers_of
-from jaxsign.claims.claim import Claim, Part
+from jaxsign.claims.claim import Claim, Part, all_runs
 from jaxsign.claims.dynamics import problem_of
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 
@@ -190,31 +190,31 @@ def _worst_shape(name: str) -> Callable[["xr.Dataset"], "xr.DataArray"]:
     return measure
 
 
-def exponents(runs: "xr.Dataset", name: str) -> "xr.DataArray":
+def exponents(times: "xr.DataArray", law: "xr.Dataset") -> "xr.DataArray":
     """Powers of sigma_0 and eta in the end of a stage, fitted to the cells in range that are not held out.
 
-        ln t = c + p ln sigma_0 + q ln eta + (a constant for each mu)
+        ln t = p ln sigma_0 + q ln eta + (a constant for each mu)
 
     Args:
-      runs: of `runs_of`.
-      name: one of `ENDS`.
+      times: end of a stage over `MAP` and seed.
+      law: of `laws`.
 
     Returns:
-      DataArray (seed, of): the powers of "sigma_0" and "learning_rate" of every seed's fit.
+      DataArray (seed, of): the powers of "sigma_0" and "learning_rate" in every seed's fit.
     """
     import xarray as xr
 
-    law = laws(runs)
     fitted = (law["in_range"] & ~held_out(law, *MAP)).transpose(*MAP).values
     place = np.argwhere(fitted)
-    columns = [np.log(runs[dim].values[place[:, i]]) for i, dim in ((1, "sigma_0"), (2, "learning_rate"))]
+    columns = [np.log(law[dim].values[place[:, i]]) for i, dim in ((1, "sigma_0"), (2, "learning_rate"))]
     design = np.stack([*columns, *(place[:, 0] == mu for mu in np.unique(place[:, 0]))], 1).astype(float)
-    times = np.log(runs[name].transpose("seed", *MAP).values[:, fitted])
-    powers = np.stack([np.linalg.lstsq(design, one, rcond=None)[0][:2] for one in times])
-    return xr.DataArray(powers, dims=("seed", "of"), coords={"seed": runs["seed"], "of": ["sigma_0", "learning_rate"]})
+    rows = np.log(times.transpose("seed", *MAP).values[:, fitted])
+    powers = np.stack([np.linalg.lstsq(design, row, rcond=None)[0][:2] for row in rows])
+    return xr.DataArray(powers, dims=("seed", "of"), coords={"seed": times["seed"], "of": ["sigma_0", "learning_rate"]})
 
 
-_theirs = functools.partial(Claim, source="paper", judge="mean", settings=("theory over mu, sigma_0",))
+_over_map = functools.partial(Claim, judge="mean", runs=all_runs, settings=("theory over mu, sigma_0",))
+_theirs = functools.partial(_over_map, source="paper")
 _WHERE = "a/h >= 18, a <= .125 and SNR <= .26"
 _NEAR = (0.8, 1.25)
 
@@ -281,12 +281,10 @@ CLAIMS: tuple[Claim, ...] = (
         statement=f"The stages are in order, t_I < t_II < t_III and t_II < t_IV < t_V, where {_WHERE}",
         parts=(Part("share of cells in order", _ordered, (0.95, 1.0), 1.0),),
     ),
-    Claim(
+    _over_map(
         id="T7",
         statement="For SNR <= .26 the laws say where on the whole map the stages are in order, and where they are not",
         source="ours",
-        judge="mean",
-        settings=("theory over mu, sigma_0",),
         parts=(Part("share of cells whose order is the laws'", _foretold, (0.9, 1.0), 1.0),),
     ),
     Claim(
@@ -295,6 +293,7 @@ CLAIMS: tuple[Claim, ...] = (
         "V end",
         source="ours",
         judge="mean",
+        runs=all_runs,
         settings=tuple(f"theory over {name}" for name in SHAPES),
         parts=(
             Part("share of shapes whose order is the laws'", _foretold_shapes, (0.75, 1.0), 1.0),

@@ -160,24 +160,30 @@ def _least_exponent(ds: "xr.Dataset") -> "xr.DataArray":
     return _cells(ds)[0]["s21_exponent"].min("cell", skipna=False)
 
 
+def _share(holds: "xr.DataArray", runs: "xr.Dataset") -> "xr.DataArray":
+    """Share of points at which something holds, NaN for a seed of which a run diverged or has not run."""
+    points = [dim for dim in holds.dims if dim != "seed"]
+    return holds.astype(float).where(runs["status"] == 0).mean(points, skipna=False)
+
+
 def _keys_first(ds: "xr.Dataset") -> "xr.DataArray":
     runs = _cells(ds)[0]
-    return (runs["t_key"] < runs["t_V"]).mean("cell")
+    return _share(runs["t_key"] < runs["t_V"], runs)
 
 
 def _ordered(ds: "xr.Dataset") -> "xr.DataArray":
-    return in_order(_cells(ds)[0]).mean("cell")
+    runs = _cells(ds)[0]
+    return _share(in_order(runs), runs)
 
 
 def _foretold(ds: "xr.Dataset") -> "xr.DataArray":
     runs, law = _cells(ds, everywhere=True)
-    return (in_order(runs) == in_order(law)).mean("cell")
+    return _share(in_order(runs) == in_order(law), runs)
 
 
 def _foretold_shapes(ds: "xr.Dataset") -> "xr.DataArray":
     runs = runs_of(ds)
-    same = in_order(runs) == in_order(laws(runs))
-    return same.mean([dim for dim in same.dims if dim != "seed"])
+    return _share(in_order(runs) == in_order(laws(runs)), runs)
 
 
 def _worst_shape(name: str) -> Callable[["xr.Dataset"], "xr.DataArray"]:

@@ -143,7 +143,8 @@ def stage_three_time(problem: Problem, hyper: Hyper, eta: float) -> float:
       eta: SignGD's learning rate.
 
     Returns:
-      Steps; 0 where no query signal turns.
+      Steps; 0 where no query signal turns. At an SNR of 1/sqrt(n) or more the initial key signal outvotes the noise, so
+      that the smaller of query and key signal turns, in about half of the time.
 
     References:
       Derived here from the query-signal law.

@@ -122,6 +122,11 @@ def test_a_boundary_that_is_never_reached_leaves_its_time_undecided_and_its_orde
     assert word(ds, "T6") == "FAILS"
 
 
+def test_runs_that_have_not_run_decide_nothing(whole):
+    ds = whole.assign(status=xr.full_like(whole["status"], -1))
+    assert word(ds, "T6") == word(ds, "T7") == "UNDECIDED"
+
+
 def test_claims_say_what_they_lack(whole):
     lost = whole.drop_vars("t_key")
     assert "without ['t_key']" in js.check(lost, ["T5"]).missing[0][2]

@@ -104,7 +104,7 @@ def shapes(ax, every):
     ax.plot(place, five, "s", color=plot.NEGATIVE, ms=3, label=f"{SYMBOLS['t_V']} / law")
     ax.axhline(1, color="k", lw=0.5)
     ax.set_xticks(place, labels, rotation=90)
-    ax.set(ylim=(0, 2.2))
+    ax.set(ylim=(0, 2.2), ylabel="share, or measured / law")
     ax.legend(fontsize=7, loc="upper left", borderpad=0.2)
     plot.keep_map(ax, ["share in order"], place, [share])
 

@@ -259,6 +259,10 @@ CLAIMS: tuple[Claim, ...] = (
             Part("t_III / law", _ratio("t_III"), (0.75, 1.25), 1.0),
             Part("factor to the law where it is largest", _worst("t_III"), None, 1.0),
         ),
+        explanations={
+            "theory over mu, sigma_0": "at the largest start, a = .12, rows that have not turned when key noise begins "
+            "to turn to them keep their sign: .92 follow the vote there, .97 or more at a <= .067"
+        },
     ),
     _theirs(
         id="T4",
@@ -292,6 +296,10 @@ CLAIMS: tuple[Claim, ...] = (
         statement="For SNR <= .26 the laws say where on the whole map the stages are in order, and where they are not",
         source="ours",
         parts=(Part("share of cells whose order is the laws'", _foretold, (0.9, 1.0), 1.0),),
+        explanations={
+            "theory over mu, sigma_0": "the laws are wrong on the border, where seeds differ among themselves, and for "
+            "steps of h >= .02"
+        },
     ),
     Claim(
         id="T8",

@@ -223,6 +223,8 @@ _over_map = functools.partial(Claim, judge="mean", runs=all_runs, settings=("the
 _theirs = functools.partial(_over_map, source="paper")
 _WHERE = "a/h >= 18, a <= .125 and SNR <= .26"
 _NEAR = (0.8, 1.25)
+# A share cannot exceed 1 nor a factor fall below it, but Student's interval of their mean can. At the first full run
+# these ends were 1, which left T8 undecided for m_v and s; no other verdict depended on them.
 
 CLAIMS: tuple[Claim, ...] = (
     _theirs(
@@ -241,7 +243,7 @@ CLAIMS: tuple[Claim, ...] = (
         parts=(
             Part("sign agreement at t=0", _mean("agreement_start"), (0.4, 0.6), 0.5),
             Part("t_II / law", _ratio("t_II"), _NEAR, 1.0),
-            Part("factor to the law where it is largest", _worst("t_II"), (1.0, 1.5), 1.0),
+            Part("factor to the law where it is largest", _worst("t_II"), (-INF, 1.5), 1.0),
         ),
     ),
     _theirs(
@@ -249,11 +251,11 @@ CLAIMS: tuple[Claim, ...] = (
         statement=f"Stage III in stage time, {_WHERE}: by t_III query signals have the sign of the vote of key noise "
         "at t_II, and later key signals the other one",
         parts=(
-            Part("share of untied rows that follow the vote", _mean("votes_followed"), (0.95, 1.0), 1.0),
+            Part("share of untied rows that follow the vote", _mean("votes_followed"), (0.95, INF), 1.0),
             Part(
                 "share of rows with opposite query and key signal at 2 max(t_III, t_IV)",
                 _mean("signals_opposite"),
-                (0.95, 1.0),
+                (0.95, INF),
                 1.0,
             ),
             Part("t_III / law", _ratio("t_III"), (0.75, 1.25), 1.0),
@@ -272,7 +274,7 @@ CLAIMS: tuple[Claim, ...] = (
             Part("mean s_11 at t_IV", _mean("s11_at_IV"), (0.4, 0.6), 0.5),
             Part("least exponent a of -ln s_21 ~ t^a on [t_IV, 2 t_IV]", _least_exponent, (1.0, INF)),
             Part("t_IV / law", _ratio("t_IV"), _NEAR, 1.0),
-            Part("factor to the law where it is largest", _worst("t_IV"), (1.0, 1.25), 1.0),
+            Part("factor to the law where it is largest", _worst("t_IV"), (-INF, 1.25), 1.0),
         ),
     ),
     _theirs(
@@ -280,22 +282,22 @@ CLAIMS: tuple[Claim, ...] = (
         statement=f"Then, {_WHERE}: negative key noise, and later negative query noise, turn to the query signal's "
         "sign",
         parts=(
-            Part("share of cells with t_key < t_V", _keys_first, (0.95, 1.0), 1.0),
+            Part("share of cells with t_key < t_V", _keys_first, (0.95, INF), 1.0),
             Part("t_key / law", _ratio("t_key"), _NEAR, 1.0),
             Part("t_V / law", _ratio("t_V"), _NEAR, 1.0),
-            Part("factor to the law of t_V where it is largest", _worst("t_V"), (1.0, 1.25), 1.0),
+            Part("factor to the law of t_V where it is largest", _worst("t_V"), (-INF, 1.25), 1.0),
         ),
     ),
     _theirs(
         id="T6",
         statement=f"The stages are in order, t_I < t_II < t_III and t_II < t_IV < t_V, where {_WHERE}",
-        parts=(Part("share of cells in order", _ordered, (0.95, 1.0), 1.0),),
+        parts=(Part("share of cells in order", _ordered, (0.95, INF), 1.0),),
     ),
     _over_map(
         id="T7",
         statement="For SNR <= .26 the laws say where on the whole map the stages are in order, and where they are not",
         source="ours",
-        parts=(Part("share of cells whose order is the laws'", _foretold, (0.9, 1.0), 1.0),),
+        parts=(Part("share of cells whose order is the laws'", _foretold, (0.9, INF), 1.0),),
         explanations={
             "theory over mu, sigma_0": "the laws are wrong on the border, where seeds differ among themselves, and for "
             "steps of h >= .02"
@@ -310,9 +312,9 @@ CLAIMS: tuple[Claim, ...] = (
         runs=all_runs,
         settings=tuple(f"theory over {name}" for name in SHAPES),
         parts=(
-            Part("share of shapes whose order is the laws'", _foretold_shapes, (0.75, 1.0), 1.0),
-            Part("t_IV: factor to the law where it is largest", _worst_shape("t_IV"), (1.0, 1.5), 1.0),
-            Part("t_V: factor to the law where it is largest", _worst_shape("t_V"), (1.0, 1.5), 1.0),
+            Part("share of shapes whose order is the laws'", _foretold_shapes, (0.75, INF), 1.0),
+            Part("t_IV: factor to the law where it is largest", _worst_shape("t_IV"), (-INF, 1.5), 1.0),
+            Part("t_V: factor to the law where it is largest", _worst_shape("t_V"), (-INF, 1.5), 1.0),
         ),
     ),
 )

@@ -53,7 +53,7 @@ def stage_ends(run: Mapping[str, Any]) -> dict[str, Any]:
       >>> import jax, jaxsign as js
       >>> task = js.two_layer(js.Problem(n=4, d=50, s=5, m_k=3, m_v=3, n_test=10))
       >>> run = js.train(jax.random.key(0), task, js.Hyper(sigma_p=2.0), js.sign_gd(1e-3), steps=120, record=1)
-      >>> ends = stage_ends({**run.trace, **run.constants, "step": run.step})
+      >>> ends = stage_ends({**run.trace, **run.constants, "step": run.steps})
       >>> tuple(ends) == ENDS, bool(ends["t_I"] <= ends["t_IV"])
       (True, True)
 

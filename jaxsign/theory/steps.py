@@ -54,7 +54,7 @@ def value_noise_share(problem: Problem) -> float:
 
     Examples:
       >>> round(value_noise_share(Problem(n=20, d=2000, s=40, m_k=20, m_v=20)), 3)
-      0.9
+      0.899
 
     References:
       Derived here from the model of arXiv 2410.04870.

@@ -73,9 +73,9 @@ def stage_two_time(problem: Problem, hyper: Hyper, eta: float, agreement: float 
       Steps.
 
     Examples:
-      >>> problem, hyper = Problem(n=20, d=2000, s=40, m_k=20, m_v=20, supports="disjoint"), Hyper(sigma_p=2.0)
+      >>> problem = Problem(n=20, d=2000, s=40, m_k=20, m_v=20, supports="disjoint")
       >>> [round(stage_two_time(problem, Hyper(sigma_p=2.0, sigma_0=3e-3), eta)) for eta in (1e-4, 1e-5)]
-      [30, 107]
+      [33, 105]
 
     References:
       Derived here from the query- and key-noise laws.

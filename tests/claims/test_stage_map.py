@@ -151,7 +151,7 @@ def test_exponents_are_those_of_powers_and_leave_held_out_cells_out(whole):
 
 
 @pytest.mark.slow
-def test_the_experiment_runs_tiny_and_its_figure_is_drawn(tmp_path, monkeypatch):
+def test_the_experiment_runs_tiny(tmp_path, monkeypatch):
     experiment = runpy.run_path(str(ROOT / "sweeps" / "atlas_stages.py"))
     assert experiment["main"](["--tiny", "--out", str(tmp_path / "atlas_stages")]) == 0
     ds = js.open_results(tmp_path / "atlas_stages" / "map")

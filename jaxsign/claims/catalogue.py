@@ -18,6 +18,7 @@ from jaxsign.claims import (
     residual,
     restore,
     sample_size,
+    stage_map,
 )  # fmt: skip
 from jaxsign.claims.claim import Claim
 from jaxsign.claims.setting import Setting
@@ -39,7 +40,7 @@ SYSTEMS: dict[str, ModuleType] = {
 #: The experiments in the order in which their claims are listed.
 EXPERIMENTS: tuple[ModuleType, ...] = (
     dynamics, linear_attention, kernels, residual, bridge, adam, architecture, digits, restore, data_quality, atlas,
-    sample_size, regime,
+    stage_map, sample_size, regime,
 )  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(claim for module in EXPERIMENTS for claim in module.CLAIMS)
 

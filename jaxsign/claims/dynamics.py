@@ -152,6 +152,11 @@ def _sign_law(ds: "xr.Dataset") -> float:
     return float(theory.sign_test_error(problem, hyper.mu, hyper.sigma_p))
 
 
+def _noise_share(ds: "xr.Dataset") -> float:
+    problem, _ = problem_of(ds)
+    return theory.value_noise_share(problem) if problem.noise == "gaussian" else math.nan
+
+
 def _gd_law(ds: "xr.Dataset") -> float:
     problem, hyper = problem_of(ds)
     return float(theory.gd_test_error(problem, hyper.mu, hyper.sigma_p))
@@ -242,7 +247,12 @@ CLAIMS: tuple[Claim, ...] = (
         runs=one_family("sign_gd"),
         steps=(0, *range(2, 21)),
         parts=(
-            Part("slope of value noise on [2,20] / (2 eta ||xi||_1)", _per_eta("value_noise_rate"), (0.8, 1.2), 1.0),
+            Part(
+                "slope of value noise on [2,20] / (2 eta ||xi||_1)",
+                _per_eta("value_noise_rate"),
+                (0.8, 1.2),
+                _noise_share,
+            ),
             Part("correlation of key noise at t=2 with t=0", _measured("key_noise_memory"), (0.9, 1.0), 1.0),
         ),
         explanations=LINEAR,

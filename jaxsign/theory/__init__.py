@@ -21,8 +21,10 @@ from jaxsign.theory.steps import key_noise_step as key_noise_step
 from jaxsign.theory.steps import key_signal_step as key_signal_step
 from jaxsign.theory.steps import query_noise_step as query_noise_step
 from jaxsign.theory.steps import query_signal_step as query_signal_step
+from jaxsign.theory.steps import value_noise_share as value_noise_share
 from jaxsign.theory.steps import value_noise_step as value_noise_step
 from jaxsign.theory.steps import value_signal_step as value_signal_step
+from jaxsign.theory.times import stage_five_time as stage_five_time
 from jaxsign.theory.times import stage_four_time as stage_four_time
 from jaxsign.theory.times import stage_one_time as stage_one_time
 from jaxsign.theory.times import stage_three_time as stage_three_time

@@ -7,6 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from jaxsign.systems.two_layer.problem import Problem
 
 Array = jax.Array
 
@@ -29,6 +32,41 @@ def value_noise_step(eta: Any, noise_l1: Array) -> Array:
       Exact one-step law, derived here from the model of arXiv 2410.04870.
     """
     return 2 * eta * noise_l1
+
+
+def value_noise_share(problem: Problem) -> float:
+    """Share of `value_noise_step` that is left at first where noise patches share coordinates.
+
+        E[1/sqrt(k)],   k - 1 ~ Binomial(n (context-1) - 1, s/(d-1))
+
+    k patches use a coordinate, and it moves by the sign of the sum of their values:
+    E[x sgn(x + w)] = sqrt(2/pi)/sqrt(k) for standard normal x and w ~ N(0, k-1). It is a law of the first steps, when
+    all loss weights are equal.
+
+    Args:
+      problem: shapes; Gaussian noise.
+
+    Returns:
+      The share, in (0, 1]; 1 for disjoint supports.
+
+    Raises:
+      ValueError: for another noise.
+
+    Examples:
+      >>> round(value_noise_share(Problem(n=20, d=2000, s=40, m_k=20, m_v=20)), 3)
+      0.899
+
+    References:
+      Derived here from the model of arXiv 2410.04870.
+    """
+    from scipy.stats import binom
+
+    if problem.noise != "gaussian":
+        raise ValueError(f'the share of value noise is derived for noise="gaussian", got noise={problem.noise!r}')
+    if problem.supports == "disjoint":
+        return 1.0
+    others = np.arange(problem.n * problem.patches)
+    return float(np.sum(binom.pmf(others, others[-1], problem.s / (problem.d - 1)) / np.sqrt(1 + others)))
 
 
 def value_signal_step(eta: Any, mu: Any, p: Array, s: Array, c: Array) -> Array:

@@ -36,7 +36,7 @@ def whole(ax, ds, family):
     """Test loss against training loss, both on their way down, a line an SNR; ln 2 is guessing without confidence."""
     snr = atlas.snr_of(ds).values
     levels = np.atleast_1d(ds["level"].values)
-    colours = plt.get_cmap("cividis")(np.linspace(0, 0.95, snr.size))
+    colours = plot.shades(snr.size)
     reached, tables = [], []
     for level in levels:
         try:
@@ -48,29 +48,33 @@ def whole(ax, ds, family):
         rows = np.stack([table.isel(mu=place).values for table in tables], 1)
         table = tables[0].isel(mu=place).expand_dims(level=reached).transpose("seed", "level").copy(data=rows)
         plot.band(ax, reached, table, f"SNR {value:.2g}", color=colours[place])
-    ax.axhline(math.log(2), color="0.4", lw=0.7, ls="--", label="ln 2")
-    ax.axhline(0.1, color="k", lw=0.7, ls=":", label=".1, claim C2r")
+    ax.axhline(math.log(2), **plot.law_look("gd"), label="ln 2: guessing")
+    ax.axhline(0.1, **plot.law_look(), label=".1: claim C2r")
     ax.set(xscale="log", yscale="log", xlabel="training loss", ylabel="test loss")
+    low, high = (math.floor(math.log10(end)) for end in (min(reached), max(reached)))
+    ticks = [10.0**power for power in range(low, high + 1) if (high - power) % 3 == 0]
+    ax.set_xticks(ticks, [plot.cell_name(tick) for tick in ticks])
+    ax.minorticks_off()
     ax.invert_xaxis()
 
 
 def draw(entries):
-    fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE * 1.35, 6.6))
+    fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 6.2))
     for row, name, words in ((0, "test_error", "test error"), (1, "test_loss", "test loss")):
         for column, entry in enumerate(("regime", "regime_small_start")):
             towards(axes[row, column], entries[entry], name)
-            axes[row, column].set_ylabel(f"{words} at training loss .1")
-        axes[row, 2].axis("off")
-    axes[1, 0].set_yscale("log")
-    axes[1, 1].set_yscale("log")
-    axes[0, 2].legend(*axes[0, 0].get_legend_handles_labels(), loc="upper left", title="panels (a) to (d)")
+        axes[row, 0].set_ylabel(f"{words} at loss .1")
+        axes[row, 1].set_ylabel(words)
+        for ax in axes[row, :2]:
+            ax.set_xticks([1e-4, 1e-2, 1], ["$10^{-4}$", "$10^{-2}$", "1"])
+            ax.minorticks_off()
+    for ax in axes[1, :2]:
+        ax.set_yscale("log")
     for ax, family in zip(axes[2], atlas.POWERS):
         whole(ax, entries["whole_training"], family)
-    axes[1, 2].legend(*axes[2, 0].get_legend_handles_labels(), loc="lower left", title="panels (e) to (g)")
-    titles = (
-        r"$\sigma_0$ = .003", "initial features small", r"$\sigma_0$ = .003", "initial features small",
-        *(f"whole training, {plot.NAMES[family]}" for family in atlas.POWERS),
-    )  # fmt: skip
+    plot.key(fig, ncols=1, axes=[axes[0, 0]], at=axes[0, 2])
+    plot.key(fig, ncols=1, axes=[axes[2, 0]], at=axes[1, 2])
+    titles = ("preset's start", "small start", "preset's start", "small start", "SignGD", "Adam", "GD")
     plot.letter_panels([*axes[0, :2], *axes[1, :2], *axes[2]], titles)
     return fig
 

@@ -32,7 +32,7 @@ def maps(fig, axes, ds):
             names=([str(n) for n in ds["n"].values], columns),
         )  # fmt: skip
         ax.set(xlabel="SNR", ylabel="examples n")
-        fig.colorbar(image, ax=ax, pad=0.02, aspect=14, label="test error")
+    fig.colorbar(image, ax=axes, pad=0.01, aspect=14, label="test error")
 
 
 def boundaries(ax, entries):
@@ -45,8 +45,8 @@ def boundaries(ax, entries):
             label = f"{plot.NAMES[family]}, {words}"
             plot.band(ax, n, b.transpose("seed", "n"), label, color=plot.COLOURS[family], ls=line)
             law = boundary(atlas.laws(ds, LEVEL, atlas.POWERS[family]), snr)
-            ax.plot(n, law, "k--", lw=0.7, label="law" if (overlap, family) == ("none", "gd") else "_law")
-    ax.set(xscale="log", yscale="log", xlabel="examples n", ylabel="SNR where the error is .25")
+            ax.plot(n, law, label=f"law, {plot.NAMES[family]}", **plot.law_look(family))
+    ax.set(xscale="log", yscale="log", xlabel="examples n", ylabel="SNR at error .25")
     ax.set_xticks([4, 16, 64, 128], ["4", "16", "64", "128"])
     ax.minorticks_off()
 
@@ -55,28 +55,25 @@ def collapse(ax, ds, family):
     """Errors at every n against the variable that the law of overlap alone depends on."""
     problems = [problem_of(ds.isel(n=place, mu=0, optimizer=0, seed=0))[0] for place in range(ds.sizes["n"])]
     snr, mean = atlas.snr_of(ds).values, atlas.errors(ds, family, LEVEL).mean("seed")
-    colours = plt.get_cmap("cividis")(np.linspace(0, 0.95, len(problems)))
+    colours = plot.shades(len(problems))
     for place, problem in enumerate(problems):
         if family == "sign_gd":
             x = snr / np.sqrt(theory.overlap_share(problem))
         else:
             x = snr**2 * np.sqrt(problem.n * problem.d)
-        label = f"n = {problem.n}" if place in (0, len(problems) // 2, len(problems) - 1) else f"_n = {problem.n}"
-        ax.plot(x, mean.isel(n=place).transpose("mu"), color=colours[place], label=label)
+        ax.plot(x, mean.isel(n=place).transpose("mu"), color=colours[place], label=f"n = {problem.n}")
     words = {"sign_gd": r"SNR / $\sqrt{U}$", "gd": r"SNR$^2\sqrt{n d}$"}
-    ax.set(xscale="log", xlabel=words[family], ylabel=f"test error, {plot.NAMES[family]}")
-    ax.legend()
+    ax.set(xscale="log", xlabel=words[family], ylabel="test error")
 
 
 def draw(entries):
-    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE * 1.35, 4.4))
+    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 3.9))
     maps(fig, axes[0, :2], entries["exact"])
     boundaries(axes[0, 2], entries)
     collapse(axes[1, 0], entries["exact"], "sign_gd")
     collapse(axes[1, 1], entries["exact"], "gd")
-    axes[1, 2].axis("off")
-    axes[1, 2].legend(*axes[0, 2].get_legend_handles_labels(), loc="center", title="panel (c)")
-    titles = ("SignGD, d = 20,000", "GD, d = 20,000", "boundaries", "SignGD: collapse?", "GD: collapse?")
+    plot.key(fig, ncols=1, axes=[axes[0, 2], axes[1, 0]], at=axes[1, 2])
+    titles = ("SignGD", "GD", "boundaries", "SignGD: collapse?", "GD: collapse?")
     plot.letter_panels([*axes[0], *axes[1, :2]], titles)
     return fig
 

@@ -11,7 +11,6 @@ Cost: COST
 All settings are reconstructed; the two laws of sizes are published.
 """
 
-import dataclasses
 import sys
 from argparse import Namespace
 
@@ -37,7 +36,7 @@ SCALARS = ["train_loss", "test_loss", "test_error", "value_signal"]
 def build(args: Namespace) -> dict[str, js.Sweep]:
     problem, hyper = js.presets.theory()
     sigma_p, sigma_0 = float(hyper.sigma_p), float(hyper.sigma_0)
-    problem = dataclasses.replace(presets.tiny(problem) if args.tiny else problem, d=10**9)
+    problem = presets.tiny(problem) if args.tiny else problem
     s = problem.s
 
     def sweep(axes, steps):

@@ -1,10 +1,10 @@
 """Which of Adam's betas train, and which generalise, like SignGD? b1 x b2, to a training loss of 1e-4, with a test set.
 
-Page 4 of the atlas; claims BM1 to BM5. Entries: `overlap`, the paper-like setting (d = 2000, supports independent);
-`limit`, the limit d -> infinity, in which fresh noise shares no coordinate with training, with softmax attention and the
-control, in which attention is uniform and only values learn. Axes: b1 x b2 over {0, .5, .9, .99, .999}, and SignGD, at
-eta = 1e-4; SNRs .04, .079 and .2, set by mu and sigma_0 at sigma_p = 2 as in sweeps/atlas_error.py. Squares of gradients
-underflow in 32 bits, so that eps can be small enough to count for nothing in 64 bits only: --x64.
+Page 4 of the atlas; claims BM1 to BM6. Entries: `overlap`, the paper-like setting (d = 2000, supports independent), 8
+seeds; `limit`, the limit d -> infinity, in which fresh noise shares no coordinate with training, with softmax attention
+and the control, in which attention is uniform and only values learn, 16 seeds. Axes: b1 x b2 over 0, .5, .9, .99 and
+.999, and SignGD, at eta = 1e-4; SNRs .04, .079 and .2, set by mu and sigma_0 at sigma_p = 2 as in atlas_error.
+Squares of gradients underflow in 32 bits: eps is so small that it counts for nothing in 64 bits only.
 Command: python sweeps/atlas_betas.py --x64 --out results/atlas_betas
 Cost: COST
 All settings are reconstructed; see jaxsign.presets.

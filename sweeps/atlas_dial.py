@@ -1,6 +1,6 @@
 """Between SignGD and GD, what makes the test error rise? Test error and loss at equal training loss along every dial.
 
-Page 3 of the atlas; claims P1 to P7. Two settings: NAME_overlap is the paper-like one (d = 2000, supports independent),
+Page 3 of the atlas; claims DM1 to DM11. Two settings: NAME_overlap is the paper-like one (d = 2000, supports independent),
 NAME_limit the limit d -> infinity, in which fresh noise shares no coordinate with training. In both, softmax attention
 and the control, in which attention is uniform and only values learn. Entries:
 power: the main dial, |g|^p sgn g for 11 p from 0 (SignGD) to 1 (GD), 5 SNRs, 16 seeds.
@@ -15,7 +15,6 @@ Cost: COST
 All settings are reconstructed; see jaxsign.presets.
 """
 
-import dataclasses
 import sys
 from argparse import Namespace
 
@@ -94,8 +93,8 @@ OPTIMIZERS = {
     },
     "batch": {"power": js.grid(dial, base=1e-3, p=[0.0, 1.0])},
     "smooth": {
-        "smooth": js.grid(smooth, base=3e-4, temperature=[1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]),
-        "adam": js.grid(adam, base=3e-4, eps=[1e-15, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]),
+        "smooth": js.grid(smooth, base=3e-4, temperature=[1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
+        "adam": js.grid(adam, base=3e-4, eps=[1e-15, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
     },
     # The value rows, which are equal for each sign, move by `length` over the root of 40, as with `row_gd`.
     "norm": {

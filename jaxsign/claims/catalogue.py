@@ -9,6 +9,7 @@ from jaxsign.claims import (
     architecture,
     bridge,
     data_quality,
+    dial,
     digits,
     dynamics,
     kernels,
@@ -36,6 +37,7 @@ SYSTEMS: dict[str, ModuleType] = {
 #: The experiments in the order in which their claims are listed.
 EXPERIMENTS: tuple[ModuleType, ...] = (
     dynamics, linear_attention, kernels, residual, bridge, adam, architecture, digits, restore, data_quality,
+    dial,
 )  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(claim for module in EXPERIMENTS for claim in module.CLAIMS)
 

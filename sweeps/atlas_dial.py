@@ -1,8 +1,8 @@
 """Between SignGD and GD, what makes the test error rise? Test error and loss at equal training loss along every dial.
 
-Page 3 of the atlas; claims DM1 to DM11. Two settings: NAME_overlap is the paper-like one (d = 2000, supports independent),
-NAME_limit the limit d -> infinity, in which fresh noise shares no coordinate with training. In both, softmax attention
-and the control, in which attention is uniform and only values learn. Entries:
+Page 3 of the atlas; claims DM1 to DM11. Two settings: NAME_overlap is the paper-like one (d = 2000, independent
+supports), NAME_limit the limit d -> infinity, in which fresh noise shares no coordinate with training. In both, softmax
+attention and the control, in which attention is uniform and only values learn. Entries:
 power: the main dial, |g|^p sgn g for 11 p from 0 (SignGD) to 1 (GD), 5 SNRs, 16 seeds.
 memory: Signum's beta and RMSprop's decay. batch: mini-batches of 1 and 5 at p = 0 and p = 1. smooth: tanh(g/tau), and
 Adam's eps. norm: every tensor's, or every row's, gradient over its norm, and Muon. All with 3 SNRs and 8 seeds.

@@ -1,6 +1,6 @@
 """Which of Adam's betas train, and which generalise, like SignGD? b1 x b2, to a training loss of 1e-4, with a test set.
 
-Page 4 of the atlas; claims BM1 to BM6. Entries: `overlap`, the paper-like setting (d = 2000, supports independent), 8
+Page 4 of the atlas; claims BM1 to BM7. Entries: `overlap`, the paper-like setting (d = 2000, supports independent), 8
 seeds; `limit`, the limit d -> infinity, in which fresh noise shares no coordinate with training, with softmax attention
 and the control, in which attention is uniform and only values learn, 16 seeds. Axes: b1 x b2 over 0, .5, .9, .99 and
 .999, and SignGD, at eta = 1e-4; SNRs .04, .079 and .2, set by mu and sigma_0 at sigma_p = 2 as in atlas_error.

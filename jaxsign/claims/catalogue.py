@@ -7,6 +7,7 @@ from jaxsign.analysis.runs import system_of
 from jaxsign.claims import (
     adam,
     architecture,
+    betas,
     bridge,
     data_quality,
     dial,
@@ -37,7 +38,7 @@ SYSTEMS: dict[str, ModuleType] = {
 #: The experiments in the order in which their claims are listed.
 EXPERIMENTS: tuple[ModuleType, ...] = (
     dynamics, linear_attention, kernels, residual, bridge, adam, architecture, digits, restore, data_quality,
-    dial,
+    dial, betas,
 )  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(claim for module in EXPERIMENTS for claim in module.CLAIMS)
 

@@ -1,9 +1,10 @@
 """Which of Adam's betas train, and which generalise, like SignGD? b1 x b2, to a training loss of 1e-4, with a test set.
 
-Page 4 of the atlas; claims BM1 to BM7. Entries: `overlap`, the paper-like setting (d = 2000, supports independent), 8
-seeds; `limit`, the limit d -> infinity, in which fresh noise shares no coordinate with training, with softmax attention
-and the control, in which attention is uniform and only values learn, 16 seeds. Axes: b1 x b2 over 0, .5, .9, .99 and
-.999, and SignGD, at eta = 1e-4; SNRs .04, .079 and .2, set by mu and sigma_0 at sigma_p = 2 as in atlas_error.
+Page 4 of the atlas; claims BM1 to BM8. Entries: `overlap`, the paper-like setting (d = 2000, independent supports), at
+SNR .079 and .2, 1500 steps, 6 seeds; `limit`, the limit d -> infinity, in which fresh noise shares no coordinate with
+training, at SNR .04 as well, with softmax attention and the control, in which attention is uniform and only values
+learn, 3000 steps, 16 seeds. Axes: b1 x b2 over 0, .5, .9, .99 and .999, and SignGD, at eta = 1e-4. The SNR is set by mu
+and sigma_0 at sigma_p = 2, as in sweeps/atlas_error.py.
 Squares of gradients underflow in 32 bits: eps is so small that it counts for nothing in 64 bits only.
 Command: python sweeps/atlas_betas.py --x64 --out results/atlas_betas
 Cost: COST
@@ -36,11 +37,11 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         "adam": js.grid(optax.adam, learning_rate=1e-4, b1=betas, b2=betas, eps=1e-150 if wide else 1e-18),
     }
 
-    def sweep(place, engine, seeds, kernels):
+    def sweep(place, engine, seeds, steps, snr, kernels):
         problem, hyper = js.presets.paper_like() if place == "overlap" else js.presets.theory()
         problem = presets.tiny(problem) if args.tiny else problem
-        steps = args.steps or (60 if args.tiny else 3000)
-        mu = np.array(SNR[::2] if args.tiny else SNR) * 2 * problem.s**0.5
+        steps = args.steps or (60 if args.tiny else steps)
+        mu = np.array(snr[-2:]) * 2 * problem.s**0.5
         return js.Sweep(
             system=js.two_layer, engine=args.engine or (engine if wide else "support"), problem=problem, hyper=hyper,
             optimizers=optimizers, steps=steps, record=js.log_steps(steps, per_decade=12), test_every=[0],
@@ -52,8 +53,8 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         )  # fmt: skip
 
     return {
-        "overlap": sweep("overlap", "hybrid", 8, {}),
-        "limit": sweep("limit", "feature_space_law", 16, {"kernel": ["softmax", "uniform"]}),
+        "overlap": sweep("overlap", "hybrid", 6, 1500, SNR[1:], {}),
+        "limit": sweep("limit", "feature_space_law", 16, 3000, SNR, {"kernel": ["softmax", "uniform"]}),
     }
 
 

@@ -98,9 +98,9 @@ def test_claims_hold_and_fail(limit):
 def test_claims_at_finite_dimension():
     overlap = dataset("paper_like")
     assert str(setting_of(overlap)) == betas.OVERLAP
-    assert word(overlap, "BM4") == word(overlap, "BM6") == word(overlap, "BM7") == "HOLDS"
+    assert word(overlap, "BM8") == word(overlap, "BM6") == word(overlap, "BM7") == "HOLDS"
     off = dataset("paper_like", lambda b1, b2, mu, kernel: np.full(3, SIGN[mu] + (0.1 if mu == 1 else 0.0)))
-    assert word(off, "BM6") == word(off, "BM7") == "FAILS"
+    assert word(off, "BM6") == word(off, "BM7") == word(off, "BM8") == "FAILS"
 
 
 def test_distances_by_hand(limit):

@@ -4,6 +4,8 @@ Reads DIR/atlas_dial (sweeps/atlas_dial.py).
 Command: python figures/atlas_dial.py --results results --out results/figures
 """
 
+import functools
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -17,6 +19,8 @@ LINES = {"softmax": "-", "uniform": "--"}
 #: What overlap and initial noise leave to see: the SNR that the panels of other dials show in each setting.
 SHOWN = {"overlap": dial.OWN, "limit": 0.04}
 PLACES = {"overlap": "d = 2000", "limit": r"$d\to\infty$"}
+#: Rules u(g) with a scale; Adam's holds while its gradients keep their size.
+RULES = {"smooth": lambda g, scale: np.tanh(g / scale), "adam": lambda g, scale: g / (g + scale)}
 PLACE_COLOURS = {"overlap": "#0072B2", "limit": "#D55E00"}
 
 
@@ -70,10 +74,9 @@ def other_dial(ax, inputs, kind, family, word):
                 for v in values
             ]
             ax.plot(values, means, color=PLACE_COLOURS[place], ls=line, marker="o", ms=2, label=f"{place}, {kernel}")
-        for power, mark in ((0.0, "<"), (1.0, ">")):
-            end = values[0] if power == 0 else values[-1]
-            ax.plot(end, dial.law(ds, 0.1, nearest(ds, snr), power), mark, mfc="w", ms=4, color=PLACE_COLOURS[place])
-    ax.set(xscale="log")
+        law = [dial.law(ds, 0.1, nearest(ds, snr), rule=functools.partial(RULES[family], scale=v)) for v in values]
+        ax.plot(values, law, "x", ms=4, color=PLACE_COLOURS[place], label=f"{place}, law")
+    ax.set(xscale="log", xlim=(2e-6, None))
 
 
 def nearest(ds, snr):
@@ -96,7 +99,7 @@ def batches(ax, inputs):
                 ]
                 means.append(float(dial.reading(full, "power", snr=nearest(full, snr), **where).mean()))
                 ax.plot(sizes, means, color=PLACE_COLOURS[place], ls=line, marker=mark, ms=3)
-            law = [dial.law(ds, 0.1, nearest(ds, snr), power, b) for b in sizes[:-1]]
+            law = [dial.law(ds, 0.1, nearest(ds, snr), power, batch_size=b) for b in sizes[:-1]]
             ax.plot([b * 1.1 for b in sizes[:-1]], law, "x", ms=4, color=PLACE_COLOURS[place])
     ax.set(xscale="log", xlabel="batch size (o p=0, ^ p=1, x law)")
     ax.set_xticks(sizes, [str(b) for b in sizes])

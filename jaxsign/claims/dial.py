@@ -76,12 +76,22 @@ def curve(ds: "xr.Dataset", level: float, snr: float, kernel: str, name: str = "
     return values.reset_coords(drop=True).sortby("p").transpose("p", "seed")
 
 
-def law(ds: "xr.Dataset", level: float, snr: float, power: float, batch_size: int | None = None) -> float:
-    """`theory.error_at_loss` in a cell: the test error at uniform attention."""
+def law(
+    ds: "xr.Dataset",
+    level: float,
+    snr: float,
+    power: float = 0.0,
+    *,
+    batch_size: int | None = None,
+    rule: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> float:
+    """`theory.error_at_loss` in a cell, the test error at uniform attention; of a rule in place of a power if given."""
     point = {"kernel": 0, "optimizer": 0, "mu": at_snr(ds, snr)}
     if batch_size is not None:
         point["batch_size"] = int(np.flatnonzero(ds["batch_size"].values == batch_size)[0])
     problem, hyper = problem_of(ds.isel({dim: i for dim, i in point.items() if dim in ds.dims}))
+    if rule is not None:
+        return theory.rule_error_at_loss(problem, hyper, level, rule).error
     return theory.error_at_loss(problem, hyper, level, power).error
 
 
@@ -123,7 +133,7 @@ def law_half(ds: "xr.Dataset", level: float, snr: float) -> float:
 
 def _from_law(ds: "xr.Dataset", family: str, level: float, snr: float, power: float, **point: Any) -> "xr.DataArray":
     batch = point.get("batch_size")
-    return reading(ds, family, level, snr, kernel="uniform", **point) - law(ds, level, snr, power, batch)
+    return reading(ds, family, level, snr, kernel="uniform", **point) - law(ds, level, snr, power, batch_size=batch)
 
 
 def _attention(ds: "xr.Dataset", family: str, level: float, snr: float, **point: Any) -> "xr.DataArray":

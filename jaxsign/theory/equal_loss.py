@@ -171,8 +171,9 @@ def rule_error_at_loss(
     size = np.sqrt(users)[:, None] * nodes * sigma_p / (problem.n * problem.m_v)
     pull = 2 * problem.s * sigma_p * own[:, None] / np.sqrt(users)[:, None] * weight * nodes
     moved, signal, time, margins = np.zeros((EXAMPLES, *size.shape)), 0.0, 0.0, start
-    before = np.mean(np.logaddexp(0, -margins)), signal, np.zeros(()), time
-    while before[0] > level:
+    loss = math.log(2)
+    last = now = np.array([float(np.mean(np.logaddexp(0, -margins))), 0.0, 0.0, 0.0])  # loss, signal, spread, time
+    while loss > level:
         loss_weight = expit(-margins)
         step, signal_step = (
             rule(loss_weight[:, None, None] * size),
@@ -182,11 +183,11 @@ def rule_error_at_loss(
         rate = STRIDE / (2 * mu * signal_step + float(np.mean(on_noise)))
         moved, signal, time = moved + rate * step, signal + rate * signal_step, time + rate
         margins = margins + rate * (2 * mu * signal_step + on_noise)
-        spread = 2 * sigma_p * np.sqrt(np.sum(any_used[:, None] * weight * np.mean(moved**2, 0)))
-        now = np.mean(np.logaddexp(0, -margins)), signal, spread, time
-        before, last = now, before
-    part = math.log(last[0] / level) / math.log(last[0] / before[0])
-    signal, spread, time = (float(a + part * (b - a)) for a, b in zip(last[1:], before[1:]))
+        loss = float(np.mean(np.logaddexp(0, -margins)))
+        spread = 2 * sigma_p * math.sqrt(np.sum(any_used[:, None] * weight * np.mean(moved**2, 0)))
+        last, now = now, np.array([loss, signal, spread, time])
+    part = math.log(last[0] / level) / math.log(last[0] / now[0])
+    signal, spread, time = (float(number) for number in (last + part * (now - last))[1:])
     used, shared = overlap_share(problem), np.arange(problem.s + 1)
     with np.errstate(divide="ignore"):
         ratio = -2 * mu * signal / np.sqrt(shared * spread**2 + initial**2)

@@ -41,7 +41,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         problem, hyper = js.presets.paper_like() if place == "overlap" else js.presets.theory()
         problem = presets.tiny(problem) if args.tiny else problem
         steps = args.steps or (60 if args.tiny else steps)
-        mu = np.array(snr[-2:]) * 2 * problem.s**0.5
+        mu = np.array(snr[-2:] if args.tiny else snr) * 2 * problem.s**0.5
         return js.Sweep(
             system=js.two_layer, engine=args.engine or (engine if wide else "support"), problem=problem, hyper=hyper,
             optimizers=optimizers, steps=steps, record=js.log_steps(steps, per_decade=12), test_every=[0],

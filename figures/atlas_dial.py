@@ -65,7 +65,7 @@ def halves(ax, ds, level=0.1):
 
 def other_dial(ax, inputs, kind, family, word):
     """The error at loss .1 over an optimizer's keyword, in both settings."""
-    for place, snr in SHOWN.items():
+    for place, snr in shown(inputs, kind):
         ds = inputs[kind, place]
         values = sorted(numbers_of(ds, word)[optimizers_of(ds, family)])
         for kernel, line in LINES.items():
@@ -79,6 +79,11 @@ def other_dial(ax, inputs, kind, family, word):
     ax.set(xscale="log", xlim=(2e-6, None))
 
 
+def shown(inputs, kind):
+    """(setting, its SNR) of the settings that an entry was run in."""
+    return [(place, snr) for place, snr in SHOWN.items() if (kind, place) in inputs]
+
+
 def nearest(ds, snr):
     """The Dataset's SNR nearest to one."""
     snrs = dial.snr_of(ds)
@@ -87,7 +92,7 @@ def nearest(ds, snr):
 
 def batches(ax, inputs):
     """The error at loss .1 against the batch size, SignGD and GD, with the law."""
-    for place, snr in SHOWN.items():
+    for place, snr in shown(inputs, "batch"):
         ds, full = inputs["batch", place], inputs["power", place]
         sizes = [*ds["batch_size"].values.tolist(), int(dial.problem_of(full.isel(kernel=0, mu=0))[0].n)]
         for power, mark in ((0.0, "o"), (1.0, "^")):
@@ -102,7 +107,7 @@ def batches(ax, inputs):
             law = [dial.law(ds, 0.1, nearest(ds, snr), power, batch_size=b) for b in sizes[:-1]]
             ax.plot([b * 1.1 for b in sizes[:-1]], law, "x", ms=4, color=PLACE_COLOURS[place])
     ax.set(xscale="log", xlabel="batch size (o p=0, ^ p=1, x law)")
-    ax.set_xticks(sizes, [str(b) for b in sizes])
+    ax.set_xticks([1, 5, 20], ["1", "5", "20"])
     ax.minorticks_off()
 
 
@@ -117,21 +122,28 @@ def points(ax, inputs):
     ]  # fmt: skip
     for place, snr in SHOWN.items():
         for kernel, face in (("softmax", PLACE_COLOURS[place]), ("uniform", "w")):
-            means = []
-            for _, kind, family, point in rows:
-                ds = inputs[kind, place]
-                values = dial.reading(ds, family, 0.1, nearest(ds, snr), kernel=kernel, **point)
-                means.append(float(values.mean()))
+            means = {}
+            for row, (_, kind, family, point) in enumerate(rows):
+                if (kind, place) in inputs:
+                    ds = inputs[kind, place]
+                    values = dial.reading(ds, family, 0.1, nearest(ds, snr), kernel=kernel, **point)
+                    means[row] = float(values.mean())
             ax.plot(
-                means, range(len(rows)), "o", ms=3.5, color=PLACE_COLOURS[place], mfc=face, label=f"{place}, {kernel}"
+                list(means.values()),
+                list(means),
+                "o",
+                ms=3.5,
+                color=PLACE_COLOURS[place],
+                mfc=face,
+                label=f"{place}, {kernel}",
             )
     ax.set_yticks(range(len(rows)), [row[0] for row in rows])
     ax.invert_yaxis()
     ax.set(xlabel="test error, loss .1")
 
 
-def draw(*given):
-    inputs = dict(zip(ENTRIES, given))
+def draw(entries):
+    inputs = {tuple(name.rsplit("_", 1)): ds for name, ds in entries.items()}
     fig, axes = plt.subplots(3, 3, figsize=(7.2, 7.0))
     overlap, limit = inputs["power", "overlap"], inputs["power", "limit"]
     along_p(axes[0, 0], overlap, 0.1, "test_error", law=True)
@@ -164,8 +176,7 @@ def draw(*given):
     return fig
 
 
-ENTRIES = [(kind, place) for kind in ("power", "memory", "batch", "smooth", "norm") for place in PLACES]
-main = plot.figure_script(draw, __doc__, reads=[f"atlas_dial/{kind}_{place}" for kind, place in ENTRIES])
+main = plot.figure_script(draw, __doc__, reads="atlas_dial/*")
 
 if __name__ == "__main__":
     main()

@@ -151,20 +151,31 @@ def draw(entries):
     along_p(axes[0, 2], overlap, 0.1, "test_loss")
     axes[0, 0].set_ylabel("test error")
     axes[0, 1].set_ylabel("test error")
-    axes[0, 2].set(ylabel="test loss", yscale="log")
-    axes[0, 0].legend(ncols=1, fontsize=7, handlelength=1.2, loc="best")
+    axes[0, 2].set(ylabel="test loss", ylim=(0, None))
+    axes[0, 2].legend(fontsize=7, handlelength=1.2, loc="lower left")
+    for words, look in (
+        ("softmax", {"ls": "-"}),
+        ("uniform", {"ls": "--"}),
+        ("law, uniform", {"ls": "", "marker": "o"}),
+    ):
+        axes[0, 1].plot([], [], color="k", ms=2.2, label=words, **look)
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    axes[0, 1].legend(handles[-3:], labels[-3:], fontsize=7, ncols=2, loc="upper right")
+    axes[0, 1].set_ylim(None, 0.62)
     for place, ds in (("overlap", overlap), ("limit", limit)):
         for level in (0.1, 0.01):
             shares(axes[1, 0], ds, level, nearest(ds, SHOWN[place]), place)
     axes[1, 0].set(xlabel="p of $|g|^p$ sgn g", ylabel="error, softmax - uniform")
-    axes[1, 0].legend(fontsize=7, handlelength=1.2)
+    axes[1, 0].set_ylim(None, 0.24)
+    axes[1, 0].legend(fontsize=7, handlelength=1.2, loc="upper left")
     halves(axes[1, 1], overlap)
     axes[1, 1].legend(fontsize=7)
     other_dial(axes[1, 2], inputs, "smooth", "smooth", "temperature")
     axes[1, 2].set(xlabel=r"$\tau$ of tanh$(g/\tau)$", ylabel="test error, loss .1")
     other_dial(axes[2, 0], inputs, "smooth", "adam", "eps")
     axes[2, 0].set(xlabel=r"Adam's $\epsilon$", ylabel="test error, loss .1")
-    axes[2, 0].legend(fontsize=7, handlelength=1.5)
+    if axes[2, 0].lines:
+        axes[2, 0].legend(fontsize=7, handlelength=1.5)
     batches(axes[2, 1], inputs)
     axes[2, 1].set_ylabel("test error, loss .1")
     points(axes[2, 2], inputs)

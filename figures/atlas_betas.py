@@ -38,7 +38,7 @@ def draw(overlap, limit):
     map_of(axes[0, 1], betas.attention_distance(overlap, snr, 0.01), (0, 0.5), "{:.2f}")
     steps = betas.over_betas(overlap, 1e-4, snr, "step") / betas.of_sign(overlap, 1e-4, snr, "step")
     map_of(axes[0, 2], steps, (0.5, 4), "{:.1f}")
-    titles = ["distance of traces", "distance of attention", "steps to loss 1e-4 / SignGD's"]
+    titles = ["distance of traces", "distance of attention", "steps to 1e-4 / SignGD's"]
     for row, (ds, place) in enumerate(((overlap, "overlap"), (limit, "limit")), 1):
         snr = betas.nearest(ds, SHOWN[place])
         for column, level in enumerate((0.1, 0.01, 1e-4)):
@@ -46,8 +46,8 @@ def draw(overlap, limit):
             sign = float(betas.of_sign(ds, level, snr, "test_error").median())
             law = betas.law(ds, level, snr)
             map_of(axes[row, column], errors, (0, 0.5), "{:.3f}")
-            word = "d=2000" if place == "overlap" else "no overlap"
-            titles.append(f"{word}, {level:g}: SignGD {sign:.2f}, law {law:.2f}")
+            word = "d 2000" if place == "overlap" else "limit"
+            titles.append(f"{word}, {level:g}; SignGD {sign:.2f}, law {law:.2f}")
     plot.letter_panels(axes.flat, titles, fontsize=7)
     return fig
 

@@ -95,8 +95,8 @@ def trace_distance(ds: "xr.Dataset", snr: float, kernel: str = "softmax") -> "xr
 
 
 def attention_distance(ds: "xr.Dataset", snr: float, level: float, kernel: str = "softmax") -> "xr.DataArray":
-    """|s21 - s21(SignGD)| at equal training loss, the attention of noise on the signal; (b1, b2, seed)."""
-    return abs(over_betas(ds, level, snr, "s21", kernel) - of_sign(ds, level, snr, "s21", kernel))
+    """|s11 - s11(SignGD)| at equal training loss, the attention of the signal on itself; (b1, b2, seed)."""
+    return abs(over_betas(ds, level, snr, "s11", kernel) - of_sign(ds, level, snr, "s11", kernel))
 
 
 def law(ds: "xr.Dataset", level: float, snr: float) -> float:

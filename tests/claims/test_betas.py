@@ -54,7 +54,7 @@ def dataset(preset="theory", of=error):
     ds = xr.Dataset(
         {
             "train_loss": (dims, np.broadcast_to([0.7, 0.0999, 0.00999, 0.0000999], table.shape)),
-            "test_error": (dims, table), "s21": (dims, np.broadcast_to([0.5, 0.4, 0.2, 0.1], table.shape)),
+            "test_error": (dims, table), "s11": (dims, np.broadcast_to([0.5, 0.4, 0.2, 0.1], table.shape)),
             "status": (dims[:-1], np.zeros(table.shape[:-1], np.int8)),
         },
         {

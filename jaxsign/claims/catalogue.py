@@ -8,8 +8,10 @@ from jaxsign.claims import (
     adam,
     architecture,
     atlas,
+    betas,
     bridge,
     data_quality,
+    dial,
     digits,
     dynamics,
     kernels,
@@ -40,7 +42,7 @@ SYSTEMS: dict[str, ModuleType] = {
 #: The experiments in the order in which their claims are listed.
 EXPERIMENTS: tuple[ModuleType, ...] = (
     dynamics, linear_attention, kernels, residual, bridge, adam, architecture, digits, restore, data_quality, atlas,
-    stage_map, sample_size, regime,
+    stage_map, dial, betas, sample_size, regime,
 )  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(claim for module in EXPERIMENTS for claim in module.CLAIMS)
 

@@ -8,6 +8,7 @@ Host functions (late rates, stage times, test error) return NumPy floats; the on
 
 from jaxsign.theory.equal_loss import ErrorAtLoss as ErrorAtLoss
 from jaxsign.theory.equal_loss import error_at_loss as error_at_loss
+from jaxsign.theory.equal_loss import rule_error_at_loss as rule_error_at_loss
 from jaxsign.theory.errors import gd_boundary as gd_boundary
 from jaxsign.theory.errors import gd_test_error as gd_test_error
 from jaxsign.theory.errors import overlap_share as overlap_share

@@ -9,6 +9,7 @@ initial weights.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from jaxsign.validation.values import real
 
 #: Examples of the mean field: quantiles of initial margins and of noise norms, paired at random once and for all.
 EXAMPLES = 256
+#: How far the mean margin moves in one step of the law of a rule.
+STRIDE = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +113,86 @@ def error_at_loss(problem: Problem, hyper: Hyper, level: float, power: float = 0
     with np.errstate(divide="ignore"):
         error = float(np.sum(weight * norm.cdf(-signal / total)))
     return ErrorAtLoss(error, signal, spread * math.sqrt(problem.s * used), initial, distance)
+
+
+def rule_error_at_loss(
+    problem: Problem, hyper: Hyper, level: float, rule: Callable[[np.ndarray], np.ndarray]
+) -> ErrorAtLoss:
+    """Test error when the training loss reaches a level, for a coordinate-wise rule u(g), at uniform attention.
+
+        dR/dt = u( sqrt(k) |w| sigma_p p_i/(n m_v) ),   dS/dt = u( ||mu|| mean(p_j)/m_v ),   w ~ N(0, 1)
+        M_i = M_i(0) + 2 ||mu|| S + 2 s sigma_p E_k E_w |w| R/sqrt(k),   k - 1 ~ Binomial(n-1, s/(d-1))
+        err = E_K Phi( -2 ||mu|| S / sqrt(4 K sigma_p^2 E_k E_w R^2 + initial^2) ),   K ~ Binomial(s, U)
+
+    R is how far a noise coordinate moves whose k users' patches sum to w sqrt(k) sigma_p there, S is how far the
+    signal's moves. It is `error_at_loss` where u is a power, and the law of rules with a scale of their own, such as
+    tanh(g/tau), or Adam with a long memory while its gradients last, g/(|g| + eps).
+
+    Args:
+      problem: shapes and overlap law; context 2, full batch.
+      hyper: concrete numbers; alpha, label_noise and residual 0.
+      level: training loss, in (0, ln 2).
+      rule: u(g) for arrays of gradients >= 0; odd, increasing.
+
+    Returns:
+      ErrorAtLoss; its distance is the learning rate times steps.
+
+    Raises:
+      ValueError: for other shapes, or numbers outside their range.
+
+    Examples:
+      >>> problem, hyper = Problem(n=20, d=2000, s=40, m_k=20, m_v=20), Hyper(sigma_p=2.0, sigma_0=3e-3)
+      >>> [round(rule_error_at_loss(problem, hyper, 0.1, lambda g: np.tanh(g / tau)).error, 2) for tau in (1e-6, 1.0)]
+      [0.44, 0.11]
+
+    References:
+      Derived here, as `error_at_loss`.
+    """
+    from scipy.special import expit
+    from scipy.stats import binom, norm
+
+    real("level", level, low=0.0, high=math.log(2), open_low=True, open_high=True)
+    if problem.batch_size is not None:
+        raise ValueError(f"the law of a rule is derived for the full batch, got batch_size={problem.batch_size}")
+    _check(problem, hyper, 0.0)
+    mu, sigma_p, sigma_0 = (float(getattr(hyper, name)) for name in ("mu", "sigma_p", "sigma_0"))
+    initial = sigma_0 * math.sqrt(2 / problem.m_v * (problem.s * sigma_p**2 + mu**2))
+    density = problem.s / (problem.d - 1) if problem.supports == "independent" else 0.0
+    users = np.arange(1, problem.n + 1)
+    own, any_used = binom.pmf(users - 1, problem.n - 1, density), binom.pmf(users, problem.n, density)
+    any_used = any_used / any_used.sum() if density else own
+    kept = own > 1e-6
+    users, own, any_used = users[kept], own[kept], any_used[kept]
+    nodes, weight = np.polynomial.hermite_e.hermegauss(24)
+    nodes, weight = nodes[nodes > 0], weight[nodes > 0] / weight[nodes > 0].sum()
+
+    start = initial * norm.ppf((np.random.default_rng(0).permutation(EXAMPLES) + 0.5) / EXAMPLES)
+    norms = _noise_norms(problem.s, 0.0) / (problem.s * _moment(1.0))
+    size = np.sqrt(users)[:, None] * nodes * sigma_p / (problem.n * problem.m_v)
+    pull = 2 * problem.s * sigma_p * own[:, None] / np.sqrt(users)[:, None] * weight * nodes
+    moved, signal, time, margins = np.zeros((EXAMPLES, *size.shape)), 0.0, 0.0, start
+    loss = math.log(2)
+    last = now = np.array([float(np.mean(np.logaddexp(0, -margins))), 0.0, 0.0, 0.0])  # loss, signal, spread, time
+    while loss > level:
+        loss_weight = expit(-margins)
+        step, signal_step = (
+            rule(loss_weight[:, None, None] * size),
+            float(rule(mu * np.mean(loss_weight) / problem.m_v)),
+        )
+        on_noise = norms * np.sum(pull * step, (1, 2))
+        rate = STRIDE / (2 * mu * signal_step + float(np.mean(on_noise)))
+        moved, signal, time = moved + rate * step, signal + rate * signal_step, time + rate
+        margins = margins + rate * (2 * mu * signal_step + on_noise)
+        loss = float(np.mean(np.logaddexp(0, -margins)))
+        spread = 2 * sigma_p * math.sqrt(np.sum(any_used[:, None] * weight * np.mean(moved**2, 0)))
+        last, now = now, np.array([loss, signal, spread, time])
+    part = math.log(last[0] / level) / math.log(last[0] / now[0])
+    signal, spread, time = (float(number) for number in (last + part * (now - last))[1:])
+    used, shared = overlap_share(problem), np.arange(problem.s + 1)
+    with np.errstate(divide="ignore"):
+        ratio = -2 * mu * signal / np.sqrt(shared * spread**2 + initial**2)
+    error = float(np.sum(binom.pmf(shared, problem.s, used) * norm.cdf(ratio)))
+    return ErrorAtLoss(error, 2 * mu * signal, spread * math.sqrt(problem.s * used), initial, time)
 
 
 def _check(problem: Problem, hyper: Hyper, power: float) -> None:

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 
 import jaxsign as js
-from jaxsign.theory import error_at_loss
+from jaxsign.theory import error_at_loss, rule_error_at_loss
 
 PROBLEM = js.Problem(n=12, d=900, s=20, m_k=2, m_v=8)
 HYPER = js.Hyper(sigma_p=1.5, sigma_0=5e-3)
 
 
-def simulated(problem, hyper, level, power, seed, batch=None):
-    """(test error, signal margin) of one linear model F = <v, x_1 + x_2>, trained by small steps of |g|^p sgn(g)."""
+def simulated(problem, hyper, level, power, seed, batch=None, rule=None):
+    """(test error, signal margin) of one linear model F = <v, x_1 + x_2>, trained by small steps of |g|^p sgn(g).
+
+    With a rule u, by steps of u(g), g being the gradient of one value row.
+    """
     rng = np.random.default_rng(seed)
     n, d, s, mu = problem.n, problem.d, problem.s, float(hyper.mu)
 
@@ -43,7 +46,7 @@ def simulated(problem, hyper, level, power, seed, batch=None):
             break
         chosen = np.arange(n) if batch is None else rng.choice(n, batch, replace=False)
         g = (y / (1 + np.exp(margin)))[chosen] @ x[chosen] / len(chosen)
-        v = v + rate * np.abs(g) ** power * np.sign(g)
+        v = v + rate * np.sign(g) * (np.abs(g) ** power if rule is None else rule(np.abs(g) / problem.m_v))
     fresh[:, 0] = mu * fresh_y
     return np.mean(fresh_y * (fresh @ v) <= 0), mu * (v - start)[0]
 
@@ -77,6 +80,36 @@ def test_mini_batches(power):
     assert error == pytest.approx(error_at_loss(problem, HYPER, 0.1, power).error, abs=0.04)
     full = error_at_loss(PROBLEM, HYPER, 0.1, power).error
     assert (error < full - 0.1) if power == 0 else error == pytest.approx(full, abs=0.04)
+
+
+@pytest.mark.parametrize("changes", [{}, {"supports": "disjoint", "d": 1300}])
+def test_the_law_of_a_rule_is_that_of_a_linear_model(changes):
+    """tanh(g/tau) at the tau of the gradients of noise, where it is neither SignGD nor GD."""
+    problem, tau = dataclasses.replace(PROBLEM, **changes), 5e-3
+    law = rule_error_at_loss(problem, HYPER, 0.1, lambda g: np.tanh(g / tau))
+    ends = [error_at_loss(problem, HYPER, 0.1, power).error for power in (0.0, 1.0)]
+    assert ends[1] + 0.03 < law.error < ends[0] - 0.03
+    runs = [simulated(problem, HYPER, 0.1, 0.0, seed, rule=lambda g: np.tanh(g / tau)) for seed in range(4)]
+    error, signal = np.mean(runs, 0)
+    assert error == pytest.approx(law.error, abs=0.035)
+    assert signal == pytest.approx(law.signal, rel=0.1)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.3, 1.0])
+def test_the_law_of_a_rule_contains_that_of_powers(power):
+    for problem in (PROBLEM, dataclasses.replace(PROBLEM, supports="disjoint", overlap="none")):
+        law, other = (
+            error_at_loss(problem, HYPER, 0.1, power),
+            rule_error_at_loss(problem, HYPER, 0.1, lambda g: g**power),
+        )
+        for part in ("error", "signal", "overlap", "initial"):
+            # The norms of noise patches vary as for p = 0.
+            assert getattr(other, part) == pytest.approx(getattr(law, part), rel=0.05, abs=0.005)
+
+
+def test_the_law_of_a_rule_needs_the_full_batch():
+    with pytest.raises(ValueError, match="full batch, got batch_size=3"):
+        rule_error_at_loss(dataclasses.replace(PROBLEM, batch_size=3), HYPER, 0.1, np.sqrt)
 
 
 def test_it_contains_the_older_laws():

@@ -1,0 +1,123 @@
+"""The betas' claims on Datasets that satisfy and that violate them; the sweep and its figure, tiny."""
+
+import dataclasses
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import with_levels
+
+import jaxsign as js
+from jaxsign.analysis.held_out import held_out
+from jaxsign.claims import betas
+from jaxsign.claims.dynamics import setting_of
+
+ROOT = Path(__file__).parents[2]
+SEEDS = 8
+BETAS = (0.0, 0.5, 0.9, 0.99, 0.999)
+MU = [snr * 2 * 40**0.5 for snr in (0.04, 1 / (2 * 40**0.5), 0.2)]
+#: SignGD's error at a SNR, and what a second moment of 100 or more steps adds at loss .1, .01 and 1e-4.
+SIGN, LONG = (0.22, 0.1, 0.1), (0.06, 0.14, 0.2)
+
+
+def error(b1, b2, mu, kernel):
+    """Errors at the three levels, as the claims want them."""
+    if kernel == "uniform":
+        return np.full(3, SIGN[mu])
+    if b1 > b2:
+        return np.full(3, SIGN[mu] - 0.06)
+    scale = (1.0, 0.5, 0.2)[mu]
+    return SIGN[mu] + (scale * np.array(LONG) if b2 >= 0.99 and b1 < b2 else np.zeros(3))
+
+
+def dataset(preset="theory", of=error):
+    problem, hyper = getattr(js.presets, preset)()
+    kernels = ["softmax", "uniform"] if preset == "theory" else ["softmax"]
+    rows = [(np.nan, np.nan), *((b1, b2) for b1 in BETAS for b2 in BETAS)]
+    table = np.empty((len(kernels), len(MU), len(rows), SEEDS, 4))
+    for k, kernel in enumerate(kernels):
+        for m in range(len(MU)):
+            for j, (b1, b2) in enumerate(rows):
+                here = np.full(3, SIGN[m]) if np.isnan(b1) else of(b1, b2, m, kernel)
+                table[k, m, j] = [0.5, *here]
+    table += 0.002 * np.random.default_rng(0).standard_normal(table.shape)[..., :1]
+    dims = ("kernel", "mu", "optimizer", "seed", "step")
+    definition = {
+        "problem": {k: v for k, v in dataclasses.asdict(problem).items() if k != "kernel"},
+        "hyper": {k: float(v) for k, v in dataclasses.asdict(hyper).items() if k not in ("mu", "sigma_0")},
+        "system": {"name": "jaxsign.two_layer"},
+    }  # fmt: skip
+    ds = xr.Dataset(
+        {
+            "train_loss": (dims, np.broadcast_to([0.7, 0.0999, 0.00999, 0.0000999], table.shape)),
+            "test_error": (dims, table), "s11": (dims, np.broadcast_to([0.5, 0.4, 0.2, 0.1], table.shape)),
+            "status": (dims[:-1], np.zeros(table.shape[:-1], np.int8)),
+        },
+        {
+            "kernel": kernels, "mu": MU, "sigma_0": ("mu", [3e-3 / m for m in MU]), "step": [0, 100, 200, 300],
+            "seed": np.arange(SEEDS), "optimizer": [f"{i}" for i in range(len(rows))],
+            "family": ("optimizer", ["sign_gd", *["adam"] * (len(rows) - 1)]),
+            "b1": ("optimizer", [row[0] for row in rows]), "b2": ("optimizer", [row[1] for row in rows]),
+        }, {"manifest": json.dumps({"definition": definition})},
+    )  # fmt: skip
+    return with_levels(ds, (0.1, 0.01, 1e-4))
+
+
+@pytest.fixture(scope="module")
+def limit():
+    return dataset()
+
+
+def word(ds, claim):
+    (row,) = js.check(ds, [claim]).rows
+    return row.verdict
+
+
+def test_cells_are_those_that_the_rule_holds_out():
+    table = xr.Dataset(coords={"b1": list(BETAS), "b2": list(BETAS), "mu": MU})
+    snr = [0.04, betas.OWN, 0.2]
+    chosen = np.argwhere(held_out(table, "b1", "b2", "mu").values)
+    assert [(BETAS[i], BETAS[j], snr[k]) for i, j, k in chosen] == list(betas.CELLS)
+
+
+def test_claims_hold_and_fail(limit):
+    assert str(setting_of(limit)) == betas.LIMIT
+    assert [word(limit, f"BM{i}") for i in range(1, 6)] == ["HOLDS"] * 5
+    same = limit.assign(test_error_at_level=limit["test_error_at_level"] * 0 + 0.22)
+    assert [word(same, f"BM{i}") for i in (2, 3, 5)] == ["FAILS"] * 3
+    rng = np.random.default_rng(1)
+    shift = 0.1 * (limit["family"] == "adam")
+    off = limit.assign(test_error_at_level=limit["test_error_at_level"] + shift + rng.normal(0, 1e-3, 1)[0])
+    assert word(off, "BM1") == word(off, "BM4") == "FAILS"
+
+
+def test_claims_at_finite_dimension():
+    overlap = dataset("paper_like")
+    assert str(setting_of(overlap)) == betas.OVERLAP
+    assert word(overlap, "BM8") == word(overlap, "BM6") == word(overlap, "BM7") == "HOLDS"
+    off = dataset("paper_like", lambda b1, b2, mu, kernel: np.full(3, SIGN[mu] + (0.1 if mu == 1 else 0.0)))
+    assert word(off, "BM6") == word(off, "BM7") == word(off, "BM8") == "FAILS"
+
+
+def test_distances_by_hand(limit):
+    table = betas.attention_distance(limit, 0.04, 0.01)
+    assert table.dims == ("b1", "b2", "seed")
+    np.testing.assert_allclose(table, 0, atol=1e-12)
+    fast = limit["train_loss"] * xr.where((limit["b1"] == 0.9) & (limit["b2"] == 0.99), 0.1, 1.0)
+    distance = betas.trace_distance(limit.assign(train_loss=fast.transpose(*limit["train_loss"].dims)), 0.04)
+    assert float(distance.sel(b1=0.9, b2=0.99).max()) == pytest.approx(1)
+    assert float(distance.sum()) == pytest.approx(SEEDS)
+
+
+@pytest.mark.slow
+def test_the_experiment_runs_tiny_and_its_figure_is_drawn(tmp_path, monkeypatch):
+    experiment = runpy.run_path(str(ROOT / "sweeps" / "atlas_betas.py"))
+    assert experiment["main"](["--tiny", "--out", str(tmp_path / "atlas_betas")]) == 0
+    assert np.isfinite(js.open_results(tmp_path / "atlas_betas" / "limit")["train_loss"]).all()
+    monkeypatch.setattr(sys, "argv", ["x", "--results", str(tmp_path), "--out", str(tmp_path / "figures")])
+    runpy.run_path(str(ROOT / "figures" / "atlas_betas.py"))["main"]()
+    assert len((tmp_path / "figures" / "atlas_betas.csv").read_text().splitlines()) > 30

@@ -73,6 +73,17 @@ def test_error_is_that_of_a_linear_model(power, changes, sigma_p, sigma_0, level
     assert 0.01 < law.error < 0.499  # a setting in which the error says something
 
 
+@pytest.mark.parametrize(("sizes", "snr"), [((8, 15, 5, 2000), 0.06), ((5, 10, 5, 500), 0.1)])
+def test_few_coordinates_have_heavy_tails(sizes, snr):
+    """The mean square of what is shared would put GD's error .05 too high: found by a referee's own simulation."""
+    n, s, m_v, d = sizes
+    problem = js.Problem(n=n, s=s, m_k=2, m_v=m_v, d=d, supports="disjoint")
+    mu = snr * 2 * s**0.5
+    hyper = js.Hyper(sigma_p=2.0, mu=mu, sigma_0=3e-3 / mu)
+    error = np.mean([simulated(problem, hyper, 0.1, 1.0, seed)[0] for seed in range(24)])
+    assert error == pytest.approx(error_at_loss(problem, hyper, 0.1, 1.0).error, abs=0.025)
+
+
 @pytest.mark.parametrize("power", [0.0, 1.0])
 def test_mini_batches(power):
     problem = dataclasses.replace(PROBLEM, batch_size=3)
@@ -119,7 +130,8 @@ def test_it_contains_the_older_laws():
         float(js.theory.sign_test_error(problem, 1.0, 2.0)), abs=1e-6
     )
     assert error_at_loss(problem, tiny, 0.1, 1.0).error == pytest.approx(
-        float(js.theory.gd_test_error(problem, 1.0, 2.0)), abs=0.01
+        float(js.theory.gd_test_error(problem, 1.0, 2.0)),
+        abs=0.015,  # which takes the mean square of what is shared
     )
 
 

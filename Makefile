@@ -8,7 +8,7 @@ comma = ,
 EXTRAS = dev$(if $(EXTRA),$(comma)$(EXTRA))
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help install reproduce paper test test-slow lint docs tutorial figures gallery paper-figures companions companion-figures claims \
+.PHONY: help install reproduce paper test test-slow lint docs tutorial figures gallery paper-figures companions companion-figures atlas atlas-figures claims \
 	claims-4096 report bench bench-latency bench-faults device-check clean
 
 MAKEFLAGS += --no-print-directory
@@ -61,6 +61,15 @@ paper: reproduce  ## the whole paper at full size: reproduce, then its other fig
 paper-figures: $(STAMP)  ## redraw the figures of `make paper` and print their claims
 	$(call redraw,$(PAPER))
 	$(call figure,depth)
+
+ATLAS = atlas_error atlas_stages atlas_dial atlas_samples atlas_regime
+atlas: $(STAMP)  ## the maps of where sign descent memorises noise: sweeps, figures, claims (resumable)
+	for name in $(ATLAS); do $(BIN)/python sweeps/$$name.py --out $(OUT)/$$name || exit $$?; done
+	$(call sweep,atlas_betas,--x64)
+	$(MAKE) atlas-figures
+
+atlas-figures: $(STAMP)  ## redraw the maps and print their claims
+	$(call redraw,$(ATLAS) atlas_betas)
 
 COMPANIONS = linear_attention kernels residual bridge
 companions: $(STAMP)  ## the three companion systems and the bridge: sweeps, figures, claims (resumable)

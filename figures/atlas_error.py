@@ -14,7 +14,7 @@ from jaxsign.claims import atlas
 
 #: {figure: training loss}
 PAGES = {"atlas_error": 0.1, "atlas_error_late": 0.01}
-CONTOURS = (0.05, 0.25, 0.45)
+CONTOURS = (0.05, 0.45)
 ERROR, SHARE = (0.0, 0.5), (-0.05, 0.3)
 
 

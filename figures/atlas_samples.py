@@ -14,7 +14,7 @@ from jaxsign.claims.dynamics import problem_of
 from jaxsign.claims.sample_size import LEVEL, boundary
 
 FAMILIES = ("sign_gd", "gd")
-CONTOURS = (0.05, 0.25, 0.45)
+CONTOURS = (0.05, 0.45)
 #: Lines by what fresh patches share with training.
 OVERLAPS = {"exact": ("-", "d = 20,000"), "none": (":", r"d $\to\infty$")}
 
@@ -22,7 +22,8 @@ OVERLAPS = {"exact": ("-", "d = 20,000"), "none": (":", r"d $\to\infty$")}
 def maps(fig, axes, ds):
     """Test error over n and SNR with the law's contours, hatched where it is off."""
     snr = atlas.snr_of(ds).values
-    columns = [plot.cell_name(float(f"{value:.2g}")) if place % 4 == 0 else "" for place, value in enumerate(snr)]
+    marked = {int(np.argmin(np.abs(np.log(snr / value)))): value for value in (0.01, 0.1, 1.0)}
+    columns = [plot.cell_name(marked[place]) if place in marked else "" for place in range(snr.size)]
     chosen = held_out(ds, "mu", "n").transpose("n", "mu")
     for ax, family in zip(axes, FAMILIES):
         mean = atlas.errors(ds, family, LEVEL).mean("seed").transpose("n", "mu")
@@ -53,6 +54,7 @@ def boundaries(ax, entries):
 
 def collapse(ax, ds, family):
     """Errors at every n against the variable that the law of overlap alone depends on."""
+    ds = ds.isel(n=slice(None, None, 2))
     problems = [problem_of(ds.isel(n=place, mu=0, optimizer=0, seed=0))[0] for place in range(ds.sizes["n"])]
     snr, mean = atlas.snr_of(ds).values, atlas.errors(ds, family, LEVEL).mean("seed")
     colours = plot.shades(len(problems))
@@ -67,7 +69,7 @@ def collapse(ax, ds, family):
 
 
 def draw(entries):
-    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 3.9))
+    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 4.4))
     maps(fig, axes[0, :2], entries["exact"])
     boundaries(axes[0, 2], entries)
     collapse(axes[1, 0], entries["exact"], "sign_gd")

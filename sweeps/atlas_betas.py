@@ -38,7 +38,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     }
 
     def sweep(place, engine, seeds, steps, snr, kernels):
-        problem, hyper = js.presets.paper_like() if place == "overlap" else js.presets.theory()
+        problem, hyper = js.presets.paper_like() if place == "overlap" else js.presets.disjoint()
         problem = presets.tiny(problem) if args.tiny else problem
         steps = args.steps or (60 if args.tiny else steps)
         mu = np.array(snr[-2:] if args.tiny else snr) * 2 * problem.s**0.5

@@ -116,7 +116,7 @@ RUNS = {
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
     def sweep(kind, place):
-        problem, hyper = js.presets.paper_like() if place == "overlap" else js.presets.theory()
+        problem, hyper = js.presets.paper_like() if place == "overlap" else js.presets.disjoint()
         problem = presets.tiny(problem) if args.tiny else problem
         *engines, steps = RUNS[kind]
         steps = args.steps or (60 if args.tiny else steps)

@@ -42,7 +42,7 @@ def recorded(steps: int) -> list[int]:
 
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
-    problem, hyper = js.presets.theory()
+    problem, hyper = js.presets.disjoint()
     problem = dataclasses.replace(presets.tiny(problem) if args.tiny else problem, n_test=1)
 
     def sweep(axes, etas, full):

@@ -22,7 +22,7 @@ def made(axes, families, errors, losses=None, extra=None, overlap="exact"):
       axes: {axis: values}; extra: {coordinate: (axis, values)} of zipped axes.
       errors: broadcasts over arrays of the axes' values; losses the same, of test losses.
     """
-    problem, hyper = js.presets.theory()
+    problem, hyper = js.presets.disjoint()
     problem = dataclasses.replace(problem, overlap=overlap)
     dims = (*axes, "optimizer", "seed")
     shape = (*map(len, axes.values()), len(families), SEEDS)
@@ -89,7 +89,7 @@ def law():
 
 def test_laws_are_those_of_each_cells_problem(law):
     table = law["sign_gd", 0.1]
-    problem = dataclasses.replace(js.presets.theory()[0], d=20_000, overlap="exact")
+    problem = dataclasses.replace(js.presets.disjoint()[0], d=20_000, overlap="exact")
     hyper = js.Hyper(sigma_p=2.0, mu=MU[4], sigma_0=3e-3 / MU[4])
     assert float(table[1, 4]) == js.theory.error_at_loss(problem, hyper, 0.1).error
     assert float(table[2, 0]) == pytest.approx(0.5, abs=0.01)

@@ -3,8 +3,8 @@
 Page 6 of the atlas. The theorem asks for noise of size sigma_p = Omega(d^(1/4) n^3) with s ~ d^(1/2) n^-2, so that
 supports are disjoint. Entries `regime` and `regime_small_start`: sigma_p = c d^(1/4) n^3 for c = 1e-4 to 1 and n = 4,
 8, 16 with d = (s n^2)^2, so that s = 40 always; sigma_0 = 3e-3 (at mu = 1), and sigma_0 = 3e-4 at sigma_p = 2,
-small initial features. Entry `whole_training`: the disjoint preset at 7 SNRs, to a training loss of 1e-8 for SignGD, and as
-far as 3000 steps go for Adam and GD, every optimizer at two learning rates. 16 seeds, drawn in distribution.
+small initial features. Entry `whole_training`: the disjoint preset at 7 SNRs, to a training loss of 1e-8 for SignGD,
+and as far as 3000 steps go for Adam and GD, every optimizer at two learning rates. 16 seeds, drawn in distribution.
 mu and sigma_0 vary in place of sigma_p, at sigma_p = 2: see sweeps/atlas_error.py.
 Command: python sweeps/atlas_regime.py --out results/atlas_regime
 Cost: 4 minutes on 2 cores of an AMD EPYC beside four other jobs, half of it compilation.

@@ -224,8 +224,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="E5",
-        statement="Without overlap SignGD's error is due to initial weights: with sigma_0 = 3e-4 in place of .0075 it is "
-        "below .05 at training loss .1 and SNR .0316, where the law gives .32 for the preset's",
+        statement="Without overlap SignGD's error is due to initial weights: with sigma_0 = 3e-4 in place of .0075 it "
+        "is below .05 at training loss .1 and SNR .0316, where the law gives .32 for the preset's",
         source="ours",
         runs=all_runs,
         judge="mean",

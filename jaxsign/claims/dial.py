@@ -106,8 +106,8 @@ def half(powers: Any, errors: Any) -> np.ndarray:
       (...) values of p, at the first crossing; NaN where an error is.
 
     Examples:
-      >>> float(half([0.0, 0.5, 1.0], [0.4, 0.3, 0.0]))
-      0.6666666666666667
+      >>> round(float(half([0.0, 0.5, 1.0], [0.4, 0.3, 0.0])), 3)
+      0.667
     """
     powers, errors = np.asarray(powers, float), np.asarray(errors, float)
     middle = (errors[0] + errors[-1]) / 2

@@ -426,8 +426,8 @@ CLAIMS: tuple[Claim, ...] = (
         ),
         explanations={
             "theory": "without overlap, at SNR .079, both errors go to 0 and no gap is left at loss .01 and .001 (one "
-            "is left at SNR .032: E4); at loss .5, which GD with eta = 1 and 3 leaps over in its first step, from error "
-            ".51 to 0, it is that of the other rates",
+            "is left at SNR .032: E4); at loss .5, which GD with eta = 1 and 3 leaps over in its first step, from "
+            "error .51 to 0, it is that of the other rates",
         },
     ),
 )

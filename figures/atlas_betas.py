@@ -16,39 +16,47 @@ from jaxsign.claims import betas, dial
 SHOWN = {"overlap": dial.OWN, "limit": 0.04}
 
 
-def map_of(ax, table, limits, form="{:.2f}", held=None):
+def short(value, digits):
+    """A number without the 0 before its point, a dash where there is none."""
+    text = f"{value:.{digits}f}"
+    return "\N{EN DASH}" if np.isnan(value) else text.removeprefix("0") if digits else text
+
+
+def map_of(ax, table, limits, digits=2):
     """A map over (b1, b2) with its numbers in the cells; a dash where no seed has one."""
-    middle = table.median("seed")
-    shown = middle.transpose("b1", "b2")
-    plot.heat_map(ax, shown, limits, held_out=held)
+    shown = table.median("seed").transpose("b1", "b2")
+    names = [[f"{value:g}".replace("0.", ".") for value in shown[name].values] for name in ("b1", "b2")]
+    plot.heat_map(ax, shown, limits, names=names)
     for row, column in np.ndindex(*shown.shape):
         value = float(shown[row, column])
         dark = np.isfinite(value) and value < sum(limits) / 2
-        text = form.format(value) if np.isfinite(value) else "–"
-        ax.text(column, row + 0.08, text, ha="center", va="center", fontsize=7, color="w" if dark else "k")
-    ax.set(xlabel="$b_2$", ylabel="$b_1$")
+        ax.text(column, row, short(value, digits), ha="center", va="center", fontsize=7, color="w" if dark else "k")
 
 
 def draw(overlap, limit):
     warnings.simplefilter("ignore", RuntimeWarning)  # medians of cells that no seed reaches
-    fig, axes = plt.subplots(3, 3, figsize=(7.2, 6.6))
+    fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 5.4), sharex=True, sharey=True)
     limit = limit.sel(kernel="softmax")
     snr = betas.nearest(overlap, SHOWN["overlap"])
-    map_of(axes[0, 0], betas.trace_distance(overlap, snr), (0, 4), "{:.2f}")
-    map_of(axes[0, 1], betas.attention_distance(overlap, snr, 0.01), (0, 0.5), "{:.2f}")
+    map_of(axes[0, 0], betas.trace_distance(overlap, snr), (0, 4), 1)
+    map_of(axes[0, 1], betas.attention_distance(overlap, snr, 0.01), (0, 0.5))
     steps = betas.over_betas(overlap, 1e-4, snr, "step") / betas.of_sign(overlap, 1e-4, snr, "step")
-    map_of(axes[0, 2], steps, (0.5, 4), "{:.1f}")
-    titles = ["distance of traces", "distance of attention", "steps to 1e-4 / SignGD's"]
+    map_of(axes[0, 2], steps, (0.5, 4), 1)
+    titles, notes = ["loss traces apart", "attention apart", "steps / SignGD's"], []
     for row, (ds, place) in enumerate(((overlap, "overlap"), (limit, "limit")), 1):
-        snr = betas.nearest(ds, SHOWN[place])
+        snr, sign = betas.nearest(ds, SHOWN[place]), []
+        words = {"overlap": "d = 2000", "limit": r"d $\to\infty$"}[place]
         for column, level in enumerate((0.1, 0.01, 1e-4)):
-            errors = betas.over_betas(ds, level, snr, "test_error")
-            sign = float(betas.of_sign(ds, level, snr, "test_error").median())
-            law = betas.law(ds, level, snr)
-            map_of(axes[row, column], errors, (0, 0.5), "{:.3f}")
-            word = "d 2000" if place == "overlap" else "limit"
-            titles.append(f"{word}, {level:g}; SignGD {sign:.2f}, law {law:.2f}")
-    plot.letter_panels(axes.flat, titles, fontsize=7)
+            map_of(axes[row, column], betas.over_betas(ds, level, snr, "test_error"), (0, 0.5))
+            sign.append(short(float(betas.of_sign(ds, level, snr, "test_error").median()), 2))
+            titles.append(f"{words}, loss {plot.cell_name(level)}")
+        notes.append(f"{words}, SNR {float(snr):.3g}: SignGD {', '.join(sign)}")
+    plot.letter_panels(axes.flat, titles)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("$b_1$")
+    for ax in axes[-1]:
+        ax.set_xlabel("$b_2$")
+    plot.small_print(fig, f"(a) to (c) at d = 2000; (d) to (i) test errors. {'; '.join(notes)}.")
     return fig
 
 

@@ -166,8 +166,10 @@ def test_the_figure_shows_the_datasets_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxsign.plot.script.open_results", lambda path: made[path.name])
     monkeypatch.setattr(sys, "argv", ["x", "--results", str(tmp_path), "--out", str(tmp_path / "figures")])
     runpy.run_path(str(ROOT / "figures" / "atlas_stages.py"))["main"]()
-    with open(tmp_path / "figures" / "atlas_stages.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))[1:]
-    assert len({row[0] for row in rows if row[0].startswith("(")}) == 9
-    fourth = [float(row[3]) for row in rows if row[0].startswith("(f)")]
-    np.testing.assert_allclose(fourth[1:], 1.0, atol=0.011)
+    shown = {}
+    for name, panels in (("atlas_stages", 4), ("atlas_stages_ends", 5)):
+        with open(tmp_path / "figures" / f"{name}.csv", newline="", encoding="utf-8") as file:
+            shown[name] = list(csv.reader(file))[1:]
+        assert len({row[0] for row in shown[name] if row[0].startswith("(")}) == panels
+    fourth = [float(row[3]) for row in shown["atlas_stages_ends"] if row[0].startswith("(c)") and row[1] != "preset"]
+    np.testing.assert_allclose(fourth, 1.0, atol=0.011)

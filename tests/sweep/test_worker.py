@@ -136,13 +136,13 @@ def test_a_truncated_newest_checkpoint_is_passed_over(tmp_path, under_way, capfd
 
 
 def test_sigkill_while_a_checkpoint_is_written(tmp_path, stored):
-    """Killed inside Orbax's save: the half-written one has no record and is not looked at."""
+    """Killed inside Orbax's save: the half-written one has no record, is not looked at, and may be written over."""
     out = tmp_path / "out"
     code = (
         "import os, signal\nfrom orbax.checkpoint import v1 as ocp\nsave, calls = ocp.save, []\n"
         "def dying(path, state, **how):\n"
         "    calls.append(path)\n"
-        "    if len(calls) == 3: os.makedirs(path), open(path / 'half', 'w').write('x'), os.kill(os.getpid(), 9)\n"
+        "    if len(calls) == 3: os.makedirs(path), open(path / '_METADATA', 'w').write('x'), os.kill(os.getpid(), 9)\n"
         "    return save(path, state, **how)\n"
         "ocp.save = dying\n" + CUT.format(changes=SMALL | LONG)
     )

@@ -10,6 +10,7 @@ initial weights.
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -82,38 +83,27 @@ def error_at_loss(problem: Problem, hyper: Hyper, level: float, power: float = 0
     References:
       Derived here; arXiv 2410.04870 has the model. A statement that names n, d, s, SNR, sigma_0 and the level.
     """
-    from scipy.stats import binom, norm
+    from scipy.stats import binom
 
     power = real("power", power, low=0.0, high=1.0)
     real("level", level, low=0.0, high=math.log(2), open_low=True, open_high=True)
-    mu, sigma_p, sigma_0 = (float(getattr(hyper, name)) for name in ("mu", "sigma_p", "sigma_0"))
     _check(problem, hyper, power)
+    mu, sigma_p, initial = float(hyper.mu), float(hyper.sigma_p), _initial(problem, hyper)
     size = problem.n if problem.batch_size is None else problem.batch_size
-    density = problem.s / (problem.d - 1) if problem.supports == "independent" else 0.0
+    density = _density(problem)
     others = np.arange(size)
     users = 1 + others, binom.pmf(others, size - 1, density)  # of a coordinate of a patch that is in the batch
     crowd = float(np.sum(users[1] * users[0] ** ((power - 1) / 2)))
     alone = size ** (1 - power) / problem.n
 
-    initial = sigma_0 * math.sqrt(2 / problem.m_v * (problem.s * sigma_p**2 + mu**2))
-    norms = _noise_norms(problem.s, power) * sigma_p ** (1 + power)
-    signal, reaches, distance = _train(2 * mu ** (1 + power), 2 * alone * crowd * norms, initial, level, power)
-
+    norms, scale = _noise_norms(problem.s, power), 2 * sigma_p ** (1 + power)
+    signal, reaches, distance = _train(2 * mu ** (1 + power), scale * alone * crowd * norms, initial, level, power)
     used = overlap_share(problem)
-    squares = np.zeros((1, problem.s))  # of how far the coordinates move that a fresh patch may share, drawn by drawn
     if used and problem.batch_size is not None and power == 0 and density:
-        squares += sign_batch_share(problem, size) / used * np.mean(reaches**2)
-    elif used:
-        count = np.arange(1, problem.n + 1)
-        chance = binom.pmf(count, problem.n, density) if density else np.asarray(count == 1, float)
-        squares = (alone * _motion(problem.s, power, norms, reaches, count, chance / chance.sum())) ** 2
-    squares = 4 * sigma_p ** (2 + 2 * power) * squares
-    shared = np.arange(problem.s + 1)
-    weight = binom.pmf(shared, problem.s, used)
-    total = np.sqrt(np.insert(np.cumsum(squares, 1), 0, 0, 1) + initial**2)
-    with np.errstate(divide="ignore"):
-        error = float(np.sum(weight * np.mean(norm.cdf(-signal / total), 0)))
-    return ErrorAtLoss(error, signal, math.sqrt(problem.s * used * np.mean(squares)), initial, distance)
+        squares = np.full((1, problem.s), sign_batch_share(problem, size) / used * np.mean(reaches**2))
+    else:
+        squares = (alone * _motion(problem.s, power, norms, reaches, *_users(problem))) ** 2
+    return _error(problem, signal, scale**2 * squares, initial, distance)
 
 
 def rule_error_at_loss(
@@ -123,11 +113,11 @@ def rule_error_at_loss(
 
         dR/dt = u( sqrt(k) |w| sigma_p p_i/(n m_v) ),   dS/dt = u( ||mu|| mean(p_j)/m_v ),   w ~ N(0, 1)
         M_i = M_i(0) + 2 ||mu|| S + 2 s sigma_p E_k E_w |w| R/sqrt(k),   k - 1 ~ Binomial(n-1, s/(d-1))
-        err = E_K Phi( -2 ||mu|| S / sqrt(4 K sigma_p^2 E_k E_w R^2 + initial^2) ),   K ~ Binomial(s, U)
+        err = E Phi( -2 ||mu|| S / sqrt(4 sigma_p^2 sum_(j<=K) R_j^2 + initial^2) ),   K ~ Binomial(s, U)
 
     R is how far a noise coordinate moves whose k users' patches sum to w sqrt(k) sigma_p there, S is how far the
-    signal's moves. It is `error_at_loss` where u is a power, and the law of rules with a scale of their own, such as
-    tanh(g/tau), or Adam with a long memory while its gradients last, g/(|g| + eps).
+    signal's moves. It is close to `error_at_loss` where u is a power, and the law of rules with a scale of their own,
+    such as tanh(g/tau), or Adam with a long memory while its gradients last, g/(|g| + eps).
 
     Args:
       problem: shapes and overlap law; context 2, full batch.
@@ -150,30 +140,27 @@ def rule_error_at_loss(
       Derived here, as `error_at_loss`.
     """
     from scipy.special import expit
-    from scipy.stats import binom, norm
+    from scipy.stats import binom
 
     real("level", level, low=0.0, high=math.log(2), open_low=True, open_high=True)
     if problem.batch_size is not None:
         raise ValueError(f"the law of a rule is derived for the full batch, got batch_size={problem.batch_size}")
     _check(problem, hyper, 0.0)
-    mu, sigma_p, sigma_0 = (float(getattr(hyper, name)) for name in ("mu", "sigma_p", "sigma_0"))
-    initial = sigma_0 * math.sqrt(2 / problem.m_v * (problem.s * sigma_p**2 + mu**2))
-    density = problem.s / (problem.d - 1) if problem.supports == "independent" else 0.0
-    users = np.arange(1, problem.n + 1)
-    own, any_used = binom.pmf(users - 1, problem.n - 1, density), binom.pmf(users, problem.n, density)
-    any_used = any_used / any_used.sum() if density else own
+    mu, sigma_p, initial = float(hyper.mu), float(hyper.sigma_p), _initial(problem, hyper)
+    users, any_used = _users(problem)
+    own = binom.pmf(users - 1, problem.n - 1, _density(problem))
     kept = own > 1e-6
     users, own, any_used = users[kept], own[kept], any_used[kept]
     nodes, weight = np.polynomial.hermite_e.hermegauss(24)
     nodes, weight = nodes[nodes > 0], weight[nodes > 0] / weight[nodes > 0].sum()
 
-    start = initial * norm.ppf((np.random.default_rng(0).permutation(EXAMPLES) + 0.5) / EXAMPLES)
     norms = _noise_norms(problem.s, 0.0) / (problem.s * _moment(1.0))
     size = np.sqrt(users)[:, None] * nodes * sigma_p / (problem.n * problem.m_v)
     pull = 2 * problem.s * sigma_p * own[:, None] / np.sqrt(users)[:, None] * weight * nodes
-    moved, signal, time, margins = np.zeros((EXAMPLES, *size.shape)), 0.0, 0.0, start
-    loss = math.log(2)
-    last = now = np.array([float(np.mean(np.logaddexp(0, -margins))), 0.0, 0.0, 0.0])  # loss, signal, spread, time
+    moved, signal, time, margins = np.zeros((EXAMPLES, *size.shape)), 0.0, 0.0, _start(initial)
+    loss = float(np.mean(np.logaddexp(0, -margins)))
+    last: tuple[Any, ...] = (loss, signal, time, moved)
+    now = last
     while loss > level:
         loss_weight = expit(-margins)
         step, signal_step = (
@@ -185,19 +172,58 @@ def rule_error_at_loss(
         moved, signal, time = moved + rate * step, signal + rate * signal_step, time + rate
         margins = margins + rate * (2 * mu * signal_step + on_noise)
         loss = float(np.mean(np.logaddexp(0, -margins)))
-        spread = 2 * sigma_p * math.sqrt(np.sum(any_used[:, None] * weight * np.mean(moved**2, 0)))
-        last, now = now, np.array([loss, signal, spread, time])
+        last, now = now, (loss, signal, time, moved)
     part = math.log(last[0] / level) / math.log(last[0] / now[0])
-    signal, spread, time = (float(number) for number in (last + part * (now - last))[1:])
-    used, shared = overlap_share(problem), np.arange(problem.s + 1)
+    signal, time, moved = (a + part * (b - a) for a, b in zip(last[1:], now[1:]))
+    rng = np.random.default_rng(1)
+    cells = (any_used[:, None] / any_used.sum() * weight).ravel()
+    place = rng.choice(cells.size, (DRAWS, problem.s), p=cells / cells.sum())
+    reach = moved.reshape(EXAMPLES, -1)[rng.integers(0, EXAMPLES, place.shape), place]
+    return _error(problem, 2 * mu * signal, (2 * sigma_p * reach) ** 2, initial, time)
+
+
+def _initial(problem: Problem, hyper: Hyper) -> float:
+    """Standard deviation of a margin due to the initial weights."""
+    square = problem.s * float(hyper.sigma_p) ** 2 + float(hyper.mu) ** 2
+    return float(hyper.sigma_0) * math.sqrt(2 / problem.m_v * square)
+
+
+def _start(initial: float) -> np.ndarray:
+    """Quantiles of the initial margins, in an order that has nothing to do with that of the noise norms."""
+    from scipy.stats import norm
+
+    return np.asarray(initial * norm.ppf((np.random.default_rng(0).permutation(EXAMPLES) + 0.5) / EXAMPLES))
+
+
+def _density(problem: Problem) -> float:
+    """Probability that another patch uses a coordinate of a patch."""
+    return problem.s / (problem.d - 1) if problem.supports == "independent" else 0.0
+
+
+def _users(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """How many patches use a coordinate that some patch uses: 1 to n, and their probabilities."""
+    from scipy.stats import binom
+
+    count, density = np.arange(1, problem.n + 1), _density(problem)
+    chance = binom.pmf(count, problem.n, density) if density else np.asarray(count == 1, float)
+    return count, chance / chance.sum()
+
+
+def _error(problem: Problem, signal: float, squares: np.ndarray, initial: float, distance: float) -> ErrorAtLoss:
+    """The error where a fresh margin has this signal, and each of K shared coordinates adds one of `squares` (., s)."""
+    from scipy.stats import binom, norm
+
+    used = overlap_share(problem)
+    weight = binom.pmf(np.arange(problem.s + 1), problem.s, used)
+    total = np.sqrt(np.insert(np.cumsum(squares, 1), 0, 0, 1) + initial**2)
     with np.errstate(divide="ignore"):
-        ratio = -2 * mu * signal / np.sqrt(shared * spread**2 + initial**2)
-    error = float(np.sum(binom.pmf(shared, problem.s, used) * norm.cdf(ratio)))
-    return ErrorAtLoss(error, 2 * mu * signal, spread * math.sqrt(problem.s * used), initial, time)
+        error = float(np.sum(weight * np.mean(norm.cdf(-signal / total), 0)))
+    return ErrorAtLoss(error, signal, math.sqrt(problem.s * used * np.mean(squares)), initial, distance)
 
 
 def _check(problem: Problem, hyper: Hyper, power: float) -> None:
-    """Raises ValueError for what the law is not derived for."""
+    """Raises ValueError for what the law is not derived for, and for numbers outside their range."""
+    hyper.validate(problem)
     if problem.context != 2:
         raise ValueError(f"the law of the error at equal loss is derived for context=2, got context={problem.context}")
     if problem.noise != "gaussian":
@@ -253,9 +279,8 @@ def _train(
     """
     from scipy.integrate import solve_ivp
     from scipy.special import expit
-    from scipy.stats import norm
 
-    start = initial * norm.ppf((np.random.default_rng(0).permutation(EXAMPLES) + 0.5) / EXAMPLES)
+    start = _start(initial)
 
     def margins(state: np.ndarray) -> np.ndarray:
         return np.asarray(start + on_signal * state[-1] + on_noise * state[:-1])

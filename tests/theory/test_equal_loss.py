@@ -82,6 +82,7 @@ def test_few_coordinates_have_heavy_tails(sizes, snr):
     hyper = js.Hyper(sigma_p=2.0, mu=mu, sigma_0=3e-3 / mu)
     error = np.mean([simulated(problem, hyper, 0.1, 1.0, seed)[0] for seed in range(24)])
     assert error == pytest.approx(error_at_loss(problem, hyper, 0.1, 1.0).error, abs=0.025)
+    assert error == pytest.approx(rule_error_at_loss(problem, hyper, 0.1, lambda g: g).error, abs=0.025)
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
@@ -135,6 +136,12 @@ def test_it_contains_the_older_laws():
     )
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_without_noise_nothing_is_wrong(power):
+    law = error_at_loss(PROBLEM, dataclasses.replace(HYPER, sigma_p=0.0), 0.1, power)
+    assert (law.error, law.overlap) == (0.0, 0.0)
+
+
 def test_only_ratios_matter():
     """(mu, sigma_p, sigma_0) -> (c mu, c sigma_p, sigma_0/c) changes neither the error nor the parts of the margin."""
     one = error_at_loss(PROBLEM, HYPER, 0.1, 0.3)
@@ -148,6 +155,13 @@ def test_only_ratios_matter():
     [
         (PROBLEM, HYPER, 0.7, 0.0, r"level must be .*0\.693.*got level=0.7"),
         (PROBLEM, HYPER, 0.1, 1.5, r"power must be .*\[0, 1\], got power=1.5"),
+        (
+            PROBLEM,
+            dataclasses.replace(HYPER, sigma_p=-1.0),
+            0.1,
+            1.0,
+            r"sigma_p must be .*\[0, inf\), got sigma_p=-1.0",
+        ),
         (dataclasses.replace(PROBLEM, context=3), HYPER, 0.1, 0.0, "context=2, got context=3"),
         (dataclasses.replace(PROBLEM, noise="laplace"), HYPER, 0.1, 0.0, "noise=\"gaussian\", got 'laplace'"),
         (PROBLEM, dataclasses.replace(HYPER, label_noise=0.1), 0.1, 0.0, "label_noise=0, got label_noise=0.1"),

@@ -37,14 +37,14 @@ def draw(overlap, limit):
     warnings.simplefilter("ignore", RuntimeWarning)  # medians of cells that no seed reaches
     fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 5.4), sharex=True, sharey=True)
     limit = limit.sel(kernel="softmax")
-    snr = betas.nearest(overlap, SHOWN["overlap"])
+    snr = dial.nearest_snr(overlap, SHOWN["overlap"])
     map_of(axes[0, 0], betas.trace_distance(overlap, snr), (0, 4), 1)
     map_of(axes[0, 1], betas.attention_distance(overlap, snr, 0.01), (0, 0.5))
     steps = betas.over_betas(overlap, 1e-4, snr, "step") / betas.of_sign(overlap, 1e-4, snr, "step")
     map_of(axes[0, 2], steps, (0.5, 4), 1)
     titles, notes = ["loss traces apart", "attention apart", "steps / SignGD's"], []
     for row, (ds, place) in enumerate(((overlap, "overlap"), (limit, "limit")), 1):
-        snr, sign = betas.nearest(ds, SHOWN[place]), []
+        snr, sign = dial.nearest_snr(ds, SHOWN[place]), []
         words = {"overlap": "d = 2000", "limit": r"d $\to\infty$"}[place]
         for column, level in enumerate((0.1, 0.01, 1e-4)):
             map_of(axes[row, column], betas.over_betas(ds, level, snr, "test_error"), (0, 0.5))

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from jaxsign import plot
 from jaxsign.analysis.runs import numbers_of, optimizers_of
-from jaxsign.claims import dial
+from jaxsign.claims import atlas, dial
 from jaxsign.plot.colours import NEUTRAL, OTHERS
 
 KERNELS = {"softmax": "-", "uniform": ":"}
@@ -47,7 +47,7 @@ def place_names():
 
 def along_p(ax, ds, level, name, law=False):
     """An observable over p: one shade an SNR, softmax solid and uniform dotted, the law dashed."""
-    snrs = dial.snr_of(ds)
+    snrs = atlas.snr_of(ds).values
     for snr, colour in zip(snrs, plot.shades(len(snrs))):
         for kernel, line in KERNELS.items():
             values = dial.curve(ds, level, snr, kernel, name)
@@ -60,7 +60,7 @@ def along_p(ax, ds, level, name, law=False):
 
 def halves(ax, ds, level=0.1):
     """The p at which half of the gap is lost, over the SNR."""
-    snrs = dial.snr_of(ds)
+    snrs = atlas.snr_of(ds).values
     for kernel, line in KERNELS.items():
         table = xr.concat([dial.half_of(ds, level, snr, kernel) for snr in snrs], "x")
         plot.band(ax, snrs, table, kernel, color=NEUTRAL, ls=line)
@@ -81,7 +81,7 @@ def main_dial(inputs):
     for ax in axes[0]:
         ax.set(ylabel="test error", ylim=(-0.01, 0.52))
     axes[1, 0].set(ylabel="test loss", ylim=(0, None))
-    snrs = dial.snr_of(overlap)
+    snrs = atlas.snr_of(overlap).values
     shades = [(f"SNR {snr:.2g}", {"color": c}) for snr, c in zip(snrs, plot.shades(len(snrs)))]
     names(fig, [*shades, *kernel_names()], 4)
     titles = ("error, d = 2000", r"error, $d\to\infty$", "test loss, d = 2000", "half of the gap, d = 2000")
@@ -90,19 +90,13 @@ def main_dial(inputs):
     return fig
 
 
-def nearest(ds, snr):
-    """The Dataset's SNR nearest to one."""
-    snrs = dial.snr_of(ds)
-    return float(snrs[np.argmin(abs(np.log(snrs / snr)))])
-
-
 def other_dial(ax, inputs, kind, family, word):
     """The error at loss .1 over an optimizer's keyword, in both settings."""
     for place, snr in SHOWN.items():
         if (kind, place) not in inputs:
             continue
         ds = inputs[kind, place]
-        here = nearest(ds, snr)
+        here = dial.nearest_snr(ds, snr)
         values = sorted(numbers_of(ds, word)[optimizers_of(ds, family)])
         for kernel, line in KERNELS.items():
             errors = [dial.reading(ds, family, 0.1, here, kernel=kernel, **{word: v}) for v in values]
@@ -123,12 +117,13 @@ def batches(ax, inputs, power):
         cells = [*((ds, {"batch_size": b}) for b in sizes), (full.sel(seed=full["seed"].isin(ds["seed"])), {})]
         for kernel, line in KERNELS.items():
             errors = [
-                dial.reading(runs, "power", 0.1, nearest(runs, snr), kernel=kernel, p=power, **at) for runs, at in cells
+                dial.reading(runs, "power", 0.1, dial.nearest_snr(runs, snr), kernel=kernel, p=power, **at)
+                for runs, at in cells
             ]
             errors = xr.concat([one.reset_coords(drop=True) for one in errors], "x")
             label = f"{PLACES[place]}, {kernel}"
             plot.band(ax, [*sizes, n], errors, label, color=PLACE_COLOURS[place], ls=line)
-        law = [dial.law(runs, 0.1, nearest(runs, snr), power, **at) for runs, at in cells]
+        law = [dial.law(runs, 0.1, dial.nearest_snr(runs, snr), power, **at) for runs, at in cells]
         ax.plot([*sizes, n], law, label=LAW, **plot.law_look())
         ax.set_xscale("log")
         ax.set_xticks([*sizes, n], [str(b) for b in (*sizes, n)])
@@ -156,7 +151,7 @@ def shares(ax, inputs):
     for place, snr in SHOWN.items():
         ds = inputs["power", place]
         for level, line in LEVELS.items():
-            softmax, uniform = (dial.curve(ds, level, nearest(ds, snr), kernel) for kernel in KERNELS)
+            softmax, uniform = (dial.curve(ds, level, dial.nearest_snr(ds, snr), kernel) for kernel in KERNELS)
             label = f"{PLACES[place]}, SNR {snr:.2g}, loss {level:g}"
             plot.band(ax, softmax["p"], softmax - uniform, label, color=PLACE_COLOURS[place], ls=line)
     ax.set(xlabel=POWER, ylabel="error, softmax $-$ uniform")
@@ -177,7 +172,7 @@ def points(ax, inputs):
             for row, (_, kind, family, point) in enumerate(rows):
                 if (kind, place) in inputs:
                     ds = inputs[kind, place]
-                    values = dial.reading(ds, family, 0.1, nearest(ds, snr), kernel=kernel, **point)
+                    values = dial.reading(ds, family, 0.1, dial.nearest_snr(ds, snr), kernel=kernel, **point)
                     means[row] = float(values.mean())
             label = f"{PLACES[place]}, {kernel}"
             look = {"ls": "none", "marker": mark, "ms": 4, "color": PLACE_COLOURS[place]}

@@ -12,7 +12,7 @@ from jaxsign import theory
 from jaxsign.analysis.held_out import held_out
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import manifest, optimizers_of
-from jaxsign.claims.claim import Claim, Part, PerSeed, all_runs, at_level
+from jaxsign.claims.claim import Claim, Part, PerSeed, at_level, mean_claim
 from jaxsign.claims.dynamics import problem_of
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 INF = math.inf
 #: The exponent p of |g|^p sgn(g) with whose law a family's error is compared.
 POWERS = {"sign_gd": 0.0, "adam": 0.0, "gd": 1.0}
+#: The families as sentences name them.
+NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD"}
 #: How far an error may be from the law for a cell to count as explained.
 CLOSE = 0.05
 #: The map's setting, as claims name it.
@@ -50,9 +52,16 @@ def errors(ds: "xr.Dataset", family: str, level: float, name: str = "test_error"
 
 def snr_of(ds: "xr.Dataset") -> "xr.DataArray":
     """SNR = mu / (sigma_p sqrt(s)) along the axis mu."""
+    if "mu" not in ds.dims:
+        raise CannotDecide("needs the axis mu")
     definition = manifest(ds)["definition"]
     snr: xr.DataArray = ds["mu"] / (definition["hyper"]["sigma_p"] * math.sqrt(definition["problem"]["s"]))
     return snr
+
+
+def nearest(ds: "xr.Dataset", snr: float) -> int:
+    """The place along mu whose SNR is nearest to one."""
+    return int(np.argmin(np.abs(np.log(snr_of(ds).values / snr))))
 
 
 def laws(ds: "xr.Dataset", level: float, power: float, *, initial: bool = True, overlap: bool = True) -> "xr.DataArray":
@@ -92,22 +101,28 @@ def _law(problem: Problem, sigma_p: float, mu: float, sigma_0: float, level: flo
     return theory.error_at_loss(problem, Hyper(sigma_p, mu, sigma_0), level, power).error
 
 
-def _over_held_out(numbers: "xr.DataArray", among: "xr.DataArray | bool" = True) -> "xr.DataArray":
-    """Root mean square over the held-out cells, one number a seed; cells that no run reached are left out."""
-    cells = held_out(numbers, "d", "mu") & among
+def from_law(ds: "xr.Dataset", family: str, level: float, *dims: str, **at: str) -> "xr.DataArray":
+    """Root mean square distance of a family's error from its law over the held-out cells of a map, one number a seed.
+
+    Args:
+      ds: Dataset of a map.
+      family: optimizer family.
+      level: training loss that was captured.
+      *dims: axes of the map.
+      **at: points of other axes, such as kernel="uniform".
+
+    Returns:
+      DataArray (seed); cells that no run reached are left out.
+    """
+    away = errors(ds, family, level).sel(at) - laws(ds, level, POWERS[family])
+    cells = held_out(away, *dims)
     if not bool(cells.any()):
         raise CannotDecide("no cell of the map is held out")
-    return (numbers.where(cells) ** 2).mean(("d", "mu"), skipna=True) ** 0.5
+    return (away.where(cells) ** 2).mean(dims, skipna=True) ** 0.5
 
 
 def _from_law(family: str, kernel: str, level: float) -> PerSeed:
-    """Distance of the error from the law over the held-out cells."""
-
-    def measure(ds: "xr.Dataset") -> "xr.DataArray":
-        error = errors(ds, family, level).sel(kernel=kernel)
-        return _over_held_out(error - laws(ds, level, POWERS[family]))
-
-    return measure
+    return lambda ds: from_law(ds, family, level, "d", "mu", kernel=kernel)
 
 
 def _share(family: str, level: float) -> PerSeed:
@@ -123,13 +138,19 @@ def _share(family: str, level: float) -> PerSeed:
     return measure
 
 
+def _limit(ds: "xr.Dataset") -> "xr.Dataset":
+    """The runs without overlap, d -> infinity."""
+    place = np.flatnonzero(ds["overlap"].values == "none")
+    if place.size != 1:
+        raise CannotDecide("needs one point without overlap")
+    return ds.isel(d=place)
+
+
 def _gap_without_overlap(level: float) -> PerSeed:
     """error(SignGD) - error(GD), attention trained, d -> infinity, at the SNR where the law puts it highest."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
-        limit = ds.isel(d=(ds["overlap"] == "none").values.nonzero()[0])
-        if limit.sizes["d"] != 1:
-            raise CannotDecide("needs one point without overlap")
+        limit = _limit(ds)
         law = (laws(limit, level, 0.0) - laws(limit, level, 1.0)).isel(d=0)
         at = {"d": 0, "mu": int(law.argmax("mu"))}
         one = limit.sel(kernel="softmax")
@@ -140,7 +161,7 @@ def _gap_without_overlap(level: float) -> PerSeed:
 
 def _predicted_gap(level: float) -> Callable[["xr.Dataset"], float]:
     def predict(ds: "xr.Dataset") -> float:
-        limit = ds.isel(d=(ds["overlap"] == "none").values.nonzero()[0])
+        limit = _limit(ds)
         return float((laws(limit, level, 0.0) - laws(limit, level, 1.0)).max())
 
     return predict
@@ -148,27 +169,19 @@ def _predicted_gap(level: float) -> Callable[["xr.Dataset"], float]:
 
 def _small_start_error(ds: "xr.Dataset") -> "xr.DataArray":
     """SignGD's error at training loss .1 in the limit d -> infinity, at the SNR nearest to 10^-1.5."""
-    limit = ds.isel(d=(ds["overlap"] == "none").values.nonzero()[0])
-    if limit.sizes["d"] != 1:
-        raise CannotDecide("needs one point without overlap")
-    near = int(np.argmin(np.abs(np.log10(snr_of(ds).values) + 1.5)))
-    return errors(limit, "sign_gd", 0.1).isel(d=0, mu=near)
+    return errors(_limit(ds), "sign_gd", 0.1).isel(d=0, mu=nearest(ds, 10**-1.5))
 
-
-_NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD"}
 
 CLAIMS: tuple[Claim, ...] = (
-    Claim(
+    mean_claim(
         id="E1",
         statement="With uniform attention the test error at equal training loss is Phi(-signal/sqrt(overlap^2 + "
         "initial^2)) at every SNR and d, for SignGD, Adam and GD",
         source="ours",
-        runs=all_runs,
-        judge="mean",
         settings=MAP,
         parts=tuple(
             Part(
-                f"rms(error - law) at held-out cells, {_NAMES[f]}, loss {level:g}",
+                f"rms(error - law) at held-out cells, {NAMES[f]}, loss {level:g}",
                 _from_law(f, "uniform", level),
                 (0.0, 0.04),
                 0.0,
@@ -177,12 +190,10 @@ CLAIMS: tuple[Claim, ...] = (
             for f in POWERS
         ),
     ),
-    Claim(
+    mean_claim(
         id="E2",
         statement="With attention trained SignGD's test error at training loss .1 and .01 is still that of the law",
         source="ours",
-        runs=all_runs,
-        judge="mean",
         settings=MAP,
         parts=tuple(
             Part(
@@ -194,13 +205,11 @@ CLAIMS: tuple[Claim, ...] = (
             for level in (0.1, 0.01)
         ),
     ),
-    Claim(
+    mean_claim(
         id="E3",
         statement="At training loss .01 attention raises Adam's test error by .05 or more on average where the law is "
         "between .05 and .45, and SignGD's by less than .05",
         source="ours",
-        runs=all_runs,
-        judge="mean",
         settings=MAP,
         parts=(
             Part("attention's mean share at held-out cells, Adam, loss .01", _share("adam", 0.01), (0.05, 0.5)),
@@ -209,26 +218,22 @@ CLAIMS: tuple[Claim, ...] = (
             Part("the same, Adam, loss .1", _share("adam", 0.1), None),
         ),
     ),
-    Claim(
+    mean_claim(
         id="E4",
         statement="The gap between SignGD and GD does not need overlap: in the limit d -> infinity it is .1 or more at "
         "training loss .1, at the SNR where the law puts it highest",
         source="ours",
-        runs=all_runs,
-        judge="mean",
         settings=MAP,
         parts=(
             Part("error(SignGD) - error(GD) at loss .1", _gap_without_overlap(0.1), (0.1, 0.5), _predicted_gap(0.1)),
             Part("the same at loss .01", _gap_without_overlap(0.01), None, _predicted_gap(0.01)),
         ),
     ),
-    Claim(
+    mean_claim(
         id="E5",
         statement="Without overlap SignGD's error is due to initial weights: with sigma_0 = 3e-4 in place of .0075 it "
         "is below .05 at training loss .1 and SNR .0316, where the law gives .32 for the preset's",
         source="ours",
-        runs=all_runs,
-        judge="mean",
         settings=("paper_like, disjoint supports over d, mu",),
         parts=(Part("error(SignGD) at loss .1, d -> infinity, SNR .0316", _small_start_error, (-INF, 0.05), 0.0),),
     ),

@@ -12,8 +12,8 @@ import numpy as np
 from jaxsign import theory
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import family_runs, need, numbers_of, select
-from jaxsign.claims.claim import Claim, Part, all_runs, at_level
-from jaxsign.claims.dial import OWN, at_snr, snr_of
+from jaxsign.claims.claim import Claim, Part, at_level, mean_claim
+from jaxsign.claims.dial import OWN, at_snr
 from jaxsign.claims.dynamics import problem_of
 
 if TYPE_CHECKING:
@@ -27,12 +27,6 @@ CELLS = (
 OVERLAP, LIMIT = "paper_like over mu", "theory over kernel, mu"
 #: Steps of the distance between traces, evenly spaced in ln t: from stage II to the end of the traces in double floats.
 FIRST, LAST = 20, 2000
-
-
-def nearest(ds: "xr.Dataset", snr: float) -> float:
-    """The Dataset's SNR nearest to one."""
-    snrs = snr_of(ds)
-    return float(snrs[np.argmin(abs(np.log(snrs / snr)))])
 
 
 def _runs(ds: "xr.Dataset", snr: float, kernel: str = "softmax") -> "xr.Dataset":
@@ -122,7 +116,7 @@ def _part(measure: Callable[..., Any], label: str, interval: tuple[float, float]
     return Part(label, functools.partial(measure, **fixed), interval)
 
 
-_of_mean = functools.partial(Claim, source="ours", runs=all_runs, judge="mean")
+_of_mean = functools.partial(mean_claim, source="ours")
 
 
 def _gap(

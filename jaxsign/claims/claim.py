@@ -6,6 +6,7 @@ words, committed before the first run. Optimizers are compared on the same seeds
 """
 
 import dataclasses
+import functools
 import math
 import numbers
 import warnings
@@ -158,6 +159,10 @@ class Claim:
         absent = [step for step in self.steps if step not in recorded]
         if absent:
             raise CannotDecide(f"step {absent[0]} is not recorded")
+
+
+#: Claims about averages, whose parts pick their runs themselves.
+mean_claim = functools.partial(Claim, runs=all_runs, judge="mean")
 
 
 def _need_gradients(runs: "xr.Dataset", horizon: int) -> None:

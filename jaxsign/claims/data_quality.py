@@ -14,7 +14,7 @@ import numpy as np
 from jaxsign import theory
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import drop_labels, need, one_point, optimizers_of
-from jaxsign.claims.claim import Claim, Part, above, all_runs, at_level
+from jaxsign.claims.claim import Claim, Part, above, all_runs, at_level, mean_claim
 from jaxsign.claims.dynamics import problem_of
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def _dense_law(ds: "xr.Dataset") -> float:
 
 
 _whole = functools.partial(Claim, source="ours", runs=all_runs)
-_mean = functools.partial(_whole, judge="mean")
+_mean = functools.partial(mean_claim, source="ours")
 
 
 def _part(

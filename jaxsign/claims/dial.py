@@ -13,7 +13,8 @@ import numpy as np
 from jaxsign import theory
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import family_runs, numbers_of, select
-from jaxsign.claims.claim import Claim, Part, all_runs, at_level
+from jaxsign.claims.atlas import nearest, snr_of
+from jaxsign.claims.claim import Claim, Part, at_level, mean_claim
 from jaxsign.claims.dynamics import problem_of
 
 if TYPE_CHECKING:
@@ -28,18 +29,14 @@ BATCHES = tuple(f"{preset} over batch_size, kernel, mu" for preset in ("paper_li
 WITHIN = (-0.05, 0.05)
 
 
-def snr_of(ds: "xr.Dataset") -> np.ndarray:
-    """(mu,) SNR of every point of the axis mu."""
-    if "mu" not in ds.dims:
-        raise CannotDecide("needs the axis mu")
-    first = ds.isel({dim: 0 for dim in ("kernel", "batch_size", "optimizer") if dim in ds.dims})
-    cells = [problem_of(first.isel(mu=i)) for i in range(ds.sizes["mu"])]
-    return np.array([float(hyper.mu / (hyper.sigma_p * problem.s**0.5)) for problem, hyper in cells])
+def nearest_snr(ds: "xr.Dataset", snr: float) -> float:
+    """The Dataset's SNR nearest to one."""
+    return float(snr_of(ds)[nearest(ds, snr)])
 
 
 def at_snr(ds: "xr.Dataset", snr: float) -> int:
     """The place of an SNR along mu, to 2 %."""
-    places = np.flatnonzero(np.isclose(snr_of(ds), snr, rtol=0.02))
+    places = np.flatnonzero(np.isclose(snr_of(ds).values, snr, rtol=0.02))
     if places.size != 1:
         raise CannotDecide(f"needs the SNR {snr:g}")
     return int(places[0])
@@ -152,7 +149,7 @@ def _part(measure: Callable[..., Any], label: str, interval: tuple[float, float]
     return Part(label, functools.partial(measure, **fixed), interval)
 
 
-_mean = functools.partial(Claim, source="ours", runs=all_runs, judge="mean")
+_mean = functools.partial(mean_claim, source="ours")
 
 
 def _at_cells(level: float) -> tuple[Part, ...]:

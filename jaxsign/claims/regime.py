@@ -1,4 +1,4 @@
-"""What happens towards the regime of the paper's theorem, and over a whole training? Claims C2r, N1 and N2."""
+"""What happens towards the regime of the paper's theorem, and over a whole training? Claims C2r, N1 to N3."""
 
 import math
 from typing import TYPE_CHECKING
@@ -8,8 +8,8 @@ import numpy as np
 from jaxsign.analysis.equal_loss import levels_of
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import manifest
-from jaxsign.claims.atlas import errors, snr_of
-from jaxsign.claims.claim import Claim, Part, PerSeed, all_runs
+from jaxsign.claims.atlas import NAMES, errors, nearest
+from jaxsign.claims.claim import Claim, Part, PerSeed, mean_claim
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -55,23 +55,15 @@ def smallest_test_loss(ds: "xr.Dataset", family: str) -> "xr.DataArray":
 
 
 def _smallest(family: str, snr: float) -> PerSeed:
-    def measure(ds: "xr.Dataset") -> "xr.DataArray":
-        near = int(np.argmin(np.abs(np.log(snr_of(ds).values / snr))))
-        return smallest_test_loss(ds, family).isel(mu=near)
+    return lambda ds: smallest_test_loss(ds, family).isel(mu=nearest(ds, snr))
 
-    return measure
-
-
-_FAMILIES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD"}
 
 CLAIMS: tuple[Claim, ...] = (
-    Claim(
+    mean_claim(
         id="C2r",
         statement="In the disjoint preset at SNR .079 SignGD's test loss stays above .1 down to a training loss of "
         "1e-8; Adam's and GD's, at the training losses that they reach, are beside it",
         source="paper, restated over the whole training",
-        runs=all_runs,
-        judge="mean",
         settings=("theory over mu",),
         parts=(
             Part("smallest test loss over the levels, SignGD, SNR .079", _smallest("sign_gd", 0.079), (0.1, INF)),
@@ -81,29 +73,25 @@ CLAIMS: tuple[Claim, ...] = (
             Part("the same, GD, SNR .64", _smallest("gd", 0.64), None),
         ),
     ),
-    Claim(
+    mean_claim(
         id="N1",
         statement="Towards the theorem's regime, sigma_p >= .1 d^(1/4) n^3 with n = 4 to 16, SignGD, Adam and GD all "
         "guess at training loss .1, initial features small",
         source="ours",
-        runs=all_runs,
-        judge="mean",
         settings=("paper_like, disjoint supports over n",),
         parts=tuple(
             Part(f"smallest test error over these points, {name}", _in_regime(family, "test_error"), (0.4, 0.6), 0.5)
-            for family, name in _FAMILIES.items()
+            for family, name in NAMES.items()
         ),
     ),
-    Claim(
+    mean_claim(
         id="N2",
         statement="There the test loss does not tell SignGD from GD either: both stay at ln 2 or above",
         source="paper for SignGD, ours for GD",
-        runs=all_runs,
-        judge="mean",
         settings=("paper_like, disjoint supports over n",),
         parts=tuple(
             Part(
-                f"smallest test loss over these points, {_FAMILIES[family]}",
+                f"smallest test loss over these points, {NAMES[family]}",
                 _in_regime(family, "test_loss"),
                 (0.66, INF),
                 math.log(2),
@@ -111,12 +99,10 @@ CLAIMS: tuple[Claim, ...] = (
             for family in ("sign_gd", "gd")
         ),
     ),
-    Claim(
+    mean_claim(
         id="N3",
         statement="N1 with the presets' sigma_0 = 3e-3, at which initial features are large",
         source="ours",
-        runs=all_runs,
-        judge="mean",
         settings=("paper_like, disjoint supports over n",),
         parts=tuple(
             Part(
@@ -125,7 +111,7 @@ CLAIMS: tuple[Claim, ...] = (
                 (0.4, 0.6),
                 0.5,
             )
-            for family, name in _FAMILIES.items()
+            for family, name in NAMES.items()
         ),
     ),
 )

@@ -4,10 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxsign.analysis.held_out import held_out
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.claims.atlas import CLOSE, POWERS, errors, laws, snr_of
-from jaxsign.claims.claim import Claim, Part, PerSeed, all_runs
+from jaxsign.claims.atlas import CLOSE, POWERS, errors, from_law, laws, snr_of
+from jaxsign.claims.claim import Claim, Part, PerSeed, mean_claim
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -63,56 +62,41 @@ def _slope(family: str) -> PerSeed:
     return lambda ds: slope(boundary(errors(ds, family, LEVEL), snr_of(ds).values))
 
 
-def _law_slope(family: str) -> "PerSeed":
+def _law_slope(family: str) -> PerSeed:
     return lambda ds: slope(boundary(laws(ds, LEVEL, POWERS[family]), snr_of(ds).values))
 
 
 def _from_law(family: str) -> PerSeed:
-    """Root mean square distance of the error from the law over the held-out cells of the map."""
-
-    def measure(ds: "xr.Dataset") -> "xr.DataArray":
-        away = errors(ds, family, LEVEL) - laws(ds, LEVEL, POWERS[family])
-        cells = held_out(away, "mu", "n")
-        return (away.where(cells) ** 2).mean(("mu", "n"), skipna=True) ** 0.5
-
-    return measure
+    return lambda ds: from_law(ds, family, LEVEL, "mu", "n")
 
 
 CLAIMS: tuple[Claim, ...] = (
-    Claim(
+    mean_claim(
         id="N4",
         statement="At d = 20,000 more data moves SignGD's boundary up: the SNR at which its error is .25 at training "
         "loss .1 grows with n from 16 to 128",
         source="ours",
-        runs=all_runs,
-        judge="mean",
         settings=MAP,
         parts=(Part("d ln(boundary)/d ln(n), SignGD", _slope("sign_gd"), (0.2, 0.8), _law_slope("sign_gd")),),
     ),
-    Claim(
+    mean_claim(
         id="N5",
         statement="There more data moves GD's boundary down",
         source="ours",
-        runs=all_runs,
-        judge="mean",
         settings=MAP,
         parts=(Part("d ln(boundary)/d ln(n), GD", _slope("gd"), (-0.8, -0.1), _law_slope("gd")),),
     ),
-    Claim(
+    mean_claim(
         id="N6",
         statement="The law of uniform attention gives SignGD's test error at every n and SNR there, attention trained",
         source="ours",
-        runs=all_runs,
-        judge="mean",
         settings=MAP,
         parts=(Part("rms(error - law) at held-out cells, SignGD", _from_law("sign_gd"), (0.0, CLOSE), 0.0),),
     ),
-    Claim(
+    mean_claim(
         id="N7",
         statement="The same of GD",
         source="ours",
-        runs=all_runs,
-        judge="mean",
         settings=MAP,
         parts=(Part("rms(error - law) at held-out cells, GD", _from_law("gd"), (0.0, CLOSE), 0.0),),
     ),

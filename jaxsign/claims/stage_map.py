@@ -17,7 +17,7 @@ from jaxsign import theory
 from jaxsign.analysis.held_out import held_out
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import family_runs, need, numbers_of
-from jaxsign.claims.claim import Claim, Part, all_runs
+from jaxsign.claims.claim import Claim, Part, mean_claim
 from jaxsign.claims.dynamics import problem_of
 from jaxsign.systems.two_layer.problem import Hyper, Problem
 
@@ -219,7 +219,7 @@ def exponents(times: "xr.DataArray", law: "xr.Dataset") -> "xr.DataArray":
     return xr.DataArray(powers, dims=("seed", "of"), coords={"seed": times["seed"], "of": ["sigma_0", "learning_rate"]})
 
 
-_over_map = functools.partial(Claim, judge="mean", runs=all_runs, settings=("theory over mu, sigma_0",))
+_over_map = functools.partial(mean_claim, settings=("theory over mu, sigma_0",))
 _theirs = functools.partial(_over_map, source="paper")
 _WHERE = "a/h >= 18, a <= .125 and SNR <= .26"
 _NEAR = (0.8, 1.25)
@@ -303,13 +303,11 @@ CLAIMS: tuple[Claim, ...] = (
             "steps of h >= .02"
         },
     ),
-    Claim(
+    mean_claim(
         id="T8",
         statement="At the preset's numbers the laws say for which shapes the stages are in order, and when IV and "
         "V end",
         source="ours",
-        judge="mean",
-        runs=all_runs,
         settings=tuple(f"theory over {name}" for name in SHAPES),
         parts=(
             Part("share of shapes whose order is the laws'", _foretold_shapes, (0.75, INF), 1.0),

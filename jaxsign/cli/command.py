@@ -35,6 +35,8 @@ def _claims(args: argparse.Namespace) -> int:
     for line in (table.to_markdown() if args.markdown else str(table)).split("\n") if table.rows else []:
         show(line)
     if table.rows:
+        if args.markdown:
+            show("")  # or the sentence would be the table's last row
         show(table.chances())
     for reason in [] if table.rows else table.reasons():
         show(f"no claim can be decided from {' '.join(args.dirs)}: {reason}")

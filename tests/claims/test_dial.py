@@ -13,7 +13,7 @@ from conftest import with_levels
 
 import jaxsign as js
 from jaxsign.analysis.held_out import held_out
-from jaxsign.claims import dial
+from jaxsign.claims import atlas, dial
 from jaxsign.claims.dynamics import setting_of
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +131,7 @@ def test_what_is_lacking_is_said():
     for words, ask in {
         "the SNR 0.5": lambda: dial.reading(ds, "power", 0.1, 0.5, kernel="uniform", p=0.0),
         "exactly one power": lambda: dial.reading(ds, "power", 0.1, 0.04, kernel="uniform", p=0.05),
-        "axis mu": lambda: dial.snr_of(ds.isel(mu=0, drop=True)),
+        "axis mu": lambda: atlas.snr_of(ds.isel(mu=0, drop=True)),
     }.items():
         with pytest.raises(js.CannotDecide, match=words):
             ask()

@@ -143,3 +143,15 @@ def test_every_dimension_is_one_program_with_the_draws_of_its_own():
     for d in sizes:
         alone = js.run_sweep(dataclasses.replace(made, problem=dataclasses.replace(problem, d=d), axes={"seed": 2}))
         xr.testing.assert_equal(together.sel(d=d, drop=True).load(), alone.load())
+
+
+@pytest.mark.parametrize("d", [60, 70_000, 2**24 + 1, 2**31 - 2])
+@pytest.mark.parametrize("overlap", ["exact", "none"])
+def test_the_program_for_every_dimension_draws_the_coordinates_of_its_own(d, overlap):
+    """Results hardly depend on a large d, coordinates do."""
+    task = js.two_layer(dataclasses.replace(PROBLEM, d=d, overlap=overlap), engine="feature_space_law")
+    padding, key = task.reduction.padding, jax.random.key(5)
+    hyper = jax.tree.map(jnp.asarray, padding.case(HYPER))  # 32-bit floats, as a program takes them
+    drawn = padding.task.sample_test(key, hyper).drawn.indices
+    np.testing.assert_array_equal(drawn, task.sample_test(key, HYPER).drawn.indices)
+    assert int(drawn.max()) > 0.9 * (d - 1 - 24 * (overlap == "none"))

@@ -203,7 +203,7 @@ def draw_lines(betas, late, signum, eps):
     plot.style_key(axes[1, 2], "$b_2=.9$ (c, d; solid: .999)", ls=":")
     plot.key(fig, ncols=3)
     text = (
-        f"{betas.sizes['seed']} seeds, theory; d: {eps.sizes['seed']} seeds, paper_like; both reconstructed, "
+        f"{betas.sizes['seed']} seeds, disjoint; d: {eps.sizes['seed']} seeds, paper_like; both reconstructed, "
         f"{plot.sizes(betas, 'n', 'd', 's', 'm_k')}, eta=1e-4, float64; median and 5-95 %"
     )
     plot.small_print(fig, text)
@@ -238,7 +238,7 @@ def draw_maps(betas, late):
     words = [plt.Line2D([], [], ls="none", label=f"{code}: {meaning}") for code, meaning in CODES]
     fig.legend(handles=words, loc="outside upper center", ncols=2, handlelength=0, handletextpad=0)
     text = (
-        f"{betas.sizes['seed']} seeds, theory, reconstructed, {plot.sizes(betas, 'n', 'd', 's', 'm_k')}, eta=1e-4, "
+        f"{betas.sizes['seed']} seeds, disjoint, reconstructed, {plot.sizes(betas, 'n', 'd', 's', 'm_k')}, eta=1e-4, "
         f"float64; median over the seeds that have the number; d, e: at t = {last}; f: first step with under half of "
         "SignGD's local rate"
     )

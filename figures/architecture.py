@@ -44,24 +44,24 @@ def numbered(ax, datasets):
 
 
 def times(ax, runs, axis):
-    """Stage boundaries against heads or context: theory solid, paper-like dotted."""
+    """Stage boundaries against heads or context: disjoint solid, paper-like dotted."""
     drawn = {}
-    for preset, line, fill in (("theory", "-", "full"), ("paper_like", ":", "none")):
+    for preset, line, fill in (("disjoint", "-", "full"), ("paper_like", ":", "none")):
         stages = {number: js.find_stages(select(ds, "sign_gd")) for number, ds in entries(runs, preset, axis).items()}
         drawn |= stages
         for name, look in STAGES.items() if stages else ():
             values = [one[name] for one in stages.values()]
             values = [one.where(one.notnull().mean("seed") > 0.5) for one in values]  # most seeds get there
             values = xr.concat(values, "x", join="outer").transpose("seed", "x")
-            label = rf"$t_\mathrm{{{name[2:]}}}$" if preset == "theory" else None
+            label = rf"$t_\mathrm{{{name[2:]}}}$" if preset == "disjoint" else None
             plot.band(ax, list(stages), values, label, **look, ls=line, ms=3, fillstyle=fill)
     numbered(ax, dict(sorted(drawn.items())))
     ax.set(yscale="log", ylim=(0.7, 800), ylabel="step t")
 
 
 def over_steps(ax, runs, axis, measure, until):
-    """A number of the theory preset's runs over steps for every number of heads or patches."""
-    for number, ds in entries(runs, "theory", axis).items():
+    """A number of the disjoint preset's runs over steps for every number of heads or patches."""
+    for number, ds in entries(runs, "disjoint", axis).items():
         values = measure(select(ds, "sign_gd")).sel(step=slice(0, until))
         heads = number if axis == "heads" else number // 2
         label = f"{heads} head{'s' * (heads > 1)}, {2 * heads} patches"
@@ -109,8 +109,8 @@ def errors(ax, runs, axis):
     ax.set_ylim(0, 0.55)
 
 
-def draw(paper_like, in_theory, attended):
-    runs = paper_like | in_theory
+def draw(paper_like, disjoint, attended):
+    runs = paper_like | disjoint
     fig, axes = plt.subplots(4, 2, figsize=(plot.WIDE, 7.4))
     for column, axis, name in zip(axes.T, ("heads", "context"), ("heads", "patches")):
         times(column[0], runs, axis)
@@ -140,7 +140,7 @@ def draw(paper_like, in_theory, attended):
     text = (
         f"{seeds[-1]} seeds" + (f" (paper-like {', '.join(few)})" if few else "") + " · median and 5-95 % · "
         f"reconstructed: {sizes}, d in proportion to context-1, m_k rows a head · eta 1e-4, GD .3 · a, b: left out "
-        f"where most seeds do not get there · c-f: theory; attended keys: {attended.sizes['seed']} seeds · g, h: "
+        f"where most seeds do not get there · c-f: disjoint; attended keys: {attended.sizes['seed']} seeds · g, h: "
         "paper-like; attention frozen: only w_v trained"
     )
     plot.small_print(fig, text)
@@ -148,7 +148,7 @@ def draw(paper_like, in_theory, attended):
 
 
 main = plot.figure_script(
-    draw, __doc__, reads=("architecture/paper_like_*", "architecture/theory_*", "architecture/targets")
+    draw, __doc__, reads=("architecture/paper_like_*", "architecture/disjoint_*", "architecture/targets")
 )
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def losses(ax, ds):
 
 
 def draw(runs):
-    preset = "paper_like" if any(name.startswith("paper_like") for name in runs) else "theory"
+    preset = "paper_like" if any(name.startswith("paper_like") for name in runs) else "disjoint"
     fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 6.6))
     of_models(axes[0, 0], runs, preset, lambda ds: ds["train_loss"], "training loss")
     axes[0, 0].set(yscale="log", ylim=(1e-8, 2))

@@ -22,9 +22,9 @@ def attention(ax, ds):
     ax.set_xticks([0, 1, 10, 100, 1000])
 
 
-def draw(paper_like, theory):
+def draw(paper_like, disjoint):
     fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 4.1))
-    for row, preset, ds in zip(axes, ("paper-like", "theory"), (paper_like, theory)):
+    for row, preset, ds in zip(axes, ("paper-like", "disjoint"), (paper_like, disjoint)):
         ds = ds[with_captured(ds, ["train_loss", "test_error", "test_loss", "s21", "noise_l1", "status"])].load()
         attention(row[0], ds)
         plot.loss(ds, row[1])
@@ -36,11 +36,11 @@ def draw(paper_like, theory):
         for ax in row[1:]:
             ax.get_legend().remove()
     plot.key(fig, ncols=3)
-    plot.footer(fig, ds, "theory; paper_like differs in independent supports and exact overlap")
+    plot.footer(fig, ds, "disjoint; paper_like differs in independent supports and exact overlap")
     return fig
 
 
-main = plot.figure_script(draw, __doc__, reads=("dynamics/paper_like", "dynamics/theory"), opens=js.open_results)
+main = plot.figure_script(draw, __doc__, reads=("dynamics/paper_like", "dynamics/disjoint"), opens=js.open_results)
 
 if __name__ == "__main__":
     main()

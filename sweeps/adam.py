@@ -3,7 +3,7 @@
 Second moments are squares of gradients, which underflow in 32 bits, so this experiment needs --x64.
 Axes: entry `betas`: b1 x b2 over {0, .5, .9, .99, .999}, and SignGD, 2000 steps, 36 seeds; `late`: b2 = .999 and SignGD
 to 10/(1-b2) = 10,000 steps, 36 seeds; `signum`: momentum over the same numbers, 1500 steps, 36 seeds; these in the
-theory preset and with eps = 1e-150. `eps`: paper-like, eps from 1e-15 to 1e-2 at b2 = .999 and .9 with b1 = .9, and
+disjoint preset and with eps = 1e-150. `eps`: paper-like, eps from 1e-15 to 1e-2 at b2 = .999 and .9 with b1 = .9, and
 SignGD, 1500 steps, 10 seeds. eta = 1e-4 everywhere.
 Command: python sweeps/adam.py --x64 --out results/adam
 Cost: 5.3 minutes of processor time for betas, late and eps, about one more for signum, on an AMD EPYC; 21 minutes of
@@ -46,7 +46,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         problem = dataclasses.replace(presets.tiny(problem) if args.tiny else problem, n_test=1)
         steps = args.steps or (120 if args.tiny else steps)
         record = np.asarray(record)
-        engine = args.engine or ("feature_space" if wide and preset == "theory" else "support")
+        engine = args.engine or ("feature_space" if wide and preset == "disjoint" else "support")
         return js.Sweep(
             system=js.two_layer_updates, engine=engine, problem=problem, hyper=hyper, optimizers=optimizers,
             steps=steps, record=record[record <= steps], test_every=record[:1], observables=observables,
@@ -64,9 +64,9 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     grid, column = ({"sign_gd": SIGN_GD, "adam": adam(*b2)} for b2 in (betas, [0.999]))
     eps = {"sign_gd": SIGN_GD, "adam": eps}
     return {
-        "betas": sweep("theory", grid, 2000, RECORD, [*SCALARS, *NOISE], 36),
-        "late": sweep("theory", column, 10000, LATE, UPDATES, 36),
-        "signum": sweep("theory", signum, 1500, RECORD, [*SCALARS, *NOISE], 36),
+        "betas": sweep("disjoint", grid, 2000, RECORD, [*SCALARS, *NOISE], 36),
+        "late": sweep("disjoint", column, 10000, LATE, UPDATES, 36),
+        "signum": sweep("disjoint", signum, 1500, RECORD, [*SCALARS, *NOISE], 36),
         "eps": sweep("paper_like", eps, 1500, RECORD, SCALARS, 10),
     }
 

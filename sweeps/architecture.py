@@ -2,12 +2,12 @@
 
 depth_D with D = 1..4, and depth_4 with _mlp, _norm and both: `js.deep_transformer` with residual connections (weight 1)
 and without, SignGD, 400 steps. PRESET_heads_H with H = 1, 2, 4, 8 (600 steps) and PRESET_context_L with L = 4, 8, 16
-(320 steps), PRESET paper_like or theory: the two-layer system, SignGD; all claims of the paper's system are asked of
+(320 steps), PRESET paper_like or disjoint: the two-layer system, SignGD; all claims of the paper's system are asked of
 them too. d = 2000 (L-1), so that n (L-1) patches of s = 40 share as many coordinates as those of context 2 do
-(paper-like) and fit in disjointly (theory). 36 seeds; paper-like contexts 8 and 16, whose supports have 6,000 and
+(paper-like) and fit in disjointly (disjoint). 36 seeds; paper-like contexts 8 and 16, whose supports have 6,000 and
 12,000 coordinates, 8 and 4. GD beside SignGD paper-like up to context 4, and as controls of their test errors the same
-with w_v alone trained, _frozen. Adam in adam_heads_4, adam_context_4 (theory) and adam_depth_2, 12 seeds. targets:
-which noise patch the noise queries of longer contexts attend to, theory, 12 seeds.
+with w_v alone trained, _frozen. Adam in adam_heads_4, adam_context_4 (disjoint) and adam_depth_2, 12 seeds. targets:
+which noise patch the noise queries of longer contexts attend to, disjoint preset, 12 seeds.
 In 32 bits gradients of transformers of depth 4 are 0 from t ~ 200 on, and those of layers 3 and 4 without residual
 connections from the start, as rounding makes their tokens equal. So this experiment needs --x64; there layer 4 alone,
 without residual connections, has a gradient of exactly 0 before t = 360.
@@ -45,7 +45,14 @@ DEEP = {
     "depth_4_mlp_norm": {"depth": 4, "mlp": True, "layer_norm": True},
 }  # fmt: skip
 #: Entries of the smoke test.
-TINY = ("depth_1", "depth_4_mlp_norm", "paper_like_heads_2", "paper_like_heads_2_frozen", "theory_context_4", "targets")
+TINY = (
+    "depth_1",
+    "depth_4_mlp_norm",
+    "paper_like_heads_2",
+    "paper_like_heads_2_frozen",
+    "disjoint_context_4",
+    "targets",
+)
 
 
 def _attended(params, data):
@@ -99,7 +106,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     sizes = {f"heads_{heads}": {"heads": heads} for heads in (1, 2, 4, 8)}
     sizes |= {f"context_{long}": {"context": long} for long in (4, 8, 16)}
     for name, size in sizes.items():
-        sweeps[f"theory_{name}"] = shallow("theory", **size)
+        sweeps[f"disjoint_{name}"] = shallow("disjoint", **size)
     both = {name: size for name, size in sizes.items() if name not in ("context_8", "context_16")}
     for name, size in both.items():
         sweeps[f"paper_like_{name}"] = shallow("paper_like", **size, optimizers=SIGN | GD)
@@ -110,14 +117,14 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         sweeps[f"paper_like_{name}_frozen"] = shallow("paper_like", **size, **frozen)
     sweeps["paper_like_context_8"] = shallow("paper_like", context=8, seeds=8)
     sweeps["paper_like_context_16"] = shallow("paper_like", context=16, seeds=4)
-    problem, hyper = js.presets.theory()
+    problem, hyper = js.presets.disjoint()
     lengths = [(long, (60 if tiny else problem.d) * (long - 1)) for long in ((4,) if tiny else (4, 8, 16))]
     sweeps["targets"] = sweep(
         js.two_layer, dataclasses.replace(problem, **small), hyper, SIGN, 320, seeds=12, engine="feature_space",
         axes={("context", "d"): lengths}, observables=["sign_agreement", target_agreement, on_heaviest],
     )  # fmt: skip
-    sweeps["adam_heads_4"] = shallow("theory", heads=4, optimizers=ADAM, seeds=12)
-    sweeps["adam_context_4"] = shallow("theory", context=4, optimizers=ADAM, seeds=12)
+    sweeps["adam_heads_4"] = shallow("disjoint", heads=4, optimizers=ADAM, seeds=12)
+    sweeps["adam_context_4"] = shallow("disjoint", context=4, optimizers=ADAM, seeds=12)
     sweeps["adam_depth_2"] = deep("depth_2", ADAM, seeds=12)
     return {name: sweeps[name] for name in (TINY if tiny else sweeps)}
 

@@ -1,6 +1,6 @@
 """The bridge: does the sign-descent picture survive another kernel, a residual path, another system? Claims B1-B7.
 
-Entries: paper_like_KERNEL and theory_KERNEL with KERNEL softmax, gaussian, linear and the same with _residual, a
+Entries: paper_like_KERNEL and disjoint_KERNEL with KERNEL softmax, gaussian, linear and the same with _residual, a
 residual path of weight 1 around the attention: SignGD, Signum, Adam and GD at the presets' learning rates, 1500 steps,
 36 seeds; all claims of the paper's system are asked of them too. curvature: directional smoothness and robust condition
 number along the paper-like runs, 12 seeds. regression: the four optimizers on linear attention, three learning rates
@@ -62,13 +62,13 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         return args.seeds or (2 if tiny else full)
 
     sweeps = {}
-    for name, preset in {"paper_like": js.presets.paper_like, "theory": js.presets.theory}.items():
+    for name, preset in {"paper_like": js.presets.paper_like, "disjoint": js.presets.disjoint}.items():
         problem, hyper = preset()
         problem = presets.tiny(problem) if tiny else problem
         engine = args.engine or presets.engine_for(name)
         for kernel in ("softmax", "gaussian", "linear"):
             for path in (0.0, 1.0):
-                if tiny and (name, kernel) != ("theory", "gaussian"):
+                if tiny and (name, kernel) != ("disjoint", "gaussian"):
                     continue
                 sweeps[f"{name}_{kernel}{'_residual' if path else ''}"] = js.Sweep(
                     system=js.two_layer, problem=dataclasses.replace(problem, kernel=kernel), engine=engine,

@@ -1,7 +1,7 @@
 """The paper's claims from thousands of seeds: their numbers are measured on the device, no trace is kept.
 
 Axes: optimizer (SignGD and Adam eta=1e-4, GD eta=.3), 4096 seeds; 2000 steps; both presets. Engine hybrid for the
-paper-like preset, whose patches share coordinates; feature_space_law, exact in distribution, for the theory preset.
+paper-like preset, whose patches share coordinates; feature_space_law, exact in distribution, for the disjoint preset.
 G1 needs five learning rates: sweeps/snr.py.
 Command: make claims-4096, or python sweeps/claims.py --out results-4096 && jaxsign claims results-4096
 Cost: 1.8 minutes on 2 cores of an AMD EPYC, a quarter of it compilation; wall_seconds of the manifests.
@@ -33,10 +33,13 @@ TESTED = ["test_loss", "test_error"]
 def build(args: Namespace) -> dict[str, js.Sweep]:
     steps = args.steps or (120 if args.tiny else 2000)
     record = RECORD[steps >= RECORD]
-    settings = {"paper_like": ("hybrid", js.presets.paper_like()), "theory": ("feature_space_law", js.presets.theory())}
+    settings = {
+        "paper_like": ("hybrid", js.presets.paper_like()),
+        "disjoint": ("feature_space_law", js.presets.disjoint()),
+    }
     sweeps = {}
     for name, (engine, (problem, hyper)) in settings.items():
-        if args.tiny and name == "theory":
+        if args.tiny and name == "disjoint":
             continue
         if args.tiny:
             problem = presets.tiny(problem)

@@ -27,7 +27,7 @@ def engine_for(preset: str) -> str:
 
     Disjoint supports close the dynamics on inner products; coordinates that patches share are trained as weights.
     """
-    return "feature_space" if preset == "theory" else "hybrid"
+    return "feature_space" if preset == "disjoint" else "hybrid"
 
 
 def tiny(problem: js.Problem) -> js.Problem:
@@ -40,7 +40,7 @@ def settings(smoke_test: bool) -> dict[str, tuple[js.Problem, js.Hyper]]:
     if smoke_test:
         problem, hyper = js.presets.paper_like()
         return {"paper_like": (tiny(problem), hyper)}
-    return {"paper_like": js.presets.paper_like(), "theory": js.presets.theory()}
+    return {"paper_like": js.presets.paper_like(), "disjoint": js.presets.disjoint()}
 
 
 def need_x64(name: str, args: Namespace) -> None:

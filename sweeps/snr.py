@@ -1,7 +1,7 @@
 """Test error and loss at equal training loss, whatever the learning rate: SignGD, Adam, GD, against SNR; claim G1.
 
 Axes: five learning rates per optimizer over two decades, 2000 steps; entry `snr`: 8 SNRs (sigma_p varies, mu = 1)
-with 8 seeds, paper-like; entries `paper_like` and `theory`: the presets' own SNR, .079, with 40 seeds for claim G1.
+with 8 seeds, paper-like; entries `paper_like` and `disjoint`: the presets' own SNR, .079, with 40 seeds for claim G1.
 Command: python sweeps/snr.py --out results/snr
 Cost: 1.2 minutes on 2 cores of an AMD EPYC, a good part of it compilation; wall_seconds of the manifests.
 Expected: at SNR .079 and training loss .1, test error about .45 for SignGD and .11 for GD (paper-like).
@@ -31,7 +31,11 @@ LEVELS = (0.6, 0.5, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 def build(args: Namespace) -> dict[str, js.Sweep]:
     steps = args.steps or (60 if args.tiny else 2000)
     schedule = js.log_steps(steps, per_decade=8)
-    settings = {"snr": js.presets.paper_like(), "paper_like": js.presets.paper_like(), "theory": js.presets.theory()}
+    settings = {
+        "snr": js.presets.paper_like(),
+        "paper_like": js.presets.paper_like(),
+        "disjoint": js.presets.disjoint(),
+    }
     sweeps = {}
     for name, (problem, hyper) in settings.items():
         if args.tiny and name != "snr":

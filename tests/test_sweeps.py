@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import importlib.util
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from jaxsign.cli import command as cli
 from jaxsign.cli.experiment import build_options, load_build
 
 ROOT = Path(__file__).parent.parent
+ATLAS = (ROOT / "docs" / "atlas.md").read_text()
 
 
 def load(path):
@@ -63,7 +65,7 @@ def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("results")
     for name, at in (("dynamics", "dynamics/paper_like"), ("query_noise", "query_noise"), ("snr", "snr/snr")):
         assert load(ROOT / "sweeps" / f"{name}.py").main(["--tiny", "--out", str(root / at)]) == 0
-    shutil.copytree(root / "dynamics" / "paper_like", root / "dynamics" / "theory")  # the figure shows both presets
+    shutil.copytree(root / "dynamics" / "paper_like", root / "dynamics" / "disjoint")  # the figure shows both presets
     return root
 
 
@@ -99,6 +101,19 @@ def test_figure_numbers_are_the_datasets(results, tmp_path, monkeypatch):
     assert drawn[100.0] == pytest.approx(float(loss.sel(step=100)), rel=1e-5)
 
 
+def test_a_cell_of_a_map_opens_as_its_page_says_and_runs_again(tmp_path, monkeypatch):
+    """The page's own lines, on the tiny map: the run again has the loss that the map holds."""
+    block = re.search(r"^```\{code-block\} python\n:name: open-a-cell\n(.*?)^```$", ATLAS, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    out = "results/atlas_error"
+    assert load(ROOT / "sweeps" / "atlas_error.py").main(["--tiny", "--only", "error", "--out", out]) == 0
+    names: dict = {}
+    exec(block[1], names)
+    stored = names["cell"]["train_loss"].sel(seed=1, step=60).item()
+    assert 0 < stored < 0.69
+    assert names["run"].to_xarray()["train_loss"].sel(step=60).item() == pytest.approx(stored, rel=1e-4)
+
+
 @pytest.mark.slow
 def test_claims_from_many_seeds_run_tiny(tmp_path):
     assert load(ROOT / "sweeps" / "claims.py").main(["--tiny", "--out", str(tmp_path)]) == 0
@@ -127,7 +142,7 @@ def test_help_lists_every_axis_without_running(name, capsys):
         (["--out", "x", "--steps", "2.5"], "--steps: must be an int >= 1, got '2.5'"),
         (["--out", "x", "--engine", "sparse"], "unknown engine 'sparse'"),
         (["--out", "x", "--sedes", "3"], "unrecognized arguments: --sedes"),
-        (["--out", "x", "--only", "theory,theori"], "unknown sweep 'theori'; did you mean 'theory'"),
+        (["--out", "x", "--only", "disjoint,disjiont"], "unknown sweep 'disjiont'; did you mean 'disjoint'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(argv, message, tmp_path, capsys, monkeypatch):

@@ -191,7 +191,7 @@ def _signum_rate_miss(ds: "xr.Dataset") -> "xr.DataArray":
     return _worst([abs(rate(one, 1100, 1500) / late_law(one) - 1) for one in runs])
 
 
-_ours = functools.partial(Claim, source="ours", system="two_layer_updates", settings=("theory",))
+_ours = functools.partial(Claim, source="ours", system="two_layer_updates", settings=("disjoint",))
 
 CLAIMS: tuple[Claim, ...] = (
     *(
@@ -207,7 +207,7 @@ CLAIMS: tuple[Claim, ...] = (
                     functools.partial(_predicted_late_rate, b2=b2),
                 ),
             ),
-            explanations={"theory": why},
+            explanations={"disjoint": why},
         )
         for name, b2, memory, why in (
             ("A2'", 0.999, 1000, ""),
@@ -246,11 +246,11 @@ CLAIMS: tuple[Claim, ...] = (
             ),
         ),
         explanations={
-            "theory": "it turns for b2 <= .5 with b1 <= .5 (figure, panel g): with b1 = .9 the first moment keeps its "
-            "old sign, since the gradient falls faster than .9^t, and for b1 > b2 steps have no bound besides"
+            "disjoint": "it turns for b2 <= .5 with b1 <= .5 (figure, panel g): with b1 = .9 the first moment keeps "
+            "its old sign, since the gradient falls faster than .9^t, and for b1 > b2 steps have no bound besides"
         },
         system="two_layer_updates",
-        settings=("theory",),
+        settings=("disjoint",),
     ),
     *(
         _ours(
@@ -266,7 +266,7 @@ CLAIMS: tuple[Claim, ...] = (
                     0.0,
                 ),
             ),
-            explanations={"theory": why},
+            explanations={"disjoint": why},
         )
         for name, which, steps, points, why in (
             (
@@ -312,7 +312,7 @@ CLAIMS: tuple[Claim, ...] = (
             ),
         ),
         explanations={
-            "theory": "the first part is inside; of the last, b2 = .9 is, at .93 or more; with b1 = .9 and b2 <= .5 "
+            "disjoint": "the first part is inside; of the last, b2 = .9 is, at .93 or more; with b1 = .9 and b2 <= .5 "
             "steps have no bound and the loss jumps up once; with b1 <= b2 <= .9 none departs (figure, panel i)"
         },
     ),
@@ -349,7 +349,7 @@ CLAIMS: tuple[Claim, ...] = (
         steps=(1100, 1500),
         parts=(Part("largest |rate on [1100,1500] / law - 1|, three momenta", _signum_rate_miss, (0.0, 0.1), 0.0),),
         explanations={
-            "theory": "one seed of 36, at beta = .99: the signal query of one example still attends to the signal, "
+            "disjoint": "one seed of 36, at beta = .99: the signal query of one example still attends to the signal, "
             "s_11 = .95, so that its y F grows more slowly; at .999, not judged, it is .56 of the law"
         },
     ),
@@ -373,8 +373,9 @@ CLAIMS: tuple[Claim, ...] = (
             ),
         ),
         explanations={
-            "theory": "at beta = .9, where the gradient falls about as fast as .9^t, a quarter turns; at .99 and .999 "
-            "no query noise changes its sign: what counts as turned there are rows whose query signal did after t=100"
+            "disjoint": "at beta = .9, where the gradient falls about as fast as .9^t, a quarter turns; at .99 and "
+            ".999 no query noise changes its sign: what counts as turned there are rows whose query signal did after "
+            "t=100"
         },
     ),
 )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 INF = math.inf
-PRESETS = ("paper_like", "theory")
+PRESETS = ("paper_like", "disjoint")
 HEADS = tuple(f"heads {heads}, {preset}" for preset in PRESETS for heads in (2, 4, 8))
 CONTEXTS = tuple(f"context {context}, {preset}" for preset in PRESETS for context in (4, 8, 16))
 _ADDED = ("", " with mlp", " with layer norm", " with mlp and layer norm")

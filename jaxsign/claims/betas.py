@@ -24,7 +24,7 @@ CELLS = (
     (0.0, 0.5, 0.2), (0.0, 0.99, 0.04), (0.5, 0.9, OWN), (0.5, 0.999, 0.2), (0.9, 0.99, OWN), (0.999, 0.9, OWN),
     (0.999, 0.999, 0.2),
 )  # fmt: skip
-OVERLAP, LIMIT = "paper_like over mu", "theory over kernel, mu"
+OVERLAP, LIMIT = "paper_like over mu", "disjoint over kernel, mu"
 #: Steps of the distance between traces, evenly spaced in ln t: from stage II to the end of the traces in double floats.
 FIRST, LAST = 20, 2000
 

@@ -33,7 +33,7 @@ def _settings(preset: str) -> tuple[str, ...]:
     return tuple(str(Setting(preset, model=kernel + path)) for kernel, path in models)
 
 
-PAPER_LIKE, THEORY = _settings("paper_like"), _settings("theory")
+PAPER_LIKE, DISJOINT = _settings("paper_like"), _settings("disjoint")
 
 
 def _loss_at(step: int, runs: "xr.Dataset") -> "xr.DataArray":
@@ -110,7 +110,7 @@ CLAIMS: tuple[Claim, ...] = (
         statement="SignGD trains fast: at t=300 the loss is a tenth of its start or less",
         steps=(300,),
         parts=(Part("training loss at t=300", functools.partial(_loss_at, 300), (0.0, math.log(2) / 10)),),
-        settings=PAPER_LIKE + THEORY,
+        settings=PAPER_LIKE + DISJOINT,
     ),
     _ours(
         id="B2",
@@ -121,7 +121,7 @@ CLAIMS: tuple[Claim, ...] = (
             Part("the same at t=0", functools.partial(_noise_share_at, 0), None, 0.5),
         ),
         explanations=GAUSSIAN,
-        settings=PAPER_LIKE + THEORY,
+        settings=PAPER_LIKE + DISJOINT,
     ),
     Claim(
         id="B3",

@@ -54,6 +54,6 @@ def known_system(ds: "xr.Dataset") -> str:
 
 
 def setting_of(ds: "xr.Dataset") -> Setting:
-    """A Dataset's setting, such as "paper_like" or "theory, n=21"."""
+    """A Dataset's setting, such as "paper_like" or "disjoint, n=21"."""
     setting: Setting = SYSTEMS[known_system(ds)].setting_of(ds)
     return setting

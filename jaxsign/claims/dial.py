@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 OWN = 0.0791
 #: (p, SNR) of the main dial that are held out: `analysis.held_out` over ("p", "mu").
 CELLS = ((0.1, 0.13), (0.1, 0.2), (0.4, 0.04), (0.4, OWN))
-OVERLAP, LIMIT = "paper_like over kernel, mu", "theory over kernel, mu"
-BATCHES = tuple(f"{preset} over batch_size, kernel, mu" for preset in ("paper_like", "theory"))
+OVERLAP, LIMIT = "paper_like over kernel, mu", "disjoint over kernel, mu"
+BATCHES = tuple(f"{preset} over batch_size, kernel, mu" for preset in ("paper_like", "disjoint"))
 WITHIN = (-0.05, 0.05)
 
 

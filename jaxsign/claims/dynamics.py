@@ -55,8 +55,8 @@ def setting_of(ds: "xr.Dataset") -> Setting:
     """The preset a Dataset was run with, "custom" if it is none; n_test is free.
 
     The setting also says another n, kernel, residual path, number of heads, context or choice of trained weights:
-    "theory, n=21",
-    "gaussian kernel with residual 1, theory", "context 4, theory" (with d in proportion to the noise patches), "w_v
+    "disjoint, n=21",
+    "gaussian kernel with residual 1, disjoint", "context 4, disjoint" (with d in proportion to the noise patches), "w_v
     alone trained, paper_like"; so are the axes of a sweep that leaves the preset: "paper_like over n, snr".
     """
     trained = manifest(ds)["definition"].get("trainable")  # without a manifest the Dataset is refused, not "custom"
@@ -66,7 +66,7 @@ def setting_of(ds: "xr.Dataset") -> Setting:
         problem, hyper = problem_of(ds.isel(dict.fromkeys(swept, 0)))
     except CannotDecide:
         return Setting("custom")
-    for name in ("paper_like", "theory"):
+    for name in ("paper_like", "disjoint"):
         preset, numbers = getattr(presets, name)()
         problem, hyper = _with(problem, preset, varied), _with(hyper, numbers, varied)
         if _has_sizes_of(name, problem, preset) and dataclasses.replace(numbers, residual=hyper.residual) == hyper:
@@ -221,12 +221,12 @@ OTHER_KEYS = dict.fromkeys(
 ONE_VOTE = dict.fromkeys(
     _LONG,
     "an example has one vote, that of the noise patch that all its queries attend to: at context 4 the keys of the "
-    "patches of largest ||xi||_1 alone are followed by 1.00 [1.00, 1.00] of the rows (theory), all keys by .95",
+    "patches of largest ||xi||_1 alone are followed by 1.00 [1.00, 1.00] of the rows (disjoint), all keys by .95",
 )
 UNEQUAL_VOTES = dict.fromkeys(
     ("heads 4", "heads 8"),
     "with h heads logits are h times as large, and the votes' weights p_i become unequal before the query signals have "
-    "turned: at t=70 by a factor of 3.5 with two heads, 14 with four and 204 with eight (theory, beside claim H1)",
+    "turned: at t=70 by a factor of 3.5 with two heads, 14 with four and 204 with eight (disjoint, beside claim H1)",
 )
 ONE_SHARE = dict.fromkeys(_LONG, "attention starts at 1/context, not at 1/2; in units of 1/context it is claim H4")
 LATE = {
@@ -360,8 +360,9 @@ CLAIMS: tuple[Claim, ...] = (
             Part("test error at t=100", _measured("test_error_100"), None, _sign_law),
         ),
         explanations={
-            "theory": "without overlap the law is 0, the limit of large t; at t = 50 the initial value weights on the "
-            "fresh coordinates, <v(0), xi'> ~ N(0, 2 sigma_0^2 sigma_p^2 s/m_v), still compete with <v, mu> = 2 eta t",
+            "disjoint": "without overlap the law is 0, the limit of large t; at t = 50 the initial value weights on "
+            "the fresh coordinates, <v(0), xi'> ~ N(0, 2 sigma_0^2 sigma_p^2 s/m_v), still compete with <v, mu> = "
+            "2 eta t",
         },
     ),
     Claim(
@@ -425,8 +426,8 @@ CLAIMS: tuple[Claim, ...] = (
             ),
         ),
         explanations={
-            "theory": "without overlap, at SNR .079, both errors go to 0 and no gap is left at loss .01 and .001 (one "
-            "is left at SNR .032: E4); at loss .5, which GD with eta = 1 and 3 leaps over in its first step, from "
+            "disjoint": "without overlap, at SNR .079, both errors go to 0 and no gap is left at loss .01 and .001 "
+            "(one is left at SNR .032: E4); at loss .5, which GD with eta = 1 and 3 leaps over in its first step, from "
             "error .51 to 0, it is that of the other rates",
         },
     ),

@@ -64,7 +64,7 @@ CLAIMS: tuple[Claim, ...] = (
         statement="In the disjoint preset at SNR .079 SignGD's test loss stays above .1 down to a training loss of "
         "1e-8; Adam's and GD's, at the training losses that they reach, are beside it",
         source="paper, restated over the whole training",
-        settings=("theory over mu",),
+        settings=("disjoint over mu",),
         parts=(
             Part("smallest test loss over the levels, SignGD, SNR .079", _smallest("sign_gd", 0.079), (0.1, INF)),
             Part("the same, Adam", _smallest("adam", 0.079), None),

@@ -15,8 +15,8 @@ class Setting:
       swept: axes with several points.
 
     Examples:
-      >>> str(Setting("theory", model=("gaussian kernel", "residual 1"), changes=("n=21",)))
-      'gaussian kernel with residual 1, theory, n=21'
+      >>> str(Setting("disjoint", model=("gaussian kernel", "residual 1"), changes=("n=21",)))
+      'gaussian kernel with residual 1, disjoint, n=21'
       >>> str(Setting("depth", values=("1",), swept=("snr", "n")))
       'depth 1 over snr, n'
     """

@@ -219,7 +219,7 @@ def exponents(times: "xr.DataArray", law: "xr.Dataset") -> "xr.DataArray":
     return xr.DataArray(powers, dims=("seed", "of"), coords={"seed": times["seed"], "of": ["sigma_0", "learning_rate"]})
 
 
-_over_map = functools.partial(mean_claim, settings=("theory over mu, sigma_0",))
+_over_map = functools.partial(mean_claim, settings=("disjoint over mu, sigma_0",))
 _theirs = functools.partial(_over_map, source="paper")
 _WHERE = "a/h >= 18, a <= .125 and SNR <= .26"
 _NEAR = (0.8, 1.25)
@@ -262,8 +262,8 @@ CLAIMS: tuple[Claim, ...] = (
             Part("factor to the law where it is largest", _worst("t_III"), None, 1.0),
         ),
         explanations={
-            "theory over mu, sigma_0": "at the largest start, a = .12, rows that have not turned when key noise begins "
-            "to turn to them keep their sign: .92 follow the vote there, .97 or more at a <= .067"
+            "disjoint over mu, sigma_0": "at the largest start, a = .12, rows that have not turned when key noise "
+            "begins to turn to them keep their sign: .92 follow the vote there, .97 or more at a <= .067"
         },
     ),
     _theirs(
@@ -299,8 +299,8 @@ CLAIMS: tuple[Claim, ...] = (
         source="ours",
         parts=(Part("share of cells whose order is the laws'", _foretold, (0.9, INF), 1.0),),
         explanations={
-            "theory over mu, sigma_0": "the laws are wrong on the border, where seeds differ among themselves, and for "
-            "steps of h >= .02"
+            "disjoint over mu, sigma_0": "the laws are wrong on the border, where seeds differ among themselves, and "
+            "for steps of h >= .02"
         },
     ),
     mean_claim(
@@ -308,7 +308,7 @@ CLAIMS: tuple[Claim, ...] = (
         statement="At the preset's numbers the laws say for which shapes the stages are in order, and when IV and "
         "V end",
         source="ours",
-        settings=tuple(f"theory over {name}" for name in SHAPES),
+        settings=tuple(f"disjoint over {name}" for name in SHAPES),
         parts=(
             Part("share of shapes whose order is the laws'", _foretold_shapes, (0.75, INF), 1.0),
             Part("t_IV: factor to the law where it is largest", _worst_shape("t_IV"), (-INF, 1.5), 1.0),

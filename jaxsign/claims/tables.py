@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ COLUMNS = (
     "beyond_chance", "verdict",
 )  # fmt: skip
 VERDICTS = ("HOLDS", "FAILS", "UNDECIDED")
+#: A preset's name as a word of a setting -> its name today, for tables of earlier versions.
+RENAMED = {"theory": "disjoint"}
 
 
 def check_file(path: Path) -> Path:
@@ -93,7 +96,8 @@ def read(path: Path) -> dict[tuple[str, str], str]:
     """The verdicts of a table: {(claim, setting): verdict}, empty if it has no lines.
 
     Args:
-      path: a file made by `write`; other columns may be missing, and a byte order mark is read over.
+      path: a file made by `write`, also of a version that called a preset by another name; other columns may be
+        missing, and a byte order mark is read over.
 
     Raises:
       ValueError: if it is missing, no such table, or contradicts itself, with the number of the line.
@@ -109,6 +113,8 @@ def read(path: Path) -> dict[tuple[str, str], str]:
                 raise ValueError(f"the reference must be {asked} with the first line {_shown(rows.fieldnames)}")
             for row in rows:
                 claim, setting, verdict = (row[name] for name in IDENTITY)
+                for old, new in RENAMED.items():
+                    setting = re.sub(rf"\b{old}\b", new, setting or "")
                 where = f"line {rows.line_num} of the claims table {str(path)!r}"
                 if not claim or not setting:
                     raise ValueError(f"{where} must name a claim and a setting, got {_shown(list(row.values()))}")

@@ -100,8 +100,8 @@ def test_update_agreement_is_the_oracles(oracle):
 
 
 def test_what_is_no_problem_or_engine_is_refused():
-    with pytest.raises(ValueError, match=r"problem must be a js.Problem, got problem='theory'"):
-        js.two_layer_updates("theory")
+    with pytest.raises(ValueError, match=r"problem must be a js.Problem, got problem='disjoint'"):
+        js.two_layer_updates("disjoint")
     with pytest.raises(ValueError, match=r"unknown engine 'auto'"):
         js.two_layer_updates(PROBLEM, engine="auto")
 
@@ -115,7 +115,7 @@ def adam_loss(t, b1, b2, law):
     return slow[np.searchsorted(t, 100)] - slow - 0.01 * np.maximum(t - 100, 0) * (t < 100)
 
 
-def made_up(kind="betas", preset="theory"):
+def made_up(kind="betas", preset="disjoint"):
     """Runs of an entry of the sweep that satisfy every claim about it."""
     adams = [("adam", {"b1": b1, "b2": b2}) for b1 in adam.BETAS for b2 in adam.BETAS]
     if kind == "eps":

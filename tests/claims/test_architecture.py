@@ -220,6 +220,6 @@ def test_the_full_experiment_says_its_entries(capsys):
     experiment = runpy.run_path(str(ROOT / "sweeps" / "architecture.py"))
     assert experiment["main"](["--help"]) == 0
     text = capsys.readouterr().out
-    for entry in ("paper_like_heads_8", "theory_context_16", "depth_4_mlp_norm"):
+    for entry in ("paper_like_heads_8", "disjoint_context_16", "depth_4_mlp_norm"):
         assert f"  {entry}: " in text
     assert "paper_like_context_16: 4 runs of 320 steps" in text

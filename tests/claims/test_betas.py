@@ -34,9 +34,9 @@ def error(b1, b2, mu, kernel):
     return SIGN[mu] + (scale * np.array(LONG) if b2 >= 0.99 and b1 < b2 else np.zeros(3))
 
 
-def dataset(preset="theory", of=error):
+def dataset(preset="disjoint", of=error):
     problem, hyper = getattr(js.presets, preset)()
-    kernels = ["softmax", "uniform"] if preset == "theory" else ["softmax"]
+    kernels = ["softmax", "uniform"] if preset == "disjoint" else ["softmax"]
     rows = [(np.nan, np.nan), *((b1, b2) for b1 in BETAS for b2 in BETAS)]
     table = np.empty((len(kernels), len(MU), len(rows), SEEDS, 4))
     for k, kernel in enumerate(kernels):

@@ -80,13 +80,13 @@ def word(ds, claim):
 
 def test_settings_name_the_kernel_and_the_path():
     assert str(two_layer.setting_of(paper_runs())) == "paper_like"
-    assert str(two_layer.setting_of(paper_runs(kernel="gaussian", preset="theory"))) == "gaussian kernel, theory"
+    assert str(two_layer.setting_of(paper_runs(kernel="gaussian", preset="disjoint"))) == "gaussian kernel, disjoint"
     assert str(two_layer.setting_of(paper_runs(path=1.0))) == "residual 1, paper_like"
     named = {
         str(two_layer.setting_of(paper_runs(kernel=kernel, path=path, preset=preset)))
-        for kernel in ("softmax", "gaussian", "linear") for path in (0.0, 1.0) for preset in ("paper_like", "theory")
+        for kernel in ("softmax", "gaussian", "linear") for path in (0.0, 1.0) for preset in ("paper_like", "disjoint")
     }  # fmt: skip
-    assert named == {*bridge.PAPER_LIKE, *bridge.THEORY}
+    assert named == {*bridge.PAPER_LIKE, *bridge.DISJOINT}
     assert known_system(paper_runs("two_layer_curvature")) == "two_layer_curvature"
     assert str(linear_attention.setting_of(other_runs("linear_attention", FALL))) == "normal, n=20, optimizers"
     assert str(residual.setting_of(other_runs("residual_attention", FALL))) == "depth 1, optimizers"

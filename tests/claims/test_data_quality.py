@@ -119,7 +119,7 @@ def test_boundaries_invert_the_laws(error):
 
 
 def test_boundaries_at_their_ends():
-    problem, _ = js.presets.theory()
+    problem, _ = js.presets.disjoint()
     assert theory.sign_boundary(problem) == theory.gd_boundary(problem) == 0
     few = js.Problem(n=1, d=2000, s=2, m_k=1, m_v=1)  # most test patches share nothing: the error is below .1 anyhow
     assert theory.sign_boundary(few) == 0

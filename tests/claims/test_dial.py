@@ -91,11 +91,11 @@ def test_half_of_the_gap_by_hand():
 
 def test_settings_are_those_of_the_claims():
     assert str(setting_of(dataset())) == dial.OVERLAP
-    assert str(setting_of(dataset("theory"))) == dial.LIMIT
+    assert str(setting_of(dataset("disjoint"))) == dial.LIMIT
 
 
 def test_the_law_satisfies_the_claims_about_it():
-    for preset in ("paper_like", "theory"):
+    for preset in ("paper_like", "disjoint"):
         assert [word(dataset(preset), claim) for claim in ("DM1", "DM2")] == ["HOLDS"] * 2
     assert word(dataset(), "DM3") == word(dataset(), "DM4") == "HOLDS"
 
@@ -110,8 +110,8 @@ def test_claims_about_the_main_dial_fail_elsewhere():
     assert word(grows, "DM5") == "FAILS"  # .025 at p = .7
     more = dataset(attention=0.0, shift=lambda error, p, kernel: error + 0.12 * p * (kernel == "softmax"))
     assert word(more, "DM5") == "HOLDS"
-    assert word(dataset("theory", attention=0.1), "DM6") == "HOLDS"
-    assert word(dataset("theory", attention=0.0), "DM6") == "FAILS"
+    assert word(dataset("disjoint", attention=0.1), "DM6") == "HOLDS"
+    assert word(dataset("disjoint", attention=0.0), "DM6") == "FAILS"
 
 
 def test_claims_about_memory_and_norms():

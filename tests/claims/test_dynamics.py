@@ -314,13 +314,13 @@ def test_axes_of_one_point_are_no_axes(good):
     ("arguments", "setting"),
     [
         ({}, "paper_like"),
-        ({"preset": "theory"}, "theory"),
+        ({"preset": "disjoint"}, "disjoint"),
         ({"n": 21}, "paper_like, n=21"),
-        ({"preset": "theory", "n": 21}, "theory, n=21"),
+        ({"preset": "disjoint", "n": 21}, "disjoint, n=21"),
         ({"supports": "disjoint"}, "paper_like, disjoint supports"),
         ({"d": 4000}, "custom"),
         ({"hyper": js.Hyper(sigma_p=2.0, sigma_0=1e-3)}, "custom"),
-        ({"preset": "theory", "hyper": js.Hyper(sigma_p=2.0, label_noise=0.1)}, "custom"),
+        ({"preset": "disjoint", "hyper": js.Hyper(sigma_p=2.0, label_noise=0.1)}, "custom"),
     ],
 )
 def test_settings_are_recognised(arguments, setting):
@@ -328,9 +328,9 @@ def test_settings_are_recognised(arguments, setting):
 
 
 def test_laws_follow_the_setting(good):
-    theory = good.assign_attrs(manifest=manifest("theory"))
+    theory = good.assign_attrs(manifest=manifest("disjoint"))
     found = row(theory, "C2e")  # without overlap the law is 0, so an error of .444 is far away
-    assert (found.setting, found.verdict) == ("theory", "FAILS")
+    assert (found.setting, found.verdict) == ("disjoint", "FAILS")
     assert number(found, "beyond 2 standard errors").median == pytest.approx(0.444)
     assert number(found, "test error at t=100").predicted == 0.0
 
@@ -374,11 +374,14 @@ def test_tables_escape_what_markdown_and_latex_would_read(good):
 
 
 def test_a_single_run_answers_claims():
-    problem, hyper = js.presets.theory()
+    problem, hyper = js.presets.disjoint()
     task = js.two_layer(dataclasses.replace(problem, n_test=1), engine="feature_space")
     run = js.train(jax.random.key(0), task, hyper, js.sign_gd(1e-4), steps=20, record=1)
     table = js.check(run.to_xarray("sign_gd", learning_rate=1e-4), ["S1", "S2", "S4"])
-    assert [(row.claim.id, row.setting, row.inside) for row in table.rows] == [("S1", "theory", 1), ("S2", "theory", 1)]
+    assert [(row.claim.id, row.setting, row.inside) for row in table.rows] == [
+        ("S1", "disjoint", 1),
+        ("S2", "disjoint", 1),
+    ]
     assert table.missing[0][2] == "step 50 is not recorded"
     nameless = js.check(run.to_xarray(), ["S1"])
     assert "exactly one sign_gd optimizer, got 0" in nameless.missing[0][2]

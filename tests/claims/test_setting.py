@@ -15,13 +15,13 @@ MODEL = ("gaussian kernel", "residual 1")
 @pytest.mark.parametrize(
     ("setting", "name", "kind", "varies"),
     [
-        (Setting("theory"), "theory", "theory", False),
+        (Setting("disjoint"), "disjoint", "disjoint", False),
         (Setting("depth", values=("1",)), "depth 1", "depth 1", False),
         (Setting("depths", values=("1", "2")), "depths 1, 2", "depths 1, 2", True),
-        (Setting("theory", changes=("n=21",)), "theory, n=21", "theory", True),
+        (Setting("disjoint", changes=("n=21",)), "disjoint, n=21", "disjoint", True),
         (
-            Setting("theory", model=MODEL),
-            "gaussian kernel with residual 1, theory",
+            Setting("disjoint", model=MODEL),
+            "gaussian kernel with residual 1, disjoint",
             "gaussian kernel with residual 1",
             True,
         ),
@@ -38,12 +38,12 @@ def a_claim(**more):
 
 
 def test_an_explanation_names_a_setting_or_what_many_have_in_common():
-    claim = a_claim(explanations={"theory": "small", "gaussian kernel": "flat", "theory, n=21": "odd"})
-    assert claim.explanation(Setting("theory")) == "small"
-    assert claim.explanation(Setting("theory", changes=("n=22",))) == "small"
-    assert claim.explanation(Setting("theory", changes=("n=21",))) == "odd"
-    assert claim.explanation(Setting("theory", model=("gaussian kernel",))) == "flat"
-    assert claim.explanation(Setting("theory", swept=("n",))) == ""
+    claim = a_claim(explanations={"disjoint": "small", "gaussian kernel": "flat", "disjoint, n=21": "odd"})
+    assert claim.explanation(Setting("disjoint")) == "small"
+    assert claim.explanation(Setting("disjoint", changes=("n=22",))) == "small"
+    assert claim.explanation(Setting("disjoint", changes=("n=21",))) == "odd"
+    assert claim.explanation(Setting("disjoint", model=("gaussian kernel",))) == "flat"
+    assert claim.explanation(Setting("disjoint", swept=("n",))) == ""
     assert claim.explanation(Setting("custom")) == ""
 
 

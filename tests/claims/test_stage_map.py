@@ -27,7 +27,7 @@ NUMBERS = {
 
 def dataset(axes, **changed):
     """Runs whose stages end where the laws say, a little apart over seeds."""
-    problem, hyper = js.presets.theory()
+    problem, hyper = js.presets.disjoint()
     rates = axes["learning_rate"]
     dims = {name: values for name, values in axes.items() if name != "learning_rate"}
     coords = {
@@ -69,7 +69,7 @@ def word(ds, claim):
 def test_laws_and_groups_at_one_cell(whole):
     law = stage_map.laws(stage_map.runs_of(whole))
     one = law.sel(mu=3.16, sigma_0=1e-3, learning_rate=1e-5)
-    problem, hyper = js.presets.theory()
+    problem, hyper = js.presets.disjoint()
     hyper = dataclasses.replace(hyper, mu=3.16, sigma_0=1e-3)
     assert float(one["t_II"]) == np.ceil(theory.stage_two_time(problem, hyper, 1e-5))
     assert float(one["t_V"]) == np.ceil(theory.stage_five_time(problem, hyper, 1e-5)[1])

@@ -116,19 +116,25 @@ def test_medians_and_bands_are_quantiles_over_the_seeds():
 def table():
     """Four rows in two settings: labels with every character that some format treats as its own."""
     hard = claim(
-        "X1", labels=("100 % of a_b & {c}^2 <d> e", "second part"), predict=lambda ds: 0.5, explanations={"theory": "-"}
+        "X1",
+        labels=("100 % of a_b & {c}^2 <d> e", "second part"),
+        predict=lambda ds: 0.5,
+        explanations={"disjoint": "-"},
     )
-    open_end = claim("X2", interval=(0.7, math.inf), explanations={"theory": "It is not meant to."})
-    datasets = [runs([0.5] * 64), runs([0.5, 1e-5] * 32, preset="theory")]
+    open_end = claim("X2", interval=(0.7, math.inf), explanations={"disjoint": "It is not meant to."})
+    datasets = [runs([0.5] * 64), runs([0.5, 1e-5] * 32, preset="disjoint")]
     return js.check(datasets, [hard, open_end, claim("X3", steps=(5,))])
 
 
 def test_rows_are_claims_with_their_settings_below_each_other(table):
     assert [(row.claim.id, row.setting, row.verdict) for row in table.rows] == [
-        ("X1", "paper_like", "HOLDS"), ("X1", "theory", "HOLDS"),
-        ("X2", "paper_like", "FAILS"), ("X2", "theory", "FAILS"),
+        ("X1", "paper_like", "HOLDS"), ("X1", "disjoint", "HOLDS"),
+        ("X2", "paper_like", "FAILS"), ("X2", "disjoint", "FAILS"),
     ]  # fmt: skip
-    assert table.missing == (("X3", "paper_like", "step 5 is not recorded"), ("X3", "theory", "step 5 is not recorded"))
+    assert table.missing == (
+        ("X3", "paper_like", "step 5 is not recorded"),
+        ("X3", "disjoint", "step 5 is not recorded"),
+    )
     assert [row.explanation for row in table.rows] == ["", "", "", "It is not meant to."]
     lines = table.lines()
     assert len(lines) == 6
@@ -149,8 +155,8 @@ def test_plain_text_shows_everything(table):
     columns = [lines[0].index(name) for name in HEADER]
     for line, cells in zip(lines[2:], table.lines()):
         assert all(line[column:].startswith(cell) for column, cell in zip(columns, cells))
-    assert "note: X2 theory: It is not meant to." in lines
-    assert "not decided here: X3 theory: step 5 is not recorded" in lines
+    assert "note: X2 disjoint: It is not meant to." in lines
+    assert "not decided here: X3 disjoint: step 5 is not recorded" in lines
 
 
 def test_markdown_comes_back(table):
@@ -218,9 +224,9 @@ def test_changes_are_pointed_out_and_nothing_else_is(table, tmp_path):
     before = tmp_path / "claims.csv"
     table.to_csv(before)
     assert table.changes(before) == []
-    now = js.check([runs([2.0] * 64), runs([0.5] * 64, preset="theory")], [claim("X1"), claim("X4")])
+    now = js.check([runs([2.0] * 64), runs([0.5] * 64, preset="disjoint")], [claim("X1"), claim("X4")])
     assert now.changes(before) == [
-        "X1 paper_like: HOLDS -> FAILS", "X4 paper_like: new, FAILS", "X4 theory: new, HOLDS",
+        "X1 paper_like: HOLDS -> FAILS", "X4 paper_like: new, FAILS", "X4 disjoint: new, HOLDS",
     ]  # fmt: skip
     before.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="columns claim, setting, verdict") as caught:
@@ -280,16 +286,24 @@ def test_bad_requests_are_refused_by_name():
     assert len(js.check([]).missing) == 0
 
 
+def test_a_table_that_calls_a_preset_by_its_old_name_is_compared_by_the_new_one(table, tmp_path):
+    before = tmp_path / "claims.csv"
+    table.to_csv(before)
+    before.write_text(before.read_text().replace("disjoint", "theory"))
+    assert set(before.read_text().split(",")) >= {"theory"}
+    assert table.changes(before) == []
+
+
 def test_what_is_no_longer_decided_is_a_difference(table, tmp_path):
     before = tmp_path / "claims.csv"
     table.to_csv(before)
     now = js.check([runs([0.5] * 64)], [claim("X1"), claim("X2", steps=(7,))])
     assert now.changes(before) == [
-        "X1 theory: HOLDS -> not decided", "X2 paper_like: FAILS -> not decided", "X2 theory: FAILS -> not decided",
+        "X1 disjoint: HOLDS -> not decided", "X2 paper_like: FAILS -> not decided", "X2 disjoint: FAILS -> not decided",
     ]  # fmt: skip
     everything = dataclasses.replace(now, asked=None)  # as where no claim is named: those that are gone count
-    before.write_text(before.read_text().replace("X2,theory", "GONE,theory"))
-    assert "GONE theory: FAILS -> not decided" in everything.changes(before)
+    before.write_text(before.read_text().replace("X2,disjoint", "GONE,disjoint"))
+    assert "GONE disjoint: FAILS -> not decided" in everything.changes(before)
     assert not [line for line in now.changes(before) if "GONE" in line]
     js.check([], ["S1"]).to_csv(before)  # no verdict at all
     assert now.changes(before) == ["X1 paper_like: new, HOLDS"]

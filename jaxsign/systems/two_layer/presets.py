@@ -41,7 +41,7 @@ def disjoint() -> tuple[Problem, Hyper]:
 
 
 def theory() -> tuple[Problem, Hyper]:
-    """The old name of `disjoint`, by which claims and results still call this setting.
+    """The old name of `disjoint`, kept for programs that were written with it.
 
     Returns:
       (Problem, Hyper).

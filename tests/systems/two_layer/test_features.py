@@ -128,7 +128,7 @@ def test_1500_steps_of_the_preset_stay_together(name, varied, seed):
     The dense engine's sign votes underflow 64 bits too, at t ~ 800: what follows of its query noise, and of the
     logarithm of s_21 that is made of it, is not compared.
     """
-    problem, hyper = js.presets.theory()
+    problem, hyper = js.presets.disjoint()
     sizes, numbers = VARIED.get(varied, ({}, {}))
     problem, hyper = dataclasses.replace(problem, **sizes), dataclasses.replace(hyper, **numbers)
     mine, theirs = pair(problem, hyper, LONG[name], 1500, seed)
@@ -149,7 +149,7 @@ def test_1500_steps_of_the_preset_stay_together(name, varied, seed):
 
 def test_32_bits_reproduce_64_bits_far_beyond_their_underflow():
     """Claim S5 and |query noise| at t = 900, where 97 % of SignGD's gradients are below what 32 bits hold."""
-    problem, hyper = js.presets.theory()
+    problem, hyper = js.presets.disjoint()
     task = js.two_layer(dataclasses.replace(problem, n_test=1), engine="feature_space")
     names = ["train_loss", "query_noise", "query_signal"]
     train = jax.jit(make_train(Loop(Mode(task, signs=True), js.sign_gd, names), Schedule.build(900, 100, 900)))

@@ -153,7 +153,7 @@ def test_bad_axes_and_snr(problem):
 def test_presets_are_the_two_settings():
     sizes = {"n": 20, "d": 2000, "s": 40, "m_k": 20, "m_v": 20, "heads": 1, "context": 2}
     paper, hyper = js.presets.paper_like()
-    limit, same = js.presets.theory()
+    limit, same = js.presets.disjoint()
     assert hyper == same == js.Hyper(sigma_p=2.0, mu=1.0, sigma_0=3e-3, alpha=0.0, label_noise=0.0)
     for problem, supports, overlap in ((paper, "independent", "exact"), (limit, "disjoint", "none")):
         assert (problem.supports, problem.overlap) == (supports, overlap)

@@ -39,7 +39,7 @@ def both_widths(problem, rate, steps, seeds, names, every):
     """SignGD's traces in feature space in 32 and in 64 bits, from the same draws."""
     task = js.two_layer(problem, engine="feature_space")
     train = make_train(Loop(Mode(task, signs=True), js.sign_gd, names), Schedule.build(steps, every, steps))
-    hyper = jax.tree.map(jnp.float32, js.presets.theory()[1])
+    hyper = jax.tree.map(jnp.float32, js.presets.disjoint()[1])
     keys = jax.vmap(lambda s: jax.random.key(s))(jnp.arange(seeds))
     start = jax.jit(jax.vmap(lambda key: begin(task, key, hyper, None, jnp.float32(0))))(keys)
 
@@ -80,7 +80,7 @@ def test_32_bits_follow_64_where_the_attention_on_the_signal_underflows():
 @pytest.mark.slow
 def test_32_bits_follow_64_to_step_20000():
     """Disjoint preset, six seeds: the votes for the value signal are below 32 bits from t = 2,884 on, 64 from 8,252."""
-    problem = dataclasses.replace(js.presets.theory()[0], n_test=1)
+    problem = dataclasses.replace(js.presets.disjoint()[0], n_test=1)
     narrow, wide = both_widths(problem, 1e-4, 20_000, 6, FEATURES, 200)
     compare(narrow, wide, 4e-4)
     signal = np.asarray(narrow["trace"]["value_signal"], float)

@@ -69,5 +69,5 @@ def test_training_is_that_of_the_dense_system():
 
 
 def test_what_is_no_problem_is_refused():
-    with pytest.raises(ValueError, match=r"problem must be a js.Problem, got problem='theory'"):
-        js.two_layer_curvature("theory")
+    with pytest.raises(ValueError, match=r"problem must be a js.Problem, got problem='disjoint'"):
+        js.two_layer_curvature("disjoint")

@@ -1,10 +1,12 @@
 """Test error at equal training loss over SNR and dimension: SignGD, Adam and GD, attention trained and uniform.
 
-Page 1 of the atlas; claims E1 to E5. Axes of entry `error`: 17 SNRs from 1e-4 to 1; 9 dimensions from just above
+Page 1 of the atlas; claims E1 to E6. Axes of entry `error`: 17 SNRs from 1e-4 to 1; 9 dimensions from just above
 n s = 800 to 10^9 and infinity (fresh patches share no coordinate with training; its d is only a label); softmax
 attention and the control, in which attention is uniform and only values learn; 16 seeds. Entry `small_start` repeats
 SignGD and GD at d = 2000 and infinity with sigma_0 = 3e-4 throughout, a tenth of the preset's at its own SNR, so that
-initial weights hardly count.
+initial weights hardly count. Entry `exchanged` asks which part of Adam makes its error: at d = 2000 and nine SNRs, all
+eight ways to give SignGD's or Adam's rule to attention, to the value vector's product with the signal and to its
+products with the noise; SignGD at a half and a quarter of its learning rate trains as long as Adam.
 Drawn in distribution, supports disjoint. mu and sigma_0 vary in place of sigma_p, at sigma_p = 2, so that one learning
 rate serves every SNR: (mu, sigma_p, sigma_0, eta) -> (c mu, c sigma_p, sigma_0/c, eta/c) is the same run of SignGD. So
 sigma_0 = 3e-3/mu stands for sigma_0 = 3e-3 at mu = 1 and sigma_p = 1/(SNR sqrt(s)), the presets' way to vary the SNR.
@@ -17,6 +19,7 @@ import dataclasses
 import sys
 from argparse import Namespace
 
+import jax
 import numpy as np
 import optax
 import presets
@@ -34,17 +37,43 @@ OPTIMIZERS = {
     # A noise margin grows by .04 eta a step at first; where the signal is strong the smaller rates do not leap.
     "gd": js.grid(optax.sgd, learning_rate=[0.01, 0.1, 0.5]),
 }
+PARTS = ("attention", "signal", "noise")
 SCALARS = ["train_loss", "test_loss", "test_error", "value_signal"]
+
+
+def parts(learning_rate, attention="sign", signal="sign", noise="sign"):
+    """A rule, "sign" or "adam", for each part of the model in feature space."""
+    rules = {"sign": js.sign_gd(learning_rate), "adam": optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-15)}
+
+    def rule(path, _):
+        names = tuple(
+            entry.name for entry in path
+        )  # (): a bare array, by which the engine asks whether it may run this
+        return {("w_v", "signal"): signal, ("w_v", "noise"): noise}.get(names, attention)
+
+    return optax.partition(rules, lambda params: jax.tree_util.tree_map_with_path(rule, params))
+
+
+def exchanged():
+    """{name: optimizer} of the eight ways to give two rules to three parts, and of SignGD that trains longer."""
+    with_adam = [[part for bit, part in enumerate(PARTS) if number >> bit & 1] for number in range(2 ** len(PARTS))]
+    optimizers = {
+        "_".join(["adam_on", *chosen]) if chosen else "sign_gd": js.grid(
+            parts, learning_rate=1e-4, **dict.fromkeys(chosen, "adam")
+        )
+        for chosen in with_adam
+    }
+    return {**optimizers, "slow_sign_gd": js.grid(js.sign_gd, learning_rate=[5e-5, 2.5e-5])}
 
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
     problem, hyper = js.presets.disjoint()
     steps = args.steps or (60 if args.tiny else 1500)
 
-    def sweep(start, optimizers, dimensions, kernels):
-        snr, sizes = SNR, problem
+    def sweep(start, optimizers, dimensions, kernels, snr=SNR):
+        sizes = problem
         if args.tiny:
-            sizes, snr, dimensions = presets.tiny(problem), SNR[[8, 13]], [(30, "exact"), (60, "exact")]
+            sizes, snr, dimensions = presets.tiny(problem), snr[-8:-3:4], [(30, "exact"), (60, "exact")]
         mu = snr * float(hyper.sigma_p) * sizes.s**0.5
         return js.Sweep(
             system=js.two_layer, engine=args.engine or "feature_space_law", problem=dataclasses.replace(sizes, d=10**9),
@@ -65,6 +94,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
             {"kernel": ["softmax", "uniform"]},
         ),
         "small_start": sweep(lambda mu: float(hyper.sigma_0) / 10, some, [DIMENSIONS[2], DIMENSIONS[-1]], {}),
+        "exchanged": sweep(lambda mu: float(hyper.sigma_0) / mu, exchanged(), [DIMENSIONS[2]], {}, SNR[8:]),
     }
 
 

@@ -1,4 +1,4 @@
-"""Where does the test error at equal training loss come from? Claims E1 to E5 on the error map of the atlas."""
+"""Where does the test error at equal training loss come from? Claims E1 to E6 on the error map of the atlas."""
 
 import dataclasses
 import functools
@@ -26,6 +26,8 @@ POWERS = {"sign_gd": 0.0, "adam": 0.0, "gd": 1.0}
 NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD"}
 #: How far an error may be from the law for a cell to count as explained.
 CLOSE = 0.05
+#: Adam on all parts, as entry `exchanged` names it, and how far an error may be above another for none to be raised.
+ADAM, AT_MOST = "adam_on_attention_signal_noise", (-INF, CLOSE)
 #: The map's setting, as claims name it.
 MAP = ("paper_like, disjoint supports over kernel, d, mu",)
 
@@ -172,6 +174,21 @@ def _small_start_error(ds: "xr.Dataset") -> "xr.DataArray":
     return errors(_limit(ds), "sign_gd", 0.1).isel(d=0, mu=nearest(ds, 10**-1.5))
 
 
+def _strong(ds: "xr.Dataset", family: str, level: float) -> "xr.DataArray":
+    """A family's error where the SNR is .3 or more, the mean over these SNRs; of the slowest learning rate."""
+    found = optimizers_of(ds, family)
+    if not found.size:
+        raise CannotDecide(f"needs runs of {family}")
+    runs = ds.isel(optimizer=found[np.argsort(ds["learning_rate"].values[found])[:1]])
+    at_strong = at_level(runs, level, "test_error", leaps=True)["test_error"].isel(optimizer=0)
+    return at_strong.isel(mu=np.flatnonzero(snr_of(ds).values > 0.3)).mean(("d", "mu"))
+
+
+def _above(one: str, other: str, level: float = 0.01) -> PerSeed:
+    """Error of one optimizer minus that of another at equal training loss, paired by seed."""
+    return lambda ds: _strong(ds, one, level) - _strong(ds, other, level)
+
+
 CLAIMS: tuple[Claim, ...] = (
     mean_claim(
         id="E1",
@@ -236,5 +253,21 @@ CLAIMS: tuple[Claim, ...] = (
         source="ours",
         settings=("paper_like, disjoint supports over d, mu",),
         parts=(Part("error(SignGD) at loss .1, d -> infinity, SNR .0316", _small_start_error, (-INF, 0.05), 0.0),),
+    ),
+    mean_claim(
+        id="E6",
+        statement="At d = 2000, SNR .3 to 1 and training loss .01 Adam's error above SignGD's is its rule for the value "
+        "vector's product with the signal: exchanging the two rules there exchanges the errors; Adam's rule for "
+        "attention or for value noise, or training as long as Adam, does not raise SignGD's by .05",
+        source="ours",
+        settings=("paper_like, disjoint supports over mu",),
+        parts=(
+            Part("error(Adam) - error(SignGD)", _above(ADAM, "sign_gd"), (0.1, 0.5)),
+            Part("Adam but SignGD on the signal, above SignGD", _above("adam_on_attention_noise", "sign_gd"), AT_MOST),
+            Part("SignGD but Adam on the signal, below Adam", _above(ADAM, "adam_on_signal"), AT_MOST),
+            Part("SignGD but Adam on attention, above SignGD", _above("adam_on_attention", "sign_gd"), AT_MOST),
+            Part("SignGD but Adam on value noise, above SignGD", _above("adam_on_noise", "sign_gd"), AT_MOST),
+            Part("SignGD at a quarter of the rate, above SignGD", _above("slow_sign_gd", "sign_gd"), AT_MOST),
+        ),
     ),
 )

@@ -126,6 +126,27 @@ def test_a_small_start_leaves_no_error_without_overlap(error, expected):
     assert verdicts(ds, "E5") == {"E5": expected}
 
 
+PARTS = ("adam_on_attention", "adam_on_signal", "adam_on_noise")
+BOTH, ALL = "adam_on_attention_noise", "adam_on_attention_signal_noise"
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (("adam_on_signal", ALL), "HOLDS"),
+        (("adam_on_attention", BOTH, ALL), "FAILS"),
+        (("adam_on_noise", "adam_on_signal", ALL), "FAILS"),
+        (("adam_on_signal", "slow_sign_gd", ALL), "FAILS"),
+        ((ALL,), "FAILS"),
+        ((), "FAILS"),
+    ],
+)
+def test_adams_error_is_its_rule_for_the_signal(raised, expected):
+    names = ["sign_gd", *PARTS, BOTH, ALL, "slow_sign_gd"]
+    ds = made({"mu": MU}, names, lambda family, *_, **__: 0.35 if family in raised else 0.05, extra=START)
+    assert verdicts(ds, "E6") == {"E6": expected}
+
+
 def test_a_boundary_is_where_the_error_is_a_quarter():
     snr = np.geomspace(0.01, 1, 15)
     exact = xr.DataArray(

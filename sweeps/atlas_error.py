@@ -46,10 +46,8 @@ def parts(learning_rate, attention="sign", signal="sign", noise="sign"):
     rules = {"sign": js.sign_gd(learning_rate), "adam": optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-15)}
 
     def rule(path, _):
-        names = tuple(
-            entry.name for entry in path
-        )  # (): a bare array, by which the engine asks whether it may run this
-        return {("w_v", "signal"): signal, ("w_v", "noise"): noise}.get(names, attention)
+        matrix, part = (entry.name for entry in path)
+        return {"signal": signal, "noise": noise, "kept": noise}[part] if matrix == "w_v" else attention
 
     return optax.partition(rules, lambda params: jax.tree_util.tree_map_with_path(rule, params))
 

@@ -40,7 +40,7 @@ def problem_of(ds: "xr.Dataset") -> tuple[Problem, Hyper]:
         if not set(record) <= set(names) or not required <= {*record, *map(str, ds.coords)}:
             raise CannotDecide("needs runs of the two-layer system")
         for name in names:
-            if name in ds.coords:
+            if name in ds.coords and "optimizer" not in ds[name].dims:  # else a keyword of that name
                 if ds[name].size != 1:
                     raise CannotDecide(f"needs one point of every axis, got several on {name}")
                 stored, value = record.get(name), ds[name].item()

@@ -13,6 +13,7 @@ import optax
 from jaxsign.compilation import content, undisturbed
 from jaxsign.optimizers.draws import draws
 from jaxsign.optimizers.factories import Static, build, hashable, lasting
+from jaxsign.optimizers.leaves import leaf_moves, leaf_rules, name_leaves, same_rule, treated_apart
 from jaxsign.optimizers.rules import power_gd, sign_gd, signum, smooth_sign_gd
 
 Factory = Callable[..., optax.GradientTransformation]
@@ -201,7 +202,7 @@ class Homogeneity:
     reason: str
 
 
-def homogeneity(factory: Factory, points: Iterable[Mapping[str, Any]]) -> list[Homogeneity]:
+def homogeneity(factory: Factory, points: Iterable[Mapping[str, Any]], like: Any = None) -> list[Homogeneity]:
     """Drives each point of an optimizer with histories of one shape at several scales, signs and parameters.
 
         u(c g_0, ..., c g_t) = sgn(c) |c|^p u(g_0, ..., g_t)  for c = +-1, +-1e-6, +-1e-12
@@ -209,6 +210,8 @@ def homogeneity(factory: Factory, points: Iterable[Mapping[str, Any]]) -> list[H
     Args:
       factory: `(**keywords) -> transform`, coordinate-wise.
       points: keywords of each point.
+      like: tree of arrays or ShapeDtypeStructs with the parameters' structure and shapes, whose arrays may have rules
+        of their own, as with `optax.partition`; the exponent must then be that of them all. Default: one array.
 
     Returns:
       One Homogeneity a point.
@@ -222,10 +225,89 @@ def homogeneity(factory: Factory, points: Iterable[Mapping[str, Any]]) -> list[H
     cases = [(sign * scale, "none") for scale in SCALES for sign in (1, -1)]
     cases += [*DECAY_CASES, (1.0, "rescaled")]
 
-    def probe(point: Mapping[str, Any]) -> Homogeneity:
+    def alone(point: Mapping[str, Any]) -> Homogeneity:
         return _judge(*_moves(factory, point, cases), point)
 
-    return [_remembered((factory, dict(point)), "homogeneity", functools.partial(probe, point)) for point in points]
+    def together(point: Mapping[str, Any]) -> Homogeneity | None:
+        """None where every array has the rule of one array by itself."""
+        return None if _one_rule(factory, point, like) else _joint(_of_arrays(factory, point, cases, like))
+
+    measured = []
+    for point in points:
+        what, of_tree = (factory, dict(point)), None
+        if like is not None and not _known(factory, point):
+            shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(like))
+            of_tree = _remembered(what, (jax.tree.structure(like), shapes), functools.partial(together, point))
+        measured.append(of_tree or _remembered(what, "homogeneity", functools.partial(alone, point)))
+    return measured
+
+
+def told_apart(factory: Factory, points: Iterable[Mapping[str, Any]], like: Any, reference: Any) -> list[str]:
+    """The array of a tree that each point moves by another rule than the array of a reference it stands for, or "".
+
+    Args:
+      factory: `(**keywords) -> transform`, coordinate-wise.
+      points: keywords of each point.
+      like: tree of arrays or ShapeDtypeStructs that is trained.
+      reference: tree whose arrays have the first names of those of `like`.
+
+    Returns:
+      One path a point, such as "w_v.signal", or "".
+    """
+    how = tuple((jax.tree.structure(t), *((x.shape, x.dtype) for x in jax.tree.leaves(t))) for t in (like, reference))
+    return [
+        ""
+        if _known(factory, point)
+        else _remembered((factory, dict(point)), how, functools.partial(treated_apart, factory, point, like, reference))
+        for point in points
+    ]
+
+
+def _one_rule(factory: Factory, point: Mapping[str, Any], like: Any) -> bool:
+    """Whether every array of a tree, and one array by itself, are moved by the same rule."""
+    try:
+        [alone] = leaf_rules(factory, point, jnp.zeros(()))
+    except Exception:  # of any kind: a function that looks for the names of the tree's arrays
+        return False
+    return all(same_rule(alone, found) for found in leaf_rules(factory, point, like))
+
+
+def _of_arrays(factory: Factory, point: Mapping[str, Any], cases: list[Case], like: Any) -> dict[str, Homogeneity]:
+    """{path of an array: what was measured of it}, one array of every rule; arrays that never move are left out."""
+    run = leaf_moves(factory, point, like)
+    histories, theta = _histories_of(cases)
+    moved = {case: run(*history) for case, history in histories.items()}
+    different: dict[str, np.ndarray] = {}
+    for path, rule in zip(name_leaves(like), leaf_rules(factory, point, like)):
+        if not any(same_rule(rule, other) for other in different.values()):
+            different[".".join(path)] = rule
+    names = [".".join(path) for path in name_leaves(like)]
+    return {
+        name: _judge({case: updates[names.index(name)] for case, updates in moved.items()}, theta, point)
+        for name, rule in different.items()
+        if rule.any()
+    }
+
+
+def _joint(measured: Mapping[str, Homogeneity]) -> Homogeneity:
+    """The verdict on a tree whose arrays have rules of their own."""
+    if not measured:
+        return Homogeneity(np.nan, False, {}, False, False, "it moves nowhere")
+    reasons = [f"{name}: {found.reason}" for name, found in measured.items() if found.reason]
+    exponents = {name: found.p for name, found in measured.items()}
+    if not reasons and len(set(exponents.values())) > 1:
+        reasons = ["the exponent must be one for all parameters, measured " + ", ".join(
+            f"{p:g} of {name}" for name, p in exponents.items()
+        )]  # fmt: skip
+    everything = measured.values()
+    return Homogeneity(
+        p=next(iter(exponents.values())),
+        odd=all(found.odd for found in everything),
+        deviation={scale: max(found.deviation.get(scale, np.nan) for found in everything) for scale in SCALES},
+        decays=any(found.decays for found in everything),
+        signs=all(found.signs for found in everything),
+        reason="; ".join(reasons),
+    )
 
 
 def decay(factory: Factory, points: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -254,6 +336,13 @@ def decay(factory: Factory, points: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _moves(factory: Factory, point: Mapping[str, Any], cases: list[Case]) -> tuple[Moves, Any]:
     """({case: the updates of a point (steps, coordinates)}, parameters)."""
+    run = _program(factory, point, jax.tree.structure(0))
+    histories, theta = _histories_of(cases)
+    return {case: np.asarray(run([w], [g])[0], float) for case, (w, g) in histories.items()}, theta
+
+
+def _histories_of(cases: list[Case]) -> tuple[dict[Case, tuple[np.ndarray, np.ndarray]], np.ndarray]:
+    """({case: (parameters (steps, coordinates), gradients)}, parameters)."""
     rng = np.random.default_rng(0)
     dtype = jnp.zeros(()).dtype
     g = rng.standard_normal((STEPS, 32)).astype(dtype)
@@ -262,14 +351,11 @@ def _moves(factory: Factory, point: Mapping[str, Any], cases: list[Case]) -> tup
     still = np.broadcast_to(theta, g.shape)
     params = {"none": np.zeros_like(g), "still": still, "gone": np.where(np.arange(STEPS)[:, None] < HALF, still, 0)}
     factors = {"rescaled": (10.0 ** rng.uniform(-6, 6, g.shape)).astype(dtype)}
-    run = _program(factory, point, jax.tree.structure(0))
-    moves = {
-        (scale, how): np.asarray(
-            run([params.get(how, params["none"])], [g * dtype.type(scale) * factors.get(how, dtype.type(1))])[0], float
-        )
+    histories = {
+        (scale, how): (params.get(how, params["none"]), g * dtype.type(scale) * factors.get(how, dtype.type(1)))
         for scale, how in cases
     }
-    return moves, theta.astype(float)
+    return histories, theta.astype(float)
 
 
 def _not_finite(moves: Moves, point: Mapping[str, Any]) -> str:

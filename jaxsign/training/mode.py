@@ -10,7 +10,7 @@ import optax
 from jaxsign.optimizers.draws import draws
 from jaxsign.optimizers.factories import build
 from jaxsign.optimizers.grid import describe_point
-from jaxsign.optimizers.probes import Homogeneity, decay, homogeneity, reads_gradients_coordinatewise
+from jaxsign.optimizers.probes import Homogeneity, decay, homogeneity, reads_gradients_coordinatewise, told_apart
 from jaxsign.training.rng import seed_key
 from jaxsign.training.start import abstract_start, draw, split_params, trained_fields
 from jaxsign.training.task import Task
@@ -192,6 +192,8 @@ def _compact(task: Task, runs: _Runs) -> bool:
         reason = f"it does not take the smaller tree of parameters ({refusal})"
     elif any(draw_of_point.drawn for draw_of_point in draws(factory, points, full)):
         reason = NOISE
+    elif apart := next(filter(None, told_apart(factory, points, small, full)), ""):
+        reason = f"it moves {apart} by another rule than in full, by its shape"
     elif reads_gradients_coordinatewise(factory, points, full):
         return True
     elif task.reduction.compact_decays and reads_gradients_coordinatewise(factory, points, full, parameters=True):
@@ -219,17 +221,31 @@ def _degrees(task: Task, runs: _Runs) -> tuple[Homogeneity, ...]:
         return ()
     factory, points = runs.factory, runs.points
     drawn = jax.eval_shape(lambda key, h: draw(task, key, h, runs.shared), seed_key(0), runs.hyper).params
-    weights, features = _trained(task, drawn, runs.trainable), runs.full(task)
-    if refusal := _refusal(factory, points, features) or _refusal(factory, points, jnp.zeros(())):
+    features = runs.full(task)
+    if refusal := _refusal(factory, points, features):
         raise NotExact(
             f"{task.name} cannot run {runs.optimizer(points)}: it treats parameters by their names or "
             f'shapes and does not take those of this engine ({refusal}); use engine="support" or "dense"'
         )
-    degrees = homogeneity(factory, points)
-    noise = draws(factory, points, weights)
+    weights = _weights(_trained(task, drawn, runs.trainable), features)
+    for_features = bool(_refusal(factory, points, weights))  # it names the engine's own parameters
+    noise = draws(factory, points, features if for_features else weights)
+    degrees = homogeneity(factory, points, features)
     reasons = [NOISE if drawn.drawn else degree.reason for degree, drawn in zip(degrees, noise)]
-    if not any(reasons) and not reads_gradients_coordinatewise(factory, points, weights, parameters=True):
+    if not any(reasons) and not all(
+        reads_gradients_coordinatewise(factory, points, tree, parameters=True)
+        for tree in ([features] if for_features else [weights])
+    ):
         reasons = ["it moves a coordinate by more than that coordinate's own gradients, such as a norm over a tensor"]
+    if not any(reasons) and for_features and any(degree.decays for degree in degrees):
+        reasons = [
+            "weight decay must not tell this engine's own parameters apart, which are parts of one weight matrix"
+        ]
+    if not any(reasons) and not for_features:
+        reasons = [
+            f"it moves {name} by another rule than the weights that it stands for, by name or by shape" if name else ""
+            for name in told_apart(factory, points, features, weights)
+        ]
     for point, reason in zip(points, reasons):
         if reason:
             raise NotExact(
@@ -237,6 +253,15 @@ def _degrees(task: Task, runs: _Runs) -> tuple[Homogeneity, ...]:
                 'use engine="support" or "dense"'
             )
     return tuple(degrees)
+
+
+def _weights(weights: PyTree, features: PyTree) -> PyTree:
+    """The weights that features stand for; where features are drawn at once, one array for every field of theirs."""
+    structure: Any = jax.tree.structure(weights)
+    if structure != jax.tree.structure(features):
+        return weights
+    fields, structure = jax.tree.flatten(weights, is_leaf=lambda node: node is not weights)
+    return structure.unflatten([max(jax.tree.leaves(field), key=lambda leaf: len(leaf.shape)) for field in fields])
 
 
 def _trained(task: Task, params: PyTree, trainable: Sequence[str] | None) -> PyTree:

@@ -7,7 +7,10 @@ page is parsed. The first two read a table of figures/gallery, the others the pa
 import argparse
 import ast
 import csv
+import math
 import re
+import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,14 @@ VERDICTS = {"HOLDS": "hold", "UNDECIDED": "are undecided", "FAILS": "fail"}
 
 
 def cell(text: str) -> str:
-    """Plain text as one cell of a Markdown table."""
+    """Plain text as one cell of a Markdown table; options in it are code."""
     text = re.sub(r"([\\`*_|<>\[\]{}$])", r"\\\1", " ".join(text.split()))
-    return text.replace("--", r"\-\-")  # two hyphens, not a dash
+    return re.sub(r"(?<![\w-])(--[a-z][\w-]*)", r"`\1`", text)
+
+
+def number(text: str) -> str:
+    """A number of a table with four digits."""
+    return f"{float(text):.4g}" if text else ""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -48,25 +56,31 @@ def by_claim(rows: list[dict[str, str]]) -> dict[str, dict[str, list[dict[str, s
 
 def interval(row: Mapping[str, str]) -> str:
     """The interval that was written down, or nothing where the quantity is only reported."""
-    low, high = row["interval_low"], row["interval_high"]
-    return f"[{low}, {high}]" if low or high else ""
+    if not row["interval_low"]:
+        return ""
+    low, high = float(row["interval_low"]), float(row["interval_high"])
+    left = "(0" if 0 < low < sys.float_info.min else f"({low:g}" if math.isinf(low) else f"[{low:g}"
+    return f"{left}, {high:g})" if math.isinf(high) else f"{left}, {high:g}]"
 
 
 def claims(name: str, only: str) -> str:
     """Every claim of a table: a statement, then measured numbers, interval and verdict in every setting."""
-    parts = []
+    parts, averages = [], False
     for claim, settings in by_claim(read(name, only)).items():
         first = next(iter(settings.values()))[0]
         parts.append(f"**{cell(claim)}** ({cell(first['source'])}). {cell(first['statement'].rstrip('.'))}.\n")
         rows = []
         for setting, quantities in settings.items():
-            for number, row in enumerate(quantities):
-                verdict = f"**{row['verdict']}** ({row['inside']}/{row['seeds']})" if number == 0 else ""
-                measured = f"{row['median']} [{row['q05']}, {row['q95']}]" if row["median"] else ""
-                rows.append([cell(setting) if number == 0 else "", cell(row["quantity"]), cell(row["predicted"]),
+            for place, row in enumerate(quantities):
+                verdict = f"**{row['verdict']}** ({row['inside']}/{row['seeds']})" if place == 0 else ""
+                averages |= row["verdict"] == "HOLDS" and float(row["inside"]) < 0.9 * float(row["seeds"])
+                measured = f"{number(row['median'])} [{number(row['q05'])}, {number(row['q95'])}]" if row["median"] else ""
+                rows.append([cell(setting) if place == 0 else "", cell(row["quantity"]), number(row["predicted"]),
                              cell(measured), cell(interval(row)), verdict])  # fmt: skip
         header = ["setting", "quantity", "predicted", "median [5 %, 95 %]", "interval", "verdict (inside/seeds)"]
         parts.append(table(header, rows))
+    if averages:
+        parts.append("A claim about an average is judged by the interval of its mean: it may hold with few seeds inside.\n")
     return "\n".join(parts)
 
 
@@ -94,6 +108,8 @@ def option_rows(parser: argparse.ArgumentParser) -> list[list[str]]:
     """One row of a table for every argument and option."""
     rows = []
     for action in actions(parser):
+        if (action.help or "").startswith("show this help"):
+            continue
         takes = "" if action.nargs == 0 else " " + str(action.metavar or action.dest.upper())
         names = [name + takes for name in action.option_strings] or [takes.strip()]
         legal = f"one of {', '.join(map(str, action.choices))}; " if action.choices else ""
@@ -128,7 +144,8 @@ def commands(name: str, only: str) -> str:
     found = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     parts = []
     for command, subparser in found.choices.items():
-        usage = " ".join(subparser.format_usage().split()).removeprefix("usage: ")
+        usage = " ".join(subparser.format_usage().split()).removeprefix("usage: ").replace(" [-h]", "")
+        usage = textwrap.fill(usage, 80, subsequent_indent="    ", break_on_hyphens=False)
         parts.append(
             f"### `{parser.prog} {command}`\n\n{cell(subparser.description or '')}.\n\n```text\n{usage}\n```\n\n"
             + table(["option", "means"], option_rows(subparser))

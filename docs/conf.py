@@ -7,7 +7,14 @@ sys.path.insert(0, str(Path(__file__).parent))  # our own extensions
 
 project = "jaxsign"
 author = copyright = "The jaxsign authors"
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "plain_docstrings", "notebook_page", "generated"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "myst_parser",
+    "plain_docstrings",
+    "notebook_page",
+    "generated",
+]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3

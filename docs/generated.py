@@ -74,13 +74,17 @@ def claims(name: str, only: str) -> str:
             for place, row in enumerate(quantities):
                 verdict = f"**{row['verdict']}** ({row['inside']}/{row['seeds']})" if place == 0 else ""
                 averages |= row["verdict"] == "HOLDS" and float(row["inside"]) < 0.9 * float(row["seeds"])
-                measured = f"{number(row['median'])} [{number(row['q05'])}, {number(row['q95'])}]" if row["median"] else ""
+                measured = (
+                    f"{number(row['median'])} [{number(row['q05'])}, {number(row['q95'])}]" if row["median"] else ""
+                )
                 rows.append([cell(setting) if place == 0 else "", cell(row["quantity"]), number(row["predicted"]),
                              cell(measured), cell(interval(row)), verdict])  # fmt: skip
         header = ["setting", "quantity", "predicted", "median [5 %, 95 %]", "interval", "verdict (inside/seeds)"]
         parts.append(table(header, rows))
     if averages:
-        parts.append("A claim about an average is judged by the interval of its mean: it may hold with few seeds inside.\n")
+        parts.append(
+            "A claim about an average is judged by the interval of its mean: it may hold with few seeds inside.\n"
+        )
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, holds every public name and option, and the tutorial runs as committed."""
+"""The documentation builds without a warning and holds every public name and option; the tutorial runs as committed."""
 
 import argparse
 import csv

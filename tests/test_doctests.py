@@ -51,4 +51,4 @@ def test_pages(page, tmp_path, monkeypatch):
             file = tmp_path / f"line_{line + 1}.py"  # a file, so that functions have a source to be recognised by
             file.write_text(code)
             exec(compile(code, str(file), "exec"), names)
-    assert len(FENCE.findall(text)) == len(re.findall(r"^\s*```\s*py", text, re.MULTILINE | re.IGNORECASE))
+    assert len(FENCE.findall(text)) == len(re.findall(r"^[ \t]*```[ \t]*py", text, re.MULTILINE | re.IGNORECASE))

@@ -1,6 +1,7 @@
 """Draws the pictures beside `js.plot` in the reference, from two small sweeps of sizes that are our own.
 
-Command: python docs/plot_pictures.py [FOLDER], default docs/pictures. Cost: a minute on 2 CPU cores, most of it compilation.
+Command: python docs/plot_pictures.py [FOLDER], default docs/pictures.
+Cost: 2 minutes on 2 CPU cores beside other jobs, most of it compilation.
 """
 
 import sys

@@ -2,6 +2,8 @@
 
 import sys as _sys
 
+__version__ = "0.1.0"
+
 # isort: off
 
 # One run

@@ -1,6 +1,7 @@
-"""What does the command `jaxsign` do: claims, report, plan, status, verify and export."""
+"""What does the command `jaxsign` do: run, figures, experiments, claims, report, plan, status, verify and export."""
 
 import argparse
+import importlib.metadata
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from jaxsign import report
 from jaxsign.claims import tables
 from jaxsign.claims.verdicts import check
+from jaxsign.cli import shipped
 from jaxsign.cli.console import DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
 from jaxsign.cli.directories import each_usable, results_below
 from jaxsign.cli.experiment import build_options, load_build
@@ -18,6 +20,29 @@ from jaxsign.store.files import is_results
 from jaxsign.store.verify import undamaged
 from jaxsign.validation.messages import counted, show, size_words
 from jaxsign.validation.values import local_path
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Runs an experiment that comes with jaxsign, or lists them."""
+    if args.list:
+        shipped.show_list("sweeps")
+        return DONE
+    if args.name is None:
+        raise ValueError("NAME of an experiment is needed; jaxsign run --list names them all")
+    return shipped.run(args.name, args.options)
+
+
+def _figures(args: argparse.Namespace) -> int:
+    """Draws figures that come with jaxsign, or lists them."""
+    if args.list:
+        shipped.show_list("figures")
+        return DONE
+    failed = shipped.draw(args.names, args.results, args.out)
+    return FAILED if failed and (args.names or failed == len(shipped.scripts("figures"))) else DONE
+
+
+def _experiments(args: argparse.Namespace) -> int:
+    return shipped.copy(args.dir)
 
 
 def _claims(args: argparse.Namespace) -> int:
@@ -75,8 +100,11 @@ def _plan(args: argparse.Namespace) -> int:
     configure(args.devices if speed is None else None, args.x64)  # the speed of another machine goes with its devices
     given = [(name, getattr(args, name)) for name in ("seeds", "steps", "engine", "tiny", "x64")]
     words = [f"--{name}" if value is True else f"--{name} {value}" for name, value in given if value]
-    command = " ".join(["python", shlex.quote(args.file), "--out DIR", *words])
-    print_plan(load_build(args.file)(args), command, args.memory, speed, args.devices or 1)
+    name = args.file.isidentifier() and not Path(args.file).exists()
+    file = str(shipped.script("sweeps", args.file)) if name else args.file
+    begins = ["jaxsign run", args.file] if name else ["python", shlex.quote(args.file)]
+    command = " ".join([*begins, "--out DIR", *words])
+    print_plan(load_build(file)(args), command, args.memory, speed, args.devices or 1)
     return DONE
 
 
@@ -104,7 +132,8 @@ def _export(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `jaxsign`."""
-    parser = Parser(prog="jaxsign", description="Plan sweeps, and read, check and export their results.")
+    parser = Parser(prog="jaxsign", description="Run experiments, and plan, read, check and export their results.")
+    parser.add_argument("--version", action="version", version=f"jaxsign {importlib.metadata.version('jaxsign')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, work: Callable[[argparse.Namespace], int], text: str, results: bool = True) -> Parser:
@@ -116,6 +145,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparser.set_defaults(work=work)
         return subparser
 
+    run = command("run", _run, "run an experiment that comes with jaxsign; --list names them", results=False)
+    run.add_argument("--list", action="store_true", help="a line an experiment")
+    run.add_argument("name", metavar="NAME", nargs="?", help="as listed, such as dynamics")
+    run.add_argument(
+        "options", metavar="OPTION", nargs=argparse.REMAINDER,
+        help="of the experiment, see jaxsign run NAME --help; without --out: results/NAME, or results/tiny/NAME",
+    )  # fmt: skip
+    drawn = command("figures", _figures, "draw figures from results; without NAME all that can be drawn", results=False)
+    drawn.add_argument("--list", action="store_true", help="a line a figure")
+    drawn.add_argument("names", metavar="NAME", nargs="*", help="as listed, such as figure1")
+    drawn.add_argument("--results", metavar="DIR", default="results", help="default results")
+    drawn.add_argument("--out", metavar="FOLDER", default="results/figures", help="default results/figures")
+    copied = command("experiments", _experiments, "copy the scripts of experiments and figures", results=False)
+    copied.add_argument("action", choices=["copy"], help="copy: into DIR/sweeps and DIR/figures, to read and change")
+    copied.add_argument("dir", metavar="DIR", help="new or empty")
     claims = command("claims", _claims, "predicted, measured and verdict of every claim that the DIRs can decide")
     claims.add_argument("--claim", action="append", metavar="ID", help="only this claim; may be repeated")
     claims.add_argument("--strict", action="store_true", help="exit with 1 if a claim FAILS or differs from --against")
@@ -130,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     page.add_argument("--figures", metavar="FOLDER", help="also show the SVG and PNG files of this folder")
     plan = command("plan", _plan, "runs, programs, memory, time and disk that an experiment will take", results=False)
-    plan.add_argument("file", metavar="FILE", help="sweeps/NAME.py, or any file with build(args) -> {key: Sweep}")
+    plan.add_argument("file", metavar="FILE", help="an experiment's NAME, or a file with build(args) -> {key: Sweep}")
     build_options(plan)
     plan.set_defaults(out=None, help=False)  # as sweep_cli hands them to build
     plan.add_argument("--memory", type=count, metavar="BYTES", help="memory of one call, default as in run_sweep")

@@ -4,7 +4,9 @@ import argparse
 import importlib.metadata
 import os
 import shlex
+import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from jaxsign import report
@@ -15,7 +17,8 @@ from jaxsign.cli.console import DONE, FAILED, UNUSABLE, Parser, configure, count
 from jaxsign.cli.directories import each_usable, results_below
 from jaxsign.cli.experiment import build_options, load_build
 from jaxsign.cli.netcdf import export_netcdf
-from jaxsign.cli.status import print_plan, print_status, print_verify
+from jaxsign.cli.status import print_plan, print_status, print_verify, status_lines
+from jaxsign.store import times
 from jaxsign.store.files import is_results
 from jaxsign.store.verify import undamaged
 from jaxsign.validation.messages import counted, show, size_words
@@ -79,9 +82,28 @@ def _claims(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    """Writes one page about all results below the directories."""
+    """Writes one page about all results below the directories; with --watch again and again, until all are finished."""
     report.check_file(local_path("--out", args.out))
-    datasets, left_out = each_usable(args.dirs, lambda path: undamaged(path)[0])
+    if args.watch is None:
+        return _page(args, None)
+    while True:
+        states = [(str(path), status_lines(path)[0]) for path in results_below(*args.dirs)]
+        waiting = [name for name, lines in states if ["next", "finished"] not in lines]
+        if not waiting:
+            return _page(args, None)
+        named = [(name, [(label, words) for label, words in lines]) for name, lines in states]
+        _page(args, report.Live(args.watch, named, times.words(datetime.now(UTC))))
+        time.sleep(args.watch)
+
+
+def _page(args: argparse.Namespace, live: report.Live | None) -> int:
+    """Writes the page once, finished or of sweeps under way, of which nothing may be stored yet."""
+    try:
+        datasets, left_out = each_usable(args.dirs, lambda path: undamaged(path)[0])
+    except ValueError:
+        if live is None:
+            raise
+        datasets, left_out = {}, 0
     parents = [Path(os.path.abspath(local_path("DIR", directory))).parent for directory in args.dirs]
     names = {}  # relative paths, which begin with the given directory
     for path in datasets:
@@ -89,7 +111,7 @@ def _report(args: argparse.Namespace) -> int:
         names[path] = str(next(full.relative_to(parent) for parent in parents if full.is_relative_to(parent)))
     if len(set(names.values())) < len(names):
         names = {path: str(path.resolve()) for path in names}
-    file = report.write(args.out, {names[path]: ds for path, ds in datasets.items()}, args.figures)
+    file = report.write(args.out, {names[path]: ds for path, ds in datasets.items()}, args.figures, live)
     show(f"{file}: {size_words(file.stat().st_size)}, {counted(len(datasets), 'sweep')}")
     return UNUSABLE if left_out else DONE
 
@@ -172,6 +194,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     page.add_argument(
         "--out", metavar="FILE", required=True, help="the page, such as report.html; an earlier one is replaced"
     )
+    page.add_argument(
+        "--watch", type=count, metavar="SECONDS",
+        help="write the page again every SECONDS until all sweeps are finished; a browser that shows it follows",
+    )  # fmt: skip
     page.add_argument("--figures", metavar="FOLDER", help="also show the SVG and PNG files of this folder")
     plan = command("plan", _plan, "runs, programs, memory, time and disk that an experiment will take", results=False)
     plan.add_argument("file", metavar="FILE", help="an experiment's NAME, or a file with build(args) -> {key: Sweep}")

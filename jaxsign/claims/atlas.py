@@ -175,11 +175,11 @@ def _small_start_error(ds: "xr.Dataset") -> "xr.DataArray":
 
 
 def _from_law_over_starts(family: str, kernel: str, level: float) -> PerSeed:
-    """Root mean square distance of a family's error from its law over sigma_0 and d, one number a seed."""
+    """Root mean square distance of a family's error from its law over sigma_0, SNR and d, one number a seed."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
         away = errors(ds, family, level).sel(kernel=kernel) - laws(ds, level, POWERS[family])
-        return (away**2).mean(("d", "sigma_0"), skipna=True) ** 0.5
+        return (away**2).mean(("d", "mu", "sigma_0"), skipna=True) ** 0.5
 
     return measure
 
@@ -283,13 +283,13 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     mean_claim(
         id="E7",
-        statement="The law gives the test error at equal training loss over three decades of sigma_0, at SNR .032, d = "
-        "2000 and d -> infinity: with attention trained for SignGD, with uniform attention for GD as well",
+        statement="The law gives the test error at equal training loss over three decades of sigma_0, at SNR .032 and "
+        ".1, d = 2000 and d -> infinity: with attention trained for SignGD, with uniform attention for GD as well",
         source="ours",
-        settings=("paper_like, disjoint supports over kernel, d, sigma_0",),
+        settings=("paper_like, disjoint supports over kernel, d, mu, sigma_0",),
         parts=tuple(
             Part(
-                f"rms(error - law) over sigma_0 and d, {NAMES[family]}, {kernel} attention, loss {level:g}",
+                f"rms(error - law) over sigma_0, SNR, d, {NAMES[family]}, {kernel} attention, loss {level:g}",
                 _from_law_over_starts(family, kernel, level),
                 (0.0, CLOSE),
                 0.0,

@@ -157,7 +157,7 @@ def test_adams_error_is_its_rule_for_the_signal(raised, expected):
     ],
 )
 def test_the_law_over_initial_scales(away, expected):
-    axes = {"kernel": ["softmax", "uniform"], "d": [2000, 2 * 10**9], "sigma_0": np.geomspace(1e-4, 1e-2, 3)}
+    axes = {"kernel": ["softmax", "uniform"], "d": [2000, 2 * 10**9], "mu": [0.4, 1.2], "sigma_0": [1e-4, 1e-2]}
     extra = {"overlap": ("d", ["exact", "none"])}
     blank = made(axes, ["gd"], lambda *_, **__: 0.0, extra=extra)
     level_laws = {
@@ -166,7 +166,7 @@ def test_the_law_over_initial_scales(away, expected):
         for level in (0.5, 0.1, 0.01)
     }
 
-    def errors(family, level, kernel, d, sigma_0):
+    def errors(family, level, kernel, d, mu, sigma_0):
         table = level_laws.get((family, level), level_laws[family, 0.1])
         return table + np.where(kernel == "softmax", away.get((family, "softmax"), 0), away.get((family, "uniform"), 0))
 

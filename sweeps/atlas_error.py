@@ -85,7 +85,8 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         start = {("mu", "sigma_0"): [(m, starts(m)) for m in mu]} if zipped else {"mu": mu, "sigma_0": starts}
         return js.Sweep(
             system=js.two_layer, engine=args.engine or "feature_space_law", problem=dataclasses.replace(sizes, d=10**9),
-            hyper=hyper, optimizers=optimizers, steps=steps, record=[0, steps], test_every=[0], levels=LEVELS, observables=SCALARS,
+            hyper=hyper, optimizers=optimizers, steps=steps, record=[0, steps], test_every=[0],
+            levels=LEVELS, observables=SCALARS,
             axes={
                 **kernels, ("d", "overlap"): dimensions,
                 **start, "seed": args.seeds or (2 if args.tiny else 16),

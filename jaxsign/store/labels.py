@@ -125,9 +125,15 @@ def check_task(task: Any) -> None:
     """
     for name, dims in task.dims.items():
         names.result_name("dims of the observable", name)
-        if isinstance(dims, str):
-            raise ValueError(f"dims of the observable {name!r} must be a tuple such as ({dims!r},), got {dims!r}")
+        if not isinstance(dims, (tuple, list)):
+            such = f"({dims!r},)" if isinstance(dims, str) else '("row",)'
+            raise ValueError(f"dims of the observable {name!r} must be a tuple such as {such}, got {dims!r}")
         for dim in dims:
+            if dim in ("step", "optimizer", "seed"):
+                raise ValueError(
+                    f"dims of the observable {name!r} has {dim!r}, which every result has besides: name only the "
+                    "dimensions of one array that observe returns"
+                )
             names.result_name(f"dimension of the observable {name!r}", dim)
     for name, attrs in task.attrs.items():
         names.result_name("attrs of the observable", name)

@@ -25,6 +25,7 @@ from jaxsign.sweep.plan import Limits, Plan
 from jaxsign.sweep.programs import Compiler
 from jaxsign.sweep.progress import Progress, listening
 from jaxsign.sweep.sweep import Sweep
+from jaxsign.sweep.tasks import check_tasks
 from jaxsign.sweep.worker import Session, Shard, compile_entries, count_statuses, has_work_left
 from jaxsign.validation.messages import occupy_closed_streams, say
 from jaxsign.validation.values import positive_int
@@ -107,6 +108,7 @@ def run_sweep(
     if not isinstance(sweep, Sweep):
         raise ValueError(f"sweep must be a js.Sweep, got {type(sweep).__name__}")
     occupy_closed_streams()
+    check_tasks(sweep)
     limits = Limits(memory, lane_width, checkpoint_every)
     if not 0 < wait_for_workers < math.inf:
         raise ValueError(f"wait_for_workers must be > 0 seconds, got {wait_for_workers!r}")

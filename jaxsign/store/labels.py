@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxsign.optimizers.grid import static_word
+from jaxsign.optimizers.words import static_word
 from jaxsign.store.levels import DIMS, observable
 from jaxsign.store.levels import coordinates as level_coords
 from jaxsign.validation import names
@@ -224,7 +224,10 @@ def coordinates(sweep: Any) -> dict[str, tuple[tuple[str, ...], Any, dict[str, s
     out["optimizer"] = (("optimizer",), np.array(labels, object), {"long_name": "optimizer"})
     out["family"] = (("optimizer",), np.array(families, object), {"long_name": "optimizer family"})
     for keyword, name in keyword_coordinates(sweep).items():
-        values = [point.get(keyword) for point in points]
+        values = [
+            words[keyword] if callable(point.get(keyword)) else point.get(keyword)
+            for point, words in zip(points, sweep.optimizer_words)
+        ]
         out[name] = (("optimizer",), _column(values), {"long_name": f"optimizer keyword {keyword}"})
     out["seed"] = (("seed",), np.array(sweep.seeds, np.int64), {"long_name": "seed"})
     out |= level_coords(sweep.crossed)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxsign.compilation import kept_on_disk, undisturbed
-from jaxsign.optimizers.grid import static_word
+from jaxsign.optimizers.words import static_word
 from jaxsign.store import checkpoints
 from jaxsign.sweep.groups import Group
 from jaxsign.sweep.plan import Limits, Plan

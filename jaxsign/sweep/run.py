@@ -231,6 +231,17 @@ def _say_versions(path: Path, stored: Mapping[str, Any], match: Match) -> None:
         say(f"{path}: {'; '.join([words] * bool(words) + match.notes)}")
 
 
+def _say_programs(sweep: Sweep) -> None:
+    """One line on stderr for every optimizer with a number that cannot be traced."""
+    for family, grid in sweep.grids.items():
+        if grid.needed and grid.programs > 1:
+            names = ", ".join(map(repr, grid.needed))
+            say(
+                f"optimizers[{family!r}]: its factory needs {names} in Python (a branch, float() or NumPy), so every "
+                f"value is compiled on its own ({grid.programs} programs)"
+            )
+
+
 def _opened(path: Path, sweep: Sweep, match: Match | None) -> "xr.Dataset":
     """The results of a directory, lazily: all of them, or the runs of the sweep in its order if it is a part."""
     ds = results.open_results(path)
@@ -303,6 +314,8 @@ def _run_shard(
             with files.explain_os_errors(path):
                 missing = session.missing()
             progress.expect(sum(int(runs.sum()) for runs in missing.values()))
+            if missing:
+                _say_programs(sweep)
             if client is None:
                 session.run(missing, stop, progress)
             else:
@@ -315,6 +328,7 @@ def _run_shard(
 def _in_memory(sweep: Sweep, limits: Limits, progress: Progress) -> "xr.Dataset":
     """Runs the whole grid into arrays in memory."""
     started = time.time()
+    _say_programs(sweep)
     plan = Plan.new(sweep, limits, log=progress.log)
     with Compiler(log=progress.log) as compiler, listening() as stop:
 

@@ -319,16 +319,23 @@ class Sweep:
         points = []
         for family, grid in self.grids.items():
             varying = [k for k in grid.keywords if len({repr(point[k]) for point in grid.points}) > 1]
-            points += [(point_label(family, point, varying), family, dict(point)) for point in grid.points]
+            labels = [point_label(family, words, varying) for words in grid.words]
+            points += [(label, family, dict(point)) for label, point in zip(labels, grid.points)]
         families: dict[str, str] = {}
         for label, family, _ in points:
             if label in families:
                 raise ValueError(
                     f"optimizer labels must be unique, got {label!r} of optimizers[{families[label]!r}] and of "
-                    f"optimizers[{family!r}]: rename one"
+                    f"optimizers[{family!r}]: rename one, or name the values of a keyword by a dict, "
+                    'js.grid(factory, keyword={"name": value, ...})'
                 )
             families[label] = family
         return tuple(points)
+
+    @functools.cached_property
+    def optimizer_words(self) -> tuple[Mapping[str, str], ...]:
+        """{keyword: its value in words} of every point of the optimizer dimension."""
+        return tuple(words for grid in self.grids.values() for words in grid.words)
 
     @property
     def shape(self) -> tuple[int, ...]:

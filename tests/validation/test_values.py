@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 
 import jaxsign as js
-from jaxsign.optimizers.grid import point_label
+from jaxsign.optimizers.words import value_word
 from jaxsign.store.labels import coordinates
 from jaxsign.validation.values import representable
 
@@ -174,8 +174,8 @@ def test_a_number_of_32_bits_has_a_short_label_and_its_own_value():
     assert made.points[0]["learning_rate"] == float(np.float32(0.1))
     labels = [label for label, _, _ in sweep(optimizers={"gd": made}).optimizer_points]
     assert labels == ["gd(learning_rate=0.1)", "gd(learning_rate=0.3)"]
-    assert point_label("gd", {"b": 1 / 3}, ["b"]) == "gd(b=0.3333333333333333)"
-    assert point_label("gd", {"b": float(np.float32(1 / 3))}, ["b"]) == "gd(b=0.3333333432674408)"
+    assert value_word(1 / 3) == "0.3333333333333333"
+    assert value_word(float(np.float32(1 / 3))) == "0.3333333432674408"
 
 
 # --- seeds

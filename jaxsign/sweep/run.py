@@ -244,7 +244,7 @@ def _say_programs(sweep: Sweep) -> None:
 
 def _opened(path: Path, sweep: Sweep, match: Match | None) -> "xr.Dataset":
     """The results of a directory, lazily: all of them, or the runs of the sweep in its order if it is a part."""
-    ds = results.open_results(path)
+    ds = results.open_dataset(path)
     if match is None or not match.part:
         return ds
     selection, stored = {}, read_manifest(path)

@@ -71,6 +71,7 @@ atlas: $(STAMP)  ## the maps of where sign descent memorises noise: sweeps, figu
 atlas-figures: $(STAMP)  ## redraw the maps and print their claims
 	$(call redraw,$(ATLAS) atlas_betas)
 	$(call figure,atlas_cause)
+	$(call figure,atlas_start)
 
 COMPANIONS = linear_attention kernels residual bridge
 companions: $(STAMP)  ## the three companion systems and the bridge: sweeps, figures, claims (resumable)

@@ -2,6 +2,8 @@
 
 import sys as _sys
 
+__version__ = "0.1.0"
+
 # isort: off
 
 # One run
@@ -28,6 +30,7 @@ from jaxsign.optimizers.rules import smooth_sign_gd as smooth_sign_gd
 from jaxsign.optimizers.rules import scale_by_power as scale_by_power
 from jaxsign.optimizers.rules import scale_by_smooth_sign as scale_by_smooth_sign
 from jaxsign.optimizers.grid import grid as grid
+from jaxsign.optimizers.grid import static as static
 from jaxsign.optimizers.probes import degree as degree
 
 # The paper's system

@@ -1,12 +1,13 @@
 """Test error at equal training loss over SNR and dimension: SignGD, Adam and GD, attention trained and uniform.
 
-Page 1 of the atlas; claims E1 to E6. Axes of entry `error`: 17 SNRs from 1e-4 to 1; 9 dimensions from just above
+Page 1 of the atlas; claims E1 to E7. Axes of entry `error`: 17 SNRs from 1e-4 to 1; 9 dimensions from just above
 n s = 800 to 10^9 and infinity (fresh patches share no coordinate with training; its d is only a label); softmax
 attention and the control, in which attention is uniform and only values learn; 16 seeds. Entry `small_start` repeats
 SignGD and GD at d = 2000 and infinity with sigma_0 = 3e-4 throughout, a tenth of the preset's at its own SNR, so that
 initial weights hardly count. Entry `exchanged` asks which part of Adam makes its error: at d = 2000 and nine SNRs, all
 eight ways to give SignGD's or Adam's rule to attention, to the value vector's product with the signal and to its
-products with the noise; SignGD at a half and a quarter of its learning rate trains as long as Adam.
+products with the noise; SignGD at a half and a quarter of its learning rate trains as long as Adam. Entry `start`
+varies sigma_0 from 3e-5 to .03 at SNR .032 and .1, d = 2000 and infinity, for SignGD and GD.
 Drawn in distribution, supports disjoint. mu and sigma_0 vary in place of sigma_p, at sigma_p = 2, so that one learning
 rate serves every SNR: (mu, sigma_p, sigma_0, eta) -> (c mu, c sigma_p, sigma_0/c, eta/c) is the same run of SignGD. So
 sigma_0 = 3e-3/mu stands for sigma_0 = 3e-3 at mu = 1 and sigma_p = 1/(SNR sqrt(s)), the presets' way to vary the SNR.
@@ -37,6 +38,8 @@ OPTIMIZERS = {
     # A noise margin grows by .04 eta a step at first; where the signal is strong the smaller rates do not leap.
     "gd": js.grid(optax.sgd, learning_rate=[0.01, 0.1, 0.5]),
 }
+#: sigma_0, four a decade; the error map has .0075 at SNR .032.
+STARTS = np.logspace(-4.5, -1.5, 13)
 PARTS = ("attention", "signal", "noise")
 SCALARS = ["train_loss", "test_loss", "test_error", "value_signal"]
 
@@ -68,18 +71,25 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     problem, hyper = js.presets.disjoint()
     steps = args.steps or (60 if args.tiny else 1500)
 
-    def sweep(start, optimizers, dimensions, kernels, snr=SNR):
+    def sweep(starts, optimizers, dimensions, kernels, snr=SNR):
+        """`starts` gives sigma_0 at a mu, or is a list of them, each at every mu."""
         sizes = problem
         if args.tiny:
-            sizes, snr, dimensions = presets.tiny(problem), snr[-8:-3:4], [(30, "exact"), (60, "exact")]
+            sizes, snr, dimensions = (
+                presets.tiny(problem),
+                snr[[-8, -4]] if snr.size > 2 else snr,
+                [(30, "exact"), (60, "exact")],
+            )
         mu = snr * float(hyper.sigma_p) * sizes.s**0.5
+        zipped = callable(starts)
+        start = {("mu", "sigma_0"): [(m, starts(m)) for m in mu]} if zipped else {"mu": mu, "sigma_0": starts}
         return js.Sweep(
             system=js.two_layer, engine=args.engine or "feature_space_law", problem=dataclasses.replace(sizes, d=10**9),
-            hyper=hyper, optimizers=optimizers, steps=steps, record=[0, steps], test_every=[0], levels=LEVELS,
-            observables=SCALARS,
+            hyper=hyper, optimizers=optimizers, steps=steps, record=[0, steps], test_every=[0],
+            levels=LEVELS, observables=SCALARS,
             axes={
                 **kernels, ("d", "overlap"): dimensions,
-                ("mu", "sigma_0"): [(m, start(m)) for m in mu], "seed": args.seeds or (2 if args.tiny else 16),
+                **start, "seed": args.seeds or (2 if args.tiny else 16),
             },
         )  # fmt: skip
 
@@ -93,6 +103,9 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         ),
         "small_start": sweep(lambda mu: float(hyper.sigma_0) / 10, some, [DIMENSIONS[2], DIMENSIONS[-1]], {}),
         "exchanged": sweep(lambda mu: float(hyper.sigma_0) / mu, exchanged(), [DIMENSIONS[2]], {}, SNR[8:]),
+        "start": sweep(
+            STARTS, some, [DIMENSIONS[2], DIMENSIONS[-1]], {"kernel": ["softmax", "uniform"]}, SNR[[10, 12]]
+        ),
     }
 
 

@@ -88,7 +88,8 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     sweeps["regression"] = js.Sweep(
         system=js.linear_attention, problem=js.RegressionProblem(**sizes), hyper=js.RegressionHyper(),
         optimizers=rates([0.005, 0.01, 0.02], [0.005, 0.01, 0.02], [0.03, 0.1, 0.3], clip=1.0),
-        steps=min(steps, 800), record=20, test_every=min(steps, 800), observables=["train_loss"],
+        steps=min(steps, 800), record=20, observables=["train_loss"],
+        test_every=[step for step in (0, min(steps, 800)) if step % 20 == 0],
         axes={"seed": seeds(6)},
     )  # fmt: skip
     sizes = {"n": 4, "d": 8, "d_ff": 8, "d_out": 2} if tiny else {}

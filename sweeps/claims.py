@@ -54,8 +54,8 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
             test_every=[step for step in TEST if step <= steps], observables=[*READ, *TESTED], **common,
         )  # fmt: skip
         sweeps[f"{name}_others"] = js.Sweep(
-            problem=dataclasses.replace(problem, n_test=1), optimizers=OTHERS, test_every=steps, observables=READ,
-            **common,
+            problem=dataclasses.replace(problem, n_test=1), optimizers=OTHERS, observables=READ,
+            test_every=[step for step in (0, steps) if step in record], **common,
         )  # fmt: skip
     return sweeps
 

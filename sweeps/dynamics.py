@@ -45,7 +45,8 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         if not args.tiny:
             sweeps[f"{name}_n21"] = js.Sweep(
                 problem=dataclasses.replace(problem, n=21), hyper=hyper, steps=min(steps, 400), record=50,
-                test_every=400, optimizers={"sign_gd": presets.OPTIMIZERS["sign_gd"]},
+                optimizers={"sign_gd": presets.OPTIMIZERS["sign_gd"]},
+                test_every=[step for step in (0, 400) if step <= steps],
                 observables=["query_signal", "key_signal", "key_noise"], **common,
             )  # fmt: skip
     return sweeps

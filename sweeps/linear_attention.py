@@ -62,7 +62,9 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         )  # fmt: skip
 
     def sweep(problem, optimizers, steps, axes=None, seeds=seeds, **changes):
-        plain = {"record": min(100, max(steps // 3, 1)), "test_every": steps, "observables": SCATTER[:2]}
+        every = min(100, max(steps // 3, 1))
+        tested = [step for step in (0, steps) if step % every == 0]
+        plain = {"record": every, "test_every": tested, "observables": SCATTER[:2]}
         return js.Sweep(
             system=js.linear_attention, problem=problem, hyper=js.RegressionHyper(), optimizers=optimizers, steps=steps,
             axes={**(axes or {}), "seed": seeds}, **plain | changes,

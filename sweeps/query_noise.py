@@ -21,13 +21,15 @@ import jaxsign as js
 def build(args: Namespace) -> dict[str, js.Sweep]:
     presets.need_x64("query_noise", args)
     sweeps = {}
+    steps = args.steps or (120 if args.tiny else 900)
     for name, (problem, hyper) in presets.settings(args.tiny).items():
         problem = dataclasses.replace(problem, n_test=1)  # no test quantity is measured here
         sweeps[name] = js.Sweep(
             system=js.two_layer, engine=args.engine or presets.engine_for(name), problem=problem, hyper=hyper,
             optimizers={"sign_gd": presets.OPTIMIZERS["sign_gd"]},
-            axes={"seed": args.seeds or (2 if args.tiny else 64)}, steps=args.steps or (120 if args.tiny else 900),
-            record=20, test_every=900, observables=["train_loss", "query_signal", "query_noise", "key_noise"],
+            axes={"seed": args.seeds or (2 if args.tiny else 64)}, steps=steps, record=20,
+            test_every=[step for step in (0, 900) if step <= steps],
+            observables=["train_loss", "query_signal", "query_noise", "key_noise"],
         )  # fmt: skip
     return sweeps
 

@@ -6,7 +6,7 @@ Axes: attention residual x FFN residual, each 1 or 0, five learning rates over t
 residuals or neither at five temperatures; `width`: the same at n/d from 1/4 to 3/2. 36 seeds, 64 at depth 1, 16 of n/d.
 Command: python sweeps/residual.py --x64 --out results/residual
 Cost: 5.0 minutes (8.8 of CPU time) on 2 cores of an AMD EPYC that another job used now and then.
-Expected: at depth 1 L_400 / L_0 = 8e-17 with both residuals, .2 without; kappa(H) = 5 and 3e4; R2-R5 and R7 hold (R3
+Expected: at depth 1 L_400 / L_0 = 8e-17 with both residuals, .2 without; kappa(H) = 5 and 3e4; R2, R4 and R5 hold (R3
 undecided at depth 1), R1, R6 and R8 do not, for reasons that the claims state.
 All settings are reconstructed; see jaxsign.systems.residual.
 """

@@ -1,4 +1,4 @@
-"""Where does the test error at equal training loss come from? Claims E1 to E6 on the error map of the atlas."""
+"""Where does the test error at equal training loss come from? Claims E1 to E7 on the error map of the atlas."""
 
 import dataclasses
 import functools
@@ -174,6 +174,16 @@ def _small_start_error(ds: "xr.Dataset") -> "xr.DataArray":
     return errors(_limit(ds), "sign_gd", 0.1).isel(d=0, mu=nearest(ds, 10**-1.5))
 
 
+def _from_law_over_starts(family: str, kernel: str, level: float) -> PerSeed:
+    """Root mean square distance of a family's error from its law over sigma_0, SNR and d, one number a seed."""
+
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        away = errors(ds, family, level).sel(kernel=kernel) - laws(ds, level, POWERS[family])
+        return (away**2).mean(("d", "mu", "sigma_0"), skipna=True) ** 0.5
+
+    return measure
+
+
 def _strong(ds: "xr.Dataset", family: str, level: float) -> "xr.DataArray":
     """A family's error where the SNR is .3 or more, the mean over these SNRs; of the slowest learning rate."""
     found = optimizers_of(ds, family)
@@ -269,6 +279,23 @@ CLAIMS: tuple[Claim, ...] = (
             Part("SignGD but Adam on attention, above SignGD", _above("adam_on_attention", "sign_gd"), AT_MOST),
             Part("SignGD but Adam on value noise, above SignGD", _above("adam_on_noise", "sign_gd"), AT_MOST),
             Part("SignGD at a quarter of the rate, above SignGD", _above("slow_sign_gd", "sign_gd"), AT_MOST),
+        ),
+    ),
+    mean_claim(
+        id="E7",
+        statement="The law gives the test error at equal training loss over three decades of sigma_0, at SNR .032 and "
+        ".1, d = 2000 and d -> infinity: with attention trained for SignGD, with uniform attention for GD as well",
+        source="ours",
+        settings=("paper_like, disjoint supports over kernel, d, mu, sigma_0",),
+        parts=tuple(
+            Part(
+                f"rms(error - law) over sigma_0, SNR, d, {NAMES[family]}, {kernel} attention, loss {level:g}",
+                _from_law_over_starts(family, kernel, level),
+                (0.0, CLOSE),
+                0.0,
+            )
+            for family, kernel in (("sign_gd", "softmax"), ("sign_gd", "uniform"), ("gd", "uniform"))
+            for level in (0.5, 0.1, 0.01)
         ),
     ),
 )

@@ -1,23 +1,51 @@
-"""What does the command `jaxsign` do: claims, report, plan, status, verify and export."""
+"""What does the command `jaxsign` do: run, figures, experiments, claims, report, plan, status, verify and export."""
 
 import argparse
+import importlib.metadata
 import os
 import shlex
+import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from jaxsign import report
 from jaxsign.claims import tables
 from jaxsign.claims.verdicts import check
+from jaxsign.cli import shipped
 from jaxsign.cli.console import DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
 from jaxsign.cli.directories import each_usable, results_below
 from jaxsign.cli.experiment import build_options, load_build
 from jaxsign.cli.netcdf import export_netcdf
-from jaxsign.cli.status import print_plan, print_status, print_verify
+from jaxsign.cli.status import print_plan, print_status, print_verify, status_lines
+from jaxsign.store import times
 from jaxsign.store.files import is_results
 from jaxsign.store.verify import undamaged
 from jaxsign.validation.messages import counted, show, size_words
 from jaxsign.validation.values import local_path
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Runs an experiment that comes with jaxsign, or lists them."""
+    if args.list:
+        shipped.show_list("sweeps")
+        return DONE
+    if args.name is None:
+        raise ValueError("NAME of an experiment is needed; jaxsign run --list names them all")
+    return shipped.run(args.name, args.options)
+
+
+def _figures(args: argparse.Namespace) -> int:
+    """Draws figures that come with jaxsign, or lists them."""
+    if args.list:
+        shipped.show_list("figures")
+        return DONE
+    failed = shipped.draw(args.names, args.results, args.out)
+    return FAILED if failed and (args.names or failed == len(shipped.scripts("figures"))) else DONE
+
+
+def _experiments(args: argparse.Namespace) -> int:
+    return shipped.copy(args.dir)
 
 
 def _claims(args: argparse.Namespace) -> int:
@@ -54,9 +82,28 @@ def _claims(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    """Writes one page about all results below the directories."""
+    """Writes one page about all results below the directories; with --watch again and again, until all are finished."""
     report.check_file(local_path("--out", args.out))
-    datasets, left_out = each_usable(args.dirs, lambda path: undamaged(path)[0])
+    if args.watch is None:
+        return _page(args, None)
+    while True:
+        states = [(str(path), status_lines(path)[0]) for path in results_below(*args.dirs)]
+        waiting = [name for name, lines in states if ["next", "finished"] not in lines]
+        if not waiting:
+            return _page(args, None)
+        named = [(name, [(label, words) for label, words in lines]) for name, lines in states]
+        _page(args, report.Live(args.watch, named, times.words(datetime.now(UTC))))
+        time.sleep(args.watch)
+
+
+def _page(args: argparse.Namespace, live: report.Live | None) -> int:
+    """Writes the page once, finished or of sweeps under way, of which nothing may be stored yet."""
+    try:
+        datasets, left_out = each_usable(args.dirs, lambda path: undamaged(path)[0])
+    except ValueError:
+        if live is None:
+            raise
+        datasets, left_out = {}, 0
     parents = [Path(os.path.abspath(local_path("DIR", directory))).parent for directory in args.dirs]
     names = {}  # relative paths, which begin with the given directory
     for path in datasets:
@@ -64,7 +111,7 @@ def _report(args: argparse.Namespace) -> int:
         names[path] = str(next(full.relative_to(parent) for parent in parents if full.is_relative_to(parent)))
     if len(set(names.values())) < len(names):
         names = {path: str(path.resolve()) for path in names}
-    file = report.write(args.out, {names[path]: ds for path, ds in datasets.items()}, args.figures)
+    file = report.write(args.out, {names[path]: ds for path, ds in datasets.items()}, args.figures, live)
     show(f"{file}: {size_words(file.stat().st_size)}, {counted(len(datasets), 'sweep')}")
     return UNUSABLE if left_out else DONE
 
@@ -75,8 +122,11 @@ def _plan(args: argparse.Namespace) -> int:
     configure(args.devices if speed is None else None, args.x64)  # the speed of another machine goes with its devices
     given = [(name, getattr(args, name)) for name in ("seeds", "steps", "engine", "tiny", "x64")]
     words = [f"--{name}" if value is True else f"--{name} {value}" for name, value in given if value]
-    command = " ".join(["python", shlex.quote(args.file), "--out DIR", *words])
-    print_plan(load_build(args.file)(args), command, args.memory, speed, args.devices or 1)
+    name = args.file.isidentifier() and not Path(args.file).exists()
+    file = str(shipped.script("sweeps", args.file)) if name else args.file
+    begins = ["jaxsign run", args.file] if name else ["python", shlex.quote(args.file)]
+    command = " ".join([*begins, "--out DIR", *words])
+    print_plan(load_build(file)(args), command, args.memory, speed, args.devices or 1)
     return DONE
 
 
@@ -102,9 +152,16 @@ def _export(args: argparse.Namespace) -> int:
     return UNUSABLE if each_usable(args.dirs, work)[1] else DONE
 
 
+<<<<<<< HEAD
 def command_parser() -> Parser:
     """Every command of `jaxsign` with its options; the documentation is generated from it."""
     parser = Parser(prog="jaxsign", description="Plan sweeps, and read, check and export their results.")
+=======
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `jaxsign`."""
+    parser = Parser(prog="jaxsign", description="Run experiments, and plan, read, check and export their results.")
+    parser.add_argument("--version", action="version", version=f"jaxsign {importlib.metadata.version('jaxsign')}")
+>>>>>>> main
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, work: Callable[[argparse.Namespace], int], text: str, results: bool = True) -> Parser:
@@ -116,6 +173,21 @@ def command_parser() -> Parser:
         subparser.set_defaults(work=work)
         return subparser
 
+    run = command("run", _run, "run an experiment that comes with jaxsign; --list names them", results=False)
+    run.add_argument("--list", action="store_true", help="a line an experiment")
+    run.add_argument("name", metavar="NAME", nargs="?", help="as listed, such as dynamics")
+    run.add_argument(
+        "options", metavar="OPTION", nargs=argparse.REMAINDER,
+        help="of the experiment, see jaxsign run NAME --help; without --out: results/NAME, or results/tiny/NAME",
+    )  # fmt: skip
+    drawn = command("figures", _figures, "draw figures from results; without NAME all that can be drawn", results=False)
+    drawn.add_argument("--list", action="store_true", help="a line a figure")
+    drawn.add_argument("names", metavar="NAME", nargs="*", help="as listed, such as figure1")
+    drawn.add_argument("--results", metavar="DIR", default="results", help="default results")
+    drawn.add_argument("--out", metavar="FOLDER", default="results/figures", help="default results/figures")
+    copied = command("experiments", _experiments, "copy the scripts of experiments and figures", results=False)
+    copied.add_argument("action", choices=["copy"], help="copy: into DIR/sweeps and DIR/figures, to read and change")
+    copied.add_argument("dir", metavar="DIR", help="new or empty")
     claims = command("claims", _claims, "predicted, measured and verdict of every claim that the DIRs can decide")
     claims.add_argument("--claim", action="append", metavar="ID", help="only this claim; may be repeated")
     claims.add_argument("--strict", action="store_true", help="exit with 1 if a claim FAILS or differs from --against")
@@ -128,9 +200,13 @@ def command_parser() -> Parser:
     page.add_argument(
         "--out", metavar="FILE", required=True, help="the page, such as report.html; an earlier one is replaced"
     )
+    page.add_argument(
+        "--watch", type=count, metavar="SECONDS",
+        help="write the page again every SECONDS until all sweeps are finished; a browser that shows it follows",
+    )  # fmt: skip
     page.add_argument("--figures", metavar="FOLDER", help="also show the SVG and PNG files of this folder")
     plan = command("plan", _plan, "runs, programs, memory, time and disk that an experiment will take", results=False)
-    plan.add_argument("file", metavar="FILE", help="sweeps/NAME.py, or any file with build(args) -> {key: Sweep}")
+    plan.add_argument("file", metavar="FILE", help="an experiment's NAME, or a file with build(args) -> {key: Sweep}")
     build_options(plan)
     plan.set_defaults(out=None, help=False)  # as sweep_cli hands them to build
     plan.add_argument("--memory", type=count, metavar="BYTES", help="memory of one call, default as in run_sweep")

@@ -83,14 +83,14 @@ def print_status(*directories: str) -> int:
     """
     unreadable = 0
     for number, path in enumerate(results_below(*directories)):
-        lines, readable = _status_lines(path)
+        lines, readable = status_lines(path)
         unreadable += not readable
         for line in [*[""] * bool(number), path, *(f"  {line}" for line in _aligned(lines))]:
             show(line)
     return unreadable
 
 
-def _status_lines(path: Path) -> tuple[list[list[str]], bool]:
+def status_lines(path: Path) -> tuple[list[list[str]], bool]:
     """([label, words] of one results directory, whether its manifest can be read)."""
     running, gone = locks.holders(path)
     holders = [["running", words] for words in running] + [["cut off", words] for words in gone]

@@ -105,6 +105,8 @@ def _key(value: Any, inside: tuple[int, ...]) -> Hashable:
         raise _UsersCode
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return _array(value)
+    if isinstance(value, float):  # a package's own kind of number
+        return kind, repr(value)
     if isinstance(value, tuple):  # a record of a package, such as a transform
         return kind, tuple(_key(v, inside) for v in value)
     if isinstance(value, (np.dtype, enum.Enum, np.ufunc, types.BuiltinFunctionType)):

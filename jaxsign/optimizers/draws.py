@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsign.optimizers.factories import Static, build, hashable, lasting
+from jaxsign.optimizers.factories import Static, build, hashable, lasting, traced
 
 if TYPE_CHECKING:
     from jax.extend import core
@@ -60,7 +60,7 @@ def draws(factory: Factory, points: Iterable[Mapping[str, Any]], like: Any) -> l
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
     out = []
     for point in points:
-        floats = tuple(name for name, value in point.items() if isinstance(value, float))
+        floats = traced(point)
         static = Static(point, floats)
         drawn = _drawn if lasting(factory, static.keywords) else _drawn.__wrapped__
         out.append(drawn(hashable(factory), static, floats, structure, shapes))
@@ -85,14 +85,14 @@ def _drawn(factory: Factory, static: Static, floats: tuple[str, ...], structure:
                 out.append((updates, _from_keys(state)))
         return out
 
-    def traced() -> Any:
+    def program() -> Any:
         # A fresh function each time, or JAX would not trace it again.
         mapped = jax.vmap(lambda *arguments: one(*arguments), in_axes=(0, None, None))
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), runs))
         number = jax.ShapeDtypeStruct((), jnp.zeros(()).dtype)
         return jax.make_jaxpr(mapped)(keys, dict.fromkeys(floats, number), shapes)
 
-    first, second = traced(), traced()
+    first, second = program(), program()
     drawn, shared = False, False
     for equation in _equations(first.jaxpr):
         if equation.primitive.name not in DRAWS:

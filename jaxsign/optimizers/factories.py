@@ -18,6 +18,25 @@ Array = jax.Array
 PER_RUN = ("key", "seed")
 
 
+class Constant(float):
+    """A number among the keywords of a point that is not traced: a constant of the program that it belongs to."""
+
+
+def traced(point: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keywords of a point whose numbers are arguments of its program.
+
+    Examples:
+      >>> traced({"learning_rate": 0.1, "b1": Constant(0.9), "nesterov": True})
+      ('learning_rate',)
+    """
+    return tuple(name for name, value in point.items() if isinstance(value, float) and not isinstance(value, Constant))
+
+
+def plain_constants(point: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a point as a factory takes them: its constants are Python's own floats."""
+    return {name: float(value) if isinstance(value, Constant) else value for name, value in point.items()}
+
+
 def per_run(factory: Callable[..., Any], given: Iterable[str] = ()) -> str | None:
     """The keyword by which a factory takes random numbers that differ from run to run: "key", "seed" or None.
 
@@ -76,14 +95,14 @@ def build(
     drawn: dict[str, Array] = {}
     if name is not None:
         drawn[name] = key if name == "key" else jax.random.bits(key, dtype=jnp.uint32)
-    return optax.with_extra_args_support(factory(**keywords, **drawn))
+    return optax.with_extra_args_support(factory(**plain_constants(keywords), **drawn))
 
 
 class Static:
     """The static keywords of a point, as a key of a cache: equal if they are written alike."""
 
     def __init__(self, point: Mapping[str, Any], floats: Iterable[str]):
-        self.keywords = {name: value for name, value in point.items() if name not in floats}
+        self.keywords = plain_constants({name: value for name, value in point.items() if name not in floats})
         self.text = repr(self.keywords), tuple(floats)
 
     def __eq__(self, other: object) -> bool:

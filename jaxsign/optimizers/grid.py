@@ -1,7 +1,6 @@
 """js.grid: the points of an optimizer factory's keywords, checked when built, and their labels."""
 
 import dataclasses
-import functools
 import inspect
 import itertools
 import math
@@ -13,13 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsign.optimizers.factories import PER_RUN, build, per_run
-from jaxsign.validation.names import result_name, text_value
+from jaxsign.optimizers.factories import PER_RUN, Constant, build, per_run
+from jaxsign.optimizers.words import different_words, value_word
+from jaxsign.validation.names import result_name, text_value, word
 from jaxsign.validation.values import known, one_line, plain_number, real, short_enough
 
 Array = jax.Array
 #: Keywords of optimizers that are numbers wherever they occur.
 NUMBERS = ("learning_rate", "b1", "b2", "eps", "momentum", "weight_decay", "beta")
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """Values of a keyword that are not traced; build it with `static`."""
+
+    values: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +37,15 @@ class Grid:
       factory: `(**keywords) -> optax.GradientTransformation`.
       points: keywords of every point, in the order of the product.
       floats: names of the keywords that are traced; the others are static.
+      words: the same for the words by which labels show the values.
+      needed: names of the keywords whose floats are static since the factory needs them in Python.
     """
 
     factory: Callable[..., optax.GradientTransformation]
     points: tuple[Mapping[str, Any], ...]
     floats: tuple[str, ...]
+    words: tuple[Mapping[str, str], ...]
+    needed: tuple[str, ...] = ()
 
     @property
     def keywords(self) -> tuple[str, ...]:
@@ -46,6 +57,11 @@ class Grid:
         """The keyword by which every run hands in its own random numbers, or None."""
         return per_run(self.factory, self.keywords)
 
+    @property
+    def programs(self) -> int:
+        """How many combinations of static keywords there are; each is a program of its own."""
+        return len({repr(self.static(i)) for i in range(len(self.points))})
+
     def static(self, index: int) -> dict[str, Any]:
         """The static keywords of one point."""
         return {name: value for name, value in self.points[index].items() if name not in self.floats}
@@ -56,22 +72,24 @@ def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> 
 
     The optimizer is built inside the mapped function, so floats never recompile; bool, int, str, None and functions
     are static and compile once per value. A list that mixes floats and ints is a list of floats. A list with any other
-    value in it, such as a schedule or None, is static as a whole: its floats, too, compile once per value.
+    value in it, such as a schedule or None, is static as a whole: its floats, too, compile once per value. So does a
+    float that the factory needs in Python, as in a branch or in NumPy (found by building it): a sweep then says how
+    many programs that makes.
 
     A factory with a keyword `key` (or `seed`) that is left out here gets one per run: the typed key
     `js.stream(run_key, "optimizer")`, or an integer drawn from it, () uint32. Both are traced.
 
     Args:
       factory: any function that returns an `optax.GradientTransformation`.
-      **lists: values of each keyword; a single value is a list of one. Leave `key` and `seed` out.
+      **lists: values of each keyword: a list, a single value, a dict of {name: value} whose names stand in labels, or
+        `js.static` of these. Leave `key` and `seed` out.
 
     Returns:
       A Grid.
 
     Raises:
       ValueError: for an unknown keyword (with the nearest valid name), a missing required keyword, an empty list, a
-        duplicate or a non-finite value, a key among the values, or a float or a run's seed that the factory needs in
-        Python.
+        duplicate or a non-finite value, a key among the values, or a run's seed that the factory needs in Python.
 
     Examples:
       >>> import optax
@@ -108,26 +126,75 @@ def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> 
         name: _keyword_values(f"{label}({name})", given, _takes_numbers(name, parameters.get(name)))
         for name, given in lists.items()
     }
-    floats = tuple(name for name, given in values.items() if all(isinstance(v, float) for v in given))
+    asked = [name for name, given in lists.items() if isinstance(given, Static)]
+    floats = tuple(
+        name for name, given in values.items() if name not in asked and all(isinstance(v, float) for v in given)
+    )
     short_enough(f"js.grid({label}, ...)", math.prod(map(len, values.values())))
-    points = tuple(dict(zip(values, point)) for point in itertools.product(*values.values()))
-    whole = Grid(factory, points, floats)
-    _check_traceable(label, whole)
-    return whole
+    words = {name: _words(lists[name], given) for name, given in values.items()}
+    needed: tuple[str, ...] = ()
+    while True:  # without one of them another one may be needed
+        whole = _product(factory, values, words, floats, needed)
+        more = _untraceable(label, whole)
+        if not more:
+            return whole
+        needed, floats = (*needed, *more), tuple(name for name in floats if name not in more)
 
 
-def _check_traceable(label: str, whole: Grid) -> None:
-    """Refuses a factory that needs the number behind a float, which is traced; a few milliseconds, nothing is run.
+def static(values: Any) -> Static:
+    """Values of a keyword of `grid` that are constants of the program: one compile for each of them.
+
+    It is needed for floats only, and only where a factory would treat them otherwise when they are traced; a keyword
+    that cannot be traced at all is static by itself.
+
+    Args:
+      values: as in `grid`: a value, a list of values, or a dict of {name: value}.
+
+    Returns:
+      A keyword's values for `grid`.
+
+    Examples:
+      >>> import optax
+      >>> both = grid(optax.adam, learning_rate=[1e-4, 3e-4], b2=static([0.9, 0.99]))
+      >>> both.floats, len(both.points)
+      (('learning_rate',), 4)
+    """
+    return Static(values)
+
+
+def _product(
+    factory: Callable[..., optax.GradientTransformation], values: Mapping[str, list[Any]],
+    words: Mapping[str, list[str]], floats: tuple[str, ...], needed: tuple[str, ...],
+) -> Grid:  # fmt: skip
+    """The full product of the values, in which floats that are not traced are constants."""
+    kept = {
+        name: given if name in floats else [Constant(v) if isinstance(v, float) else v for v in given]
+        for name, given in values.items()
+    }
+    points = tuple(dict(zip(kept, point)) for point in itertools.product(*kept.values()))
+    texts = tuple(dict(zip(words, point)) for point in itertools.product(*words.values()))
+    return Grid(factory, points, floats, texts, needed)
+
+
+def _words(given: Any, values: list[Any]) -> list[str]:
+    """The words of a keyword's values: the names that the user gave, or what tells them apart."""
+    given = given.values if isinstance(given, Static) else given
+    return list(given) if isinstance(given, Mapping) else different_words(values)
+
+
+def _untraceable(label: str, whole: Grid) -> tuple[str, ...]:
+    """The floats whose numbers the factory needs in Python; a few milliseconds, nothing is run.
 
     Raises:
-      ValueError: naming the factory and the keywords.
+      ValueError: naming factory and keyword, for one that needs the number behind a run's key or seed.
     """
     drawn = () if whole.per_run is None else (whole.per_run,)
     if not whole.floats and not drawn:
-        return
+        return ()
     first: dict[str, Mapping[str, Any]] = {}  # point of each combination of static keywords: one program each
     for i, point in enumerate(whole.points):
         first.setdefault(repr(whole.static(i)), point)
+    needed: dict[str, None] = {}
     for point in first.values():
         # A transform that fails without traced keywords fails for another reason, which shows where it is used.
         for steps in (False, True):  # the parameters here are made up, and the transform may not take them
@@ -143,11 +210,8 @@ def _check_traceable(label: str, whole: Grid) -> None:
         if not _concretizes(whole.factory, point, (*whole.floats, *drawn)) or _concretizes(whole.factory, point, drawn):
             continue
         blamed = [name for name in whole.floats if _concretizes(whole.factory, point, (name, *drawn))] or whole.floats
-        blame, bound = ", ".join(map(repr, blamed)), ", ".join(f"{name}={_short(point[name])}" for name in blamed)
-        raise ValueError(
-            f"{label} needs the value of its keyword {blame} in Python (a branch, float() or NumPy), but floats are "
-            f"traced: use jnp.where and jnp, or bind it, js.grid(functools.partial({label}, {bound}), ...)"
-        )
+        needed |= dict.fromkeys(blamed)
+    return tuple(needed)
 
 
 #: Errors that JAX raises where Python needs the value of a traced number.
@@ -196,8 +260,15 @@ def _takes_numbers(name: str, parameter: inspect.Parameter | None) -> bool:
 
 def _keyword_values(field: str, given: Any, number: bool) -> list[Any]:
     """The values of one keyword as a checked list; a list with a float in it becomes floats."""
-    if isinstance(given, (Mapping, set, frozenset)):
-        raise ValueError(f"{field} must be a value or a list of values, got {shown(given)}; a dict is given as [dict]")
+    given = given.values if isinstance(given, Static) else given
+    if isinstance(given, (set, frozenset)):
+        raise ValueError(f"{field} must be a value or a list of values, in an order, got the set {shown(given)}")
+    if isinstance(given, Mapping):
+        if not all(isinstance(name, str) for name in given):
+            raise ValueError(f"{field} must be values, in a list or in a dict of {{name: value}}, got {shown(given)}")
+        for name in given:
+            word(f"{field}: the name", name)
+        given = list(given.values())
     words = isinstance(given, (str, bytes)) or given is None
     scalar = words or not isinstance(given, Iterable) or getattr(given, "shape", None) == ()  # a 0-d array
     values = [given] if scalar else list(given)
@@ -229,6 +300,8 @@ def _is_key(value: Any, words: bool) -> bool:
 
 def _listed(given: Any) -> list[Any]:
     """The values of a keyword before they are checked; an array is one value."""
+    given = given.values if isinstance(given, Static) else given
+    given = list(given.values()) if isinstance(given, Mapping) else given
     return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
@@ -257,7 +330,7 @@ def as_grid(entry: Any) -> Grid:
     if isinstance(entry, Grid):
         return entry
     if isinstance(entry, optax.GradientTransformation):
-        return Grid(_Bare(entry), ({},), ())
+        return Grid(_Bare(entry), ({},), (), ({},))
     return grid(entry)
 
 
@@ -271,45 +344,26 @@ class _Bare:
         return self.transform
 
 
-def point_label(family: str, point: Mapping[str, Any], varying: Iterable[str]) -> str:
+def point_label(family: str, words: Mapping[str, str], varying: Iterable[str]) -> str:
     """The readable label of one grid point: the family, and the keywords that vary in it.
 
+    Args:
+      family: the name of the optimizer.
+      words: the words of the point's values, see `Grid.words`.
+      varying: names of the keywords that vary.
+
     Examples:
-      >>> point_label("gd", {"learning_rate": 0.1}, ["learning_rate"])
+      >>> point_label("gd", {"learning_rate": "0.1"}, ["learning_rate"])
       'gd(learning_rate=0.1)'
     """
-    shown = ", ".join(f"{name}={_short(point[name])}" for name in varying)
+    shown = ", ".join(f"{name}={words[name]}" for name in varying)
     return f"{family}({shown})" if shown else family
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float) and math.isfinite(value):
-        if float(f"{value:g}") == value:
-            return f"{value:g}"
-        narrow = np.float32(value) if abs(value) <= np.finfo(np.float32).max else np.float32(0)
-        if float(narrow) == value and float(np.float32(f"{narrow:g}")) == value:  # a 32-bit 0.1 is shown as 0.1
-            return f"{narrow:g}"
-    return static_word(value)
-
-
-def static_word(value: Any) -> str:
-    """Short text of a keyword, the same in every process: never with a memory address.
-
-    Examples:
-      >>> static_word(optax.sgd), static_word(True), static_word(functools.partial(optax.sgd, 0.1))
-      ('sgd', 'True', 'sgd(0.1)')
-    """
-    if isinstance(value, functools.partial):
-        bound = [*map(static_word, value.args), *(f"{k}={static_word(v)}" for k, v in value.keywords.items())]
-        return f"{static_word(value.func)}({', '.join(bound)})"
-    if hasattr(value, "__name__"):
-        return str(value.__name__)
-    text = repr(value)
-    return type(value).__name__ if " at 0x" in text else text
 
 
 def describe_point(factory: Callable[..., Any], points: Iterable[Mapping[str, Any]], label: str | None = None) -> str:
     """A factory (or the label given for it) and its keywords for a message, such as "adamw(learning_rate=0.1)"."""
     name = label or str(getattr(getattr(factory, "func", factory), "__name__", "the given transform"))
-    shown = ["(" + ", ".join(f"{k}={_short(v)}" for k, v in point.items()) + ")" if point else "" for point in points]
+    shown = [
+        "(" + ", ".join(f"{k}={value_word(v)}" for k, v in point.items()) + ")" if point else "" for point in points
+    ]
     return name + " or ".join(dict.fromkeys(shown))

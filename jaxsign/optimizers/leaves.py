@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsign.optimizers.factories import Static, build, hashable, lasting
+from jaxsign.optimizers.factories import Static, build, hashable, lasting, traced
 
 PyTree = Any
 #: Steps of the common history; its gradients fall from 1 to 1e-12, so that rules which differ late differ here.
@@ -41,7 +41,7 @@ def leaf_moves(
     Returns:
       `(parameters (steps, H), gradients (steps, H)) -> updates (arrays, steps, H)` of H histories, each one by itself.
     """
-    floats = {name: value for name, value in point.items() if isinstance(value, float)}
+    floats = {name: point[name] for name in traced(point)}
     static = Static(point, floats)
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(like))
     program = _program if lasting(factory, static.keywords) else _program.__wrapped__

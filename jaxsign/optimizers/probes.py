@@ -12,7 +12,7 @@ import optax
 
 from jaxsign.compilation import content, undisturbed
 from jaxsign.optimizers.draws import draws
-from jaxsign.optimizers.factories import Static, build, hashable, lasting
+from jaxsign.optimizers.factories import Constant, Static, build, hashable, lasting, traced
 from jaxsign.optimizers.leaves import leaf_moves, leaf_rules, name_leaves, same_rule, treated_apart
 from jaxsign.optimizers.rules import power_gd, sign_gd, signum, smooth_sign_gd
 
@@ -80,7 +80,7 @@ KNOWN = (sign_gd, signum, power_gd, smooth_sign_gd, optax.sgd, optax.adam, optax
 
 def _known(factory: Factory, point: Mapping[str, Any]) -> bool:
     """Whether a factory is known, and its keywords are plain: a schedule may be the user's, and eps = 0 is 0/0."""
-    plain = all(value is None or type(value) in (bool, int, float) for value in point.values())
+    plain = all(value is None or type(value) in (bool, int, float, Constant) for value in point.values())
     return any(factory is known for known in KNOWN) and plain and point.get("eps") != 0
 
 
@@ -143,7 +143,7 @@ def _program(factory: Factory, point: Mapping[str, Any], structure: Any) -> Call
 
     One program serves all points that differ in floats only.
     """
-    floats = {name: value for name, value in point.items() if isinstance(value, float)}
+    floats = {name: point[name] for name in traced(point)}
     static = Static(point, floats)
     histories = _histories if lasting(factory, static.keywords) else _histories.__wrapped__
     return functools.partial(histories(hashable(factory), static, structure), floats)

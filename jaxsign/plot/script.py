@@ -13,7 +13,7 @@ from jaxsign.plot.checks import faults
 from jaxsign.plot.files import save, style
 from jaxsign.plot.panels import tick_log
 from jaxsign.store.manifest import UnusableData
-from jaxsign.store.results import open_results
+from jaxsign.store.results import open_dataset
 from jaxsign.validation.values import local_path
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Draw = Callable[..., "Figure | Mapping[str, Figure]"]
 
 def loaded(path: Path) -> "xr.Dataset":
     """The Dataset of a results directory, read into memory."""
-    return open_results(path).load()
+    return open_dataset(path).load()
 
 
 def figure_script(

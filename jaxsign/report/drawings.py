@@ -43,12 +43,14 @@ class Drawing:
       title: what is drawn.
       caption: of which runs.
       svg: an <svg> element whose ids begin with the prefix that `drawings` was given.
+      choice: the point of the axes, of drawings of which the page shows those of one point at a time; else "".
     """
 
     group: str
     title: str
     caption: str
     svg: str
+    choice: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,7 @@ class _Panel:
     title: str
     caption: str
     draw: Callable[["Axes"], Any]
+    choice: str = ""
 
 
 def drawings(ds: "xr.Dataset", prefix: str) -> list[Drawing]:
@@ -89,7 +92,9 @@ def drawings(ds: "xr.Dataset", prefix: str) -> list[Drawing]:
         with contextlib.suppress(CannotDecide), reading(f"the drawing {panel.title!r} in {panel.group!r}"):
             svg = _drawn(panel.draw)
         if svg:
-            out.append(Drawing(panel.group, panel.title, panel.caption, _inline(svg, f"{prefix}-{len(out)}-")))
+            out.append(
+                Drawing(panel.group, panel.title, panel.caption, _inline(svg, f"{prefix}-{len(out)}-"), panel.choice)
+            )
     return out
 
 
@@ -103,7 +108,8 @@ def _panels(ds: "xr.Dataset") -> Iterator[_Panel]:
     for place in places:
         point = _point(ds, dict(zip(axes, place.tolist())))
         if point.sizes["optimizer"]:
-            yield from _of_losses(point, _words(ds, point))
+            words = _words(ds, point)
+            yield from (dataclasses.replace(panel, choice=words) for panel in _of_losses(point, words))
     middle = {axis: (size - 1) // 2 for axis, size in axes.items()}
     for axis, size in axes.items():
         if size > 1:
@@ -151,9 +157,12 @@ def _titled(title: str, words: str) -> str:
 
 
 def _caption(point: "xr.Dataset", optimizers: str = "") -> str:
-    """Which runs a panel is of."""
+    """Which runs a panel is of; of a sweep under way, how many seeds of each optimizer have finished."""
     seeds = point.sizes["seed"]
-    band = f"median and 5-95 % of {seeds} seeds" if seeds > 1 else "1 seed"
+    run = (point["status"] >= 0).sum("seed").values
+    some = f"{run.min()}" if run.min() == run.max() else f"{run.min()} to {run.max()}"
+    counted = str(seeds) if run.min() == seeds else f"{some} of {seeds}"
+    band = f"median and 5-95 % of {counted} seeds" if seeds > 1 else "1 seed"
     return f"{optimizers or ', '.join(map(str, np.atleast_1d(point['optimizer'].values)))}; {band}"
 
 

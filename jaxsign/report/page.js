@@ -1,4 +1,4 @@
-// Enlarges figures (wheel, pinch, drag, keys) and copies commands. Without it the page shows the same, only smaller.
+// Chooses and enlarges figures (wheel, pinch, drag, keys), and copies commands. Without it the page shows the same, only smaller.
 "use strict";
 (() => {
   document.documentElement.classList.add("js");
@@ -49,6 +49,35 @@
     shown = null;
     fingers.clear();
   });
+
+  // A page that is read again keeps the reader's choices, where the browser lets a local file do so.
+  const recall = (name) => {
+    try { return sessionStorage.getItem(name); } catch { return null; }
+  };
+  const remember = (name, value) => {
+    try { sessionStorage.setItem(name, value); } catch { /* then they begin anew */ }
+  };
+
+  // Of a group's figures those of one point of the axes are shown, which the reader chooses; all of them on paper.
+  for (const panels of document.querySelectorAll(".panels")) {
+    const figures = [...panels.querySelectorAll("figure[data-choice]")];
+    const choices = [...new Set(figures.map((figure) => figure.dataset.choice))];
+    if (choices.length < 2) continue;
+    const select = document.createElement("select");
+    choices.forEach((choice) => select.add(new Option(choice)));
+    const label = document.createElement("label");
+    label.className = "choose";
+    label.append("Runs of ", select);
+    const name = `${panels.closest("section").id} ${panels.parentElement.querySelector("summary").textContent}`;
+    const show = () => {
+      figures.forEach((figure) => figure.classList.toggle("other", figure.dataset.choice !== select.value));
+      remember(name, select.value);
+    };
+    select.addEventListener("change", show);
+    panels.before(label);
+    if (choices.includes(recall(name))) select.value = recall(name);
+    show();
+  }
 
   for (const drawing of document.querySelectorAll(".drawing")) {
     const name = drawing.getAttribute("aria-label") || drawing.firstElementChild.alt;

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxsign.analysis.reading import reading
 from jaxsign.analysis.runs import manifest, system_of
-from jaxsign.claims.verdicts import HEADER, check
+from jaxsign.claims.verdicts import HEADER, ClaimTable, check
 from jaxsign.report.drawings import Drawing, drawings
 from jaxsign.store.manifest import replace_file
 from jaxsign.validation.names import printable
@@ -73,7 +73,22 @@ class Picture:
     numbers: str
 
 
-def render(runs: Mapping[str, "xr.Dataset"], figures: str | os.PathLike | None = None) -> str:
+@dataclasses.dataclass(frozen=True)
+class Live:
+    """What a page says while its sweeps are under way.
+
+    Args:
+      seconds: after which a browser reads the page again.
+      states: (name of a results directory, its (label, words)) of all of them, those without results included.
+      now: when the page was made.
+    """
+
+    seconds: int
+    states: list[tuple[str, list[tuple[str, str]]]]
+    now: str
+
+
+def render(runs: Mapping[str, "xr.Dataset"], figures: str | os.PathLike | None = None, live: Live | None = None) -> str:
     """One self-contained HTML page about results.
 
     Args:
@@ -81,6 +96,7 @@ def render(runs: Mapping[str, "xr.Dataset"], figures: str | os.PathLike | None =
         runs that have not run are counted and left out of the figures.
       figures: folder whose SVG and PNG files are shown as well, an SVG before a PNG of the same name, with the CSV of
         that name to save; or None.
+      live: what the page says while its sweeps are under way, when runs may be empty; None: a finished page.
 
     Returns:
       The page: every figure that `js.plot` can draw, the claims table of all Datasets together, every manifest.
@@ -99,7 +115,7 @@ def render(runs: Mapping[str, "xr.Dataset"], figures: str | os.PathLike | None =
     """
     import jinja2
 
-    if not runs:
+    if not runs and live is None:
         raise ValueError("runs must hold at least one Dataset, got none")
     pictures = _pictures(local_path("figures", figures)) if figures is not None else []
     table = check(list(runs.values()))
@@ -116,21 +132,36 @@ def render(runs: Mapping[str, "xr.Dataset"], figures: str | os.PathLike | None =
     return environment.get_template("page.html").render(
         made_by=MADE_BY, style=_asset("page.css"), script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        sections=sections, pictures=pictures, header=HEADER, reasons=table.reasons(), dates=_dates(runs),
+        sections=sections, pictures=pictures, header=HEADER, reasons=_reasons(table, runs), dates=_dates(runs),
         claims=[list(rows) for _, rows in itertools.groupby(table.rows, lambda row: row.claim.id)],
         total=sum(sum(section.runs.values()) for section in sections),
         counts=[(word, words.count(word)) for word in VERDICTS],
-        incomplete=[section for section in sections if section.runs["not run"]],
+        incomplete=[section for section in sections if section.runs["not run"]], live=live,
     )  # fmt: skip
 
 
-def write(file: str | os.PathLike, runs: Mapping[str, "xr.Dataset"], figures: str | os.PathLike | None = None) -> Path:
+def _reasons(table: ClaimTable, runs: Mapping[str, "xr.Dataset"]) -> list[str]:
+    """Why claims are not decided; of results of which none is, those of systems that the claims are about."""
+    from jaxsign.claims.catalogue import SYSTEMS
+
+    if table.rows:
+        return list(table.reasons())
+    return list(check([ds for ds in runs.values() if system_of(ds) in (*SYSTEMS, "")]).reasons())
+
+
+def write(
+    file: str | os.PathLike,
+    runs: Mapping[str, "xr.Dataset"],
+    figures: str | os.PathLike | None = None,
+    live: Live | None = None,
+) -> Path:
     """Writes the page of `render` in one move, so that the file is never half written.
 
     Args:
       file: the HTML file: new, or an earlier report.
       runs: as in `render`.
       figures: as in `render`.
+      live: as in `render`.
 
     Returns:
       The file's path.
@@ -140,7 +171,7 @@ def write(file: str | os.PathLike, runs: Mapping[str, "xr.Dataset"], figures: st
     """
     path = local_path("out", file)
     check_file(path)
-    page = render(runs, figures)
+    page = render(runs, figures, live)
     target = Path(os.path.realpath(path))  # the file that a link leads to is replaced, not the link
     try:
         with replace_file(target) as temporary, temporary.open("x", encoding="utf-8") as stream:

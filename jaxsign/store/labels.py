@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxsign.optimizers.grid import static_word
+from jaxsign.optimizers.words import static_word
 from jaxsign.store.levels import DIMS, observable
 from jaxsign.store.levels import coordinates as level_coords
 from jaxsign.validation import names
@@ -125,9 +125,15 @@ def check_task(task: Any) -> None:
     """
     for name, dims in task.dims.items():
         names.result_name("dims of the observable", name)
-        if isinstance(dims, str):
-            raise ValueError(f"dims of the observable {name!r} must be a tuple such as ({dims!r},), got {dims!r}")
+        if not isinstance(dims, (tuple, list)):
+            such = f"({dims!r},)" if isinstance(dims, str) else '("row",)'
+            raise ValueError(f"dims of the observable {name!r} must be a tuple such as {such}, got {dims!r}")
         for dim in dims:
+            if dim in ("step", "optimizer", "seed"):
+                raise ValueError(
+                    f"dims of the observable {name!r} has {dim!r}, which every result has besides: name only the "
+                    "dimensions of one array that observe returns"
+                )
             names.result_name(f"dimension of the observable {name!r}", dim)
     for name, attrs in task.attrs.items():
         names.result_name("attrs of the observable", name)
@@ -218,7 +224,10 @@ def coordinates(sweep: Any) -> dict[str, tuple[tuple[str, ...], Any, dict[str, s
     out["optimizer"] = (("optimizer",), np.array(labels, object), {"long_name": "optimizer"})
     out["family"] = (("optimizer",), np.array(families, object), {"long_name": "optimizer family"})
     for keyword, name in keyword_coordinates(sweep).items():
-        values = [point.get(keyword) for point in points]
+        values = [
+            words[keyword] if callable(point.get(keyword)) else point.get(keyword)
+            for point, words in zip(points, sweep.optimizer_words)
+        ]
         out[name] = (("optimizer",), _column(values), {"long_name": f"optimizer keyword {keyword}"})
     out["seed"] = (("seed",), np.array(sweep.seeds, np.int64), {"long_name": "seed"})
     out |= level_coords(sweep.crossed)

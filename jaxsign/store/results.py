@@ -132,7 +132,7 @@ class Store(Memory):
             manifest = None  # `verify` reads as much as it can
         self.expected = expected(path, variables, manifest)
         store = watched(path / ARRAYS, self.expected, read_only=mode == "r")
-        root: Any = zarr.open_group(store, mode=mode, zarr_format=3)
+        root: Any = zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=False)
         self.arrays = {name: root[name].with_config({"write_empty_chunks": True}) for name in variables}
         self.held: list[tuple[Slices, np.ndarray, np.ndarray]] = []
         self.committed = -math.inf
@@ -251,12 +251,13 @@ def _write_template(folder: Path, variables: Mapping[str, Variable], coords: Map
         # A store in place of a path, in which xarray would expand "~" and drop "..".
         store = zarr.storage.LocalStore(folder)
         template.to_zarr(store, mode="w", consolidated=False, zarr_format=3, encoding=encoding)
-        root = zarr.open_group(folder, mode="r+", zarr_format=3)
+        root = zarr.open_group(folder, mode="r+", zarr_format=3, use_consolidated=False)
         for name, v in variables.items():
             root.create_array(
                 name, shape=v.shape, dtype=v.dtype, chunks=v.chunks, fill_value=v.fill, compressors=[codec],
                 dimension_names=v.dims, attributes=dict(v.attrs),
             )  # fmt: skip
+        zarr.consolidate_metadata(store, zarr_format=3)  # `xr.open_zarr` looks for it, and warns where there is none
     return {str(f.relative_to(folder)): zlib.crc32(f.read_bytes()) for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
@@ -276,7 +277,8 @@ def prepared(
 def put_in_place(path: Path, folder: Path) -> None:
     """Moves prepared metadata and coordinates to their place, file by file; chunks of variables are not touched."""
     moved = []
-    for file in sorted(folder.rglob("*")):
+    # The group's own file, which repeats the metadata of all arrays, comes last: they are there when it says so.
+    for file in sorted(folder.rglob("*"), key=lambda file: (file.parent == folder, file)):
         if file.is_file():
             target = path / ARRAYS / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -307,7 +309,9 @@ def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable],
                 begun.append(box)
     none = np.zeros([1] * len(status.shape), bool)
     needed = Expected(folder, {}, chunk_sizes(variables), none, binding(manifest))
-    root: Any = zarr.open_group(watched(folder, needed, read_only=False), mode="r+", zarr_format=3)
+    root: Any = zarr.open_group(
+        watched(folder, needed, read_only=False), mode="r+", zarr_format=3, use_consolidated=False
+    )
     for name, variable in variables.items():
         if name not in old or old[name].shape[len(status.shape) :] == variable.shape[len(status.shape) :]:
             continue
@@ -342,7 +346,7 @@ def stored_variables(path: Path) -> dict[str, Variable]:
     """{name: variable} of a store, according to its metadata."""
     import zarr
 
-    root: Any = zarr.open_group(path / ARRAYS, mode="r", zarr_format=3)
+    root: Any = zarr.open_group(path / ARRAYS, mode="r", zarr_format=3, use_consolidated=False)
     variables = {}
     runs = root["status"].metadata.dimension_names
     for name, array in root.arrays():
@@ -353,20 +357,22 @@ def stored_variables(path: Path) -> dict[str, Variable]:
     return variables
 
 
-def open_results(out: str | os.PathLike) -> "xr.Dataset":
+def open_results(out: str | os.PathLike) -> "xr.Dataset | xr.DataTree":
     """Opens a results directory as a lazy xarray.Dataset, after checking its metadata against the manifest's CRCs.
 
     Chunk checksums guard the numbers when they are read; the CRCs guard shapes, dtypes and fill values. Runs that have
     not run yet have status -1; their floats and bools are NaN, signed integers -1, unsigned ones the largest number.
 
     Args:
-      out: a results directory, finished or not.
+      out: a results directory, finished or not, or a folder of several.
 
     Returns:
-      xarray.Dataset, read lazily, in the definition's order, with the manifest as JSON text in attrs["manifest"].
+      xarray.Dataset, read lazily, in the definition's order, with the manifest as JSON text in attrs["manifest"];
+      coordinates are in memory. Of a folder of results directories, an xarray.DataTree with a Dataset at the path of
+      each: `open_results("results")["snr"]`.
 
     Raises:
-      ValueError: if `out` is not a results directory.
+      ValueError: if `out` is neither a results directory nor a folder of some.
       UnusableData: if the manifest or some array's metadata is damaged, or chunks of finished runs are gone.
 
     Examples:
@@ -378,7 +384,33 @@ def open_results(out: str | os.PathLike) -> "xr.Dataset":
       ...     int((js.open_results(out)["status"] == 0).sum())
       2
     """
+    path = local_path("out", out).absolute()
+    below = [] if is_results(path) else _below(path)
+    if not below:
+        return opened(path)
+    import xarray as xr
+
+    return xr.DataTree.from_dict({folder.relative_to(path).as_posix(): opened(folder) for folder in below})
+
+
+def open_dataset(out: str | os.PathLike) -> "xr.Dataset":
+    """`open_results` of one results directory.
+
+    Raises:
+      ValueError: if `out` is not a results directory.
+      UnusableData: as `open_results`.
+    """
     return opened(local_path("out", out).absolute())
+
+
+def _below(path: Path) -> list[Path]:
+    """The results directories in a folder and its folders, sorted; links are not followed."""
+    found = []
+    for folder, inner, _ in os.walk(path):
+        if is_results(Path(folder)):
+            found.append(Path(folder))
+            inner.clear()  # no other results lie among its chunks
+    return sorted(found)
 
 
 def opened(path: Path) -> "xr.Dataset":
@@ -423,8 +455,9 @@ def _opened(path: Path) -> "xr.Dataset":
             needed = expected(path, variables, manifest, status)
             # Without decoding, a number of seconds stays a number, as in memory.
             ds = xr.open_zarr(watched(path / ARRAYS, needed), consolidated=False, chunks=None, decode_times=False)
-        strings = {name: c.astype(object) for name, c in ds.coords.items() if c.dtype.kind not in "biuf"}
-        ds = ds.assign_coords(strings)  # not everything compares NumPy's new string dtype with plain strings yet
+        # In memory, so that they select; and not everything compares NumPy's new string dtype with plain strings yet.
+        kept = {n: c.load() if c.dtype.kind in "biuf" else c.astype(object).load() for n, c in ds.coords.items()}
+        ds = ds.assign_coords(kept)
         ds = ds.isel(places(ds["status"].dims, manifest["order"]))
         for name, value in manifest.get("base", {}).items():
             ds = ds.assign_coords({name: value})

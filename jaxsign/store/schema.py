@@ -313,7 +313,7 @@ def contradiction(manifest: Mapping[str, Any], arrays: Path) -> str:
     """
     import zarr
 
-    root: Any = zarr.open_group(arrays, mode="r", zarr_format=3)
+    root: Any = zarr.open_group(arrays, mode="r", zarr_format=3, use_consolidated=False)
     arrays_by_name = dict(root.arrays())
     definition, order = manifest["definition"], manifest["order"]
     sizes, dims = [len(places) for places in order], [axis["members"][0] for axis in definition["axes"]]

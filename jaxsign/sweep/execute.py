@@ -17,6 +17,7 @@ from jaxsign.store import checkpoints
 from jaxsign.store.binding import Binding
 from jaxsign.store.files import explain_os_errors
 from jaxsign.store.results import Memory, Owned, Store
+from jaxsign.sweep.identity.definition import describe
 from jaxsign.sweep.layout import Layout, WorkUnit
 from jaxsign.sweep.programs import Compiled, joined
 from jaxsign.sweep.progress import Interrupted, Progress, Stop
@@ -211,11 +212,16 @@ class Work:
             _, family, keywords = sweep.optimizer_points[member[-2]]
             points = [axis.values[i] for axis, i in zip(sweep.grid_axes, member)]
             runs.append([points, family, sorted(keywords.items()), sweep.seeds[member[-1]]])
-        digest = hashlib.sha256(json.dumps(runs, default=str).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(runs, default=_words).encode()).hexdigest()
         width = self.compiled.program.width
         # Only the id of the directory, since checkpoints stay valid when it is extended.
         directory = {"directory": binding.known[0]} if binding.sealed else {}
         return {"sweep": base, "runs": digest, "lane_width": width, "records": self.records, **directory}
+
+
+def _words(value: Any) -> Any:
+    """A keyword that is no number as plain JSON, the same in every process: a schedule has no address in it."""
+    return describe("", value) if callable(value) else str(value)
 
 
 def _padded(x: Any, size: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxsign.compilation import kept_on_disk, undisturbed
-from jaxsign.optimizers.grid import static_word
+from jaxsign.optimizers.words import static_word
 from jaxsign.store import checkpoints
 from jaxsign.sweep.groups import Group
 from jaxsign.sweep.plan import Limits, Plan
@@ -16,6 +16,7 @@ from jaxsign.sweep.programs import Compiled, Compiler
 from jaxsign.sweep.recorder import disk_bytes
 from jaxsign.sweep.sizes import run_cost
 from jaxsign.sweep.sweep import Sweep
+from jaxsign.sweep.tasks import check_tasks
 from jaxsign.sweep.timing import run_seconds
 from jaxsign.validation.values import real
 
@@ -110,6 +111,7 @@ def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None
     """
     if speed is not None:
         real("speed", speed, 0.0, open_low=True)
+    check_tasks(sweep)
     plan = Plan.new(sweep, Limits(memory), measured=speed is None)
     counts: list[list[int]] = [[] for _ in plan.groups]  # runs of every call
     for unit in plan.units(plan.layout.all_runs()):

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxsign.optimizers.grid import static_word
+from jaxsign.optimizers.words import static_word
 from jaxsign.store.levels import observable
 from jaxsign.sweep.naming import check_numbers, check_outputs
 from jaxsign.sweep.sweep import Sweep

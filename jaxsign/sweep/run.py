@@ -25,6 +25,7 @@ from jaxsign.sweep.plan import Limits, Plan
 from jaxsign.sweep.programs import Compiler
 from jaxsign.sweep.progress import Progress, listening
 from jaxsign.sweep.sweep import Sweep
+from jaxsign.sweep.tasks import check_tasks
 from jaxsign.sweep.worker import Session, Shard, compile_entries, count_statuses, has_work_left
 from jaxsign.validation.messages import occupy_closed_streams, say
 from jaxsign.validation.values import positive_int
@@ -107,6 +108,7 @@ def run_sweep(
     if not isinstance(sweep, Sweep):
         raise ValueError(f"sweep must be a js.Sweep, got {type(sweep).__name__}")
     occupy_closed_streams()
+    check_tasks(sweep)
     limits = Limits(memory, lane_width, checkpoint_every)
     if not 0 < wait_for_workers < math.inf:
         raise ValueError(f"wait_for_workers must be > 0 seconds, got {wait_for_workers!r}")
@@ -229,9 +231,20 @@ def _say_versions(path: Path, stored: Mapping[str, Any], match: Match) -> None:
         say(f"{path}: {'; '.join([words] * bool(words) + match.notes)}")
 
 
+def _say_programs(sweep: Sweep) -> None:
+    """One line on stderr for every optimizer with a number that cannot be traced."""
+    for family, grid in sweep.grids.items():
+        if grid.needed and grid.programs > 1:
+            names = ", ".join(map(repr, grid.needed))
+            say(
+                f"optimizers[{family!r}]: its factory needs {names} in Python (a branch, float() or NumPy), so every "
+                f"value is compiled on its own ({grid.programs} programs)"
+            )
+
+
 def _opened(path: Path, sweep: Sweep, match: Match | None) -> "xr.Dataset":
     """The results of a directory, lazily: all of them, or the runs of the sweep in its order if it is a part."""
-    ds = results.open_results(path)
+    ds = results.open_dataset(path)
     if match is None or not match.part:
         return ds
     selection, stored = {}, read_manifest(path)
@@ -301,6 +314,8 @@ def _run_shard(
             with files.explain_os_errors(path):
                 missing = session.missing()
             progress.expect(sum(int(runs.sum()) for runs in missing.values()))
+            if missing:
+                _say_programs(sweep)
             if client is None:
                 session.run(missing, stop, progress)
             else:
@@ -313,6 +328,7 @@ def _run_shard(
 def _in_memory(sweep: Sweep, limits: Limits, progress: Progress) -> "xr.Dataset":
     """Runs the whole grid into arrays in memory."""
     started = time.time()
+    _say_programs(sweep)
     plan = Plan.new(sweep, limits, log=progress.log)
     with Compiler(log=progress.log) as compiler, listening() as stop:
 

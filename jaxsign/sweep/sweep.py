@@ -62,11 +62,30 @@ class Axis:
 
 
 @dataclasses.dataclass(frozen=True)
+class OneTask:
+    """A system that is one Task, whatever the problem: what `Sweep(system=task)` stands for.
+
+    Args:
+      task: the task.
+    """
+
+    task: Task
+
+    def __call__(self, problem: Any) -> Task:
+        """The task."""
+        return self.task
+
+    def __repr__(self) -> str:
+        return f"the task {self.task.name!r}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep:
     """The definition of a sweep: a system, its numbers, optimizers and axes. Checked when built.
 
     Args:
-      system: `(problem, engine=...) -> Task`, such as `js.two_layer`; called without engine if `engine` is None.
+      system: `(problem, engine=...) -> Task`, such as `js.two_layer`; called without engine if `engine` is None. Or
+        a Task, which no axis of the problem can change.
       problem: a frozen dataclass that fixes the shapes, or None for a system without one.
       hyper: the system's numbers (a dataclass or dict of floats), or None.
       optimizers: {family: js.grid(...), an Optax transform, or a factory without required keywords}. A factory that
@@ -107,7 +126,7 @@ class Sweep:
       32
     """
 
-    system: Callable[..., Task]
+    system: Callable[..., Task] | Task
     problem: Any
     hyper: Any
     optimizers: Mapping[str, Any]
@@ -134,8 +153,12 @@ class Sweep:
             for key, values in self.axes.items()
         }
         _check_sizes(axes)
+        if not callable(self.system) and not isinstance(self.system, Task):
+            raise ValueError(f"system must be a function (problem) -> js.Task, or a js.Task, got {self.system!r}")
+        system = OneTask(self.system) if isinstance(self.system, Task) else self.system
         for field, value in {
-            "axes": axes, "hyper": plain_record(self.hyper), "observables": name_tuple("observables", self.observables),
+            "system": system, "axes": axes, "hyper": plain_record(self.hyper),
+            "observables": name_tuple("observables", self.observables),
             "trainable": name_tuple("trainable", self.trainable),
         }.items():  # fmt: skip
             object.__setattr__(self, field, value)
@@ -235,6 +258,11 @@ class Sweep:
             ]
             _check_values(key, points)
             out.append(Axis(members, tuple(points), any(name in static_names for name in members)))
+        changing = [name for axis in out for name in axis.members if name in static_names]
+        if changing and isinstance(self.system, OneTask):
+            raise ValueError(
+                f"axis {changing[0]!r} changes nothing: system is {self.system!r}, give a function (problem) -> js.Task"
+            )
         used = [name for axis in out for name in axis.members]
         for name in used:
             if used.count(name) > 1:
@@ -291,16 +319,23 @@ class Sweep:
         points = []
         for family, grid in self.grids.items():
             varying = [k for k in grid.keywords if len({repr(point[k]) for point in grid.points}) > 1]
-            points += [(point_label(family, point, varying), family, dict(point)) for point in grid.points]
+            labels = [point_label(family, words, varying) for words in grid.words]
+            points += [(label, family, dict(point)) for label, point in zip(labels, grid.points)]
         families: dict[str, str] = {}
         for label, family, _ in points:
             if label in families:
                 raise ValueError(
                     f"optimizer labels must be unique, got {label!r} of optimizers[{families[label]!r}] and of "
-                    f"optimizers[{family!r}]: rename one"
+                    f"optimizers[{family!r}]: rename one, or name the values of a keyword by a dict, "
+                    'js.grid(factory, keyword={"name": value, ...})'
                 )
             families[label] = family
         return tuple(points)
+
+    @functools.cached_property
+    def optimizer_words(self) -> tuple[Mapping[str, str], ...]:
+        """{keyword: its value in words} of every point of the optimizer dimension."""
+        return tuple(words for grid in self.grids.values() for words in grid.words)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -334,6 +369,7 @@ class Sweep:
 
     def task(self, index: tuple[int, ...]) -> Task:
         """The task at one point of the axes; equal problems and engines give the identical one."""
+        assert not isinstance(self.system, Task)  # it has become OneTask
         engine = self.setting(index).get("engine", self.engine)
         problem = self.problem_at(index)
         if engine is not None and "engine" not in inspect.signature(self.system).parameters:

@@ -62,12 +62,28 @@ def observers(
         data, test, params, _ = start
         users = {name: output("observable", name, c(params, data, test, hyper)) for name, c in named.items()}
         of_step = outputs("observable", task.observe_step(params, params, data, hyper)) if task.observe_step else {}
-        with_test, without = (outputs("observable", observe(params, data, given, hyper)) for given in (test, None))
+        with_test = outputs("observable", observe(params, data, test, hyper))
+        try:
+            without = outputs("observable", observe(params, data, None, hyper))
+        except Exception as error:
+            error.add_note("observe is called with test=None between the test steps: leave out there what needs it")
+            raise
         if both := set(of_step) & set(with_test):
             raise ValueError(f"observable {min(both)!r} is returned by both observe and observe_step: rename one")
         return with_test | of_step, without | of_step, users
 
     with_test, without, users = jax.eval_shape(everything, start, hyper)
+    for name, value in with_test.items():
+        if name in without and without[name].shape != value.shape:
+            raise ValueError(
+                f"observable {name!r} must have one shape, got {without[name].shape} where test is None and "
+                f"{value.shape} otherwise"
+            )
+        if len(task.dims.get(name, value.shape)) != value.ndim:
+            raise ValueError(
+                f"observable {name!r} has {value.ndim} dimensions, {value.shape}, and dims names "
+                f"{list(task.dims[name])}: the steps are not among them"
+            )
     if chosen is None:
         names = [name for name, value in with_test.items() if not scalars or value.ndim == 0]
     else:

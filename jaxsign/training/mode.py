@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsign.optimizers.draws import draws
-from jaxsign.optimizers.factories import build
+from jaxsign.optimizers.factories import build, traced
 from jaxsign.optimizers.grid import describe_point
 from jaxsign.optimizers.probes import Homogeneity, decay, homogeneity, reads_gradients_coordinatewise, told_apart
 from jaxsign.training.rng import seed_key
@@ -272,7 +272,8 @@ def _programs_of(points: Points) -> list[Mapping[str, Any]]:
     """One point of every program: points that differ in floats only share one."""
     first: dict[str, Mapping[str, Any]] = {}
     for point in points:
-        first.setdefault(repr([(k, v if not isinstance(v, float) else float) for k, v in point.items()]), point)
+        floats = traced(point)
+        first.setdefault(repr([(k, float if k in floats else v) for k, v in point.items()]), point)
     return list(first.values())
 
 

@@ -76,7 +76,13 @@ class Schedule:
             if test_every is None:
                 passed = np.searchsorted(usual_steps(steps), recorded, side="right")  # how many at or before each
             else:
-                passed = recorded // positive_int("test_every", test_every) + 1
+                every = positive_int("test_every", test_every)
+                if every > recorded[-1] and recorded.size > 1:
+                    raise ValueError(
+                        f"test_every must be an int in [1, {recorded[-1]}], the last recorded step, or an array of "
+                        f"recorded steps, got test_every={every}: test_every=[0] is the start alone"
+                    )
+                passed = recorded // every + 1
             test = np.diff(passed, prepend=0) > 0
         else:
             wanted = _steps_array("test_every", test_every, steps)
@@ -92,6 +98,11 @@ def _steps_array(field: str, value: Any, steps: int) -> np.ndarray:
     short_enough(field, length_of(value))
     if np.ndim(value) == 0:
         every = positive_int(field, value)
+        if every > steps:
+            raise ValueError(
+                f"{field} must be an int in [1, steps={steps}] or an array of steps, got {field}={every}: {field}=[0] "
+                "is the start alone"
+            )
         short_enough(f"{field}={every} of steps={steps}", steps // every + 1, "take a larger one, or an array of steps")
         return np.arange(0, steps + 1, every)
     array = np.asarray(value)

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsign.training.outputs import outputs
 from jaxsign.training.rng import seed_key, stream
 from jaxsign.training.task import Task
-from jaxsign.validation.values import known
+from jaxsign.validation.values import known, one_line
 
 Array = jax.Array
 PyTree = Any
@@ -63,11 +64,26 @@ class Start(NamedTuple):
 
 def draw(task: Task, key: Array, hyper: Any, shared: Any = None) -> Start:
     """The data, test set, initial parameters and constants of one run before `prepare`, each from its stream."""
-    data = task.sample(stream(key, "data"), hyper, shared)
-    test = task.sample_test(stream(key, "test"), hyper, shared) if task.sample_test else None
-    params = task.init(stream(key, "init"), data, hyper)
+    data = _arrays("sample", task.sample(stream(key, "data"), hyper, shared))
+    test = _arrays("sample_test", task.sample_test(stream(key, "test"), hyper, shared)) if task.sample_test else None
+    params = _arrays("init", task.init(stream(key, "init"), data, hyper))
+    if not jax.tree.leaves(params):
+        raise ValueError(f"init must return parameters, got {one_line(params)} of {task.name}")
     constants = outputs("constant", task.describe(data, test, hyper)) if task.describe else {}
     return Start(data, test, params, constants)
+
+
+def _arrays(name: str, tree: PyTree) -> PyTree:
+    """What a function of a task has returned, if it is a tree of arrays.
+
+    Raises:
+      ValueError: naming the function and the place of anything else.
+    """
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if not isinstance(leaf, (bool, int, float, complex, np.generic, np.ndarray, jax.Array)):
+            place = f" at {jax.tree_util.keystr(path)}" if path else ""
+            raise ValueError(f"{name} must return arrays, got {type(leaf).__name__} {one_line(leaf)[:80]}{place}")
+    return tree
 
 
 def begin(task: Task, key: Array, hyper: Any, shared: Any = None, degree: Any = None) -> Start:

@@ -1,13 +1,33 @@
 """Task: the pure functions that define a system, and all that the trainer and the sweep runner know of it."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
+from jaxsign.validation.values import one_line
+
 Array = jax.Array
 PyTree = Any
+#: What the functions of a Task are called with, by position.
+ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "sample": ("key", "hyper", "shared"),
+    "init": ("key", "data", "hyper"),
+    "loss": ("params", "batch", "hyper"),
+    "observe": ("params", "data", "test", "hyper"),
+    "observe_step": ("params", "before", "data", "hyper"),
+    "sample_test": ("key", "hyper", "shared"),
+    "prepare": ("data", "test", "params", "hyper", "degree"),
+    "batch": ("key", "data", "hyper"),
+    "gradient": ("params", "batch", "hyper", "signs"),
+    "scale": ("data", "hyper"),
+    "describe": ("data", "test", "hyper"),
+    "validate": ("hyper",),
+}
+#: The same for the monitors of `watch`.
+WATCHED = ("params", "batch", "hyper", "gradient")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,6 +70,9 @@ class Task:
       name: the system's name in messages and manifests.
       reduction: exact shortcuts, such as a smaller parametrisation; most systems have none.
 
+    Raises:
+      ValueError: for a field that is no function, or a function that does not take these arguments.
+
     `observe` is given no key, so its values, test quantities included, are without the noise of a step. A key for the
     whole run may be kept in the data: `sample` can return one.
 
@@ -86,6 +109,35 @@ class Task:
     problem: Any = None
     name: str = "task"
     reduction: "Reduction" = dataclasses.field(default_factory=lambda: Reduction())
+
+    def __post_init__(self) -> None:
+        optional = [field.name for field in dataclasses.fields(self) if field.default is None]
+        for name, arguments in ARGUMENTS.items():
+            if getattr(self, name) is not None or name not in optional:
+                _check_call(name, getattr(self, name), arguments)
+        if not isinstance(self.watch, Mapping):
+            raise ValueError(f"watch must be a dict of name: function, got {one_line(self.watch)}")
+        for name, monitor in self.watch.items():
+            _check_call(f"watch[{name!r}]", monitor, WATCHED)
+
+
+def _check_call(name: str, function: Any, arguments: tuple[str, ...]) -> None:
+    """Checks that a field is a function that can be called with so many arguments by position.
+
+    Raises:
+      ValueError: naming the field and its arguments.
+    """
+    wanted = f"{name} must be a function ({', '.join(arguments)})"
+    if not callable(function):
+        raise ValueError(f"{wanted}, got {one_line(function)}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in functions do not say
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise ValueError(f"{wanted}, got one of {signature}") from None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

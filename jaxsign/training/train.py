@@ -16,6 +16,7 @@ from jaxsign.optimizers.grid import Grid, as_grid, shown
 from jaxsign.store.labels import BASE_NAMES, check_results, check_task
 from jaxsign.store.levels import check_levels
 from jaxsign.store.levels import coordinates as level_coords
+from jaxsign.training.checks import check_returns
 from jaxsign.training.loop import Loop, whole_run
 from jaxsign.training.mode import Mode, choose_mode
 from jaxsign.training.outputs import outputs
@@ -251,6 +252,7 @@ def train(
     record_key, test_key = tuple(schedule.record.tolist()), tuple(schedule.test.tolist())
     settings = (schedule.steps, record_key, test_key, chosen, names, crossed, summary, keep_trace)
     functions = any(map(callable, chosen or ()))
+    check_returns(task, hyper, shared, names)
     choice = choose_mode(task, grid.factory, grid.points, hyper, shared, names, functions)
     task = choice.task
     static = Static(grid.points[0], grid.floats)

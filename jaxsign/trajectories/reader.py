@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,7 @@ from jaxsign.compilation import each_undisturbed, undisturbed
 from jaxsign.store import checkpoints, results, trajectory
 from jaxsign.store.manifest import UnusableData, read_manifest
 from jaxsign.store.trajectory import EVERY_STEP, StoredUnit
-from jaxsign.sweep.identity.definition import short_name
+from jaxsign.sweep.identity.definition import describe, neutral, short_name
 from jaxsign.sweep.identity.match import compare
 from jaxsign.sweep.programs import drawing, local_mesh
 from jaxsign.sweep.recorder import start_crcs
@@ -29,7 +30,7 @@ from jaxsign.training.rng import seed_key, seed_words
 from jaxsign.training.start import Start, abstract_start
 from jaxsign.training.task import Task
 from jaxsign.trajectories.decode import after_every_step, after_steps, at, bits_of, code_bytes, padded, read
-from jaxsign.validation.values import local_path, positive_int
+from jaxsign.validation.values import known, local_path, positive_int
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -125,20 +126,30 @@ class Trajectory:
     def sel(self, **labels: Any) -> "RunTrajectory":
         """One run by its labels, such as `sel(snr=0.1, seed=3)`; dimensions of one value may be left out.
 
+        An optimizer is named by its label, or by its family and numbers: `sel(family="gd", learning_rate=0.1, seed=3)`.
+
         Raises:
           ValueError: if the labels do not name one run.
         """
+        coords = {
+            str(name): c for name, c in self.dataset.coords.items() if len(c.dims) == 1 and c.dims[0] in self.dims
+        }
+        for name in labels:
+            known("label of sel", name, coords)
         index = []
         for dim, size in zip(self.dims, self.shape):
-            values = self.dataset[dim].values.tolist()
-            if dim not in labels and size > 1:
-                raise ValueError(f"sel needs {dim}, one of {values}")
-            if dim in labels and labels[dim] not in values:
-                raise ValueError(f"{dim} must be one of {values}, got {labels[dim]!r}")
-            index.append(values.index(labels[dim]) if dim in labels else 0)
-        unknown = [name for name in labels if name not in self.dims]
-        if unknown:
-            raise ValueError(f"sel takes {', '.join(self.dims)}, got {unknown[0]!r}")
+            places = list(range(size))
+            for name, label in labels.items():
+                if coords[name].dims != (dim,):
+                    continue
+                values = coords[name].values.tolist()
+                left = [values[i] for i in places]
+                places = [i for i in places if values[i] == label]
+                if not places:
+                    raise ValueError(f"{name} must be one of {list(dict.fromkeys(left))}, got {label!r}")
+            if len(places) > 1:
+                raise ValueError(f"sel needs {dim}, one of {self.dataset[dim].values[places].tolist()}")
+            index.append(places[0])
         return RunTrajectory(self, tuple(index))
 
     def source(self, index: Index) -> Source:
@@ -429,7 +440,9 @@ def open_trajectory(out: str | os.PathLike, sweep: Sweep | None = None) -> Traje
 
     Args:
       out: a results directory of a sweep with `trajectory=`.
-      sweep: the sweep, needed for a system of your own or one with `shared=`: nothing that a file names is imported.
+      sweep: the sweep; it may be left out for a system of jaxsign, also one with arguments bound by
+        `functools.partial`, and for one of your own that is imported already and has no problem. Nothing that a file
+        names is imported, and `shared=` arrays are not stored.
 
     Returns:
       Trajectory; `trajectory[i]`, `trajectory.sel(seed=3)` give one run.
@@ -478,13 +491,9 @@ def _rebuilt(path: Path, stored: Mapping[str, Any]) -> Sweep:
     """A sweep with the system and the axes of a stored definition; reading needs no optimizers.
 
     Raises:
-      ValueError: if the system is not one of jaxsign, or has shared arrays, which are not stored.
+      ValueError: if the system, its problem or its arrays are not known here.
     """
-    name, systems = short_name(stored["system"]["name"]), by_public_name()
-    if name not in systems or stored["shared"] is not None:
-        reason = "shared=" if name in systems else f"the system {name!r}"
-        raise ValueError(f"out={str(path)!r} has {reason}: give the sweep that made it as sweep=")
-    system, problem, hyper = systems[name]
+    system, problem, hyper = _system(path, stored)
     axes: dict[Any, Any] = {"seed": stored["seeds"]}
     for axis in stored["axes"]:
         one = len(axis["members"]) == 1
@@ -492,7 +501,30 @@ def _rebuilt(path: Path, stored: Mapping[str, Any]) -> Sweep:
             v[0] if one else tuple(v) for v in axis["values"]
         ]
     return Sweep(
-        system=system, problem=problem(**stored["problem"]), hyper=hyper(**stored["hyper"]), engine=stored["engine"],
-        axes=axes, optimizers={"any": optax.identity()}, steps=stored["steps"], record=stored["record"],
+        system=system, problem=problem, hyper=hyper, engine=stored["engine"], axes=axes,
+        optimizers={"any": optax.identity()}, steps=stored["steps"], record=stored["record"],
         trainable=stored["trainable"],
     )  # fmt: skip
+
+
+def _system(path: Path, stored: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """(system, problem, hyper) of a stored definition.
+
+    Raises:
+      ValueError: naming what is not known here.
+    """
+    described, problem, hyper = stored["system"], stored["problem"], stored["hyper"]
+    name, systems = short_name(described["name"]), by_public_name()
+    reason = "shared=" if stored["shared"] is not None else f"the system {name!r}"
+    args, keywords = described.get("args", []), described.get("keywords", {})  # bound by functools.partial
+    plain = not any(isinstance(value, (list, Mapping)) for value in (*args, *keywords.values()))
+    if name in systems and stored["shared"] is None and plain:
+        kind = systems[name]
+        bound = functools.partial(kind.build, *args, **keywords) if args or keywords else kind.build
+        return bound, kind.problem(**problem), kind.hyper(**hyper)
+    if problem is None and stored["shared"] is None and (hyper is None or isinstance(hyper, Mapping)):
+        module, _, function = described["name"].rpartition(".")
+        known_here = getattr(sys.modules.get(module), function, None)
+        if callable(known_here) and neutral(describe("system", known_here)) == neutral(described):
+            return known_here, None, hyper
+    raise ValueError(f"out={str(path)!r} has {reason}: give the sweep that made it as sweep=")

@@ -342,9 +342,18 @@ def known(kind: str, name: Any, names: Iterable[str]) -> str:
     names = list(names)
     if isinstance(name, str) and name in names:
         return name
-    near = difflib.get_close_matches(str(name), [str(one) for one in names], n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    near = _nearest(str(name), [str(one) for one in names])
+    hint = f"; did you mean {near!r}?" if near else ""
     raise ValueError(f"unknown {kind} {name!r}{hint} (legal: {', '.join(map(repr, names))})")
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    """The name that was probably meant: a slip of the pen, another case, or a beginning; "" if there is none."""
+    spelled = {one.casefold(): one for one in reversed(names)}
+    typed = name.casefold()
+    begun = [one for one in names if len(typed) >= 2 and one.casefold().startswith(typed)]
+    close = difflib.get_close_matches(typed, spelled, n=1, cutoff=0.65)
+    return begun[0] if len(begun) == 1 else spelled[close[0]] if close else ""
 
 
 def name_tuple(field: str, value: Any) -> tuple[Any, ...] | None:

@@ -147,6 +147,33 @@ def test_adams_error_is_its_rule_for_the_signal(raised, expected):
     assert verdicts(ds, "E6") == {"E6": expected}
 
 
+@pytest.mark.parametrize(
+    ("away", "expected"),
+    [
+        ({}, "HOLDS"),
+        ({("sign_gd", "softmax"): 0.1}, "FAILS"),
+        ({("gd", "uniform"): 0.1}, "FAILS"),
+        ({("gd", "softmax"): 0.1}, "HOLDS"),
+    ],
+)
+def test_the_law_over_initial_scales(away, expected):
+    axes = {"kernel": ["softmax", "uniform"], "d": [2000, 2 * 10**9], "mu": [0.4, 1.2], "sigma_0": [1e-4, 1e-2]}
+    extra = {"overlap": ("d", ["exact", "none"])}
+    blank = made(axes, ["gd"], lambda *_, **__: 0.0, extra=extra)
+    level_laws = {
+        (family, level): atlas.laws(blank, level, atlas.POWERS[family]).values[None]
+        for family in ("sign_gd", "gd")
+        for level in (0.5, 0.1, 0.01)
+    }
+
+    def errors(family, level, kernel, d, mu, sigma_0):
+        table = level_laws.get((family, level), level_laws[family, 0.1])
+        return table + np.where(kernel == "softmax", away.get((family, "softmax"), 0), away.get((family, "uniform"), 0))
+
+    ds = made(axes, ["sign_gd", "gd"], errors, extra=extra)
+    assert verdicts(ds, "E7") == {"E7": expected}
+
+
 def test_a_boundary_is_where_the_error_is_a_quarter():
     snr = np.geomspace(0.01, 1, 15)
     exact = xr.DataArray(

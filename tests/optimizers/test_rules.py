@@ -198,13 +198,79 @@ def asks_numpy(rate, scale=1.0):
 @pytest.mark.parametrize(
     ("factory", "keyword"), [(branches_when_built, "rate"), (branches_in_its_update, "scale"), (asks_numpy, "rate")]
 )
-def test_a_factory_that_needs_a_traced_number_is_refused_and_told_how_to_bind_it(factory, keyword):
-    with pytest.raises(ValueError, match=f"{factory.__name__} needs the value of its keyword '{keyword}' in") as caught:
-        js.grid(factory, rate=[0.05, 0.2], scale=[0.5, 2.0])
-    assert f"functools.partial({factory.__name__}, {keyword}=" in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_a_number_that_a_factory_needs_in_python_is_a_constant_of_its_program(factory, keyword):
+    grid = js.grid(factory, rate=[0.05, 0.2], scale=[0.5, 2.0])
     other = {"rate": "scale", "scale": "rate"}[keyword]
-    assert len(js.grid(functools.partial(factory, **{keyword: 0.2}), **{other: [0.5, 2.0]}).points) == 2
+    assert (grid.needed, grid.floats, grid.programs) == ((keyword,), (other,), 2)
+    assert [point[keyword] for point in grid.points] == {"rate": [0.05, 0.05, 0.2, 0.2], "scale": [0.5, 2.0] * 2}[
+        keyword
+    ]
+    bound = js.grid(functools.partial(factory, **{keyword: 0.2}), **{other: [0.5, 2.0]})
+    assert (bound.needed, bound.programs) == ((), 1)
+
+
+def test_numbers_that_are_needed_only_together_are_all_found():
+    def either(a, b, rate):
+        return optax.sgd(rate) if a > 1 or b > 1 else optax.adam(rate)
+
+    assert js.grid(either, a=[0.5, 2.0], b=[0.5, 2.0], rate=[0.1]).needed == ("a", "b")
+
+
+def test_static_makes_constants_of_floats():
+    grid = js.grid(optax.adam, learning_rate=js.static([0.1, 0.2]), b1=js.static(0.9), b2=[0.9, 0.99])
+    assert (grid.floats, grid.needed, grid.programs) == (("b2",), (), 2)
+    assert [word["learning_rate"] for word in grid.words] == ["0.1", "0.1", "0.2", "0.2"]
+    assert repr(grid.static(0)) == "{'learning_rate': 0.1, 'b1': 0.9}"
+    with pytest.raises(ValueError, match=r"adam.learning_rate. has a duplicate value"):
+        js.grid(optax.adam, learning_rate=js.static([0.1, 0.1]))
+    with pytest.raises(ValueError, match=r"must be left out of js.grid, got a random key"):
+        js.grid(optax.noisy_sgd, learning_rate=0.1, key=js.static([jax.random.key(0)]))
+
+
+def schedules_of(values):
+    return [label for label, _, _ in sweep_of({"adam": js.grid(optax.adam, learning_rate=values)}).optimizer_points]
+
+
+def sweep_of(optimizers):
+    return js.Sweep(
+        system=js.two_layer, problem=js.Problem(n=4, d=60, s=4, m_k=2, m_v=2), hyper=js.Hyper(sigma_p=2.0),
+        optimizers=optimizers, steps=20,
+    )  # fmt: skip
+
+
+def test_schedules_have_readable_labels():
+    cosine, linear = optax.cosine_decay_schedule, optax.linear_schedule
+
+    def made(peak, steps=20):
+        def schedule(count):
+            return peak / (1 + count / steps)
+
+        return schedule
+
+    assert schedules_of([cosine(0.1, 20), linear(0.1, 0.0, 20), 0.1]) == [
+        "adam(learning_rate=cosine(0.1))", "adam(learning_rate=polynomial(0.1))", "adam(learning_rate=0.1)"
+    ]  # fmt: skip
+    assert schedules_of([cosine(0.1, 20), cosine(0.1, 40)]) == [
+        "adam(learning_rate=cosine(0.1, 20))", "adam(learning_rate=cosine(0.1, 40))"
+    ]  # fmt: skip
+    warm = [optax.warmup_cosine_decay_schedule(0.0, 0.1, steps, 20) for steps in (2, 4)]
+    assert schedules_of(warm) == [
+        f"adam(learning_rate=join(polynomial(0, 0.1, 1, {steps}), cosine(0.1, {20 - steps}), {steps}))"
+        for steps in (2, 4)
+    ]
+    assert schedules_of([made(0.1), made(0.2)]) == ["adam(learning_rate=made(0.1))", "adam(learning_rate=made(0.2))"]
+    with pytest.raises(ValueError, match=r"labels must be unique.*or name the values of a keyword by a dict"):
+        schedules_of([lambda count: 0.1, lambda count: 0.2])
+
+
+def test_a_dict_names_the_values_of_a_keyword():
+    names = {"slow": lambda count: 0.1, "fast": lambda count: 0.2, "even": 0.3}
+    assert schedules_of(names) == [f"adam(learning_rate={name})" for name in names]
+    assert js.grid(optax.adam, learning_rate={"slow": 0.1, "fast": 0.2}).floats == ("learning_rate",)
+    assert js.grid(optax.adam, learning_rate=js.static({"slow": 0.1, "fast": 0.2})).floats == ()
+    for bad in ({}, {1: 0.1}, {" ": 0.1}):
+        with pytest.raises(ValueError, match=r"adam.learning_rate."):
+            js.grid(optax.adam, learning_rate=bad)
 
 
 def test_a_factory_that_fails_for_another_reason_is_a_grid_and_shows_it_where_it_is_used():
@@ -230,7 +296,7 @@ def test_a_grid_starts_no_backend():
 
 
 def test_labels_show_what_varies():
-    point = {"learning_rate": 1e-4, "b2": 1 / 3, "nesterov": True}
+    point = js.grid(optax.adam, learning_rate=1e-4, b2=1 / 3, nesterov=True).words[0]
     assert point_label("adam", point, ["learning_rate", "b2", "nesterov"]) == (
         "adam(learning_rate=0.0001, b2=0.3333333333333333, nesterov=True)"
     )

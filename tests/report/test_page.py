@@ -340,6 +340,54 @@ def test_an_unfinished_directory_is_reported_as_such(quick, tmp_path, capsys):
     assert re.search(r"Not complete: .*part lacks \d+ of 24 runs\. What is there is shown\.", text)
 
 
+def test_a_page_is_written_again_until_its_sweep_is_finished(quick, tmp_path, capsys, monkeypatch):
+    """The half of a sweep is there at first; while the command waits the rest is run."""
+    out, file = tmp_path / "part", tmp_path / "report.html"
+    js.run_sweep(of_line(seeds=4), out, shard=(0, 2), memory=100)
+    pages, waited = [], []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        pages.append(file.read_text())
+        js.run_sweep(of_line(seeds=4), out)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    status, _, _ = run([out, "--out", file, "--watch", "30"], capsys)
+    assert (status, waited) == (0, [30])
+    text = " ".join(" ".join(Page(pages[0]).text).split())
+    assert re.search(r"Under way, as of .* read again every 30 s", text)
+    assert re.search(r"runs 24: \d+ finished, \d+ diverged, \d+ not run", text)
+    assert '<meta http-equiv="refresh" content="30">' in pages[0]
+    assert re.search(r"median and 5-95 % of [1-3]( to [1-4])? of 4 seeds", pages[0])
+    last = file.read_text()
+    assert "refresh" not in last
+    assert "Under way" not in last
+    assert "median and 5-95 % of 4 seeds" in last
+    assert "of 4 seeds" not in last.replace("% of 4 seeds", "")
+
+
+def test_a_page_about_nothing_yet_says_what_it_waits_for(tmp_path):
+    live = js.report.Live(15, [("results/mine", [("runs", "nothing is stored yet")])], "2026-01-31 12:00:00 UTC")
+    text = " ".join(" ".join(Page(js.report.render({}, live=live)).text).split())
+    assert "results/mine runs nothing is stored yet" in text
+
+
+def test_losses_of_one_point_are_shown_at_a_time(snr, quick):
+    """Marked for the page's selector: as many figures at every point, and none of the other groups."""
+    found = drawings(snr, "a")
+    choices = [drawing.choice for drawing in found if drawing.group == "Losses"]
+    assert choices == ["snr=0.05, sigma_p=3.16"] * 3 + [choices[-1]] * 3
+    assert not any(drawing.choice for drawing in found if drawing.group != "Losses")
+    page = js.report.render({"snr": snr})
+    assert page.count(f'data-choice="{choices[0]}"') == 3
+
+
+def test_claims_of_other_systems_are_not_listed_for_a_task_of_ones_own(datasets):
+    page = " ".join(Page(js.report.render({"line": datasets["line"]})).text)
+    assert "No claim can be decided" in page
+    assert not re.search(r"\bS1\b|\bG1\b|Not decided here", page)
+
+
 BAD = {
     "no directory": (["nowhere"], "report.html", 2, "DIR must hold finished results"),
     "nothing in it": (["empty"], "report.html", 2, "DIR must hold finished results"),
@@ -448,7 +496,10 @@ def test_a_browser_shows_it(browser, page, tmp_path, width, scheme):
         """[...document.querySelectorAll('.drawing > *')].map(e => e.getBoundingClientRect())
         .map(r => [r.width, r.height])"""
     )
-    assert len(sizes) == page.count("<figure>")
+    assert len(sizes) == len(re.findall(r"<figure\b", page))
+    hidden = shown.locator("figure.other").count()  # of other points of an axis than the chosen one
+    sizes = [size for size in sizes if size != [0, 0]]
+    assert len(sizes) == len(re.findall(r"<figure\b", page)) - hidden
     assert np.min(sizes) > 100
     texts = shown.evaluate(  # none is drawn outside of its figure
         """[...document.querySelectorAll('.drawing svg text')].filter(t => {
@@ -484,6 +535,25 @@ def test_a_browser_shows_it(browser, page, tmp_path, width, scheme):
     soon(copy.inner_text, lambda text: text in ("Copied", "Selected"))
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [f"file://{tmp_path / 'report.html'}"]
+    context.close()
+
+
+def test_a_reader_chooses_the_point_whose_losses_are_shown(browser, snr, tmp_path):
+    (tmp_path / "report.html").write_text(js.report.render({"snr": snr}))
+    context = browser.new_context()
+    shown = context.new_page()
+    shown.goto(f"file://{tmp_path / 'report.html'}")
+    visible = (
+        "[...document.querySelectorAll('figure[data-choice]')].filter(f => f.offsetHeight).map(f => f.dataset.choice)"
+    )
+    first, last = shown.locator(".choose option").all_inner_texts()
+    assert shown.evaluate(visible) == [first] * 3
+    shown.locator(".choose select").select_option(last)
+    assert shown.evaluate(visible) == [last] * 3
+    shown.reload()  # as a page under way does
+    assert shown.evaluate(visible) == [last] * 3
+    shown.emulate_media(media="print")
+    assert len(shown.evaluate(visible)) == 6
     context.close()
 
 

@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -25,7 +26,6 @@ from jaxsign.sweep import sizes
 from jaxsign.sweep import worker as session
 from jaxsign.sweep.execute import Blocks
 from jaxsign.sweep.identity import definition as definitions
-from jaxsign.validation.messages import silence
 
 #: What a finished results directory holds.
 WHOLE = {"locks", "manifest.copy.json", "manifest.json", "results.zarr"}
@@ -109,13 +109,44 @@ def test_results_are_read_lazily(stored):
 
 def test_results_open_without_jaxsign(stored):
     path, ds = stored
-    with silence():  # zarr warns about its own string type
-        plain = xr.open_zarr(path / "results.zarr", consolidated=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings(
+            "ignore", "The data type .* does not have a Zarr V3 specification"
+        )  # zarr's own strings
+        plain = xr.open_zarr(path / "results.zarr")
     for name in ds.data_vars:
         assert plain[name].dims == ds[name].dims
         np.testing.assert_array_equal(plain[name], ds[name])
     for name in ("slope", "n", "optimizer", "family", "learning_rate", "seed", "step", "sample"):
         assert plain[name].values.tolist() == pytest.approx(ds[name].values.tolist(), nan_ok=True)
+
+
+def test_coordinates_are_in_memory_and_select(stored):
+    ds = js.open_results(stored[0])
+    assert [name for name, c in ds.coords.items() if not c.variable._in_memory] == []
+    family = str(ds["family"].values[-1])
+    chosen = ds.isel(optimizer=ds.family == family)
+    assert set(chosen["family"].values) == {family}
+    assert not chosen["train_loss"].variable._in_memory
+    rate = float(ds["learning_rate"].values[0])
+    assert set(ds.isel(optimizer=ds.learning_rate == rate)["learning_rate"].values) == {rate}
+
+
+def test_a_folder_of_results_is_a_tree(stored, tmp_path):
+    for name in ("one", "inner/two"):
+        shutil.copytree(stored[0], tmp_path / name)
+    (tmp_path / "notes").mkdir()
+    tree = js.open_results(tmp_path)
+    assert {node.path for node in tree.leaves} == {"/one", "/inner/two"}
+    for name in ("one", "inner/two"):
+        assert tree[name].to_dataset().drop_attrs(deep=False).identical(stored[1].drop_attrs(deep=False))
+    (tmp_path / "one" / "manifest.json").write_text("{}")
+    (tmp_path / "one" / "manifest.copy.json").write_text("{}")
+    with pytest.raises(UnusableData, match="one"):
+        js.open_results(tmp_path)
+    with pytest.raises(ValueError, match="out must be a results directory"):
+        js.open_results(tmp_path / "notes")
 
 
 def test_one_chunk_is_one_block_of_the_runner(stored):
@@ -496,7 +527,8 @@ def test_a_lambda_without_a_name_of_its_own_in_the_results_is_stored(tmp_path):
 
 
 def test_open_results_wants_a_results_directory(tmp_path, copy):
-    for path in (tmp_path, tmp_path / "nowhere"):
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "nowhere"):
         with pytest.raises(
             ValueError, match=r"out must be a results directory with manifest\.json and results\.zarr"
         ) as e:

@@ -15,12 +15,13 @@ def random_schedule(rng):
     steps = int(rng.integers(1, 60))
     kind = rng.integers(4)
     if kind == 0:
-        record = int(rng.integers(1, 2 * steps))
+        record = int(rng.integers(1, steps + 1))
     elif kind == 1:
         record = log_steps(steps, per_decade=int(rng.integers(1, 20)))
     else:  # recording may begin after step 0 and end before the last one
         record = np.sort(rng.choice(steps + 1, int(rng.integers(1, steps + 2)), replace=False))
-    return Schedule.build(steps, record, int(rng.integers(1, 2 * steps)))
+    last = Schedule.build(steps, record).record[-1]
+    return Schedule.build(steps, record, int(rng.integers(1, max(last, 1) + 1)))
 
 
 def chain(schedule, slots, records, allowed):

@@ -216,7 +216,7 @@ def closed_form(steps):
 
 @pytest.mark.parametrize(
     ("record", "steps"),
-    [(5, [0, 5, 10, 15, 20]), (23, [0, 23]), (40, [0]), ([0, 1, 7, 23], [0, 1, 7, 23]), (np.array([3, 4]), [3, 4])],
+    [(5, [0, 5, 10, 15, 20]), (23, [0, 23]), ([0], [0]), ([0, 1, 7, 23], [0, 1, 7, 23]), (np.array([3, 4]), [3, 4])],
     ids=str,
 )
 def test_records_are_taken_where_asked_and_all_steps_are_trained(record, steps):
@@ -230,7 +230,7 @@ def test_records_are_taken_where_asked_and_all_steps_are_trained(record, steps):
 
 @pytest.mark.parametrize(
     ("test_every", "tested"),
-    [(10, [0, 10, 20]), (7, [0, 10, 15]), (1, [0, 5, 10, 15, 20]), (100, [0]), ([5, 20], [5, 20])],
+    [(10, [0, 10, 20]), (7, [0, 10, 15]), (1, [0, 5, 10, 15, 20]), (20, [0, 20]), ([5, 20], [5, 20])],
     ids=str,
 )
 def test_test_quantities_are_nan_between(test_every, tested):
@@ -333,6 +333,8 @@ def test_a_last_loss_that_overflows_is_seen_while_the_parameters_are_finite():
         ({"steps": 2.5}, ["steps must be an int >= 1", "steps=2.5"]),
         ({"steps": True}, ["steps must be an int >= 1", "steps=True"]),
         ({"record": 0}, ["record must be an int >= 1", "record=0"]),
+        ({"record": 24}, ["record must be an int in [1, steps=23]", "record=24", "record=[0]"]),
+        ({"test_every": 21}, ["test_every must be an int in [1, 20], the last recorded step", "test_every=21"]),
         ({"record": 5.0}, ["record must be an int >= 1", "record=5.0"]),
         ({"record": [0, 5, 3]}, ["record", "strictly increasing", "[0, 23]", "[0, 5, 3]"]),
         ({"record": [0, 5, 5]}, ["record", "strictly increasing", "[0, 5, 5]"]),

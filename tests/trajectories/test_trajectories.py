@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import shutil
 import warnings
 
@@ -258,12 +259,53 @@ def test_features_of_every_step_give_the_observables_of_the_training_set(tmp_pat
 def test_a_user_s_system_is_given_as_sweep(tmp_path):
     made = user_sweep()
     js.run_sweep(made, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"system 'test_trajectories\.line': give the sweep that made it as sweep="):
-        js.open_trajectory(tmp_path / "out")
     run = js.open_trajectory(tmp_path / "out", made)[0]
     assert [float(params["w"][0]) for _, params in run.iter()] == [0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match=r"belongs to another definition: steps: 6 -> 7"):
         js.open_trajectory(tmp_path / "out", dataclasses.replace(made, steps=7))
+
+
+def test_a_user_s_system_without_a_problem_is_found_where_it_is_imported_and_the_same(tmp_path, monkeypatch):
+    made = user_sweep()
+    js.run_sweep(made, tmp_path / "out")
+    one, two = (js.open_trajectory(tmp_path / "out", *given)[0] for given in ((), (made,)))
+    np.testing.assert_array_equal(one.params(3)["w"], two.params(3)["w"])
+    changed = dataclasses.replace(line(None), loss=lambda params, batch, hyper: jnp.sum(params["w"] ** 4))
+    for other in (lambda problem: changed, None):
+        with monkeypatch.context() as patch:
+            patch.setitem(globals(), "line", other)
+            with pytest.raises(ValueError, match=r"system 'test_trajectories\.line': give the sweep that made it as"):
+                js.open_trajectory(tmp_path / "out")
+
+
+def test_arguments_bound_to_a_system_are_read_from_the_definition(tmp_path):
+    problem = js.Problem(n=4, d=200, s=4, m_k=2, m_v=2, n_test=4)
+    plain = {"problem": problem, "hyper": js.Hyper(sigma_p=2.0), "optimizers": {"gd": optax.sgd(0.1)}, "steps": 4}
+    for overlap in ("none", "exact"):
+        system = functools.partial(js.two_layer, overlap=overlap)
+        sweep = js.Sweep(system=system, trajectory="log2", **plain)
+        js.run_sweep(sweep, tmp_path / overlap, progress=False)
+        opened = js.open_trajectory(tmp_path / overlap)[0]
+        assert opened.source.task is system(problem)
+        given = js.open_trajectory(tmp_path / overlap, sweep)[0]
+        np.testing.assert_array_equal(opened.params(4).w_v, given.params(4).w_v)
+
+
+def test_a_run_is_selected_by_its_optimizer_s_numbers(tmp_path):
+    optimizers = {"gd": js.grid(optax.sgd, learning_rate=[0.1, 0.2]), "sign": js.grid(js.sign_gd, learning_rate=[0.2])}
+    js.run_sweep(user_sweep(optimizers=optimizers, axes={"seed": 2}, trajectory="log2"), tmp_path, progress=False)
+    opened = js.open_trajectory(tmp_path)
+    assert opened.sel(family="gd", learning_rate=0.2, seed=1).index == (1, 1)
+    assert opened.sel(learning_rate=0.1, seed=0).index == (0, 0)
+    assert opened.sel(optimizer="sign", seed=0).index == (2, 0)
+    for labels, words in [
+        ({"learning_rate": 0.2, "seed": 0}, "sel needs optimizer, one of ['gd(learning_rate=0.2)', 'sign']"),
+        ({"family": "sign", "learning_rate": 0.1, "seed": 0}, "learning_rate must be one of [0.2], got 0.1"),
+        ({"seed": 5, "family": "sign"}, "seed must be one of [0, 1], got 5"),
+        ({"sed": 1}, "unknown label of sel 'sed'; did you mean 'seed'?"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(words)):
+            opened.sel(**labels)
 
 
 @pytest.mark.parametrize(

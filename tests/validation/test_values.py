@@ -15,9 +15,9 @@ import pytest
 import xarray as xr
 
 import jaxsign as js
-from jaxsign.optimizers.grid import point_label
+from jaxsign.optimizers.words import value_word
 from jaxsign.store.labels import coordinates
-from jaxsign.validation.values import representable
+from jaxsign.validation.values import known, representable
 
 PROBLEM = js.Problem(n=4, d=60, s=4, m_k=2, m_v=2, n_test=10)
 SIGN = {"sign_gd": js.grid(js.sign_gd, learning_rate=[1e-3])}
@@ -174,8 +174,8 @@ def test_a_number_of_32_bits_has_a_short_label_and_its_own_value():
     assert made.points[0]["learning_rate"] == float(np.float32(0.1))
     labels = [label for label, _, _ in sweep(optimizers={"gd": made}).optimizer_points]
     assert labels == ["gd(learning_rate=0.1)", "gd(learning_rate=0.3)"]
-    assert point_label("gd", {"b": 1 / 3}, ["b"]) == "gd(b=0.3333333333333333)"
-    assert point_label("gd", {"b": float(np.float32(1 / 3))}, ["b"]) == "gd(b=0.3333333432674408)"
+    assert value_word(1 / 3) == "0.3333333333333333"
+    assert value_word(float(np.float32(1 / 3))) == "0.3333333432674408"
 
 
 # --- seeds
@@ -322,3 +322,16 @@ def test_subnormal_64_bit_numbers_become_0(value):
 @pytest.mark.parametrize("steps", [2**31, 2**40])
 def test_steps_beyond_the_counters_of_the_loop_are_refused(steps):
     assert f"steps={steps}" in refusal(lambda: sweep(steps=steps, record=[0, 10], test_every=[0]))
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("learning_rat", "learning_rate"), ("Learning_Rate", "learning_rate"), ("learn", "learning_rate"),
+        ("sede", "seed"), ("momentun", "momentum"), ("sigmap", "sigma_p"),
+        ("depth", ""), ("batch", ""), ("width", ""), ("epochs", ""), ("rate", ""), ("z", ""), ("test", ""),
+    ],
+)  # fmt: skip
+def test_a_name_is_proposed_only_where_it_was_probably_meant(typed, meant):
+    line = refusal(lambda: known("axis", typed, ["learning_rate", "seed", "momentum", "sigma_p", "mu", "step", "d"]))
+    assert (f"did you mean {meant!r}?" in line) if meant else ("did you mean" not in line), line

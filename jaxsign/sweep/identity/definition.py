@@ -19,6 +19,7 @@ from jaxsign.store.environment import partitionable
 from jaxsign.store.schema import content_hash as content_hash
 from jaxsign.sweep.identity.sources import Reached
 from jaxsign.sweep.sweep import Sweep
+from jaxsign.training.task import Task
 
 #: Entries that describe code; all others are values.
 CODE = ("system", "summary", "hyper_code")
@@ -269,6 +270,8 @@ def _lenient(value: Any, texts: bool = False) -> Any:
         return {"undescribed": type(value).__qualname__}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _lenient(getattr(value, f.name, None), texts) for f in dataclasses.fields(value)}
+        if isinstance(value, Task) and not texts:  # a Task that does not use a field is the same if there is none
+            fields = {name: field for name, field in fields.items() if field is not None and name != "reduction"}
         return _callable_record(value, fields, texts) if callable(value) else fields
     if callable(value) or isinstance(value, optax.GradientTransformation):
         return describe("", value, texts)

@@ -89,7 +89,7 @@ OPTIMIZERS = {"gd": js.grid(optax.sgd, learning_rate=[0.1, 0.2]), "sign": js.sig
 def sweep(**changes):
     base = {
         "system": system, "problem": Sizes(), "hyper": {"slope": 1.0, "tilt": 0.0},
-        "steps": 10, "record": 10, "test_every": 50,
+        "steps": 10, "record": 10, "test_every": [0],
         "summary": last,
         "optimizers": OPTIMIZERS,
         "axes": {"slope": [1.0, 2.0], "seed": 3},

@@ -1,0 +1,131 @@
+"""Do a task's functions return what the trainer needs? Found by tracing them; a mistake ends in one line."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsign.training.rng import seed_key
+from jaxsign.training.start import abstract_start, draw, split_params, trained_fields
+from jaxsign.training.task import Task, packaged
+
+PyTree = Any
+
+
+def check_returns(task: Task, hyper: Any, shared: Any = None, trainable: Sequence[str] | None = None) -> None:
+    """Checks what a task's functions return: parameters that can be trained, a loss that is one number, and so on.
+
+    Nothing is computed. The systems of this package are not traced: they have tests.
+
+    Args:
+      task: the system.
+      hyper: one run's numbers.
+      shared: arrays common to all runs.
+      trainable: names of trained parameters, or None.
+
+    Raises:
+      ValueError: naming function, what it returned and what is needed. Exceptions of the functions themselves come
+        through unchanged.
+    """
+    if packaged(task.sample, task.init, task.loss, task.batch, task.gradient, task.scale, *task.watch.values()):
+        return
+    start = abstract_start(task, hyper, shared)
+    trained = split_params(start.params, trained_fields(task, start.params, trainable))[0]
+    for path, leaf in jax.tree_util.tree_flatten_with_path(trained)[0]:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"parameters of {task.name} must be real floats, got {_kind(leaf)} in {_place('params', path)}: make "
+                "it a float, keep it in the data, or leave it out of trainable="
+            )
+    batch = _shapes(task.batch, seed_key(0), start.data, hyper) if task.batch else start.data
+    loss = _shapes(task.loss, start.params, batch, hyper)
+    if not _one_number(loss):
+        remedy = ": return is missing" if loss is None else ": take its mean" if getattr(loss, "shape", ()) else ""
+        raise ValueError(f"loss of {task.name} must return one real number, got {_kind(loss)}{remedy}")
+    if task.gradient is not None:
+        given = _shapes(functools.partial(_by_value, task.gradient), start.params, batch, hyper)
+        if not isinstance(given, tuple) or len(given) != 2 or not _one_number(given[0]):
+            raise ValueError(f"gradient of {task.name} must return (loss, tree like params), got {_kind(given)}")
+        _check_like("gradient", given[1], start.params, task)
+    if task.scale is not None and task.reduction.compact is None:
+        _check_like("scale", _shapes(task.scale, start.data, hyper), start.params, task)
+    for name, monitor in task.watch.items():
+        fired = _shapes(monitor, start.params, batch, hyper, start.params)
+        if getattr(fired, "shape", None) != () or fired.dtype != bool:
+            raise ValueError(f"alarm {name!r} of {task.name} must return one bool, got {_kind(fired)}")
+
+
+def seeds_agree(task: Task, hyper: Any, shared: Any = None) -> bool:
+    """Whether data, initial parameters and batches are the same for every seed, since no key is used.
+
+    Args:
+      task: the system.
+      hyper: one run's numbers.
+      shared: arrays common to all runs.
+
+    Returns:
+      False as well where the program does not show it, as inside a `jax.jit` of the user's.
+    """
+    if packaged(task.sample, task.init, task.batch):
+        return False
+
+    def seen(key: Any) -> PyTree:
+        start = draw(task, key, hyper, shared)
+        return start.data, start.params, task.batch(key, start.data, hyper) if task.batch else None
+
+    from jax.extend.core import Literal  # late, since it loads Pallas
+
+    program = jax.make_jaxpr(seen)(seed_key(0)).jaxpr
+    reached: set[Any] = {*program.invars}
+
+    def any_reached(atoms: Sequence[Any]) -> bool:
+        return any(not isinstance(atom, Literal) and atom in reached for atom in atoms)
+
+    for equation in program.eqns:
+        if any_reached(equation.invars):
+            reached |= {*equation.outvars}
+    return not any_reached(program.outvars)
+
+
+def _shapes(function: Callable, *arguments: PyTree) -> Any:
+    """What a function returns, abstract, in full: also what is no array."""
+    returned: list[Any] = []
+
+    def call(*given: PyTree) -> None:
+        returned.append(function(*given))
+
+    jax.eval_shape(call, *arguments)
+    return returned[0]
+
+
+def _by_value(gradient: Callable, params: PyTree, batch: PyTree, hyper: Any) -> Any:
+    return gradient(params, batch, hyper, False)
+
+
+def _one_number(value: Any) -> bool:
+    return isinstance(value, jax.Array) and value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _check_like(name: str, tree: PyTree, params: PyTree, task: Task) -> None:
+    """Checks that a function has returned a tree like the parameters."""
+    expected, got = (str(jax.tree.structure(one)) for one in (params, tree))
+    if expected != got:
+        raise ValueError(f"{name} of {task.name} must return a tree like params, {expected}, got {got}")
+    for (path, leaf), like in zip(jax.tree_util.tree_flatten_with_path(tree)[0], jax.tree.leaves(params)):
+        if np.shape(leaf) not in ((), like.shape):
+            place = _place(name, path)
+            raise ValueError(f"{place} of {task.name} must have the shape {like.shape} or (), got {_kind(leaf)}")
+
+
+def _place(name: str, path: tuple[Any, ...]) -> str:
+    return f"{name}{jax.tree_util.keystr(path)}"
+
+
+def _kind(value: Any) -> str:
+    """Dtype and shape of an array such as float32[8], the type of anything else."""
+    if isinstance(value, (jax.Array, jax.ShapeDtypeStruct, np.ndarray)):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    return "None" if value is None else f"{type(value).__name__}"

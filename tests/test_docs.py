@@ -176,7 +176,7 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
 
 
 def test_what_is_to_be_cited_is_this_version():
-    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    version = jaxsign.__version__
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"version = {{{version}}}" in (DOCS / "citing.md").read_text()
 

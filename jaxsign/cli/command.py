@@ -152,16 +152,10 @@ def _export(args: argparse.Namespace) -> int:
     return UNUSABLE if each_usable(args.dirs, work)[1] else DONE
 
 
-<<<<<<< HEAD
 def command_parser() -> Parser:
     """Every command of `jaxsign` with its options; the documentation is generated from it."""
-    parser = Parser(prog="jaxsign", description="Plan sweeps, and read, check and export their results.")
-=======
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `jaxsign`."""
     parser = Parser(prog="jaxsign", description="Run experiments, and plan, read, check and export their results.")
     parser.add_argument("--version", action="version", version=f"jaxsign {importlib.metadata.version('jaxsign')}")
->>>>>>> main
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, work: Callable[[argparse.Namespace], int], text: str, results: bool = True) -> Parser:

@@ -112,7 +112,7 @@ def option_rows(parser: argparse.ArgumentParser) -> list[list[str]]:
     """One row of a table for every argument and option."""
     rows = []
     for action in actions(parser):
-        if (action.help or "").startswith("show this help"):
+        if (action.help or "").startswith("show this help"):  # of every command
             continue
         takes = "" if action.nargs == 0 else " " + str(action.metavar or action.dest.upper())
         names = [name + takes for name in action.option_strings] or [takes.strip()]
@@ -146,7 +146,8 @@ def commands(name: str, only: str) -> str:
     del only
     parser = parser_of(name)
     found = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    parts = []
+    own = option_rows(parser)
+    parts = [table(["option", "means"], own)] if own else []
     for command, subparser in found.choices.items():
         usage = " ".join(subparser.format_usage().split()).removeprefix("usage: ").replace(" [-h]", "")
         usage = textwrap.fill(usage, 80, subsequent_indent="    ", break_on_hyphens=False)

@@ -80,7 +80,7 @@ def panels() -> dict[str, Callable]:
 
 
 def main(folder: Path) -> None:
-    """Writes FOLDER/NAME.png for every function."""
+    """Writes FOLDER/plot_NAME.png for every function."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, panel in panels().items():
         with plot.style():
@@ -88,9 +88,9 @@ def main(folder: Path) -> None:
             panel(ax)
             for axis in (ax.xaxis, ax.yaxis):
                 plot.tick_log(axis)
-            fig.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+            fig.savefig(folder / f"plot_{name}.png", dpi=150, bbox_inches="tight", metadata={"Software": None})
             plt.close(fig)
-        print(folder / f"{name}.png")
+        print(folder / f"plot_{name}.png")
 
 
 if __name__ == "__main__":

@@ -398,7 +398,7 @@ def _family_grid(family: Any, entry: Any) -> Grid:
     Raises:
       ValueError: naming the family and the entry.
     """
-    if not isinstance(entry, (Grid, optax.GradientTransformation)) and not callable(entry):
+    if not isinstance(entry, (Grid, optax.GradientTransformation, optax.MultiSteps)) and not callable(entry):
         raise ValueError(
             f"optimizers[{family!r}] must be js.grid(factory, ...), an Optax transform or a factory without required "
             f"keywords, got {shown(entry)}"

@@ -225,7 +225,7 @@ def train(
     """
     if not isinstance(task, Task):
         raise ValueError(f"task must be a js.Task, got {type(task).__name__}")
-    if not isinstance(optimizer, (optax.GradientTransformation, Grid)):
+    if not isinstance(optimizer, (optax.GradientTransformation, optax.MultiSteps, Grid)):
         raise ValueError(
             f"optimizer must be an optax.GradientTransformation, got {optimizer!r}, or a js.grid of one point"
         )

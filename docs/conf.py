@@ -3,12 +3,21 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # our two extensions
+sys.path.insert(0, str(Path(__file__).parent))  # our own extensions
 
 project = "jaxsign"
 author = copyright = "The jaxsign authors"
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "plain_docstrings", "notebook_page"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "myst_parser",
+    "plain_docstrings",
+    "notebook_page",
+    "generated",
+]
 exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
 
 #: `name` in a docstring is a name of the library where there is one, and code in any case.
 default_role = "py:obj"

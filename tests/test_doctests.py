@@ -14,7 +14,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODULES = ["jaxsign", *sorted(found.name for found in pkgutil.walk_packages(jaxsign.__path__, "jaxsign."))]
 ROOT = Path(jaxsign.__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -36,7 +36,7 @@ def test_readme(tmp_path, monkeypatch):
     assert jaxsign.at_train_loss(examples.globs["ds"], 0.3)["test_error"].notnull().all()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs").with_suffix("")))
 def test_pages(page, tmp_path, monkeypatch):
     """A page's Python blocks are one program: plain code is executed, sessions are compared with what they show."""
     monkeypatch.chdir(tmp_path)
@@ -51,4 +51,4 @@ def test_pages(page, tmp_path, monkeypatch):
             file = tmp_path / f"line_{line + 1}.py"  # a file, so that functions have a source to be recognised by
             file.write_text(code)
             exec(compile(code, str(file), "exec"), names)
-    assert len(FENCE.findall(text)) == len(re.findall(r"^\s*```\s*py", text, re.MULTILINE | re.IGNORECASE))
+    assert len(FENCE.findall(text)) == len(re.findall(r"^[ \t]*```[ \t]*py", text, re.MULTILINE | re.IGNORECASE))

@@ -152,8 +152,8 @@ def _export(args: argparse.Namespace) -> int:
     return UNUSABLE if each_usable(args.dirs, work)[1] else DONE
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `jaxsign`."""
+def command_parser() -> Parser:
+    """Every command of `jaxsign` with its options; the documentation is generated from it."""
     parser = Parser(prog="jaxsign", description="Run experiments, and plan, read, check and export their results.")
     parser.add_argument("--version", action="version", version=f"jaxsign {importlib.metadata.version('jaxsign')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -211,5 +211,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     export = command("export", _export, "write DIR/results.nc; takes three times its size in memory")
     export.add_argument("--format", required=True, choices=["netcdf"], help="netcdf: netCDF 3 with 64-bit offsets")
     export.add_argument("--out", metavar="FILE", help="instead of results.nc beside each results.zarr")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `jaxsign`."""
+    parser = command_parser()
     args = parser.parse_args(argv)
     return guarded(parser.prog, lambda: args.work(args))

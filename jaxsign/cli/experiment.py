@@ -35,11 +35,7 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
     """
 
     def main(argv: Sequence[str] | None = None) -> int:
-        parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False)
-        parser.add_argument("-h", "--help", action="store_true", help="show this text and every axis")
-        parser.add_argument("--out", metavar="DIR", help="results directory: new, empty, or of this very definition")
-        build_options(parser)
-        _run_options(parser)
+        parser = experiment_parser(description)
         args = parser.parse_args(argv)
 
         def work() -> int:
@@ -69,6 +65,16 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
         return guarded(parser.prog, work)
 
     return main
+
+
+def experiment_parser(description: str = "") -> Parser:
+    """The options that every experiment has; the documentation is generated from it."""
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False)
+    parser.add_argument("-h", "--help", action="store_true", help="show this text and every axis")
+    parser.add_argument("--out", metavar="DIR", help="results directory: new, empty, or of this very definition")
+    build_options(parser)
+    _run_options(parser)
+    return parser
 
 
 def _axes_text(sweeps: Mapping[str, Sweep]) -> str:

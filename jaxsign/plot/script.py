@@ -55,9 +55,7 @@ def figure_script(
     name = Path(inspect.getfile(draw)).stem
 
     def main(argv: Sequence[str] | None = None) -> None:
-        parser = argparse.ArgumentParser(description=description)
-        parser.add_argument("--results", default="results")
-        parser.add_argument("--out", default="results/figures")
+        parser = figure_parser(description)
         args = parser.parse_args(argv)
         with _in_one_line(parser.prog, UnusableData, CannotDecide):
             with _in_one_line(parser.prog, ValueError, OSError):
@@ -75,6 +73,16 @@ def figure_script(
                             print(path)
 
     return main
+
+
+def figure_parser(description: str | None = None) -> argparse.ArgumentParser:
+    """The options that every figure has; the documentation is generated from it."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--results", default="results", metavar="DIR", help="folder of the results, default results")
+    parser.add_argument(
+        "--out", default="results/figures", metavar="DIR", help="folder of the pictures, default results/figures"
+    )
+    return parser
 
 
 def _inputs(results: Path, patterns: Sequence[str], opens: Callable[[Path], Any]) -> list[Any]:

@@ -31,6 +31,7 @@ from jaxsign.optimizers.rules import scale_by_power as scale_by_power
 from jaxsign.optimizers.rules import scale_by_smooth_sign as scale_by_smooth_sign
 from jaxsign.optimizers.grid import grid as grid
 from jaxsign.optimizers.grid import static as static
+from jaxsign.optimizers.adapters import observed_at as observed_at
 from jaxsign.optimizers.probes import degree as degree
 
 # The paper's system

@@ -78,8 +78,9 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         status, message = BAD_INPUT, no_platform()
         if not message:
             raise
-    except KeyboardInterrupt:
-        status, message = INTERRUPTED, "interrupted; what is finished is kept, and the same command goes on from there"
+    except KeyboardInterrupt as stop:
+        where = f" ({stop})" if str(stop) else ""
+        status, message = INTERRUPTED, f"interrupted{where}; what is finished is kept, and the same command goes on"
     finally:
         drop_unsaid()
     say(f"{prog}: {' '.join(message.split())}")

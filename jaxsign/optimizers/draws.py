@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxsign.optimizers.adapters import asked, check_fit
 from jaxsign.optimizers.factories import Static, build, hashable, lasting, traced
 
 if TYPE_CHECKING:
@@ -80,8 +81,10 @@ def _drawn(factory: Factory, static: Static, floats: tuple[str, ...], structure:
             state = transform.init(params)
             out: list[Any] = [_from_keys(state)]
             for _ in range(UPDATES):
-                extra = {"value": zero, "grad": params, "value_fn": lambda params: zero}
+                extra = asked(zero, params, lambda params: zero)
+                before = state
                 updates, state = transform.update(params, state, params, **extra)
+                check_fit(params, updates, before, state)
                 out.append((updates, _from_keys(state)))
         return out
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxsign.compilation import Same, content
+from jaxsign.optimizers.adapters import adapted
 
 Array = jax.Array
 
@@ -95,7 +96,7 @@ def build(
     drawn: dict[str, Array] = {}
     if name is not None:
         drawn[name] = key if name == "key" else jax.random.bits(key, dtype=jnp.uint32)
-    return optax.with_extra_args_support(factory(**plain_constants(keywords), **drawn))
+    return adapted(factory(**plain_constants(keywords), **drawn))
 
 
 class Static:

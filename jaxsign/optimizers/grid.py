@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxsign.optimizers.adapters import asked
 from jaxsign.optimizers.factories import PER_RUN, Constant, build, per_run
 from jaxsign.optimizers.words import different_words, value_word
 from jaxsign.validation.names import result_name, text_value, word
@@ -241,7 +242,7 @@ def _failure(
             transform = build(factory, {**point, **held, **floats}, jax.random.key(0, impl="threefry2x32"))
             if not steps:
                 return None
-            extra = {"value": jnp.zeros(()), "grad": params, "value_fn": lambda p: jnp.sum(p["w"])}
+            extra = asked(jnp.zeros(()), params, lambda p: jnp.sum(p["w"]))
             return transform.update(params, transform.init(params), params, **extra)
 
     dtype = jax.dtypes.canonicalize_dtype(float)  # an array would start JAX before `configure` has set devices
@@ -329,7 +330,7 @@ def as_grid(entry: Any) -> Grid:
     """
     if isinstance(entry, Grid):
         return entry
-    if isinstance(entry, optax.GradientTransformation):
+    if isinstance(entry, (optax.GradientTransformation, optax.MultiSteps)):
         return Grid(_Bare(entry), ({},), (), ({},))
     return grid(entry)
 
@@ -338,9 +339,9 @@ def as_grid(entry: Any) -> Grid:
 class _Bare:
     """A factory without keywords that returns a transform built by the user."""
 
-    transform: optax.GradientTransformation
+    transform: optax.GradientTransformation | optax.MultiSteps
 
-    def __call__(self) -> optax.GradientTransformation:
+    def __call__(self) -> optax.GradientTransformation | optax.MultiSteps:
         return self.transform
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxsign.compilation import content, undisturbed
+from jaxsign.optimizers.adapters import asked
 from jaxsign.optimizers.draws import draws
 from jaxsign.optimizers.factories import Constant, Static, build, hashable, lasting, traced
 from jaxsign.optimizers.leaves import leaf_moves, leaf_rules, name_leaves, same_rule, treated_apart
@@ -163,7 +164,7 @@ def _histories(factory: Factory, static: Static, structure: Any) -> Callable[...
 
         def step(state: Any, leaves: Any) -> Any:
             parameters, gradient = map(structure.unflatten, leaves)
-            extra = {"value": zero, "grad": gradient, "value_fn": lambda params: zero}
+            extra = asked(zero, gradient, lambda params: zero)
             updates, state = transform.update(gradient, state, parameters, **extra)
             return state, jax.tree.leaves(updates)
 

@@ -315,6 +315,22 @@ def base_coordinates(sweep: Any) -> dict[str, float]:
     }
 
 
+def attributes(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The attributes of a Dataset: `description`, one line for people, and `manifest`, all of it as JSON text."""
+    definition, runs = manifest["definition"], manifest["runs"]
+    words = f"{runs['total']} runs"
+    if open_runs := runs["not_run"]:
+        words += f" ({open_runs} not run yet)"
+    if runs["diverged"]:
+        words += f" ({runs['diverged']} diverged)"
+    if "optimizers" in definition:
+        axes = [*(member for axis in definition["axes"] for member in axis["members"]), "optimizer", "seed"]
+        system = definition["system"]["name"].rpartition(".")[2]
+        words += f" of {definition['steps']} steps of {system} over {', '.join(axes)}"
+        words += f"; optimizers: {', '.join(definition['optimizers'])}"
+    return {"description": words, "manifest": manifest_text(manifest)}
+
+
 def manifest_text(manifest: Mapping[str, Any]) -> str:
     """The manifest as JSON text, for the attribute `manifest` of a Dataset."""
     return json.dumps(manifest, sort_keys=True)

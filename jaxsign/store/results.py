@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxsign.store.binding import binding
 from jaxsign.store.files import explain_os_errors, inside, is_results, refuse_links, remove_prepared
-from jaxsign.store.labels import manifest_text, with_bools
+from jaxsign.store.labels import attributes, with_bools
 from jaxsign.store.manifest import (
     ARRAYS,
     MANIFEST,
@@ -367,9 +367,9 @@ def open_results(out: str | os.PathLike) -> "xr.Dataset | xr.DataTree":
       out: a results directory, finished or not, or a folder of several.
 
     Returns:
-      xarray.Dataset, read lazily, in the definition's order, with the manifest as JSON text in attrs["manifest"];
-      coordinates are in memory. Of a folder of results directories, an xarray.DataTree with a Dataset at the path of
-      each: `open_results("results")["snr"]`.
+      xarray.Dataset, read lazily, in the definition's order, with a line about it in attrs["description"] and the
+      manifest as JSON text in attrs["manifest"]; coordinates are in memory. Of a folder of results directories, an
+      xarray.DataTree with a Dataset at the path of each: `open_results("results")["snr"]`.
 
     Raises:
       ValueError: if `out` is neither a results directory nor a folder of some.
@@ -466,7 +466,7 @@ def _opened(path: Path) -> "xr.Dataset":
         raise
     except Exception as error:  # zarr and its codecs raise many kinds about bytes that were changed
         raise UnusableData(f"{path / ARRAYS} cannot be read: {' '.join(str(error).split())}") from None
-    ds.attrs["manifest"] = manifest_text(manifest)
+    ds.attrs |= attributes(manifest)
     return ds
 
 

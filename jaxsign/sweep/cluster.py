@@ -199,7 +199,7 @@ def run(
                 if error is not None:
                     raise _failed(error)
             if stop.signal:
-                raise Interrupted(stop.signal)
+                raise Interrupted(f"{stop.signal}: the next start goes on from the workers' checkpoints")
     finally:
         with contextlib.suppress(Exception):  # of a scheduler that is gone
             client.cancel(list(under_way))

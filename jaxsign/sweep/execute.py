@@ -253,6 +253,8 @@ class Blocks:
         self.pending: deque[Callable[[], None]] = deque()
         self.binding = sink.expected.binding if isinstance(sink, Store) else Binding(None, None)
         self.starts = Starts()
+        #: (block, step, steps) of the checkpoint that a stop has left.
+        self.saved: tuple[int, int, int] | None = None
 
     def run(self, units: Sequence[WorkUnit], compiled: Mapping[int, Compiled]) -> None:
         """Trains units and stores their results.
@@ -270,7 +272,16 @@ class Blocks:
             self.sink.commit()
             self.sink.flush()  # the manifest may count it now
         if self.stop.signal:
-            raise Interrupted(self.stop.signal)
+            raise Interrupted(f"{self.stop.signal}: {self._kept()}")
+
+    def _kept(self) -> str:
+        """What a stop leaves behind, in words."""
+        if self.path is None:
+            return "without out= nothing is kept"
+        if self.saved is None:
+            return "the next start goes on with the runs that are left"
+        block, step, steps = self.saved
+        return f"the next start goes on from step {step} of {steps} of block {block}"
 
     def _run(self, work: Work) -> None:
         compiled, program, schedule = work.compiled, work.compiled.program, work.sweep.schedule
@@ -305,6 +316,7 @@ class Blocks:
             if due and not cursor.done(schedule):
                 self._save(work, cursor, states, recorder)
             if self.stop.signal and not cursor.done(schedule):
+                self.saved = work.unit.number, cursor.step, schedule.steps
                 return
         features = None
         if work.sweep.trajectory == "features" and recorder:

@@ -214,8 +214,12 @@ REQUESTS = ("SIGINT", "SIGTERM")
 WARNINGS = ("SIGHUP", "SIGUSR1", "SIGXCPU")
 
 
+#: What a signal does where there is no results directory.
+NOTHING_KEPT = "stopping after the steps under way; without out= nothing is kept"
+
+
 class Interrupted(KeyboardInterrupt):
-    """A signal arrived. Finished runs are stored, and the others have a checkpoint."""
+    """A signal arrived; the message says what is kept. With `out=`, finished runs and a checkpoint of the others."""
 
 
 class Stop:
@@ -226,8 +230,10 @@ class Stop:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Stop]:
+def listening(kept: bool = True) -> Iterator[Stop]:
     """Turns signals into a request to stop after the steps under way; a second SIGINT or SIGTERM stops at once.
+
+    `kept` says whether anything is stored then.
 
     SIGHUP, SIGUSR1 and SIGXCPU are handled only where they would end the process: if they are ignored, as under nohup,
     or have a handler, that stays. Only Python's main thread can handle signals; in other threads this does nothing.
@@ -248,7 +254,8 @@ def listening() -> Iterator[Stop]:
         if stop.signal is None:
             stop.signal = name
             hint = "; again to stop at once" if name in REQUESTS else ""
-            say(f"{name}: finishing the steps under way, then saving{hint}")
+            after = "finishing the steps under way, then saving" if kept else NOTHING_KEPT
+            say(f"{name}: {after}{hint}")
 
     for name in (*REQUESTS, *WARNINGS):
         number = getattr(signal, name, None)

@@ -13,7 +13,7 @@ import jax
 from jaxsign.compilation import kept_on_disk, undisturbed
 from jaxsign.store import files, locks, results
 from jaxsign.store.environment import environment
-from jaxsign.store.labels import base_coordinates, coordinates, manifest_text
+from jaxsign.store.labels import attributes, base_coordinates, coordinates
 from jaxsign.store.manifest import inspect_manifest, read_manifest, restore
 from jaxsign.store.results import Memory
 from jaxsign.sweep.execute import Blocks, retry_on_oom
@@ -261,7 +261,7 @@ def _opened(path: Path, sweep: Sweep, match: Match | None) -> "xr.Dataset":
         **stored, "definition": described, "hash": content_hash(described), "part_of": stored["hash"],
         "runs": count_statuses(ds["status"].values),
     }  # fmt: skip
-    ds.attrs["manifest"] = manifest_text(manifest)
+    ds.attrs |= attributes(manifest)
     return ds
 
 
@@ -330,7 +330,7 @@ def _in_memory(sweep: Sweep, limits: Limits, progress: Progress) -> "xr.Dataset"
     started = time.time()
     _say_programs(sweep)
     plan = Plan.new(sweep, limits, log=progress.log)
-    with Compiler(log=progress.log) as compiler, listening() as stop:
+    with Compiler(log=progress.log) as compiler, listening(kept=False) as stop:
 
         def attempt(runs: int) -> tuple[Memory, dict[str, str]]:
             sized = plan.with_call_size(runs)
@@ -355,7 +355,7 @@ def _in_memory(sweep: Sweep, limits: Limits, progress: Progress) -> "xr.Dataset"
         **compile_entries(progress.log), "runs": counts, "padded": notes, "base": base_coordinates(sweep),
         "plan": plan.record(),
     }  # fmt: skip
-    ds.attrs["manifest"] = manifest_text(manifest)
+    ds.attrs |= attributes(manifest)
     return ds
 
 

@@ -21,6 +21,7 @@ from jaxsign.sweep.naming import check_names, check_numbers
 from jaxsign.training.rng import seed_words
 from jaxsign.training.schedule import Schedule
 from jaxsign.training.task import Task
+from jaxsign.validation.messages import counted, table
 from jaxsign.validation.names import text_value, word
 from jaxsign.validation.values import (
     LONGEST,
@@ -182,6 +183,25 @@ class Sweep:
                 task.validate(self.hyper_at(combination))
         check_names(self)
         check_numbers(self)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}: {size}" for name, size in zip(self.dims, self.shape))
+        return f"Sweep({self._system_name}, {counted(self.size, 'run')} of {self.steps} steps, {sizes})"
+
+    def _repr_html_(self) -> str:
+        axes = [(name, f"{axis.values[0][i]!r} ... {axis.values[-1][i]!r} ({len(axis.values)})")
+                for axis in self.grid_axes for i, name in enumerate(axis.members)]  # fmt: skip
+        labels = ", ".join(label for label, _, _ in self.optimizer_points[:8]) + ", ..." * (
+            len(self.optimizer_points) > 8
+        )
+        head = [("system", self._system_name), ("problem", self.problem), ("hyper", self.hyper)]
+        counts = [("seeds", len(self.seeds)), ("steps", self.steps), ("runs", self.size)]
+        return table([*head, *axes, ("optimizers", labels), *counts])
+
+    @property
+    def _system_name(self) -> str:
+        system = self.system.func if isinstance(self.system, functools.partial) else self.system
+        return system.task.name if isinstance(system, OneTask) else getattr(system, "__name__", type(system).__name__)
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -398,7 +418,7 @@ def _family_grid(family: Any, entry: Any) -> Grid:
     Raises:
       ValueError: naming the family and the entry.
     """
-    if not isinstance(entry, (Grid, optax.GradientTransformation)) and not callable(entry):
+    if not isinstance(entry, (Grid, optax.GradientTransformation, optax.MultiSteps)) and not callable(entry):
         raise ValueError(
             f"optimizers[{family!r}] must be js.grid(factory, ...), an Optax transform or a factory without required "
             f"keywords, got {shown(entry)}"

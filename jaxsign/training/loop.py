@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxsign.optimizers.adapters import asked, evaluated
 from jaxsign.optimizers.factories import build
 from jaxsign.store.levels import SUFFIX
 from jaxsign.training.levels import Crossings, packed_scalars, unpacked_scalars
@@ -262,6 +263,9 @@ class Loop:
             at every step (when traced).
         """
         run = _context(self, key, start, hyper, keywords)
+        if evaluated(run.transform) is not None and (self.levels or self.tape is not None):
+            what = f"levels={self.levels!r}" if self.levels else "trajectory="
+            raise ValueError(f"{what} needs the trained parameters, and js.observed_at observes others: leave one away")
         row_shapes = jax.eval_shape(
             functools.partial(_look, self, run.observed), start, hyper, state.trained, state.before,
             jnp.zeros((), jnp.int32), jnp.zeros((), bool),
@@ -371,10 +375,22 @@ def _stretch(
     state = state._replace(bad=jnp.where(broken, stop.end, state.bad))
     row = jax.lax.cond(
         stop.record,
-        lambda: _look(run.loop, run.observed, run.start, run.hyper, state.trained, state.before, stop.end, stop.test),
+        lambda: _look(
+            run.loop, run.observed, run.start, run.hyper, _seen(run, state), state.before, stop.end, stop.test
+        ),
         lambda: jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), row_shapes),
     )
     return state, taped, jax.tree.map(lambda rows, row: write_row(rows, i, row), rows, row)
+
+
+def _seen(run: Context, state: State) -> PyTree:
+    """The parameters that are observed: the trained ones, or the iterate that `js.observed_at` names."""
+    iterate = evaluated(run.transform)
+    if iterate is None:
+        return state.trained
+    with jax.numpy_dtype_promotion("standard"):
+        seen = iterate(state.optimizer, state.trained)
+    return jax.tree.map(lambda one, like: jnp.asarray(one, like.dtype), seen, state.trained)
 
 
 def _step(run: Context, stops: Stops, t: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
@@ -418,7 +434,7 @@ def _update(run: Context, state: State, loss: Array, gradient: PyTree, t: Array)
     """(updates, trained parameters after them, the optimizer's state after them)."""
     trained = state.trained
     with jax.numpy_dtype_promotion("standard"):
-        extra = {"value": loss, "grad": gradient, "value_fn": lambda p: _loss(run, p, t)}
+        extra = asked(loss, gradient, lambda p: _loss(run, p, t))
         updates, optimizer = run.transform.update(gradient, state.optimizer, trained, **extra)
         if run.scale is not None and run.loop.mode.decays:
             # Updates are affine in the parameters: the part at 0, which the gradients cause, is scaled.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsign.optimizers.adapters import Misfit, asked, evaluated
 from jaxsign.optimizers.draws import draws
 from jaxsign.optimizers.factories import build, traced
 from jaxsign.optimizers.grid import describe_point
@@ -22,6 +23,10 @@ Points = Sequence[Mapping[str, Any]]
 
 #: Why a smaller parametrisation is not exact for an optimizer that draws.
 NOISE = "it draws random numbers, and a smaller set of parameters would get others"
+
+
+#: Why a smaller parametrisation is not exact for an optimizer of `js.observed_at`.
+ELSEWHERE = "it is observed at another iterate, which need not be one of fewer parameters"
 
 
 class NotExact(ValueError):
@@ -93,6 +98,12 @@ class _Runs(NamedTuple):
     def optimizer(self, points: Points) -> str:
         """The optimizer at some points, for messages."""
         return describe_point(self.factory, points, self.label)
+
+    @property
+    def observed_elsewhere(self) -> bool:
+        """Whether `js.observed_at` names another iterate than the trained parameters."""
+        points = _programs_of(self.points)
+        return any(evaluated(build(self.factory, point, seed_key(0))) is not None for point in points)
 
     def full(self, task: Task) -> PyTree:
         """The trained parameters of a task, abstract, in full."""
@@ -166,7 +177,10 @@ def _draws(task: Task, runs: _Runs) -> bool:
     Raises:
       ValueError: for draws that are not each run's own.
     """
-    drawn = draws(runs.factory, runs.points, runs.full(task))
+    try:
+        drawn = draws(runs.factory, runs.points, runs.full(task))
+    except Misfit as misfit:
+        raise ValueError(f"{runs.optimizer(runs.points)} cannot train: {misfit}") from None
     for point, draw_of_point in zip(runs.points, drawn):
         if draw_of_point.reason:
             raise ValueError(
@@ -185,6 +199,10 @@ def _compact(task: Task, runs: _Runs) -> bool:
     """
     factory, points, compact = runs.factory, runs.points, task.reduction.compact
     if compact is None:
+        return False
+    if runs.observed_elsewhere:
+        if task.reduction.compact_only:
+            raise NotExact(f'{task.name} cannot run {runs.optimizer(points)}: {ELSEWHERE}; use engine="dense"')
         return False
     start, full = abstract_start(task, runs.hyper, runs.shared), runs.full(task)
     small = jax.eval_shape(lambda s: _trained(task, compact(s.params, s.data), runs.trainable), start)
@@ -220,6 +238,8 @@ def _degrees(task: Task, runs: _Runs) -> tuple[Homogeneity, ...]:
     if not task.reduction.homogeneous:
         return ()
     factory, points = runs.factory, runs.points
+    if runs.observed_elsewhere:
+        raise NotExact(f'{task.name} cannot run {runs.optimizer(points)}: {ELSEWHERE}; use engine="dense"')
     drawn = jax.eval_shape(lambda key, h: draw(task, key, h, runs.shared), seed_key(0), runs.hyper).params
     features = runs.full(task)
     if refusal := _refusal(factory, points, features):
@@ -282,8 +302,7 @@ def _run(factory: Factory, point: Mapping[str, Any], params: PyTree) -> None:
 
     def update(params: PyTree) -> PyTree:
         transform, zero = build(factory, point, seed_key(0)), jnp.zeros(())
-        extra = {"value": zero, "grad": params, "value_fn": lambda params: zero}
-        return transform.update(params, transform.init(params), params, **extra)
+        return transform.update(params, transform.init(params), params, **asked(zero, params, lambda params: zero))
 
     with jax.numpy_dtype_promotion("standard"):  # as where it is used
         jax.eval_shape(update, params)

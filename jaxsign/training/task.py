@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxsign.validation.messages import table
 from jaxsign.validation.values import one_line
 
 Array = jax.Array
@@ -109,6 +110,15 @@ class Task:
     problem: Any = None
     name: str = "task"
     reduction: "Reduction" = dataclasses.field(default_factory=lambda: Reduction())
+
+    def __repr__(self) -> str:
+        of = "" if self.problem is None else f" of {self.problem!r}"
+        return f"Task({self.name!r}{of})"
+
+    def _repr_html_(self) -> str:
+        given = [name for name in ARGUMENTS if getattr(self, name) is not None]
+        rows = [("task", self.name), ("problem", self.problem), ("functions", ", ".join(given))]
+        return table([*rows, ("dims", dict(self.dims)), ("watch", ", ".join(self.watch))])
 
     def __post_init__(self) -> None:
         optional = [field.name for field in dataclasses.fields(self) if field.default is None]

@@ -23,6 +23,7 @@ from jaxsign.training.outputs import outputs
 from jaxsign.training.schedule import Schedule
 from jaxsign.training.start import Start, begin
 from jaxsign.training.task import Task
+from jaxsign.validation.messages import table
 from jaxsign.validation.values import exact, floats_of, name_tuple, numbers_of, plain_record, representable
 
 if TYPE_CHECKING:
@@ -128,6 +129,12 @@ class Run:
         recorded = f"{self.steps.size} recorded steps up to {self.steps[-1]}"
         return f"Run(seed={self.seed}, {recorded}, {state}{loss},\n    observables: {', '.join(self.trace) or 'none'})"
 
+    def _repr_html_(self) -> str:
+        last = {name: np.asarray(value)[-1] for name, value in self.trace.items()}
+        ends = [(f"{name} at step {self.steps[-1]}", f"{value:.6g}") for name, value in last.items() if value.ndim == 0]
+        bad = f" at step {self.first_bad_step}" if self.status == 1 else ""
+        return table([("seed", self.seed), ("status", STATUS[self.status] + bad), ("problem", self.problem), *ends])
+
     def to_xarray(self, family: str = "optimizer", **keywords: float) -> "xr.Dataset":
         """The run as an xarray.Dataset, with the names and dimensions of a sweep of one run.
 
@@ -225,7 +232,7 @@ def train(
     """
     if not isinstance(task, Task):
         raise ValueError(f"task must be a js.Task, got {type(task).__name__}")
-    if not isinstance(optimizer, (optax.GradientTransformation, Grid)):
+    if not isinstance(optimizer, (optax.GradientTransformation, optax.MultiSteps, Grid)):
         raise ValueError(
             f"optimizer must be an optax.GradientTransformation, got {optimizer!r}, or a js.grid of one point"
         )

@@ -1,6 +1,7 @@
 """Messages of a running program: printed where a stream is open, dropped without an error where it is closed."""
 
 import contextlib
+import html
 import io
 import logging
 import os
@@ -8,7 +9,7 @@ import select
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxsign.validation.names import printable
@@ -127,6 +128,18 @@ def time_words(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its noun: "1 run", "2 runs"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def table(rows: Iterable[tuple[str, Any]]) -> str:
+    """Names and values as an HTML table for notebooks; what is empty is left out.
+
+    Examples:
+      >>> table([("steps", 20), ("watch", ""), ("system", "<lambda>")])
+      '<table><tr><th>steps</th><td>20</td></tr><tr><th>system</th><td>&lt;lambda&gt;</td></tr></table>'
+    """
+    kept = [(name, value) for name, value in rows if value is not None and str(value) not in ("", "{}")]
+    lines = [f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>" for name, value in kept]
+    return f"<table>{''.join(lines)}</table>"
 
 
 def drop_unsaid() -> None:

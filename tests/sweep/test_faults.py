@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 import jaxsign as js
+from jaxsign.cli import command as cli
 from jaxsign.sweep import execute as blocks
 from jaxsign.sweep import programs, recorder
 from jaxsign.trajectories import reader
@@ -227,9 +229,13 @@ def test_a_signal_ends_with_a_checkpoint_and_the_rest_goes_on(tmp_path, whole, c
         process.send_signal(getattr(signal, name))
         _, words = process.communicate()
         assert time.monotonic() - asked < 30
-        assert f"Interrupted('{name}')" in words
+        assert re.search(rf"Interrupted\('{name}: the next start goes on from step \d+ of 6000 of block \d+'\)", words)
         assert "runs are still to be run" in words
         assert list(out.glob("checkpoints/*/*.json"))
+        block, step = re.search(r"from step (\d+) of 6000 of block (\d+)", words).groups()[::-1]
+        capfd.readouterr()
+        assert cli.main(["status", str(out)]) == 0
+        assert f"block {block} at step {step} of 6000" in capfd.readouterr().out
     before, (checkpoint, *_) = set(out.glob("trajectories/*/*.segment")), out.glob("checkpoints/*/*.json")
     kept = {f: f.stat().st_mtime_ns for f in before}
     js.run_sweep(sweep(), out, **LIMITS)

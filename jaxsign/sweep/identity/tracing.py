@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsign.optimizers.adapters import asked, evaluated
 from jaxsign.optimizers.factories import build
 from jaxsign.sweep.identity.definition import plain_point, skeleton
 from jaxsign.sweep.identity.sources import Reached
@@ -346,14 +347,26 @@ def _optimizer(sweep: Sweep, family: str, trained: Any) -> Digests:
 
         def update(key: Any, numbers: Any, gradient: Any, state: Any, params: Any, static: Any = static) -> Any:
             zero = jnp.zeros(())
-            asked = {"value": zero, "grad": gradient, "value_fn": lambda params: zero}
-            return build(grid.factory, {**static, **numbers}, key).update(gradient, state, params, **asked)
+            extra = asked(zero, gradient, lambda params: zero)
+            return build(grid.factory, {**static, **numbers}, key).update(gradient, state, params, **extra)
+
+        def seen(key: Any, numbers: Any, state: Any, params: Any, static: Any = static) -> Any:
+            iterate = evaluated(build(grid.factory, {**static, **numbers}, key))
+            return params if iterate is None else iterate(state, params)
 
         with jax.numpy_dtype_promotion("standard"):  # as in the loop
             first, state = jax.make_jaxpr(init, return_shape=True)(key, floats, trained)
             then = jax.make_jaxpr(update)(key, floats, trained, state, trained)
+            observed = digest(jax.make_jaxpr(seen)(key, floats, state, trained))
+            if observed != digest(jax.make_jaxpr(_trained_itself)(key, floats, state, trained)):
+                out[f"iterate{label}"] = observed
         out[f"init{label}"], out[f"update{label}"] = digest(first), digest(then)
     return out
+
+
+def _trained_itself(key: Any, numbers: Any, state: Any, params: Any) -> Any:
+    """What is observed without `js.observed_at`."""
+    return params
 
 
 def _label(point: Mapping[str, Any]) -> str:

@@ -332,7 +332,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     _ours(
         id="F2d-11",
-        settings=VIT_OVER_SAMPLES,
+        settings=VIT_OVER_SAMPLES[:1],
         statement="Noisy digits, vision transformer, scale .5, 100 and 400 images: SignGD has the larger test error "
         "than GD at training loss .1",
         parts=(

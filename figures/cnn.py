@@ -25,28 +25,31 @@ def over_steps(ax, ds, place, name, label, **look):
     plot.band(ax, ds["step"][1:], values, label, **look)
 
 
-def strengths(ax, ds, family, look, words):
-    """Test error of every strength of weight decay of a family, the stronger the darker."""
-    runs = family_runs(ds, family)
-    decays = runs["weight_decay"].values.astype(float)
-    for place, decay, colour in zip(optimizers_of(ds, family), decays, plot.shades(len(decays))):
-        over_steps(ax, ds, place, "test_error", f"{words}, decay {decay:g}", color=colour, **look)
+def strengths(ax, runs, entry, family, look, words):
+    """Test error of every strength of weight decay of a family, the stronger the darker; one shade a strength."""
+    every = {float(decay) for ds in runs.values() for decay in family_runs(ds, family)["weight_decay"]}
+    colours = dict(zip(sorted(every), plot.shades(len(every))))
+    ds = runs[entry]
+    for place in optimizers_of(ds, family):
+        decay = float(ds["weight_decay"][int(place)])
+        over_steps(ax, ds, place, "test_error", f"{words}, decay {decay:g}", color=colours[decay], **look)
 
 
 def error_axis(ax):
     ax.set(xscale="log", xlabel="step t", ylabel="test error", ylim=(-0.03, 1.03))
 
 
-def by_adam(ax, ds, entry):
-    strengths(ax, ds, "adam", {"lw": 1}, "Adam")
+def by_adam(ax, runs, entry):
+    strengths(ax, runs, entry, "adam", {"lw": 1}, "Adam")
     ax.axhline(PUBLISHED[entry], label="published", **plot.law_look())
     error_axis(ax)
 
 
-def by_others(ax, ds):
-    strengths(ax, ds, "adamw", {"ls": ":"}, "AdamW")
+def by_others(ax, runs, entry):
+    ds = runs[entry]
+    strengths(ax, runs, entry, "adamw", {"ls": ":"}, "AdamW")
     for family in ("sign_gd", "gd"):
-        for place, marker in zip(optimizers_of(ds, family), "ov"):
+        for place, marker in zip(optimizers_of(ds, family), (plot.MARKERS[family], "v")):
             eta = float(ds["learning_rate"][int(place)])
             look = {"color": plot.COLOURS[family], "marker": marker, "markevery": 0.2, "ms": 2.5}
             over_steps(ax, ds, place, "test_error", f"{plot.NAMES[family]}, rate {eta:g}", **look)
@@ -66,15 +69,15 @@ def draw(runs):
     runs = {name: runs[name] for name in ENTRIES if name in runs and bool((runs[name]["status"] == 0).any())}
     fig, axes = plt.subplots(3, 2, figsize=(0.8 * plot.WIDE, 6.4), squeeze=False)
     titles = []
-    for row, words in zip(axes, ("Adam", "other rules", "Adam, decay 1e-5")):
+    for place, (row, words) in enumerate(zip(axes, ("Adam", "other rules", "filters"))):
         for ax, (entry, batches) in zip(row, ENTRIES.items()):
             titles.append(f"{words}, {batches}")
             if entry not in runs:
                 ax.set_axis_off()
-            elif row is axes[0]:
-                by_adam(ax, runs[entry], entry)
-            elif row is axes[1]:
-                by_others(ax, runs[entry])
+            elif place == 0:
+                by_adam(ax, runs, entry)
+            elif place == 1:
+                by_others(ax, runs, entry)
             else:
                 learned(ax, runs[entry])
     plot.letter_panels(axes.flat, titles)
@@ -84,10 +87,10 @@ def draw(runs):
     one = next(iter(runs.values()))
     plot.small_print(
         fig,
-        f"{one.sizes['seed']} seeds, median and 5-95 % · two-layer CNN, [x]_+^3, "
-        f"{plot.sizes(one, 'n', 'd', 's', 'width', 'sigma_p', 'alpha', 'sigma_0')} · learning rate 5e-5 but for GD · "
-        "Adam's decay is a penalty of the loss, AdamW's is decoupled · n, d, s, sigma_p, alpha, q and the rate are "
-        "those of arXiv 2510.11354, all else reconstructed",
+        f"{one.sizes['seed']} seeds, median and 5-95 %; e, f: Adam with decay 1e-5 · "
+        f"{plot.sizes(one, 'n', 'd', 's', 'q', 'sigma_p', 'alpha')}, rate 5e-5 but for GD: published in arXiv "
+        f"2510.11354 · {plot.sizes(one, 'width', 'sigma_0')} and all else reconstructed · Adam's decay is a penalty of the loss, "
+        "AdamW's is decoupled",
     )
     return fig
 

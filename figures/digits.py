@@ -19,7 +19,7 @@ NAMES = {"test_error": "test error", "test_loss": "test loss", "calibrated_loss"
 POINTS = {"loss": f"loss {LEVEL:g}", "end": "at the end"}
 SHOWN = (0.25, 0.5, 1.0, 2.0, 4.0)
 TRAINED, FROZEN = {"ls": "-", "ms": 2.5}, {"ls": ":", "ms": 3, "fillstyle": "none", "lw": 0.8}
-CLASS_MEAN = {"color": plot.NEUTRAL, "lw": 0.9, "ls": (0, (1, 2))}
+CLASS_MEAN = {"color": plot.NEUTRAL, "lw": 0.9, "ls": "-."}
 
 
 def families(ds):
@@ -64,17 +64,20 @@ def over_samples(ax, runs, model, scale, point):
 
 def gaps(ax, ds):
     """error(SignGD) - error(GD) at training loss .1 against n, one shade a scale, and the law's."""
+    from scipy.stats import t
+
     measured, law = gap(ds, "sign_gd"), law_gap(ds)
+    student = t.ppf(0.975, ds.sizes["seed"] - 1)
     for scale, colour, marker in zip(ds["scale"].values, plot.shades(ds.sizes["scale"]), "osD"):
         place = {"scale": scale}
-        mean, count = measured.sel(place).mean("seed"), ds.sizes["seed"]
-        half = 2.78 * measured.sel(place).std("seed", ddof=1) / np.sqrt(count)  # Student's t for 5 seeds
+        mean = measured.sel(place).mean("seed")
+        half = student * measured.sel(place).std("seed", ddof=1) / np.sqrt(ds.sizes["seed"])
         plot.dots(ax, ds["n_train"], mean, mean - half, mean + half, f"scale {scale:g}", color=colour, marker=marker)
-        ax.plot(ds["n_train"], law.sel(place).median("seed"), color=colour, lw=0.8, ls="--")
+        ax.plot(ds["n_train"], law.sel(place).median("seed"), color=colour, lw=0.8, ls="--",
+                label=f"first step, scale {scale:g}")  # fmt: skip
     plot.level_line(ax)
     samples_axis(ax, ds, "error(SignGD) - error(GD)")
     ax.set_ylim(-0.25, 0.25)
-    plot.style_key(ax, "first-step law of the gap", ls="--", lw=0.8)
 
 
 def examples(ax, ds):
@@ -128,16 +131,16 @@ def samples_figure(runs):
     for row, (point, words) in zip(axes, POINTS.items()):
         for ax, scale in zip(row, scales):
             over_samples(ax, runs, "two_layer", scale, point)
-            titles.append(f"two-layer, scale {scale:g}, {words}")
+            titles.append(f"scale {scale:g}, {words}")
         for ax in row[len(scales) :]:
             ax.set_axis_off()
     gaps(axes[2, 0], runs["two_layer"])
-    titles.append("two-layer, gap at loss .1")
+    titles.append("gap at loss 0.1")
     drawn = [ax for row in axes[:2] for ax in row[: len(scales)]] + [axes[2, 0]]
     if "vit" in runs:
         for ax, (point, words) in zip(axes[2, 1:], POINTS.items()):
             over_samples(ax, runs, "vit", 0.5, point)
-            titles.append(f"ViT, scale .5, {words}")
+            titles.append(f"ViT, scale 0.5, {words}")
             drawn.append(ax)
     else:
         for ax in axes[2, 1:]:
@@ -146,7 +149,7 @@ def samples_figure(runs):
     plot.letter_panels(drawn, titles)
     plot.key(fig, ncols=4, axes=[axes[0, 0], axes[2, 0]])
     names = [name for name in MODELS if name in runs]
-    small_print(fig, runs, names, "median and 5-95 % (g: mean and its 95 % interval)")
+    small_print(fig, runs, names, "a-g: two-layer, h, i: ViT; median and 5-95 % (g: mean and its 95 % interval)")
     return fig
 
 

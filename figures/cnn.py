@@ -89,8 +89,8 @@ def draw(runs):
         fig,
         f"{one.sizes['seed']} seeds, median and 5-95 %; e, f: Adam with decay 1e-5 · "
         f"{plot.sizes(one, 'n', 'd', 's', 'q', 'sigma_p', 'alpha')}, rate 5e-5 but for GD: published in arXiv "
-        f"2510.11354 · {plot.sizes(one, 'width', 'sigma_0')} and all else reconstructed · Adam's decay is a penalty of the loss, "
-        "AdamW's is decoupled",
+        f"2510.11354 · {plot.sizes(one, 'width', 'sigma_0')} and all else reconstructed · Adam's decay is a penalty of "
+        "the loss, AdamW's is decoupled",
     )
     return fig
 

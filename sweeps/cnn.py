@@ -7,8 +7,8 @@ q=3, learning rate 5e-5 are published; the layout of patches, 20 filters a class
 and eps, and GD's learning rates are reconstructed.
 Command: python sweeps/cnn.py --out results/cnn
 Cost: 8.7 minutes of CPU time; 25 minutes on 2 cores that many other jobs used too.
-Expected: `jaxsign claims results/cnn/*`: with decay 1e-5 Adam's test error is 0 with mini-batches, and with all examples
-.86 after 10,000 steps and .95 after 15,000.
+Expected: `jaxsign claims results/cnn/*`: with decay 1e-5 Adam's test error is 0 with mini-batches, and with all
+examples .86 after 10,000 steps and .95 after 15,000.
 References: arXiv 2510.11354, whose two numbers are .95 (all examples) and 0 (mini-batches of 2, decay 1e-5).
 """
 

@@ -5,8 +5,8 @@ queries and keys stay as they began and attention almost uniform; MODEL_scales, 
 `two_layer`, the paper's attention model on 16 patches of 7 x 7 pixels; `vit`, a vision transformer of one layer on the
 same patches, 16 wide. Axes: SignGD, Adam and GD (frozen: without Adam) with three learning rates each, factors of 5
 apart (`vit`: of 3), of which figure and claims take the one with the smallest validation error among those with which
-all seeds fit their training images; 20 to 1,000 training images (`vit` to 400, frozen to 100); image scale .25, .5 and 1
-(`vit`: .5), or .25 to 4; 5 seeds. 200 validation and 600 test images a run; 80 full-batch steps, 300 of `vit`.
+all seeds fit their training images; 20 to 1,000 training images (`vit` to 400, frozen to 100); image scale .25, .5 and
+1 (`vit`: .5), or .25 to 4; 5 seeds. 200 validation and 600 test images a run; 80 full-batch steps, 300 of `vit`.
 Command: python sweeps/digits.py --out results/digits [--data-dir DIR], DIR the MNIST files, plain or gzipped; without
 it the 10,000 digits of the package.
 Cost: sized for 25 minutes of CPU time; wall_seconds of the manifests.

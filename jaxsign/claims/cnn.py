@@ -107,8 +107,8 @@ CLAIMS: tuple[Claim, ...] = (
             Part("the same at step 10,000, no decay", _error("adam", EPOCHS, weight_decay=0.0), None, 0.95),
         ),
         explanations={
-            FULL: "it is .86 there and .95 at 15,000: the penalty acts once gradients are as small as it, and the error "
-            "rises from .7 then. Initial weights of .001 and .05 do not change that (.88 and .82, two seeds)"
+            FULL: "it is .86 there and .95 at 15,000: the penalty acts once gradients are as small as it, and the "
+            "error rises from .7 then. Initial weights of .001 and .05 do not change that (.88 and .82, two seeds)"
         },
     ),
     _mini(

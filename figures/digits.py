@@ -36,9 +36,9 @@ def curve(ax, ds, axis, name, point, look, labels=True, **place):
 
 
 def references(ax, ds, axis, **place):
-    """The nearest class mean and the first-step laws, which no training changes; medians over the seeds."""
+    """The nearest class mean and, of two layers, the first-step laws: no training changes them; medians over seeds."""
     runs = ds.isel(optimizer=0, missing_dims="ignore").sel(**place, method="nearest")
-    for family in ("sign_gd", "gd"):
+    for family in ("sign_gd", "gd") if manifest(ds)["definition"]["problem"]["model"] == "two_layer" else ():
         name = f"{family.removesuffix('_gd')}_step_error"
         law = runs[name].median("seed")
         ax.plot(ds[axis], law, label=f"first-step law, {plot.NAMES[family]}", **plot.law_look(family))

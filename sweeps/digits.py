@@ -5,7 +5,7 @@ queries and keys stay as they began and attention almost uniform; MODEL_scales, 
 `two_layer`, the paper's attention model on 16 patches of 7 x 7 pixels; `vit`, a vision transformer of one layer on the
 same patches, 16 wide. Axes: SignGD, Adam and GD (frozen: without Adam) with three learning rates each, factors of 5
 apart (`vit`: of 3), of which figure and claims take the one with the smallest validation error among those with which
-all seeds fit their training images; 20 to 1,000 training images (`vit` to 400, frozen to 100); image scale .25, .5 and
+all seeds fit their training images; 20 to 1,000 training images (`vit` to 200, frozen to 100); image scale .25, .5 and
 1 (`vit`: .5), or .25 to 4; 5 seeds. 200 validation and 600 test images a run; 80 full-batch steps, 300 of `vit`.
 Command: python sweeps/digits.py --out results/digits [--data-dir DIR], DIR the MNIST files, plain or gzipped; without
 it the 10,000 digits of the package.
@@ -28,7 +28,7 @@ SCALES = {
     "two_layer": [0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 4.0],
     "vit": [0.25, 0.5, 0.7, 1.0, 4.0],
 }
-SAMPLES = {"two_layer": [20, 50, 100, 400, 1000], "vit": [20, 100, 400]}
+SAMPLES = {"two_layer": [20, 50, 100, 400, 1000], "vit": [20, 100, 200]}
 STEPS = {"two_layer": 80, "vit": 300}
 RECORD = np.array([0, 2, 4, 7, 11, 16, 23, 32, 43, 57, 80, 110, 160, 230, 300])
 #: The smallest of three learning rates, and the factor from one to the next.

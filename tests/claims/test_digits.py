@@ -106,9 +106,9 @@ def test_claims_over_images_hold_and_fail():
     assert word(over_samples(trainable=["w_v"]), "F2d-7") == "HOLDS"
     one = np.where(CELLS[0][:, None] == 400, -LAW, LAW)  # of the cells that decide, three in eleven are off
     assert word(over_samples(gap=one), "F2d-10") == "FAILS"
-    late = dataset([100, 400], [0.5], 0.2 + 0.1 * (FAMILIES == "sign_gd"), 0.2 + 0.1 * (FAMILIES == "sign_gd"))
+    late = dataset([100, 200], [0.5], 0.2 + 0.1 * (FAMILIES == "sign_gd"), 0.2 + 0.1 * (FAMILIES == "sign_gd"))
     assert word(late, "F2d-11") == "HOLDS"
-    early = dataset([100, 400], [0.5], 0.3 - 0.1 * (FAMILIES == "sign_gd"), 0.3 - 0.1 * (FAMILIES == "sign_gd"))
+    early = dataset([100, 200], [0.5], 0.3 - 0.1 * (FAMILIES == "sign_gd"), 0.3 - 0.1 * (FAMILIES == "sign_gd"))
     assert word(early, "F2d-11") == "FAILS"
 
 

@@ -48,13 +48,14 @@ redraw = for name in $(1); do \
 	  $(BIN)/jaxsign claims $(OUT)/$$name --csv $(FIGURES)/claims_$$name.csv || exit $$?; \
 	done
 
-PAPER = adam architecture digits data_quality restore
+PAPER = adam architecture digits data_quality restore cnn
 paper: reproduce  ## the whole paper at full size: reproduce, then its other figures and claims (resumable)
 	$(call sweep,adam,--x64)
 	$(call sweep,architecture,--x64)
 	$(call sweep,digits)
 	$(call sweep,data_quality)
 	$(call sweep,restore)
+	$(call sweep,cnn)
 	$(MAKE) paper-figures
 	$(MAKE) report
 

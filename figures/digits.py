@@ -1,12 +1,8 @@
-"""Noisy digits: test error, loss and calibrated loss against the image scale, and the disputed range of scales.
+"""Noisy digits: test error against the number of training images, with laws and controls; and against the image scale.
 
-Reads DIR/digits (sweeps/digits.py). Draws, of 3 vs 7, `digits` (examples, and the models at equal training loss),
-`digits_end`, `digits_best` (at the best step) and `digits_rates` (the disputed range); of 3 vs 7 with frozen attention,
-0 vs 1 and ten classes `digits_frozen_loss`, `digits_frozen_end`, `digits_0_1_loss` and so on.
+Reads DIR/digits (sweeps/digits.py). Draws `digits`, over 20 to 1,000 images, and `digits_variants`, over scales.
 Command: python figures/digits.py --results results --out results/figures
 """
-
-import itertools
 
 import jax
 import matplotlib.pyplot as plt
@@ -14,22 +10,74 @@ import numpy as np
 
 import jaxsign as js
 from jaxsign import plot
-from jaxsign.analysis.runs import family_runs, manifest, optimizers_of
-from jaxsign.claims.digits import DISPUTED, LEVEL, MODELS, compared, setting_of, tuned
+from jaxsign.analysis.runs import manifest, optimizers_of
+from jaxsign.claims.digits import DISPUTED, LEVEL, MODELS, gap, law_gap, tuned
 from jaxsign.systems.digits import data as data_of
-from jaxsign.systems.digits.models import one_step_margins
 
-FAMILIES = {
-    name: {
-        "label": words, "color": plot.COLOURS[name], "ls": plot.STYLES.get(name, ":"),
-        "marker": plot.MARKERS.get(name, "D"),
-    }
-    for name, words in {**plot.NAMES, "momentum": "GD, momentum .9"}.items() if name != "signum"
-}  # fmt: skip
+FAMILIES = ("sign_gd", "adam", "gd")
 NAMES = {"test_error": "test error", "test_loss": "test loss", "calibrated_loss": "calibrated loss"}
-POINTS = {"loss": f"at training loss {LEVEL:g}", "end": "at the end", "best": "at the best step"}
-VARIANTS = {"3_7_frozen": "frozen", "0_1": "0_1", "ten": "ten"}
+POINTS = {"loss": f"loss {LEVEL:g}", "end": "at the end"}
 SHOWN = (0.25, 0.5, 1.0, 2.0, 4.0)
+TRAINED, FROZEN = {"ls": "-", "ms": 2.5}, {"ls": ":", "ms": 3, "fillstyle": "none", "lw": 0.8}
+CLASS_MEAN = {"color": plot.NEUTRAL, "lw": 0.9, "ls": "-."}
+
+
+def families(ds):
+    """The optimizers that a sweep has finished runs of."""
+    return [name for name in FAMILIES if bool((ds["status"].isel(optimizer=optimizers_of(ds, name)) == 0).any())]
+
+
+def curve(ax, ds, axis, name, point, look, labels=True, **place):
+    """A number of every optimizer at its tuned rates against one axis, the other at one place."""
+    for family in families(ds):
+        values = tuned(ds, family, point)[name].sel(**place, method="nearest").transpose("seed", axis)
+        optimizer = {"color": plot.COLOURS[family], "marker": plot.MARKERS[family]}
+        plot.band(ax, ds[axis], values, plot.NAMES[family] if labels else None, **optimizer, **look)
+
+
+def references(ax, ds, axis, **place):
+    """The nearest class mean and, of two layers, the first-step laws: no training changes them; medians over seeds."""
+    runs = ds.isel(optimizer=0, missing_dims="ignore").sel(**place, method="nearest")
+    for family in ("sign_gd", "gd") if manifest(ds)["definition"]["problem"]["model"] == "two_layer" else ():
+        name = f"{family.removesuffix('_gd')}_step_error"
+        law = runs[name].median("seed")
+        ax.plot(ds[axis], law, label=f"first-step law, {plot.NAMES[family]}", **plot.law_look(family))
+    ax.plot(ds[axis], runs["class_mean_error"].median("seed"), label="nearest class mean", **CLASS_MEAN)
+
+
+def samples_axis(ax, ds, ylabel):
+    ax.set(xscale="log", xlabel="training images n", ylabel=ylabel)
+    ticks = [tick for tick in (20, 50, 100, 400, 1000) if tick in ds["n_train"].values] or ds["n_train"].values.tolist()
+    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    ax.minorticks_off()
+
+
+def over_samples(ax, runs, model, scale, point):
+    """Test error against the number of images at one scale, attention trained and frozen."""
+    for control, look in (("", TRAINED), ("_frozen", FROZEN)):
+        if f"{model}{control}" in runs:
+            curve(ax, runs[f"{model}{control}"], "n_train", "test_error", point, look, not control, scale=scale)
+    references(ax, runs[model], "n_train", scale=scale)
+    samples_axis(ax, runs[model], "test error")
+    ax.set_ylim(0, 0.52)
+
+
+def gaps(ax, ds):
+    """error(SignGD) - error(GD) at training loss .1 against n, one shade a scale, and the law's."""
+    from scipy.stats import t
+
+    measured, law = gap(ds, "sign_gd"), law_gap(ds)
+    student = t.ppf(0.975, ds.sizes["seed"] - 1)
+    for scale, colour, marker in zip(ds["scale"].values, plot.shades(ds.sizes["scale"]), "osD"):
+        place = {"scale": scale}
+        mean = measured.sel(place).mean("seed")
+        half = student * measured.sel(place).std("seed", ddof=1) / np.sqrt(ds.sizes["seed"])
+        plot.dots(ax, ds["n_train"], mean, mean - half, mean + half, f"scale {scale:g}", color=colour, marker=marker)
+        ax.plot(ds["n_train"], law.sel(place).median("seed"), color=colour, lw=0.8, ls="--",
+                label=f"first step, scale {scale:g}")  # fmt: skip
+    plot.level_line(ax)
+    samples_axis(ax, ds, "error(SignGD) - error(GD)")
+    ax.set_ylim(-0.25, 0.25)
 
 
 def examples(ax, ds):
@@ -45,153 +93,98 @@ def examples(ax, ds):
                  for part in (np.asarray(draw.images), np.asarray(draw.noise))]  # fmt: skip
         ax.text((place + 0.5) / len(SHOWN), 1.03, f"scale {scale:g}\nnorm / noise {norms[0] / norms[1]:.2g}",
                 transform=ax.transAxes, ha="center", va="bottom")  # fmt: skip
-    gap = np.full((len(tiles[0]), 6), np.nan)
-    ax.imshow(np.hstack([part for tile in tiles for part in (gap, tile, gap)]), cmap="gray", vmin=-2.5, vmax=2.5)
+    gap_between = np.full((len(tiles[0]), 6), np.nan)
+    tiled = np.hstack([part for tile in tiles for part in (gap_between, tile, gap_between)])
+    ax.imshow(tiled, cmap="gray", vmin=-2.5, vmax=2.5)
     ax.set_axis_off()
 
 
-def crossing(ds):
-    """The scale above which a first step of GD errs less than one of SignGD, median over the seeds; two classes."""
-    fields = manifest(ds)["definition"]["problem"]
-    problem = js.DigitsProblem(**{**fields, "classes": tuple(fields["classes"])})
-    images, crossings = js.load_digits(), []
-    for seed in ds["seed"].values.tolist():
-        draw = data_of.sample(js.stream(jax.random.key(seed), "data"), problem, js.DigitsHyper(), images)
-        sign, gd = one_step_margins(draw.images[: problem.n_train], draw.labels[: problem.n_train], draw.noise)
-        crossings.append(float(sign / gd))
-    return float(np.median(crossings))
-
-
-def against_scale(ax, ds, name, point):
+def over_scales(ax, ds, name, point):
     """A number of every optimizer at its tuned rates against the image scale."""
-    for family, look in FAMILIES.items():
-        if not bool((ds["status"].isel(optimizer=optimizers_of(ds, family)) == 0).any()):
-            continue
-        runs = tuned(ds, family, point)
-        values = runs[name].transpose("seed", "scale")
-        plot.band(ax, ds["scale"], values, **look, ms=2, lw=0.9)
-    if name == "test_error" and "class_mean_error" in ds:
-        mean = ds["class_mean_error"]
-        mean = mean.isel(optimizer=0) if "optimizer" in mean.dims else mean
-        ax.plot(ds["scale"], mean.median("seed"), color="0.45", lw=0.9, ls=":", label="nearest class mean")
-    ax.set_xscale("log")
-    ax.set_xticks([0.25, 0.5, 1, 2, 4], [".25", ".5", "1", "2", "4"])
-    ax.set(xlim=(0.21, 4.8), xlabel="image scale", ylabel=NAMES[name])
-    ax.minorticks_off()
-    if name != "test_error" and any(line.get_xdata().size for line in ax.lines):
+    curve(ax, ds, "scale", name, point, TRAINED, n_train=int(ds["n_train"][0]))
+    if name == "test_error":
+        references(ax, ds, "scale", n_train=int(ds["n_train"][0]))
+    else:
         ax.set_yscale("log")
-
-
-def each_rate(ax, ds, colours):
-    """SignGD's test loss at the end, one line per learning rate, the disputed range shaded."""
-    sign_gd = family_runs(ds, "sign_gd")
-    runs = compared(sign_gd, "end")["test_loss"]
-    for i, rate in enumerate(sign_gd["learning_rate"].values.tolist()):
-        values = runs.isel(optimizer=i).transpose("seed", "scale")
-        plot.band(
-            ax,
-            runs["scale"],
-            values,
-            f"SignGD, learning rate {rate:.1g}",
-            color=colours[rate],
-            marker="o",
-            ms=2,
-            lw=0.9,
-        )
-    chosen = tuned(ds, "sign_gd", "end")["test_loss"]
-    ax.plot(chosen["scale"], chosen.median("seed"), color="k", lw=1.2, ls=":", label="SignGD, tuned")
-    ax.axvspan(*DISPUTED, color="0.93", zorder=0, label="disputed range of scales")
-    ax.set(xscale="log", xlabel="image scale", ylabel="test loss at the end")
+    ax.set(xscale="log", xlim=(0.21, 4.8), xlabel="image scale", ylabel=NAMES[name])
     ax.set_xticks([0.25, 0.5, 1, 2, 4], [".25", ".5", "1", "2", "4"])
-    ax.set_yscale("log")
+    ax.minorticks_off()
 
 
-def rises(ax, ds, family):
-    """Change from one scale to the next at the end: mean over seeds with its 95 % interval, disputed range shaded."""
-    from scipy.stats import t
-
-    runs = tuned(ds, family, "end")
-    scales = runs["scale"].values
-    inside = np.flatnonzero((scales[:-1] > DISPUTED[0] - 1e-9) & (scales[1:] < DISPUTED[1] + 1e-9))
-    ax.axvspan(inside.min() - 0.5, inside.max() + 0.5, color="0.93", zorder=0)
-    for shift, name, look in zip((-0.18, 0.0, 0.18), ("test_loss", "calibrated_loss", "test_error"), plot.PLACES[1:]):
-        steps = np.diff(runs[name].transpose("scale", "seed").values, axis=0)
-        mean = steps.mean(1)
-        half = t.ppf(0.975, steps.shape[1] - 1) * steps.std(1, ddof=1) / np.sqrt(steps.shape[1])
-        plot.dots(ax, np.arange(len(steps)) + shift, mean, mean - half, mean + half, f"{NAMES[name]}, tuned", **look)
-    plot.level_line(ax)
-    places = [f"{a:g}\n{b:g}".replace("0.", ".") for a, b in itertools.pairwise(scales)]
-    ax.set_xticks(range(len(places)), places)
-    ax.set(xlim=(-0.6, len(places) - 0.4), xlabel="from one scale (above) to the next", ylabel="mean change, 95 %")
-
-
-def foot(fig, runs):
-    """Seeds, sizes and rates below a figure."""
-    one = next(iter(runs.values()))
-    p = manifest(one)["definition"]["problem"]
-    sizes = p["n_train"], int(one["step"][-1])
-    last = list(runs.values())[-1]
-    ten = manifest(last)["definition"]["problem"]
-    more = f"; ten classes {ten['n_train']} and {int(last['step'][-1])}" if len(ten["classes"]) == 10 else ""
-    text = (
-        f"{one.sizes['seed']} seeds, median and 5-95 % · MNIST digits, noise N(0, 1) in a border of width 5; two "
-        f"classes {sizes[0]} training images and {sizes[1]} full-batch steps, {p['n_val']} validation and "
-        f"{p['n_test']} test images a run, patches of {p['patch']} x {p['patch']}, width {p['width']}, {p['heads']} "
-        f"heads{more} · each optimizer and scale at the learning rate of four with the best mean validation loss · "
-        "calibrated: one temperature fitted on the validation images · all reconstructed; the scale is a factor of the "
-        "image and no ratio of norms"
-    )
-    plot.small_print(fig, text)
-
-
-def compare(runs, point, show=False):
-    """A row a model: test error, loss and calibrated loss at one point of training, and example images above."""
-    grid = [["images"] * 3] * show + [[f"{model} {name}" for name in NAMES] for model in runs]
-    fig, axes = plt.subplot_mosaic(grid, figsize=(plot.WIDE, 1.5 + 1.6 * len(runs) + 1.2 * show))
-    if show:
-        examples(axes["images"], next(iter(runs.values())))
-    panels = [axes[name] for row in grid[show:] for name in row]
-    for place, (model, ds) in enumerate(runs.items()):
-        for ax, name in zip(panels[3 * place :], NAMES):
-            against_scale(ax, ds, name, point)
-        if model == "two_layer" and len(manifest(ds)["definition"]["problem"]["classes"]) == 2:
-            law = "law: one-step SignGD and GD cross"
-            panels[3 * place].axvline(crossing(ds), label=law, **plot.law_look())
-    plot.letter_panels(panels, [MODELS[model] for model in runs for _ in NAMES])
-    plot.key(
+def small_print(fig, runs, names, text):
+    """Seeds, sizes and steps below a figure."""
+    one = manifest(runs[names[0]])["definition"]["problem"]
+    steps = " and ".join(f"{int(runs[name]['step'][-1])} ({MODELS[name.removesuffix('_scales')]})" for name in names)
+    plot.small_print(
         fig,
-        ncols=3,
-        axes=panels,
-        title=f"{str(setting_of(ds)).removesuffix(' over scale').split(' ', 1)[1]}, {POINTS[point]}",
+        f"{runs[names[0]].sizes['seed']} seeds, {text} · MNIST digits 3 and 7, noise N(0, 1) in a border of width 5 · "
+        f"{steps} full-batch steps · each optimizer, n and scale at the learning rate of three with the smallest "
+        f"validation error ({one['n_val']} images; {one['n_test']} test images) among those with which all seeds fit "
+        f"their training images to a loss of {LEVEL:g} · reconstructed; the scale is a factor of the image",
     )
-    foot(fig, runs)
+
+
+def samples_figure(runs):
+    fig, axes = plt.subplots(3, 3, figsize=(plot.WIDE, 6.6))
+    scales = runs["two_layer"]["scale"].values.tolist()
+    titles = []
+    for row, (point, words) in zip(axes, POINTS.items()):
+        for ax, scale in zip(row, scales):
+            over_samples(ax, runs, "two_layer", scale, point)
+            titles.append(f"scale {scale:g}, {words}")
+        for ax in row[len(scales) :]:
+            ax.set_axis_off()
+    gaps(axes[2, 0], runs["two_layer"])
+    titles.append("gap at loss 0.1")
+    drawn = [ax for row in axes[:2] for ax in row[: len(scales)]] + [axes[2, 0]]
+    if "vit" in runs:
+        for ax, (point, words) in zip(axes[2, 1:], POINTS.items()):
+            over_samples(ax, runs, "vit", 0.5, point)
+            titles.append(f"ViT, scale 0.5, {words}")
+            drawn.append(ax)
+    else:
+        for ax in axes[2, 1:]:
+            ax.set_axis_off()
+    plot.style_key(axes[0, 0], "attention frozen", ls=":")
+    plot.letter_panels(drawn, titles)
+    plot.key(fig, ncols=4, axes=[axes[0, 0], axes[2, 0]])
+    names = [name for name in MODELS if name in runs]
+    small_print(fig, runs, names, "a-g: two-layer, h, i: ViT; median and 5-95 % (g: mean and its 95 % interval)")
     return fig
 
 
-def disputed(runs):
-    """SignGD's test loss at each learning rate, and how its tuned test quantities change from scale to scale."""
-    fig, axes = plt.subplots(2, len(runs), figsize=(plot.WIDE, 4.9), squeeze=False)
-    rates = sorted({float(rate) for ds in runs.values() for rate in family_runs(ds, "sign_gd")["learning_rate"]})
-    for column, ds in zip(axes.T, runs.values()):
-        each_rate(column[0], ds, dict(zip(rates, plot.shades(len(rates)))))
-        rises(column[1], ds, "sign_gd")
-    plot.letter_panels(axes.flat, [MODELS[model] for model in runs] * 2)
-    plot.key(fig, ncols=2)
-    foot(fig, runs)
+def scales_figure(runs):
+    grid = [["images"] * 3] + [[f"{model} {name}" for name in NAMES] for model in runs]
+    grid.append([f"{model} end" for model in runs] + ["key"] * (3 - len(runs)))
+    fig, axes = plt.subplot_mosaic(grid, figsize=(plot.WIDE, 1.4 + 1.65 * len(grid)))
+    examples(axes["images"], next(iter(runs.values())))
+    titles, drawn = [], []
+    for model, ds in runs.items():
+        for name in NAMES:
+            over_scales(axes[f"{model} {name}"], ds, name, "loss")
+            titles.append(f"{MODELS[model]}, {POINTS['loss']}")
+            drawn.append(axes[f"{model} {name}"])
+    for model, ds in runs.items():
+        ax = axes[f"{model} end"]
+        over_scales(ax, ds, "test_loss", "end")
+        ax.axvspan(*DISPUTED, color="0.93", zorder=0, label="disputed range of scales")
+        titles.append(f"{MODELS[model]}, {POINTS['end']}")
+        drawn.append(ax)
+    plot.letter_panels(drawn, titles)
+    plot.key(fig, ncols=1, axes=[drawn[0], drawn[-1]], at=axes["key"])
+    small_print(fig, {f"{model}_scales": ds for model, ds in runs.items()}, [f"{model}_scales" for model in runs],
+                "50 images, median and 5-95 %")  # fmt: skip
     return fig
 
 
 def draw(runs):
     # A sweep that has only begun has no finished run to draw.
     runs = {name: ds for name, ds in runs.items() if bool((ds["status"] == 0).any())}
-    of = {rest: {m: runs[f"{m}_{rest}"] for m in MODELS if f"{m}_{rest}" in runs} for rest in ("3_7", *VARIANTS)}
     figures = {}
-    if pair := of.pop("3_7"):
-        figures = {"digits": compare(pair, "loss", show=True), "digits_rates": disputed(pair)}
-        figures |= {f"digits_{point}": compare(pair, point) for point in ("end", "best")}
-    for rest, models in of.items():
-        if models:
-            figures |= {f"digits_{VARIANTS[rest]}_{point}": compare(models, point) for point in ("loss", "end")}
+    if "two_layer" in runs:
+        figures["digits"] = samples_figure(runs)
+    if scales := {model: runs[f"{model}_scales"] for model in MODELS if f"{model}_scales" in runs}:
+        figures["digits_variants"] = scales_figure(scales)
     return figures
 
 

@@ -56,6 +56,9 @@ from jaxsign.systems.kernels import KernelHyper as KernelHyper
 from jaxsign.systems.residual import residual_attention as residual_attention
 from jaxsign.systems.residual import ResidualProblem as ResidualProblem
 from jaxsign.systems.residual import ResidualHyper as ResidualHyper
+from jaxsign.systems.cnn import two_layer_cnn as two_layer_cnn
+from jaxsign.systems.cnn import CnnProblem as CnnProblem
+from jaxsign.systems.cnn import CnnHyper as CnnHyper
 from jaxsign.systems.deep_transformer import deep_transformer as deep_transformer
 from jaxsign.systems.deep_transformer import DeepProblem as DeepProblem
 from jaxsign.systems.digits.task import noisy_digits as noisy_digits

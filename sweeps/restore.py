@@ -1,4 +1,4 @@
-"""What restores generalisation: mini-batches, weight decay, a smooth sign, early stopping; claims M1-M9.
+"""What restores generalisation: mini-batches, weight decay, a smooth sign, early stopping; claims M1-M8.
 
 Entries: batch: SignGD, Adam, GD at the presets' learning rates, mini-batches of 20 (all), 5, 2 and 1, 2500 steps.
 rules: all examples; the same three, SignGD and Adam with decoupled weight decay (W <- W - eta (u + lambda W)) and with

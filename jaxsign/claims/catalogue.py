@@ -10,6 +10,7 @@ from jaxsign.claims import (
     atlas,
     betas,
     bridge,
+    cnn,
     data_quality,
     dial,
     digits,
@@ -38,11 +39,12 @@ SYSTEMS: dict[str, ModuleType] = {
     "two_layer_updates": dynamics,
     "deep_transformer": architecture,
     "noisy_digits": digits,
+    "two_layer_cnn": cnn,
 }
 #: The experiments in the order in which their claims are listed.
 EXPERIMENTS: tuple[ModuleType, ...] = (
-    dynamics, linear_attention, kernels, residual, bridge, adam, architecture, digits, restore, data_quality, atlas,
-    stage_map, dial, betas, sample_size, regime,
+    dynamics, linear_attention, kernels, residual, bridge, adam, architecture, digits, restore, cnn, data_quality,
+    atlas, stage_map, dial, betas, sample_size, regime,
 )  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(claim for module in EXPERIMENTS for claim in module.CLAIMS)
 

@@ -1,4 +1,4 @@
-"""What restores generalisation: mini-batches, weight decay, a smooth sign, early stopping? Claims M1 to M9.
+"""What restores generalisation: mini-batches, weight decay, a smooth sign, early stopping? Claims M1 to M8.
 
 Numbers are shares of the gap that is to be closed: error(SignGD, all examples) - error(GD), at equal training loss.
 """
@@ -16,7 +16,6 @@ from jaxsign.analysis.runs import (
     manifest,
     need,
     numbers_of,
-    one_point,
     select,
 )  # fmt: skip
 from jaxsign.claims.claim import Claim, Part, PerSeed, above, all_runs, at_level
@@ -201,16 +200,6 @@ def _by_stopping(ds: "xr.Dataset", family: str) -> "xr.DataArray":
     return closed(before, stopped(_one(ds, family, whole)), stopped(_one(ds, "gd", whole)))
 
 
-def _with_feature_noise(ds: "xr.Dataset", batch: int) -> "xr.DataArray":
-    """Adam's test error at training loss .1 on the follow-up's data."""
-    definition = manifest(ds)["definition"]
-    if (definition.get("hyper") or {}).get("alpha") != 0.2 or (definition.get("problem") or {}).get("n") != 200:
-        raise CannotDecide("needs the data with alpha=.2 and n=200")
-    _need_attention(ds)
-    ds = one_point(ds, "batch_size")
-    return _one(at_level(ds, LEVEL, "test_error"), "adam", batch)["test_error"]
-
-
 def _claim(
     name: str,
     statement: str,
@@ -347,19 +336,5 @@ CLAIMS: tuple[Claim, ...] = (
             )
             for words, family in (("SignGD", "sign_gd"), ("Adam", "adam"))
         ),
-    ),
-    _claim(
-        "M9",
-        "With the follow-up's feature noise (alpha=.2) Adam errs on more than half with all examples, on few with 2",
-        ("custom",),
-        (
-            "test error at training loss .1, B=200",
-            functools.partial(_with_feature_noise, batch=200),
-            above(0.5),
-            None,
-        ),
-        ("the same, B=2", functools.partial(_with_feature_noise, batch=2), (-INF, 0.05), None),
-        why="B=2 errs on none. With all examples attention on the signal falls to s_21 = .12 (B=2: .89), so that the "
-        "part -alpha y mu of the noise votes against the label: an error of .36, but not above 1/2",
     ),
 )

@@ -528,4 +528,6 @@ def _interval(interval: tuple[float, float] | None) -> str:
         return "> 0" if 0 < low < 1e-300 else f">= {low:g}"
     if 0 < low < 1e-300:
         return f"(0, {high:g}]"
-    return f"<= {high:g}" if low == -math.inf else f"[{low:g}, {high:g}]"
+    if low == -math.inf:
+        return "< 0" if -1e-300 < high < 0 else f"<= {high:g}"
+    return f"[{low:g}, {high:g}]"

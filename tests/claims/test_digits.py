@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from conftest import with_levels
+from scipy.stats import norm
 
 import jaxsign as js
 from jaxsign.claims import digits as claims
@@ -26,40 +27,55 @@ def load(folder, name):
 
 
 SCALES = np.array([0.25, 0.5, 0.7, 1.0, 2.0])
-
-
 STEPS = np.array([0, 10, 20])
+FAMILIES = np.repeat(["sign_gd", "adam", "gd"], 2)
 
 
-def runs(loss=None, trainable=None, rates=2, **changed):
-    """SignGD, Adam and GD at two rates: the test loss falls with the scale, rises from .5 to .7, and GD's is lowest."""
+def dataset(samples, scales, test_loss, test_error, trainable=None, model="vit", law=None):
+    """Runs of SignGD, Adam and GD at two rates; both numbers broadcast to (n_train, scale, optimizer)."""
     rng = np.random.default_rng(0)
-    families = np.repeat(["sign_gd", "adam", "gd"], rates)
-    curve = np.array([1.0, 0.5, 0.6, 0.3, 0.1]) if loss is None else np.asarray(loss)
-    shift = np.repeat([0.2, 0.1, 0.0], rates) + np.tile(np.arange(rates) * 0.01, 3)
-    noise = 0.01 * rng.standard_normal((SCALES.size, families.size, 12))
-    test = curve[:, None, None] + shift[None, :, None] + noise
-    train = np.broadcast_to(np.array([0.7, 0.1, 0.01]), (*test.shape, 3))
-    values = {"train_loss": train} | {
-        name: np.repeat(factor * test[..., None], 3, axis=-1)
-        for name, factor in dict.fromkeys(claims._VARIABLES, 1.0).items()
-    }
-    values["test_error"] = values["test_loss"] / 4
-    values |= {name: np.broadcast_to(value, test.shape)[..., None] * np.ones(3) for name, value in changed.items()}
-    dims = ("scale", "optimizer", "seed", "step")
+    shape = (len(samples), len(scales), FAMILIES.size, 12)
+    noise = 0.01 * rng.standard_normal(shape)
+    loss = np.asarray(test_loss, float)[..., None] + noise
+    error = np.asarray(test_error, float)[..., None] + noise / 4
+    train = np.broadcast_to(np.array([0.7, 0.1, 0.01]), (*shape, 3))
+    values = {"val_loss": loss, "val_error": error, "test_loss": loss, "test_error": error, "calibrated_loss": loss}
+    values = {name: np.repeat(value[..., None], 3, axis=-1) for name, value in values.items()} | {"train_loss": train}
+    dims = ("n_train", "scale", "optimizer", "seed", "step")
     definition = {
-        "problem": {"model": "vit", "classes": [3, 7]}, "hyper": {}, "trainable": trainable,
+        "problem": {"model": model, "classes": [3, 7]}, "hyper": {}, "trainable": trainable,
         "system": {"name": "jaxsign.systems.digits.task.noisy_digits"},
     }  # fmt: skip
     coords = {
-        "scale": SCALES, "optimizer": np.arange(families.size), "family": ("optimizer", families),
-        "seed": np.arange(12), "step": STEPS,
-        "learning_rate": ("optimizer", np.tile(10.0 ** -np.arange(1, rates + 1), 3)),
+        "n_train": list(samples), "scale": list(scales), "optimizer": np.arange(FAMILIES.size),
+        "family": ("optimizer", FAMILIES), "seed": np.arange(12), "step": STEPS,
+        "learning_rate": ("optimizer", np.tile([0.1, 0.01], 3)),
     }  # fmt: skip
     ds = xr.Dataset(
         {name: (dims, v) for name, v in values.items()}, coords, {"manifest": json.dumps({"definition": definition})}
     )
-    return with_levels(ds.assign(status=(dims[:3], np.zeros(test.shape, np.int8))), (0.1,))
+    for name, sign in (("sign_step_error", 1), ("gd_step_error", -1)):
+        half = np.broadcast_to(0.0 if law is None else sign * np.asarray(law)[..., None, None] / 2, shape)
+        ds[name] = (dims[:4], 0.2 + half)
+    return with_levels(ds.assign(status=(dims[:4], np.zeros(shape, np.int8))), (0.1,))
+
+
+def over_scales(loss=(1.0, 0.5, 0.6, 0.3, 0.1), gap=(0.2, 0.2, 0.1, 0.1, 0.0, 0.0), **more):
+    """50 images: the test loss falls with the scale but rises from .5 to .7, and GD's is the lowest."""
+    test = np.asarray(loss)[:, None] + np.asarray(gap)[None] + np.tile([0, 0.01], 3)
+    return dataset([50], SCALES, test[None], test[None] / 4, **more)
+
+
+CELLS = np.array([20, 50, 100, 400, 1000]), np.array([0.25, 0.5, 1.0])
+#: What the first-step law says: few images and a low scale favour SignGD.
+LAW = 0.05 * np.sign(CELLS[0][:, None] * CELLS[1][None] ** 2 - 30.0)
+
+
+def over_samples(gap=LAW, **more):
+    """Two layers over n and the scale: `gap` is SignGD's and Adam's error minus GD's."""
+    of = np.array([1, 1, 1, 1, 0, 0])
+    error = 0.2 + np.asarray(gap)[..., None] * of + np.tile([0, 0.01], 3)
+    return dataset(*CELLS, error, error, model="two_layer", law=LAW, **more)
 
 
 def word(ds, claim):
@@ -67,20 +83,42 @@ def word(ds, claim):
     return row.verdict
 
 
-def test_settings_say_model_classes_and_control():
-    assert known_system(runs()) == "noisy_digits"
-    assert str(claims.setting_of(runs())) == "ViT 3 vs 7 over scale"
-    assert str(claims.setting_of(runs(trainable=["w_v"]).isel(scale=0))) == "ViT 3 vs 7, attention frozen"
+def test_settings_say_model_classes_control_and_axes():
+    assert known_system(over_scales()) == "noisy_digits"
+    assert str(claims.setting_of(over_scales())) == "ViT 3 vs 7 over scale"
+    assert str(claims.setting_of(over_samples())) == "two-layer 3 vs 7 over n_train, scale"
+    assert str(claims.setting_of(over_scales(trainable=["w_v"]).isel(scale=[0]))) == "ViT 3 vs 7, attention frozen"
 
 
-def test_claims_hold_and_fail():
+def test_claims_over_scales_hold_and_fail():
     for claim in ("F2d-1", "F2d-2", "F2d-3", "F2d-4"):
-        assert word(runs(), claim) == "HOLDS"
-    assert word(runs(loss=[0.1, 0.5, 0.6, 0.3, 0.9]), "F2d-1") == "FAILS"
-    sign = (np.arange(6) >= 4)[None, :, None]  # GD's alone
-    assert word(runs(test_loss=np.where(sign, 2.0, 1.0)), "F2d-2") == "FAILS"
-    assert word(runs(test_error=np.where(sign, 0.2, 0.1)), "F2d-3") == "FAILS"
-    assert word(runs(loss=[1.0, 0.5, 0.4, 0.3, 0.1]), "F2d-4") == "FAILS"
+        assert word(over_scales(), claim) == "HOLDS"
+    assert word(over_scales(loss=[0.1, 0.5, 0.6, 0.3, 0.9]), "F2d-1") == "FAILS"
+    for claim in ("F2d-2", "F2d-3"):
+        assert word(over_scales(gap=[0.2, 0.2, 0.0, 0.0, 0.1, 0.1]), claim) == "FAILS"  # Adam's is the lowest
+    assert word(over_scales(loss=[1.0, 0.5, 0.4, 0.3, 0.1]), "F2d-4") == "FAILS"
+
+
+def test_claims_over_images_hold_and_fail():
+    for claim in ("F2d-5", "F2d-6", "F2d-7", "F2d-8", "F2d-9", "F2d-10"):
+        assert word(over_samples(), claim) == "HOLDS"
+        assert word(over_samples(gap=-LAW), claim) == "FAILS"
+    assert word(over_samples(trainable=["w_v"]), "F2d-7") == "HOLDS"
+    one = np.where(CELLS[0][:, None] == 400, -LAW, LAW)  # of the cells that decide, three in eleven are off
+    assert word(over_samples(gap=one), "F2d-10") == "FAILS"
+    late = dataset([100, 200], [0.5], 0.2 + 0.1 * (FAMILIES == "sign_gd"), 0.2 + 0.1 * (FAMILIES == "sign_gd"))
+    assert word(late, "F2d-11") == "HOLDS"
+    early = dataset([100, 200], [0.5], 0.3 - 0.1 * (FAMILIES == "sign_gd"), 0.3 - 0.1 * (FAMILIES == "sign_gd"))
+    assert word(early, "F2d-11") == "FAILS"
+
+
+def test_cells_that_had_been_looked_at_do_not_decide():
+    seen = ~claims.unseen(over_samples())
+    assert int(seen.sum()) == 4
+    wrong = np.where(seen.values, -LAW, LAW)
+    assert float(claims._as_the_law(over_samples(gap=wrong)).mean()) == pytest.approx(1.0, abs=0.02)
+    with pytest.raises(js.CannotDecide, match="two unseen cells or more"):
+        claims._as_the_law(over_samples().isel(n_train=[1]))
 
 
 def test_the_rise_is_seen_by_other_seeds():
@@ -96,56 +134,61 @@ def test_the_rise_is_seen_by_other_seeds():
         claims.rise(flat.isel(scale=[0]))
 
 
-def test_rates_are_chosen_on_validation_images_alone():
-    ds = runs()
-    best = claims.tuned(ds, "sign_gd", "end")
+def test_rates_are_chosen_on_validation_images_and_runs_that_have_learned():
+    ds = over_scales()
+    first, scales = ds["optimizer"] == 0, {"n_train": 0}
+    best = claims.tuned(ds, "sign_gd", "end").isel(scales)
     assert best["learning_rate"].values.tolist() == [0.1] * 5
-    worse = ds.assign(val_loss=ds["val_loss"] + 0.5 * ((ds["optimizer"] == 0) & (ds["scale"] == 0.5)))
-    assert claims.tuned(worse, "sign_gd", "end")["learning_rate"].values.tolist() == [0.1, 0.01, 0.1, 0.1, 0.1]
-    assert float(claims.tuned(worse, "sign_gd", "end", each=False)["learning_rate"]) == 0.01
-    same = ds.assign(test_loss=ds["test_loss"] + 9 * (ds["optimizer"] == 0))
-    assert claims.tuned(same, "sign_gd", "end")["learning_rate"].values.tolist() == [0.1] * 5
-    slow = ds.assign(train_loss=ds["train_loss"] + 1.0 * ((ds["optimizer"] == 0) & (ds["seed"] == 3)))
-    slow = with_levels(slow, (0.1,))
-    assert (
-        claims.tuned(slow, "sign_gd", "loss")["learning_rate"].values.tolist() == [0.01] * 5
-    )  # one seed never gets there
-    never = with_levels(ds.assign(train_loss=ds["train_loss"] + 1.0), (0.1,))
-    assert claims.tuned(never, "sign_gd", "loss")["test_loss"].isnull().all()
-    early = ds.assign(val_loss=ds["val_loss"] + 1.0 * (ds["step"] != 10), test_loss=ds["test_loss"] + ds["step"])
-    found, usual = (claims.tuned(one, "gd", "best")["test_loss"] for one in (early, ds))
-    np.testing.assert_allclose(found, usual + 10)
+    assert bool(best["edge"].all())  # of two rates each is at an edge
+    worse = ds.assign(val_error=ds["val_error"] + 0.5 * (first & (ds["scale"] == 0.5)))
+    chosen = claims.tuned(worse, "sign_gd", "end").isel(scales)["learning_rate"]
+    assert chosen.values.tolist() == [0.1, 0.01, 0.1, 0.1, 0.1]
+    same = ds.assign(test_error=ds["test_error"] + 9 * first, val_loss=ds["val_loss"] + 9 * first)
+    assert claims.tuned(same, "sign_gd", "end").isel(scales)["learning_rate"].values.tolist() == [0.1] * 5
+    for point in claims.POINTS:  # one seed has not learned: its rate does not count, good as its validation error is
+        slow = ds.assign(
+            train_loss=ds["train_loss"] + 1.0 * (first & (ds["seed"] == 3)), val_error=ds["val_error"] - 0.1 * first
+        )
+        chosen = claims.tuned(with_levels(slow, (0.1,)), "sign_gd", point).isel(scales)["learning_rate"]
+        assert chosen.values.tolist() == [0.01] * 5
+        never = with_levels(ds.assign(train_loss=ds["train_loss"] + 1.0), (0.1,))
+        assert claims.tuned(never, "sign_gd", point)["test_loss"].isnull().all()
     with pytest.raises(js.CannotDecide, match="needs runs of momentum"):
         claims.tuned(ds, "momentum", "end")
     with pytest.raises(js.CannotDecide, match="needs runs of gd"):
         claims.tuned(ds.assign(status=ds["status"].where(ds["family"] != "gd", -1)), "gd", "end")
-    with pytest.raises(js.CannotDecide, match="needs a sweep over the image scale"):
+    with pytest.raises(js.CannotDecide, match="needs the axes n_train and scale"):
         claims.tuned(ds.isel(scale=0), "gd", "end")
+    with pytest.raises(ValueError, match="best"):
+        claims.tuned(ds, "gd", "best")
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """One entry of the tiny mode, laid out as two: the figure wants a second one."""
+    """One entry of the tiny mode over images, and the same over scales."""
     root = tmp_path_factory.mktemp("results") / "digits"
-    assert load("sweeps", "digits").main(["--tiny", "--out", str(root), "--only", "two_layer_3_7"]) == 0
-    shutil.copytree(root / "two_layer_3_7", root / "two_layer_0_1")
+    assert load("sweeps", "digits").main(["--tiny", "--out", str(root), "--only", "two_layer"]) == 0
+    shutil.copytree(root / "two_layer", root / "two_layer_scales")
     return root.parent
 
 
 def test_the_tiny_sweep_runs_and_its_figures_are_drawn(results, tmp_path, monkeypatch):
-    ds = js.open_results(results / "digits" / "two_layer_3_7")
+    ds = js.open_results(results / "digits" / "two_layer")
     assert bool((ds["status"] == 0).all())
-    for name in ("train_loss", "test_error", "calibrated_loss", "temperature", "image_norm", "class_mean_error"):
+    constants = ("image_norm", "class_mean_error", "sign_step_error", "gd_step_error")
+    for name in ("train_loss", "test_error", "val_error", "calibrated_loss", "temperature", *constants):
         assert np.isfinite(ds[name]).all()
     np.testing.assert_allclose(2 * ds["image_norm"].sel(scale=0.5), ds["image_norm"].sel(scale=1.0), rtol=1e-5)
+    # A scale s multiplies the margin of one step of SignGD by s, and that of GD by s^2.
+    for name, power in (("sign_step_error", 1), ("gd_step_error", 2)):
+        half, whole = (norm.ppf(ds[name].sel(scale=scale).values) for scale in (0.5, 1.0))
+        np.testing.assert_allclose(2**power * half, whole, rtol=1e-3)
     assert not np.allclose(ds["train_loss"].isel(seed=0), ds["train_loss"].isel(seed=1))
     monkeypatch.setattr(sys, "argv", ["x", "--results", str(results), "--out", str(tmp_path)])
     load("figures", "digits").main()
-    names = ("digits", *(f"digits_{of}" for of in ("end", "best", "rates", "0_1_loss", "0_1_end")))
     assert {path.name for path in tmp_path.iterdir()} == {
-        f"{name}.{suffix}" for name in names for suffix in ("png", "pdf", "svg", "csv")
+        f"{name}.{suffix}" for name in ("digits", "digits_variants") for suffix in ("png", "pdf", "svg", "csv")
     }
-    assert sum(len(path.read_text().splitlines()) for path in tmp_path.glob("*.csv")) > 90
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
@@ -166,11 +209,12 @@ def test_all_entries_run_tiny_and_controls_share_their_seeds(tmp_path):
     assert load("sweeps", "digits").main(["--tiny", "--out", str(tmp_path)]) == 0
     runs = {path.name: js.open_results(path).load() for path in tmp_path.iterdir()}
     assert all(bool((ds["status"] == 0).all()) for ds in runs.values())
-    assert {str(claims.setting_of(ds)) for ds in runs.values()} == {
-        "two-layer 3 vs 7 over scale", "two-layer 3 vs 7, attention frozen over scale", "ViT 3 vs 7 over scale",
-        "two-layer ten classes over scale", "ViT ten classes over scale",
-    }  # fmt: skip
-    free, frozen = (runs[f"two_layer_3_7{control}"]["test_loss"] for control in ("", "_frozen"))
+    found = {str(claims.setting_of(ds)) for ds in runs.values()}
+    assert found == {*claims.OVER_SCALES, *claims.OVER_SAMPLES, *claims.VIT_OVER_SAMPLES}
+    free, frozen = (
+        runs[name]["test_loss"].isel(optimizer=runs[name]["family"] == "gd")
+        for name in ("two_layer", "two_layer_frozen")
+    )
     start, end = {"step": 0, "optimizer": 0}, {"step": -1, "optimizer": 1}
     np.testing.assert_array_equal(free.isel(start), frozen.isel(start))
     assert (free.isel(end) != frozen.isel(end)).any()

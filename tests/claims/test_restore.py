@@ -292,13 +292,6 @@ def test_claims_about_decay_and_temperature(claim, fails):
     assert word(rules(**fails), claim) == "FAILS"
 
 
-def test_the_claim_about_feature_noise_is_about_that_data():
-    assert word(with_feature_noise((0.9, 0.01)), "M9") == "HOLDS"
-    assert word(with_feature_noise((0.4, 0.01)), "M9") == "FAILS"
-    assert word(with_feature_noise((0.9, 0.3)), "M9") == "FAILS"
-    assert not js.check(with_feature_noise((0.9, 0.01), alpha=0.0), ["M9"]).rows
-
-
 def test_what_is_not_there_is_said():
     lacking = js.check(made([("sign_gd", 0.4), ("adam", 0.4)], BATCHES), ["M1"])
     assert not lacking.rows

@@ -29,6 +29,8 @@ ATTRS = {
     "image_norm": {"long_name": "mean norm of a scaled training image", "units": "1"},
     "noise_norm": {"long_name": "mean norm of its noise", "units": "1"},
     "class_mean_error": {"long_name": "test error of the nearest class mean", "units": "1"},
+    "sign_step_error": {"long_name": "law of the test error after one step of SignGD", "units": "1"},
+    "gd_step_error": {"long_name": "law of the test error after one step of GD", "units": "1"},
 }
 
 
@@ -48,9 +50,10 @@ def noisy_digits(problem: DigitsProblem) -> Task:
 
     Training, validation and test images are disjoint in every run, and the same images are drawn at every scale. The
     observable `calibrated_loss` is the test loss of F/T, with the temperature T that fits the validation images best.
-    It separates the effect of errors on the test loss from the effect of the scale of margins. Real digits have no
-    closed-form law; for reference, the constant `class_mean_error` is the error of the nearest class mean on the same
-    draws. A run needs `shared=js.load_digits()`. Steps are full-batch.
+    It separates the effect of errors on the test loss from the effect of the scale of margins. For reference, the
+    constant `class_mean_error` is the error of the nearest class mean on the same draws, and with two classes
+    `sign_step_error` and `gd_step_error` are the first-step law of both optimizers (`models.one_step_margins`), which
+    neglects that images of a class differ. A run needs `shared=js.load_digits()`. Steps are full-batch.
 
     Args:
       problem: a DigitsProblem.
@@ -127,7 +130,12 @@ def noisy_digits(problem: DigitsProblem) -> Task:
         }
         train, held = data_of.splits(data, test, problem)
         scores = models.class_mean_scores(train, held.test.x, len(problem.classes))
-        return norms | {"class_mean_error": jnp.mean(calibration.margins(scores, held.test.y) <= 0)}
+        constants = norms | {"class_mean_error": jnp.mean(calibration.margins(scores, held.test.y) <= 0)}
+        if len(problem.classes) == 2:
+            margins = models.one_step_margins(images, data.labels[: problem.n_train], data.noise)
+            errors = (jax.scipy.stats.norm.cdf(-margin) for margin in margins)
+            constants |= dict(zip(("sign_step_error", "gd_step_error"), errors))
+        return constants
 
     return Task(
         sample=sample,

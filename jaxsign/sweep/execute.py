@@ -29,7 +29,7 @@ from jaxsign.validation.messages import say
 
 T = TypeVar("T")
 #: Seconds that a call should take: two calls may be under way when a signal arrives.
-CALL_SECONDS = 2.0
+CALL_SECONDS = 1.25
 #: Steps of a group's first call, before its speed is known: few, so that a display moves soon where steps are slow.
 FIRST_STEPS = 2
 

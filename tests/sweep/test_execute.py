@@ -1,13 +1,16 @@
 """Calls of a run: from step 0 to the end, every step once, every recorded step once and in order; lack of memory."""
 
+import json
+
 import jax
 import numpy as np
+import optax
 import pytest
 from test_faults import LIMITS, sweep
 from test_worker import SMALL, small_values
 
 import jaxsign as js
-from jaxsign.sweep.execute import Blocks, Cursor, next_call
+from jaxsign.sweep.execute import Blocks, Cursor, _words, next_call
 from jaxsign.training.schedule import Schedule, log_steps
 
 
@@ -125,3 +128,10 @@ def test_the_call_is_halved_once_when_memory_runs_out(tmp_path, monkeypatch, cap
     most["runs"] = 0
     with pytest.raises(ValueError, match="do not fit either"):
         js.run_sweep(sweep(**SMALL), tmp_path / "other", **LIMITS)
+
+
+def test_schedules_name_the_runs_of_a_checkpoint_alike_in_every_process():
+    made = [optax.cosine_decay_schedule(0.1, steps) for steps in (20, 20, 30)]
+    one, same, other = (json.dumps(made, default=_words) for made in ([schedule] for schedule in made))
+    assert one == same != other
+    assert "0x" not in one

@@ -207,7 +207,7 @@ def test_first_calls_are_short_and_grow_with_the_measured_speed(clock, monkeypat
         clock.time += allowed[-1] / 1024
         pace.fetched(0, allowed[-1], clock.time - allowed[-1] / 1024)
     assert allowed == [2, 16, 128, 1024]
-    assert pace.allowed(0) == 2048
+    assert pace.allowed(0) == 1024 * execute.CALL_SECONDS == 1280  # two of them are over within three seconds
     slow = execute.Pace()
     slow.fetched(0, 2, clock.time - 60)  # half a minute a step
     assert slow.allowed(0) == 1

@@ -47,7 +47,9 @@ def references(ax, ds, axis, **place):
 
 def samples_axis(ax, ds, ylabel):
     ax.set(xscale="log", xlabel="training images n", ylabel=ylabel)
-    ticks = [tick for tick in (20, 50, 100, 200, 400, 1000) if tick in ds["n_train"].values] or ds["n_train"].values.tolist()
+    ticks = [tick for tick in (20, 50, 100, 200, 400, 1000) if tick in ds["n_train"].values] or ds[
+        "n_train"
+    ].values.tolist()
     ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     ax.minorticks_off()
 

@@ -47,7 +47,9 @@ def references(ax, ds, axis, **place):
 
 def samples_axis(ax, ds, ylabel):
     ax.set(xscale="log", xlabel="training images n", ylabel=ylabel)
-    ticks = [tick for tick in (20, 50, 100, 400, 1000) if tick in ds["n_train"].values] or ds["n_train"].values.tolist()
+    ticks = [tick for tick in (20, 50, 100, 200, 400, 1000) if tick in ds["n_train"].values] or ds[
+        "n_train"
+    ].values.tolist()
     ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     ax.minorticks_off()
 
@@ -140,7 +142,7 @@ def samples_figure(runs):
     if "vit" in runs:
         for ax, (point, words) in zip(axes[2, 1:], POINTS.items()):
             over_samples(ax, runs, "vit", 0.5, point)
-            titles.append(f"ViT, scale 0.5, {words}")
+            titles.append(f"ViT, {words}")
             drawn.append(ax)
     else:
         for ax in axes[2, 1:]:
@@ -149,7 +151,9 @@ def samples_figure(runs):
     plot.letter_panels(drawn, titles)
     plot.key(fig, ncols=4, axes=[axes[0, 0], axes[2, 0]])
     names = [name for name in MODELS if name in runs]
-    small_print(fig, runs, names, "a-g: two-layer, h, i: ViT; median and 5-95 % (g: mean and its 95 % interval)")
+    small_print(
+        fig, runs, names, "a-g: two-layer; h, i: ViT at scale .5; median and 5-95 % (g: mean and its 95 % interval)"
+    )
     return fig
 
 

@@ -9,7 +9,7 @@ all seeds fit their training images; 20 to 1,000 training images (`vit` to 200, 
 1 (`vit`: .5), or .25 to 4; 5 seeds. 200 validation and 600 test images a run; 80 full-batch steps, 300 of `vit`.
 Command: python sweeps/digits.py --out results/digits [--data-dir DIR], DIR the MNIST files, plain or gzipped; without
 it the 10,000 digits of the package.
-Cost: sized for 25 minutes of CPU time; wall_seconds of the manifests.
+Cost: about 25 minutes of CPU time; more than an hour on 2 cores that many other jobs used too.
 Expected: `jaxsign claims results/digits/*`: at scale .5 SignGD errs less than GD at 50 images and more at 1,000.
 Learning rates and steps were set by training losses and, at 50 images, by validation errors. All sizes, rates and
 scales are reconstructed.

@@ -21,6 +21,7 @@ from jaxsign.claims import (
     restore,
     sample_size,
     stage_map,
+    text,
 )  # fmt: skip
 from jaxsign.claims.claim import Claim
 from jaxsign.claims.setting import Setting
@@ -38,11 +39,12 @@ SYSTEMS: dict[str, ModuleType] = {
     "two_layer_updates": dynamics,
     "deep_transformer": architecture,
     "noisy_digits": digits,
+    "noisy_text": text,
 }
 #: The experiments in the order in which their claims are listed.
 EXPERIMENTS: tuple[ModuleType, ...] = (
     dynamics, linear_attention, kernels, residual, bridge, adam, architecture, digits, restore, data_quality, atlas,
-    stage_map, dial, betas, sample_size, regime,
+    stage_map, dial, betas, sample_size, regime, text,
 )  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(claim for module in EXPERIMENTS for claim in module.CLAIMS)
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from jaxsign import plot
 from jaxsign.analysis.reading import CannotDecide
-
 from jaxsign.claims.text import LEVEL, NAMES, OPTIMIZERS, tuned
 
 LOOK = {
@@ -197,9 +196,9 @@ def draw(runs):
     seeds = next(iter(runs.values())).sizes["seed"]
     plot.small_print(
         fig,
-        f"{seeds} seeds, mean and its 95 % interval, at training loss {LEVEL:g}, each optimizer at the learning rate of "
-        "four with the smallest validation error · sentences of IMDb, Amazon and Yelp reviews, n training sentences, one "
-        "attention layer, K random words of the vocabulary in every training, validation and test sentence; "
+        f"{seeds} seeds, mean and its 95 % interval, at training loss {LEVEL:g}, each optimizer at the learning rate "
+        "of four with the smallest validation error · sentences of IMDb, Amazon and Yelp reviews, n training sentences, "
+        "one attention layer, K random words of the vocabulary in every training, validation and test sentence; "
         "filled K = 12, open K = 0 where both are drawn · all reconstructed",
     )
     return fig

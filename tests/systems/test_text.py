@@ -119,7 +119,9 @@ def test_padding_changes_nothing(kernel, model):
     assert not np.array_equal(other.tokens, given.tokens)
     attend = jax.jit(lambda p, t: models.attend(p, t, None, problem))
     np.testing.assert_array_equal(attend(params, given)[0], attend(params, other)[0])
-    more = Texts(jnp.pad(given.tokens, ((0, 0), (0, 9)), constant_values=2), jnp.pad(given.mask, ((0, 0), (0, 9))), given.y)
+    more = Texts(
+        jnp.pad(given.tokens, ((0, 0), (0, 9)), constant_values=2), jnp.pad(given.mask, ((0, 0), (0, 9))), given.y
+    )
     np.testing.assert_allclose(attend(params, more)[0], attend(params, given)[0], rtol=1e-5, atol=1e-6)
     swapped = given._replace(tokens=given.tokens[:, ::-1], mask=given.mask[:, ::-1])  # no token has a place
     np.testing.assert_allclose(attend(params, swapped)[0], attend(params, given)[0], rtol=1e-4, atol=1e-5)
@@ -176,7 +178,8 @@ def test_observables_are_those_of_the_logits():
     fresh = 0.5 * jax.random.normal(key, (6, 5, 6))
     attend = jax.jit(lambda p, t, n: models.attend(p, t, n, problem))
     for name, part, noise, rows in (
-        ("train", train, trained.noise, slice(None)), ("val", held, fresh, slice(2)), ("test", held, fresh, slice(2, None)),
+        ("train", train, trained.noise, slice(None)), ("val", held, fresh, slice(2)),
+        ("test", held, fresh, slice(2, None)),
     ):  # fmt: skip
         margin = np.asarray(part.y * attend(params, part, noise)[0], float)[rows]
         assert float(seen[f"{name}_loss"]) == pytest.approx(np.mean(np.logaddexp(0, -margin)), rel=1e-5)

@@ -142,7 +142,9 @@ def test_other_directories_and_too_few_sentences_are_refused(tmp_path):
         js.load_text(tmp_path)
     with pytest.raises(ValueError, match=r"\(n_train\)/2 = 1500 negative sentences are needed, got 1491 in the embedd"):
         js.load_text(problem=js.TextProblem(n_train=3000))
-    with pytest.raises(ValueError, match=r"\(n_train \+ n_val \+ n_test\)/2 = 1650 negative .* got 1491 in the embedded"):
+    with pytest.raises(
+        ValueError, match=r"\(n_train \+ n_val \+ n_test\)/2 = 1650 negative .* got 1491 in the embedded"
+    ):
         js.load_text(problem=js.TextProblem(n_train=2000))
     with pytest.raises(ValueError, match=r"\(n_test\)/2 = 500 negative .* got 497 .* with held_out='yelp'"):
         js.load_text(problem=js.TextProblem(n_train=200, held_out="yelp", n_test=1000))
@@ -198,7 +200,8 @@ def test_the_vocabulary_is_that_of_the_training_split_alone():
     assert any(word not in times for row in held for word in row)  # an unknown word is 0
     # Other words in the sentences that are not trained on change no token of the training sentences.
     other = [
-        line if i in splits["train"].tolist() else line._replace(text="aa bb cc dd " * 3) for i, line in enumerate(lines)
+        line if i in splits["train"].tolist() else line._replace(text="aa bb cc dd " * 3)
+        for i, line in enumerate(lines)
     ]
     changed = encode([*other, *(Line(line.text, 1, "imdb", True) for line in lines)], 5)  # the same words are numbered
     corpus = shared._replace(words=changed.words[: len(lines)])
@@ -278,7 +281,9 @@ def test_what_cannot_be_drawn_is_refused_or_nan():
         data.sample(jax.random.key(0), SMALL, js.TextHyper(), None)
     with pytest.raises(ValueError, match="= 18 sentences are needed, got 10 in all"):
         data.sample(jax.random.key(0), SMALL, js.TextHyper(), encode(made_up(10), 5))
-    with pytest.raises(ValueError, match=r"length must be that of shared=js.load_text\(None, problem\), 4, got length=5"):
+    with pytest.raises(
+        ValueError, match=r"length must be that of shared=js.load_text\(None, problem\), 4, got length=5"
+    ):
         data.sample(jax.random.key(0), SMALL, js.TextHyper(), encode(made_up(), 4))
     unbalanced = encode([line._replace(label=1) for line in made_up()], 5)
     assert np.isnan(data.sample(jax.random.key(0), SMALL, js.TextHyper(), unbalanced).train.y).all()
@@ -313,7 +318,7 @@ def test_bad_numbers_are_refused_in_one_line():
     ):
         with pytest.raises(ValueError, match=message):
             task.validate(js.TextHyper(**fields))
-    with pytest.raises(ValueError, match="hyper must be a js.TextHyper"):
+    with pytest.raises(ValueError, match=r"hyper must be a js\.TextHyper"):
         task.validate(js.DigitsHyper())
-    with pytest.raises(ValueError, match="problem must be a js.TextProblem"):
+    with pytest.raises(ValueError, match=r"problem must be a js\.TextProblem"):
         js.noisy_text(js.DigitsProblem())

@@ -197,7 +197,7 @@ def draw(runs):
     plot.small_print(
         fig,
         f"{seeds} seeds, mean and its 95 % interval, at training loss {LEVEL:g}, each optimizer at the learning rate "
-        "of four with the smallest validation error · sentences of IMDb, Amazon and Yelp reviews, n training sentences, "
+        "of four with the smallest validation error · sentences of IMDb, Amazon and Yelp reviews, n for training, "
         "one attention layer, K random words of the vocabulary in every training, validation and test sentence; "
         "filled K = 12, open K = 0 where both are drawn · all reconstructed",
     )

@@ -18,10 +18,6 @@ LOOK = {
     }
     for name, words in NAMES.items()
 }  # fmt: skip
-#: Differences to GD: each has the look of the optimizer it is about.
-DIFFERENCE = {
-    name: {**look, "label": f"{look['label']} - GD"} for name, look in LOOK.items() if name != "gd"
-}  # fmt: skip
 WORDS = {"imdb": "IMDb", "amazon": "Amazon", "yelp": "Yelp", "sst2": "SST-2"}
 
 
@@ -45,13 +41,13 @@ def number(ds, name, variable="test_error"):
     return tuned(ds, name)[variable].drop_vars(["learning_rate", "momentum", "family", "optimizer"], errors="ignore")
 
 
-def gaps(ax, x, runs, shift=0.0, names=DIFFERENCE, **look):
-    """Error of the optimizers above GD's, one point for every Dataset, at places x."""
-    present = [name for name in names if name in DIFFERENCE and has(runs[0], name)]
+def gaps(ax, x, runs, shift=0.0, names=("sign_gd", "adam", "momentum"), **look):
+    """Error of some optimizers above GD's, one point for every Dataset, at places x."""
+    present = [name for name in names if has(runs[0], name)]
     for i, name in enumerate(present):
         rows = np.concatenate([interval(number(ds, name) - number(ds, "gd")) for ds in runs], axis=1)
         moved = np.asarray(x, float) + shift + 0.12 * (i - (len(present) - 1) / 2)
-        plot.dots(ax, moved, *rows, **{**DIFFERENCE[name], "ls": "none", **look})
+        plot.dots(ax, moved, *rows, **{**LOOK[name], "ls": "none", **look})
     plot.level_line(ax)
 
 
@@ -84,13 +80,13 @@ def errors(ax, runs):
 def difference(ax, runs):
     ds = at(runs["tokens"], kernel="softmax")
     gaps(ax, range(ds.sizes["injected"]), [at(ds, injected=k) for k in ds["injected"].values])
-    places(ax, [str(k) for k in ds["injected"].values], xlabel="injected words K", ylabel="error difference")
+    places(ax, [str(k) for k in ds["injected"].values], xlabel="injected words K", ylabel="error - GD's error")
 
 
 def frozen(ax, runs):
     ds = at(runs["tokens"], kernel="uniform")
     gaps(ax, range(ds.sizes["injected"]), [at(ds, injected=k) for k in ds["injected"].values])
-    places(ax, [str(k) for k in ds["injected"].values], xlabel="injected words K", ylabel="error difference")
+    places(ax, [str(k) for k in ds["injected"].values], xlabel="injected words K", ylabel="error - GD's error")
 
 
 def attention(ax, runs):
@@ -122,7 +118,7 @@ def samples(ax, runs):
         gaps(ax, range(len(sizes)), [at(found[n], injected=injected) for n in sizes], shift, ("sign_gd", "momentum"),
              fillstyle=fill, **({} if fill == "full" else {"label": None}))  # fmt: skip
     plot.style_key(ax, "clean, K = 0", marker="D", ls="none", fillstyle="none", ms=3)
-    places(ax, [str(n) for n in sizes], xlabel="training sentences n", ylabel="error difference")
+    places(ax, [str(n) for n in sizes], xlabel="training sentences n", ylabel="error - GD's error")
 
 
 def noises(ax, runs):
@@ -132,7 +128,7 @@ def noises(ax, runs):
         if key in runs:
             found |= {f"{words}\n{v:g}".replace("0.", "."): at(runs[key], **{axis: v}) for v in runs[key][axis].values}
     gaps(ax, range(len(found)), list(found.values()))
-    places(ax, list(found), xlabel="labels flipped, noise on embeddings", ylabel="error difference")
+    places(ax, list(found), xlabel="labels flipped, noise on embeddings", ylabel="error - GD's error")
 
 
 def sources(ax, runs):
@@ -142,7 +138,7 @@ def sources(ax, runs):
     for injected, fill, shift in ((12, "full", 0.06), (0, "none", -0.06)):
         some = [at(ds, held_out=name, injected=injected) for name in names]
         gaps(ax, range(len(names)), some, shift, fillstyle=fill, **({} if fill == "full" else {"label": None}))
-    places(ax, [WORDS[name] for name in names], xlabel="tested on, not trained on", ylabel="error difference")
+    places(ax, [WORDS[name] for name in names], xlabel="tested on, not trained on", ylabel="error - GD's error")
 
 
 def models(ax, runs):
@@ -161,7 +157,7 @@ def models(ax, runs):
                 for i, ds in enumerate(found.values()) if injected or "injected" in ds.dims}  # fmt: skip
         gaps(ax, list(some), list(some.values()), shift, ("sign_gd", "momentum"), fillstyle=fill,
              **({} if fill == "full" else {"label": None}))  # fmt: skip
-    places(ax, list(found), ylabel="error difference")
+    places(ax, list(found), ylabel="error - GD's error")
     ax.tick_params("x", labelsize=7)
 
 

@@ -1,4 +1,4 @@
-"""Do SignGD and Adam need cleaner data on real sentences? Claims T1 to T15 and TK1 to TK3."""
+"""Do SignGD and Adam need cleaner data on real sentences? Claims W1 to W15 and WK1 to WK3."""
 
 import functools
 import math
@@ -179,28 +179,28 @@ _INF = math.inf
 
 CLAIMS: tuple[Claim, ...] = (
     _text(
-        id="T1",
+        id="W1",
         statement="Clean sentences (n = 500): at training loss .1 the test errors of SignGD and Adam are within .03 of "
         "GD's",
         settings=_TOKENS,
         parts=_gaps(CLOSE, **_SOFTMAX, injected=0),
     ),
     _text(
-        id="T2",
+        id="W2",
         statement="With 12 injected words a sentence (n = 500) SignGD and Adam err more than GD by .03 or more at "
         "training loss .1",
         settings=_TOKENS,
         parts=_gaps(APART, ", K = 12", **_SOFTMAX, injected=12),
     ),
     _text(
-        id="T3",
+        id="W3",
         statement="With 48 injected words a sentence (n = 500) SignGD and Adam err more than GD by .02 or more at "
         "training loss .1",
         settings=_TOKENS,
         parts=_gaps(LESS_APART, ", K = 48", **_SOFTMAX, injected=48),
     ),
     _text(
-        id="T4",
+        id="W4",
         statement="Injected words widen the gap (n = 500, training loss .1): error(SignGD) - error(GD) is larger by "
         ".02 or more with 12 and with 48 injected words than with none",
         settings=_TOKENS,
@@ -215,14 +215,14 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _text(
-        id="T5",
+        id="W5",
         statement="Attention is not what makes the gap (n = 500, training loss .1): with uniform attention SignGD and "
         "Adam err more than GD by .03 or more with 12 injected words, too",
         settings=_TOKENS,
         parts=_gaps(APART, ", K = 12, uniform", **_UNIFORM, injected=12),
     ),
     _text(
-        id="T6",
+        id="W6",
         statement="SignGD's attention memorises injected words, GD's does not (n = 500, 12 words, training loss .1): "
         "on training sentences they receive .02 or more above their share of the tokens with SignGD, and less than .01 "
         "with GD",
@@ -246,7 +246,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _text(
-        id="T7",
+        id="W7",
         statement="Attention's own share of SignGD's error is small (n = 500, 12 injected words, training loss .1): "
         "softmax is within .03 of uniform attention",
         settings=_TOKENS,
@@ -261,7 +261,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _text(
-        id="T8",
+        id="W8",
         statement="With 12 injected words SignGD errs more than GD at training loss .1 from 100 sentences and from "
         "1,000, too",
         settings=("attention, sentences over injected, n_train",),
@@ -277,7 +277,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _text(
-        id="T9",
+        id="W9",
         statement="Flipped training labels widen the gap (n = 200, K = 0, training loss .1): error(SignGD) - error(GD) "
         "is larger with a share of .2 flipped than with none",
         settings=("attention, 200 sentences over label_noise",),
@@ -292,7 +292,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _text(
-        id="T10",
+        id="W10",
         statement="Noise on embedded words widens the gap (n = 200, K = 0, training loss .1): error(SignGD) - "
         "error(GD) is larger at a standard deviation of .3 than without noise",
         settings=("attention, 200 sentences over embedding_noise",),
@@ -307,7 +307,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _text(
-        id="T11",
+        id="W11",
         statement="On a source that is not trained on the picture is the same (n = 200 of two sources, training loss "
         ".1): SignGD is within .03 of GD on clean sentences, and errs more by .02 or more with 12 injected words",
         settings=("attention, 200 sentences over held_out, injected",),
@@ -322,7 +322,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _text(
-        id="T12",
+        id="W12",
         statement="With 12 injected words SignGD errs more than GD at training loss .1 (n = 200) with softmax and with "
         "Gaussian attention",
         settings=("attention, 200 sentences over kernel, injected",),
@@ -337,7 +337,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _text(
-        id="T13",
+        id="W13",
         statement="The same with linear attention",
         settings=("linear attention, 200 sentences over injected",),
         parts=(
@@ -346,7 +346,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _text(
-        id="T14",
+        id="W14",
         statement="The same with the paper's two-layer model on words as unit vectors",
         settings=("two-layer, 200 sentences over injected",),
         parts=(
@@ -355,7 +355,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _text(
-        id="T15",
+        id="W15",
         statement="The same with a vocabulary of 50 and of 200 words",
         settings=("attention, 200 sentences, K=12 over vocabulary",),
         parts=tuple(
@@ -366,7 +366,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     _text(
-        id="TK1",
+        id="WK1",
         statement="Regime of clean sentences (n = 200): GD's training loss after 80 steps is lower with Gaussian than "
         "with softmax attention, each at its best learning rate",
         source="paper (arXiv 2411.07538: Gaussian more favourable), ours (task)",
@@ -374,14 +374,14 @@ CLAIMS: tuple[Claim, ...] = (
         parts=(Part("log10 training loss, Gaussian - softmax, K = 0", _end_loss("gaussian", 0), (-_INF, 0.0)),),
     ),
     _text(
-        id="TK2",
+        id="WK2",
         statement="The same in the regime of 12 injected words",
         source="paper (arXiv 2411.07538: Gaussian more favourable), ours (task)",
         settings=("attention, 200 sentences over kernel, injected",),
         parts=(Part("log10 training loss, Gaussian - softmax, K = 12", _end_loss("gaussian", 12), (-_INF, 0.0)),),
     ),
     _text(
-        id="TK3",
+        id="WK3",
         statement="The kernel does not decide the test error (n = 200, training loss .1): with GD Gaussian attention "
         "is within .02 of softmax on clean sentences and with 12 injected words",
         settings=("attention, 200 sentences over kernel, injected",),

@@ -105,33 +105,33 @@ def mass(name, point):
 
 def test_claims_about_injected_words_hold_and_fail():
     ds = runs(TOKENS, noisy, attention=mass)
-    for claim in ("T1", "T2", "T3", "T4", "T5", "T6", "T7"):
+    for claim in ("W1", "W2", "W3", "W4", "W5", "W6", "W7"):
         assert word(ds, claim) == "HOLDS", claim
     same = runs(TOKENS, equal, attention=lambda name, point: 0.5)
-    for claim in ("T2", "T3", "T4", "T5", "T6"):
+    for claim in ("W2", "W3", "W4", "W5", "W6"):
         assert word(same, claim) == "FAILS", claim
-    assert word(runs(TOKENS, lambda name, point: 0.3 + 0.05 * (name == "adam")), "T1") == "FAILS"
+    assert word(runs(TOKENS, lambda name, point: 0.3 + 0.05 * (name == "adam")), "W1") == "FAILS"
     apart = runs(TOKENS, lambda name, point: 0.3 + 0.05 * (point["kernel"] == "softmax"))
-    assert word(apart, "T7") == "FAILS"
+    assert word(apart, "W7") == "FAILS"
 
 
 @pytest.mark.parametrize(
     ("claim", "axes", "problem", "holds"),
     [
-        ("T8", {"injected": [0, 12], "n_train": [100, 1000]}, {}, noisy),
+        ("W8", {"injected": [0, 12], "n_train": [100, 1000]}, {}, noisy),
         (
-            "T9", {"label_noise": [0.0, 0.1, 0.2]}, {"n_train": 200},
+            "W9", {"label_noise": [0.0, 0.1, 0.2]}, {"n_train": 200},
             lambda name, point: 0.3 + 0.1 * (name == "sign_gd") * point["label_noise"],
         ),
         (
-            "T10", {"embedding_noise": [0.0, 0.1, 0.3]}, {"n_train": 200},
+            "W10", {"embedding_noise": [0.0, 0.1, 0.3]}, {"n_train": 200},
             lambda name, point: 0.3 + 0.1 * (name == "sign_gd") * point["embedding_noise"],
         ),
-        ("T11", {"held_out": ["imdb", "amazon", "yelp"], "injected": [0, 12]}, {"n_train": 200}, noisy),
-        ("T12", {"kernel": ["softmax", "gaussian"], "injected": [0, 12]}, {"n_train": 200}, noisy),
-        ("T13", {"injected": [0, 12]}, {"n_train": 200, "kernel": "linear"}, noisy),
-        ("T14", {"injected": [0, 12]}, {"n_train": 200, "model": "two_layer"}, noisy),
-        ("T15", {"vocabulary": [50, 200]}, {"n_train": 200, "injected": 12}, noisy),
+        ("W11", {"held_out": ["imdb", "amazon", "yelp"], "injected": [0, 12]}, {"n_train": 200}, noisy),
+        ("W12", {"kernel": ["softmax", "gaussian"], "injected": [0, 12]}, {"n_train": 200}, noisy),
+        ("W13", {"injected": [0, 12]}, {"n_train": 200, "kernel": "linear"}, noisy),
+        ("W14", {"injected": [0, 12]}, {"n_train": 200, "model": "two_layer"}, noisy),
+        ("W15", {"vocabulary": [50, 200]}, {"n_train": 200, "injected": 12}, noisy),
     ],
 )  # fmt: skip
 def test_each_other_claim_holds_and_fails(claim, axes, problem, holds):
@@ -143,11 +143,11 @@ def test_each_other_claim_holds_and_fails(claim, axes, problem, holds):
 def test_claims_about_kernels_hold_and_fail():
     axes, problem = {"kernel": ["softmax", "gaussian"], "injected": [0, 12]}, {"n_train": 200}
     ds = runs(axes, equal, problem)
-    assert word(ds, "TK3") == "HOLDS"
-    assert word(runs(axes, lambda name, point: 0.3 + 0.05 * (point["kernel"] == "gaussian"), problem), "TK3") == "FAILS"
+    assert word(ds, "WK3") == "HOLDS"
+    assert word(runs(axes, lambda name, point: 0.3 + 0.05 * (point["kernel"] == "gaussian"), problem), "WK3") == "FAILS"
     lower = ds["train_loss"] * (1 - 0.5 * (ds["kernel"] == "gaussian")) * (1 + 0.1 * ds["seed"] / SEEDS)
     higher = ds["train_loss"] * (1 + 0.5 * (ds["kernel"] == "gaussian")) * (1 + 0.1 * ds["seed"] / SEEDS)
-    for claim in ("TK1", "TK2"):
+    for claim in ("WK1", "WK2"):
         assert word(ds.assign(train_loss=lower.transpose(*ds["train_loss"].dims)), claim) == "HOLDS"
         assert word(ds.assign(train_loss=higher.transpose(*ds["train_loss"].dims)), claim) == "FAILS"
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxsign import plot
 from jaxsign.analysis.reading import CannotDecide
+from jaxsign.analysis.runs import drop_labels
 from jaxsign.claims.text import LEVEL, NAMES, OPTIMIZERS, tuned
 
 LOOK = {
@@ -37,8 +38,11 @@ def interval(values):
 
 
 def number(ds, name, variable="test_error"):
-    """A number of every seed at the tuned rate, without the rate."""
-    return tuned(ds, name)[variable].drop_vars(["learning_rate", "momentum", "family", "optimizer"], errors="ignore")
+    """A number of every seed at the tuned rate, without the rate; NaN draws nothing where none has finished."""
+    try:
+        return drop_labels(tuned(ds, name)[variable])
+    except CannotDecide:
+        return drop_labels(ds["status"].isel(optimizer=0, drop=True).astype(float).where(False))
 
 
 def gaps(ax, x, runs, shift=0.0, names=("sign_gd", "adam", "momentum"), **look):

@@ -132,7 +132,7 @@ def noises(ax, runs):
         if key in runs:
             found |= {f"{words}\n{v:g}".replace("0.", "."): at(runs[key], **{axis: v}) for v in runs[key][axis].values}
     gaps(ax, range(len(found)), list(found.values()))
-    places(ax, list(found), xlabel="labels flipped, noise on embeddings", ylabel="error - GD's error")
+    places(ax, list(found), xlabel="share or standard deviation", ylabel="error - GD's error")
 
 
 def sources(ax, runs):
@@ -161,7 +161,7 @@ def models(ax, runs):
                 for i, ds in enumerate(found.values()) if injected or "injected" in ds.dims}  # fmt: skip
         gaps(ax, list(some), list(some.values()), shift, ("sign_gd", "momentum"), fillstyle=fill,
              **({} if fill == "full" else {"label": None}))  # fmt: skip
-    places(ax, list(found), ylabel="error - GD's error")
+    places(ax, list(found), xlabel="model or vocabulary", ylabel="error - GD's error")
     ax.tick_params("x", labelsize=7)
 
 
@@ -172,7 +172,7 @@ PANELS = {
     "difference, uniform": (("tokens",), frozen),
     "attention on injected words": (("tokens",), attention),
     "sample size": (("samples", "kernels"), samples),
-    "other noise, n = 200, K = 0": (("label_noise", "embedding_noise"), noises),
+    "other noise, n = 200": (("label_noise", "embedding_noise"), noises),
     "held-out source, n = 200": (("source",), sources),
     "other models, n = 200": (("kernels", "kernels_linear", "two_layer", "vocabulary"), models),
 }

@@ -48,11 +48,12 @@ redraw = for name in $(1); do \
 	  $(BIN)/jaxsign claims $(OUT)/$$name --csv $(FIGURES)/claims_$$name.csv || exit $$?; \
 	done
 
-PAPER = adam architecture digits data_quality restore cnn
+PAPER = adam architecture digits text data_quality restore cnn
 paper: reproduce  ## the whole paper at full size: reproduce, then its other figures and claims (resumable)
 	$(call sweep,adam,--x64)
 	$(call sweep,architecture,--x64)
 	$(call sweep,digits)
+	$(call sweep,text)
 	$(call sweep,data_quality)
 	$(call sweep,restore)
 	$(call sweep,cnn)

@@ -65,6 +65,10 @@ from jaxsign.systems.digits.task import noisy_digits as noisy_digits
 from jaxsign.systems.digits.problem import DigitsProblem as DigitsProblem
 from jaxsign.systems.digits.problem import DigitsHyper as DigitsHyper
 from jaxsign.systems.digits.data import load_digits as load_digits
+from jaxsign.systems.text.task import noisy_text as noisy_text
+from jaxsign.systems.text.problem import TextProblem as TextProblem
+from jaxsign.systems.text.problem import TextHyper as TextHyper
+from jaxsign.systems.text.corpus import load_text as load_text
 
 # Reading results
 from jaxsign.analysis.equal_loss import at_train_loss as at_train_loss

@@ -22,6 +22,7 @@ from jaxsign.claims import (
     restore,
     sample_size,
     stage_map,
+    text,
 )  # fmt: skip
 from jaxsign.claims.claim import Claim
 from jaxsign.claims.setting import Setting
@@ -40,11 +41,12 @@ SYSTEMS: dict[str, ModuleType] = {
     "deep_transformer": architecture,
     "noisy_digits": digits,
     "two_layer_cnn": cnn,
+    "noisy_text": text,
 }
 #: The experiments in the order in which their claims are listed.
 EXPERIMENTS: tuple[ModuleType, ...] = (
     dynamics, linear_attention, kernels, residual, bridge, adam, architecture, digits, restore, cnn, data_quality,
-    atlas, stage_map, dial, betas, sample_size, regime,
+    atlas, stage_map, dial, betas, sample_size, regime, text,
 )  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(claim for module in EXPERIMENTS for claim in module.CLAIMS)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide, reading
-from jaxsign.analysis.runs import manifest
+from jaxsign.analysis.runs import manifest, system_of
 from jaxsign.claims import tables
 from jaxsign.claims.claim import Claim, real_numbers
 from jaxsign.claims.setting import Setting
@@ -365,6 +365,24 @@ def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str]
             kept.append((claim.id, str(setting), "; ".join(dict.fromkeys(reasons))))
     asked = None if claims is None else tuple(claim.id for claim in chosen)
     return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside), asked)
+
+
+def undecided(table: ClaimTable, datasets: "Sequence[xr.Dataset]") -> list[str]:
+    """Why claims are not decided; where none is, of results of the systems alone that the claims are about.
+
+    Args:
+      table: the verdicts on all Datasets.
+      datasets: of any system.
+
+    Returns:
+      A sentence for every reason; none if the claims are about none of the Datasets.
+    """
+    from jaxsign.claims.catalogue import SYSTEMS
+
+    if table.rows:
+        return list(table.reasons())
+    about = [ds for ds in datasets if system_of(ds) in (*SYSTEMS, "")]
+    return list(check(about).reasons()) if about else []
 
 
 def _places(datasets: "Sequence[xr.Dataset]") -> "dict[tuple[str, Setting], list[xr.Dataset]]":

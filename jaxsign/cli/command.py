@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jaxsign import report
 from jaxsign.claims import tables
-from jaxsign.claims.verdicts import check
+from jaxsign.claims.verdicts import check, undecided
 from jaxsign.cli import shipped
 from jaxsign.cli.console import DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
 from jaxsign.cli.directories import each_usable, results_below
@@ -66,7 +66,10 @@ def _claims(args: argparse.Namespace) -> int:
         if args.markdown:
             show("")  # or the sentence would be the table's last row
         show(table.chances())
-    for reason in [] if table.rows else table.reasons():
+    reasons = [] if table.rows else undecided(table, list(datasets.values()))
+    if not table.rows and not reasons:
+        reasons = ["no claim of jaxsign is about these systems; js.check(ds, claims=[...]) decides claims of your own"]
+    for reason in reasons:
         show(f"no claim can be decided from {' '.join(args.dirs)}: {reason}")
     if csv is not None:
         table.to_csv(tables.check_file(csv))  # once more: another program may have written it since

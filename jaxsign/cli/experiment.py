@@ -41,9 +41,11 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
         def work() -> int:
             shard = parse_shard(args.shard)
             configure(args.devices, args.x64)
+            if args.help:  # first, since build may refuse what is not given
+                print(parser.format_help())
             sweeps = build(args)
             if args.help:
-                print(parser.format_help() + "\n" + _axes_text(sweeps))
+                print(_axes_text(sweeps))
                 return DONE
             if args.out is None:
                 raise ValueError("--out DIR is needed, a new or empty directory or results of this definition")

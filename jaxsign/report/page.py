@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxsign.analysis.reading import reading
 from jaxsign.analysis.runs import manifest, system_of
-from jaxsign.claims.verdicts import HEADER, ClaimTable, check
+from jaxsign.claims.verdicts import HEADER, check, undecided
 from jaxsign.report.drawings import Drawing, drawings
 from jaxsign.store.manifest import replace_file
 from jaxsign.validation.names import printable
@@ -132,21 +132,12 @@ def render(runs: Mapping[str, "xr.Dataset"], figures: str | os.PathLike | None =
     return environment.get_template("page.html").render(
         made_by=MADE_BY, style=_asset("page.css"), script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        sections=sections, pictures=pictures, header=HEADER, reasons=_reasons(table, runs), dates=_dates(runs),
+        sections=sections, pictures=pictures, header=HEADER, reasons=undecided(table, list(runs.values())), dates=_dates(runs),
         claims=[list(rows) for _, rows in itertools.groupby(table.rows, lambda row: row.claim.id)],
         total=sum(sum(section.runs.values()) for section in sections),
         counts=[(word, words.count(word)) for word in VERDICTS],
         incomplete=[section for section in sections if section.runs["not run"]], live=live,
     )  # fmt: skip
-
-
-def _reasons(table: ClaimTable, runs: Mapping[str, "xr.Dataset"]) -> list[str]:
-    """Why claims are not decided; of results of which none is, those of systems that the claims are about."""
-    from jaxsign.claims.catalogue import SYSTEMS
-
-    if table.rows:
-        return list(table.reasons())
-    return list(check([ds for ds in runs.values() if system_of(ds) in (*SYSTEMS, "")]).reasons())
 
 
 def write(

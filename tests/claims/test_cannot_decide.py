@@ -269,7 +269,7 @@ def test_test_quantities_that_were_never_measured_are_a_reason(quick):
 
 
 def test_levels_and_tuned_rates_ask_for_one_point_of_other_axes():
-    ds = runs().expand_dims(scale=[0.5, 1.0], noise=[1.0, 2.0]).assign_attrs(runs().attrs)
+    ds = runs().expand_dims(n_train=[50], scale=[0.5, 1.0], noise=[1.0, 2.0]).assign_attrs(runs().attrs)
     with pytest.raises(js.CannotDecide, match=r"one point of every other axis, got several on \['noise'\]"):
         digits.tuned(ds, "gd", "end")
 

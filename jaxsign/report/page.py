@@ -132,7 +132,8 @@ def render(runs: Mapping[str, "xr.Dataset"], figures: str | os.PathLike | None =
     return environment.get_template("page.html").render(
         made_by=MADE_BY, style=_asset("page.css"), script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        sections=sections, pictures=pictures, header=HEADER, reasons=undecided(table, list(runs.values())), dates=_dates(runs),
+        sections=sections, pictures=pictures, header=HEADER, reasons=undecided(table, list(runs.values())),
+        dates=_dates(runs),
         claims=[list(rows) for _, rows in itertools.groupby(table.rows, lambda row: row.claim.id)],
         total=sum(sum(section.runs.values()) for section in sections),
         counts=[(word, words.count(word)) for word in VERDICTS],

@@ -63,6 +63,7 @@ paper: reproduce  ## the whole paper at full size: reproduce, then its other fig
 paper-figures: $(STAMP)  ## redraw the figures of `make paper` and print their claims
 	$(call redraw,$(PAPER))
 	$(call figure,depth)
+	$(call figure,cleaner_data)
 
 ATLAS = atlas_error atlas_stages atlas_dial atlas_samples atlas_regime
 atlas: $(STAMP)  ## the maps of where sign descent memorises noise: sweeps, figures, claims (resumable)

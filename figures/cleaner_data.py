@@ -29,7 +29,7 @@ def images(ax, ds):
     for scale, style in SCALES.items():
         gap = digits.gap(ds, "sign_gd", scale=scale)
         look = {"color": plot.COLOURS["sign_gd"], "ls": style}
-        plot.band(ax, gap["n_train"], gap.transpose("seed", "n_train"), f"SignGD, scale {scale:g}", **look)
+        plot.band(ax, gap["n_train"], gap.transpose("seed", "n_train"), f"scale {scale:g}", **look)
     ax.set(xscale="log", xlabel="training images")
 
 
@@ -43,7 +43,7 @@ def sentences(ax, ds):
         look = {"color": plot.COLOURS[family], "marker": plot.MARKERS[family], "ms": 4, "ls": "none"}
         plot.dots(ax, places, middle, low, high, plot.NAMES[family], **look)
     ax.set_xticks(range(len(counts)), [str(count) for count in counts])
-    ax.set(xlabel="injected words a sentence", xlim=(-0.5, len(counts) - 0.5))
+    ax.set(xlabel="injected words", xlim=(-0.5, len(counts) - 0.5))
 
 
 def draw(patches, real_digits, real_text):
@@ -53,9 +53,12 @@ def draw(patches, real_digits, real_text):
     sentences(axes[2], real_text)
     for ax in axes:
         plot.level_line(ax)
-        ax.legend()
-    axes[0].set_ylabel("test error minus GD's")
-    plot.letter_panels(axes, ["synthetic, n = 20", "digits 3 vs 7", "sentences, n = 500"])
+        ax.set_ylabel("test error minus GD's")
+    axes[0].legend(loc="lower right")
+    axes[1].legend(loc="lower right")
+    axes[2].legend(loc="upper left")
+    axes[1].set_ylim(-0.27, None)  # room for the key
+    plot.letter_panels(axes, ["synthetic, n = 20", "digits, SignGD", "sentences, n = 500"])
     plot.small_print(fig, f"training loss {LEVEL:g}; medians and 5 to 95 % of seeds; above 0: GD errs less")
     return fig
 

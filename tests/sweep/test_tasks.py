@@ -75,7 +75,7 @@ def constant(key, hyper, shared):
         ({"sample": constant, "batch": lambda key, data, hyper: data[jax.random.permutation(key, 8)[:4]]}, False),
         ({"sample": lambda key, hyper, shared: (constant(key, hyper, shared), key)[0]}, True),
     ],
-    ids=str,
+    ids=["own key", "constant", "fixed key", "own weights", "own batches", "key passed over"],
 )
 def test_seeds_that_are_one_run_are_reported(changes, same, capsys):
     task = dataclasses.replace(LINE, **changes)

@@ -268,8 +268,8 @@ CLAIMS: tuple[Claim, ...] = (
     mean_claim(
         id="E6",
         statement="At d = 2000, SNR .3 to 1 and training loss .01 Adam's error above SignGD's is its rule for the "
-        "value vector's product with the signal: exchanging the two rules there exchanges the errors; Adam's rule for "
-        "attention or for value noise, or training as long as Adam, does not raise SignGD's by .05",
+        "value vector's product with the signal: exchanging the two rules there takes the excess away, or adds it; "
+        "Adam's rule for attention or for value noise, or training as long as Adam, does not raise SignGD's by .05",
         source="ours",
         settings=("paper_like, disjoint supports over mu",),
         parts=(

@@ -318,11 +318,11 @@ def base_coordinates(sweep: Any) -> dict[str, float]:
 def attributes(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The attributes of a Dataset: `description`, one line for people, and `manifest`, all of it as JSON text."""
     definition, runs = manifest["definition"], manifest["runs"]
-    words = f"{runs['total']} runs"
-    if open_runs := runs["not_run"]:
+    words = f"{runs['total']} runs" if "total" in runs else "runs"  # a manifest may have lost its counts
+    if open_runs := runs.get("not_run"):
         words += f" ({open_runs} not run yet)"
-    if runs["diverged"]:
-        words += f" ({runs['diverged']} diverged)"
+    if diverged := runs.get("diverged"):
+        words += f" ({diverged} diverged)"
     if "optimizers" in definition:
         axes = [*(member for axis in definition["axes"] for member in axis["members"]), "optimizer", "seed"]
         system = definition["system"]["name"].rpartition(".")[2]

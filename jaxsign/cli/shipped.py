@@ -67,7 +67,7 @@ def run(name: str, options: Sequence[str]) -> int:
     if not any(option == "--out" or option.startswith("--out=") or option in ("-h", "--help") for option in given):
         out = Path("results", "tiny", name) if "--tiny" in given else Path("results", name)
         given += ["--out", str(out)]
-        say(f"python {file} {' '.join(given)}")
+        say(f"jaxsign run {name} {' '.join(given)}")
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, str(file), *given])
 

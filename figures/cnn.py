@@ -69,7 +69,7 @@ def draw(runs):
     runs = {name: runs[name] for name in ENTRIES if name in runs and bool((runs[name]["status"] == 0).any())}
     fig, axes = plt.subplots(3, 2, figsize=(0.8 * plot.WIDE, 6.4), squeeze=False)
     titles = []
-    for place, (row, words) in enumerate(zip(axes, ("Adam", "other rules", "filters"))):
+    for place, (row, words) in enumerate(zip(axes, ("Adam", "others", "filters"))):
         for ax, (entry, batches) in zip(row, ENTRIES.items()):
             titles.append(f"{words}, {batches}")
             if entry not in runs:

@@ -368,7 +368,7 @@ def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str]
 
 
 def undecided(table: ClaimTable, datasets: "Sequence[xr.Dataset]") -> list[str]:
-    """Why claims are not decided; where none is, of results of the systems alone that the claims are about.
+    """Why claims are not decided, where one of the Datasets is of a system that the claims are about.
 
     Args:
       table: the verdicts on all Datasets.
@@ -379,10 +379,8 @@ def undecided(table: ClaimTable, datasets: "Sequence[xr.Dataset]") -> list[str]:
     """
     from jaxsign.claims.catalogue import SYSTEMS
 
-    if table.rows:
-        return list(table.reasons())
-    about = [ds for ds in datasets if system_of(ds) in (*SYSTEMS, "")]
-    return list(check(about).reasons()) if about else []
+    about = any(system_of(ds) in (*SYSTEMS, "") for ds in datasets)
+    return list(table.reasons()) if table.rows or about else []
 
 
 def _places(datasets: "Sequence[xr.Dataset]") -> "dict[tuple[str, Setting], list[xr.Dataset]]":

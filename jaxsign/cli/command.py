@@ -125,7 +125,7 @@ def _plan(args: argparse.Namespace) -> int:
     configure(args.devices if speed is None else None, args.x64)  # the speed of another machine goes with its devices
     given = [(name, getattr(args, name)) for name in ("seeds", "steps", "engine", "tiny", "x64")]
     words = [f"--{name}" if value is True else f"--{name} {value}" for name, value in given if value]
-    name = args.file.isidentifier() and not Path(args.file).exists()
+    name = args.file.isidentifier() and len(args.file) <= 64 and not os.path.lexists(args.file)
     file = str(shipped.script("sweeps", args.file)) if name else args.file
     begins = ["jaxsign run", args.file] if name else ["python", shlex.quote(args.file)]
     command = " ".join([*begins, "--out DIR", *words])

@@ -210,16 +210,17 @@ def _compact(task: Task, runs: _Runs) -> bool:
         reason = f"it does not take the smaller tree of parameters ({refusal})"
     elif any(draw_of_point.drawn for draw_of_point in draws(factory, points, full)):
         reason = NOISE
-    elif apart := next(filter(None, told_apart(factory, points, small, full)), ""):
-        reason = f"it moves {apart} by another rule than in full, by its shape"
-    elif reads_gradients_coordinatewise(factory, points, full):
-        return True
-    elif task.reduction.compact_decays and reads_gradients_coordinatewise(factory, points, full, parameters=True):
-        reason = next((why for why in decay(factory, points) if why), "")
+    else:
+        alone = reads_gradients_coordinatewise(factory, points, full)
+        decays = not alone and task.reduction.compact_decays
+        if not alone and not (decays and reads_gradients_coordinatewise(factory, points, full, parameters=True)):
+            reason = "it moves a coordinate by more than that"
+        elif apart := next(filter(None, told_apart(factory, points, small, full)), ""):
+            reason = f"it moves {apart} by another rule than in full, by its shape"
+        else:
+            reason = "" if alone else next((why for why in decay(factory, points) if why), "")
         if not reason:
             return True
-    else:
-        reason = "it moves a coordinate by more than that"
     if task.reduction.compact_only:
         raise NotExact(
             f"{task.name} needs an optimizer that moves each coordinate by its own gradients and by decoupled weight "

@@ -296,7 +296,7 @@ def test_the_figure_shows_the_datasets_numbers(tmp_path, monkeypatch):
     for name in made:
         for path in (name, f"{name}_frozen"):
             (tmp_path / "data_quality" / path).mkdir(parents=True)
-    monkeypatch.setattr("jaxsign.plot.script.open_results", lambda path: made[path.name.removesuffix("_frozen")])
+    monkeypatch.setattr("jaxsign.plot.script.open_dataset", lambda path: made[path.name.removesuffix("_frozen")])
     rows = [line.split(",") for line in draw(tmp_path, tmp_path / "figures", monkeypatch)]
     panels = dict.fromkeys(row[0] for row in rows[1:])
     assert len(panels) == 9

@@ -308,7 +308,7 @@ def test_the_figure_draws_every_panel(tmp_path, monkeypatch):
     }  # fmt: skip
     for name in made_up:
         (tmp_path / "restore" / name).mkdir(parents=True)
-    monkeypatch.setattr("jaxsign.plot.script.open_results", lambda path: made_up[path.name])
+    monkeypatch.setattr("jaxsign.plot.script.open_dataset", lambda path: made_up[path.name])
     monkeypatch.setattr(sys, "argv", ["x", "--results", str(tmp_path), "--out", str(tmp_path)])
     runpy.run_path(str(ROOT / "figures" / "restore.py"))["main"]()
     with open(tmp_path / "restore.csv", newline="") as file:

@@ -163,7 +163,7 @@ def test_the_figure_shows_the_datasets_numbers(tmp_path, monkeypatch):
     made = {"map": dataset(AXES), "m_k": dataset({"m_k": [10, 40], "learning_rate": [1e-4]})}
     for name in made:
         (tmp_path / "atlas_stages" / name).mkdir(parents=True)
-    monkeypatch.setattr("jaxsign.plot.script.open_results", lambda path: made[path.name])
+    monkeypatch.setattr("jaxsign.plot.script.open_dataset", lambda path: made[path.name])
     monkeypatch.setattr(sys, "argv", ["x", "--results", str(tmp_path), "--out", str(tmp_path / "figures")])
     runpy.run_path(str(ROOT / "figures" / "atlas_stages.py"))["main"]()
     shown = {}

@@ -338,7 +338,7 @@ def test_functions_and_attributes_are_refused_when_the_sweep_is_built(kind):
 
 DIMS = {
     "a size of its own": ({"w": ("k",), "data": ("k",)}, ["dimension 'k'", "'w'", "'data'", "3", "4"]),
-    "the runs'": ({"w": ("seed",)}, ["dimension 'seed'", "dimension 'seed'"]),
+    "the runs'": ({"w": ("seed",)}, ["'w'", "'seed'", "which every result has besides"]),
     "an axis": ({"w": ("tilt",)}, ["dimension 'tilt'", "axis"]),
     "a number of the system": ({"w": ("slope",)}, ["dimension 'slope'", "hyper field"]),
     "a variable": ({"w": ("train_loss",)}, ["dimension 'train_loss'", "observable"]),

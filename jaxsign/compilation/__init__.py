@@ -1,7 +1,7 @@
 """How programs are compiled: with which options, when an earlier one serves again, and where they are kept."""
 
 from jaxsign.compilation.cache import kept_on_disk
-from jaxsign.compilation.content import Same, content, module_of, packaged
+from jaxsign.compilation.content import Same, content, filled, module_of, packaged
 from jaxsign.compilation.options import compiler_options, each_undisturbed, no_platform, undisturbed
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "compiler_options",
     "content",
     "each_undisturbed",
+    "filled",
     "kept_on_disk",
     "module_of",
     "no_platform",

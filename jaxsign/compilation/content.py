@@ -138,12 +138,23 @@ def _function(function: types.FunctionType, inside: tuple[int, ...]) -> Hashable
     return home, function.__code__, cells, _key(held, inside)
 
 
-def _cell(cell: types.CellType, inside: tuple[int, ...]) -> Hashable:
+def filled(cell: types.CellType) -> bool:
+    """Whether a cell of a closure holds a value: that of a recursive function's own name is empty until it is bound.
+
+    Examples:
+      >>> held = 1
+      >>> [filled(cell) for cell in (lambda value: lambda: value)(held).__closure__]
+      [True]
+    """
     try:
-        value = cell.cell_contents
+        _ = cell.cell_contents
     except ValueError:
-        return "empty"  # a name that the function reads on one of its branches only
-    return _key(value, inside)
+        return False
+    return True
+
+
+def _cell(cell: types.CellType, inside: tuple[int, ...]) -> Hashable:
+    return _key(cell.cell_contents, inside) if filled(cell) else "empty"
 
 
 def _array(value: Any) -> Hashable:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxsign.compilation import filled
+
 
 def value_word(value: Any) -> str:
     """Short text of a keyword's value.
@@ -72,8 +74,10 @@ def different_words(values: Sequence[Any]) -> list[str]:
 def _closure_word(function: Callable, whole: bool) -> str:
     """A function that another one has made: its maker without "_schedule", and the numbers that it was made with."""
     maker = function.__qualname__.rpartition(".<locals>.")[0].rpartition(".")[2]
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or ())) if _is_plain(function) else {}
-    held = {name: cell.cell_contents for name, cell in cells.items() if _filled(cell)}
+    cells = (
+        dict(zip(function.__code__.co_freevars, function.__closure__ or ())) if hasattr(function, "__code__") else {}
+    )
+    held = {name: cell.cell_contents for name, cell in cells.items() if filled(cell)}
     made_by = getattr(sys.modules.get(function.__module__), maker, None)
     defaults = {name: inspect.Parameter.empty for name in held}
     if inspect.isfunction(made_by):
@@ -95,15 +99,3 @@ def _held_word(value: Any, whole: bool) -> str:
     if inspect.isfunction(value):
         return static_word(value, whole)
     return value_word(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
-
-
-def _is_plain(function: Any) -> bool:
-    return hasattr(function, "__code__")
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:  # a recursive function's own cell before it is bound
-        return False
-    return True

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxsign.compilation import module_of, packaged
+from jaxsign.compilation import filled, module_of, packaged
 from jaxsign.optimizers.grid import Grid, as_grid
 from jaxsign.store.environment import partitionable
 from jaxsign.store.schema import content_hash as content_hash
@@ -333,10 +333,6 @@ def _closure(function: Callable) -> dict[str, Any]:
         return {}
     out = {}
     for name, cell in zip(code.co_freevars, cells):
-        try:
-            value = cell.cell_contents
-        except ValueError:  # a recursive function's own, still empty cell
-            continue
-        if value is not function and not inspect.ismodule(value):
-            out[name] = value
+        if filled(cell) and cell.cell_contents is not function and not inspect.ismodule(cell.cell_contents):
+            out[name] = cell.cell_contents
     return out

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsign.compilation import module_of, packaged
+from jaxsign.compilation import filled, module_of, packaged
 from jaxsign.sweep.identity.syntax import Normal, bytecode, node_of, tree_of
 
 #: Maximum depth to which objects inside objects of packages are followed.
@@ -134,7 +134,7 @@ class Reached:
         if packaged(module_of(function)):
             top = module_of(function).partition(".")[0]
             self.packages.add(top)
-            values = [(key, cell.cell_contents) for key, cell in cells.items() if _filled(cell)]
+            values = [(key, cell.cell_contents) for key, cell in cells.items() if filled(cell)]
             inside = self._several(values, False, 0)
             return _hash(top, function.__qualname__, inside) if users or inside else ""
         label = function.__qualname__.replace("<locals>.", "")
@@ -144,7 +144,7 @@ class Reached:
         def refer(key: str, chain: tuple[str, ...] = ()) -> tuple[str, int]:
             """(placeholder of a free name with its attributes, number of attributes that it includes)."""
             if key in cells:
-                if not _filled(cells[key]):
+                if not filled(cells[key]):
                     return "empty", 0
                 value, shown = cells[key].cell_contents, f"{label}.{key}"
             elif key in function.__globals__:
@@ -255,14 +255,6 @@ def _generated(member: Any) -> bool:
 def _slots(kind: type) -> tuple[str, ...]:
     slots = vars(kind).get("__slots__", ())
     return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
-def _filled(cell: types.CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:  # a recursive function's own cell before it is bound
-        return False
-    return True
 
 
 def _parameters(function: types.FunctionType) -> tuple[str, ...]:

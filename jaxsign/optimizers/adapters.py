@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import optax
 
+from jaxsign.compilation import filled
+
 Array = jax.Array
 PyTree = Any
 Transform: TypeAlias = optax.GradientTransformation | optax.MultiSteps
@@ -35,6 +37,50 @@ def asked(value: Array, gradient: PyTree, value_fn: Callable[[PyTree], Array]) -
         return jax.grad(value_fn)(params)
 
     return {"value": value, "grad": gradient, "value_fn": value_fn, "obj_fn": value_fn, "grad_fn": grad_fn}
+
+
+def driven(
+    transform: optax.GradientTransformationExtraArgs,
+    tree_of: Callable[[Any], PyTree],
+    params: Any,
+    gradients: Any,
+    read: Callable[[PyTree], Any] = jax.tree.leaves,
+) -> Any:
+    """What a transform makes of a history of parameters and gradients, to find out what its updates depend on.
+
+    The loss that it is given is 1, so that a step in proportion to it is none of 0. The loss that it may evaluate
+    elsewhere differs by half the change of the square of the sum of all parameters: a transform that does so, or takes
+    its gradient, then moves a coordinate by all of them.
+
+    Args:
+      transform: of `adapted`.
+      tree_of: the tree of parameters, or of gradients, that the numbers of one step stand for.
+      params: numbers of every step, each with a leading axis (steps,).
+      gradients: likewise.
+      read: what is kept of the updates of a step, a tree.
+
+    Returns:
+      What `read` gives at every step, with a leading axis (steps,).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> history = jnp.zeros((3, 2)), jnp.ones((3, 2))
+      >>> driven(adapted(optax.sgd(0.5)), lambda x: x, *history, read=jnp.sum).tolist()
+      [-1.0, -1.0, -1.0]
+    """
+    one = jax.numpy.ones(())
+
+    def square(params: PyTree) -> Array:
+        return sum((jax.numpy.sum(leaf) for leaf in jax.tree.leaves(params)), 0 * one) ** 2
+
+    def step(state: Any, numbers: Any) -> Any:
+        now, gradient = map(tree_of, numbers)
+        extra = asked(one, gradient, lambda params: one + (square(params) - square(now)) / 2)
+        updates, state = transform.update(gradient, state, now, **extra)
+        return state, read(updates)
+
+    first = tree_of(jax.tree.map(lambda x: x[0], params))
+    return jax.lax.scan(step, transform.init(first), (params, gradients))[1]
 
 
 def adapted(transform: Transform) -> optax.GradientTransformationExtraArgs:
@@ -210,14 +256,6 @@ def _parts(value: Any, depth: int = 12) -> Iterator[Callable[..., Any]]:
         inside = [value.update]
     elif inspect.isfunction(value):
         yield value
-        inside = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+        inside = [cell.cell_contents for cell in value.__closure__ or () if filled(cell)]
     for one in inside:
         yield from _parts(one, depth - 1)
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:  # a recursive function's own cell before it is bound
-        return False
-    return True

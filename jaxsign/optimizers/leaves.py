@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsign.optimizers.adapters import driven
 from jaxsign.optimizers.factories import Static, build, hashable, lasting, traced
 
 PyTree = Any
@@ -50,26 +51,20 @@ def leaf_moves(
 
 @functools.lru_cache(maxsize=64)
 def _program(factory: Callable[..., Any], static: Static, structure: Any, shapes: Any) -> Callable[..., np.ndarray]:
-    """The jitted `(floats, parameters, gradients) -> updates` of `moves`."""
+    """The jitted `(floats, parameters, gradients) -> updates` of `leaf_moves`."""
 
-    def filled(value: Any) -> PyTree:
+    def spread(value: Any) -> PyTree:
         return structure.unflatten([jnp.full(leaf.shape, value, leaf.dtype) for leaf in shapes])
+
+    def firsts(updates: PyTree) -> Any:
+        return jnp.stack([jnp.ravel(leaf)[0] for leaf in jax.tree.leaves(updates)])
 
     @jax.jit
     def program(floats: Mapping[str, Any], params: Any, gradients: Any) -> Any:
-        key, zero = jax.random.key(0, impl="threefry2x32"), jnp.zeros(())
+        key = jax.random.key(0, impl="threefry2x32")
         transform = build(factory, {**static.keywords, **floats}, key)
-
-        def step(state: Any, values: Any) -> Any:
-            parameters, gradient = map(filled, values)
-            extra = {"value": zero, "grad": gradient, "value_fn": lambda params: zero}
-            updates, state = transform.update(gradient, state, parameters, **extra)
-            return state, jnp.stack([jnp.ravel(leaf)[0] for leaf in jax.tree.leaves(updates)])
-
-        def history(*values: Any) -> Any:
-            return jax.lax.scan(step, transform.init(filled(values[0][0])), values)[1]
-
-        return jax.vmap(history)(params.T, gradients.T)
+        each = jax.vmap(lambda one, other: driven(transform, spread, one, other, firsts))
+        return each(params.T, gradients.T)
 
     def run(floats: Mapping[str, Any], params: np.ndarray, gradients: np.ndarray) -> np.ndarray:
         with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote

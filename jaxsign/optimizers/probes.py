@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxsign.compilation import content, undisturbed
-from jaxsign.optimizers.adapters import asked
+from jaxsign.optimizers.adapters import driven
 from jaxsign.optimizers.draws import draws
 from jaxsign.optimizers.factories import Constant, Static, build, hashable, lasting, traced
 from jaxsign.optimizers.leaves import leaf_moves, leaf_rules, name_leaves, same_rule, treated_apart
@@ -159,17 +159,9 @@ def _histories(factory: Factory, static: Static, structure: Any) -> Callable[...
 
     @jax.jit
     def program(floats: Mapping[str, Any], params: Any, gradients: Any) -> Any:
-        key, zero = jax.random.key(0, impl="threefry2x32"), jnp.zeros(())
+        key = jax.random.key(0, impl="threefry2x32")
         transform = build(factory, {**static.keywords, **floats}, key)
-
-        def step(state: Any, leaves: Any) -> Any:
-            parameters, gradient = map(structure.unflatten, leaves)
-            extra = asked(zero, gradient, lambda params: zero)
-            updates, state = transform.update(gradient, state, parameters, **extra)
-            return state, jax.tree.leaves(updates)
-
-        first = structure.unflatten([leaf[0] for leaf in params])
-        return jax.lax.scan(step, transform.init(first), (params, gradients))[1]
+        return driven(transform, structure.unflatten, params, gradients)
 
     def run(*arguments: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote
@@ -231,7 +223,11 @@ def homogeneity(factory: Factory, points: Iterable[Mapping[str, Any]], like: Any
 
     def together(point: Mapping[str, Any]) -> Homogeneity | None:
         """None where every array has the rule of one array by itself."""
-        return None if _one_rule(factory, point, like) else _joint(_of_arrays(factory, point, cases, like))
+        rules = dict(zip(map(".".join, name_leaves(like)), leaf_rules(factory, point, like)))
+        alone = _rule_alone(factory, point)
+        if alone is not None and all(same_rule(alone, rule) for rule in rules.values()):
+            return None
+        return _joint(_of_arrays(factory, point, cases, like, rules))
 
     measured = []
     for point in points:
@@ -264,30 +260,26 @@ def told_apart(factory: Factory, points: Iterable[Mapping[str, Any]], like: Any,
     ]
 
 
-def _one_rule(factory: Factory, point: Mapping[str, Any], like: Any) -> bool:
-    """Whether every array of a tree, and one array by itself, are moved by the same rule."""
+def _rule_alone(factory: Factory, point: Mapping[str, Any]) -> np.ndarray | None:
+    """The rule of one array by itself; None for an optimizer that does not take one."""
     try:
-        [alone] = leaf_rules(factory, point, jnp.zeros(()))
+        return leaf_rules(factory, point, jnp.zeros(()))[0]
     except Exception:  # of any kind: a function that looks for the names of the tree's arrays
-        return False
-    return all(same_rule(alone, found) for found in leaf_rules(factory, point, like))
+        return None
 
 
-def _of_arrays(factory: Factory, point: Mapping[str, Any], cases: list[Case], like: Any) -> dict[str, Homogeneity]:
+def _of_arrays(
+    factory: Factory, point: Mapping[str, Any], cases: list[Case], like: Any, rules: Mapping[str, np.ndarray]
+) -> dict[str, Homogeneity]:
     """{path of an array: what was measured of it}, one array of every rule; arrays that never move are left out."""
     run = leaf_moves(factory, point, like)
     histories, theta = _histories_of(cases)
     moved = {case: run(*history) for case, history in histories.items()}
-    different: dict[str, np.ndarray] = {}
-    for path, rule in zip(name_leaves(like), leaf_rules(factory, point, like)):
-        if not any(same_rule(rule, other) for other in different.values()):
-            different[".".join(path)] = rule
-    names = [".".join(path) for path in name_leaves(like)]
-    return {
-        name: _judge({case: updates[names.index(name)] for case, updates in moved.items()}, theta, point)
-        for name, rule in different.items()
-        if rule.any()
-    }
+    out: dict[str, Homogeneity] = {}
+    for place, (name, rule) in enumerate(rules.items()):
+        if rule.any() and not any(same_rule(rule, rules[other]) for other in out):
+            out[name] = _judge({case: updates[place] for case, updates in moved.items()}, theta, point)
+    return out
 
 
 def _joint(measured: Mapping[str, Homogeneity]) -> Homogeneity:

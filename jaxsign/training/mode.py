@@ -250,13 +250,11 @@ def _degrees(task: Task, runs: _Runs) -> tuple[Homogeneity, ...]:
         )
     weights = _weights(_trained(task, drawn, runs.trainable), features)
     for_features = bool(_refusal(factory, points, weights))  # it names the engine's own parameters
-    noise = draws(factory, points, features if for_features else weights)
+    template = features if for_features else weights
+    noise = draws(factory, points, template)
     degrees = homogeneity(factory, points, features)
     reasons = [NOISE if drawn.drawn else degree.reason for degree, drawn in zip(degrees, noise)]
-    if not any(reasons) and not all(
-        reads_gradients_coordinatewise(factory, points, tree, parameters=True)
-        for tree in ([features] if for_features else [weights])
-    ):
+    if not any(reasons) and not reads_gradients_coordinatewise(factory, points, template, parameters=True):
         reasons = ["it moves a coordinate by more than that coordinate's own gradients, such as a norm over a tensor"]
     if not any(reasons) and for_features and any(degree.decays for degree in degrees):
         reasons = [

@@ -143,3 +143,40 @@ def test_a_compact_tree_whose_arrays_get_other_rules_is_not_used():
     assert "two_layer_support needs" in auto.why
     with pytest.raises(NotExact, match=r"it moves w_q\.\w+ by another rule than in full, by its shape"):
         choose_mode(js.two_layer(problem, engine="support"), by_size, [{"learning_rate": 0.1}], hyper)
+
+
+ASCENT = optax.chain(optax.contrib.normalize(), optax.sgd(0.3))
+ASKING = {
+    "polyak_sgd": (optax.polyak_sgd(1e3), lambda loss, value: {"value": value}),
+    "sam": (
+        optax.contrib.sam(optax.sgd(0.1), ASCENT, sync_period=2, opaque_mode=True),
+        lambda loss, value: {"grad_fn": lambda params, _: jax.grad(loss)(params)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize("engine", ["dense", "auto"])
+def test_an_optimizer_that_asks_for_the_loss_trains_like_a_loop_over_all_weights(setting, name, engine):
+    """Both measure a norm over all weights, of which the compact tree has fewer: it must not be used for them."""
+    problem, _ = setting
+    hyper = js.Hyper(sigma_p=2.0, sigma_0=0.05)
+    transform, extra = ASKING[name]
+    key, task = jax.random.key(0), js.two_layer(problem, engine="dense")
+    data = task.sample(js.stream(key, "data"), hyper)
+    params = task.init(js.stream(key, "init"), data, hyper)
+    state, losses = transform.init(params), []
+
+    def loss(weights):
+        return task.loss(weights, data, hyper)
+
+    for _ in range(21):
+        value, gradient = jax.value_and_grad(loss)(params)
+        losses.append(float(value))
+        updates, state = transform.update(gradient, state, params, **extra(loss, value))
+        params = optax.apply_updates(params, updates)
+    run = js.train(key, js.two_layer(problem, engine=engine), hyper, transform, steps=20, record=1)
+    assert losses[-1] < losses[0] / 2
+    np.testing.assert_allclose(run.trace["train_loss"], losses, rtol=1e-4, atol=1e-6)
+    with pytest.raises(NotExact, match="two_layer_support needs"):
+        choose_mode(js.two_layer(problem, engine="support"), lambda: transform, [{}], hyper)

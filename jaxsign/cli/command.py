@@ -91,11 +91,9 @@ def _report(args: argparse.Namespace) -> int:
         return _page(args, None)
     while True:
         states = [(str(path), status_lines(path)[0]) for path in results_below(*args.dirs)]
-        waiting = [name for name, lines in states if ["next", "finished"] not in lines]
-        if not waiting:
+        if all(["next", "finished"] in lines for _, lines in states):
             return _page(args, None)
-        named = [(name, [(label, words) for label, words in lines]) for name, lines in states]
-        _page(args, report.Live(args.watch, named, times.words(datetime.now(UTC))))
+        _page(args, report.Live(args.watch, states, times.words(datetime.now(UTC))))
         time.sleep(args.watch)
 
 

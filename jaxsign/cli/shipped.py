@@ -44,7 +44,8 @@ def script(kind: str, name: str) -> Path:
     Raises:
       ValueError: if there is none of this name; the message lists those that there are.
     """
-    return scripts(kind)[known({"sweeps": "experiment", "figures": "figure"}[kind], name, scripts(kind))]
+    found = scripts(kind)
+    return found[known({"sweeps": "experiment", "figures": "figure"}[kind], name, found)]
 
 
 def show_list(kind: str) -> None:

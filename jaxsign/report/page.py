@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,7 @@ class Live:
     """
 
     seconds: int
-    states: list[tuple[str, list[tuple[str, str]]]]
+    states: Sequence[tuple[str, Sequence[Sequence[str]]]]
     now: str
 
 

@@ -85,8 +85,9 @@ def _command() -> str:
     return shlex.join([os.path.basename(interpreter), *words])
 
 
+@functools.cache
 def _commit() -> str | None:
-    """The git commit of this code, None without git or a repository."""
+    """The git commit of this code when it was first asked for; None without git or a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
@@ -94,6 +95,7 @@ def _commit() -> str | None:
         return None
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     """A package's version; None for jaxsign itself if it is run without being installed."""
     try:

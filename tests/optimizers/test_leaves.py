@@ -170,11 +170,15 @@ def test_an_optimizer_that_asks_for_the_loss_trains_like_a_loop_over_all_weights
     def loss(weights):
         return task.loss(weights, data, hyper)
 
-    for _ in range(21):
+    @jax.jit
+    def step(params, state):
         value, gradient = jax.value_and_grad(loss)(params)
-        losses.append(float(value))
         updates, state = transform.update(gradient, state, params, **extra(loss, value))
-        params = optax.apply_updates(params, updates)
+        return value, optax.apply_updates(params, updates), state
+
+    for _ in range(21):
+        value, params, state = step(params, state)
+        losses.append(float(value))
     run = js.train(key, js.two_layer(problem, engine=engine), hyper, transform, steps=20, record=1)
     assert losses[-1] < losses[0] / 2
     np.testing.assert_allclose(run.trace["train_loss"], losses, rtol=1e-4, atol=1e-6)

@@ -35,9 +35,9 @@ class CompileLog:
         self.purpose = self.traced = ""
 
     def expect(self, programs: Iterable[Hashable]) -> None:
-        """Announces the programs that train runs, before the first of them is traced; only these are counted."""
+        """Announces the programs that train runs, in place of those announced before; only these are counted."""
         with self.lock:
-            self.announced.update(programs)
+            self.announced = set(programs)
 
     def submitted(self, program: Hashable) -> None:
         """A part of a program waits for its thread, which will be `working` on it."""

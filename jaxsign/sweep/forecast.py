@@ -112,13 +112,13 @@ def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None
     if speed is not None:
         real("speed", speed, 0.0, open_low=True)
     check_tasks(sweep)
-    plan = Plan.new(sweep, Limits(memory), measured=speed is None)
-    counts: list[list[int]] = [[] for _ in plan.groups]  # runs of every call
-    for unit in plan.units(plan.layout.all_runs()):
-        counts[unit.group].append(len(unit.members))
-    sizes = [program.padded(max(runs)) for program, runs in zip(plan.programs, counts)]
     total = None
     with Compiler(compile=speed is None) as compiler:
+        plan = Plan.new(sweep, Limits(memory), compiler=compiler if speed is None else None)
+        counts: list[list[int]] = [[] for _ in plan.groups]  # runs of every call
+        for unit in plan.units(plan.layout.all_runs()):
+            counts[unit.group].append(len(unit.members))
+        sizes = [program.padded(max(runs)) for program, runs in zip(plan.programs, counts)]
         compiled = [compiler.compile(program) for program in plan.programs]
         if speed is None:
             costs = zip(counts, sizes, run_seconds(compiled))

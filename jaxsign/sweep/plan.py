@@ -13,7 +13,6 @@ import jax
 from jaxsign.store.environment import physical_memory
 from jaxsign.store.results import Variable
 from jaxsign.sweep import sizes
-from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.groups import Group, make_groups
 from jaxsign.sweep.identity.definition import plain_point, skeleton
 from jaxsign.sweep.layout import BlockRuns, Layout, WorkUnit, result_variables, stored_coordinates, work_units
@@ -97,17 +96,16 @@ class Plan:
 
     @classmethod
     def new(
-        cls, sweep: Sweep, limits: Limits, groups: Sequence[Group] | None = None, measured: bool = True,
-        log: CompileLog | None = None,
-    ) -> "Plan":  # fmt: skip
+        cls, sweep: Sweep, limits: Limits, groups: Sequence[Group] | None = None, compiler: Compiler | None = None
+    ) -> "Plan":
         """The plan of new results.
 
         Args:
           sweep: the sweep.
           limits: limits of the run.
           groups: the groups of the sweep, if they are known.
-          measured: whether lane widths may be measured, which takes some seconds for a long sweep.
-          log: counts what is compiled to measure them.
+          compiler: measures lane widths for a long sweep, which takes some seconds; None takes those that fit the
+            cache.
 
         Raises:
           ValueError: if one run does not fit into the memory.
@@ -123,9 +121,11 @@ class Plan:
                 )
         widths = tuple(limits.lane_width or _cache_width(group, cost) for group, cost in zip(groups, costs))
         plan = cls(sweep, groups, _new_layout(sweep, costs, widths, limits), widths, limits)
-        if not measured or limits.lane_width is not None:
+        if compiler is None or limits.lane_width is not None:
             return plan
-        widths = tuple(lane_widths(plan.programs, log))
+        widths = tuple(lane_widths(plan.programs, compiler))
+        if widths == plan.widths:
+            return plan
         return cls(sweep, groups, _new_layout(sweep, costs, widths, limits), widths, limits)
 
     @classmethod
@@ -136,7 +136,7 @@ class Plan:
         order: Sequence[Sequence[int]],
         limits: Limits,
         groups: Sequence[Group] | None = None,
-        log: CompileLog | None = None,
+        compiler: Compiler | None = None,
     ) -> "Plan":
         """The plan of results that exist already; only the lane width of a new group is chosen now.
 
@@ -146,7 +146,7 @@ class Plan:
           order: for every dimension of (axes, optimizer, seed), the sweep's index of every stored point, or -1.
           limits: limits of the run.
           groups: the groups of the sweep, if they are known.
-          log: as in `new`.
+          compiler: as in `new`.
         """
         groups, record = tuple(groups or make_groups(sweep)), manifest["plan"]
         layout = Layout(tuple(map(tuple, order)), tuple(record["block"]), record["records"], record["runs"])
@@ -158,7 +158,7 @@ class Plan:
             next((known[text] for text in _texts(group.identity(), _points(group)) if text in known), 0)
             for group in groups
         ]
-        new = begun_widths if all(begun_widths) else cls.new(sweep, limits, groups, log=log).widths
+        new = begun_widths if all(begun_widths) else cls.new(sweep, limits, groups, compiler).widths
         widths = tuple(width or chosen for width, chosen in zip(begun_widths, new))
         return cls(sweep, groups, layout, widths, limits)
 

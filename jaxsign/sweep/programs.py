@@ -69,10 +69,14 @@ class Program:
 
     def __init__(self, group: Group, width: int, slots: int, mesh: jax.sharding.Mesh, tape: Tape | None = None):
         self.group, self.width, self.slots = group, width, max(slots, 2)
-        self.mesh, self.part = mesh, width * mesh.size
+        self.mesh, self.tape, self.part = mesh, tape, width * mesh.size
         self.drawn = (DRAWN_MANY if group.sweep.size > MANY else DRAWN) * mesh.size
         self.begin = drawing(group.task, mesh)
         self.init, self.advance, self.summarise, self.project = _functions(group, tape, mesh)
+
+    def with_width(self, width: int) -> "Program":
+        """The same programs for lanes of another width."""
+        return Program(self.group, width, self.slots, self.mesh, self.tape)
 
     def parts(self, count: int) -> list[slice]:
         """The parts of so many runs; the last one may be filled only partly."""

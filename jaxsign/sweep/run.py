@@ -330,8 +330,8 @@ def _in_memory(sweep: Sweep, limits: Limits, progress: Progress) -> "xr.Dataset"
     """Runs the whole grid into arrays in memory."""
     started = time.time()
     _say_programs(sweep)
-    plan = Plan.new(sweep, limits, log=progress.log)
     with Compiler(log=progress.log) as compiler, listening(kept=False) as stop:
+        plan = Plan.new(sweep, limits, compiler=compiler)
 
         def attempt(runs: int) -> tuple[Memory, dict[str, str]]:
             sized = plan.with_call_size(runs)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.programs import Compiled, Compiler, Program, no_stops
 from jaxsign.sweep.sizes import BLOCK_RUNS
 from jaxsign.sweep.starts import Starts
@@ -91,35 +90,32 @@ def run_seconds(compiled: Sequence[Compiled]) -> list[float]:
     return [seconds[id(one.advance)] for one in compiled]
 
 
-def lane_widths(programs: Sequence[Program], log: CompileLog | None = None) -> list[int]:
+def lane_widths(programs: Sequence[Program], compiler: Compiler) -> list[int]:
     """The lane width of every group: the one that fits the cache, or a measured one if the sweep is long.
 
     A quarter and four times the cache's width are tried on each group that takes a good part of a long sweep.
 
     Args:
       programs: of every group, with the width that fits the cache.
-      log: counts what is compiled.
+      compiler: of the run, which finds the programs compiled when it comes to train.
     """
     widths = [program.width for program in programs]
     sweep, mesh = programs[0].group.sweep, programs[0].mesh
     if sweep.size * sweep.schedule.steps < FEW_SEED_STEPS:
         return widths
-    log = log or CompileLog()
-    with log.measuring("measuring lane widths"), Compiler(log=log) as compiler:
+    compiler.log.expect(map(compiler.key, programs))
+    for one in [compiler.compile(program) for program in programs]:  # side by side, before the first is waited for
+        one.wait()
+    with compiler.log.measuring("measuring lane widths"):
         known: dict[Any, float] = {}  # groups of different numbers may share a program
 
-        def compiled(program: Program, width: int) -> Compiled:
-            return compiler.compile(Program(program.group, width, program.slots, mesh))
-
-        def seconds_of_a_run(program: Program, width: int) -> float:
-            key = (program.group.program_key, width)
+        def seconds_of_a_run(program: Program) -> float:
+            key = compiler.key(program)
             if key not in known:
-                known[key] = measure(compiled(program, width)).run(sweep)
+                known[key] = measure(compiler.compile(program)).run(sweep)
             return known[key]
 
-        for program in {program.group.program_key: program for program in programs}.values():
-            compiled(program, program.width)  # side by side, before the first one is waited for
-        seconds = [seconds_of_a_run(program, program.width) * program.group.size for program in programs]
+        seconds = [seconds_of_a_run(program) * program.group.size for program in programs]
         if sum(seconds) < LONG_SECONDS:
             return widths
         fastest: dict[Any, int] = {}
@@ -129,7 +125,7 @@ def lane_widths(programs: Sequence[Program], log: CompileLog | None = None) -> l
             if key not in fastest and seconds[i] > 0.1 * sum(seconds):
                 most = max(1, min(BLOCK_RUNS, group.size) // mesh.size)
                 others = {w for w in (max(width // 4, 1), width * 4) if w <= most} - {width}
-                measured = {w: seconds_of_a_run(program, w) for w in others}
+                measured = {w: seconds_of_a_run(program.with_width(w)) for w in others}
                 current = seconds[i] / group.size
                 best = min(measured, key=lambda w: measured[w], default=width)
                 fastest[key] = best if measured.get(best, current) * BETTER < current else width

@@ -132,10 +132,10 @@ class Session:
         """Makes the plan, and makes, extends or mends the store if need be; returns the variables of the store."""
         sweep, path = self.sweep, self.path
         if stored is None:
-            self.plan = Plan.new(sweep, limits, self.groups, log=self.compiler.log)
+            self.plan = Plan.new(sweep, limits, self.groups, self.compiler)
             return self._write_store({"definition": definition(sweep), "computation": self.computation})
         self.match = match = compare(str(path), stored, sweep, self.accept, self.computation)
-        self.plan = Plan.stored(sweep, stored, match.order, limits, self.groups, self.compiler.log)
+        self.plan = Plan.stored(sweep, stored, match.order, limits, self.groups, self.compiler)
         grown = match.grown(stored)
         # Those that have not read the manifest yet will work by the new one.
         if (grown or match.changed) and (busy := locks.others(path, self.shard, identity(stored)[1])):

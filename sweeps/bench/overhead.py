@@ -72,9 +72,9 @@ class Bare:
     """The same units in calls as long as their stops allow: what the device has to do and nothing else."""
 
     def __init__(self, made):
-        plan = Plan.new(made, Limits())
-        (self.program,) = plan.programs
-        self.made, self.compiler, self.records = made, Compiler(), plan.layout.records
+        self.made, self.compiler = made, Compiler()
+        plan = Plan.new(made, Limits(), compiler=self.compiler)
+        (self.program,), self.records = plan.programs, plan.layout.records
         self.todo = plan.units(plan.layout.all_runs())
         self.compiled = plan.compiled(self.todo, self.compiler)[0]
         self.compiled.wait()

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import jaxsign as js
-from jaxsign.sweep import programs
+from jaxsign.sweep import programs, timing
 from jaxsign.sweep.plan import Limits, Plan
 from jaxsign.sweep.programs import Compiler, joined
 from jaxsign.sweep.starts import Starts
@@ -98,6 +98,44 @@ def test_a_users_observable_is_traced_anew(problem, monkeypatch):
     assert (js.run_sweep(sweep(problem, **made))["observed"] == np.float32(0.06)).all()
     monkeypatch.setitem(globals(), "RATE", 0.06)
     assert (js.run_sweep(sweep(problem, **made))["observed"] == np.float32(0.12)).all()
+
+
+def test_a_long_sweep_is_timed_with_the_programs_that_train_it(problem, monkeypatch):
+    traced, timed = [], []
+
+    def observed(params, data, test, hyper):
+        traced.append(True)
+        return hyper.sigma_p
+
+    def traces():
+        traced.clear()
+        js.run_sweep(sweep(problem, observables=["train_loss", observed], axes={"seed": 2}))
+        return len(traced)
+
+    plain = traces()
+    monkeypatch.setattr(timing, "FEW_SEED_STEPS", 0)
+    monkeypatch.setattr(timing, "measure", lambda compiled: timed.append(compiled) or timing.Speed(0.0, 0.0, 0.0, 0.0))
+    assert traces() == plain
+    assert len(timed) == 2  # families
+
+
+def test_a_measured_width_stores_the_same_trajectory(problem, monkeypatch, tmp_path):
+    made = sweep(problem, optimizers={"sign_gd": js.sign_gd(1e-2)}, axes={"seed": 12}, trajectory="signs")
+    js.run_sweep(made, tmp_path / "cache", lane_width=4)
+    for name in ("FEW_SEED_STEPS", "LONG_SECONDS"):
+        monkeypatch.setattr(timing, name, 0)
+    widths = []
+
+    def measure(compiled):
+        widths.append(compiled.program.width)
+        return timing.Speed(0.0, 1.0 / len(widths), 0.0, 0.0)  # whatever is measured later is faster
+
+    monkeypatch.setattr(timing, "measure", measure)
+    js.run_sweep(made, tmp_path / "measured")
+    stored, measured = (js.open_trajectory(tmp_path / name) for name in ("cache", "measured"))
+    assert len(widths) > 1
+    for a, b in zip(*(jax.tree.leaves(opened.sel(seed=11).params(20)) for opened in (stored, measured))):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
 
 
 def test_kept_programs_are_bounded(problem, monkeypatch):

@@ -147,7 +147,8 @@ def _checked_state(task: Task, params: PyTree, returned: Any) -> Any:
         for (path, leaf), (_, like) in zip(given, old):
             if jax.dtypes.issubdtype(like.dtype, jax.dtypes.extended):
                 raise ValueError(f"{place} must hold floats, integers or bools, got {_kind(like)}: draw in batch=")
-            if np.shape(leaf) != like.shape or jnp.result_type(leaf) != like.dtype:
+            rounded = all(jnp.issubdtype(kind, jnp.floating) for kind in (jnp.result_type(leaf), like.dtype))
+            if np.shape(leaf) != like.shape or not (rounded or jnp.result_type(leaf) == like.dtype):
                 after = f"{jnp.result_type(leaf)}[{','.join(map(str, np.shape(leaf)))}]"
                 raise ValueError(
                     f"{place}{jax.tree_util.keystr(path)} must stay {_kind(like)} as init returns it, and loss returns "

@@ -74,7 +74,8 @@ class Task:
       state: names of top-level fields of params that no gradient trains, such as the running means of batch
         normalisation. At every step they become what the loss returns for them, computed from the parameters before the
         step; optimizer, `trainable=` and weight decay do not see them. They are part of params everywhere else: in
-        `observe`, in `watch`, in checkpoints, in `run.params`. Their shapes and dtypes (floats, integers, bools) stay.
+        `observe`, in `watch`, in checkpoints, in `run.params`. Shapes and dtypes stay those of `init` (floats, integers
+        or bools); a wider float is rounded to the field's.
         None: all of params is trained.
 
     Raises:

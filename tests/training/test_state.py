@@ -95,7 +95,6 @@ def by_hand(seed, steps):
     return {"train_loss": train_loss, "mean": mean, "var": var}, first
 
 
-@pytest.mark.x64
 def test_batch_normalisation_of_flax_is_that_of_a_loop_in_numpy(eps):
     run = js.train(jax.random.key(3), TASK, HYPER, optax.sgd(RATE), steps=12, record=12)
     expected, first = by_hand(3, 12)
@@ -204,6 +203,28 @@ def test_a_mistake_with_the_state_ends_in_one_line(changes, words):
     message = str(caught.value)
     assert [word for word in words if word not in message] == [], message
     assert "\n" not in message
+
+
+def test_a_state_keeps_the_dtype_and_the_integers_that_init_gave_it():
+    """A counter in int32, and a mean of all steps in bfloat16, which every step rounds."""
+
+    def counted(params, batch, hyper):
+        count, old = params["seen"]["count"] + 1, params["seen"]["mean"].astype(float)
+        mean = old + (batch["x"].mean() - old) / count.astype(float)
+        return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2), {"seen": {"count": count, "mean": mean}}
+
+    def init(key, data, hyper):
+        return {"w": jnp.zeros(D), "seen": {"count": jnp.zeros((), jnp.int32), "mean": jnp.zeros((), jnp.bfloat16)}}
+
+    def seen(params, data, test, hyper):
+        return {"count": params["seen"]["count"], "w": params["w"]}
+
+    task = dataclasses.replace(TASK, init=init, loss=counted, observe=seen, dims={}, batch=None, state=("seen",))
+    run = js.train(jax.random.key(0), task, HYPER, optax.adam(0.1), steps=5, record=1)
+    assert run.trace["count"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert run.params["seen"]["mean"].dtype == jnp.bfloat16
+    data = sample(js.stream(jax.random.key(0), "data"), HYPER, None)
+    assert run.params["seen"]["mean"] == data["x"].mean().astype(jnp.bfloat16)
 
 
 def test_what_does_not_know_of_the_state_is_refused(tmp_path):

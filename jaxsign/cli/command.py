@@ -125,6 +125,8 @@ def _page(args: argparse.Namespace, claims: Sequence[Claim] | None, live: report
 def _plan(args: argparse.Namespace) -> int:
     """Prints what the sweeps of an experiment will take."""
     speed = args.seed_steps_per_second
+    if args.quick and speed is not None:
+        raise ValueError(f"--quick gives no times: leave --seed-steps-per-second {speed:g} away")
     configure(args.devices if speed is None else None, args.x64)  # the speed of another machine goes with its devices
     given = [(name, getattr(args, name)) for name in ("seeds", "steps", "engine", "tiny", "x64")]
     words = [f"--{name}" if value is True else f"--{name} {value}" for name, value in given if value]
@@ -132,7 +134,7 @@ def _plan(args: argparse.Namespace) -> int:
     file = str(shipped.script("sweeps", args.file)) if name else args.file
     begins = ["jaxsign run", args.file] if name else ["python", shlex.quote(args.file)]
     command = " ".join([*begins, "--out DIR", *words])
-    print_plan(load_build(file)(args), command, args.memory, speed, args.devices or 1)
+    print_plan(load_build(file)(args), command, args.memory, speed, args.devices or 1, args.quick)
     return DONE
 
 
@@ -214,6 +216,7 @@ def command_parser() -> Parser:
     plan.set_defaults(out=None, help=False)  # as sweep_cli hands them to build
     plan.add_argument("--memory", type=count, metavar="BYTES", help="memory of one call, default as in run_sweep")
     plan.add_argument("--seed-steps-per-second", type=positive, metavar="X", help="a device's speed; none is measured")
+    plan.add_argument("--quick", action="store_true", help="runs, programs and bytes alone: nothing is compiled")
     plan.add_argument("--devices", type=count, metavar="N", help="devices of speed X; without it, CPU devices here")
     command("status", _status, "what is done, who works on it and what is left; reads only")
     command("verify", _verify, "read every checksum and number; exit with 1 if anything is damaged or not run")

@@ -66,8 +66,8 @@ def run_sweep(
         memory.
       shard: (index, count): run only the blocks b = index mod count, beside other processes in the same `out`; "auto"
         takes both from `jax.distributed`, which it starts if need be.
-      scheduler: address of a Dask scheduler, such as "tcp://node1:8786": its workers, which see the same `out`, run the
-        blocks as tasks; a block whose worker dies is run by another one. Needs the extra `cluster`.
+      scheduler: address of a Dask scheduler, such as `"tcp://node1:8786"`: its workers, which see the same `out`, run
+        the blocks as tasks; a block whose worker dies is run by another one. Needs the extra `cluster`.
       memory: bytes that the runs of one call may take together; default 256 MiB on a CPU, half of the memory of any
         other device. The value of the first call is stored in the directory and kept.
       lane_width: runs that one vmap holds, int >= 1; by default as many as fit a core's cache, or the fastest width if

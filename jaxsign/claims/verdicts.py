@@ -367,12 +367,13 @@ def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str]
     return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside), asked)
 
 
-def undecided(table: ClaimTable, datasets: "Sequence[xr.Dataset]") -> list[str]:
+def undecided(table: ClaimTable, datasets: "Sequence[xr.Dataset]", own: bool = False) -> list[str]:
     """Why claims are not decided, where one of the Datasets is of a system that the claims are about.
 
     Args:
       table: the verdicts on all Datasets.
       datasets: of any system.
+      own: whether the claims were given by the user, who means these Datasets.
 
     Returns:
       A sentence for every reason; none if the claims are about none of the Datasets.
@@ -380,7 +381,7 @@ def undecided(table: ClaimTable, datasets: "Sequence[xr.Dataset]") -> list[str]:
     from jaxsign.claims.catalogue import SYSTEMS
 
     about = any(system_of(ds) in (*SYSTEMS, "") for ds in datasets)
-    return list(table.reasons()) if table.rows or about else []
+    return list(table.reasons()) if table.rows or about or own else []
 
 
 def _places(datasets: "Sequence[xr.Dataset]") -> "dict[tuple[str, Setting], list[xr.Dataset]]":

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from jaxsign import report
 from jaxsign.claims import tables
+from jaxsign.claims.claim import Claim
 from jaxsign.claims.verdicts import check, undecided
 from jaxsign.cli import shipped
 from jaxsign.cli.console import DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
 from jaxsign.cli.directories import each_usable, results_below
 from jaxsign.cli.experiment import build_options, load_build
 from jaxsign.cli.netcdf import export_netcdf
+from jaxsign.cli.own_claims import load_claims
 from jaxsign.cli.status import print_plan, print_status, print_verify, status_lines
 from jaxsign.store import times
 from jaxsign.store.files import is_results
@@ -58,17 +60,18 @@ def _claims(args: argparse.Namespace) -> int:
     before = None if reference is None else tables.read(reference)
     if csv is not None and reference is not None and tables.same_file(csv, reference):
         raise ValueError(f"--csv would replace the table that --against compares with, got {args.csv!r} for both")
+    claims = load_claims(args.claims, args.claim)
     datasets, left_out = each_usable(args.dirs, lambda path: undamaged(path)[0])
-    table = check(list(datasets.values()), claims=args.claim)
+    table = check(list(datasets.values()), claims=claims)
     for line in (table.to_markdown() if args.markdown else str(table)).split("\n") if table.rows else []:
         show(line)
     if table.rows:
         if args.markdown:
             show("")  # or the sentence would be the table's last row
         show(table.chances())
-    reasons = [] if table.rows else undecided(table, list(datasets.values()))
+    reasons = [] if table.rows else undecided(table, list(datasets.values()), own=args.claims is not None)
     if not table.rows and not reasons:
-        reasons = ["no claim of jaxsign is about these systems; js.check(ds, claims=[...]) decides claims of your own"]
+        reasons = ["no claim of jaxsign is about these systems; --claims FILE decides claims of your own"]
     for reason in reasons:
         show(f"no claim can be decided from {' '.join(args.dirs)}: {reason}")
     if csv is not None:
@@ -87,17 +90,18 @@ def _claims(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     """Writes one page about all results below the directories; with --watch again and again, until all are finished."""
     report.check_file(local_path("--out", args.out))
+    claims = load_claims(args.claims)
     if args.watch is None:
-        return _page(args, None)
+        return _page(args, claims, None)
     while True:
         states = [(str(path), status_lines(path)[0]) for path in results_below(*args.dirs)]
         if all(["next", "finished"] in lines for _, lines in states):
-            return _page(args, None)
-        _page(args, report.Live(args.watch, states, times.words(datetime.now(UTC))))
+            return _page(args, claims, None)
+        _page(args, claims, report.Live(args.watch, states, times.words(datetime.now(UTC))))
         time.sleep(args.watch)
 
 
-def _page(args: argparse.Namespace, live: report.Live | None) -> int:
+def _page(args: argparse.Namespace, claims: Sequence[Claim] | None, live: report.Live | None) -> int:
     """Writes the page once, finished or of sweeps under way, of which nothing may be stored yet."""
     try:
         datasets, left_out = each_usable(args.dirs, lambda path: undamaged(path)[0])
@@ -112,7 +116,8 @@ def _page(args: argparse.Namespace, live: report.Live | None) -> int:
         names[path] = str(next(full.relative_to(parent) for parent in parents if full.is_relative_to(parent)))
     if len(set(names.values())) < len(names):
         names = {path: str(path.resolve()) for path in names}
-    file = report.write(args.out, {names[path]: ds for path, ds in datasets.items()}, args.figures, live)
+    named = {names[path]: ds for path, ds in datasets.items()}
+    file = report.write(args.out, named, args.figures, live, claims=claims)
     show(f"{file}: {size_words(file.stat().st_size)}, {counted(len(datasets), 'sweep')}")
     return UNUSABLE if left_out else DONE
 
@@ -120,6 +125,8 @@ def _page(args: argparse.Namespace, live: report.Live | None) -> int:
 def _plan(args: argparse.Namespace) -> int:
     """Prints what the sweeps of an experiment will take."""
     speed = args.seed_steps_per_second
+    if args.quick and speed is not None:
+        raise ValueError(f"--quick gives no times: leave --seed-steps-per-second {speed:g} away")
     configure(args.devices if speed is None else None, args.x64)  # the speed of another machine goes with its devices
     given = [(name, getattr(args, name)) for name in ("seeds", "steps", "engine", "tiny", "x64")]
     words = [f"--{name}" if value is True else f"--{name} {value}" for name, value in given if value]
@@ -127,7 +134,7 @@ def _plan(args: argparse.Namespace) -> int:
     file = str(shipped.script("sweeps", args.file)) if name else args.file
     begins = ["jaxsign run", args.file] if name else ["python", shlex.quote(args.file)]
     command = " ".join([*begins, "--out DIR", *words])
-    print_plan(load_build(file)(args), command, args.memory, speed, args.devices or 1)
+    print_plan(load_build(file)(args), command, args.memory, speed, args.devices or 1, args.quick)
     return DONE
 
 
@@ -185,6 +192,8 @@ def command_parser() -> Parser:
     copied.add_argument("dir", metavar="DIR", help="new or empty")
     claims = command("claims", _claims, "predicted, measured and verdict of every claim that the DIRs can decide")
     claims.add_argument("--claim", action="append", metavar="ID", help="only this claim; may be repeated")
+    own = "claims of your own: a Python file with CLAIMS = [js.Claim(...), ...], decided in place of jaxsign's"
+    claims.add_argument("--claims", metavar="FILE", help=own)
     claims.add_argument("--strict", action="store_true", help="exit with 1 if a claim FAILS or differs from --against")
     claims.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     claims.add_argument("--csv", metavar="FILE", help="also write the table as CSV; an earlier table is replaced")
@@ -199,6 +208,7 @@ def command_parser() -> Parser:
         "--watch", type=count, metavar="SECONDS",
         help="write the page again every SECONDS until all sweeps are finished; a browser that shows it follows",
     )  # fmt: skip
+    page.add_argument("--claims", metavar="FILE", help=own)
     page.add_argument("--figures", metavar="FOLDER", help="also show the SVG and PNG files of this folder")
     plan = command("plan", _plan, "runs, programs, memory, time and disk that an experiment will take", results=False)
     plan.add_argument("file", metavar="FILE", help="an experiment's NAME, or a file with build(args) -> {key: Sweep}")
@@ -206,6 +216,7 @@ def command_parser() -> Parser:
     plan.set_defaults(out=None, help=False)  # as sweep_cli hands them to build
     plan.add_argument("--memory", type=count, metavar="BYTES", help="memory of one call, default as in run_sweep")
     plan.add_argument("--seed-steps-per-second", type=positive, metavar="X", help="a device's speed; none is measured")
+    plan.add_argument("--quick", action="store_true", help="runs, programs and bytes alone: nothing is compiled")
     plan.add_argument("--devices", type=count, metavar="N", help="devices of speed X; without it, CPU devices here")
     command("status", _status, "what is done, who works on it and what is left; reads only")
     command("verify", _verify, "read every checksum and number; exit with 1 if anything is damaged or not run")

@@ -11,6 +11,7 @@ from typing import Any
 from jaxsign.compilation import no_platform
 from jaxsign.store.environment import cores
 from jaxsign.store.results import UnusableData
+from jaxsign.sweep.leaving import leave
 from jaxsign.validation.messages import Printed, drop_unsaid, occupy_closed_streams, say
 from jaxsign.validation.values import positive_int, real
 
@@ -85,7 +86,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         drop_unsaid()
     say(f"{prog}: {' '.join(message.split())}")
     drop_unsaid()
-    return status
+    return leave(status)
 
 
 def configure(devices: int | None = None, x64: bool = False) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from jaxsign.cli.console import DONE, Parser, configure, count, guarded, positive
 from jaxsign.store.files import LINKABLE
@@ -166,17 +167,7 @@ def load_build(file: str) -> Build:
     Raises:
       ValueError: if there is no such file, it cannot be loaded, or it defines no `build`.
     """
-    path = local_path("FILE", file)
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise ValueError(f"FILE must be a Python file that exists and ends in .py, got {file!r}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # as an import does, since dataclasses look their module up
-    try:
-        with _importable(path.parent):
-            spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a user's file: any error means that it cannot be loaded
-        raise ValueError(f"{file!r} cannot be loaded: {type(error).__name__}: {error}") from None
+    path, module = local_path("FILE", file), load_file(file)
     if not callable(getattr(module, "build", None)):
         raise ValueError(f"{file!r} defines no build(args) that returns {{key: js.Sweep}}")
 
@@ -188,6 +179,26 @@ def load_build(file: str) -> Build:
         return sweeps
 
     return build
+
+
+def load_file(file: str) -> ModuleType:
+    """A user's Python file as a module; its folder is on the path while it runs.
+
+    Raises:
+      ValueError: if there is no such file, or it cannot be loaded.
+    """
+    path = local_path("FILE", file)
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ValueError(f"FILE must be a Python file that exists and ends in .py, got {file!r}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # as an import does, since dataclasses look their module up
+    try:
+        with _importable(path.parent):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a user's file: any error means that it cannot be loaded
+        raise ValueError(f"{file!r} cannot be loaded: {type(error).__name__}: {error}") from None
+    return module
 
 
 @contextlib.contextmanager

@@ -16,16 +16,16 @@ from jaxsign.validation.messages import counted, say, show, size_words, time_wor
 
 
 def print_plan(
-    sweeps: Mapping[str, Sweep], command: str, memory: int | None, speed: float | None, devices: int
+    sweeps: Mapping[str, Sweep], command: str, memory: int | None, speed: float | None, devices: int, quick: bool
 ) -> None:
-    """Prints what every sweep will take, their total, and the command that runs them."""
+    """Prints what every sweep will take, their total, and the command that runs them; no times if it is to be quick."""
     import jax
 
     forecasts = []
     for key, sweep in sweeps.items():
-        if speed is None:  # minutes where steps are slow and programs are many
-            say(f"{key}: compiling and measuring; --seed-steps-per-second skips it")
-        forecasts.append(forecast(sweep, memory, speed, devices))
+        if speed is None and not quick:  # minutes where steps are slow and programs are many
+            say(f"{key}: compiling and measuring; --quick or --seed-steps-per-second skips it")
+        forecasts.append(forecast(sweep, memory, speed, devices, measure=not quick))
         print("\n".join(plan_lines(key, forecasts[-1])), flush=True)
     local = jax.local_devices()
     if speed is None:
@@ -37,7 +37,8 @@ def print_plan(
     print(f"total: {counted(runs, 'run')}, {counted(programs, 'program')} to compile")
     if compiling := [f.compile_seconds for f in forecasts if f.compile_seconds is not None]:
         print(f"  compiling    {time_words(sum(compiling))}, measured now; partly while other programs run")
-    print(f"  time         {time_words(sum(f.seconds for f in forecasts))} {source}")
+    if seconds := [f.seconds for f in forecasts if f.seconds is not None]:
+        print(f"  time         {time_words(sum(seconds))} {source}")
     print(f"  results      {size_words(sum(f.result_bytes for f in forecasts))} before compression")
     print(f"  checkpoints  {size_words(max(f.checkpoint_bytes for f in forecasts))} at a time at most")
     if trajectory_bytes := sum(f.trajectory_bytes for f in forecasts):
@@ -56,12 +57,13 @@ def plan_lines(key: str, plan: Forecast) -> list[str]:
         compiling = "" if g.compile_seconds is None else "compiled above"
         if g.compile_seconds:
             compiling = f"compiled in {time_words(g.compile_seconds)}"
-        training = f"trained in {time_words(g.seconds)}"
+        training = "" if g.seconds is None else f"trained in {time_words(g.seconds)}"
         rows.append([g.family, g.task, setting, counted(g.runs, "run"), calls, lanes, compiling, training])
     lines += [f"  {row}" for row in _aligned(rows)]
     compiling = "" if plan.compile_seconds is None else f"compiled in {time_words(plan.compile_seconds)}, "
+    training = "" if plan.seconds is None else f"trained in {time_words(plan.seconds)}; "
     lines.append(
-        f"  {compiling}trained in {time_words(plan.seconds)}; a call holds up to {counted(plan.call_runs, 'run')} in "
+        f"  {compiling}{training}a call holds up to {counted(plan.call_runs, 'run')} in "
         f"{size_words(plan.call_bytes)}; results {size_words(plan.result_bytes)}, checkpoints "
         f"{size_words(plan.checkpoint_bytes)}"
     )

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Points of the axes that are drawn one by one; of more points, this many are chosen evenly.
 POINTS = 6
+#: Coordinate of an optimizer that stands for several of its family: of how many, and why this one.
+CHOSEN = "chosen"
 #: Recorded steps that a line of noise is drawn from: more cannot be seen on 5 cm.
 STEPS = 150
 #: More dots than these are drawn as one picture of pixels.
@@ -134,11 +136,13 @@ def _point(ds: "xr.Dataset", place: dict[str, int]) -> "xr.Dataset":
     if "train_loss" in point:
         last = point["train_loss"].isel(step=-1).transpose("optimizer", "seed").values.astype(float)
         ends = np.median(np.where(np.isfinite(last), last, np.inf), axis=1)
-    chosen = []
+    chosen, words = [], []
+    why = "the lowest last training loss of" if "train_loss" in point else "the first of"
     for family in dict.fromkeys(families.tolist()):
         candidates = [i for i in np.flatnonzero(families == family) if finished[i]]
         chosen += [min(candidates, key=lambda i: ends[i])] if candidates else []
-    return point.isel(optimizer=chosen)
+        words += [f" ({why} {len(candidates)})" if len(candidates) > 1 else ""] if candidates else []
+    return point.isel(optimizer=chosen).assign_coords({CHOSEN: ("optimizer", words)})
 
 
 def _words(ds: "xr.Dataset", point: "xr.Dataset") -> str:
@@ -163,7 +167,10 @@ def _caption(point: "xr.Dataset", optimizers: str = "") -> str:
     some = f"{run.min()}" if run.min() == run.max() else f"{run.min()} to {run.max()}"
     counted = str(seeds) if run.min() == seeds else f"{some} of {seeds}"
     band = f"median and 5-95 % of {counted} seeds" if seeds > 1 else "1 seed"
-    return f"{optimizers or ', '.join(map(str, np.atleast_1d(point['optimizer'].values)))}; {band}"
+    labels = [str(label) for label in np.atleast_1d(point["optimizer"].values)]
+    if CHOSEN in point.coords:
+        labels = [label + words for label, words in zip(labels, np.atleast_1d(point[CHOSEN].values).tolist())]
+    return f"{optimizers or ', '.join(labels)}; {band}"
 
 
 def _of_losses(point: "xr.Dataset", words: str) -> Iterator[_Panel]:

@@ -24,6 +24,8 @@ from jaxsign.validation.values import local_path
 if TYPE_CHECKING:
     import xarray as xr
 
+    from jaxsign.claims.claim import Claim
+
 #: A file with this line is an earlier report and may be replaced.
 MADE_BY = '<meta name="generator" content="jaxsign report">'
 VERDICTS = ("HOLDS", "FAILS", "UNDECIDED")
@@ -88,7 +90,13 @@ class Live:
     now: str
 
 
-def render(runs: Mapping[str, "xr.Dataset"], figures: str | os.PathLike | None = None, live: Live | None = None) -> str:
+def render(
+    runs: Mapping[str, "xr.Dataset"],
+    figures: str | os.PathLike | None = None,
+    live: Live | None = None,
+    *,
+    claims: "Sequence[Claim | str] | None" = None,
+) -> str:
     """One self-contained HTML page about results.
 
     Args:
@@ -97,6 +105,7 @@ def render(runs: Mapping[str, "xr.Dataset"], figures: str | os.PathLike | None =
       figures: folder whose SVG and PNG files are shown as well, an SVG before a PNG of the same name, with the CSV of
         that name to save; or None.
       live: what the page says while its sweeps are under way, when runs may be empty; None: a finished page.
+      claims: claims of your own, or ids, as in `js.check`; default all of jaxsign's.
 
     Returns:
       The page: every figure that `js.plot` can draw, the claims table of all Datasets together, every manifest.
@@ -118,7 +127,7 @@ def render(runs: Mapping[str, "xr.Dataset"], figures: str | os.PathLike | None =
     if not runs and live is None:
         raise ValueError("runs must hold at least one Dataset, got none")
     pictures = _pictures(local_path("figures", figures)) if figures is not None else []
-    table = check(list(runs.values()))
+    table = check(list(runs.values()), claims)
     sections = []
     for i, (name, ds) in enumerate(runs.items()):
         with reading(f"the section of {name!r}"):
@@ -132,8 +141,8 @@ def render(runs: Mapping[str, "xr.Dataset"], figures: str | os.PathLike | None =
     return environment.get_template("page.html").render(
         made_by=MADE_BY, style=_asset("page.css"), script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        sections=sections, pictures=pictures, header=HEADER, reasons=undecided(table, list(runs.values())),
-        dates=_dates(runs),
+        sections=sections, pictures=pictures, header=HEADER, dates=_dates(runs),
+        reasons=undecided(table, list(runs.values()), own=claims is not None),
         claims=[list(rows) for _, rows in itertools.groupby(table.rows, lambda row: row.claim.id)],
         total=sum(sum(section.runs.values()) for section in sections),
         counts=[(word, words.count(word)) for word in VERDICTS],
@@ -146,6 +155,8 @@ def write(
     runs: Mapping[str, "xr.Dataset"],
     figures: str | os.PathLike | None = None,
     live: Live | None = None,
+    *,
+    claims: "Sequence[Claim | str] | None" = None,
 ) -> Path:
     """Writes the page of `render` in one move, so that the file is never half written.
 
@@ -154,6 +165,7 @@ def write(
       runs: as in `render`.
       figures: as in `render`.
       live: as in `render`.
+      claims: as in `render`.
 
     Returns:
       The file's path.
@@ -163,7 +175,7 @@ def write(
     """
     path = local_path("out", file)
     check_file(path)
-    page = render(runs, figures, live)
+    page = render(runs, figures, live, claims=claims)
     target = Path(os.path.realpath(path))  # the file that a link leads to is replaced, not the link
     try:
         with replace_file(target) as temporary, temporary.open("x", encoding="utf-8") as stream:

@@ -25,8 +25,9 @@ from jaxsign.store.lease import Stale
 from jaxsign.sweep import shipping
 from jaxsign.sweep.identity.definition import content_hash, definition
 from jaxsign.sweep.layout import BlockRuns
+from jaxsign.sweep.leaving import Interrupted
 from jaxsign.sweep.plan import Limits
-from jaxsign.sweep.progress import Interrupted, Progress, Stop
+from jaxsign.sweep.progress import Progress, Stop
 from jaxsign.sweep.worker import Joined, Session
 from jaxsign.validation.messages import say
 

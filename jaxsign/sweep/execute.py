@@ -19,8 +19,9 @@ from jaxsign.store.files import explain_os_errors
 from jaxsign.store.results import Memory, Owned, Store
 from jaxsign.sweep.identity.definition import describe
 from jaxsign.sweep.layout import Layout, WorkUnit
+from jaxsign.sweep.leaving import Interrupted
 from jaxsign.sweep.programs import Compiled, joined
-from jaxsign.sweep.progress import Interrupted, Progress, Stop
+from jaxsign.sweep.progress import TICK, Progress, Stop
 from jaxsign.sweep.recorder import Recorder, TapedCall
 from jaxsign.sweep.starts import Starts
 from jaxsign.training.loop import State, Stops
@@ -262,6 +263,7 @@ class Blocks:
         Raises:
           Interrupted: after a signal, with a checkpoint of the unit that was being trained.
         """
+        self.stop.preparing = False
         try:
             for unit in units:
                 self._run(Work(unit, compiled[unit.group], self.layout, self.sink))
@@ -286,7 +288,11 @@ class Blocks:
     def _run(self, work: Work) -> None:
         compiled, program, schedule = work.compiled, work.compiled.program, work.sweep.schedule
         with self.progress.compiling():
-            _, init, advance = compiled.wait()
+            while not self.stop.signal and not compiled.ready(TICK):
+                pass
+        if self.stop.signal:  # what was trained before is stored; XLA cannot be interrupted
+            return
+        _, init, advance = compiled.wait()
         self.progress.doing(f"drawing data for {work.group.family}")
         given = [program.arguments(work.unit.members[part]) for part in work.parts]
         starts = self.starts.parts(compiled, work.unit.members)

@@ -33,7 +33,7 @@ class GroupForecast:
       calls: calls that train them.
       size: runs of one call, including those that only pad its lanes.
       width: runs of a lane.
-      seconds: time of all calls.
+      seconds: time of all calls; None if it is not known.
       compile_seconds: time to trace and compile its programs; 0 if an earlier group has them, None if not measured.
     """
 
@@ -44,7 +44,7 @@ class GroupForecast:
     calls: int
     size: int
     width: int
-    seconds: float
+    seconds: float | None
     compile_seconds: float | None
 
 
@@ -77,26 +77,30 @@ class Forecast:
     compile_seconds: float | None
 
     @property
-    def seconds(self) -> float:
-        """Time to train all groups, without compiling."""
-        return sum(group.seconds for group in self.groups)
+    def seconds(self) -> float | None:
+        """Time to train all groups, without compiling; None if it is not known."""
+        known = [group.seconds for group in self.groups if group.seconds is not None]
+        return sum(known) if known else None
 
 
 @undisturbed()
 @kept_on_disk()
 @jax.disable_jit(False)
-def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None, devices: int = 1) -> Forecast:
+def forecast(
+    sweep: Sweep, memory: int | None = None, speed: float | None = None, devices: int = 1, measure: bool = True
+) -> Forecast:
     """The cost of a sweep with these devices and this memory.
 
     Without `speed` every program is compiled for one lane per device and trained for some tenths of a second. With it,
-    programs are only traced. Compiling takes less where this process or JAX's compilation cache has a program: its time
-    is the one that it took here and now.
+    or without `measure`, programs are only traced. Compiling takes less where this process or JAX's compilation cache
+    has a program: its time is the one that it took here and now.
 
     Args:
       sweep: a Sweep.
       memory: as in `run_sweep`.
       speed: seed-steps per second of one device, measured elsewhere, > 0; None measures here.
       devices: devices of that speed, int >= 1.
+      measure: False without `speed` leaves all times away.
 
     Raises:
       ValueError: if one run does not fit into the memory.
@@ -112,23 +116,25 @@ def forecast(sweep: Sweep, memory: int | None = None, speed: float | None = None
     if speed is not None:
         real("speed", speed, 0.0, open_low=True)
     check_tasks(sweep)
-    total = None
-    with Compiler(compile=speed is None) as compiler:
-        plan = Plan.new(sweep, Limits(memory), compiler=compiler if speed is None else None)
+    measured = speed is None and measure
+    total: float | None = None
+    with Compiler(compile=measured) as compiler:
+        plan = Plan.new(sweep, Limits(memory), compiler=compiler if measured else None)
         counts: list[list[int]] = [[] for _ in plan.groups]  # runs of every call
         for unit in plan.units(plan.layout.all_runs()):
             counts[unit.group].append(len(unit.members))
         sizes = [program.padded(max(runs)) for program, runs in zip(plan.programs, counts)]
+        seconds: list[float | None] = [None] * len(plan.groups)
+        compiling: list[float | None] = [None] * len(plan.groups)
         compiled = [compiler.compile(program) for program in plan.programs]
-        if speed is None:
+        if measured:
             costs = zip(counts, sizes, run_seconds(compiled))
             seconds = [len(runs) * size * one_run for runs, size, one_run in costs]
             compiler.wait()
             taken = dict(compiler.log.taken)  # of a program, with the first of its groups
-            compiling: list[float | None] = [taken.pop(compiler.key(program), 0.0) for program in plan.programs]
+            compiling = [taken.pop(compiler.key(program), 0.0) for program in plan.programs]
             total = compiler.log.seconds
-        else:
-            compiling = [None] * len(plan.groups)
+        elif speed is not None:
             seconds = [sum(runs) * sweep.schedule.steps / (speed * devices) for runs in counts]
     variables, _ = plan.variables(dict(enumerate(compiled)))
     groups = tuple(

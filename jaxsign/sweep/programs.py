@@ -15,6 +15,7 @@ from jaxsign.compilation import compiler_options, content
 from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.groups import Group, Index
 from jaxsign.sweep.layout import unpadded_shape
+from jaxsign.sweep.leaving import abandon
 from jaxsign.training.loop import Loop, State, Stops, Tape
 from jaxsign.training.outputs import outputs
 from jaxsign.training.rng import seed_words
@@ -195,6 +196,11 @@ class Compiled(NamedTuple):
     rows: dict[str, Any]
     results: dict[str, Any]
 
+    def ready(self, seconds: float) -> bool:
+        """Whether `begin`, `init` and `advance` are compiled, waiting for them for some seconds at most."""
+        pending = [future for future in (self.begin, self.init, self.advance) if future is not None]
+        return not futures.wait(pending, seconds).not_done
+
     def wait(self) -> tuple[Callable, Callable, Callable]:
         """The compiled `begin`, `init` and `advance`, as soon as all of them are compiled."""
         assert self.begin and self.init and self.advance, "the programs are only traced"  # noqa: PT018
@@ -220,20 +226,27 @@ class Compiler:
     def __enter__(self) -> "Compiler":
         return self
 
-    def __exit__(self, *reason: Any) -> None:
-        self.close()
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        self.close(error)
 
-    def close(self) -> None:
-        """Ends the threads."""
-        if self.threads is not None:
-            self.threads.shutdown(cancel_futures=True)
+    def close(self, error: BaseException | None = None) -> None:
+        """Ends the threads; after an interruption without waiting for the programs that are being compiled."""
+        if self.threads is None:
+            return
+        interrupted = isinstance(error, KeyboardInterrupt)
+        self.threads.shutdown(wait=not interrupted, cancel_futures=True)
+        if interrupted:
+            abandon(self._submitted())
+            self.threads = None
 
     def wait(self) -> None:
         """Returns as soon as everything that was traced is compiled."""
-        pending = [future for _, future in self.starts.values()] + [
-            f for entry in self.rest.values() for f in entry[:3]
-        ]
-        futures.wait([future for future in pending if future is not None])
+        futures.wait(self._submitted())
+
+    def _submitted(self) -> list[Future]:
+        """Everything that was handed to the threads."""
+        everything = [f for _, f in self.starts.values()] + [f for entry in self.rest.values() for f in entry[:3]]
+        return [future for future in everything if future is not None]
 
     @staticmethod
     def key(program: Program) -> tuple[Any, ...]:

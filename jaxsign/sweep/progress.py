@@ -12,6 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from jaxsign.sweep.compile_log import CompileLog
+from jaxsign.sweep.leaving import Interrupted, explain
 from jaxsign.validation.messages import DISPLAYS, WRITING, Voice, clock, counted, leave_closed_streams, say, time_words
 
 #: Without a terminal, the first line is printed after so many seconds. A sweep that is done before says nothing.
@@ -216,24 +217,30 @@ WARNINGS = ("SIGHUP", "SIGUSR1", "SIGXCPU")
 
 #: What a signal does where there is no results directory.
 NOTHING_KEPT = "stopping after the steps under way; without out= nothing is kept"
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal arrived; the message says what is kept. With `out=`, finished runs and a checkpoint of the others."""
+#: What a stop leaves before anything was trained, with and without a results directory.
+BEFORE_TRAINING = {
+    True: "this start has trained nothing yet; the next one begins where it did", False: "without out= nothing is kept"
+}  # fmt: skip
+#: What a second signal leaves.
+AT_ONCE = {True: "the next start goes on from the last checkpoint", False: "without out= nothing is kept"}
 
 
 class Stop:
-    """The name of the first signal that has arrived, None if none has."""
+    """The name of the first signal that has arrived, None if none has.
+
+    While `preparing`, nothing has been trained and there is nothing to save: a signal stops at once.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.preparing = False
 
 
 @contextlib.contextmanager
 def listening(kept: bool = True) -> Iterator[Stop]:
     """Turns signals into a request to stop after the steps under way; a second SIGINT or SIGTERM stops at once.
 
-    `kept` says whether anything is stored then.
+    `kept` says whether anything is stored then. A script that this ends says so in one line.
 
     SIGHUP, SIGUSR1 and SIGXCPU are handled only where they would end the process: if they are ignored, as under nohup,
     or have a handler, that stays. Only Python's main thread can handle signals; in other threads this does nothing.
@@ -242,17 +249,23 @@ def listening(kept: bool = True) -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    explain()
     before: dict[Any, Any] = {}
     heard: list[str] = []
 
     def hear(number: int, frame: FrameType | None) -> None:
+        if hasattr(signal, "pthread_kill") and _swallows(frame):  # once more, after it
+            threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, number)).start()
+            return
         name = signal.Signals(number).name
         if name in REQUESTS and any(earlier in REQUESTS for earlier in heard):
-            raise KeyboardInterrupt
+            raise Interrupted(f"{name}: stopped at once; {AT_ONCE[kept]}")
         heard.append(name)
         leave_closed_streams()
         if stop.signal is None:
             stop.signal = name
+            if stop.preparing:
+                raise Interrupted(f"{name}: {BEFORE_TRAINING[kept]}")
             hint = "; again to stop at once" if name in REQUESTS else ""
             after = "finishing the steps under way, then saving" if kept else NOTHING_KEPT
             say(f"{name}: {after}{hint}")
@@ -268,3 +281,15 @@ def listening(kept: bool = True) -> Iterator[Stop]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         if heard:
             leave_closed_streams()
+
+
+def _swallows(frame: FrameType | None) -> bool:
+    """Whether Python would print and drop an exception that is raised now: in a finalizer, or JAX's hook for garbage.
+
+    Long stretches of tracing run no other Python code, so this is where a signal is often heard.
+    """
+    while frame is not None:
+        if frame.f_code.co_name in ("_xla_gc_callback", "__del__"):
+            return True
+        frame = frame.f_back
+    return False

@@ -19,7 +19,7 @@ from jaxsign.sweep.layout import WorkUnit
 from jaxsign.sweep.programs import joined
 from jaxsign.sweep.sweep import Sweep
 from jaxsign.training.loop import Tape
-from jaxsign.training.start import Start, field_of, split_params, trained_fields
+from jaxsign.training.start import Start, changing_fields, field_of, split_params
 from jaxsign.training.tape import feature_tape, sign_tape
 
 PyTree = Any
@@ -60,6 +60,11 @@ def check_recordable(groups: Sequence[Group]) -> None:
         make_tape(group)
         if sweep.trajectory != "signs":
             continue
+        if group.task.state is not None:
+            raise ValueError(
+                f"trajectory='signs' needs parameters that the optimizer alone moves, and {group.task.name} has "
+                f"state={group.task.state!r}: use trajectory='log2' or a list of steps"
+            )
         other = "use trajectory='features', 'log2' or a list of steps"
         if group.task.scale is not None:
             raise ValueError(
@@ -87,9 +92,9 @@ def snapshot_steps(sweep: Sweep) -> tuple[int, ...]:
 
 
 def _trained(group: Group) -> tuple[PyTree, PyTree]:
-    """(trained parameters of one run, all of its parameters in the form that is trained), as abstract arrays."""
+    """(parameters of one run that change, all of its parameters in the form that is trained), as abstract arrays."""
     params = jax.eval_shape(group.choice.mode.reduced, group.start.params, group.start.data)
-    return split_params(params, trained_fields(group.task, params, group.sweep.trainable))[0], params
+    return split_params(params, changing_fields(group.task, params, group.sweep.trainable))[0], params
 
 
 def _taped(group: Group) -> PyTree:

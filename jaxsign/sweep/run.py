@@ -58,7 +58,7 @@ def run_sweep(
     resumes an interrupted sweep and loads a finished one. A definition with more values on an axis, more seeds or
     another optimizer extends the stored one, and a definition with fewer loads a part of it. Any other change is
     refused. Functions are compared by what they compute: comments, formatting, names and files do not matter. SIGINT,
-    SIGTERM, SIGHUP, SIGUSR1 and SIGXCPU end it after the steps under way.
+    SIGTERM, SIGHUP, SIGUSR1 and SIGXCPU end it after the steps under way; a program that is compiled is not waited for.
 
     Args:
       sweep: a Sweep.
@@ -66,8 +66,8 @@ def run_sweep(
         memory.
       shard: (index, count): run only the blocks b = index mod count, beside other processes in the same `out`; "auto"
         takes both from `jax.distributed`, which it starts if need be.
-      scheduler: address of a Dask scheduler, such as "tcp://node1:8786": its workers, which see the same `out`, run the
-        blocks as tasks; a block whose worker dies is run by another one. Needs the extra `cluster`.
+      scheduler: address of a Dask scheduler, such as `"tcp://node1:8786"`: its workers, which see the same `out`, run
+        the blocks as tasks; a block whose worker dies is run by another one. Needs the extra `cluster`.
       memory: bytes that the runs of one call may take together; default 256 MiB on a CPU, half of the memory of any
         other device. The value of the first call is stored in the directory and kept.
       lane_width: runs that one vmap holds, int >= 1; by default as many as fit a core's cache, or the fastest width if
@@ -308,6 +308,7 @@ def _run_shard(
 
     started = time.time()
     with locks.shard_lock(path, shard) as held, listening() as stop:
+        stop.preparing = True
         if held.gone:
             say(held.gone)
         session = Session(sweep, path, shard, held, limits, accept, computation, links, progress.log)
@@ -320,7 +321,11 @@ def _run_shard(
             if client is None:
                 session.run(missing, stop, progress)
             else:
+                stop.preparing = False  # workers may train
                 cluster.run(client, session, held, missing, stop, progress, patience)
+        except KeyboardInterrupt as stopped:
+            session.compiler.close(stopped)
+            raise
         finally:
             session.close(time.time() - started)
     return session.match
@@ -330,7 +335,8 @@ def _in_memory(sweep: Sweep, limits: Limits, progress: Progress) -> "xr.Dataset"
     """Runs the whole grid into arrays in memory."""
     started = time.time()
     _say_programs(sweep)
-    with Compiler(log=progress.log) as compiler, listening(kept=False) as stop:
+    with listening(kept=False) as stop, Compiler(log=progress.log) as compiler:
+        stop.preparing = True
         plan = Plan.new(sweep, limits, compiler=compiler)
 
         def attempt(runs: int) -> tuple[Memory, dict[str, str]]:

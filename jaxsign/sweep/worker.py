@@ -85,8 +85,8 @@ class Session:
             except locks.Busy:
                 locks.watch(path)  # without the manifest's lock, which live processes need
                 variables = self._locked(by, limits)
-        except BaseException:
-            self.compiler.close()
+        except BaseException as error:
+            self.compiler.close(error)
             raise
         with explain_os_errors(path):
             self.store = Store(path, variables, owned=self.lease.writing)

@@ -1,7 +1,7 @@
 """Do a task's functions return what the trainer needs? Found by tracing them; a mistake ends in one line."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsign.training.rng import seed_key
-from jaxsign.training.start import abstract_start, draw, split_params, trained_fields
+from jaxsign.training.start import abstract_start, draw, field_of, split_params, trained_fields
 from jaxsign.training.task import Task, packaged
 
 PyTree = Any
@@ -42,8 +42,11 @@ def check_returns(task: Task, hyper: Any, shared: Any = None, trainable: Sequenc
             )
     batch = _shapes(task.batch, seed_key(0), start.data, hyper) if task.batch else start.data
     loss = _shapes(task.loss, start.params, batch, hyper)
+    if task.state is not None:
+        loss = _checked_state(task, start.params, loss)
     if not _one_number(loss):
         remedy = ": return is missing" if loss is None else ": take its mean" if getattr(loss, "shape", ()) else ""
+        remedy = ": name in state= what no gradient trains" if isinstance(loss, tuple) else remedy
         raise ValueError(f"loss of {task.name} must return one real number, got {_kind(loss)}{remedy}")
     if task.gradient is not None:
         given = _shapes(functools.partial(_by_value, task.gradient), start.params, batch, hyper)
@@ -118,6 +121,40 @@ def _check_like(name: str, tree: PyTree, params: PyTree, task: Task) -> None:
         if np.shape(leaf) not in ((), like.shape):
             place = _place(name, path)
             raise ValueError(f"{place} of {task.name} must have the shape {like.shape} or (), got {_kind(leaf)}")
+
+
+def _checked_state(task: Task, params: PyTree, returned: Any) -> Any:
+    """The loss that is returned beside a task's state, if the state is like that among the parameters."""
+    names = task.state or ()
+    fields = dict.fromkeys(field_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0])
+    for name in names:
+        if name not in fields:
+            raise ValueError(f"state of {task.name} must name fields of params, {list(fields)}, got {name!r}")
+    if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Mapping):
+        needed = f"(loss, {{{', '.join(f'{name!r}: its new value' for name in names)}}})"
+        raise ValueError(f"loss of {task.name} with state={names!r} must return {needed}, got {_kind(returned)}")
+    loss, new = returned
+    if {*new} != {*names}:
+        raise ValueError(f"loss of {task.name} must return new values of state={names!r}, got those of {sorted(new)}")
+    for name in names:
+        place = f"state {name!r} of {task.name}"
+        old = jax.tree_util.tree_flatten_with_path(split_params(params, (name,))[0])[0]
+        given = jax.tree_util.tree_flatten_with_path(new[name])[0]
+        inside, returned_inside = ([jax.tree_util.keystr(path) for path, _ in leaves] for leaves in (old, given))
+        inside = [text[len(jax.tree_util.keystr(path[:1])) :] for text, (path, _) in zip(inside, old)]
+        if inside != returned_inside:
+            raise ValueError(f"{place} must stay a tree with {inside}, and loss returns one with {returned_inside}")
+        for (path, leaf), (_, like) in zip(given, old):
+            if jax.dtypes.issubdtype(like.dtype, jax.dtypes.extended):
+                raise ValueError(f"{place} must hold floats, integers or bools, got {_kind(like)}: draw in batch=")
+            rounded = all(jnp.issubdtype(kind, jnp.floating) for kind in (jnp.result_type(leaf), like.dtype))
+            if np.shape(leaf) != like.shape or not (rounded or jnp.result_type(leaf) == like.dtype):
+                after = f"{jnp.result_type(leaf)}[{','.join(map(str, np.shape(leaf)))}]"
+                raise ValueError(
+                    f"{place}{jax.tree_util.keystr(path)} must stay {_kind(like)} as init returns it, and loss returns "
+                    f"{after}"
+                )
+    return loss
 
 
 def _place(name: str, path: tuple[Any, ...]) -> str:

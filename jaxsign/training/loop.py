@@ -17,7 +17,7 @@ from jaxsign.training.levels import Crossings, packed_scalars, unpacked_scalars
 from jaxsign.training.mode import Mode
 from jaxsign.training.outputs import output, outputs
 from jaxsign.training.rng import stream
-from jaxsign.training.start import Start, merge_params, split_params, trained_fields
+from jaxsign.training.start import Start, merge_params, replaced, split_params, trained_fields
 from jaxsign.training.task import Task, packaged
 from jaxsign.validation.names import result_name
 from jaxsign.validation.values import known
@@ -160,11 +160,12 @@ class State(NamedTuple):
     """Everything of a run that changes from step to step. Checkpoints store the fields under these names.
 
     Args:
-      trained: the trained parameters, in the form that is trained.
+      trained: the parameters that change, in the form that is trained: those that the optimizer trains, and the task's
+        state.
       optimizer: the optimizer's state.
       bad: () int32, first step with a non-finite loss or (at a record) parameter; -1 if none.
       rang: {monitor: () int32, first step at which it was triggered, -1 if never}.
-      before: the trained parameters one step earlier, for tasks that observe steps and where levels are captured;
+      before: `trained` one step earlier, for tasks that observe steps and where levels are captured;
         otherwise None.
       crossings: the captures where the training loss fell to a level; None without levels.
     """
@@ -229,9 +230,9 @@ class Loop:
           keywords: the optimizer's.
         """
         task = self.mode.task
-        trained = _split(self, start)[1]
+        names, trained, _ = _split(self, start)
         with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote
-            state = _transform(self, key, keywords).init(trained)
+            state = _transform(self, key, keywords).init(split_params(trained, names)[0])
         never = jnp.full((), -1, jnp.int32)
         crossings = None
         if self.levels:
@@ -312,8 +313,8 @@ class Context(NamedTuple):
       key: the key of the run's stream "train".
       start: the run's start.
       hyper: the system's numbers.
-      names: names of the trained fields.
-      fixed: the other parameters.
+      names: names of the fields that the optimizer trains.
+      fixed: the parameters that do not change.
       scale: factors of the updates, or None.
       transform: the optimizer.
       observed: the observables.
@@ -342,10 +343,10 @@ def _context(loop: Loop, key: Array, start: Start, hyper: Any, keywords: Mapping
 
 
 def _split(loop: Loop, start: Start) -> tuple[tuple[str, ...], PyTree, PyTree]:
-    """(names of the trained fields, their initial values, the other parameters)."""
-    params = loop.mode.reduced(start.params, start.data)
-    names = trained_fields(loop.mode.task, params, loop.trainable)
-    return (names, *split_params(params, names))
+    """(names of the fields that the optimizer trains, what changes at its start, the other parameters)."""
+    params, task = loop.mode.reduced(start.params, start.data), loop.mode.task
+    names = trained_fields(task, params, loop.trainable)
+    return (names, *split_params(params, (*names, *(task.state or ()))))
 
 
 def _transform(loop: Loop, key: Array, keywords: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
@@ -360,7 +361,15 @@ def _batch(run: Context, t: Array) -> PyTree:
 
 def _loss(run: Context, trained: PyTree, t: Array) -> Array:
     """The loss of the batch of step t."""
-    return run.loop.mode.task.loss(merge_params(trained, run.fixed), _batch(run, t), run.hyper)
+    return _loss_and_state(run, trained, t)[0]
+
+
+def _loss_and_state(run: Context, trained: PyTree, t: Array) -> tuple[Array, PyTree]:
+    """(the loss of the batch of step t, the task's state after it as a tree like the parameters, None elsewhere)."""
+    task = run.loop.mode.task
+    returned = task.loss(merge_params(trained, run.fixed), _batch(run, t), run.hyper)
+    loss, state = (returned, {}) if task.state is None else returned
+    return loss, replaced(trained, state)
 
 
 def _stretch(
@@ -389,8 +398,9 @@ def _seen(run: Context, state: State) -> PyTree:
     if iterate is None:
         return state.trained
     with jax.numpy_dtype_promotion("standard"):
-        seen = iterate(state.optimizer, state.trained)
-    return jax.tree.map(lambda one, like: jnp.asarray(one, like.dtype), seen, state.trained)
+        weights, rest = split_params(state.trained, run.names)
+        seen = iterate(state.optimizer, weights)
+    return merge_params(jax.tree.map(lambda one, like: jnp.asarray(one, like.dtype), seen, weights), rest)
 
 
 def _step(run: Context, stops: Stops, t: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
@@ -398,7 +408,7 @@ def _step(run: Context, stops: Stops, t: Array, carry: tuple[State, PyTree]) -> 
     state, taped = carry
     loop, task, trained = run.loop, run.loop.mode.task, state.trained
     full = merge_params(trained, run.fixed)
-    loss, gradient, exact = _gradient(run, full, trained, t)
+    loss, gradient, exact, kept = _gradient(run, full, trained, t)
     bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss), t, state.bad)
     crossings = _capture(run, state, t, loss, bad < 0)
     alarms = {name: monitor(full, _batch(run, t), run.hyper, exact) for name, monitor in task.watch.items()}
@@ -407,6 +417,7 @@ def _step(run: Context, stops: Stops, t: Array, carry: tuple[State, PyTree]) -> 
         for names, fired in packed_scalars(alarms).items()
     }
     updates, moved, optimizer = _update(run, state, loss, gradient, t)
+    moved = merge_params(moved, kept)
     if loop.tape is not None:
         taped = loop.tape.write(taped, t - stops.start[0], full, run.start.data, updates)
     before = trained if task.observe_step is not None else None
@@ -419,22 +430,27 @@ def _step(run: Context, stops: Stops, t: Array, carry: tuple[State, PyTree]) -> 
     return State(moved, optimizer, bad, rang, before, crossings), taped
 
 
-def _gradient(run: Context, full: PyTree, trained: PyTree, t: Array) -> tuple[Array, PyTree, PyTree]:
-    """(loss, gradient of the trained parameters, the same or None where only its signs are right)."""
+def _gradient(run: Context, full: PyTree, trained: PyTree, t: Array) -> tuple[Array, PyTree, PyTree, PyTree]:
+    """(loss, gradient of the trained parameters, the same or None where only its signs are right, the next state)."""
     mode = run.loop.mode
+    weights, kept = split_params(trained, run.names)
     if mode.task.gradient is None:
-        loss, gradient = jax.value_and_grad(functools.partial(_loss, run))(trained, t)
-        return loss, gradient, gradient
+
+        def of_weights(weights: PyTree) -> tuple[Array, PyTree]:
+            return _loss_and_state(run, merge_params(weights, kept), t)
+
+        (loss, kept), gradient = jax.value_and_grad(of_weights, has_aux=True)(weights)
+        return loss, gradient, gradient, kept
     loss, of_all = mode.task.gradient(full, _batch(run, t), run.hyper, mode.signs)
     gradient = split_params(of_all, run.names)[0]
-    return loss, gradient, None if mode.signs else gradient
+    return loss, gradient, None if mode.signs else gradient, kept
 
 
 def _update(run: Context, state: State, loss: Array, gradient: PyTree, t: Array) -> tuple[PyTree, PyTree, PyTree]:
-    """(updates, trained parameters after them, the optimizer's state after them)."""
-    trained = state.trained
+    """(updates, the parameters that the optimizer trains after them, its state after them)."""
+    trained, kept = split_params(state.trained, run.names)
     with jax.numpy_dtype_promotion("standard"):
-        extra = asked(loss, gradient, lambda p: _loss(run, p, t))
+        extra = asked(loss, gradient, lambda p: _loss(run, merge_params(p, kept), t))
         updates, optimizer = run.transform.update(gradient, state.optimizer, trained, **extra)
         if run.scale is not None and run.loop.mode.decays:
             # Updates are affine in the parameters: the part at 0, which the gradients cause, is scaled.

@@ -1,7 +1,7 @@
 """The start of a run: its data, test set and initial parameters, and which parameters are trained."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,18 +26,28 @@ def field_of(path: tuple[Any, ...]) -> str:
 
 
 def trained_fields(task: Task, params: PyTree, trainable: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of the parameters that are trained.
+    """Names of the parameters that the optimizer trains.
 
     Raises:
       ValueError: for an unknown or empty `trainable`.
     """
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
-    names = [name for name in dict.fromkeys(field_of(path) for path, _ in paths) if name not in task.reduction.frozen]
+    others = (*task.reduction.frozen, *(task.state or ()))
+    names = [name for name in dict.fromkeys(field_of(path) for path, _ in paths) if name not in others]
     if trainable is None:
         return tuple(names)
     if not trainable:
         raise ValueError(f"trainable must be a non-empty tuple of names out of {names}, got {trainable!r}")
     return tuple(known("trainable parameter", name, names) for name in trainable)
+
+
+def changing_fields(task: Task, params: PyTree, trainable: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the parameters that change: those that the optimizer trains, and the task's state.
+
+    Raises:
+      ValueError: for an unknown or empty `trainable`.
+    """
+    return (*trained_fields(task, params, trainable), *(task.state or ()))
 
 
 def split_params(params: PyTree, names: Sequence[str]) -> tuple[PyTree, PyTree]:
@@ -51,6 +61,24 @@ def split_params(params: PyTree, names: Sequence[str]) -> tuple[PyTree, PyTree]:
 def merge_params(trained: PyTree, fixed: PyTree) -> PyTree:
     """The inverse of `split_params`."""
     return jax.tree.map(lambda a, b: b if a is None else a, trained, fixed, is_leaf=lambda leaf: leaf is None)
+
+
+def replaced(params: PyTree, fields: Mapping[str, PyTree]) -> PyTree:
+    """The leaves of the named fields with other values, in the dtypes that they have; None in place of all others.
+
+    Args:
+      params: a tree with these fields.
+      fields: {name of a field: its new value, a tree like the field}.
+
+    Examples:
+      >>> replaced({"w": 1.0, "mean": jnp.zeros(2)}, {"mean": jnp.ones(2)})["mean"].tolist()
+      [1.0, 1.0]
+    """
+    old = split_params(params, tuple(fields))[0]
+    leaves = {name: iter(jax.tree.leaves(value)) for name, value in fields.items()}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(next(leaves[field_of(path)]), leaf.dtype), old
+    )
 
 
 class Start(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxsign.validation.messages import table
-from jaxsign.validation.values import one_line
+from jaxsign.validation.values import name_tuple, one_line
 
 Array = jax.Array
 PyTree = Any
@@ -41,7 +41,8 @@ class Task:
     Args:
       sample: `(key, hyper, shared) -> data`, once a run, with the key of stream "data".
       init: `(key, data, hyper) -> params`, once a run, with the key of stream "init".
-      loss: `(params, batch, hyper) -> ()`, differentiated with respect to params at every step.
+      loss: `(params, batch, hyper) -> ()`, differentiated with respect to params at every step; with `state`,
+        `-> ((), {name: its new value})`.
       observe: `(params, data, test, hyper) -> {name: array}` at every recorded step. `test` is None between the
         test steps; names that appear only with a test set are NaN there.
       observe_step: `(params, before, data, hyper) -> {name: array}` at every recorded step but 0, where it is NaN:
@@ -70,9 +71,16 @@ class Task:
       problem: the record that fixed the shapes, for manifests.
       name: the system's name in messages and manifests.
       reduction: exact shortcuts, such as a smaller parametrisation; most systems have none.
+      state: names of top-level fields of params that no gradient trains, such as the running means of batch
+        normalisation. At every step they become what the loss returns for them, computed from the parameters before the
+        step; optimizer, `trainable=` and weight decay do not see them. They are part of params everywhere else: in
+        `observe`, in `watch`, in checkpoints, in `run.params`. Shapes and dtypes stay those of `init` (floats, integers
+        or bools); a wider float is rounded to the field's.
+        None: all of params is trained.
 
     Raises:
-      ValueError: for a field that is no function, or a function that does not take these arguments.
+      ValueError: for a field that is no function, a function that does not take these arguments, or `state` beside a
+        gradient in closed form or a compact parametrisation.
 
     `observe` is given no key, so its values, test quantities included, are without the noise of a step. A key for the
     whole run may be kept in the data: `sample` can return one.
@@ -110,6 +118,7 @@ class Task:
     problem: Any = None
     name: str = "task"
     reduction: "Reduction" = dataclasses.field(default_factory=lambda: Reduction())
+    state: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         of = "" if self.problem is None else f" of {self.problem!r}"
@@ -129,6 +138,24 @@ class Task:
             raise ValueError(f"watch must be a dict of name: function, got {one_line(self.watch)}")
         for name, monitor in self.watch.items():
             _check_call(f"watch[{name!r}]", monitor, WATCHED)
+        self._check_state()
+
+    def _check_state(self) -> None:
+        """Checks the names of the state, and that nothing is given that does not know of it.
+
+        Raises:
+          ValueError: naming the field.
+        """
+        names = name_tuple("state", self.state)
+        object.__setattr__(self, "state", names)
+        if names is None:
+            return
+        if not names or not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
+            raise ValueError(f"state must be different names of fields of params, or None, got state={names!r}")
+        if self.gradient is not None:
+            raise ValueError(f"state={names!r} needs the loss differentiated, which returns it: leave gradient= away")
+        if self.reduction.compact is not None:
+            raise ValueError(f"state={names!r} has no compact form: leave reduction.compact away")
 
 
 def _check_call(name: str, function: Any, arguments: tuple[str, ...]) -> None:

@@ -100,3 +100,60 @@ def test_files_that_are_written_are_never_pipes_or_empty_files_of_others(decided
     for name in ("pipe", "empty"):
         refused(capsys, f"{name}'", argv[0], decided / "runs", *argv[1:], option, tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "pipe"]
+
+
+MINE = """
+import jaxsign as js
+from helper import END
+
+def last(ds):
+    return ds["train_loss"].sel(step=END).isel(optimizer=0)
+
+CLAIMS = [
+    js.Claim(id="MINE", statement="The loss is below 9.", source="ours", steps=(20,), judge="mean",
+             parts=(js.Part("loss at t=20", last, (0.0, 9.0)),)),
+    "S2",
+]
+"""
+
+
+def test_claims_of_ones_own_are_decided_in_place_of_those_of_jaxsign(decided, tmp_path, capsys):
+    (tmp_path / "helper.py").write_text("END = 20\n")  # beside the file, as for a script
+    mine = tmp_path / "mine.py"
+    mine.write_text(MINE)
+    status, out, _ = run(capsys, "claims", decided / "runs", "--claims", mine, "--csv", tmp_path / "mine.csv")
+    assert status == 0, out
+    rows = [line.split(",")[0] for line in (tmp_path / "mine.csv").read_text().splitlines()[1:]]
+    assert (status, dict.fromkeys(rows)) == (0, dict.fromkeys(["MINE", "S2"]))
+    assert "MINE" in out
+    _, out, _ = run(capsys, "claims", decided / "runs", "--claims", mine, "--claim", "MINE", "--strict")
+    assert "MINE" in out
+    assert "S2" not in out
+    page = tmp_path / "page.html"
+    assert run(capsys, "report", decided / "runs", "--out", page, "--claims", mine)[0] == 0
+    assert "The loss is below 9." in page.read_text()
+    mine.write_text(MINE.replace("(20,)", "(21,)").replace('"S2",', ""))
+    _, out, _ = run(capsys, "claims", decided / "runs", "--claims", mine)
+    assert "no claim can be decided" in out
+    assert "MINE" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "FILE must be a Python file that exists and ends in .py"),
+        ("claims = []", "must define CLAIMS = [...] with at least one js.Claim, got None"),
+        ("CLAIMS = []", "must define CLAIMS = [...] with at least one js.Claim, got []"),
+        ("CLAIMS = [3]", "must hold js.Claim or ids of jaxsign's claims, got 3"),
+        ("CLAIMS = ['S2', 'S2']", "must have different ids, got two of 'S2'"),
+        ("CLAIMS = ['S222']", "claim"),
+        (MINE.replace("MINE", "S1").replace("from helper import END", "END = 20"), "must not use the id of a claim of"),
+        ("1 / 0", "cannot be loaded: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_file_without_claims_is_refused_in_one_line(decided, tmp_path, capsys, text, words):
+    mine = tmp_path / "mine.py"
+    if text is not None:
+        mine.write_text(text)
+    refused(capsys, words, "claims", decided / "runs", "--claims", mine)
+    refused(capsys, words, "report", decided / "runs", "--out", tmp_path / "page.html", "--claims", mine)

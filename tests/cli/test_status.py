@@ -15,6 +15,7 @@ import jaxsign as js
 from jaxsign.store import checkpoints, locks
 from jaxsign.sweep import forecast
 from jaxsign.sweep import timing as calibrate
+from jaxsign.validation.messages import size_words
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def half(stored, tmp_path):
 def test_plan_counts_what_the_manifest_counts(experiment, sweep, stored, capsys):
     status, out, said = run(capsys, "plan", experiment)
     assert status == 0
-    assert said == "line: compiling and measuring; --seed-steps-per-second skips it\n"  # it may take minutes
+    assert said == "line: compiling and measuring; --quick or --seed-steps-per-second skips it\n"  # it may take minutes
     plan = json.loads((stored[0] / "manifest.json").read_text())["plan"]
     found = forecast.forecast(sweep, speed=1.0)
     assert [(g.family, g.task, g.width) for g in found.groups] == [
@@ -81,6 +82,20 @@ def test_plan_takes_a_speed_from_elsewhere_and_trains_nothing(experiment, capsys
     assert re.search(r"time +60 s of training on 4 devices of 100 seed-steps/s; compiling is extra", out)
     assert "compiled in" not in out
     assert f"python {experiment} --out DIR --seeds 2 --steps 1000 --memory 4000\n" in out
+
+
+def test_a_quick_plan_counts_runs_programs_and_bytes_and_compiles_nothing(experiment, sweep, capsys, monkeypatch):
+    monkeypatch.setattr(calibrate, "FEW_SEED_STEPS", 0)
+    whole = forecast.forecast(sweep, speed=1.0)
+    monkeypatch.setattr(calibrate, "measure", None)
+    status, out, said = run(capsys, "plan", experiment, "--quick")
+    assert (status, said) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == f"line: {RUNS} runs of 6 steps, 4 groups, 4 programs"
+    assert f"results {size_words(whole.result_bytes)}, checkpoints {size_words(whole.checkpoint_bytes)}" in lines[5]
+    assert lines[5].startswith("  a call holds up to 12 runs in ")
+    assert [line.split()[0] for line in lines[6:]] == ["total:", "results", "checkpoints", "command"]
+    refused(capsys, "--quick gives no times", "plan", experiment, "--quick", "--seed-steps-per-second", "10")
 
 
 def test_plan_counts_shared_programs_once_and_every_call():

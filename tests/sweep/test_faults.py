@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import jaxsign as js
 from jaxsign.cli import command as cli
 from jaxsign.sweep import execute as blocks
 from jaxsign.sweep import programs, recorder
+from jaxsign.sweep.progress import listening
 from jaxsign.trajectories import reader
 
 
@@ -244,6 +246,85 @@ def test_a_signal_ends_with_a_checkpoint_and_the_rest_goes_on(tmp_path, whole, c
     assert int(checkpoint.stem) > 0
     assert {f: f.stat().st_mtime_ns for f in before} == kept
     assert values(out) == whole
+
+
+#: A sweep whose programs compile for an hour, which nothing can interrupt, as XLA's; "waiting" once it waits for them.
+ENDLESS = """
+import atexit, time
+from jaxsign.sweep import execute, programs
+threads = programs.ThreadPoolExecutor
+programs.ThreadPoolExecutor = lambda **_: type("Slow", (threads,), {
+    "submit": lambda self, function: threads.submit(self, time.sleep, 3600)})(max_workers=2)
+ready, wait = execute.Compiled.ready, execute.Compiled.wait
+execute.Compiled.ready = lambda *a: (print("waiting", flush=True), ready(*a))[1]
+execute.Compiled.wait = lambda self: (print("waiting", flush=True), wait(self))[1]
+atexit.register(lambda: print("atexit", file=sys.stderr))
+"""
+SCRIPT = "js.run_sweep(t.sweep(), sys.argv[1], **t.LIMITS)"
+#: It measures the width of lanes first, with programs that it compiles for that.
+COMMAND = "sys.exit(js.sweep_cli(lambda args: {'x': t.sweep()}, '')(['--out', sys.argv[1], '--devices', '2']))"
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "status", "kept"),
+    [
+        (SCRIPT, "SIGTERM", -signal.SIGINT, "the next start goes on with the runs that are left"),
+        (COMMAND, "SIGINT", 130, "this start has trained nothing yet"),
+    ],
+    ids=["script", "command"],
+)
+def test_a_signal_while_xla_compiles_ends_a_script_and_a_command_in_one_line(tmp_path, code, name, status, kept):
+    process = child(ENDLESS + code, tmp_path / "out")
+    late = threading.Timer(90, process.kill)
+    late.start()
+    while process.stdout.readline() not in ("waiting\n", ""):
+        pass
+    process.send_signal(getattr(signal, name))
+    _, words = process.communicate()
+    late.cancel()
+    assert process.returncode == status, words
+    assert "Traceback" not in words
+    assert f"{name}: {kept}" in words
+    assert words.endswith("atexit\n")
+
+
+def test_a_signal_while_a_sweep_is_traced_stops_it_before_it_trains(tmp_path, capfd, monkeypatch):
+    """In this process, as in a notebook: the exception is raised where the signal came, and the next call goes on."""
+
+    def signalled(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("went on")
+
+    for out, words in (
+        (tmp_path / "out", "this start has trained nothing yet"),
+        (None, "without out= nothing is kept"),
+    ):
+        monkeypatch.setattr(programs.Compiler, "compile", signalled)
+        with pytest.raises(KeyboardInterrupt, match=f"SIGINT: .*{words}") as caught:
+            js.run_sweep(sweep(trajectory=None, steps=10, record=10), out)
+        assert caught.value._render_traceback_() == [str(caught.value)]
+        monkeypatch.undo()
+    ds = js.run_sweep(sweep(trajectory=None, steps=10, record=10), tmp_path / "out")
+    assert int(ds["status"].max()) == 0
+
+
+def test_a_signal_in_a_finalizer_is_heard_after_it():
+    class Last:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+            ends.append("finalizer")
+
+    def work():
+        with listening() as stop:
+            stop.preparing = True
+            Last()
+            time.sleep(30)
+            ends.append("went on")
+
+    ends = []
+    with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+        work()
+    assert ends == ["finalizer"]
 
 
 @pytest.mark.slow

@@ -249,9 +249,10 @@ def _trained(trace: Tracer, task: Task, hyper: Any, start: Start) -> Digests:
     if task.scale is not None:
         out["scale"] = trace(task.scale, data, hyper)[0]
     reduction = task.reduction
-    settings = (
+    settings: tuple[Any, ...] = (
         reduction.frozen, reduction.homogeneous, reduction.compact_only, reduction.compact_decays, sorted(task.watch)
     )  # fmt: skip
+    settings += () if task.state is None else (task.state,)  # older results have none
     out["how it is trained"] = _hash(repr(settings))[:16]
     forms = {"": start.params}
     if reduction.compact is not None:
@@ -286,7 +287,7 @@ def _bound(gradient: Callable, signs: bool) -> Callable:
 
 @functools.lru_cache(maxsize=64)
 def _differentiated(task: Task) -> Callable:
-    """`(params, batch, hyper) -> (loss, gradient)` by automatic differentiation."""
+    """`(params, batch, hyper) -> (loss, gradient)` by automatic differentiation; the loss with the task's state."""
 
     def program(params: Any, batch: Any, hyper: Any) -> Any:
         names = trained_fields(task, params, None)
@@ -303,7 +304,9 @@ def _differentiated(task: Task) -> Callable:
             )  # fmt: skip
             return task.loss(merged, batch, hyper)
 
-        return jax.value_and_grad(loss)([leaf for f, leaf in zip(floating, leaves) if f])
+        return jax.value_and_grad(loss, has_aux=task.state is not None)(
+            [leaf for f, leaf in zip(floating, leaves) if f]
+        )
 
     return program
 

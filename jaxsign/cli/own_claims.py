@@ -1,0 +1,38 @@
+"""Which claims of the user's own does a Python file hold?"""
+
+from jaxsign.claims.catalogue import CLAIMS
+from jaxsign.claims.claim import Claim
+from jaxsign.cli.experiment import load_file
+from jaxsign.validation.values import known, one_line
+
+
+def load_claims(file: str | None, ids: list[str] | None = None) -> list[Claim] | None:
+    """The claims of a file's list CLAIMS, or those of jaxsign without a file.
+
+    Args:
+      file: path of a Python file with a list `CLAIMS` of `js.Claim`, and of ids of claims of jaxsign; or None.
+      ids: only these of them; None: all.
+
+    Returns:
+      The claims in order; None for all of jaxsign's.
+
+    Raises:
+      ValueError: for a file that cannot be loaded or holds no such list, two claims of one id, or an unknown id.
+    """
+    of_package = {claim.id: claim for claim in CLAIMS}
+    if file is None:
+        return None if ids is None else [of_package[known("claim", name, of_package)] for name in ids]
+    given = getattr(load_file(file), "CLAIMS", None)
+    if not isinstance(given, (list, tuple)) or not given:
+        raise ValueError(f"{file!r} must define CLAIMS = [...] with at least one js.Claim, got {one_line(given)}")
+    chosen: dict[str, Claim] = {}
+    for one in given:
+        if not isinstance(one, (Claim, str)):
+            raise ValueError(f"CLAIMS of {file!r} must hold js.Claim or ids of jaxsign's claims, got {one_line(one)}")
+        claim = of_package[known("claim", one, of_package)] if isinstance(one, str) else one
+        if claim.id in chosen:
+            raise ValueError(f"CLAIMS of {file!r} must have different ids, got two of {claim.id!r}")
+        if isinstance(one, Claim) and claim.id in of_package:
+            raise ValueError(f"CLAIMS of {file!r} must not use the id of a claim of jaxsign, got {claim.id!r}")
+        chosen[claim.id] = claim
+    return list(chosen.values()) if ids is None else [chosen[known("claim", name, chosen)] for name in ids]

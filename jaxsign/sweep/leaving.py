@@ -1,0 +1,74 @@
+"""How does a sweep that was told to stop leave the process: in one line, and without waiting for XLA?"""
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import NoReturn
+
+from jaxsign.validation.messages import say
+
+#: Compilations that nobody waits for any more. XLA cannot be interrupted, and Python waits for its threads at the end.
+_ABANDONED: list[Future] = []
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal arrived; the message says what is kept. With `out=`, finished runs and a checkpoint of the others."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows."""
+        return [str(self)]
+
+
+def abandon(compiling: Iterable[Future]) -> None:
+    """Remembers compilations that go on although their results are not needed any more."""
+    _ABANDONED[:] = [future for future in (*_ABANDONED, *compiling) if future.running()]
+
+
+def explain() -> None:
+    """From now on, an `Interrupted` that ends a script is one line instead of a traceback.
+
+    A hook that somebody else has set stays.
+    """
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _hook
+
+
+def leave(status: int) -> int:
+    """Ends the process with an exit status if a compilation would hold it up; otherwise returns the status.
+
+    Functions that were registered with `atexit` are called; results are on disk by then, as after any other stop.
+    """
+    if any(future.running() for future in _ABANDONED):
+        _finish()
+        os._exit(status)
+    return status
+
+
+def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not isinstance(error, Interrupted):
+        sys.__excepthook__(kind, error, trace)
+        return
+    say(error)
+    if any(future.running() for future in _ABANDONED):
+        _end_as_python_does()
+
+
+def _end_as_python_does() -> NoReturn:
+    """Ends by SIGINT, which a shell sees as 130, as Python does after a KeyboardInterrupt."""
+    _finish()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+    os._exit(130)  # where the signal is blocked
+
+
+def _finish() -> None:
+    """What Python does before it waits for threads and takes itself apart."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or none
+            stream.flush()

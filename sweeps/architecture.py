@@ -90,9 +90,8 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     def deep(name, optimizers=SIGN, **more):
         problem = js.DeepProblem(**DEEP[name], **small, **({"hidden": 4} if tiny else {}))
         hyper = js.presets.paper_like()[1]
-        return sweep(
-            js.deep_transformer, problem, hyper, optimizers, 400, axes={"residual": [1.0, 0.0]}, **more
-        )  # fmt: skip
+        axes = {"residual": [1.0, 0.0]}
+        return sweep(js.deep_transformer, problem, hyper, optimizers, 400, axes=axes, levels=(0.1, 0.01), **more)
 
     def shallow(preset, heads=1, context=2, optimizers=SIGN, **more):
         problem, hyper = getattr(js.presets, preset)()

@@ -25,7 +25,7 @@ def labelled(table, ds):
     sizes = ds["d"].values
     overlap = ds["overlap"].values
     rows = [r"$\infty$" if law == "none" else plot.cell_name(int(d)) for d, law in zip(sizes, overlap)]
-    return table.transpose("d", "mu"), (rows, columns)
+    return table.transpose("d", "mu").assign_coords(mu=snr), (rows, columns)
 
 
 def page(ds, level):

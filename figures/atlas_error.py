@@ -25,7 +25,7 @@ def labelled(table, ds):
     sizes = ds["d"].values
     overlap = ds["overlap"].values
     rows = [r"$\infty$" if law == "none" else plot.cell_name(int(d)) for d, law in zip(sizes, overlap)]
-    return table.transpose("d", "mu"), (rows, columns)
+    return table.transpose("d", "mu").assign_coords(mu=snr), (rows, columns)
 
 
 def page(ds, level):
@@ -65,7 +65,9 @@ def page(ds, level):
     for ax in axes[-1]:
         ax.set_xlabel("SNR")
     words = f"training loss {level:g}, means of {ds.sizes['seed']} seeds; white: law's error; hatched: law off by .05"
-    plot.small_print(fig, words + "; dots: held out")
+    words += "; dots: held out"
+    unread = any(bool(table.isnull().any()) for table in trained.values())
+    plot.small_print(fig, words + ("; grey: loss not reached" if unread else ""))
     return fig
 
 

@@ -29,7 +29,8 @@ def maps(fig, axes, ds):
         mean = atlas.errors(ds, family, LEVEL).mean("seed").transpose("n", "mu")
         law = atlas.laws(ds, LEVEL, atlas.POWERS[family]).transpose("n", "mu")
         image = plot.heat_map(
-            ax, mean, (0.0, 0.5), contours=CONTOURS, of=law, hatched=abs(mean - law) > atlas.CLOSE, held_out=chosen,
+            ax, mean.assign_coords(mu=snr), (0.0, 0.5),
+            contours=CONTOURS, of=law, hatched=abs(mean - law) > atlas.CLOSE, held_out=chosen,
             names=([str(n) for n in ds["n"].values], columns),
         )  # fmt: skip
         ax.set(xlabel="SNR", ylabel="examples n")

@@ -40,14 +40,14 @@ def ticks(axis, values):
 def panel(ax, values, law, limits, *, of, held=None):
     """One map with its axis labels, the law's or the range's border dashed, the preset starred."""
     y, x = values.dims
-    image = plot.heat_map(ax, values, limits, held_out=held)
+    snr = law["snr"].isel({dim: 0 for dim in law["snr"].dims if dim != "mu"}).values
+    image = plot.heat_map(ax, values.assign_coords(mu=snr) if x == "mu" else values, limits, held_out=held)
     # Not heat_map's contours, whose labels break the line: the level of a border of yes and no says nothing.
     ax.contour(of.values, levels=[0.5], colors="w", linewidths=0.9, linestyles="--")
     own = {"mu": MU, "sigma_0": SIGMA_0, "learning_rate": ETA}
     place = [int(np.argmin(abs(np.log(values[dim].values / own[dim])))) for dim in (x, y)]
     if all(np.isclose(values[dim].values[i], own[dim], rtol=0.01) for dim, i in zip((x, y), place)):
         ax.plot(*place, "*", color="w", mec="k", mew=0.5, ms=7, label="preset")
-    snr = law["snr"].isel({dim: 0 for dim in law["snr"].dims if dim != "mu"}).values
     for axis, dim in ((ax.xaxis, x), (ax.yaxis, y)):
         ticks(axis, snr if dim == "mu" else values[dim].values)
     ax.set_xlabel(LABELS[x])

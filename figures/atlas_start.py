@@ -30,7 +30,7 @@ def draw(ds):
         ax.set_xlabel(r"initial standard deviation $\sigma_0$")
     for ax in axes[:, 0]:
         ax.set_ylabel("test error")
-    axes[0, 0].legend(loc="upper left")
+    axes[1, 1].legend(loc="upper left")
     plot.letter_panels(axes.flat, [f"{plot.NAMES[family]}, SNR {snr[place]:.2g}" for family, place in places])
     words = f"d to infinity, disjoint supports, attention trained, {ds.sizes['seed']} seeds; reconstructed"
     plot.small_print(fig, words)

@@ -7,10 +7,13 @@ Command: python figures/depth.py --results results --out results/figures
 import matplotlib.pyplot as plt
 import numpy as np
 
+import jaxsign as js
 from jaxsign import plot
 from jaxsign.analysis.runs import manifest
 from jaxsign.claims.architecture import connected, excess_variation, most, time_to, turns
 
+#: Training loss at which layers are compared (claim D2).
+LEVEL = 0.1
 #: Of depths.
 SHADES = plot.shades(4)
 KINDS = {
@@ -51,6 +54,9 @@ def over_layers(ax, ds, residual, name, until, ylabel):
         values = values.mean([dim for dim in values.dims if dim not in ("seed", "step")])
         look = {**plot.PLACES[layer], "ms": 3, "markevery": 0.2}
         layer_band(ax, runs, values, [layer + 1], until, f"layer {layer + 1} (d-f)", **look)
+    fitted = float(js.at_train_loss(runs, LEVEL, ["train_loss"])["step"].median("seed", skipna=False))
+    if np.isfinite(fitted):  # every seed gets there
+        ax.axvline(fitted, color=plot.NEUTRAL, lw=0.8, ls="--", label=f"training loss {LEVEL:g} (d-f)")
     ax.set(xlabel="step t", xlim=(0, until), ylabel=ylabel)
 
 

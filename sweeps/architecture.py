@@ -1,13 +1,14 @@
 """Other architectures: 2 to 8 heads, contexts up to 16, transformers of depth 1 to 4; claims H1-H4 and D1-D8.
 
-depth_D with D = 1..4, and depth_4 with _mlp, _norm and both: `js.deep_transformer` with residual connections (weight 1)
-and without, SignGD, 400 steps. PRESET_heads_H with H = 1, 2, 4, 8 (600 steps) and PRESET_context_L with L = 4, 8, 16
-(320 steps), PRESET paper_like or disjoint: the two-layer system, SignGD; all claims of the paper's system are asked of
-them too. d = 2000 (L-1), so that n (L-1) patches of s = 40 share as many coordinates as those of context 2 do
-(paper-like) and fit in disjointly (disjoint). 36 seeds; paper-like contexts 8 and 16, whose supports have 6,000 and
-12,000 coordinates, 8 and 4. GD beside SignGD paper-like up to context 4, and as controls of their test errors the same
-with w_v alone trained, _frozen. Adam in adam_heads_4, adam_context_4 (disjoint) and adam_depth_2, 12 seeds. targets:
-which noise patch the noise queries of longer contexts attend to, disjoint preset, 12 seeds.
+depth_D with D = 1..4, and depth_4 with _mlp, _norm and both: `js.deep_transformer` with residual connections (weight
+1) and without, SignGD, 400 steps, captured at training losses .1 and .01 (D2 compares layers there). PRESET_heads_H
+with H = 1, 2, 4, 8 (600 steps) and PRESET_context_L with L = 4, 8, 16 (320 steps), PRESET paper_like or disjoint: the
+two-layer system, SignGD; all claims of the paper's system are asked of them too. d = 2000 (L-1), so that n (L-1)
+patches of s = 40 share as many coordinates as those of context 2 do (paper-like) and fit in disjointly (disjoint). 36
+seeds; paper-like contexts 8 and 16, whose supports have 6,000 and 12,000 coordinates, 8 and 4. GD beside SignGD
+paper-like up to context 4, and as controls of their test errors the same with w_v alone trained, _frozen. Adam in
+adam_heads_4, adam_context_4 (disjoint) and adam_depth_2, 12 seeds. targets: which noise patch the noise queries of
+longer contexts attend to, disjoint preset, 12 seeds.
 In 32 bits gradients of transformers of depth 4 are 0 from t ~ 200 on, and those of layers 3 and 4 without residual
 connections from the start, as rounding makes their tokens equal. So this experiment needs --x64; there layer 4 alone,
 without residual connections, has a gradient of exactly 0 before t = 360.
@@ -90,9 +91,8 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     def deep(name, optimizers=SIGN, **more):
         problem = js.DeepProblem(**DEEP[name], **small, **({"hidden": 4} if tiny else {}))
         hyper = js.presets.paper_like()[1]
-        return sweep(
-            js.deep_transformer, problem, hyper, optimizers, 400, axes={"residual": [1.0, 0.0]}, **more
-        )  # fmt: skip
+        axes = {"residual": [1.0, 0.0]}
+        return sweep(js.deep_transformer, problem, hyper, optimizers, 400, axes=axes, levels=(0.1, 0.01), **more)
 
     def shallow(preset, heads=1, context=2, optimizers=SIGN, **more):
         problem, hyper = getattr(js.presets, preset)()

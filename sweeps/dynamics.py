@@ -1,4 +1,4 @@
-"""The training dynamics of SignGD, Adam and GD: every trace of the paper's Figure 1, claims S1-S4, C1, C2, C2e, A1-A3.
+"""The training dynamics of SignGD, Adam and GD: every trace of the paper's Figure 1, claims S1-S4, C1, C2e, A1-A3.
 
 Axes: optimizer (sign_gd eta=1e-4, adam eta=1e-4 b1=.9 b2=.999 eps=1e-15, gd eta=.3), 64 seeds; 2000 steps;
 both presets.

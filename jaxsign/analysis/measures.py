@@ -158,7 +158,7 @@ def _late_rate(run: Run) -> Any:
     return _loss_rate(1100, 1500)(run) / (4 * _np(run["noise_l1"]).min(run["noise_l1"]))
 
 
-def _extreme(name: str, sign: int, low: int, high: int | None) -> Callable[[Run], Any]:
+def _extreme(name: str, sign: int, low: int, high: int) -> Callable[[Run], Any]:
     """Smallest (sign 1) or largest (sign -1) of what was measured on [low, high]."""
 
     def number(run: Run) -> Any:
@@ -192,7 +192,6 @@ MEASURES: Mapping[str, Measure] = {
     "late_rate": Measure(_late_rate, ("train_loss", "noise_l1"), (1100, 1500)),
     "rate_300": Measure(_loss_rate(250, 350), ("train_loss",), (250, 350)),
     "rate_900": Measure(_loss_rate(850, 950), ("train_loss",), (850, 950)),
-    "least_test_loss": Measure(_extreme("test_loss", 1, 0, None), ("test_loss",), (0, 1500)),
     "least_test_error": Measure(_extreme("test_error", 1, 50, 500), ("test_error",), (50, 500)),
     "largest_test_error": Measure(_extreme("test_error", -1, 50, 500), ("test_error",), (50, 500)),
     "test_error_100": _mean_at("test_error", 100),

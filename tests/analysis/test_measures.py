@@ -40,8 +40,8 @@ def test_numbers_on_the_device_are_those_of_the_traces(sweep):
     for name in MEASURES:
         np.testing.assert_allclose(alone[name], ds[name], rtol=1e-5, err_msg=name)
     # Other sizes than the preset's: "custom", but decided from numbers alone where the claim needs one optimizer.
-    table = js.check(alone, ["S1", "S4", "C1", "C2"])
-    assert [row.claim.id for row in table.rows] == ["S1", "S4", "C1", "C2"]
+    table = js.check(alone, ["S1", "S4", "C1"])
+    assert [row.claim.id for row in table.rows] == ["S1", "S4", "C1"]
 
 
 def test_a_stored_share_of_19_in_20_is_inside_an_interval_from_95(sweep):
@@ -52,9 +52,9 @@ def test_a_stored_share_of_19_in_20_is_inside_an_interval_from_95(sweep):
     assert row.inside == row.seeds
     below = edge.assign(vote_followed=ds["vote_followed"] * 0 + np.float32(0.9499))
     assert js.check(below, ["S3"]).rows[0].inside == 0
-    # A diverged seed is outside, stored or computed: its smallest test loss before the end says nothing.
+    # A diverged seed is outside, stored or computed: its numbers before the end say nothing.
     (whole,), (gone,) = (
-        js.check(one, ["C2"]).rows for one in (ds, ds.assign(status=ds["status"] * 0 + (ds.seed == 1)))
+        js.check(one, ["S1"]).rows for one in (ds, ds.assign(status=ds["status"] * 0 + (ds.seed == 1)))
     )
     assert (whole.inside, gone.inside) == (3, 2)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from conftest import with_levels
 
 import jaxsign as js
 from jaxsign.claims import architecture
@@ -70,6 +71,8 @@ def staged(heads=1, context=2, settles=110):
 
 
 def word(ds, claim):
+    """The verdict; runs at equal loss are as if they had captured its levels."""
+    ds = with_levels(ds, (0.1, 0.01)) if claim == "D2" else ds
     (row,) = js.check(ds, [claim]).rows
     return row.verdict
 
@@ -118,7 +121,7 @@ def test_claims_about_longer_contexts():
 def deep(depth=3, plain=None, **changes):
     """Runs with residual connections that keep the behaviours in every layer, and without that lose them all."""
     alternating = np.where(np.arange(len(STEPS)) % 2, 1.0, -1.0)
-    loss = 0.69 * np.exp(-STEPS / 20.0)
+    loss = 0.69 * np.exp(-STEPS / 80.0)
     kept = {
         "train_loss": ((), loss), "sign_agreement": (("layer", "head"), np.where(STEPS >= 20, 1.0, 0.5)),
         "s21": (("layer", "head", "sample"), np.where(STEPS >= 150, 1e-3, 0.5 - STEPS / 500)),
@@ -162,7 +165,7 @@ DEEP_CLAIMS = [claim.id for claim in CLAIMS if claim.system == "deep_transformer
 
 
 def test_every_claim_about_depth_holds_for_runs_as_it_says():
-    table = js.check(deep(), DEEP_CLAIMS)
+    table = js.check(with_levels(deep(), (0.1, 0.01)), DEEP_CLAIMS)
     assert [row.verdict for row in table.rows] == ["HOLDS"] * 8
     assert not js.check(deep(depth=1), DEEP_CLAIMS).rows
 
@@ -174,7 +177,8 @@ def test_every_claim_about_depth_holds_for_runs_as_it_says():
         (["D1", "D2"], {"sign_agreement": np.full(len(STEPS), 0.9)}),
         (["D1", "D2"], {"s21": np.full(len(STEPS), 0.5)}),
         (["D1", "D2"], {"s11": np.full(len(STEPS), 0.3)}),
-        (["D1"], {"train_loss": np.full(len(STEPS), 0.5)}),
+        (["D1", "D2"], {"train_loss": np.full(len(STEPS), 0.5)}),
+        (["D2"], {"train_loss": 0.69 * np.exp(-STEPS / 20.0)}),  # s_21 is .42 when this falls below .1
         (["D3"], {"query_signal": np.ones(len(STEPS))}),
     ],
 )
@@ -184,10 +188,25 @@ def test_claims_about_depth_fail_where_they_should(claims, changes):
 
 
 def test_the_worst_layer_decides():
-    ds = deep()
-    ds["s21"][{"residual": 0, "layer": 2}] = 0.5
-    assert word(ds, "D2") == "FAILS"
+    for name, value in (("s21", 0.5), ("s11", 0.7), ("s11", 0.3), ("sign_agreement", 0.9)):
+        ds = deep()
+        ds[name][{"residual": 0, "layer": 2}] = value
+        assert word(ds, "D2") == "FAILS"
     assert word(ds, "D1") == "HOLDS"
+
+
+def test_layers_are_compared_at_equal_loss():
+    late = deep()
+    late["s11"][{"residual": 0, "layer": 2}] = np.where(STEPS >= 300, 0.01, 0.48)[:, None, None]
+    (row,) = js.check(with_levels(late, (0.1, 0.01)), ["D2"]).rows
+    median = {part.label: part.median for part in row.parts}
+    assert row.verdict == "HOLDS"  # training loss .1 is before
+    assert median["mean s_11 at training loss 0.1, least layer"] == pytest.approx(0.48)
+    assert median["mean s_11 at training loss 0.01, least layer"] == pytest.approx(0.01)
+    loss = late["train_loss"].isel(residual=0, seed=0, optimizer=0).values
+    crossing = np.interp(-np.log(0.1), -np.log(loss), STEPS)
+    assert median["step at which the training loss is .1"] == pytest.approx(crossing, abs=1.0)
+    assert "run with levels=(0.1,)" in js.check(late, ["D2"]).missing[0][2]
 
 
 def test_what_lacks_the_axis_is_not_decided():

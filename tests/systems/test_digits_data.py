@@ -5,6 +5,7 @@ import gzip
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 
 import jaxsign as js
 from jaxsign.systems.digits import data as digits
@@ -151,6 +152,40 @@ def test_noise_is_in_the_border_only_and_standard_there(draw):
     )
 
 
+def test_noise_in_one_split_alone_is_that_of_the_noisy_and_the_clean_images():
+    def drawn(**noise):
+        task, key, hyper = js.noisy_digits(PROBLEM), jax.random.key(4), js.DigitsHyper(scale=0.5, **noise)
+        draw = task.sample(js.stream(key, "data"), hyper, image_set())
+        test = task.sample_test(js.stream(key, "test"), hyper, None)
+        return jax.tree.map(np.asarray, task.prepare(draw, test, None, hyper, None)[:2])
+
+    noisy, clean = drawn(), drawn(noise=0.0)
+    assert not np.array_equal(noisy[0].x, clean[0].x)
+    for noise, in_test, (train, held) in (
+        (1.0, 1.0, (noisy, noisy)), (0.0, 0.0, (clean, clean)), (0.0, 1.0, (clean, noisy)), (1.0, 0.0, (noisy, clean)),
+    ):  # fmt: skip
+        found = drawn(noise=noise, test_noise=in_test)
+        jax.tree.map(np.testing.assert_array_equal, found, (train[0], held[1]))
+
+
+def test_the_law_of_a_first_step_knows_the_noise_of_test_images():
+    task = js.noisy_digits(PROBLEM)
+
+    def law(**noise):
+        hyper = js.DigitsHyper(scale=0.2, **noise)
+        draw = task.sample(jax.random.key(1), hyper, image_set())
+        constants = task.describe(draw, task.sample_test(jax.random.key(2), hyper, None), hyper)
+        return [float(constants[f"{name}_step_error"]) for name in ("sign", "gd")]
+
+    both, same, less = law(), law(test_noise=1.0), law(test_noise=0.25)
+    assert both == same
+    # Margins are 4 times as large in noise of a quarter of the size.
+    quantiles = [scipy.stats.norm.isf(errors) for errors in (both, less)]
+    np.testing.assert_allclose(quantiles[1], 4 * quantiles[0], rtol=1e-4)
+    assert law(test_noise=0.0) == [0.0, 0.0]
+    assert np.isnan(law(noise=0.0, test_noise=1.0)).all()
+
+
 def test_scales_share_their_draws(draw):
     (one, test), (other, same) = draw(3), draw(3, scale=0.25, noise=2.0)
     np.testing.assert_allclose(other.images, 0.25 * one.images, rtol=1e-6)
@@ -215,6 +250,7 @@ def test_bad_problems_are_refused(fields, message):
         ({"scale": [1.0, -2.0]}, "got scale=-2.0"),
         ({"noise": -1.0}, r"noise must be a finite number in \[0, inf\), got noise=-1.0"),
         ({"sigma_0": float("nan")}, "got sigma_0=nan"),
+        ({"test_noise": [0.5, -1.0]}, r"test_noise must be a finite number in \[0, inf\), got test_noise=-1.0"),
     ],
 )
 def test_bad_numbers_are_refused(fields, message):

@@ -105,6 +105,8 @@ class DigitsHyper:
       noise: standard deviation of the border's noise, finite, >= 0.
       sigma_0: standard deviation of the initial weights of the two-layer model, and of the queries and keys of "vit",
         finite, >= 0: small, so that attention begins almost uniform.
+      test_noise: standard deviation of the noise of validation and test images, finite, >= 0, or None: `noise`, which
+        is that of training images alone otherwise.
 
     Examples:
       >>> DigitsHyper(scale=0.5).noise
@@ -117,6 +119,7 @@ class DigitsHyper:
     scale: Any = 1.0
     noise: Any = 1.0
     sigma_0: Any = 0.01
+    test_noise: Any = dataclasses.field(default=None, metadata={"added": True})
 
     def validate(self) -> None:
         """Checks every number on the host.
@@ -124,9 +127,14 @@ class DigitsHyper:
         Raises:
           ValueError: naming field, value and legal range.
         """
-        for name in ("scale", "noise", "sigma_0"):
+        for name in ("scale", "noise", "sigma_0", *(["test_noise"] if self.test_noise is not None else [])):
             for number in np.ravel(getattr(self, name)).tolist():
                 real(name, number, low=0.0, open_low=name == "scale")
 
+    @property
+    def held_noise(self) -> Any:
+        """Standard deviation of the noise of validation and test images."""
+        return self.noise if self.test_noise is None else self.test_noise
 
-jax.tree_util.register_dataclass(DigitsHyper, data_fields=["scale", "noise", "sigma_0"], meta_fields=[])
+
+jax.tree_util.register_dataclass(DigitsHyper, data_fields=["scale", "noise", "sigma_0", "test_noise"], meta_fields=[])

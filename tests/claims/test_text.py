@@ -115,6 +115,26 @@ def test_claims_about_injected_words_hold_and_fail():
     assert word(apart, "X7") == "FAILS"
 
 
+SPLITS = {"injected": [0, 12], "test_injected": [0, 12]}
+
+
+def test_claims_about_words_in_one_split_hold_and_fail():
+    def in_test(name, point):
+        return 0.3 + 0.05 * (name in ("sign_gd", "adam") and point["test_injected"] > 0)
+
+    def in_training(name, point):
+        return 0.3 + 0.05 * (name in ("sign_gd", "adam") and point["injected"] > 0)
+
+    assert str(claims.setting_of(runs(SPLITS, equal))) == "attention, 500 sentences over injected, test_injected"
+    for claim in ("TS1", "TS2", "TS3"):
+        assert word(runs(SPLITS, in_test), claim) == "HOLDS"
+    for claim in ("TS2", "TS3"):
+        assert word(runs(SPLITS, in_training), claim) == "FAILS"
+    assert word(runs(SPLITS, lambda name, point: 0.6 - in_test(name, point)), "TS1") == "FAILS"
+    alone = runs({"injected": [0]}, equal, {"test_injected": 12})
+    assert str(claims.setting_of(alone)) == "attention, 500 sentences, test K=12"
+
+
 @pytest.mark.parametrize(
     ("claim", "axes", "problem", "holds"),
     [
@@ -228,8 +248,8 @@ def test_all_entries_run_tiny(tmp_path):
     assert load("sweeps", "text").main(["--tiny", "--out", str(tmp_path)]) == 0
     found = {path.name: js.open_results(path).load() for path in tmp_path.iterdir()}
     assert set(found) == {
-        "tokens", "samples", "kernels", "kernels_linear", "two_layer", "label_noise", "embedding_noise", "vocabulary",
-        "source",
+        "tokens", "splits", "samples", "kernels", "kernels_linear", "two_layer", "label_noise", "embedding_noise",
+        "vocabulary", "source",
     }  # fmt: skip
     for ds in found.values():
         assert bool((ds["status"] == 0).any("optimizer").all())

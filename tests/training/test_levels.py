@@ -502,7 +502,7 @@ def test_names_that_levels_need_are_refused_where_they_are_given():
 
 @pytest.mark.parametrize("runs", [1, 3])
 def test_runs_of_a_lane_look_only_where_they_cross(runs):
-    """XLA moves what a loop over the one run of a lane computes to before that loop: it would be computed every step."""
+    """XLA moves what a loop over the one run of a lane computes to before that loop: computed at every step then."""
     losses = np.linspace(1.0, 0.1, 6, dtype=np.float32)[None] ** np.arange(1, runs + 1, dtype=np.float32)[:, None]
     values = np.arange(1.0, runs + 1, dtype=np.float32)
 

@@ -15,8 +15,8 @@ class Texts(NamedTuple):
     """Sentences as a model reads them.
 
     Args:
-      tokens: (n, length + K) int32, with K injected words, 1 + the word's place in the run's vocabulary, 0 for an unknown word and for
-        padding; the injected words are last.
+      tokens: (n, length + K) int32, 1 + the word's place in the run's vocabulary, 0 for an unknown word and for padding;
+        the K injected words are last.
       mask: (n, length + K) bool, False for padding.
       y: (n,) labels, +1 positive, -1 negative.
     """
@@ -183,7 +183,9 @@ def sample(key: Array, problem: TextProblem, hyper: TextHyper, shared: Sentences
         own = words[indices]
         return Texts(jnp.pad(token_of[own], room), jnp.pad(own > 0, room), labels[indices])
 
-    train = inject(texts(places["train"], problem.injected), jax.random.uniform(lots, (problem.n_train, problem.injected)), known)
+    train = inject(
+        texts(places["train"], problem.injected), jax.random.uniform(lots, (problem.n_train, problem.injected)), known
+    )
     flipped = jax.random.uniform(flips, (problem.n_train,)) < hyper.label_noise
     train = train._replace(y=jnp.where(flipped, -train.y, train.y))
     held = texts(jnp.concatenate([places["val"], places["test"]]), problem.held_injected)

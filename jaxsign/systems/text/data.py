@@ -15,8 +15,8 @@ class Texts(NamedTuple):
     """Sentences as a model reads them.
 
     Args:
-      tokens: (n, length + K) int32, 1 + the word's place in the run's vocabulary, 0 for an unknown word and for padding;
-        the K injected words are last.
+      tokens: (n, length + K) int32, 1 + the word's place in the run's vocabulary, 0 for an unknown word and for
+        padding; the K injected words are last.
       mask: (n, length + K) bool, False for padding.
       y: (n,) labels, +1 positive, -1 negative.
     """

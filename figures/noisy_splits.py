@@ -67,12 +67,12 @@ def draw(images, sentences):
             ax.set_ylabel(words)
     plot.key(fig, ncols=3, axes=list(axes[0]))
     titles = [*(f"digits, n = {n}" for n in IMAGES), "sentences, n = 500"]
-    plot.letter_panels(list(axes.flat), [*titles, *(f"{title}: gap" for title in titles)])
+    plot.letter_panels(list(axes.flat), [*titles, *(f"n = {n}: gap" for n in IMAGES), "sentences: gap"])
     plot.small_print(
         fig,
         f"training loss .1, mean of {images.sizes['seed']} seeds and its 95 % interval, each optimizer at the learning "
-        "rate with the smallest validation error · digits 3 and 7, two-layer model, scale .5, noise N(0, 1) in the border · "
-        f"softmax attention, {WORDS} random words of the vocabulary · all reconstructed",
+        "rate with the smallest validation error · digits 3 and 7, two-layer model, scale .5, noise N(0, 1) in the "
+        f"border · softmax attention, {WORDS} random words of the vocabulary · all reconstructed",
     )
     return fig
 

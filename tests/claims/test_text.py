@@ -13,7 +13,10 @@ from conftest import with_levels
 import jaxsign as js
 from jaxsign.claims import text as claims
 from jaxsign.claims.catalogue import known_system
+from jaxsign.plot.files import style
 from jaxsign.systems.text.problem import TextProblem
+
+from .test_digits import over_splits
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = [("sign_gd", np.nan), ("adam", np.nan), ("gd", 0.0), ("gd", 0.9)]
@@ -133,6 +136,21 @@ def test_claims_about_words_in_one_split_hold_and_fail():
     assert word(runs(SPLITS, lambda name, point: 0.6 - in_test(name, point)), "TS1") == "FAILS"
     alone = runs({"injected": [0]}, equal, {"test_injected": 12})
     assert str(claims.setting_of(alone)) == "attention, 500 sentences, test K=12"
+
+
+def test_the_figure_of_both_experiments_with_noise_in_one_split_is_drawn():
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    sentences = runs(SPLITS, lambda name, point: 0.3 + 0.05 * (name != "gd" and point["test_injected"] > 0))
+    images = over_splits(lambda n, noise, test_noise: 0.07 * test_noise)
+    with style():
+        fig = load("figures", "noisy_splits").draw(images, sentences)
+        faults = js.plot.faults(fig)
+    heights = [ax.lines[0].get_ydata() for ax in fig.axes[3:]]
+    for height, gap in zip(heights, (0.07, 0.07, 0.05)):
+        np.testing.assert_allclose(height, [0, 0, gap, gap], atol=0.01)
+    assert not faults
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ model on words as unit vectors; `vocabulary`, the 50 or 200 most frequent words 
 Axes: optimizers, SignGD, Adam (tokens, splits, kernels) and GD without and with momentum .9, with four learning rates
 each, a factor of two apart, of which the figure and the claims take the one with the smallest validation error at the
 training loss that is judged (.1; .3 is captured too); 10 seeds. 300 validation and 1,000 test sentences (`source` 900)
-a run, 80 full-batch steps (`samples` 120, which GD needs for 1,000 sentences). `splits` has the two
-smaller rates, and no momentum.
+a run, 80 full-batch steps (`samples` 120, which GD needs for 1,000 sentences). `splits` and
+`source` have the two smaller rates, and no momentum.
 Command: python sweeps/text.py --out results/text [--data-dir DIR], DIR with train.tsv and dev.tsv of SST-2 or with
 aclImdb; without it the 2,979 sentences of the package. Data of one source have no entry `source`.
 Cost: sized for 35 minutes of CPU time, a third of it compilation; wall_seconds of the manifests.
@@ -78,7 +78,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     }  # fmt: skip
     sources = [SOURCES[place] for place in np.unique(corpus.source)]
     if len(sources) > 1:
-        sweeps["source"] = sweep(200, {"held_out": sources, **noise}, n_test=900)
+        sweeps["source"] = sweep(200, {"held_out": sources, **noise}, few=True, n_test=900)
     return sweeps
 
 

@@ -45,7 +45,7 @@ def panels(top, below, errors):
     """Test errors in one panel, and those of SignGD and Adam minus GD's in the other."""
     for i, family in enumerate(FAMILIES):
         look = {"color": plot.COLOURS[family], "marker": plot.MARKERS[family], "ms": 4, "ls": "none"}
-        moved = np.arange(len(PLACES)) + 0.16 * (i - 1)
+        moved = np.arange(len(PLACES)) + 0.22 * (i - 1)
         rows = [interval(errors(family, *where)) for where in PLACES.values()]
         plot.dots(top, moved, *np.transpose(rows), plot.NAMES[family], **look)
         if family != "gd":
@@ -54,7 +54,7 @@ def panels(top, below, errors):
     plot.level_line(below)
     for ax in (top, below):
         ax.set_xticks(range(len(PLACES)), list(PLACES))
-        ax.set(xlim=(-0.5, len(PLACES) - 0.5), xlabel="noise in")
+        ax.set(xlim=(-0.5, len(PLACES) - 0.5), xlabel="data with noise")
 
 
 def draw(images, sentences):

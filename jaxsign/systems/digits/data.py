@@ -125,7 +125,7 @@ def border() -> np.ndarray:
     return mask
 
 
-def border_noise(key: Array, noise: Array, count: int) -> Array:
+def border_noise(key: Array, noise: Array | float, count: int) -> Array:
     """Noise of the border, (count, 28, 28): N(0, noise^2) in the border and 0 elsewhere."""
     return jnp.where(jnp.asarray(border())[None], noise * jax.random.normal(key, (count, SIDE, SIDE)), 0)
 

@@ -64,6 +64,7 @@ paper-figures: $(STAMP)  ## redraw the figures of `make paper` and print their c
 	$(call redraw,$(PAPER))
 	$(call figure,depth)
 	$(call figure,cleaner_data)
+	$(call figure,noisy_splits)
 
 ATLAS = atlas_error atlas_stages atlas_dial atlas_samples atlas_regime
 atlas: $(STAMP)  ## the maps of where sign descent memorises noise: sweeps, figures, claims (resumable)

@@ -1,12 +1,14 @@
-"""Real digits in a noisy border, 20 to 1,000 training images: who has the smaller test error? Claims F2d-1 to F2d-11.
+"""Real digits in a noisy border, 20 to 1,000 training images: who has the smaller test error? Claims F2d, FS.
 
 Digits 3 and 7. Entries: MODEL over the number of training images, MODEL_frozen its control on the same seeds, in which
-queries and keys stay as they began and attention almost uniform; MODEL_scales, 50 images at many image scales. Models:
+queries and keys stay as they began and attention almost uniform; MODEL_scales, 50 images at many image scales;
+`two_layer_splits`, noise in training images alone, in validation and test images alone, in both and in neither. Models:
 `two_layer`, the paper's attention model on 16 patches of 7 x 7 pixels; `vit`, a vision transformer of one layer on the
 same patches, 16 wide. Axes: SignGD, Adam and GD (frozen: without Adam) with three learning rates each, factors of 5
 apart (`vit`: of 3), of which figure and claims take the one with the smallest validation error among those with which
-all seeds fit their training images; 20 to 1,000 training images (`vit` to 200, frozen to 100); image scale .25, .5 and
-1 (`vit`: .5), or .25 to 4; 5 seeds. 200 validation and 600 test images a run; 80 full-batch steps, 300 of `vit`.
+all seeds fit their training images; 20 to 1,000 training images (`vit` to 200, frozen to 100; splits 20 and 400); image
+scale .25, .5 and 1 (`vit` and splits .5), or .25 to 4; 5 seeds (splits 10). 200 validation and 600 test images a run;
+80 full-batch steps, 300 of `vit` and 160 of splits, since GD takes longer to fit images without noise.
 Command: python sweeps/digits.py --out results/digits [--data-dir DIR], DIR the MNIST files, plain or gzipped; without
 it the 10,000 digits of the package.
 Cost: about 25 minutes of CPU time; more than an hour on 2 cores that many other jobs used too.
@@ -29,7 +31,6 @@ SCALES = {
     "vit": [0.25, 0.5, 0.7, 1.0, 4.0],
 }
 SAMPLES = {"two_layer": [20, 50, 100, 400, 1000], "vit": [20, 100, 200]}
-STEPS = {"two_layer": 80, "vit": 300}
 RECORD = np.array([0, 2, 4, 7, 11, 16, 23, 32, 43, 57, 80, 110, 160, 230, 300])
 #: The smallest of three learning rates, and the factor from one to the next.
 RATES = {
@@ -57,26 +58,30 @@ def optimizers(model, tiny, adam):
 
 
 def entries(tiny):
-    """{name: (model, whether attention is frozen, axes, seeds)}."""
+    """{name: (model, whether attention is frozen, axes, seeds, steps)}."""
     samples = {model: [8, 12] for model in SAMPLES} if tiny else SAMPLES
     scales = {model: [0.5, 1.0] for model in SCALES} if tiny else SCALES
     three = {"n_train": samples["two_layer"], "scale": scales["two_layer"] if tiny else [0.25, 0.5, 1.0]}
+    fifty = {"n_train": [10 if tiny else 50]}
+    few_and_many = {"n_train": samples["two_layer"] if tiny else [20, 400]}
+    splits = {"noise": [0.0, 1.0], "test_noise": [0.0, 1.0]}
     return {
-        "two_layer": ("two_layer", False, three, 5),
-        "two_layer_frozen": ("two_layer", True, three, 5),
-        "vit": ("vit", False, {"n_train": samples["vit"], "scale": [0.5]}, 5),
-        "vit_frozen": ("vit", True, {"n_train": samples["vit"][:2], "scale": [0.5]}, 5),
-        "two_layer_scales": ("two_layer", False, {"n_train": [10 if tiny else 50], "scale": scales["two_layer"]}, 5),
-        "vit_scales": ("vit", False, {"n_train": [10 if tiny else 50], "scale": scales["vit"]}, 5),
-    }
+        "two_layer": ("two_layer", False, three, 5, 80),
+        "two_layer_frozen": ("two_layer", True, three, 5, 80),
+        "vit": ("vit", False, {"n_train": samples["vit"], "scale": [0.5]}, 5, 300),
+        "vit_frozen": ("vit", True, {"n_train": samples["vit"][:2], "scale": [0.5]}, 5, 300),
+        "two_layer_scales": ("two_layer", False, {**fifty, "scale": scales["two_layer"]}, 5, 80),
+        "two_layer_splits": ("two_layer", False, {**few_and_many, "scale": [0.5], **splits}, 10, 160),
+        "vit_scales": ("vit", False, {**fifty, "scale": scales["vit"]}, 5, 300),
+    }  # fmt: skip
 
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
     sweeps = {}
     sizes = {"n_val": 10, "n_test": 20, "width": 4, "hidden": 4} if args.tiny else {"n_val": 200, "n_test": 600}
-    for name, (model, control, axes, seeds) in entries(args.tiny).items():
+    for name, (model, control, axes, seeds, length) in entries(args.tiny).items():
         problem = js.DigitsProblem(classes=CLASSES, n_train=max(axes["n_train"]), model=model, **sizes)
-        steps = args.steps or (7 if args.tiny else STEPS[model])
+        steps = args.steps or (7 if args.tiny else length)
         record = RECORD[steps >= RECORD]
         sweeps[name] = js.Sweep(
             system=js.noisy_digits, problem=problem, hyper=js.DigitsHyper(),

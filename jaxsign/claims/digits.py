@@ -1,4 +1,4 @@
-"""Who has the smaller test error on noisy digits, with how many images, at which scale? Claims F2d-1 to F2d-11."""
+"""Who has the smaller test error on noisy digits, with how many images, at which scale? Claims F2d and FS."""
 
 import functools
 import math
@@ -19,6 +19,8 @@ SYSTEM = "noisy_digits"
 #: Training loss, in nat, at which runs are compared, and the low image scale of the claims about optimizers.
 LEVEL, LOW = 0.1, 0.5
 AXES = ("n_train", "scale")
+#: Standard deviations of the noise of training images, and of validation and test images.
+NOISES = ("noise", "test_noise")
 #: A difference of the law, in error, whose sign F2d-10 takes for a prediction.
 CLEAR = 0.01
 #: Image scales between which the source's curve is not monotone.
@@ -41,7 +43,7 @@ def setting_of(ds: "xr.Dataset") -> Setting:
     return Setting(
         f"{MODELS[problem['model']]} {digits}",
         changes=("attention frozen",) if definition["trainable"] else (),
-        swept=tuple(axis for axis in AXES if ds.sizes.get(axis, 1) > 1),
+        swept=tuple(axis for axis in (*AXES, *NOISES) if ds.sizes.get(axis, 1) > 1),
     )
 
 
@@ -255,6 +257,47 @@ def _at_cells(
     )
 
 
+def split_gap(
+    ds: "xr.Dataset", family: str, noise: float, test_noise: float, n_train: int | None = None
+) -> "xr.DataArray":
+    """`gap` in test error at training loss LEVEL, with one noise in training and one in validation and test images."""
+    for axis, value in zip(NOISES, (noise, test_noise)):
+        if axis not in ds.dims or not np.isclose(ds[axis], value).any():
+            raise CannotDecide(f"needs {axis}={value:g}")
+    return gap(ds.sel(noise=noise, test_noise=test_noise), family, n_train=n_train)
+
+
+def _widening(
+    words: str, at: tuple[float, float], others: str, than: tuple[float, float],
+    intervals: dict[int, tuple[float, float] | None],
+) -> tuple[Part, ...]:  # fmt: skip
+    """How much larger the gaps to GD are with (noise, test noise) `at` than with `than`, at each n_train."""
+
+    def more(ds: "xr.Dataset", family: str, n_train: int) -> "xr.DataArray":
+        return split_gap(ds, family, *at, n_train) - split_gap(ds, family, *than, n_train)
+
+    judged = tuple(
+        Part(
+            f"gap({_NAMES[family]}) with noise {words} - with {others}, n = {n}",
+            functools.partial(more, family=family, n_train=n),
+            interval if family == "sign_gd" else None,
+        )
+        for n, interval in intervals.items()
+        for family in ("sign_gd", "adam")
+    )
+    beside = tuple(
+        Part(
+            f"error(SignGD) - error(GD), noise {words}, n = {n}",
+            functools.partial(split_gap, family="sign_gd", noise=at[0], test_noise=at[1], n_train=n),
+            None,
+        )
+        for n in intervals
+    )
+    return judged + beside
+
+
+_BOTH, _TEST, _TRAIN, _NONE = (1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)
+_SPLITS = (f"{MODELS['two_layer']} 3 vs 7 over n_train, noise, test_noise",)
 _MANY, _FEW = ((400, 0.5), (400, 1.0), (1000, 1.0)), ((20, 0.25), (20, 0.5), (100, 0.25))
 
 CLAIMS: tuple[Claim, ...] = (
@@ -363,5 +406,28 @@ CLAIMS: tuple[Claim, ...] = (
             VIT_OVER_SAMPLES[0]: "at equal loss the three are within .012 of each other on average, at 20, 100 and 200 "
             "images; at the end SignGD errs .04 less at 200, at the largest of its rates"
         },
+    ),
+    _ours(
+        id="FS1",
+        settings=_SPLITS,
+        statement="Noisy digits, two layers, scale .5, training loss .1: noise in test images alone costs SignGD more "
+        "test error than GD, with 20 and with 400 images",
+        parts=_widening("in test images alone", _TEST, "none", _NONE, {20: _POSITIVE, 400: _POSITIVE}),
+    ),
+    _ours(
+        id="FS2",
+        settings=_SPLITS,
+        statement="Noisy digits, two layers, scale .5, training loss .1: noise in training images alone costs SignGD "
+        "no more than GD, or .02 more at most, with 20 and with 400 images",
+        parts=_widening(
+            "in training images alone", _TRAIN, "none", _NONE, {20: (-math.inf, 0.02), 400: (-math.inf, 0.02)}
+        ),
+    ),
+    _ours(
+        id="FS3",
+        settings=_SPLITS,
+        statement="Noisy digits, two layers, scale .5, training loss .1, noise in test images: noise in training "
+        "images, too, costs GD more than SignGD with 20 images",
+        parts=_widening("in both", _BOTH, "in test images alone", _TEST, {20: _NEGATIVE, 400: None}),
     ),
 )

@@ -1,4 +1,4 @@
-"""Do SignGD and Adam need cleaner data on real sentences? Claims X1 to X15 and XK1 to XK3."""
+"""Do SignGD and Adam need cleaner data on real sentences? Claims X1 to X15, TS1 to TS3 and XK1 to XK3."""
 
 import functools
 import math
@@ -28,7 +28,10 @@ NAMES = {"sign_gd": "SignGD", "adam": "Adam", "momentum": "GD with momentum", "g
 #: Errors that count as equal, and differences that do not: the trial and the pilot had .06 at K = 12, .03 to .06 at 48.
 CLOSE, APART, LESS_APART = (-0.03, 0.03), (0.03, 0.12), (0.02, 0.12)
 READ = ("val_error", "test_error", "test_loss", "injected_attention", "test_injected_attention")
-_SIZES = {"n_train": 500, "vocabulary": 2000, "held_out": "none", "injected": 0, "embedding_noise": 0.0}
+_SIZES = {
+    "n_train": 500, "vocabulary": 2000, "held_out": "none", "injected": 0, "embedding_noise": 0.0,
+    "test_injected": None,
+}  # fmt: skip
 
 
 def setting_of(ds: "xr.Dataset") -> Setting:
@@ -41,11 +44,14 @@ def setting_of(ds: "xr.Dataset") -> Setting:
     if "kernel" not in swept and kernel != "softmax":
         model = f"{kernel} {model}"
     count = "sentences" if "n_train" in swept else f"{problem['n_train']} sentences"
-    words = {"injected": "K", "vocabulary": "V", "held_out": "tested on", "embedding_noise": "embedding noise"}
+    words = {
+        "injected": "K", "vocabulary": "V", "held_out": "tested on", "embedding_noise": "embedding noise",
+        "test_injected": "test K",
+    }  # fmt: skip
     changes = [
         f"{words[name]}{' ' if name == 'held_out' else '='}{problem[name]}"
         for name, usual in _SIZES.items()
-        if name in words and name not in swept and problem[name] != usual
+        if name in words and name not in swept and problem.get(name, usual) != usual
     ]
     return Setting(count, model=(model,), changes=tuple(changes), swept=tuple(swept))
 
@@ -171,8 +177,26 @@ def _gaps(interval: tuple[float, float], words: str = "", **at: Any) -> tuple[Pa
     return judged + beside
 
 
+def _widening(
+    words: str, at: dict[str, Any], others: str, than: dict[str, Any], interval: tuple[float, float]
+) -> tuple[Part, ...]:
+    """How much larger the gaps of SignGD and Adam to GD are with words in some sentences than with words in others."""
+    judged = tuple(
+        Part(f"gap({NAMES[name]}) with words {words} - with {others}", _more(name, "gd", at, than), interval)
+        for name in ("sign_gd", "adam")
+    )
+    return judged + tuple(
+        Part(f"error({NAMES[name]}) - error(GD), words {words}", gap(name, **at), None) for name in ("sign_gd", "adam")
+    )
+
+
 _text = functools.partial(mean_claim, system=SYSTEM, source="ours")
 _TOKENS = ("attention, 500 sentences over kernel, injected",)
+_SPLITS = ("attention, 500 sentences over injected, test_injected",)
+#: Where the 12 words of `splits` are.
+_BOTH, _TEST, _TRAIN, _NONE = (
+    {"injected": train, "test_injected": test} for train, test in ((12, 12), (0, 12), (12, 0), (0, 0))
+)
 _SOFTMAX: dict[str, Any] = {"kernel": "softmax"}
 _UNIFORM: dict[str, Any] = {"kernel": "uniform"}
 _INF = math.inf
@@ -364,6 +388,27 @@ CLAIMS: tuple[Claim, ...] = (
             )
             for size in (50, 200)
         ),
+    ),
+    _text(
+        id="TS1",
+        statement="Words in test sentences alone widen the gap (n = 500, softmax, training loss .1): SignGD and Adam "
+        "err more above GD with 12 words in test sentences than with none",
+        settings=_SPLITS,
+        parts=_widening("in test sentences alone", _TEST, "none", _NONE, above(0.0)),
+    ),
+    _text(
+        id="TS2",
+        statement="Words in training sentences alone do not widen it (n = 500, softmax, training loss .1): with 12 of "
+        "them SignGD and Adam err more above GD than with none by .02 at most",
+        settings=_SPLITS,
+        parts=_widening("in training sentences alone", _TRAIN, "none", _NONE, (-_INF, 0.02)),
+    ),
+    _text(
+        id="TS3",
+        statement="Words in test sentences alone make the whole gap (n = 500, softmax, training loss .1): with 12 "
+        "words in both it is the same within .03",
+        settings=_SPLITS,
+        parts=_widening("in both", _BOTH, "in test sentences alone", _TEST, CLOSE),
     ),
     _text(
         id="XK1",

@@ -121,7 +121,7 @@ def _where_any(take: Callable[..., Crossings]) -> Callable[..., Crossings]:
     """`take(wanted, old, ...)` where some entry of `wanted` is true, `old` elsewhere.
 
     A `cond` on a predicate that is mapped evaluates both branches for every run. Here mapped runs go one after the
-    other through a loop that has no turn where no run has a true entry.
+    other through a loop that has no turn where no run has a true entry; a lane of one run keeps the `cond`.
     """
 
     @jax.custom_batching.custom_vmap
@@ -133,6 +133,9 @@ def _where_any(take: Callable[..., Crossings]) -> Callable[..., Crossings]:
         leaves = jax.tree.leaves(arguments)
         structure: Any = jax.tree.structure(arguments)
         each: list[bool] = jax.tree.leaves(list(mapped))
+        if size == 1:  # XLA would move what the loop below computes of the one run to before it: at every step
+            out = one(*structure.unflatten([x[0] if is_mapped else x for x, is_mapped in zip(leaves, each)]))
+            return jax.tree.map(lambda x: x[None], out), jax.tree.map(lambda _: True, out)
         wanted, old = (
             jax.tree.map(lambda x, is_mapped: x if is_mapped else jnp.broadcast_to(x, (size, *x.shape)), argument, axes)
             for argument, axes in zip(arguments[:2], mapped[:2])

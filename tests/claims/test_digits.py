@@ -112,6 +112,29 @@ def test_claims_over_images_hold_and_fail():
     assert word(early, "F2d-11") == "FAILS"
 
 
+def over_splits(error):
+    """Two layers, with noise 0 and 1 in training and in test images: `error(n, noise, test noise)` is SignGD's gap."""
+
+    def at(noise, test_noise):
+        of = 0.2 + np.array([[[error(n, noise, test_noise)] for n in (20, 400)]][0]) * (FAMILIES == "sign_gd")
+        return dataset([20, 400], [0.5], of[:, None], of[:, None], model="two_layer")
+
+    rows = [xr.concat([at(noise, other) for other in (0.0, 1.0)], "test_noise") for noise in (0.0, 1.0)]
+    ds = xr.concat(rows, "noise").assign_coords(noise=[0.0, 1.0], test_noise=[0.0, 1.0])
+    return ds.transpose("n_train", "scale", "noise", "test_noise", "optimizer", "seed", ...)
+
+
+def test_claims_about_noise_in_one_split_hold_and_fail():
+    ds = over_splits(lambda n, noise, test_noise: 0.05 * test_noise - 0.1 * noise * test_noise * (n == 20))
+    assert str(claims.setting_of(ds)) == "two-layer 3 vs 7 over n_train, noise, test_noise"
+    other = over_splits(lambda n, noise, test_noise: 0.05 * noise - 0.05 * test_noise + 0.1 * noise * test_noise)
+    for claim in ("FS1", "FS2", "FS3"):
+        assert word(ds, claim) == "HOLDS"
+        assert word(other, claim) == "FAILS"
+    with pytest.raises(js.CannotDecide, match="needs test_noise=1"):
+        claims.split_gap(ds.isel(test_noise=[0]), "sign_gd", 0.0, 1.0)
+
+
 def test_cells_that_had_been_looked_at_do_not_decide():
     seen = ~claims.unseen(over_samples())
     assert int(seen.sum()) == 4

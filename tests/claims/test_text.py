@@ -13,7 +13,10 @@ from conftest import with_levels
 import jaxsign as js
 from jaxsign.claims import text as claims
 from jaxsign.claims.catalogue import known_system
+from jaxsign.plot.files import style
 from jaxsign.systems.text.problem import TextProblem
+
+from .test_digits import over_splits
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = [("sign_gd", np.nan), ("adam", np.nan), ("gd", 0.0), ("gd", 0.9)]
@@ -113,6 +116,41 @@ def test_claims_about_injected_words_hold_and_fail():
     assert word(runs(TOKENS, lambda name, point: 0.3 + 0.05 * (name == "adam")), "X1") == "FAILS"
     apart = runs(TOKENS, lambda name, point: 0.3 + 0.05 * (point["kernel"] == "softmax"))
     assert word(apart, "X7") == "FAILS"
+
+
+SPLITS = {"injected": [0, 12], "test_injected": [0, 12]}
+
+
+def test_claims_about_words_in_one_split_hold_and_fail():
+    def in_test(name, point):
+        return 0.3 + 0.05 * (name in ("sign_gd", "adam") and point["test_injected"] > 0)
+
+    def in_training(name, point):
+        return 0.3 + 0.05 * (name in ("sign_gd", "adam") and point["injected"] > 0)
+
+    assert str(claims.setting_of(runs(SPLITS, equal))) == "attention, 500 sentences over injected, test_injected"
+    for claim in ("TS1", "TS2", "TS3"):
+        assert word(runs(SPLITS, in_test), claim) == "HOLDS"
+    for claim in ("TS2", "TS3"):
+        assert word(runs(SPLITS, in_training), claim) == "FAILS"
+    assert word(runs(SPLITS, lambda name, point: 0.6 - in_test(name, point)), "TS1") == "FAILS"
+    alone = runs({"injected": [0]}, equal, {"test_injected": 12})
+    assert str(claims.setting_of(alone)) == "attention, 500 sentences, test K=12"
+
+
+def test_the_figure_of_both_experiments_with_noise_in_one_split_is_drawn():
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    sentences = runs(SPLITS, lambda name, point: 0.3 + 0.05 * (name != "gd" and point["test_injected"] > 0))
+    images = over_splits(lambda n, noise, test_noise: 0.07 * test_noise)
+    with style():
+        fig = load("figures", "noisy_splits").draw(images, sentences)
+        faults = js.plot.faults(fig)
+    heights = [ax.lines[0].get_ydata() for ax in fig.axes[3:]]
+    for height, gap in zip(heights, (0.07, 0.07, 0.05)):
+        np.testing.assert_allclose(height, [0, 0, gap, gap], atol=0.01)
+    assert not faults
 
 
 @pytest.mark.parametrize(
@@ -228,8 +266,8 @@ def test_all_entries_run_tiny(tmp_path):
     assert load("sweeps", "text").main(["--tiny", "--out", str(tmp_path)]) == 0
     found = {path.name: js.open_results(path).load() for path in tmp_path.iterdir()}
     assert set(found) == {
-        "tokens", "samples", "kernels", "kernels_linear", "two_layer", "label_noise", "embedding_noise", "vocabulary",
-        "source",
+        "tokens", "splits", "samples", "kernels", "kernels_linear", "two_layer", "label_noise", "embedding_noise",
+        "vocabulary", "source",
     }  # fmt: skip
     for ds in found.values():
         assert bool((ds["status"] == 0).any("optimizer").all())

@@ -1,10 +1,12 @@
 """Noisy digits: IDX files and what is wrong with them, the embedded set, balanced disjoint splits, border noise."""
 
+import dataclasses
 import gzip
 
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 
 import jaxsign as js
 from jaxsign.systems.digits import data as digits
@@ -151,6 +153,40 @@ def test_noise_is_in_the_border_only_and_standard_there(draw):
     )
 
 
+def test_noise_in_one_split_alone_is_that_of_the_noisy_and_the_clean_images():
+    def drawn(noise, in_test=None):
+        task = js.noisy_digits(dataclasses.replace(PROBLEM, test_noise=in_test))
+        key, hyper = jax.random.key(4), js.DigitsHyper(scale=0.5, noise=noise)
+        draw = task.sample(js.stream(key, "data"), hyper, image_set())
+        test = task.sample_test(js.stream(key, "test"), hyper, None)
+        return jax.tree.map(np.asarray, task.prepare(draw, test, None, hyper, None)[:2])
+
+    noisy, clean = drawn(1.0), drawn(0.0)
+    assert not np.array_equal(noisy[0].x, clean[0].x)
+    for noise, in_test, (train, held) in (
+        (1.0, 1.0, (noisy, noisy)), (0.0, 0.0, (clean, clean)), (0.0, 1.0, (clean, noisy)), (1.0, 0.0, (noisy, clean)),
+    ):  # fmt: skip
+        found = drawn(noise, in_test)
+        jax.tree.map(np.testing.assert_array_equal, found, (train[0], held[1]))
+
+
+def test_the_law_of_a_first_step_knows_the_noise_of_test_images():
+    def law(noise=1.0, in_test=None):
+        task = js.noisy_digits(dataclasses.replace(PROBLEM, test_noise=in_test))
+        hyper = js.DigitsHyper(scale=0.2, noise=noise)
+        draw = task.sample(jax.random.key(1), hyper, image_set())
+        constants = task.describe(draw, task.sample_test(jax.random.key(2), hyper, None), hyper)
+        return [float(constants[f"{name}_step_error"]) for name in ("sign", "gd")]
+
+    both, same, less = law(), law(in_test=1.0), law(in_test=0.25)
+    assert both == same
+    # Margins are 4 times as large in noise of a quarter of the size.
+    quantiles = [scipy.stats.norm.isf(errors) for errors in (both, less)]
+    np.testing.assert_allclose(quantiles[1], 4 * quantiles[0], rtol=1e-4)
+    assert law(in_test=0.0) == [0.0, 0.0]
+    assert np.isnan(law(0.0, 1.0)).all()
+
+
 def test_scales_share_their_draws(draw):
     (one, test), (other, same) = draw(3), draw(3, scale=0.25, noise=2.0)
     np.testing.assert_allclose(other.images, 0.25 * one.images, rtol=1e-6)
@@ -199,6 +235,7 @@ def test_a_missing_or_too_small_image_set_is_refused():
         ({"n_train": 101}, "n_train must be a multiple of the 2 classes, got n_train=101"),
         ({"n_val": 0}, "n_val must be an int >= 1, got n_val=0"),
         ({"model": "cnn"}, "unknown model 'cnn'"),
+        ({"test_noise": -1.0}, r"test_noise must be a finite number in \[0, inf\), got test_noise=-1.0"),
         ({"patch": 5}, "patch must divide 28.*got patch=5"),
         ({"width": 10, "heads": 4}, "width must be a multiple of heads=4, got width=10"),
     ],

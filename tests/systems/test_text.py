@@ -1,6 +1,7 @@
 """Noisy text: models against NumPy by hand, gradients against finite differences, padding, observables of a run."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -79,10 +80,12 @@ def kept(given, i):
 
 
 @pytest.mark.x64
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_logits_and_attention_are_those_by_hand(eps, kernel, model):
-    problem = dataclasses.replace(PROBLEM, kernel=kernel, model=model)
+@pytest.mark.parametrize(
+    ("kernel", "model", "heads"),
+    [*itertools.product(KERNELS, MODELS, [2]), ("softmax", "attention", 1), ("linear", "attention", 1)],
+)
+def test_logits_and_attention_are_those_by_hand(eps, kernel, model, heads):
+    problem = dataclasses.replace(PROBLEM, kernel=kernel, model=model, heads=heads)
     params, given = weights(problem), texts()
     noise = None
     if model == "attention":
@@ -90,7 +93,7 @@ def test_logits_and_attention_are_those_by_hand(eps, kernel, model):
     passed = None if noise is None else jnp.asarray(noise, jnp.zeros(()).dtype)
     logits, received = jax.jit(lambda p: models.attend(p, given, passed, problem))(params)
     assert logits.shape == (4,)
-    assert received.shape == (2, 4, 7)
+    assert received.shape == (heads, 4, 7)
     for i in range(4):
         own = kept(given, i)
         of_own = None if noise is None else np.concatenate([noise[i], np.zeros((2, 6))])[own]

@@ -1,6 +1,7 @@
 """Noisy text: files and what is wrong with them, words, balanced disjoint splits, a run's own vocabulary, the noise."""
 
 import collections
+import dataclasses
 import lzma
 
 import jax
@@ -248,6 +249,29 @@ def test_injected_words_are_fresh_known_and_know_no_label():
     np.testing.assert_allclose(share, 1 / 12, atol=0.02)  # uniform, whatever the label
 
 
+def test_words_in_one_split_alone_are_those_of_the_noisy_and_the_clean_problem():
+    shared = encode(made_up(), 5)
+
+    def drawn(**injected):
+        problem = dataclasses.replace(SMALL, **injected)
+        task, key = js.noisy_text(problem), jax.random.key(2)
+        draw = task.sample(js.stream(key, "data"), js.TextHyper(), shared)
+        test = task.sample_test(js.stream(key, "test"), js.TextHyper(), None)
+        trained, held, _ = task.prepare(draw, test, None, None, None)
+        return jax.tree.map(np.asarray, (trained.texts, held.texts, task.describe(draw, test, js.TextHyper())))
+
+    noisy, clean = drawn(), drawn(injected=0)
+    assert noisy[0].tokens.shape == (8, 8)
+    assert clean[0].tokens.shape == (8, 5)
+    for injected, in_test, (train, held) in (
+        (3, 3, (noisy, noisy)), (0, 0, (clean, clean)), (0, 3, (clean, noisy)), (3, 0, (noisy, clean)),
+    ):  # fmt: skip
+        found = drawn(injected=injected, test_injected=in_test)
+        for one, other in ((found[0], train[0]), (found[1], held[1])):
+            jax.tree.map(np.testing.assert_array_equal, one, other)
+        jax.tree.map(np.testing.assert_array_equal, found[2], train[2])
+
+
 def test_labels_are_flipped_in_training_alone_and_paired():
     shared = encode(made_up(), 5)
     sample = jax.jit(lambda key, p: data.sample(key, SMALL, js.TextHyper(label_noise=p), shared))
@@ -295,6 +319,7 @@ def test_what_cannot_be_drawn_is_refused_or_nan():
         ({"n_train": 7}, "n_train must be even, half of each sentiment, got n_train=7"),
         ({"n_val": 0}, "n_val must be an int >= 1, got n_val=0"),
         ({"injected": -1}, "injected must be an int >= 0, got injected=-1"),
+        ({"test_injected": -1}, "test_injected must be an int >= 0, got test_injected=-1"),
         ({"length": 2.0}, "length must be an int >= 1, got length=2.0"),
         ({"kernel": "softmx"}, "unknown kernel 'softmx'"),
         ({"model": "bert"}, "unknown model 'bert'"),

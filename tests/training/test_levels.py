@@ -15,6 +15,7 @@ import xarray as xr
 import jaxsign as js
 from jaxsign.store.levels import check_levels
 from jaxsign.sweep import execute as blocks
+from jaxsign.training.levels import Crossings
 
 LEVELS = (0.6, 0.5, 0.3, 0.1, 0.03)
 NAMES = ("train_loss", "test_loss", "test_error")
@@ -497,3 +498,27 @@ def test_names_that_levels_need_are_refused_where_they_are_given():
     )
     with pytest.raises(ValueError, match="'level'"):
         js.train(jax.random.key(0), named, None, js.sign_gd(1.0), steps=2, levels=[0.5])
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_runs_of_a_lane_look_only_where_they_cross(runs):
+    """XLA moves what a loop over the one run of a lane computes to before that loop: computed at every step then."""
+    losses = np.linspace(1.0, 0.1, 6, dtype=np.float32)[None] ** np.arange(1, runs + 1, dtype=np.float32)[:, None]
+    values = np.arange(1.0, runs + 1, dtype=np.float32)
+
+    def one(losses, value):
+        none = Crossings.none((0.5,), {"value": jax.ShapeDtypeStruct((), jnp.float32)}).packed()
+
+        def step(t, crossings):
+            return crossings.after((0.5,), t, losses[t], lambda x: {"value": jnp.stack([x, 2 * x])}, value)
+
+        return jax.lax.fori_loop(0, losses.size, step, none).unpacked()
+
+    program = str(jax.make_jaxpr(jax.vmap(one))(losses, values))
+    assert ("cond[" in program) == (runs == 1)
+    assert ("while[" in program) == (runs > 1)
+    found = jax.jit(jax.vmap(one))(losses, values)
+    after = (losses <= 0.5).argmax(1)
+    np.testing.assert_array_equal(found.step[:, 0], np.stack([after - 1, after], 1))
+    np.testing.assert_array_equal(found.values["value"][:, 0], np.stack([values, 2 * values], 1))
+    np.testing.assert_array_equal(found.values["train_loss"][:, 0, 1], losses[np.arange(runs), after])

@@ -125,9 +125,9 @@ def border() -> np.ndarray:
     return mask
 
 
-def border_noise(key: Array, hyper: DigitsHyper, count: int) -> Array:
+def border_noise(key: Array, noise: Array | float, count: int) -> Array:
     """Noise of the border, (count, 28, 28): N(0, noise^2) in the border and 0 elsewhere."""
-    return jnp.where(jnp.asarray(border())[None], hyper.noise * jax.random.normal(key, (count, SIDE, SIDE)), 0)
+    return jnp.where(jnp.asarray(border())[None], noise * jax.random.normal(key, (count, SIDE, SIDE)), 0)
 
 
 def choose(key: Array, labels: Array, problem: DigitsProblem) -> Array:
@@ -188,7 +188,7 @@ def sample(key: Array, problem: DigitsProblem, hyper: DigitsHyper, shared: Digit
     right = labels[order] == jnp.asarray(problem.classes, labels.dtype)[classes]
     pixels = images[order].astype(jnp.zeros(()).dtype) / 255
     pixels = jnp.where(right[:, None, None], hyper.scale * pixels, jnp.nan)
-    return Draw(pixels, classes, border_noise(noise, hyper, problem.n_train))
+    return Draw(pixels, classes, border_noise(noise, hyper.noise, problem.n_train))
 
 
 def cut(images: Array, patch: int) -> Array:

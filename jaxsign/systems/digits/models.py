@@ -203,6 +203,9 @@ def one_step_margins(images: Array, labels: Array, noise: Array) -> tuple[Array,
     Returns:
       Both numbers; the error is Phi(-number).
 
+    With test noise of another standard deviation sigma_t both numbers are multiplied by sigma / sigma_t. Without
+    training noise the law knows no weights of the border, and is NaN.
+
     References:
       Derived here, after the overlap laws of `jaxsign.theory`, for noise that all examples share.
     """

@@ -29,6 +29,8 @@ class DigitsProblem:
         multiple of heads.
       heads: attention heads, int >= 1.
       hidden: width of the multilayer perceptron of "vit", int >= 1.
+      test_noise: standard deviation of the noise of validation and test images, finite, >= 0, or None: that of training
+        images, `DigitsHyper.noise`.
 
     Raises:
       ValueError: naming field, value and legal range.
@@ -50,6 +52,7 @@ class DigitsProblem:
     width: int = 16
     heads: int = 2
     hidden: int = 32
+    test_noise: float | None = dataclasses.field(default=None, metadata={"added": True})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", _classes(self.classes))
@@ -60,6 +63,8 @@ class DigitsProblem:
                 raise ValueError(
                     f"{name} must be a multiple of the {len(self.classes)} classes, got {name}={getattr(self, name)}"
                 )
+        if self.test_noise is not None:
+            object.__setattr__(self, "test_noise", real("test_noise", self.test_noise, low=0.0))
         known("model", self.model, MODELS)
         if SIDE % self.patch:
             raise ValueError(f"patch must divide {SIDE}: 1, 2, 4, 7, 14 or {SIDE}, got patch={self.patch}")
@@ -102,7 +107,8 @@ class DigitsHyper:
     Args:
       scale: factor of every image, finite, > 0. The source calls it SNR, but it is no ratio of norms; see the constants
         `image_norm` and `noise_norm` of a run.
-      noise: standard deviation of the border's noise, finite, >= 0.
+      noise: standard deviation of the border's noise, finite, >= 0; of training images alone where the problem has
+        `test_noise`.
       sigma_0: standard deviation of the initial weights of the two-layer model, and of the queries and keys of "vit",
         finite, >= 0: small, so that attention begins almost uniform.
 

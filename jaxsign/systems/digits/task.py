@@ -89,7 +89,8 @@ def noisy_digits(problem: DigitsProblem) -> Task:
 
     def sample_test(key: Array, hyper: DigitsHyper, shared: Any = None) -> Array:
         del shared
-        return data_of.border_noise(key, hyper, problem.n_val + problem.n_test)
+        size = hyper.noise if problem.test_noise is None else problem.test_noise
+        return data_of.border_noise(key, size, problem.n_val + problem.n_test)
 
     def init(key: Array, data: Draw, hyper: DigitsHyper) -> Any:
         del data
@@ -122,7 +123,6 @@ def noisy_digits(problem: DigitsProblem) -> Task:
         }
 
     def describe(data: Draw, test: Any, hyper: DigitsHyper) -> dict[str, Array]:
-        del hyper
         images = data.images[: problem.n_train]
         norms = {
             name: jnp.mean(jnp.linalg.norm(one.reshape(problem.n_train, -1), axis=1))
@@ -133,6 +133,8 @@ def noisy_digits(problem: DigitsProblem) -> Task:
         constants = norms | {"class_mean_error": jnp.mean(calibration.margins(scores, held.test.y) <= 0)}
         if len(problem.classes) == 2:
             margins = models.one_step_margins(images, data.labels[: problem.n_train], data.noise)
+            if problem.test_noise is not None:  # both laws divide by the noise of test images
+                margins = tuple(margin * hyper.noise / problem.test_noise for margin in margins)
             errors = (jax.scipy.stats.norm.cdf(-margin) for margin in margins)
             constants |= dict(zip(("sign_step_error", "gd_step_error"), errors))
         return constants

@@ -15,9 +15,9 @@ class Texts(NamedTuple):
     """Sentences as a model reads them.
 
     Args:
-      tokens: (n, length + injected) int32, 1 + the word's place in the run's vocabulary, 0 for an unknown word and for
-        padding; the injected words are last.
-      mask: (n, length + injected) bool, False for padding.
+      tokens: (n, length + K) int32, 1 + the word's place in the run's vocabulary, 0 for an unknown word and for
+        padding; the K injected words are last.
+      mask: (n, length + K) bool, False for padding.
       y: (n,) labels, +1 positive, -1 negative.
     """
 
@@ -47,7 +47,7 @@ class Fresh(NamedTuple):
     """The draws of the stream "test".
 
     Args:
-      lots: (n_val + n_test, injected) uniform numbers in [0, 1), each of which chooses an injected word.
+      lots: (n_val + n_test, held_injected) uniform numbers in [0, 1), each of which chooses an injected word.
       key: key of the noise on embedded words, which is drawn where it is read: it has the size of the test set's
         embedding.
     """
@@ -178,13 +178,15 @@ def sample(key: Array, problem: TextProblem, hyper: TextHyper, shared: Sentences
     dtype = jnp.zeros(()).dtype
     labels = jnp.where(enough, 2 * jnp.asarray(shared.labels).astype(dtype) - 1, jnp.nan)
 
-    def texts(indices: Array) -> Texts:
-        room = ((0, 0), (0, problem.injected))
+    def texts(indices: Array, injected: int) -> Texts:
+        room = ((0, 0), (0, injected))
         own = words[indices]
         return Texts(jnp.pad(token_of[own], room), jnp.pad(own > 0, room), labels[indices])
 
-    train = inject(texts(places["train"]), jax.random.uniform(lots, (problem.n_train, problem.injected)), known)
+    train = inject(
+        texts(places["train"], problem.injected), jax.random.uniform(lots, (problem.n_train, problem.injected)), known
+    )
     flipped = jax.random.uniform(flips, (problem.n_train,)) < hyper.label_noise
     train = train._replace(y=jnp.where(flipped, -train.y, train.y))
-    held = texts(jnp.concatenate([places["val"], places["test"]]))
+    held = texts(jnp.concatenate([places["val"], places["test"]]), problem.held_injected)
     return Draw(train, held, embedding_noise(noise, problem, problem.n_train), known)

@@ -161,7 +161,12 @@ def attend(
         e = params.embed[texts.tokens]
         if noise is not None:
             e = e.at[:, : noise.shape[1]].add(noise)
-        query, key = (jnp.matmul(e, w, precision=HIGHEST) for w in (params.w_q, params.w_k))
+        if heads == 1 and problem.kernel != "gaussian":
+            # <e_q W_Q, e_k W_K> = <e_q W_Q W_K^T, e_k>: one product with all tokens in place of two
+            both = jnp.matmul(params.w_q, params.w_k.T, precision=HIGHEST)
+            query, key = jnp.matmul(e, both, precision=HIGHEST), e
+        else:
+            query, key = (jnp.matmul(e, w, precision=HIGHEST) for w in (params.w_q, params.w_k))
         c = default_constant(problem.width // heads)
     query, key = (part.reshape(n, tokens, heads, -1) for part in (query, key))
     r = jnp.stack([received(problem.kernel, query[:, :, h], key[:, :, h], texts.mask, c) for h in range(heads)])

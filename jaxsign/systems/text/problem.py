@@ -36,6 +36,8 @@ class TextProblem:
       width: of an embedded word ("attention"), or the rows of W_Q, W_K and each W_V ("two_layer"); a multiple of heads.
       heads: attention heads, int >= 1.
       held_out: a source ("imdb", "amazon", "yelp") that is tested on and not trained on, or "none".
+      test_injected: random words appended to validation and test sentences, int >= 0, or None: as many as `injected`,
+        which then counts those of training sentences alone.
 
     Raises:
       ValueError: naming field, value and legal range.
@@ -60,11 +62,14 @@ class TextProblem:
     width: int = 32
     heads: int = 1
     held_out: str = NONE
+    test_injected: int | None = dataclasses.field(default=None, metadata={"added": True})
 
     def __post_init__(self) -> None:
         for name in ("n_train", "n_val", "n_test", "length", "vocabulary", "width", "heads"):
             object.__setattr__(self, name, positive_int(name, getattr(self, name)))
         object.__setattr__(self, "injected", positive_int("injected", self.injected, minimum=0))
+        if self.test_injected is not None:
+            object.__setattr__(self, "test_injected", positive_int("test_injected", self.test_injected, minimum=0))
         for name in ("n_train", "n_val", "n_test"):
             if getattr(self, name) % 2:
                 raise ValueError(f"{name} must be even, half of each sentiment, got {name}={getattr(self, name)}")
@@ -82,8 +87,13 @@ class TextProblem:
 
     @property
     def tokens(self) -> int:
-        """Places of a sentence: its words, padding and the injected ones."""
+        """Places of a training sentence: its words, padding and the injected ones."""
         return self.length + self.injected
+
+    @property
+    def held_injected(self) -> int:
+        """Random words appended to each validation and test sentence."""
+        return self.injected if self.test_injected is None else self.test_injected
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,7 +68,8 @@ def noisy_text(problem: TextProblem) -> Task:
 
         L = mean_i log(1 + exp(-y_i F(x_i))),   x_i = a sentence's first words and K random words of the vocabulary
 
-    Three kinds of noise: K injected words a sentence, fresh for each training, validation and test sentence; normal
+    Three kinds of noise: K injected words a sentence, fresh for each training, validation and test sentence (with
+    `test_injected` another number of them in validation and test sentences); normal
     noise on embedded words, likewise; flipped training labels. The three splits are disjoint in every run and hold as
     many positive as negative sentences. The vocabulary is that of the run's own training split. A run needs
     `shared=js.load_text(None, problem)`. Steps are full-batch.
@@ -103,7 +104,7 @@ def noisy_text(problem: TextProblem) -> Task:
     def sample_test(key: Array, hyper: TextHyper, shared: Any = None) -> Fresh:
         del hyper, shared
         lots, noise = jax.random.split(key)
-        return Fresh(jax.random.uniform(lots, (problem.n_val + problem.n_test, problem.injected)), noise)
+        return Fresh(jax.random.uniform(lots, (problem.n_val + problem.n_test, problem.held_injected)), noise)
 
     def init(key: Array, data: Draw, hyper: TextHyper) -> Any:
         del data
@@ -131,7 +132,7 @@ def noisy_text(problem: TextProblem) -> Task:
         noise = data_of.embedding_noise(test.key, problem, test.texts.y.size)
         logits, r = models.attend(params, test.texts, noise, problem)
         val, tested = jnp.split(test.texts.y * logits, [problem.n_val])
-        mass = models.attention_mass(r[:, problem.n_val :], problem.injected)[1]
+        mass = models.attention_mass(r[:, problem.n_val :], problem.held_injected)[1]
         return {
             **observables,
             **_loss_and_error("val", val),

@@ -74,7 +74,17 @@ class RegressionProblem:
     noise_mean: int = 100_000
 
     def __post_init__(self) -> None:
-        for name in ("d", "n_context", "hidden", "depth", "batch_size", "n_eval", "n_hessian", "noise_draws", "noise_mean"):
+        for name in (
+            "d",
+            "n_context",
+            "hidden",
+            "depth",
+            "batch_size",
+            "n_eval",
+            "n_hessian",
+            "noise_draws",
+            "noise_mean",
+        ):
             number = positive_int(name, getattr(self, name), minimum=0 if name == "noise_draws" else 1)
             object.__setattr__(self, name, number)
         known("inputs", self.inputs, INPUTS)
@@ -151,7 +161,8 @@ def sample_prompts(key: Array, problem: RegressionProblem, hyper: RegressionHype
     """Draws prompts: x_i from the problem's distribution, and a target function for each prompt.
 
         normal: x ~ N(0, I)     spherical: x = u     gamma: x = sqrt(r) u,  r ~ Gamma(shape, scale)
-        linear: y = <x, w>,  w ~ N(0, I)     relu: y = sqrt(2/h) sum_j a_j max(0, <x, v_j>),  a_j ~ N(0, 1), v_j ~ N(0, I)
+        linear: y = <x, w>,  w ~ N(0, I)
+        relu:   y = sqrt(2/h) sum_j a_j max(0, <x, v_j>),  a_j ~ N(0, 1),  v_j ~ N(0, I)
 
     with u uniform on the unit sphere and h hidden units. Both targets have E y^2 = |x|^2 for every x.
 
@@ -278,7 +289,7 @@ def forward(params: LinearParams, z: Array, attention: str = "linear") -> Array:
 
         Z_(l+1) = Z_l + (1/n) P_l Z_l M (Z_l^T Q_l Z_l),   M = diag(I_n, 0),   prediction = -[Z_L]_(d+1, n+1)
 
-    The softmax variant takes the softmax of Z^T Q Z over the keys.
+    The softmax variant takes the softmax of Z^T Q Z over the keys. In the last layer only the question moves.
 
     Args:
       params: LinearParams.
@@ -293,13 +304,15 @@ def forward(params: LinearParams, z: Array, attention: str = "linear") -> Array:
     """
     n = z.shape[1] - 1
     high = jax.lax.Precision.HIGHEST
-    for p, q in zip(*padded(params, z.shape[0])):
-        query = jnp.einsum("ij,jmb->imb", q, z, precision=high)
+    depth = params.p.shape[0]
+    for layer, (p, q) in enumerate(zip(*padded(params, z.shape[0]))):
+        columns = z[:, n:] if layer == depth - 1 else z
+        query = _weigh(q, columns)
         score = jnp.einsum("ikb,imb->kmb", z, query, precision=high)  # key first
         if attention == "softmax":
             score = jax.nn.softmax(score, axis=0)
         moved = jnp.einsum("ikb,kmb->imb", z[:, :n], score[:n], precision=high)
-        z = z + jnp.einsum("ij,jmb->imb", p, moved, precision=high) / n
+        z = columns + _weigh(p, moved) / n
     return -z[-1, -1]
 
 

@@ -101,7 +101,9 @@ def test_one_layer_is_one_step_of_preconditioned_gradient_descent():
     x, labels = np.asarray(prompts.x, np.float64), np.asarray(prompts.y, np.float64)
     for b in range(5):
         context, question = x[:, :-1, b], x[:, -1, b]
-        step = context @ labels[:-1, b] / problem.n_context  # minus the gradient of (1/2n) sum (<w, x_i> - y_i)^2 at w = 0
+        step = (
+            context @ labels[:-1, b] / problem.n_context
+        )  # minus the gradient of (1/2n) sum (<w, x_i> - y_i)^2 at w = 0
         found = predict(params, jax.tree.map(lambda leaf, b=b: np.asarray(leaf)[..., b : b + 1], prompts))
         np.testing.assert_allclose(found[0], step @ a @ question, rtol=1e-9 if X64 else 1e-4)
 

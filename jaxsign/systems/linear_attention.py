@@ -193,8 +193,12 @@ def sample_prompts(key: Array, problem: RegressionProblem, hyper: RegressionHype
     first, second = jax.random.split(weights)
     v = jax.random.normal(first, (problem.hidden, problem.d, count))
     a = jax.random.normal(second, (problem.hidden, count))
-    units = (a[j, None] * jax.nn.relu(_inner(x, v[j])) for j in range(problem.hidden))
-    return Prompts(x, jnp.sqrt(2 / problem.hidden) * _total(units))
+
+    def added(j: Array, y: Array) -> Array:  # a loop, since sums written out take longer than all the draws
+        return y + a[j, None] * jax.nn.relu(_inner(x, v[j]))
+
+    y = jax.lax.fori_loop(0, problem.hidden, added, jnp.zeros(x.shape[1:]))
+    return Prompts(x, jnp.sqrt(2 / problem.hidden) * y)
 
 
 def _total(terms: Iterable[Array]) -> Array:

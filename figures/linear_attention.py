@@ -1,8 +1,8 @@
 """Linear attention: SGD against Adam in four settings, curvature, gradient noise, ReLU targets, depth, softmax.
 
 Reads DIR/linear_attention (sweeps/linear_attention.py). Draws `linear_attention` (losses and learning rates),
-`linear_attention_curvature`, `linear_attention_noise` (gradient noise, smoothness) and `linear_attention_variants`
-(ReLU targets, depth, attention); of a part of the entries, the figures that it suffices for.
+`linear_attention_curvature`, `linear_attention_noise` (gradient noise, smoothness), `linear_attention_relu` (ReLU
+targets) and `linear_attention_variants` (depth, attention); of a part of the entries, the figures that it suffices for.
 Command: python figures/linear_attention.py --results results --out results/figures
 """
 
@@ -31,7 +31,8 @@ PUBLISHED = {
     "relu_20": (0.05, 0.01),
 }  # fmt: skip
 #: Entries that each figure reads, besides the settings that are there.
-NOISE, VARIANTS = ("noise", "normal_20"), ("relu_20", "relu_rates", "depth", "softmax", "full")
+NOISE, RELU, VARIANTS = ("noise", "normal_20"), ("relu_20", "relu_rates"), ("depth", "softmax", "full")
+CONDITION, SMOOTHNESS = r"max / median $|H_{ii}|$", r"$u^\top Hu/\|u\|^2$"
 
 
 def over_steps(ax, ds, name, ylabel):
@@ -179,7 +180,6 @@ def cross_key(ax):
 
 def draw_settings(runs):
     """{name: figure} of the settings: losses beside learning rates, and curvature."""
-    condition, smooth = r"max / median $|H_{ii}|$", r"$u^\top Hu/\|u\|^2$"
     losses = in_settings(
         runs, lambda ax, name: over_steps(ax, runs[name], "train_loss", "loss"),
         lambda ax, name: tuning(ax, grid_of(runs, name), PUBLISHED[name]),
@@ -187,8 +187,8 @@ def draw_settings(runs):
     plot.style_key(losses.axes[0], "published learning rate", ls=":", lw=0.8)
     cross_key(losses.axes[0])
     curvature = in_settings(
-        runs, lambda ax, name: over_steps(ax, runs[name], "robust_condition", condition),
-        lambda ax, name: over_steps(ax, runs[name], "directional_smoothness", smooth),
+        runs, lambda ax, name: over_steps(ax, runs[name], "robust_condition", CONDITION),
+        lambda ax, name: over_steps(ax, runs[name], "directional_smoothness", SMOOTHNESS),
     )  # fmt: skip
     seeds = f"{runs['normal_20'].sizes['seed']} seeds"
     for fig, more in ((losses, ", the grid of rates"), (curvature, "")):
@@ -210,24 +210,38 @@ def draw_noise(runs):
     return fig
 
 
-def draw_variants(runs):
-    """Targets of a ReLU network, depth, and softmax attention."""
-    fig, axes = plt.subplots(2, 3, figsize=(plot.WIDE, 4.4))
+def draw_relu(runs):
+    """Targets of a ReLU network: loss, learning rates, curvature."""
+    fig, axes = plt.subplots(2, 2, figsize=(plot.WIDE, 4.6))
     over_steps(axes[0, 0], runs["relu_20"], "train_loss", "loss")
     tuning(axes[0, 1], runs["relu_rates"], PUBLISHED["relu_20"])
-    depths(axes[0, 2], runs["depth"])
-    kinds(axes[1, 0], runs["softmax"], runs["full"])
-    kinds_over_rates(axes[1, 1], runs["softmax"])
+    over_steps(axes[1, 0], runs["relu_20"], "robust_condition", CONDITION)
+    over_steps(axes[1, 1], runs["relu_20"], "directional_smoothness", SMOOTHNESS)
+    end = int(runs["relu_rates"]["step"][-1])
+    titles = ("loss, published rates", f"loss at t = {end}, published grid", "condition", "smoothness of the step")
+    plot.letter_panels(axes.flat, titles)
     plot.style_key(axes[0, 1], "published learning rate", ls=":", lw=0.8)
     cross_key(axes[0, 1])
-    titles = ("ReLU targets", "ReLU targets, t = {}", "linear targets, t = {}", "attention", "attention, t = {}")
-    ends = [int(runs[name]["step"][-1]) for name in ("relu_20", "relu_rates", "depth", "softmax", "softmax")]
-    plot.letter_panels(axes.flat, [title.format(end) for title, end in zip(titles, ends)])
-    plot.key(fig, ncols=1, at=axes[1, 2])
+    plot.key(fig, ncols=2)
     hidden = manifest(runs["relu_20"])["definition"]["problem"]["hidden"]
-    seeds = ", ".join(f"{n} seeds" for n in sorted({runs[name].sizes["seed"] for name in VARIANTS}))
-    more = f", {hidden} hidden units, depth and attention at t = {ends[2]} · normal inputs, n=20"
-    footer(fig, runs["relu_20"], seeds, more)
+    more = f", the network's {hidden} hidden units · normal inputs, n=20"
+    footer(fig, runs["relu_20"], f"targets of a ReLU network, {runs['relu_20'].sizes['seed']} seeds", more)
+    return fig
+
+
+def draw_variants(runs):
+    """Depth, and softmax attention."""
+    fig, axes = plt.subplots(2, 2, figsize=(plot.WIDE, 4.6))
+    depths(axes[0, 0], runs["depth"])
+    kinds(axes[0, 1], runs["softmax"], runs["full"])
+    kinds_over_rates(axes[1, 0], runs["softmax"])
+    end = int(runs["softmax"]["step"][-1])
+    titles = (f"gap and depth, t = {end}", "attention, each at its best rate", f"attention, t = {end}")
+    plot.letter_panels(axes.flat, titles)
+    cross_key(axes[1, 0])
+    plot.key(fig, ncols=1, at=axes[1, 1])
+    more = ", depths, rates, attention · normal inputs, n=20"
+    footer(fig, runs["softmax"], f"{runs['softmax'].sizes['seed']} seeds", more)
     return fig
 
 
@@ -237,10 +251,12 @@ def draw(runs):
         figures |= draw_settings(runs)
     if all(name in runs for name in NOISE):
         figures["linear_attention_noise"] = draw_noise(runs)
+    if all(name in runs for name in RELU):
+        figures["linear_attention_relu"] = draw_relu(runs)
     if all(name in runs for name in VARIANTS):
         figures["linear_attention_variants"] = draw_variants(runs)
     if not figures:
-        raise CannotDecide(f"needs the entries normal_20 and tuning, {NOISE} or {VARIANTS}, got {[*runs]}")
+        raise CannotDecide(f"needs the entries normal_20 and tuning, {NOISE}, {RELU} or {VARIANTS}, got {[*runs]}")
     return figures
 
 

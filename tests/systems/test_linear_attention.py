@@ -286,5 +286,5 @@ def test_the_experiment_runs_tiny_and_its_figure_is_drawn(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["x", "--results", str(tmp_path), "--out", str(tmp_path / "figures")])
     runpy.run_path(str(root / "figures" / "linear_attention.py"))["main"]()
     lines = {path.stem: len(path.read_text().splitlines()) for path in (tmp_path / "figures").glob("*.csv")}
-    assert lines.keys() == {f"linear_attention{part}" for part in ("", "_curvature", "_noise", "_variants")}
+    assert lines.keys() == {f"linear_attention{part}" for part in ("", "_curvature", "_noise", "_relu", "_variants")}
     assert sum(lines.values()) > 300

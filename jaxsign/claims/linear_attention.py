@@ -1,4 +1,4 @@
-"""Does linear attention on in-context regression train as Transformers do? Claims L1 to L7 and their settings."""
+"""Does linear attention on in-context regression train as Transformers do? Claims L1 to L9 and their settings."""
 
 import functools
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.runs import family_runs, manifest, need, one_point, select
+from jaxsign.analysis.runs import family_runs, manifest, need, numbers_of, one_point, select
 from jaxsign.claims.claim import Claim, Part, PerSeed, above, all_runs
 from jaxsign.claims.setting import Setting
 
@@ -27,6 +27,7 @@ def setting_of(ds: "xr.Dataset") -> Setting:
             return Setting(name)
     problem = problem_fields(ds)
     changes = [f"n={problem['n_context']}"]
+    changes += ["relu targets"] if problem.get("targets") == "relu" else []  # no field before there was a choice
     changes += [] if problem["form"] == "sparse" else [f"{problem['form']} form"]
     changes += [] if {*ds["family"].values.tolist()} <= {"sgd", "adam"} else ["optimizers"]
     return Setting(problem["inputs"], changes=tuple(changes))
@@ -123,12 +124,52 @@ def _best(ds: "xr.Dataset", axis: str, family: str, **point: Any) -> "xr.DataArr
     return runs["train_loss"].isel(step=-1, drop=True).sel(**point, drop=True).min("optimizer")
 
 
+def _diverged(axis: str, family: str, **point: Any) -> PerSeed:
+    """How many runs of a family diverged, over its learning rates and the points of an axis."""
+
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        status = family_runs(one_point(ds, axis), family)["status"].sel(**point, drop=True)
+        return (status == 1).sum([dim for dim in status.dims if dim != "seed"]).astype(float)
+
+    return measure
+
+
+def _best_rate(ds: "xr.Dataset", axis: str, family: str, **point: Any) -> "xr.DataArray":
+    """The learning rate of `_best`, dims (seed,); NaN where every run diverged."""
+    import xarray as xr
+
+    need(ds, "train_loss")
+    runs = family_runs(one_point(ds, axis), family).sel(**point, drop=True)
+    last = runs["train_loss"].isel(step=-1, drop=True)
+    rates = xr.DataArray(numbers_of(runs, "learning_rate"), dims="optimizer")
+    best = rates.isel(optimizer=last.fillna(INF).argmin("optimizer"))
+    found = best.where(last.notnull().any("optimizer"))
+    return found.drop_vars([name for name in found.coords if name != "seed"])
+
+
+def _rates_gap(ds: "xr.Dataset") -> "xr.DataArray":
+    """ln(loss of SGD / loss of Adam) at the end, each at its best learning rate of several."""
+    need(ds, "train_loss")
+    last = {}
+    for family in ("sgd", "adam"):
+        runs = family_runs(one_point(ds), family)
+        if runs.sizes["optimizer"] < 2:
+            raise CannotDecide(f"needs several learning rates of {family}")
+        last[family] = runs["train_loss"].isel(step=-1, drop=True).min("optimizer")
+    gap: Any = np.log(last["sgd"]) - np.log(last["adam"])
+    return gap
+
+
 def _depth_slope(ds: "xr.Dataset") -> "xr.DataArray":
     """Least-squares slope over the depth of ln(loss of SGD / loss of Adam), each at its best learning rate."""
     if ds.sizes["depth"] < 2:
         raise CannotDecide("needs several depths")
     gap: Any = np.log(_best(ds, "depth", "sgd")) - np.log(_best(ds, "depth", "adam"))
     return gap.polyfit("depth", 1)["polyfit_coefficients"].sel(degree=1, drop=True)
+
+
+def _rate_of(attention: str) -> PerSeed:
+    return lambda ds: _best_rate(ds, "attention", "adam", attention=attention)
 
 
 def _softmax_ratio(ds: "xr.Dataset") -> "xr.DataArray":
@@ -138,6 +179,7 @@ def _softmax_ratio(ds: "xr.Dataset") -> "xr.DataArray":
 
 
 _SETTINGS = ("normal, n=20", "normal, n=5", "gamma, n=20", "spherical, n=20")
+_RELU = "normal, n=20, relu targets"
 _paper = functools.partial(Claim, source="paper", system=SYSTEM, judge="mean", settings=_SETTINGS)
 _axis = functools.partial(Claim, source="paper", runs=all_runs, system=SYSTEM, judge="mean")
 
@@ -187,13 +229,35 @@ CLAIMS: tuple[Claim, ...] = (
     _axis(
         id="L6",
         statement="the gap between Adam and SGD grows with depth",
-        parts=(Part("slope of ln(loss of SGD / loss of Adam) over the depth", _depth_slope, (0.0, INF)),),
+        parts=(
+            Part("slope of ln(loss of SGD / loss of Adam) over the depth", _depth_slope, (0.0, INF)),
+            Part("runs of SGD that diverged, a seed", _diverged("depth", "sgd"), None),
+            Part("runs of Adam that diverged, a seed", _diverged("depth", "adam"), None),
+        ),
         settings=("depths",),
     ),
     _axis(
         id="L7",
         statement="linear attention trains much faster than softmax attention",
-        parts=(Part("loss of softmax / loss of linear attention at the end, Adam", _softmax_ratio, (2.0, INF)),),
+        parts=(
+            Part("loss of softmax / loss of linear attention at the end, Adam", _softmax_ratio, (2.0, INF)),
+            Part("best learning rate of softmax attention", _rate_of("softmax"), None),
+            Part("best learning rate of linear attention", _rate_of("linear"), None),
+            Part("runs of softmax that diverged, a seed", _diverged("attention", "adam", attention="softmax"), None),
+            Part("runs of linear that diverged, a seed", _diverged("attention", "adam", attention="linear"), None),
+        ),
         settings=("linear and softmax",),
+    ),
+    _paper(
+        id="L8",
+        statement="Adam's loss is below that of SGD with momentum on the targets of a ReLU network, published rates",
+        parts=(Part("ln(loss of SGD / loss of Adam), last tenth of the steps", _late_gap, (0.0, INF)),),
+        settings=(_RELU,),
+    ),
+    _paper(
+        id="L9",
+        statement="Adam's loss is below that of SGD with momentum on a ReLU network's targets, best rates of the grid",
+        parts=(Part("ln(loss of SGD / loss of Adam) at the end, each at its best rate", _rates_gap, (0.0, INF)),),
+        settings=(_RELU,),
     ),
 )

@@ -6,6 +6,7 @@ the problem and its numbers, prompts, the linear transformer, the Task.
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +24,12 @@ Array = jax.Array
 INPUTS = ("normal", "gamma", "spherical")
 FORMS = ("sparse", "full")
 ATTENTIONS = ("linear", "softmax")
+TARGETS = ("linear", "relu")
 
 
 @dataclasses.dataclass(frozen=True)
 class RegressionProblem:
-    """Everything that fixes the shapes and distributions of in-context linear regression. Frozen and hashable.
+    """Everything that fixes the shapes and distributions of in-context regression. Frozen and hashable.
 
     Args:
       d: dimension of an input x_i, int >= 1.
@@ -35,6 +37,8 @@ class RegressionProblem:
       depth: attention layers L, int >= 1.
       inputs: "normal" x ~ N(0, I); "gamma" x = sqrt(Gamma(shape, scale)) times a uniform direction; "spherical" a
         uniform direction.
+      targets: "linear" y = <x, w>; "relu" the output of a network with one hidden layer of ReLUs.
+      hidden: hidden units of the "relu" network, int >= 1; not used by linear targets.
       form: "sparse" trains P = diag(P', 1) and Q = diag(Q', 0) with P', Q' in R^(d x d); "full" trains all of both.
       attention: "linear", or "softmax" over the keys of the scores.
       batch_size: fresh prompts of a step, int >= 1.
@@ -51,13 +55,16 @@ class RegressionProblem:
       6
 
     References:
-      arXiv 2310.01082, settings 1-3 and the spherical one.
+      arXiv 2310.01082, settings 1-3, the spherical one and nonlinear regression; the width of its network, and that
+      each prompt has a network of its own, are reconstructed.
     """
 
     d: int = 5
     n_context: int = 20
     depth: int = 3
     inputs: str = "normal"
+    targets: str = "linear"
+    hidden: int = 10
     form: str = "sparse"
     attention: str = "linear"
     batch_size: int = 1000
@@ -67,10 +74,21 @@ class RegressionProblem:
     noise_mean: int = 100_000
 
     def __post_init__(self) -> None:
-        for name in ("d", "n_context", "depth", "batch_size", "n_eval", "n_hessian", "noise_draws", "noise_mean"):
+        for name in (
+            "d",
+            "n_context",
+            "hidden",
+            "depth",
+            "batch_size",
+            "n_eval",
+            "n_hessian",
+            "noise_draws",
+            "noise_mean",
+        ):
             number = positive_int(name, getattr(self, name), minimum=0 if name == "noise_draws" else 1)
             object.__setattr__(self, name, number)
         known("inputs", self.inputs, INPUTS)
+        known("targets", self.targets, TARGETS)
         known("form", self.form, FORMS)
         known("attention", self.attention, ATTENTIONS)
 
@@ -123,33 +141,34 @@ class Prompts(NamedTuple):
 
     Args:
       x: (d, n_context+1, B) inputs; the last one is the question.
-      w: (d, B) the task's weights, w* ~ N(0, I).
+      y: (n_context+1, B) labels; the last one is the answer.
     """
 
     x: Array
-    w: Array
+    y: Array
 
     @property
     def target(self) -> Array:
-        """(B,) the answer, <x_(n+1), w*>."""
-        return jnp.sum(self.x[:, -1] * self.w, axis=0)
+        """(B,) the answer, y_(n+1)."""
+        return self.y[-1]
 
     def matrix(self) -> Array:
         """(d+1, n_context+1, B) the prompts Z_0: columns (x_i; y_i), the last one (x_(n+1); 0)."""
-        y = jnp.sum(self.x * self.w[:, None], axis=0).at[-1].set(0)
-        return jnp.concatenate([self.x, y[None]])
+        return jnp.concatenate([self.x, self.y.at[-1].set(0)[None]])
 
 
 def sample_prompts(key: Array, problem: RegressionProblem, hyper: RegressionHyper, count: int) -> Prompts:
-    """Draws prompts: x_i from the problem's distribution, w* ~ N(0, I), y_i = <x_i, w*>.
+    """Draws prompts: x_i from the problem's distribution, and a target function for each prompt.
 
         normal: x ~ N(0, I)     spherical: x = u     gamma: x = sqrt(r) u,  r ~ Gamma(shape, scale)
+        linear: y = <x, w>,  w ~ N(0, I)
+        relu:   y = sqrt(2/h) sum_j a_j max(0, <x, v_j>),  a_j ~ N(0, 1),  v_j ~ N(0, I)
 
-    with u uniform on the unit sphere.
+    with u uniform on the unit sphere and h hidden units. Both targets have E y^2 = |x|^2 for every x.
 
     Args:
       key: a key.
-      problem: shapes and the distribution of x.
+      problem: shapes, the distribution of x, and the targets.
       hyper: numbers of the gamma distribution, may be traced.
       count: prompts, int >= 1.
 
@@ -161,16 +180,35 @@ def sample_prompts(key: Array, problem: RegressionProblem, hyper: RegressionHype
       (3, 5, 7)
 
     References:
-      arXiv 2310.01082, data.
+      arXiv 2310.01082, data; the scale of the ReLU network is reconstructed.
     """
     inputs, weights, lengths = jax.random.split(key, 3)
     x = jax.random.normal(inputs, (problem.d, problem.n_context + 1, count))
-    w = jax.random.normal(weights, (problem.d, count))
     if problem.inputs != "normal":
         x = x * jax.lax.rsqrt(jnp.sum(x * x, axis=0, keepdims=True))
     if problem.inputs == "gamma":
         x = x * jnp.sqrt(hyper.gamma_scale * gamma(lengths, hyper.gamma_shape, x.shape[1:]))[None]
-    return Prompts(x, w)
+    if problem.targets == "linear":
+        return Prompts(x, _inner(x, jax.random.normal(weights, (problem.d, count))))
+    first, second = jax.random.split(weights)
+    v = jax.random.normal(first, (problem.hidden, problem.d, count))
+    a = jax.random.normal(second, (problem.hidden, count))
+
+    def added(j: Array, y: Array) -> Array:  # a loop, since sums written out take longer than all the draws
+        return y + a[j, None] * jax.nn.relu(_inner(x, v[j]))
+
+    y = jax.lax.fori_loop(0, problem.hidden, added, jnp.zeros(x.shape[1:]))
+    return Prompts(x, jnp.sqrt(2 / problem.hidden) * y)
+
+
+def _total(terms: Iterable[Array]) -> Array:
+    """A sum written out, term by term: XLA does not vectorise a sum over an axis across prompts."""
+    return functools.reduce(jnp.add, terms)
+
+
+def _inner(x: Array, w: Array) -> Array:
+    """<x_i, w> for x (d, n, B) and w (d, B), prompt by prompt, shape (n, B)."""
+    return _total(x[k] * w[k, None] for k in range(x.shape[0]))
 
 
 def gamma(key: Array, shape: Array, size: tuple[int, ...]) -> Array:
@@ -255,7 +293,7 @@ def forward(params: LinearParams, z: Array, attention: str = "linear") -> Array:
 
         Z_(l+1) = Z_l + (1/n) P_l Z_l M (Z_l^T Q_l Z_l),   M = diag(I_n, 0),   prediction = -[Z_L]_(d+1, n+1)
 
-    The softmax variant takes the softmax of Z^T Q Z over the keys.
+    The softmax variant takes the softmax of Z^T Q Z over the keys. In the last layer only the question moves.
 
     Args:
       params: LinearParams.
@@ -270,32 +308,43 @@ def forward(params: LinearParams, z: Array, attention: str = "linear") -> Array:
     """
     n = z.shape[1] - 1
     high = jax.lax.Precision.HIGHEST
-    for p, q in zip(*padded(params, z.shape[0])):
-        query = jnp.einsum("ij,jmb->imb", q, z, precision=high)
+    depth = params.p.shape[0]
+    for layer, (p, q) in enumerate(zip(*padded(params, z.shape[0]))):
+        columns = z[:, n:] if layer == depth - 1 else z
+        query = _weigh(q, columns)
         score = jnp.einsum("ikb,imb->kmb", z, query, precision=high)  # key first
         if attention == "softmax":
             score = jax.nn.softmax(score, axis=0)
         moved = jnp.einsum("ikb,kmb->imb", z[:, :n], score[:n], precision=high)
-        z = z + jnp.einsum("ij,jmb->imb", p, moved, precision=high) / n
+        z = columns + _weigh(p, moved) / n
     return -z[-1, -1]
 
 
 def _times(a: Array, b: Array) -> Array:
-    """Products of small matrices (i, k, B) and (k, j, B), prompt by prompt; a batched `dot` takes 5 times as long.
+    """Products of small matrices (i, k, B) and (k, j, B), prompt by prompt; a batched `dot` takes 5 times as long."""
+    return _total(a[:, k, None] * b[None, k] for k in range(a.shape[1]))
 
-    The sum is written out like that of the Gram matrices: XLA does not vectorise a sum over an axis across prompts, so
-    that it takes twice as long.
-    """
-    return functools.reduce(jnp.add, (a[:, k, None] * b[None, k] for k in range(a.shape[1])))
+
+def _apply(a: Array, v: Array) -> Array:
+    """Small matrices (i, k, B) times vectors (k, B), prompt by prompt."""
+    return _total(a[:, k] * v[k, None] for k in range(a.shape[1]))
+
+
+def _weigh(weights: Array, v: Array) -> Array:
+    """One matrix (i, k) times (k, ..., B) of all prompts."""
+    return jnp.einsum("ik,k...->i...", weights, v, precision=jax.lax.Precision.HIGHEST)
 
 
 def predict(params: LinearParams, prompts: Prompts) -> Array:
-    """Predictions of the linear transformer, through (d+1) x (d+1) matrices only.
+    """Predictions of the linear transformer, through the Gram matrix of each prompt's context.
 
-        G_0 = Z_0 M Z_0^T,   T_l = I + (1/n) P_l G_l Q_l,   Z_(l+1) = T_l Z_l,   G_(l+1) = T_l G_l T_l^T
+    A layer moves all columns by one linear map, since P Z M (Z^T Q Z) = P (Z M Z^T) Q Z: the context enters only
+    through its Gram matrix, and after that the question is the only column. For the sparse form the blocks are
 
-    since P Z M (Z^T Q Z) = P (Z M Z^T) Q Z. After G_0 only the last column of Z is needed, and in the last layer only
-    its label.
+        S = sum_i x_i x_i^T,   s = sum_i x_i y_i,   A_l = I + (1/n) P'_l S_l Q'_l,   r_l = (1/n) Q'_l^T s_l
+        S_(l+1) = A_l S_l A_l^T,   s_(l+1) = A_l (s_l + S_l r_l),   x_(l+1) = A_l x_l,   prediction = -sum_l <r_l, x_l>
+
+    with x the question. The last layer needs no S, so that the one before it forms no matrix.
 
     Args:
       params: LinearParams.
@@ -307,25 +356,48 @@ def predict(params: LinearParams, prompts: Prompts) -> Array:
     References:
       Derived here from the model of arXiv 2310.01082.
     """
+    if params.p.shape[-1] > prompts.x.shape[0]:
+        return _predict_full(params, prompts)
+    n, depth = prompts.y.shape[0] - 1, params.p.shape[0]
+    x = prompts.x[:, n]
+    context = [prompts.x[:, i] for i in range(n)]
+    gram = _total(column[:, None] * column[None] for column in context)
+    moment = _total(column * prompts.y[i, None] for i, column in enumerate(context))
+    prediction = jnp.zeros_like(prompts.target)
+    for layer, (p, q) in enumerate(zip(*params)):
+        r = _weigh(q.T, moment) / n
+        prediction = prediction - _total(r[k] * x[k] for k in range(x.shape[0]))
+        moved = moment + _apply(gram, r)
+        if layer == depth - 2:
+            moment, x = (v + _weigh(p, _apply(gram, _weigh(q, v))) / n for v in (moved, x))
+        elif layer < depth - 2:
+            right = jnp.swapaxes(_weigh(q.T, gram), 0, 1)  # S Q', since S is symmetric
+            move = _weigh(p, right) / n  # A - I
+            moment, x = moved + _apply(move, moved), x + _apply(move, x)
+            gram = _moved(move, gram)
+    return prediction
+
+
+def _moved(move: Array, gram: Array) -> Array:
+    """(I + M) G (I + M)^T for a symmetric G, prompt by prompt."""
+    half = _times(move, gram)
+    return gram + half + jnp.swapaxes(half, 0, 1) + _times(half, jnp.swapaxes(move, 0, 1))
+
+
+def _predict_full(params: LinearParams, prompts: Prompts) -> Array:
+    """`predict` where all of P and Q is trained: T_l = I + (1/n) P_l G_l Q_l moves all d+1 rows of Z."""
     z = prompts.matrix()
-    n = z.shape[1] - 1
+    n, depth = z.shape[1] - 1, params.p.shape[0]
     last = z[:, n]
-    # The sum is written out, since XLA does not vectorise a loop over the context across prompts.
-    gram = functools.reduce(jnp.add, (z[:, None, i] * z[None, :, i] for i in range(n)))
-    p, q = padded(params, z.shape[0])
-    high = jax.lax.Precision.HIGHEST
-    depth = p.shape[0]
-    for layer in range(depth):
-        # Weights multiply from the left, all prompts at once; G is symmetric, so that (G Q)_ij = sum_k Q_kj G_ki.
-        right = jnp.einsum("kj,kib->jib", q[layer], gram, precision=high)
+    gram = _total(z[:, None, i] * z[None, :, i] for i in range(n))
+    for layer, (p, q) in enumerate(zip(*params)):
+        right = jnp.swapaxes(_weigh(q.T, gram), 0, 1)  # G Q, since G is symmetric
         if layer == depth - 1:
-            row = jnp.einsum("i,jib->jb", p[layer][-1], right, precision=high)  # the label's row of P G Q
-            return -(last[-1] + jnp.sum(row * last, axis=0) / n)
-        move = jnp.einsum("ai,jib->ajb", p[layer], right, precision=high) / n  # T - I
-        last = last + jnp.sum(move * last[None], axis=1)
-        half = _times(move, gram)
-        turned = jnp.swapaxes(half, 0, 1)
-        gram = gram + half + turned + _times(half, jnp.swapaxes(move, 0, 1))
+            row = _weigh(p[-1:], right)[0]  # the label's row of P G Q
+            return -(last[-1] + _total(row[k] * last[k] for k in range(last.shape[0])) / n)
+        move = _weigh(p, right) / n  # T - I
+        last = last + _apply(move, last)
+        gram = _moved(move, gram)
     raise AssertionError("depth >= 1")
 
 
@@ -369,7 +441,7 @@ def _noise_norms(params: LinearParams, words: Array, problem: RegressionProblem,
 def linear_attention(problem: RegressionProblem) -> Task:
     """A linear transformer that learns regression in context, on fresh prompts at every step.
 
-        f = E (prediction - <x_(n+1), w*>)^2
+        f = E (prediction - y_(n+1))^2
 
     Losses and curvature are measured on `n_eval` prompts that are never trained on; the observable `train_loss` is the
     loss there. Condition numbers, and with `noise_draws` the noise of the gradients of fresh batches, are measured at

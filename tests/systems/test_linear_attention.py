@@ -55,13 +55,13 @@ def drawn(**fields):
 
 @pytest.mark.x64
 @pytest.mark.parametrize("form", ["sparse", "full"])
-@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_predictions_are_those_of_a_numpy_loop(form, depth):
     _, prompts, params, (p, q) = drawn(form=form, depth=depth)
     matrix = np.asarray(prompts.matrix())
     expected = [by_hand(p, q, matrix[..., b]) for b in range(5)]
     for found in (predict(params, prompts), forward(params, jnp.asarray(matrix))):
-        np.testing.assert_allclose(found, expected, rtol=1e-10 if X64 else 1e-4, atol=1e-12 if X64 else 1e-5)
+        np.testing.assert_allclose(found, expected, rtol=1e-12 if X64 else 1e-4, atol=1e-12 if X64 else 1e-5)
 
 
 def test_softmax_attention_is_that_of_a_numpy_loop():
@@ -98,11 +98,12 @@ def test_one_layer_is_one_step_of_preconditioned_gradient_descent():
     problem, prompts, _, _ = drawn(depth=1)
     a = np.random.default_rng(0).standard_normal((3, 3))
     params = system.LinearParams(jnp.zeros((1, 3, 3)), jnp.asarray(-a)[None])
-    x, w = np.asarray(prompts.x, np.float64), np.asarray(prompts.w, np.float64)
+    x, labels = np.asarray(prompts.x, np.float64), np.asarray(prompts.y, np.float64)
     for b in range(5):
         context, question = x[:, :-1, b], x[:, -1, b]
-        y = context.T @ w[:, b]
-        step = context @ y / problem.n_context  # minus the gradient of (1/2n) sum (<w, x_i> - y_i)^2 at w = 0
+        step = (
+            context @ labels[:-1, b] / problem.n_context
+        )  # minus the gradient of (1/2n) sum (<w, x_i> - y_i)^2 at w = 0
         found = predict(params, jax.tree.map(lambda leaf, b=b: np.asarray(leaf)[..., b : b + 1], prompts))
         np.testing.assert_allclose(found[0], step @ a @ question, rtol=1e-9 if X64 else 1e-4)
 
@@ -138,6 +139,39 @@ def test_inputs_have_their_laws():
 
 def _above(law, r, low):
     return (law.cdf(r) - law.cdf(low)) / law.sf(low)
+
+
+@pytest.mark.x64
+def test_linear_targets_are_linear_and_paired_with_those_of_a_relu_network():
+    """In d = 3 the seven labels of the context determine the answer; the inputs are the same for both targets."""
+    _, prompts, _, _ = drawn()
+    x, y = np.asarray(prompts.x, np.float64), np.asarray(prompts.y, np.float64)
+    for b in range(5):
+        weights, *_ = np.linalg.lstsq(x[:, :-1, b].T, y[:-1, b], rcond=None)
+        np.testing.assert_allclose(weights @ x[:, -1, b], y[-1, b], rtol=1e-9 if X64 else 1e-3)
+    np.testing.assert_allclose(drawn(targets="relu")[1].x, x, rtol=1e-12 if X64 else 1e-6)
+
+
+@pytest.mark.x64
+def test_relu_targets_are_those_of_a_numpy_network():
+    problem = js.RegressionProblem(d=3, n_context=4, targets="relu", hidden=6)
+    found = jax.jit(lambda key: system.sample_prompts(key, problem, HYPER, 5))(jax.random.key(7))
+    first, second = jax.random.split(jax.random.split(jax.random.key(7), 3)[1])
+    v = np.asarray(jax.random.normal(first, (6, 3, 5)), np.float64)
+    a = np.asarray(jax.random.normal(second, (6, 5)), np.float64)
+    x = np.asarray(found.x, np.float64)
+    for b in range(5):
+        for i in range(5):
+            y = sum(a[j, b] * max(0.0, v[j, :, b] @ x[:, i, b]) for j in range(6)) * np.sqrt(2 / 6)
+            np.testing.assert_allclose(found.y[i, b], y, rtol=1e-12 if X64 else 1e-4, atol=1e-13 if X64 else 1e-5)
+
+
+def test_both_targets_have_the_second_moment_of_the_inputs_length():
+    """E y^2 = |x|^2, on spherical inputs 1; the mean of 4000 squares scatters by a few percent."""
+    for targets in ("linear", "relu"):
+        prompts = sampled(js.RegressionProblem(d=4, n_context=1, inputs="spherical", targets=targets), 5, 4000)
+        assert abs(np.mean(np.asarray(prompts.y) ** 2) - 1) < 0.15
+    assert np.abs(np.asarray(prompts.y).mean()) < 0.1
 
 
 @pytest.mark.parametrize("shape", [0.1, 1.0, 4.5])
@@ -218,6 +252,8 @@ def test_a_step_before_a_resumed_stretch_is_remembered(tmp_path):
         ({"depth": 0}, "depth must be an int >= 1"),
         ({"inputs": "normall"}, "unknown inputs 'normall'; did you mean 'normal'"),
         ({"attention": "gauss"}, "unknown attention 'gauss'"),
+        ({"targets": "quadratic"}, "unknown targets 'quadratic'"),
+        ({"hidden": 0}, "hidden must be an int >= 1, got hidden=0"),
         ({"form": "dense"}, "unknown form 'dense'"),
         ({"noise_draws": -1}, "noise_draws must be an int >= 0"),
     ],
@@ -250,5 +286,5 @@ def test_the_experiment_runs_tiny_and_its_figure_is_drawn(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["x", "--results", str(tmp_path), "--out", str(tmp_path / "figures")])
     runpy.run_path(str(root / "figures" / "linear_attention.py"))["main"]()
     lines = {path.stem: len(path.read_text().splitlines()) for path in (tmp_path / "figures").glob("*.csv")}
-    assert lines.keys() == {"linear_attention", "linear_attention_curvature", "linear_attention_noise"}
+    assert lines.keys() == {f"linear_attention{part}" for part in ("", "_curvature", "_noise", "_relu", "_variants")}
     assert sum(lines.values()) > 300

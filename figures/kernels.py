@@ -89,7 +89,7 @@ def landscapes(axes, ds, seed=0):
         ax.set_title(f"{NAMES[kernel]}: roughness {values[0]:.3f},\ncurvature {values[1]:.4f}")
         ax.set(xlabel=r"$a$ / $\Vert W_Q\Vert$", ylabel=r"$b$ / $\Vert W_Q\Vert$", aspect="equal")
         plot.keep_map(ax, [f"a={a:g}" for a in side], side, table)
-    axes[-1].figure.colorbar(image, ax=axes[-1], label="training loss", pad=0.02)
+    axes[-1].figure.colorbar(image, ax=axes[-1], label="training loss", pad=0.02, shrink=0.65)
 
 
 def min_positive(values):

@@ -5,10 +5,11 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jaxsign.validation.messages import say
 
@@ -30,7 +31,7 @@ def abandon(compiling: Iterable[Future]) -> None:
 
 
 def explain() -> None:
-    """From now on, an `Interrupted` that ends a script is one line instead of a traceback.
+    """From now on, an `Interrupted` that ends a script is one line instead of a traceback, and ends it by SIGINT.
 
     A hook that somebody else has set stays.
     """
@@ -54,12 +55,14 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
         sys.__excepthook__(kind, error, trace)
         return
     say(error)
-    if any(future.running() for future in _ABANDONED):
-        _end_as_python_does()
+    if not any(future.running() for future in _ABANDONED):
+        threads: Any = threading  # its end is not public
+        threads._shutdown()  # waits for all threads, also those of the user
+    _end_as_python_does()
 
 
 def _end_as_python_does() -> NoReturn:
-    """Ends by SIGINT, which a shell sees as 130, as Python does after a KeyboardInterrupt."""
+    """Ends by SIGINT, which a shell sees as 130, as Python does after a KeyboardInterrupt, but not after a subclass."""
     _finish()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGINT)

@@ -42,12 +42,23 @@ def explain() -> None:
 def leave(status: int) -> int:
     """Ends the process with an exit status if a compilation would hold it up; otherwise returns the status.
 
-    Functions that were registered with `atexit` are called; results are on disk by then, as after any other stop.
+    Functions that were registered with `atexit` are called, and results are on disk, as after any other stop. A
+    notebook and an interactive Python go on.
     """
-    if any(future.running() for future in _ABANDONED):
+    if _compiling() and not _interactive():
         _finish()
         os._exit(status)
     return status
+
+
+def _compiling() -> bool:
+    return any(future.running() for future in _ABANDONED)
+
+
+def _interactive() -> bool:
+    """Whether the process goes on after an exception."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None or hasattr(sys, "ps1") or bool(sys.flags.interactive)
 
 
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -55,7 +66,9 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
         sys.__excepthook__(kind, error, trace)
         return
     say(error)
-    if not any(future.running() for future in _ABANDONED):
+    if _interactive():
+        return
+    if not _compiling():
         threads: Any = threading  # its end is not public
         threads._shutdown()  # waits for all threads, also those of the user
     _end_as_python_does()

@@ -299,6 +299,10 @@ raise leaving.Interrupted("SIGTERM: kept")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "thread\natexit\n", "SIGTERM: kept\n")
+    command = [sys.executable, "-i", "-c", code]  # an interactive Python shows the line and goes on
+    done = subprocess.run(command, input="print(6 * 7)\n", capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, "42" in done.stdout, "SIGTERM: kept" in done.stderr) == (0, True, True)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_signal_while_a_sweep_is_traced_stops_it_before_it_trains(tmp_path, capfd, monkeypatch):

@@ -102,7 +102,8 @@ SEARCHES = {
     "masks": "howto/parameters", "dataset": "howto/dataset", "SLURM": "howto/cluster", "seaborn": "howto/reading",
     "notebook": "howto/sweep", "figures": "howto/figures", "progress": "faq", "determinism": "faq", "FAILS": "faq",
     "engines": "engines", "cite": "citing", "gallery": "gallery", "glossary": "glossary", "changelog": "changelog",
-    "contribute": "contributing",
+    "contribute": "contributing", "ctrl": "results", "SIGTERM": "results", "watch": "report", "conda": "install",
+    "BatchNorm": "howto/flax",
 }  # fmt: skip
 
 

@@ -5,10 +5,11 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jaxsign.validation.messages import say
 
@@ -30,7 +31,7 @@ def abandon(compiling: Iterable[Future]) -> None:
 
 
 def explain() -> None:
-    """From now on, an `Interrupted` that ends a script is one line instead of a traceback.
+    """From now on, an `Interrupted` that ends a script is one line instead of a traceback, and ends it by SIGINT.
 
     A hook that somebody else has set stays.
     """
@@ -41,12 +42,23 @@ def explain() -> None:
 def leave(status: int) -> int:
     """Ends the process with an exit status if a compilation would hold it up; otherwise returns the status.
 
-    Functions that were registered with `atexit` are called; results are on disk by then, as after any other stop.
+    Functions that were registered with `atexit` are called, and results are on disk, as after any other stop. A
+    notebook and an interactive Python go on.
     """
-    if any(future.running() for future in _ABANDONED):
+    if _compiling() and not _interactive():
         _finish()
         os._exit(status)
     return status
+
+
+def _compiling() -> bool:
+    return any(future.running() for future in _ABANDONED)
+
+
+def _interactive() -> bool:
+    """Whether the process goes on after an exception."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None or hasattr(sys, "ps1") or bool(sys.flags.interactive)
 
 
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -54,12 +66,16 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
         sys.__excepthook__(kind, error, trace)
         return
     say(error)
-    if any(future.running() for future in _ABANDONED):
-        _end_as_python_does()
+    if _interactive():
+        return
+    if not _compiling():
+        threads: Any = threading  # its end is not public
+        threads._shutdown()  # waits for all threads, also those of the user
+    _end_as_python_does()
 
 
 def _end_as_python_does() -> NoReturn:
-    """Ends by SIGINT, which a shell sees as 130, as Python does after a KeyboardInterrupt."""
+    """Ends by SIGINT, which a shell sees as 130, as Python does after a KeyboardInterrupt, but not after a subclass."""
     _finish()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGINT)

@@ -130,6 +130,8 @@ def _checked_state(task: Task, params: PyTree, returned: Any) -> Any:
     for name in names:
         if name not in fields:
             raise ValueError(f"state of {task.name} must name fields of params, {list(fields)}, got {name!r}")
+    if not fields.keys() - {*names}:
+        raise ValueError(f"state of {task.name} must leave a field of params to be trained, got state={names!r}")
     if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Mapping):
         needed = f"(loss, {{{', '.join(f'{name!r}: its new value' for name in names)}}})"
         raise ValueError(f"loss of {task.name} with state={names!r} must return {needed}, got {_kind(returned)}")

@@ -288,6 +288,23 @@ def test_a_signal_while_xla_compiles_ends_a_script_and_a_command_in_one_line(tmp
     assert words.endswith("atexit\n")
 
 
+def test_an_interrupted_script_waits_for_its_threads_and_ends_by_the_signal():
+    code = """
+import atexit, sys, threading, time
+from jaxsign.sweep import leaving
+atexit.register(lambda: print("atexit", flush=True))
+threading.Thread(target=lambda: (time.sleep(0.5), print("thread", flush=True))).start()
+leaving.explain()
+raise leaving.Interrupted("SIGTERM: kept")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "thread\natexit\n", "SIGTERM: kept\n")
+    command = [sys.executable, "-i", "-c", code]  # an interactive Python shows the line and goes on
+    done = subprocess.run(command, input="print(6 * 7)\n", capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, "42" in done.stdout, "SIGTERM: kept" in done.stderr) == (0, True, True)
+    assert "Traceback" not in done.stderr
+
+
 def test_a_signal_while_a_sweep_is_traced_stops_it_before_it_trains(tmp_path, capfd, monkeypatch):
     """In this process, as in a notebook: the exception is raised where the signal came, and the next call goes on."""
 

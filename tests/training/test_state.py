@@ -189,6 +189,7 @@ def returning(change):
         ({"state": ()}, ["state must be different names", "got state=()"]),
         ({"state": ("a", "a")}, ["state must be different names", "('a', 'a')"]),
         ({"gradient": lambda p, b, h, s: (0.0, p)}, ["state=('batch_stats',)", "leave gradient= away"]),
+        ({"state": ("params", "batch_stats")}, ["must leave a field of params to be trained", "'params'"]),
         ({"state": ("stats",)}, ["state of normalised", "['batch_stats', 'params']", "got 'stats'"]),
         ({"loss": lambda p, b, h: loss(p, b, h)[0]}, ["must return (loss, {'batch_stats': its new value})", "float"]),
         ({"loss": returning(lambda state: {})}, ["new values of state=('batch_stats',)", "got those of []"]),

@@ -19,16 +19,16 @@ IMAGES = (20, 400)
 WORDS = 12
 
 
-def of_images(ds, family, train, test, n_train):
+def of_images(ds, family, trained, tested, n_train):
     """Test errors of every seed at the tuned rate; noise of standard deviation 1 or 0."""
-    return drop_labels(digits.tuned(ds.sel(noise=train, test_noise=test), family, "loss")["test_error"]).sel(
+    return drop_labels(digits.tuned(ds.sel(noise=trained, test_noise=tested), family, "loss")["test_error"]).sel(
         n_train=n_train
     )
 
 
-def of_sentences(ds, family, train, test):
+def of_sentences(ds, family, trained, tested):
     """The same with injected words."""
-    runs = ds.sel(injected=WORDS * train, test_injected=WORDS * test)
+    runs = ds.sel(injected=WORDS * trained, test_injected=WORDS * tested)
     return drop_labels(text.tuned(runs, family)["test_error"])
 
 

@@ -2,10 +2,10 @@
 
 Entries: `tokens`, K = 0, 12 and 48 random words of the vocabulary appended to every sentence, 500 training sentences,
 softmax attention and, the control, uniform attention, which does not learn; `splits`, 12 words in training sentences
-alone, in validation and test sentences alone, in both and in neither; `samples`, 100 and 1,000 training sentences; with
-200 of them, `kernels`, softmax and Gaussian attention; `kernels_linear`, linear attention, which begins at an embedding
-five times as large, since GD does not leave the neighbourhood of 0 otherwise; `two_layer`, the paper's model on words as
-unit vectors; `vocabulary`, the 50 or 200 most frequent words alone; `embedding_noise` and
+alone, in validation and test sentences alone, in both and in neither; `samples`, 100 and 1,000 training sentences;
+with 200 of them, `kernels`, softmax and Gaussian attention; `kernels_linear`, linear attention, which begins at an
+embedding five times as large, since GD does not leave the neighbourhood of 0 otherwise; `two_layer`, the paper's model
+on words as unit vectors; `vocabulary`, the 50 or 200 most frequent words alone; `embedding_noise` and
 `label_noise`; `source`, trained on two of IMDb, Amazon and Yelp, tested on the third.
 Axes: optimizers, SignGD, Adam (tokens, splits, kernels) and GD without and with momentum .9, with four learning rates
 each, a factor of two apart, of which the figure and the claims take the one with the smallest validation error at the

@@ -11,7 +11,7 @@ scale .25, .5 and 1 (`vit` and splits .5), or .25 to 4; 5 seeds (splits 10). 200
 80 full-batch steps, 300 of `vit` and 160 of splits, since GD takes longer to fit images without noise.
 Command: python sweeps/digits.py --out results/digits [--data-dir DIR], DIR the MNIST files, plain or gzipped; without
 it the 10,000 digits of the package.
-Cost: about 25 minutes of CPU time; more than an hour on 2 cores that many other jobs used too.
+Cost: about 35 minutes of CPU time, 8 of them splits; more than an hour on 2 cores that many other jobs used too.
 Expected: `jaxsign claims results/digits/*`: at scale .5 SignGD errs less than GD at 50 images and more at 1,000.
 Learning rates and steps were set by training losses and, at 50 images, by validation errors. All sizes, rates and
 scales are reconstructed.

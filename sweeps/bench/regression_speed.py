@@ -3,9 +3,9 @@
 The work: setting 1 (d=5, n=20, L=3, sparse form), every step draws 1000 fresh prompts, takes the gradient of the
 squared error, clips it by the global norm and takes a step of Adam. PyTorch: eager, Z as (1000, 6, 21), attention by
 its definition P Z M (Z^T Q Z), autograd, torch.optim.Adam, one thread. jaxsign: the loop of `js.run_sweep` on one run,
-through 6 x 6 Gram matrices. Both take turns; the least processor time of REPEATS counts, since another user of the
-machine only adds to it. Losses of the same weights on the same prompts must agree to TOLERANCE before anything is
-timed.
+through the Gram matrix of each context. Both take turns; the least processor time of REPEATS counts, since another user
+of the machine only adds to it. Losses of the same weights on the same prompts must agree to TOLERANCE before anything
+is timed.
 
 Command: python sweeps/bench/regression_speed.py    (PyTorch: pip install -e '.[bench]')
 Cost: under a minute. Prints milliseconds of processor time a step and their ratio.

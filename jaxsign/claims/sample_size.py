@@ -1,5 +1,6 @@
-"""Does more data help SignGD? Claims N4 to N7 on the map of the number of examples."""
+"""Does more data help SignGD? Claims N4 to N9 on the map of the number of examples."""
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,10 @@ LEVEL, ERROR = 0.1, 0.25
 #: From how many examples on the boundary's slope is taken: for fewer, initial weights decide and not overlap.
 FROM = 16
 MAP = ("paper_like, disjoint supports over n, mu",)
+#: sigma_0 at mu = 1 of the preset, and those of N8.
+START, SMALL_STARTS = 3e-3, (3e-4, 3e-5)
+#: The setting of entry `wide`, whose dimension is an axis of its own.
+WITH_D = ("paper_like, disjoint supports over n, d, mu",)
 
 
 def boundary(error: "xr.DataArray", snr: np.ndarray) -> "xr.DataArray":
@@ -58,16 +63,33 @@ def slope(b: "xr.DataArray") -> "xr.DataArray":
     return logs.polyfit("n", 1)["polyfit_coefficients"].sel(degree=1, drop=True)
 
 
-def _slope(family: str) -> PerSeed:
-    return lambda ds: slope(boundary(errors(ds, family, LEVEL), snr_of(ds).values))
+def started(ds: "xr.Dataset", start: float, d: int | None = None) -> "xr.Dataset":
+    """The cells of a map with one sigma_0 at mu = 1, and with one dimension where d is an axis."""
+    places = np.flatnonzero(np.isclose(ds["sigma_0"].values * ds["mu"].values, start, rtol=1e-4))
+    if not places.size or not (d is None or d in ds["d"].values):
+        raise CannotDecide(f"needs runs with sigma_0 = {start:g} at mu = 1" + (f" and d = {d}" if d else ""))
+    chosen = ds.isel(mu=places)
+    return chosen if d is None else chosen.isel(d=int(np.flatnonzero(chosen["d"].values == d)[0]))
 
 
-def _law_slope(family: str) -> PerSeed:
-    return lambda ds: slope(boundary(laws(ds, LEVEL, POWERS[family]), snr_of(ds).values))
+def _slope(family: str, start: float = START, d: int | None = None) -> PerSeed:
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        some = started(ds, start, d)
+        return slope(boundary(errors(some, family, LEVEL), snr_of(some).values))
+
+    return measure
+
+
+def _law_slope(family: str, start: float = START, d: int | None = None) -> PerSeed:
+    def predict(ds: "xr.Dataset") -> "xr.DataArray":
+        some = started(ds, start, d)
+        return slope(boundary(laws(some, LEVEL, POWERS[family]), snr_of(some).values))
+
+    return predict
 
 
 def _from_law(family: str) -> PerSeed:
-    return lambda ds: from_law(ds, family, LEVEL, "mu", "n")
+    return lambda ds: from_law(started(ds, START), family, LEVEL, "mu", "n")
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -99,5 +121,37 @@ CLAIMS: tuple[Claim, ...] = (
         source="ours",
         settings=MAP,
         parts=(Part("rms(error - law) at held-out cells, GD", _from_law("gd"), (0.0, CLOSE), 0.0),),
+    ),
+    mean_claim(
+        id="N8",
+        statement="With small initial weights more data does not move GD's boundary down: at d = 20,000, training loss "
+        ".1 and sigma_0 = 3e-4 and 3e-5 at mu = 1 its slope from n = 16 to 128 is above -.08",
+        source="ours",
+        settings=MAP,
+        parts=tuple(
+            Part(
+                f"d ln(boundary)/d ln(n), GD, sigma_0 {start:g} at mu = 1",
+                _slope("gd", start),
+                (-0.08, math.inf),
+                _law_slope("gd", start),
+            )
+            for start in SMALL_STARTS
+        ),
+    ),
+    mean_claim(
+        id="N9",
+        statement="SignGD's slope depends on d: at d = 200,000, training loss .1 and sigma_0 = .003 at mu = 1 it is "
+        "below .3 from n = 16 to 128",
+        source="ours",
+        settings=WITH_D,
+        parts=tuple(
+            Part(
+                f"d ln(boundary)/d ln(n), SignGD, d = {d:,}",
+                _slope("sign_gd", d=d),
+                (-math.inf, 0.3) if d == 200_000 else None,
+                _law_slope("sign_gd", d=d),
+            )
+            for d in (200_000, 2_000_000)
+        ),
     ),
 )

@@ -202,6 +202,34 @@ def test_more_data_moves_boundaries(power, expected):
     assert verdicts(ds, "N4", "N5") == dict(zip(("N4", "N5"), expected))
 
 
+@pytest.mark.parametrize(
+    ("family", "claim", "at", "powers", "expected"),
+    [
+        ("gd", "N8", [3e-4, 3e-5], [0.0, 0.1], "HOLDS"),
+        ("gd", "N8", [3e-4, 3e-5], [0.0, -0.2], "FAILS"),
+        ("gd", "N8", [3e-4, 3e-5], [-0.2, 0.0], "FAILS"),
+        ("sign_gd", "N9", [200_000, 2_000_000], [0.2, 0.6], "HOLDS"),
+        ("sign_gd", "N9", [200_000, 2_000_000], [0.5, 0.0], "FAILS"),
+    ],
+)
+def test_slopes_at_other_starts_and_dimensions(family, claim, at, powers, expected):
+    snr, wide = np.geomspace(0.01, 0.3, 12), claim == "N9"
+    starts = np.repeat([3e-3] if wide else at, snr.size)
+    mu = np.resize(snr, starts.size) * 2 * 40**0.5
+
+    def errors(family, level, n, mu, d=0):  # mu: its place
+        power = np.where(d == at[1] if wide else mu >= snr.size, powers[1], powers[0])
+        return 0.5 / (1 + (snr[mu % snr.size] / (0.05 * (n / 16) ** power)) ** 2.5)
+
+    ds = made(
+        {"n": [8, 16, 32, 64], **({"d": at} if wide else {}), "mu": np.arange(mu.size)},
+        [family],
+        errors,
+        extra={"sigma_0": ("mu", starts / mu), **({} if wide else {"d": ("n", [20_000] * 4)})},
+    ).assign_coords(mu=mu)
+    assert verdicts(ds, "N4", "N5", "N7", "N8", "N9") == {claim: expected}
+
+
 def regime_map(errors, losses, start):
     points = [(n, (40 * n**2) ** 2, c) for n in (4, 8) for c in (1e-3, 0.1, 1.0)]
     n, d, c = map(np.array, zip(*points))

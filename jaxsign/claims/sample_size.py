@@ -1,12 +1,13 @@
 """Does more data help SignGD? Claims N4 to N9 on the map of the number of examples."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.claims.atlas import CLOSE, POWERS, errors, from_law, laws, snr_of
+from jaxsign.claims.atlas import CLOSE, POWERS, errors, from_law, laws, nearest, snr_of
 from jaxsign.claims.claim import Claim, Part, PerSeed, mean_claim
 
 if TYPE_CHECKING:
@@ -88,6 +89,24 @@ def _law_slope(family: str, start: float = START, d: int | None = None) -> PerSe
     return predict
 
 
+def _error(n: int) -> PerSeed:
+    """GD's error at the smallest sigma_0, some n and the SNR nearest to .017."""
+
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        some = started(ds, SMALL_STARTS[-1])
+        return errors(some, "gd", LEVEL).isel(mu=nearest(some, 0.017)).sel(n=n)
+
+    return measure
+
+
+def _law_error(n: int) -> Callable[["xr.Dataset"], float]:
+    def predict(ds: "xr.Dataset") -> float:
+        some = started(ds, SMALL_STARTS[-1])
+        return float(laws(some, LEVEL, POWERS["gd"]).isel(mu=nearest(some, 0.017)).sel(n=n))
+
+    return predict
+
+
 def _from_law(family: str) -> PerSeed:
     return lambda ds: from_law(started(ds, START), family, LEVEL, "mu", "n")
 
@@ -128,14 +147,20 @@ CLAIMS: tuple[Claim, ...] = (
         ".1 and sigma_0 = 3e-4 and 3e-5 at mu = 1 its slope from n = 16 to 128 is above -.08",
         source="ours",
         settings=MAP,
-        parts=tuple(
-            Part(
-                f"d ln(boundary)/d ln(n), GD, sigma_0 {start:g} at mu = 1",
-                _slope("gd", start),
-                (-0.08, math.inf),
-                _law_slope("gd", start),
-            )
-            for start in SMALL_STARTS
+        parts=(
+            *(
+                Part(
+                    f"d ln(boundary)/d ln(n), GD, sigma_0 {start:g} at mu = 1",
+                    _slope("gd", start),
+                    (-0.08, math.inf),
+                    _law_slope("gd", start),
+                )
+                for start in SMALL_STARTS
+            ),
+            *(
+                Part(f"error(GD), SNR .017, n = {n}, sigma_0 3e-05 at mu = 1", _error(n), None, _law_error(n))
+                for n in (4, 32)
+            ),
         ),
     ),
     mean_claim(

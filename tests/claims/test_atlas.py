@@ -222,7 +222,7 @@ def test_slopes_at_other_starts_and_dimensions(family, claim, at, powers, expect
         return 0.5 / (1 + (snr[mu % snr.size] / (0.05 * (n / 16) ** power)) ** 2.5)
 
     ds = made(
-        {"n": [8, 16, 32, 64], **({"d": at} if wide else {}), "mu": np.arange(mu.size)},
+        {"n": [4, 16, 32, 64], **({"d": at} if wide else {}), "mu": np.arange(mu.size)},
         [family],
         errors,
         extra={"sigma_0": ("mu", starts / mu), **({} if wide else {"d": ("n", [20_000] * 4)})},

@@ -94,6 +94,8 @@ def _error(n: int) -> PerSeed:
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
         some = started(ds, SMALL_STARTS[-1])
+        if n not in some["n"].values:
+            raise CannotDecide(f"needs runs with n = {n}")
         return errors(some, "gd", LEVEL).isel(mu=nearest(some, 0.017)).sel(n=n)
 
     return measure

@@ -1,4 +1,4 @@
-"""Do the functions of a sweep's tasks return what the trainer needs, do seeds differ, and is all used that is trained?"""
+"""Do a task's functions return what the trainer needs, do seeds differ, and is all that is trained used?"""
 
 from jaxsign.sweep.sweep import Sweep
 from jaxsign.training.checks import check_returns, seeds_agree, unused_parameters

@@ -1,4 +1,4 @@
-"""A Task is a system that ignores its problem; seeds that are all the same run, and parameters that no loss reads, are said."""
+"""A Task is a system that ignores its problem; seeds that are one run and parameters that no loss reads are named."""
 
 import dataclasses
 

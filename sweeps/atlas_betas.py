@@ -9,7 +9,7 @@ remembers against the length of training, which goes as 1/eta? b1 = 0, b2 from .
 1e-4 and 1e-3; without overlap, SNR .04 and .06, to a training loss of .01 within 9000 steps, 16 seeds.
 Squares of gradients underflow in 32 bits: eps is so small that it counts for nothing in 64 bits only.
 Command: python sweeps/atlas_betas.py --x64 --out results/atlas_betas
-Cost: about 4 minutes of processor time (limit 1.9, overlap 1.3, memory .7), 8 of wall time beside other jobs on 2 cores.
+Cost: about 4 minutes of processor time (limit 1.9, overlap 1.3, memory .7), 8 of wall time beside others on 2 cores.
 All settings are reconstructed; see jaxsign.presets.
 """
 

@@ -1,4 +1,4 @@
-"""Do Adam's betas that train like SignGD also generalise like it? Claims BM1 to BM8.
+"""Do Adam's betas that train like SignGD also generalise like it? Claims BM1 to BM10.
 
 Runs of sweeps/atlas_betas.py, read at equal training loss and paired by seed. CELLS are held out of every exploration.
 """
@@ -24,7 +24,7 @@ CELLS = (
     (0.0, 0.5, 0.2), (0.0, 0.99, 0.04), (0.5, 0.9, OWN), (0.5, 0.999, 0.2), (0.9, 0.99, OWN), (0.999, 0.9, OWN),
     (0.999, 0.999, 0.2),
 )  # fmt: skip
-OVERLAP, LIMIT = "paper_like over mu", "disjoint over kernel, mu"
+OVERLAP, LIMIT, MEMORY = "paper_like over mu", "disjoint over kernel, mu", "disjoint over mu"
 #: Steps of the distance between traces, evenly spaced in ln t: from stage II to the end of the traces in double floats.
 FIRST, LAST = 20, 2000
 
@@ -112,6 +112,21 @@ def _from_law(ds: "xr.Dataset", level: float, snr: float, b1: float, b2: float) 
     return of_adam(ds, level, snr, "test_error", b1, b2, kernel="uniform") - law(ds, level, snr)
 
 
+def excess(ds: "xr.Dataset", level: float, snr: float, eta: float, b2: float) -> "xr.DataArray":
+    """Error of Adam with b1 = 0 minus SignGD's at one learning rate and equal training loss, paired by seed; (seed)."""
+    runs = _runs(ds, snr)
+    adam, sign = select(runs, "adam", learning_rate=eta, b2=b2), select(runs, "sign_gd", learning_rate=eta)
+    one, other = (_mean(at_level(each, level, "test_error")["test_error"]) for each in (adam, sign))
+    return one - other
+
+
+def _between_rates(
+    ds: "xr.Dataset", level: float, snr: float, one: tuple[float, float], other: tuple[float, float]
+) -> "xr.DataArray":
+    """`excess` of one (eta, b2) minus that of another."""
+    return excess(ds, level, snr, *one) - excess(ds, level, snr, *other)
+
+
 def _part(measure: Callable[..., Any], label: str, interval: tuple[float, float] | None, **fixed: Any) -> Part:
     return Part(label, functools.partial(measure, **fixed), interval)
 
@@ -125,6 +140,19 @@ def _gap(
     label = f"error(Adam {b1:g}, {b2:g}) - error(SignGD), {kernel}, SNR {snr:.2g}, loss {level:g}"
     return _part(_from_sign, label, interval, level=level, snr=snr, b1=b1, b2=b2, kernel=kernel)
 
+
+def _rates(one: tuple[float, float], other: tuple[float, float], snr: float, interval: tuple[float, float]) -> Part:
+    shown = " - ".join(f"excess(eta {eta:g}, b2 {b2:g})" for eta, b2 in (one, other))
+    return _part(
+        _between_rates, f"{shown}, SNR {snr:g}, loss 0.01", interval, level=0.01, snr=snr, one=one, other=other
+    )
+
+
+#: Pairs of (eta, b2) at equal (1 - b2)/eta, of 1000, 100 and 10; a memory of one step is SignGD's and left out.
+EQUAL = (
+    ((1e-5, 0.99), (1e-4, 0.9)), ((1e-5, 0.999), (1e-4, 0.99)), ((1e-3, 0.9), (1e-4, 0.99)),
+    ((1e-5, 0.9999), (1e-4, 0.999)), ((1e-3, 0.99), (1e-4, 0.999)),
+)  # fmt: skip
 
 CLAIMS: tuple[Claim, ...] = (
     _of_mean(
@@ -198,5 +226,20 @@ CLAIMS: tuple[Claim, ...] = (
         "not explored before",
         parts=tuple(_gap(b, b, OWN, level, (-0.03, 0.03)) for b in (0.5, 0.9) for level in (0.1, 0.01, 1e-4)),
         settings=(OVERLAP,),
+    ),
+    _of_mean(
+        id="BM9",
+        statement="What counts is the memory of squares against the length of training: without overlap, at sigma_0 "
+        "= .003 (mu = 1), sigma_p = 2, b1 = 0 and training loss .01, Adam's error less SignGD's is the same within .02 "
+        "at learning rates of 1e-5, 1e-4 and 1e-3 if (1 - b2)/eta is",
+        parts=tuple(_rates(one, other, snr, (-0.02, 0.02)) for snr in (0.04, 0.06) for one, other in EQUAL),
+        settings=(MEMORY,),
+    ),
+    _of_mean(
+        id="BM10",
+        statement="One b2 does not have one excess: in the setting of BM9 that of b2 = .99 is larger by .05 or more at "
+        "eta = 1e-4 than at 1e-5",
+        parts=tuple(_rates((1e-4, 0.99), (1e-5, 0.99), snr, (0.05, 0.3)) for snr in (0.04, 0.06)),
+        settings=(MEMORY,),
     ),
 )  # fmt: skip

@@ -15,7 +15,7 @@ from jaxsign.claims.claim import Claim
 from jaxsign.claims.verdicts import check, undecided
 from jaxsign.cli import shipped
 from jaxsign.cli.console import DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
-from jaxsign.cli.directories import each_usable, results_below
+from jaxsign.cli.directories import NoResults, each_usable, results_below
 from jaxsign.cli.experiment import build_options, load_build
 from jaxsign.cli.netcdf import export_netcdf
 from jaxsign.cli.own_claims import load_claims
@@ -23,7 +23,7 @@ from jaxsign.cli.status import print_plan, print_status, print_verify, status_li
 from jaxsign.store import times
 from jaxsign.store.files import is_results
 from jaxsign.store.verify import undamaged
-from jaxsign.validation.messages import counted, show, size_words
+from jaxsign.validation.messages import counted, say, show, size_words
 from jaxsign.validation.values import local_path
 
 
@@ -88,13 +88,25 @@ def _claims(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    """Writes one page about all results below the directories; with --watch again and again, until all are finished."""
+    """Writes one page about all results below the directories; with --watch again and again, until all are finished.
+
+    A sweep whose programs are being compiled has no directory yet: --watch waits for it.
+    """
     report.check_file(local_path("--out", args.out))
     claims = load_claims(args.claims)
     if args.watch is None:
         return _page(args, claims, None)
+    waiting = False
     while True:
-        states = [(str(path), status_lines(path)[0]) for path in results_below(*args.dirs)]
+        try:
+            below = results_below(*args.dirs)
+        except NoResults as reason:
+            if not waiting:
+                say(f"waiting: {reason}")
+            waiting = True
+            time.sleep(args.watch)
+            continue
+        states = [(str(path), status_lines(path)[0]) for path in below]
         if all(["next", "finished"] in lines for _, lines in states):
             return _page(args, claims, None)
         _page(args, claims, report.Live(args.watch, states, times.words(datetime.now(UTC))))

@@ -19,13 +19,17 @@ def results_below(*directories: str) -> list[Path]:
     """The results directories at and below some directories, in their order, each of them once.
 
     Raises:
-      ValueError: if there is none in one of them.
+      NoResults: if there is none in one of them.
     """
     by_full_path: dict[Path, Path] = {}
     for directory in directories:
         for path in _below(directory):
             by_full_path.setdefault(path.resolve(), path)
     return list(by_full_path.values())
+
+
+class NoResults(ValueError):
+    """A directory holds no results, perhaps not yet."""
 
 
 def _below(directory: str) -> list[Path]:
@@ -35,7 +39,7 @@ def _below(directory: str) -> list[Path]:
     once, under a name without links if it has one. Folders that cannot be read are named on stderr.
 
     Raises:
-      ValueError: if there is none.
+      NoResults: if there is none.
     """
     top = local_path("DIR", directory)
     held: list[Path] = []
@@ -63,7 +67,7 @@ def _below(directory: str) -> list[Path]:
                 kind = f"link to {os.readlink(folder)!r}"
             say(f"{folder}: left out: a {kind} that cannot be read: {error.strerror or error}")
     if not held:
-        raise ValueError(
+        raise NoResults(
             f"DIR must hold finished results or those of a sweep under way ({MANIFEST} and {ARRAYS}), got {directory!r}"
         )
     return sorted(held)

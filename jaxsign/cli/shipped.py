@@ -87,13 +87,16 @@ def draw(names: Sequence[str], results: str, out: str) -> int:
     local_path("--results", results)
     local_path("--out", out)
     failed = []
+    if not names:
+        say(f"trying {counted(len(scripts('figures')), 'figure script')} on {results}")
     for name in names or scripts("figures"):
         command = [sys.executable, str(script("figures", name)), "--results", results, "--out", out]
         done = subprocess.run(command, check=False, capture_output=not names, text=True)
         if done.returncode:
             failed.append(name)
         elif not names:
-            show(done.stdout.rstrip())
+            for line in done.stdout.splitlines():
+                show(line)
     if failed and not names:
         show(f"left out, since results are missing: {', '.join(failed)}; jaxsign figures NAME says which")
     return len(failed)

@@ -25,7 +25,7 @@ from jaxsign.sweep.plan import Limits, Plan
 from jaxsign.sweep.programs import Compiler
 from jaxsign.sweep.progress import Progress, listening
 from jaxsign.sweep.sweep import Sweep
-from jaxsign.sweep.tasks import check_tasks, say_if_seeds_agree
+from jaxsign.sweep.tasks import check_tasks, say_if_seeds_agree, say_if_unused
 from jaxsign.sweep.worker import Session, Shard, compile_entries, count_statuses, has_work_left
 from jaxsign.validation.messages import occupy_closed_streams, say
 from jaxsign.validation.values import positive_int
@@ -110,6 +110,7 @@ def run_sweep(
     occupy_closed_streams()
     check_tasks(sweep)
     say_if_seeds_agree(sweep)
+    say_if_unused(sweep)
     limits = Limits(memory, lane_width, checkpoint_every)
     if not 0 < wait_for_workers < math.inf:
         raise ValueError(f"wait_for_workers must be > 0 seconds, got {wait_for_workers!r}")

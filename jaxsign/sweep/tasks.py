@@ -1,7 +1,7 @@
-"""Do the functions of a sweep's tasks return what the trainer needs, and do its seeds differ?"""
+"""Do a task's functions return what the trainer needs, do seeds differ, and is all that is trained used?"""
 
 from jaxsign.sweep.sweep import Sweep
-from jaxsign.training.checks import check_returns, seeds_agree
+from jaxsign.training.checks import check_returns, seeds_agree, unused_parameters
 from jaxsign.training.task import Task
 from jaxsign.validation.messages import say
 
@@ -35,6 +35,22 @@ def say_if_seeds_agree(sweep: Sweep) -> None:
             f"all {count} seeds of {name} are the same run: neither sample nor init nor batch uses its key, so "
             "intervals over seeds have the width 0"
         )
+
+
+def say_if_unused(sweep: Sweep) -> None:
+    """Prints one line, before a sweep runs, about trained parameters that the loss does not read.
+
+    Args:
+      sweep: the sweep, whose tasks have been checked.
+    """
+    lines = {
+        f"no gradient reaches {name!r} of {task.name}, which its loss does not read: state=({name!r},) carries what "
+        "the loss returns anew, such as statistics of batches; trainable= leaves it out"
+        for task, index in _first_runs(sweep).items()
+        for name in unused_parameters(task, sweep.hyper_at(index), sweep.shared, sweep.trainable)
+    }
+    for line in sorted(lines):
+        say(line)
 
 
 def _first_runs(sweep: Sweep) -> dict[Task, tuple[int, ...]]:

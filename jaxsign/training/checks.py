@@ -79,10 +79,44 @@ def seeds_agree(task: Task, hyper: Any, shared: Any = None) -> bool:
         start = draw(task, key, hyper, shared)
         return start.data, start.params, task.batch(key, start.data, hyper) if task.batch else None
 
+    program = jax.make_jaxpr(seen)(seed_key(0)).jaxpr
+    return not _reaches(program, program.invars)
+
+
+def unused_parameters(task: Task, hyper: Any, shared: Any = None, trainable: Sequence[str] | None = None) -> list[str]:
+    """Names of trained fields of the parameters that the loss does not read.
+
+    Args:
+      task: the system.
+      hyper: one run's numbers.
+      shared: arrays common to all runs.
+      trainable: names of trained parameters, or None.
+
+    Returns:
+      None of a task of this package; not those either that the program does not show, as inside a `jax.jit`.
+    """
+    if packaged(task.sample, task.init, task.loss, task.batch):
+        return []
+    start = abstract_start(task, hyper, shared)
+    batch = _shapes(task.batch, seed_key(0), start.data, hyper) if task.batch else start.data
+
+    def loss(params: PyTree, batch: PyTree, hyper: Any) -> Any:
+        value = task.loss(params, batch, hyper)
+        return value[0] if task.state is not None else value
+
+    program = jax.make_jaxpr(loss)(start.params, batch, hyper).jaxpr
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(start.params)[0]]
+    leaves: dict[str, list[Any]] = {}
+    for path, variable in zip(paths, program.invars):
+        leaves.setdefault(field_of(path), []).append(variable)
+    return [name for name in trained_fields(task, start.params, trainable) if not _reaches(program, leaves[name])]
+
+
+def _reaches(program: Any, variables: Sequence[Any]) -> bool:
+    """Whether an output of a jaxpr depends on some of its variables, as far as its equations show."""
     from jax.extend.core import Literal  # late, since it loads Pallas
 
-    program = jax.make_jaxpr(seen)(seed_key(0)).jaxpr
-    reached: set[Any] = {*program.invars}
+    reached = {*variables}
 
     def any_reached(atoms: Sequence[Any]) -> bool:
         return any(not isinstance(atom, Literal) and atom in reached for atom in atoms)
@@ -90,7 +124,7 @@ def seeds_agree(task: Task, hyper: Any, shared: Any = None) -> bool:
     for equation in program.eqns:
         if any_reached(equation.invars):
             reached |= {*equation.outvars}
-    return not any_reached(program.outvars)
+    return any_reached(program.outvars)
 
 
 def _shapes(function: Callable, *arguments: PyTree) -> Any:

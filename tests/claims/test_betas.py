@@ -103,6 +103,34 @@ def test_claims_at_finite_dimension():
     assert word(off, "BM6") == word(off, "BM7") == word(off, "BM8") == "FAILS"
 
 
+def memory_runs(of):
+    """Runs over eta and b2 at two SNRs, of which Adam's exceed SignGD's error of .15 by of(eta, b2)."""
+    rates, b2 = (1e-5, 1e-4, 1e-3), (0.9, 0.99, 0.999, 0.9999)
+    rows = [*((eta, np.nan) for eta in rates), *((eta, b) for eta in rates for b in b2)]
+    ds = dataset().sel(kernel="softmax", drop=True).isel(mu=[0, 2], optimizer=[0] * len(rows))
+    manifest = json.loads(ds.attrs["manifest"])
+    manifest["definition"]["problem"]["kernel"] = "softmax"
+    mu = [snr * 2 * 40**0.5 for snr in (0.04, 0.06)]
+    families = ["sign_gd"] * 3 + ["adam"] * (len(rows) - 3)
+    added = [0.0 if np.isnan(b) else of(eta, b) for eta, b in rows]
+    ds = ds.assign_coords(
+        mu=mu, sigma_0=("mu", [3e-3 / m for m in mu]), optimizer=[f"{i}" for i in range(len(rows))],
+        family=("optimizer", families), b1=("optimizer", [np.nan if np.isnan(b) else 0.0 for _, b in rows]),
+        b2=("optimizer", [b for _, b in rows]), learning_rate=("optimizer", [eta for eta, _ in rows]),
+    ).assign_attrs(manifest=json.dumps(manifest))  # fmt: skip
+    own = 0.002 * xr.DataArray(np.random.default_rng(2).standard_normal((len(rows), SEEDS)), dims=("optimizer", "seed"))
+    error = ds["test_error_at_level"] * 0 + 0.15 + xr.DataArray(added, dims="optimizer") + own
+    return ds.assign(test_error_at_level=error.transpose(*ds["test_error_at_level"].dims))
+
+
+def test_excess_belongs_to_the_memory_against_the_length_of_training():
+    by_memory = memory_runs(lambda eta, b2: 0.15 / (1 + (1 - b2) / eta / 200))
+    assert str(setting_of(by_memory)) == betas.MEMORY
+    assert word(by_memory, "BM9") == word(by_memory, "BM10") == "HOLDS"
+    by_beta = memory_runs(lambda eta, b2: 0.15 / (1 + (1 - b2) / 0.02))
+    assert word(by_beta, "BM9") == word(by_beta, "BM10") == "FAILS"
+
+
 def test_distances_by_hand(limit):
     table = betas.attention_distance(limit, 0.04, 0.01)
     assert table.dims == ("b1", "b2", "seed")
@@ -118,6 +146,8 @@ def test_the_experiment_runs_tiny_and_its_figure_is_drawn(tmp_path, monkeypatch)
     experiment = runpy.run_path(str(ROOT / "sweeps" / "atlas_betas.py"))
     assert experiment["main"](["--tiny", "--out", str(tmp_path / "atlas_betas")]) == 0
     assert np.isfinite(js.open_results(tmp_path / "atlas_betas" / "limit")["train_loss"]).all()
+    memory = js.open_results(tmp_path / "atlas_betas" / "memory")
+    assert memory.sizes["optimizer"] == 9
     monkeypatch.setattr(sys, "argv", ["x", "--results", str(tmp_path), "--out", str(tmp_path / "figures")])
     runpy.run_path(str(ROOT / "figures" / "atlas_betas.py"))["main"]()
     assert len((tmp_path / "figures" / "atlas_betas.csv").read_text().splitlines()) > 30

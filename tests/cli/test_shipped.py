@@ -72,6 +72,12 @@ def test_scripts_are_copied_with_what_they_import(tmp_path, capsys):
         assert copied == {file.name: file.read_bytes() for file in (ROOT / kind).glob("*.py")}
 
 
+def test_a_figure_without_its_results_says_what_makes_them(tmp_path, capfd):
+    assert cli.main(["figures", "figure1", "--results", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    line = f"figure1.py: --results: '{tmp_path}/dynamics/paper_like' is not there: jaxsign run dynamics makes it\n"
+    assert capfd.readouterr().err.endswith(line)
+
+
 def test_figures_without_results_are_left_out_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         shipped, "scripts", lambda kind: {"snr": ROOT / kind / "snr.py", "figure1": ROOT / kind / "figure1.py"}

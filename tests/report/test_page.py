@@ -343,17 +343,21 @@ def test_an_unfinished_directory_is_reported_as_such(quick, tmp_path, capsys):
 def test_a_page_is_written_again_until_its_sweep_is_finished(quick, tmp_path, capsys, monkeypatch):
     """The half of a sweep is there at first; while the command waits the rest is run."""
     out, file = tmp_path / "part", tmp_path / "report.html"
-    js.run_sweep(of_line(seeds=4), out, shard=(0, 2), memory=100)
     pages, waited = [], []
 
     def sleep(seconds):
         waited.append(seconds)
-        pages.append(file.read_text())
-        js.run_sweep(of_line(seeds=4), out)
+        if len(waited) == 1:  # a sweep that compiles has no directory yet
+            assert not file.exists()
+            js.run_sweep(of_line(seeds=4), out, shard=(0, 2), memory=100)
+        else:
+            pages.append(file.read_text())
+            js.run_sweep(of_line(seeds=4), out)
 
     monkeypatch.setattr(time, "sleep", sleep)
-    status, _, _ = run([out, "--out", file, "--watch", "30"], capsys)
-    assert (status, waited) == (0, [30])
+    status, _, said = run([out, "--out", file, "--watch", "30"], capsys)
+    assert (status, waited) == (0, [30, 30])
+    assert said.startswith("waiting: DIR must hold finished results or those of a sweep under way")
     text = " ".join(" ".join(Page(pages[0]).text).split())
     assert re.search(r"Under way, as of .* read again every 30 s", text)
     assert re.search(r"runs 24: \d+ finished, \d+ diverged, \d+ not run", text)

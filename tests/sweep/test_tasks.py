@@ -1,4 +1,4 @@
-"""A Task is a system that ignores its problem; seeds that are all the same run are said to be."""
+"""A Task is a system that ignores its problem; seeds that are one run and parameters that no loss reads are named."""
 
 import dataclasses
 
@@ -85,3 +85,24 @@ def test_seeds_that_are_one_run_are_reported(changes, same, capsys):
     noisy = {"noisy": js.grid(optax.noisy_sgd, learning_rate=0.1)}
     js.run_sweep(sweep(task, optimizers=noisy), progress=False)
     assert "same run" not in capsys.readouterr().err
+
+
+def test_parameters_that_no_gradient_reaches_are_named(capsys):
+    """As running means that a loss computes and throws away."""
+    made = {"system": lambda problem: SPARE, "problem": None, "hyper": {"scale": 1.0}, "steps": 3}
+    made |= {"optimizers": {"gd": optax.sgd(0.1)}, "axes": {"seed": 2}}
+    js.run_sweep(js.Sweep(**made), progress=False)
+    assert (
+        "no gradient reaches 'mean' of spare, which its loss does not read: state=('mean',)" in capsys.readouterr().err
+    )
+    js.run_sweep(js.Sweep(**made, trainable=("w",)), progress=False)
+    assert "no gradient" not in capsys.readouterr().err
+
+
+SPARE = js.Task(
+    sample=lambda key, hyper, shared: jax.random.normal(key, (4,)),
+    init=lambda key, data, hyper: {"w": jnp.ones(4), "mean": jnp.zeros(())},
+    loss=lambda params, data, hyper: jnp.mean((params["w"] * data - 0.9 * hyper["scale"]) ** 2),
+    observe=lambda params, data, test, hyper: {"train_loss": jnp.mean((params["w"] * data - 0.9) ** 2)},
+    name="spare",
+)

@@ -14,6 +14,7 @@ from jaxsign.analysis.runs import manifest, system_of
 from jaxsign.claims import tables
 from jaxsign.claims.claim import Claim, real_numbers
 from jaxsign.claims.setting import Setting
+from jaxsign.validation.messages import counted
 from jaxsign.validation.values import known
 
 if TYPE_CHECKING:
@@ -187,26 +188,30 @@ class ClaimTable:
         beyond = self.beyond_chance()
         lost = [f"{row.claim.id} {row.setting}" for row in held if (row.claim.id, row.setting) not in beyond]
         text = (
-            f"{len(self.rows)} rows, {len(held)} HOLDS. If no claim quite held, at most {TAIL:.1%} of the rows, "
-            f"{TAIL * len(self.rows):.1f}, would read HOLDS by chance. {len(beyond)} HOLDS are beyond chance over the "
-            f"whole table (Holm, 5 %)"
+            f"{counted(len(self.rows), 'row')}, {len(held)} HOLDS. If no claim quite held, at most {TAIL:.1%} of the "
+            f"rows, {TAIL * len(self.rows):.1f}, would read HOLDS by chance. {len(beyond)} HOLDS "
+            f"{'is' if len(beyond) == 1 else 'are'} beyond chance over the whole table (Holm, 5 %)"
         )
         return text + (f"; not {', '.join(lost)}, which need more seeds." if lost else ".")
 
     def beyond_chance(self) -> set[tuple[str, str]]:
-        """(claim, setting) of the rows that hold after Holm's correction for the number of rows, at 5 %.
+        """(claim, setting) of the rows with HOLDS that still hold after Holm's correction for the number of rows, at 5 %.
+
+        A verdict leaves 2.5 % beyond each end of its interval: alone in a table, a row may be within 5 % and UNDECIDED.
 
         References:
           Holm, Scandinavian Journal of Statistics 1979.
         """
         out: set[tuple[str, str]] = set()
         chances = sorted(
-            (row.chance if math.isfinite(row.chance) else 1.0, row.claim.id, row.setting) for row in self.rows
+            (row.chance if math.isfinite(row.chance) else 1.0, row.claim.id, row.setting, row.verdict)
+            for row in self.rows
         )
-        for place, (chance, claim, setting) in enumerate(chances):
+        for place, (chance, claim, setting, word) in enumerate(chances):
             if chance > 2 * TAIL / (len(chances) - place):
                 break
-            out.add((claim, setting))
+            if word == "HOLDS":
+                out.add((claim, setting))
         return out
 
     def lines(self) -> list[tuple[str, ...]]:

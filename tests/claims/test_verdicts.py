@@ -440,3 +440,20 @@ def test_holms_correction_counts_the_rows():
     assert len(failing.beyond_chance()) == 40  # .05/41 = .00122 is above .9^64 = .00118, and a row that fails counts
     assert [record["beyond_chance"] for record in failing.records()] == [True] * 40 + [False]
     assert {record["judge"] for record in failing.records()} == {"seeds"}
+
+
+def test_what_is_undecided_is_never_beyond_chance():
+    """Alone in a table, a mean 1.9 standard errors inside has p = .03, below Holm's .05: its interval ends at .025."""
+    values = np.linspace(-1, 1, 64)
+    values = 1.9 * values.std(ddof=1) / 8 + values  # the mean is 1.9 standard errors above 0
+    table = js.check(runs(values), [claim(interval=(0.0, 9.0), judge="mean")])
+    (row,) = table.rows
+    assert row.chance == pytest.approx(scipy.stats.t.sf(1.9, 63))
+    assert 0.025 < row.chance < 0.05
+    assert (row.verdict, table.beyond_chance()) == ("UNDECIDED", set())
+    assert [record["beyond_chance"] for record in table.records()] == [False]
+    assert table.chances() == (
+        "1 row, 0 HOLDS. If no claim quite held, at most 2.5% of the rows, 0.0, would read HOLDS by chance. "
+        "0 HOLDS are beyond chance over the whole table (Holm, 5 %)."
+    )
+    assert "1 HOLDS is beyond chance" in js.check(runs([0.5] * 64), [claim()]).chances()

@@ -3,7 +3,7 @@
 import dataclasses
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,7 +195,7 @@ class ClaimTable:
         return text + (f"; not {', '.join(lost)}, which need more seeds." if lost else ".")
 
     def beyond_chance(self) -> set[tuple[str, str]]:
-        """(claim, setting) of the rows with HOLDS that still hold after Holm's correction for the number of rows, at 5 %.
+        """(claim, setting) of the rows that read HOLDS, also after Holm's correction for the number of rows, at 5 %.
 
         A verdict leaves 2.5 % beyond each end of its interval: alone in a table, a row may be within 5 % and UNDECIDED.
 
@@ -345,14 +345,16 @@ def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str]
     References:
       Claims of arXiv 2410.04870 and ours; each one's `source` says which.
     """
-    from jaxsign.claims.catalogue import CLAIMS  # late, since importing jaxsign needs none of the experiments
+    from jaxsign.claims.catalogue import CLAIMS, SYSTEMS, known_system, own_system  # late: not needed to import jaxsign
 
     datasets: list[Any] = list(ds) if isinstance(ds, (list, tuple)) else [ds]
     by_id = {claim.id: claim for claim in CLAIMS}
     if claims is not None and not len(claims):
         raise ValueError(f"claims must name at least one of {list(by_id)}, got {claims!r}")
     chosen = [c if isinstance(c, Claim) else by_id[known("claim", c, by_id)] for c in (claims or CLAIMS)]
-    places = _places(datasets)
+    places = _places(datasets, known_system)
+    for name in {claim.system for claim in chosen} - set(SYSTEMS):  # of tasks of one's own, under their own name
+        places |= _places([ds for ds in datasets if own_system(ds) == name], own_system)
     rows: list[Row] = []
     missing: list[tuple[str, str, str]] = []
     beside: list[tuple[str, str, str]] = []
@@ -368,6 +370,8 @@ def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str]
             other = setting == Setting("custom") and sum(name == system for name, _ in places) > 1
             kept = beside if setting.is_variation or other else missing
             kept.append((claim.id, str(setting), "; ".join(dict.fromkeys(reasons))))
+        if claim is not by_id.get(claim.id) and datasets and not any(claim.is_about(*place) for place in places):
+            missing.append((claim.id, "everywhere", _about_none(claim, datasets, places)))
     asked = None if claims is None else tuple(claim.id for claim in chosen)
     return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside), asked)
 
@@ -389,18 +393,35 @@ def undecided(table: ClaimTable, datasets: "Sequence[xr.Dataset]", own: bool = F
     return list(table.reasons()) if table.rows or about or own else []
 
 
-def _places(datasets: "Sequence[xr.Dataset]") -> "dict[tuple[str, Setting], list[xr.Dataset]]":
+def _about_none(claim: Claim, datasets: "Sequence[xr.Dataset]", places: Iterable[tuple[str, Setting]]) -> str:
+    """Why a claim of one's own is about none of these Datasets, and what to write in it."""
+    from jaxsign.claims.catalogue import own_system
+
+    settings = sorted({repr(str(setting)) for system, setting in places if system == claim.system})
+    if settings:
+        return f"settings must hold one of those of these results, {' or '.join(settings)}, got {claim.settings!r}"
+    systems = sorted({repr(own_system(ds)) for ds in datasets})
+    return f"system must name what made these results: write system={' or '.join(systems)}, got {claim.system!r}"
+
+
+def _places(
+    datasets: "Sequence[xr.Dataset]", name_of: "Callable[[xr.Dataset], str]"
+) -> "dict[tuple[str, Setting], list[xr.Dataset]]":
     """The Datasets of every system and setting: those with the most seeds first, all of them side by side at the end.
+
+    Args:
+      datasets: any.
+      name_of: Dataset -> the name of its system.
 
     Raises:
       ValueError: for a Dataset without a manifest.
     """
-    from jaxsign.claims.catalogue import known_system, setting_of
+    from jaxsign.claims.catalogue import setting_of
 
     places: dict[tuple[str, Setting], list[xr.Dataset]] = {}
     for ds in datasets:
         manifest(ds)
-        system = known_system(ds)
+        system = name_of(ds)
         with reading(f"naming the setting of a Dataset of {system}"):
             places.setdefault((system, setting_of(ds)), []).append(ds)
     with reading("bringing sweeps of one setting together"):

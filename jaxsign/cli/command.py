@@ -72,6 +72,8 @@ def _claims(args: argparse.Namespace) -> int:
     reasons = [] if table.rows else undecided(table, list(datasets.values()), own=args.claims is not None)
     if not table.rows and not reasons:
         reasons = ["no claim of jaxsign is about these systems; --claims FILE decides claims of your own"]
+        if args.claims is not None:  # it names claims of jaxsign
+            reasons = [f"no claim of {args.claims} is about these systems"]
     for reason in reasons:
         show(f"no claim can be decided from {' '.join(args.dirs)}: {reason}")
     if csv is not None:

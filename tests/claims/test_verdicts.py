@@ -7,7 +7,10 @@ import json
 import math
 import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 import xarray as xr
@@ -457,3 +460,56 @@ def test_what_is_undecided_is_never_beyond_chance():
         "0 HOLDS are beyond chance over the whole table (Holm, 5 %)."
     )
     assert "1 HOLDS is beyond chance" in js.check(runs([0.5] * 64), [claim()]).chances()
+
+
+def of_own(name, seeds=64):
+    """Runs of a task of one's own."""
+    definition = {"system": {"name": f"mine.{name}"}, "problem": {"n": 4}, "hyper": {"slope": 1.0}}
+    return runs([0.5] * seeds).assign_attrs(manifest=json.dumps({"definition": definition}))
+
+
+def test_a_claim_names_the_task_of_ones_own_that_it_is_about():
+    table = js.check([of_own("bn"), of_own("line", 40)], [claim(system="bn"), claim("X2", system="line"), claim("X3")])
+    found = [(row.claim.id, row.setting, row.seeds, row.verdict) for row in table.rows]
+    assert found == [("X1", "custom", 64, "HOLDS"), ("X2", "custom", 40, "HOLDS"), ("X3", "custom", 64, "HOLDS")]
+    assert table.missing == ()
+    table = js.check([of_own("bn"), runs([0.5] * 64)], [claim(system="bn")])
+    assert [(row.claim.id, row.setting) for row in table.rows] == [("X1", "custom")]
+
+
+def test_a_claim_about_none_of_the_results_says_what_to_write():
+    words = "system must name what made these results: write system='bn' or 'two_layer', got "
+    table = js.check(
+        [of_own("bn"), runs([0.5] * 64)], [claim(), claim("X2", system="bm"), claim("X3", system="noisy_text")]
+    )
+    assert [row.claim.id for row in table.rows] == ["X1", "X1"]
+    assert table.missing == (("X2", "everywhere", f"{words}'bm'"), ("X3", "everywhere", f"{words}'noisy_text'"))
+    table = js.check(of_own("bn"), [claim(system="bn", settings=("paper_like",))])
+    assert table.reasons() == [
+        "X1 everywhere: settings must hold one of those of these results, 'custom', got ('paper_like',)"
+    ]
+    assert js.check(of_own("bn"), ["D1"]).missing == js.check([], [claim(system="bn")]).missing == ()
+
+
+def test_a_task_in_the_place_of_a_function_has_its_own_name():
+    task = js.Task(
+        sample=lambda key, hyper, shared: jax.random.normal(key, (4,)), init=lambda key, data, hyper: jnp.zeros(()),
+        loss=lambda params, data, hyper: jnp.mean((params - data) ** 2),
+        observe=lambda params, data, test, hyper: {"train_loss": jnp.mean((params - data) ** 2)}, name="bn",
+    )  # fmt: skip
+    last = js.Part("loss", lambda ds: ds["train_loss"].isel(step=-1, optimizer=0), (0.0, 99.0))
+    mine = [
+        js.Claim(id=name, statement="", source="ours", parts=(last,), system=name) for name in ("bn", "maker", "two")
+    ]
+
+    def maker(problem):
+        return task
+
+    for system, name in ((task, "bn"), (maker, "maker"), (dataclasses.replace(task, name="noisy_text"), "two_layer")):
+        sweep = js.Sweep(
+            system=system, problem=None, hyper=None, optimizers={"gd": optax.sgd(0.1)}, axes={"seed": 2},
+            steps=2, record=2,
+        )  # fmt: skip
+        table = js.check(js.run_sweep(sweep), mine)
+        assert [row.claim.id for row in table.rows] == [name for one in mine if one.id == name]
+        assert {reason.split("write ")[1].split(",")[0] for _, _, reason in table.missing} == {f"system={name!r}"}

@@ -157,3 +157,12 @@ def test_a_file_without_claims_is_refused_in_one_line(decided, tmp_path, capsys,
         mine.write_text(text)
     refused(capsys, words, "claims", decided / "runs", "--claims", mine)
     refused(capsys, words, "report", decided / "runs", "--out", tmp_path / "page.html", "--claims", mine)
+
+
+def test_a_claim_of_another_system_says_what_to_write(decided, tmp_path, capsys):
+    (tmp_path / "helper.py").write_text("END = 20\n")
+    mine = tmp_path / "mine.py"
+    mine.write_text(MINE.replace('judge="mean"', 'judge="mean", system="bn"').replace('"S2",', ""))
+    status, out, _ = run(capsys, "claims", decided / "runs", "--claims", mine)
+    words = "MINE everywhere: system must name what made these results: write system='two_layer', got 'bn'"
+    assert (status, out) == (0, f"no claim can be decided from {decided / 'runs'}: {words}\n")

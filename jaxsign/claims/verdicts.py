@@ -5,11 +5,11 @@ import html
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from jaxsign.analysis.reading import CannotDecide, reading
+from jaxsign.analysis.reading import CannotDecide, Defect, reading
 from jaxsign.analysis.runs import manifest, system_of
 from jaxsign.claims import tables
 from jaxsign.claims.claim import Claim, real_numbers
@@ -20,6 +20,8 @@ from jaxsign.validation.values import known
 if TYPE_CHECKING:
     import xarray as xr
 
+#: Takes a Dataset on which the code of a claim has failed, and words that name the claim and what was raised.
+OnDefect: TypeAlias = "Callable[[xr.Dataset, str], None]"
 #: Share of seeds that must lie inside for a claim to hold.
 SHARE = 0.9
 #: Beyond either end of a 95 % interval.
@@ -345,6 +347,13 @@ def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str]
     References:
       Claims of arXiv 2410.04870 and ours; each one's `source` says which.
     """
+    return decide(ds, claims, None)
+
+
+def decide(
+    ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str] | None, on_defect: "OnDefect | None"
+) -> ClaimTable:
+    """As `check`, but a claim that fails is listed as not decided and given to `on_defect`; None: raised."""
     from jaxsign.claims.catalogue import CLAIMS, SYSTEMS, known_system, own_system  # late: not needed to import jaxsign
 
     datasets: list[Any] = list(ds) if isinstance(ds, (list, tuple)) else [ds]
@@ -362,7 +371,7 @@ def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str]
         for (system, setting), candidates in places.items():
             if not claim.is_about(system, setting):
                 continue
-            row, reasons = _first_decided(claim, setting, candidates)
+            row, reasons = _first_decided(claim, setting, candidates, on_defect)
             if row is not None:
                 rows.append(row)
                 continue
@@ -431,7 +440,9 @@ def _places(
     return places
 
 
-def _first_decided(claim: Claim, setting: Setting, candidates: "Sequence[xr.Dataset]") -> tuple[Row | None, list[str]]:
+def _first_decided(
+    claim: Claim, setting: Setting, candidates: "Sequence[xr.Dataset]", on_defect: "OnDefect | None"
+) -> tuple[Row | None, list[str]]:
     """The verdict from the first Dataset that can decide a claim, None if none can; why the ones before it cannot."""
     reasons: list[str] = []
     for ds in candidates:
@@ -439,7 +450,17 @@ def _first_decided(claim: Claim, setting: Setting, candidates: "Sequence[xr.Data
             return _decide(claim, setting, ds), reasons
         except CannotDecide as reason:
             reasons.append(str(reason))
+        except Defect as defect:
+            if on_defect is None:
+                raise
+            words = " ".join(str(defect).split())
+            on_defect(ds, words)
+            reasons.append(words.removeprefix(f"{_place(claim, setting)}, "))
     return None, reasons
+
+
+def _place(claim: Claim, setting: Setting) -> str:
+    return f"claim {claim.id} in the setting {setting}"
 
 
 def _joined(datasets: "Sequence[xr.Dataset]") -> "list[xr.Dataset]":
@@ -481,7 +502,7 @@ def _decide(claim: Claim, setting: Setting, ds: "xr.Dataset") -> Row:
       CannotDecide: saying what the Dataset lacks.
       Defect: if its code fails, naming the claim, the setting and the part.
     """
-    place = f"claim {claim.id} in the setting {setting}"
+    place = _place(claim, setting)
     measured: list[np.ndarray] = []
     predicted: list[float | None] = []
     with reading(place):

@@ -513,3 +513,16 @@ def test_a_task_in_the_place_of_a_function_has_its_own_name():
         table = js.check(js.run_sweep(sweep), mine)
         assert [row.claim.id for row in table.rows] == [name for one in mine if one.id == name]
         assert {reason.split("write ")[1].split(",")[0] for _, _, reason in table.missing} == {f"system={name!r}"}
+
+
+def test_several_points_of_an_axis_are_refused_with_the_cure_that_works():
+    ds = xr.concat([runs([0.5] * 64), runs([2.0] * 64)], "snr").assign_coords(snr=[0.1, 1.0])
+    several = dataclasses.replace(claim(), runs=js.Claim.runs)
+    words = js.check(ds, [several]).missing[0][2]
+    assert words == (
+        "needs one point of every axis, got several on ['snr']: choose one with ds.sel(snr=...), in a claim of your "
+        "own with runs=lambda ds: ds.sel(snr=...)"
+    )
+    for snr, word in ((0.1, "HOLDS"), (1.0, "FAILS")):
+        chosen = dataclasses.replace(several, runs=lambda ds, snr=snr: ds.sel(snr=snr))
+        assert [row.verdict for row in js.check(ds, [chosen]).rows] == [word]

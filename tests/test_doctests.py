@@ -52,3 +52,13 @@ def test_pages(page, tmp_path, monkeypatch):
             file.write_text(code)
             exec(compile(code, str(file), "exec"), names)
     assert len(FENCE.findall(text)) == len(re.findall(r"^[ \t]*```[ \t]*py", text, re.MULTILINE | re.IGNORECASE))
+
+
+def test_every_page_has_a_results_directory_of_its_own():
+    """A reader who tries two pages in one folder is not refused with "belongs to another definition"."""
+    pages = {}
+    for page in [README, *PAGES]:
+        for name in set(re.findall(r'(?:out=|Path\()"(results/\w+)"', page.read_text())):
+            pages.setdefault(name, []).append(page.name)
+    assert len(pages) >= 6
+    assert {name: found for name, found in pages.items() if len(found) > 1} == {}

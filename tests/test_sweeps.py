@@ -183,7 +183,8 @@ def test_claims_command_says_why_nothing_is_decided(results, tmp_path, capsys):
     assert cli.main(command) == 0
     start = f"no claim can be decided from {results / 'snr'}: "
     assert capsys.readouterr().out.splitlines() == [
-        f"{start}G1 custom: needs one point of every axis, got several on ['snr']",
+        f"{start}G1 custom: needs one point of every axis, got several on ['snr']: choose one with ds.sel(snr=...), in "
+        "a claim of your own with runs=lambda ds: ds.sel(snr=...)",
         f"{start}S1 custom: step 6 is not recorded",
     ]
 

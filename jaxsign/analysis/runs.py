@@ -66,7 +66,11 @@ def one_point(ds: "xr.Dataset", *kept: str) -> "xr.Dataset":
     axes = [dim for dim in ds["status"].dims if dim not in ("optimizer", "seed", *kept)]
     long = [dim for dim in axes if ds.sizes[dim] > 1]
     if long:
-        raise CannotDecide(f"needs one point of every{' other' if kept else ''} axis, got several on {long}")
+        which = "ds.sel(" + ", ".join(f"{dim}=..." for dim in long) + ")"
+        raise CannotDecide(
+            f"needs one point of every{' other' if kept else ''} axis, got several on {long}: choose one with {which}, "
+            f"in a claim of your own with runs=lambda ds: {which}"
+        )
     return ds.isel(dict.fromkeys(axes, 0))
 
 

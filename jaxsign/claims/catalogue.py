@@ -3,7 +3,7 @@
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from jaxsign.analysis.runs import system_of
+from jaxsign.analysis.runs import manifest, system_of
 from jaxsign.claims import (
     adam,
     architecture,
@@ -55,6 +55,13 @@ def known_system(ds: "xr.Dataset") -> str:
     """The system whose claims a Dataset is asked."""
     system = system_of(ds)
     return system if system in SYSTEMS else "two_layer"
+
+
+def own_system(ds: "xr.Dataset") -> str:
+    """What `system` of a claim says to be about a Dataset alone: the name of its function, or of the Task swept."""
+    of_task = ((manifest(ds)["definition"].get("system") or {}).get("state") or {}).get("task") or {}
+    system = str(of_task.get("name", "")) if system_of(ds) == "OneTask" else system_of(ds)
+    return system if system and (system not in SYSTEMS or system == system_of(ds)) else "two_layer"
 
 
 def setting_of(ds: "xr.Dataset") -> Setting:

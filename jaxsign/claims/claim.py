@@ -101,7 +101,8 @@ class Claim:
       trusted_until: step up to which no gradient of query noise, key noise or query signal may have underflowed, or
         None. Results of a version that watched query noise alone are read by that.
       explanations: {setting: sentence} for settings where the claim is known not to hold.
-      system: name of the function that makes the tasks it is about.
+      system: name of the function that makes the tasks it is about, or of a `js.Task` that was swept itself; the
+        default is also about every system that is not one of jaxsign's.
       judge: "seeds": it holds if more than .9 of all seeds are inside; "mean", for claims about averages: if the 95 %
         interval of the mean over the seeds is.
       settings: the settings of its system that it is about; () for all.

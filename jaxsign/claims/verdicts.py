@@ -3,22 +3,25 @@
 import dataclasses
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from jaxsign.analysis.reading import CannotDecide, reading
+from jaxsign.analysis.reading import CannotDecide, Defect, reading
 from jaxsign.analysis.runs import manifest, system_of
 from jaxsign.claims import tables
 from jaxsign.claims.claim import Claim, real_numbers
 from jaxsign.claims.setting import Setting
+from jaxsign.validation.messages import counted
 from jaxsign.validation.values import known
 
 if TYPE_CHECKING:
     import xarray as xr
 
+#: Takes a Dataset on which the code of a claim has failed, and words that name the claim and what was raised.
+OnDefect: TypeAlias = "Callable[[xr.Dataset, str], None]"
 #: Share of seeds that must lie inside for a claim to hold.
 SHARE = 0.9
 #: Beyond either end of a 95 % interval.
@@ -187,26 +190,30 @@ class ClaimTable:
         beyond = self.beyond_chance()
         lost = [f"{row.claim.id} {row.setting}" for row in held if (row.claim.id, row.setting) not in beyond]
         text = (
-            f"{len(self.rows)} rows, {len(held)} HOLDS. If no claim quite held, at most {TAIL:.1%} of the rows, "
-            f"{TAIL * len(self.rows):.1f}, would read HOLDS by chance. {len(beyond)} HOLDS are beyond chance over the "
-            f"whole table (Holm, 5 %)"
+            f"{counted(len(self.rows), 'row')}, {len(held)} HOLDS. If no claim quite held, at most {TAIL:.1%} of the "
+            f"rows, {TAIL * len(self.rows):.1f}, would read HOLDS by chance. {len(beyond)} HOLDS "
+            f"{'is' if len(beyond) == 1 else 'are'} beyond chance over the whole table (Holm, 5 %)"
         )
         return text + (f"; not {', '.join(lost)}, which need more seeds." if lost else ".")
 
     def beyond_chance(self) -> set[tuple[str, str]]:
-        """(claim, setting) of the rows that hold after Holm's correction for the number of rows, at 5 %.
+        """(claim, setting) of the rows that read HOLDS, also after Holm's correction for the number of rows, at 5 %.
+
+        A verdict leaves 2.5 % beyond each end of its interval: alone in a table, a row may be within 5 % and UNDECIDED.
 
         References:
           Holm, Scandinavian Journal of Statistics 1979.
         """
         out: set[tuple[str, str]] = set()
         chances = sorted(
-            (row.chance if math.isfinite(row.chance) else 1.0, row.claim.id, row.setting) for row in self.rows
+            (row.chance if math.isfinite(row.chance) else 1.0, row.claim.id, row.setting, row.verdict)
+            for row in self.rows
         )
-        for place, (chance, claim, setting) in enumerate(chances):
+        for place, (chance, claim, setting, word) in enumerate(chances):
             if chance > 2 * TAIL / (len(chances) - place):
                 break
-            out.add((claim, setting))
+            if word == "HOLDS":
+                out.add((claim, setting))
         return out
 
     def lines(self) -> list[tuple[str, ...]]:
@@ -340,14 +347,23 @@ def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str]
     References:
       Claims of arXiv 2410.04870 and ours; each one's `source` says which.
     """
-    from jaxsign.claims.catalogue import CLAIMS  # late, since importing jaxsign needs none of the experiments
+    return decide(ds, claims, None)
+
+
+def decide(
+    ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str] | None, on_defect: "OnDefect | None"
+) -> ClaimTable:
+    """As `check`, but a claim that fails is listed as not decided and given to `on_defect`; None: raised."""
+    from jaxsign.claims.catalogue import CLAIMS, SYSTEMS, known_system, own_system  # late: not needed to import jaxsign
 
     datasets: list[Any] = list(ds) if isinstance(ds, (list, tuple)) else [ds]
     by_id = {claim.id: claim for claim in CLAIMS}
     if claims is not None and not len(claims):
         raise ValueError(f"claims must name at least one of {list(by_id)}, got {claims!r}")
     chosen = [c if isinstance(c, Claim) else by_id[known("claim", c, by_id)] for c in (claims or CLAIMS)]
-    places = _places(datasets)
+    places = _places(datasets, known_system)
+    for name in {claim.system for claim in chosen} - set(SYSTEMS):  # of tasks of one's own, under their own name
+        places |= _places([ds for ds in datasets if own_system(ds) == name], own_system)
     rows: list[Row] = []
     missing: list[tuple[str, str, str]] = []
     beside: list[tuple[str, str, str]] = []
@@ -355,7 +371,7 @@ def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str]
         for (system, setting), candidates in places.items():
             if not claim.is_about(system, setting):
                 continue
-            row, reasons = _first_decided(claim, setting, candidates)
+            row, reasons = _first_decided(claim, setting, candidates, on_defect)
             if row is not None:
                 rows.append(row)
                 continue
@@ -363,6 +379,8 @@ def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str]
             other = setting == Setting("custom") and sum(name == system for name, _ in places) > 1
             kept = beside if setting.is_variation or other else missing
             kept.append((claim.id, str(setting), "; ".join(dict.fromkeys(reasons))))
+        if claim is not by_id.get(claim.id) and datasets and not any(claim.is_about(*place) for place in places):
+            missing.append((claim.id, "everywhere", _about_none(claim, datasets, places)))
     asked = None if claims is None else tuple(claim.id for claim in chosen)
     return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside), asked)
 
@@ -384,18 +402,35 @@ def undecided(table: ClaimTable, datasets: "Sequence[xr.Dataset]", own: bool = F
     return list(table.reasons()) if table.rows or about or own else []
 
 
-def _places(datasets: "Sequence[xr.Dataset]") -> "dict[tuple[str, Setting], list[xr.Dataset]]":
+def _about_none(claim: Claim, datasets: "Sequence[xr.Dataset]", places: Iterable[tuple[str, Setting]]) -> str:
+    """Why a claim of one's own is about none of these Datasets, and what to write in it."""
+    from jaxsign.claims.catalogue import own_system
+
+    settings = sorted({repr(str(setting)) for system, setting in places if system == claim.system})
+    if settings:
+        return f"settings must hold one of those of these results, {' or '.join(settings)}, got {claim.settings!r}"
+    systems = sorted({repr(own_system(ds)) for ds in datasets})
+    return f"system must name what made these results: write system={' or '.join(systems)}, got {claim.system!r}"
+
+
+def _places(
+    datasets: "Sequence[xr.Dataset]", name_of: "Callable[[xr.Dataset], str]"
+) -> "dict[tuple[str, Setting], list[xr.Dataset]]":
     """The Datasets of every system and setting: those with the most seeds first, all of them side by side at the end.
+
+    Args:
+      datasets: any.
+      name_of: Dataset -> the name of its system.
 
     Raises:
       ValueError: for a Dataset without a manifest.
     """
-    from jaxsign.claims.catalogue import known_system, setting_of
+    from jaxsign.claims.catalogue import setting_of
 
     places: dict[tuple[str, Setting], list[xr.Dataset]] = {}
     for ds in datasets:
         manifest(ds)
-        system = known_system(ds)
+        system = name_of(ds)
         with reading(f"naming the setting of a Dataset of {system}"):
             places.setdefault((system, setting_of(ds)), []).append(ds)
     with reading("bringing sweeps of one setting together"):
@@ -405,7 +440,9 @@ def _places(datasets: "Sequence[xr.Dataset]") -> "dict[tuple[str, Setting], list
     return places
 
 
-def _first_decided(claim: Claim, setting: Setting, candidates: "Sequence[xr.Dataset]") -> tuple[Row | None, list[str]]:
+def _first_decided(
+    claim: Claim, setting: Setting, candidates: "Sequence[xr.Dataset]", on_defect: "OnDefect | None"
+) -> tuple[Row | None, list[str]]:
     """The verdict from the first Dataset that can decide a claim, None if none can; why the ones before it cannot."""
     reasons: list[str] = []
     for ds in candidates:
@@ -413,7 +450,17 @@ def _first_decided(claim: Claim, setting: Setting, candidates: "Sequence[xr.Data
             return _decide(claim, setting, ds), reasons
         except CannotDecide as reason:
             reasons.append(str(reason))
+        except Defect as defect:
+            if on_defect is None:
+                raise
+            words = " ".join(str(defect).split())
+            on_defect(ds, words)
+            reasons.append(words.removeprefix(f"{_place(claim, setting)}, "))
     return None, reasons
+
+
+def _place(claim: Claim, setting: Setting) -> str:
+    return f"claim {claim.id} in the setting {setting}"
 
 
 def _joined(datasets: "Sequence[xr.Dataset]") -> "list[xr.Dataset]":
@@ -455,7 +502,7 @@ def _decide(claim: Claim, setting: Setting, ds: "xr.Dataset") -> Row:
       CannotDecide: saying what the Dataset lacks.
       Defect: if its code fails, naming the claim, the setting and the part.
     """
-    place = f"claim {claim.id} in the setting {setting}"
+    place = _place(claim, setting)
     measured: list[np.ndarray] = []
     predicted: list[float | None] = []
     with reading(place):

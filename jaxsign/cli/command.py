@@ -12,13 +12,13 @@ from pathlib import Path
 from jaxsign import report
 from jaxsign.claims import tables
 from jaxsign.claims.claim import Claim
-from jaxsign.claims.verdicts import check, undecided
+from jaxsign.claims.verdicts import decide, undecided
 from jaxsign.cli import shipped
-from jaxsign.cli.console import DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
+from jaxsign.cli.console import BAD_INPUT, DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
 from jaxsign.cli.directories import NoResults, each_usable, results_below
 from jaxsign.cli.experiment import build_options, load_build
 from jaxsign.cli.netcdf import export_netcdf
-from jaxsign.cli.own_claims import load_claims
+from jaxsign.cli.own_claims import Broken, load_claims
 from jaxsign.cli.status import print_plan, print_status, print_verify, status_lines
 from jaxsign.store import times
 from jaxsign.store.files import is_results
@@ -62,7 +62,8 @@ def _claims(args: argparse.Namespace) -> int:
         raise ValueError(f"--csv would replace the table that --against compares with, got {args.csv!r} for both")
     claims = load_claims(args.claims, args.claim)
     datasets, left_out = each_usable(args.dirs, lambda path: undamaged(path)[0])
-    table = check(list(datasets.values()), claims=claims)
+    broken = Broken(args.claims, {str(path): ds for path, ds in datasets.items()})
+    table = decide(list(datasets.values()), claims, broken.on_defect)
     for line in (table.to_markdown() if args.markdown else str(table)).split("\n") if table.rows else []:
         show(line)
     if table.rows:
@@ -72,6 +73,8 @@ def _claims(args: argparse.Namespace) -> int:
     reasons = [] if table.rows else undecided(table, list(datasets.values()), own=args.claims is not None)
     if not table.rows and not reasons:
         reasons = ["no claim of jaxsign is about these systems; --claims FILE decides claims of your own"]
+        if args.claims is not None:  # it names claims of jaxsign
+            reasons = [f"no claim of {args.claims} is about these systems"]
     for reason in reasons:
         show(f"no claim can be decided from {' '.join(args.dirs)}: {reason}")
     if csv is not None:
@@ -84,7 +87,7 @@ def _claims(args: argparse.Namespace) -> int:
     elif before is not None and not changed:
         show(f"all verdicts are those of {args.against}")
     failed = any(row.verdict == "FAILS" for row in table.rows) or changed
-    return UNUSABLE if left_out else FAILED if args.strict and failed else DONE
+    return UNUSABLE if left_out else BAD_INPUT if broken.lines else FAILED if args.strict and failed else DONE
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -129,9 +132,10 @@ def _page(args: argparse.Namespace, claims: Sequence[Claim] | None, live: report
     if len(set(names.values())) < len(names):
         names = {path: str(path.resolve()) for path in names}
     named = {names[path]: ds for path, ds in datasets.items()}
-    file = report.write(args.out, named, args.figures, live, claims=claims)
+    broken = Broken(args.claims, named)
+    file = report.write(args.out, named, args.figures, live, claims=claims, on_defect=broken.on_defect)
     show(f"{file}: {size_words(file.stat().st_size)}, {counted(len(datasets), 'sweep')}")
-    return UNUSABLE if left_out else DONE
+    return UNUSABLE if left_out else BAD_INPUT if broken.lines else DONE
 
 
 def _plan(args: argparse.Namespace) -> int:

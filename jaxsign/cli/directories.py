@@ -43,8 +43,8 @@ def _below(directory: str) -> list[Path]:
     """
     top = local_path("DIR", directory)
     held: list[Path] = []
-    visited = {_identity(folder) for folder in top.resolve().parents}
-    folders: list[Path] = [top] if top.is_dir() else []
+    folders: list[Path] = [top] if os.path.isdir(top) else []
+    visited = {_identity(folder) for folder in top.resolve().parents} if folders else set()  # else some may be missing
     links: list[Path] = []
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)  # all folders come before the first link

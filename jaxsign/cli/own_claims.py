@@ -1,9 +1,42 @@
-"""Which claims of the user's own does a Python file hold?"""
+"""Which claims of the user's own does a Python file hold, and which of them fail on what results?"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from jaxsign.claims.catalogue import CLAIMS
 from jaxsign.claims.claim import Claim
 from jaxsign.cli.experiment import load_file
+from jaxsign.validation.messages import say
 from jaxsign.validation.values import known, one_line
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from jaxsign.claims.verdicts import OnDefect
+
+
+class Broken:
+    """Claims of a file that have failed, each named on stderr with the results that it failed on.
+
+    Args:
+      file: the file of claims; None: claims of jaxsign, whose defects are raised.
+      named: {name of a results directory: Dataset}.
+    """
+
+    def __init__(self, file: str | None, named: "Mapping[str, xr.Dataset]") -> None:
+        self.file = file
+        self.named = named
+        self.lines: list[str] = []
+
+    @property
+    def on_defect(self) -> "OnDefect | None":
+        """What is called where a claim fails; None: the failure is raised."""
+        return None if self.file is None else self._note
+
+    def _note(self, ds: "xr.Dataset", words: str) -> None:
+        names = [name for name, one in self.named.items() if one is ds] or ["several sweeps side by side"]
+        self.lines.append(f"{self.file}: on {names[0]}: {words}")
+        say(self.lines[-1])
 
 
 def load_claims(file: str | None, ids: list[str] | None = None) -> list[Claim] | None:

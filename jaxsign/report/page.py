@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxsign.analysis.reading import reading
 from jaxsign.analysis.runs import manifest, system_of
-from jaxsign.claims.verdicts import HEADER, check, undecided
+from jaxsign.claims.verdicts import HEADER, decide, undecided
 from jaxsign.report.drawings import Drawing, drawings
 from jaxsign.store.manifest import replace_file
 from jaxsign.validation.names import printable
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from jaxsign.claims.claim import Claim
+    from jaxsign.claims.verdicts import OnDefect
 
 #: A file with this line is an earlier report and may be replaced.
 MADE_BY = '<meta name="generator" content="jaxsign report">'
@@ -96,6 +97,7 @@ def render(
     live: Live | None = None,
     *,
     claims: "Sequence[Claim | str] | None" = None,
+    on_defect: "OnDefect | None" = None,
 ) -> str:
     """One self-contained HTML page about results.
 
@@ -106,6 +108,8 @@ def render(
         that name to save; or None.
       live: what the page says while its sweeps are under way, when runs may be empty; None: a finished page.
       claims: claims of your own, or ids, as in `js.check`; default all of jaxsign's.
+      on_defect: function of a Dataset and a sentence, called where a claim fails in another way than by
+        `js.CannotDecide`; the page lists the claim as not decided. None: the page fails.
 
     Returns:
       The page: every figure that `js.plot` can draw, the claims table of all Datasets together, every manifest.
@@ -127,7 +131,7 @@ def render(
     if not runs and live is None:
         raise ValueError("runs must hold at least one Dataset, got none")
     pictures = _pictures(local_path("figures", figures)) if figures is not None else []
-    table = check(list(runs.values()), claims)
+    table = decide(list(runs.values()), claims, on_defect)
     sections = []
     for i, (name, ds) in enumerate(runs.items()):
         with reading(f"the section of {name!r}"):
@@ -157,6 +161,7 @@ def write(
     live: Live | None = None,
     *,
     claims: "Sequence[Claim | str] | None" = None,
+    on_defect: "OnDefect | None" = None,
 ) -> Path:
     """Writes the page of `render` in one move, so that the file is never half written.
 
@@ -166,6 +171,7 @@ def write(
       figures: as in `render`.
       live: as in `render`.
       claims: as in `render`.
+      on_defect: as in `render`.
 
     Returns:
       The file's path.
@@ -175,7 +181,7 @@ def write(
     """
     path = local_path("out", file)
     check_file(path)
-    page = render(runs, figures, live, claims=claims)
+    page = render(runs, figures, live, claims=claims, on_defect=on_defect)
     target = Path(os.path.realpath(path))  # the file that a link leads to is replaced, not the link
     try:
         with replace_file(target) as temporary, temporary.open("x", encoding="utf-8") as stream:

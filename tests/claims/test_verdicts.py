@@ -7,7 +7,10 @@ import json
 import math
 import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 import xarray as xr
@@ -440,3 +443,86 @@ def test_holms_correction_counts_the_rows():
     assert len(failing.beyond_chance()) == 40  # .05/41 = .00122 is above .9^64 = .00118, and a row that fails counts
     assert [record["beyond_chance"] for record in failing.records()] == [True] * 40 + [False]
     assert {record["judge"] for record in failing.records()} == {"seeds"}
+
+
+def test_what_is_undecided_is_never_beyond_chance():
+    """Alone in a table, a mean 1.9 standard errors inside has p = .03, below Holm's .05: its interval ends at .025."""
+    values = np.linspace(-1, 1, 64)
+    values = 1.9 * values.std(ddof=1) / 8 + values  # the mean is 1.9 standard errors above 0
+    table = js.check(runs(values), [claim(interval=(0.0, 9.0), judge="mean")])
+    (row,) = table.rows
+    assert row.chance == pytest.approx(scipy.stats.t.sf(1.9, 63))
+    assert 0.025 < row.chance < 0.05
+    assert (row.verdict, table.beyond_chance()) == ("UNDECIDED", set())
+    assert [record["beyond_chance"] for record in table.records()] == [False]
+    assert table.chances() == (
+        "1 row, 0 HOLDS. If no claim quite held, at most 2.5% of the rows, 0.0, would read HOLDS by chance. "
+        "0 HOLDS are beyond chance over the whole table (Holm, 5 %)."
+    )
+    assert "1 HOLDS is beyond chance" in js.check(runs([0.5] * 64), [claim()]).chances()
+
+
+def of_own(name, seeds=64):
+    """Runs of a task of one's own."""
+    definition = {"system": {"name": f"mine.{name}"}, "problem": {"n": 4}, "hyper": {"slope": 1.0}}
+    return runs([0.5] * seeds).assign_attrs(manifest=json.dumps({"definition": definition}))
+
+
+def test_a_claim_names_the_task_of_ones_own_that_it_is_about():
+    table = js.check([of_own("bn"), of_own("line", 40)], [claim(system="bn"), claim("X2", system="line"), claim("X3")])
+    found = [(row.claim.id, row.setting, row.seeds, row.verdict) for row in table.rows]
+    assert found == [("X1", "custom", 64, "HOLDS"), ("X2", "custom", 40, "HOLDS"), ("X3", "custom", 64, "HOLDS")]
+    assert table.missing == ()
+    table = js.check([of_own("bn"), runs([0.5] * 64)], [claim(system="bn")])
+    assert [(row.claim.id, row.setting) for row in table.rows] == [("X1", "custom")]
+
+
+def test_a_claim_about_none_of_the_results_says_what_to_write():
+    words = "system must name what made these results: write system='bn' or 'two_layer', got "
+    table = js.check(
+        [of_own("bn"), runs([0.5] * 64)], [claim(), claim("X2", system="bm"), claim("X3", system="noisy_text")]
+    )
+    assert [row.claim.id for row in table.rows] == ["X1", "X1"]
+    assert table.missing == (("X2", "everywhere", f"{words}'bm'"), ("X3", "everywhere", f"{words}'noisy_text'"))
+    table = js.check(of_own("bn"), [claim(system="bn", settings=("paper_like",))])
+    assert table.reasons() == [
+        "X1 everywhere: settings must hold one of those of these results, 'custom', got ('paper_like',)"
+    ]
+    assert js.check(of_own("bn"), ["D1"]).missing == js.check([], [claim(system="bn")]).missing == ()
+
+
+def test_a_task_in_the_place_of_a_function_has_its_own_name():
+    task = js.Task(
+        sample=lambda key, hyper, shared: jax.random.normal(key, (4,)), init=lambda key, data, hyper: jnp.zeros(()),
+        loss=lambda params, data, hyper: jnp.mean((params - data) ** 2),
+        observe=lambda params, data, test, hyper: {"train_loss": jnp.mean((params - data) ** 2)}, name="bn",
+    )  # fmt: skip
+    last = js.Part("loss", lambda ds: ds["train_loss"].isel(step=-1, optimizer=0), (0.0, 99.0))
+    mine = [
+        js.Claim(id=name, statement="", source="ours", parts=(last,), system=name) for name in ("bn", "maker", "two")
+    ]
+
+    def maker(problem):
+        return task
+
+    for system, name in ((task, "bn"), (maker, "maker"), (dataclasses.replace(task, name="noisy_text"), "two_layer")):
+        sweep = js.Sweep(
+            system=system, problem=None, hyper=None, optimizers={"gd": optax.sgd(0.1)}, axes={"seed": 2},
+            steps=2, record=2,
+        )  # fmt: skip
+        table = js.check(js.run_sweep(sweep), mine)
+        assert [row.claim.id for row in table.rows] == [name for one in mine if one.id == name]
+        assert {reason.split("write ")[1].split(",")[0] for _, _, reason in table.missing} == {f"system={name!r}"}
+
+
+def test_several_points_of_an_axis_are_refused_with_the_cure_that_works():
+    ds = xr.concat([runs([0.5] * 64), runs([2.0] * 64)], "snr").assign_coords(snr=[0.1, 1.0])
+    several = dataclasses.replace(claim(), runs=js.Claim.runs)
+    words = js.check(ds, [several]).missing[0][2]
+    assert words == (
+        "needs one point of every axis, got several on ['snr']: choose one with ds.sel(snr=...), in a claim of your "
+        "own with runs=lambda ds: ds.sel(snr=...)"
+    )
+    for snr, word in ((0.1, "HOLDS"), (1.0, "FAILS")):
+        chosen = dataclasses.replace(several, runs=lambda ds, snr=snr: ds.sel(snr=snr))
+        assert [row.verdict for row in js.check(ds, [chosen]).rows] == [word]

@@ -1,5 +1,6 @@
 """jaxsign claims and report: which files they compare, refuse and replace."""
 
+import html
 import os
 
 import pytest
@@ -77,7 +78,7 @@ def test_claims_say_what_the_reference_had_and_they_have_not(decided, tmp_path, 
 
 
 def test_claims_refuse_files_before_anything_is_read(decided, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "check", None)  # minutes are not spent first
+    monkeypatch.setattr(cli, "decide", None)  # minutes are not spent first
     (tmp_path / "notes.txt").write_text("mine\n")
     (tmp_path / "empty.csv").write_text("")
     before = files(tmp_path)
@@ -157,3 +158,33 @@ def test_a_file_without_claims_is_refused_in_one_line(decided, tmp_path, capsys,
         mine.write_text(text)
     refused(capsys, words, "claims", decided / "runs", "--claims", mine)
     refused(capsys, words, "report", decided / "runs", "--out", tmp_path / "page.html", "--claims", mine)
+
+
+def test_a_claim_of_another_system_says_what_to_write(decided, tmp_path, capsys):
+    (tmp_path / "helper.py").write_text("END = 20\n")
+    mine = tmp_path / "mine.py"
+    mine.write_text(MINE.replace('judge="mean"', 'judge="mean", system="bn"').replace('"S2",', ""))
+    status, out, _ = run(capsys, "claims", decided / "runs", "--claims", mine)
+    words = "MINE everywhere: system must name what made these results: write system='two_layer', got 'bn'"
+    assert (status, out) == (0, f"no claim can be decided from {decided / 'runs'}: {words}\n")
+
+
+def test_a_claim_that_raises_is_named_and_the_rest_is_decided(decided, tmp_path, capsys):
+    (tmp_path / "helper.py").write_text("END = 20\n")
+    mine = tmp_path / "mine.py"
+    gap = 'js.Claim(id="GAP", statement="", source="ours", parts=(js.Part("gap", PLACE, (0.0, 9.0)),)),\n    "S2",'
+    mine.write_text(MINE.replace('"S2",', gap).replace("PLACE", 'lambda ds: ds["train_loss"].isel(optimizer=7)'))
+    words = "claim GAP in the setting custom, the measure of 'gap' has failed: IndexError: "
+    page = tmp_path / "page.html"
+    status, out, err = run(capsys, "report", decided / "runs", "--out", page, "--claims", mine)
+    assert (status, len(err.splitlines())) == (2, 1), err
+    assert err.startswith(f"{mine}: on runs: {words}")
+    assert out.startswith(f"{page}: ")
+    text = html.unescape(page.read_text())
+    assert "The loss is below 9." in text
+    assert "GAP custom: the measure of 'gap' has failed: IndexError: " in text
+    status, out, err = run(capsys, "claims", decided / "runs", "--claims", mine)
+    assert (status, len(err.splitlines())) == (2, 1), err
+    assert err.startswith(f"{mine}: on {decided / 'runs'}: {words}")
+    assert "\nMINE " in out
+    assert "not decided here: GAP custom: the measure of 'gap' has failed: IndexError: " in out

@@ -303,9 +303,9 @@ def test_a_manifest_that_cannot_be_read_does_not_end_verify(whole, half, tmp_pat
     assert f"  {half / 'manifest.json'} is missing" in run(capsys, "verify", half)[1]
 
 
-@pytest.mark.parametrize("command", ["status", "verify", "export"])
+@pytest.mark.parametrize("command", ["status", "verify", "export", "claims", "report"])
 def test_directories_without_results_are_refused(tmp_path, capsys, command):
     (tmp_path / "manifest.json").write_text('{"name": "another program"}')
-    options = ["--format", "netcdf"] if command == "export" else []
-    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "manifest.json"):
+    options = {"export": ["--format", "netcdf"], "report": ["--out", tmp_path / "page.html"]}.get(command, [])
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "no" / "where", tmp_path / "manifest.json"):
         refused(capsys, "DIR must hold finished results or those of a sweep under way", command, path, *options)

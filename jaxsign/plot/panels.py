@@ -159,7 +159,7 @@ def _why(ds: "xr.Dataset", what: str) -> str:
 
 
 def band(ax: "Axes", x: Any, values: "xr.DataArray", label: str | None = None, **look: Any) -> None:
-    """Draws median and 5-95 % band over the dimension `seed`.
+    """Draws median and 5-95 % band over the dimension `seed`: of one position, a marker with its interval.
 
     Args:
       ax: Axes.
@@ -171,6 +171,12 @@ def band(ax: "Axes", x: Any, values: "xr.DataArray", label: str | None = None, *
     middle, low, high = _over_runs(values)
     finite = np.isfinite(middle)
     x, middle, low, high = np.asarray(x)[finite], middle[finite], low[finite], high[finite]
+    if x.size == 1 and "marker" not in look:  # a line and a band through one point show nothing
+        look |= {"marker": "o"} if {"ms", "markersize"} & {*look} else {"marker": "o", "ms": 3}
+        (point,) = ax.plot(x, middle, label=label, **look)
+        ax.vlines(x, low, high, color=point.get_color(), lw=0.8)
+        keep_band(point, low, high)
+        return
     (line,) = ax.plot(x, middle, label=label, **look)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     keep_band(line, low, high)

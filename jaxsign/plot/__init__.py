@@ -42,6 +42,7 @@ from jaxsign.plot.panels import legend_name as legend_name
 from jaxsign.plot.panels import letter_panels as letter_panels
 from jaxsign.plot.panels import level_line as level_line
 from jaxsign.plot.panels import literal as literal
+from jaxsign.plot.panels import looks as looks
 from jaxsign.plot.panels import loss as loss
 from jaxsign.plot.panels import mark_stages as mark_stages
 from jaxsign.plot.panels import phase as phase

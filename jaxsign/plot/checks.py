@@ -31,8 +31,8 @@ def faults(fig: "Figure") -> list[str]:
     is at least 7 pt large in print, lies inside the figure and overlaps no other. Every line is named: in a legend
     of the figure, its colour and its style apart where the style is shown by a line of the colour `NEUTRAL`, by a text
     of its colour in the panel, or by its gid as a seed's trace ("seed") or an axis ("frame").
-    One look has one name, and a law is dashed in black or grey. A legend lies inside its panel or outside of all, and
-    neither it nor another text in a panel lies on a line.
+    One look has one name, a legend names no two lines alike, and a law is dashed in black or grey. A legend lies inside
+    its panel or outside of all, and neither it nor another text in a panel lies on a line.
 
     Args:
       fig: matplotlib Figure, which is laid out and drawn, but not shown.
@@ -97,6 +97,10 @@ def _unnamed(fig: "Figure", panels: "list[Axes]") -> Iterator[str]:
 
     names: dict[tuple[str, str, str], set[str]] = {}
     for legend in fig.findobj(Legend):
+        shown = [text.get_text() for text in legend.get_texts()]
+        shown = [name for name, handle in zip(shown, legend.legend_handles) if isinstance(handle, Line2D) and name]
+        for name in sorted({name for name in shown if shown.count(name) > 1}):
+            yield f"a legend names {shown.count(name)} lines {name!r}"
         for handle, text in zip(legend.legend_handles, legend.get_texts()):
             if isinstance(handle, Line2D) and _look(handle)[1:] != ("", "None"):  # words alone show no look
                 names.setdefault(_look(handle), set()).add(text.get_text())

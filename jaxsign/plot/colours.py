@@ -4,13 +4,15 @@ Optimizers have the colours of Okabe and Ito, which colour-blind readers tell ap
 of its own, from dark to light. Laws are dashed in black and grey, and solid greys have no meaning but that in the key.
 """
 
+from collections.abc import Sequence
+
 #: Optimizers.
 COLOURS = {
     "sign_gd": "#0072B2", "adam": "#D55E00", "gd": "#009E73", "signum": "#CC79A7", "smooth_sign_gd": "#56B4E9",
     "momentum": "#7FCDB4",
 }  # fmt: skip
 #: Of lines without a colour of their own, such as those of a reader's optimizers, in turn.
-OTHERS = ("#E69F00", "#8C6D8C", "#000000", "#999999")
+OTHERS = ("#E69F00", "#8C6D8C", "#A6D854", "#B15928")
 #: Attention maps.
 KERNELS = {"softmax": "#882255", "gaussian": "#8A8A00", "linear": "#E6C229"}
 #: Residual connections: of attention and FFN, of attention alone, of the FFN alone; a plain model has none.
@@ -52,6 +54,31 @@ def shades(count: int) -> list[str]:
       >>> shades(2)
       ['#d4b8e3', '#330a5c']
     """
+    return _between(PALE, DARK, count)
+
+
+def tints(colour: str, count: int) -> list[str]:
+    """Colours of the grid points of one family, from a pale tint of its colour to a dark one; of one point, its colour.
+
+    Args:
+      colour: the family's, as hexadecimal digits.
+      count: how many points, >= 1.
+
+    Returns:
+      Hexadecimal colours.
+
+    Examples:
+      >>> tints("#0072B2", 1), tints("#0072B2", 2)
+      (['#0072B2'], ['#8cc0dc', '#00446b'])
+    """
+    if count == 1:
+        return [colour]
+    full = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return _between([0.45 * part + 0.55 for part in full], [0.6 * part for part in full], count)
+
+
+def _between(pale: Sequence[float], dark: Sequence[float], count: int) -> list[str]:
+    """Equal steps from one colour to another; one step is the second."""
     steps = [i / (count - 1) if count > 1 else 1.0 for i in range(count)]
-    mixed = [[a + step * (b - a) for a, b in zip(PALE, DARK)] for step in steps]
+    mixed = [[a + step * (b - a) for a, b in zip(pale, dark)] for step in steps]
     return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in mixed]

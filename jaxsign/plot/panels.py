@@ -16,7 +16,7 @@ from jaxsign.analysis.runs import manifest, need, numbers_of, one_point
 from jaxsign.analysis.stages import BOUNDARIES, find_stages
 from jaxsign.claims.dynamics import problem_of, setting_of
 from jaxsign.plot.checks import FRAME, PRINTED, SEED
-from jaxsign.plot.colours import COLOURS, LAW, LAW_OF_GD, NEGATIVE, NEUTRAL, POSITIVE
+from jaxsign.plot.colours import COLOURS, LAW, LAW_OF_GD, NEGATIVE, NEUTRAL, OTHERS, POSITIVE, tints
 from jaxsign.plot.files import style
 from jaxsign.plot.numbers import has_band, keep_band
 from jaxsign.validation.values import known
@@ -49,10 +49,50 @@ def _axes(ax: "Axes | None", width: float = NARROW) -> "Axes":
         return plt.subplots(figsize=(width, 0.72 * width))[1]
 
 
-def _look(family: str) -> dict[str, Any]:
-    if family in COLOURS:
-        return {"color": COLOURS[family], "linestyle": STYLES[family]}
-    return {}
+def looks(ds: "xr.Dataset", one_a_family: bool = False) -> list[tuple[int, str, dict[str, Any]]]:
+    """Place, legend name and look of every optimizer that a panel draws: none is drawn like another.
+
+    A family has its colour of `js.plot.COLOURS`, or else one of `js.plot.OTHERS` in turn; after the last, with another
+    line style, for up to 16 families. Its grid points are tints of that colour, in the order of the grid, and their
+    names say the keywords that differ, as the label on `optimizer` does.
+
+    Args:
+      ds: Dataset with the dimension optimizer and the coordinate family.
+      one_a_family: whether a family is one line, such as the best or all of its grid points: the place is its first.
+
+    Returns:
+      [(place along optimizer, legend name, {"color", "linestyle"})], in the order of the optimizers.
+
+    Examples:
+      >>> import xarray as xr
+      >>> labels = ["gd", "adam(b2=0.9)", "adam(b2=0.99)"]
+      >>> ds = xr.Dataset(coords={"optimizer": labels, "family": ("optimizer", ["gd", "adam", "adam"])})
+      >>> [name for _, name, _ in looks(ds)]
+      ['GD', 'Adam, b2=0.9', 'Adam, b2=0.99']
+    """
+    families = [str(family) for family in np.atleast_1d(ds["family"].values)]
+    labels = [str(label) for label in np.atleast_1d(ds["optimizer"].values)]
+    free = [family for family in dict.fromkeys(families) if family not in COLOURS]
+    out = []
+    for family in dict.fromkeys(families):
+        places = [i for i, one in enumerate(families) if one == family][: 1 if one_a_family else None]
+        number = free.index(family) if family in free else 0
+        colour = COLOURS.get(family, OTHERS[number % len(OTHERS)])
+        turn = ("-", "-.", ":", (0, (1, 3)))[number // len(OTHERS) % 4]
+        words = [labels[i].removeprefix(f"{family}(").removesuffix(")") for i in places]
+        if len(set(words)) < len(words):  # results put together, whose labels do not tell them apart
+            words = [f"optimizer {i}" for i in places]
+        for i, word, tint in zip(places, words, tints(colour, len(places))):
+            name = legend_name(family) + (f", {literal(word)}" if len(places) > 1 else "")
+            out.append((i, name, {"color": tint, "linestyle": STYLES.get(family, turn)}))
+    return sorted(out, key=lambda entry: entry[0])
+
+
+def _legend(ax: "Axes") -> None:
+    """Draws the legend of a panel: every name once."""
+    handles, names = ax.get_legend_handles_labels()
+    entries = dict(zip(reversed(names), reversed(handles)))
+    ax.legend([entries[name] for name in dict.fromkeys(names)], list(dict.fromkeys(names)))
 
 
 def legend_name(family: Any) -> str:
@@ -119,7 +159,7 @@ def _why(ds: "xr.Dataset", what: str) -> str:
 
 
 def band(ax: "Axes", x: Any, values: "xr.DataArray", label: str | None = None, **look: Any) -> None:
-    """Draws median and 5-95 % band over the dimension `seed`.
+    """Draws median and 5-95 % band over the dimension `seed`: of one position, a marker with its interval.
 
     Args:
       ax: Axes.
@@ -131,6 +171,12 @@ def band(ax: "Axes", x: Any, values: "xr.DataArray", label: str | None = None, *
     middle, low, high = _over_runs(values)
     finite = np.isfinite(middle)
     x, middle, low, high = np.asarray(x)[finite], middle[finite], low[finite], high[finite]
+    if x.size == 1 and "marker" not in look:  # a line and a band through one point show nothing
+        look |= {"marker": "o"} if {"ms", "markersize"} & {*look} else {"marker": "o", "ms": 3}
+        (point,) = ax.plot(x, middle, label=label, **look)
+        ax.vlines(x, low, high, color=point.get_color(), lw=0.8)
+        keep_band(point, low, high)
+        return
     (line,) = ax.plot(x, middle, label=label, **look)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     keep_band(line, low, high)
@@ -243,6 +289,8 @@ def _one_optimizer(ds: "xr.Dataset") -> "xr.Dataset":
 def loss(ds: "xr.Dataset", ax: "Axes | None" = None, name: str = "train_loss") -> "Axes":
     """A loss over steps on a log scale, one line per optimizer, with the late law of SignGD dashed.
 
+    Grid points of one family are tints of its colour, named by the keywords that differ, see `js.plot.looks`.
+
     Args:
       ds: Dataset at one point of every axis.
       ax: Axes, or None.
@@ -256,10 +304,14 @@ def loss(ds: "xr.Dataset", ax: "Axes | None" = None, name: str = "train_loss") -
     """
     need(ds, name)
     ds, ax = one_point(ds), _axes(ax)
-    for i, family in enumerate(ds["family"].values):
+    for i, label, look in looks(ds):
         values = ds[name].isel(optimizer=i).transpose("seed", "step")
-        band(ax, ds["step"], values, legend_name(family), **_look(str(family)))
-        law = family == "sign_gd" and name == "train_loss" and {"noise_l1", "learning_rate"} <= set(ds.variables)
+        band(ax, ds["step"], values, label, **look)
+        law = (
+            ds["family"].values[i] == "sign_gd"
+            and name == "train_loss"
+            and {"noise_l1", "learning_rate"} <= set(ds.variables)
+        )
         if law and int(ds["step"][-1]) >= 1000 and math.isfinite(eta := numbers_of(ds, "learning_rate")[i]):
             rate = float(theory.late_loss_rate(float(eta), ds["noise_l1"].isel(optimizer=i)).mean())
             start = float(values.sel(step=1000, method="nearest").median())
@@ -268,12 +320,14 @@ def loss(ds: "xr.Dataset", ax: "Axes | None" = None, name: str = "train_loss") -
             ax.plot(t, late, label=r"law of the late rate, $4\eta\,\min\|\xi\|_1$", **{**law_look(), "ls": "-."})
     _log_scale(ax, "y", _why(ds, f"no positive {name.replace('_', ' ')}"))
     ax.set(xlabel="step t", ylabel=ds[name].attrs.get("long_name", name))
-    ax.legend()
+    _legend(ax)
     return ax
 
 
 def error_at_loss(ds: "xr.Dataset", ax: "Axes | None" = None, levels: Sequence[float] | None = None) -> "Axes":
     """Test error against training loss, one line per optimizer, with the closed-form laws dashed.
+
+    Grid points of one family are tints of its colour, named by the keywords that differ, see `js.plot.looks`.
 
     Args:
       ds: Dataset at one point of every axis, with train_loss and test_error.
@@ -290,9 +344,8 @@ def error_at_loss(ds: "xr.Dataset", ax: "Axes | None" = None, levels: Sequence[f
     ds, ax = one_point(ds), _axes(ax)
     levels = list(levels if levels is not None else levels_of(ds, np.geomspace(0.6, 1e-4, 24)))
     errors, note = _at_losses(ds, levels, "test_error")
-    for i, family in enumerate(ds["family"].values):
-        label = legend_name(family)
-        band(ax, levels, errors.isel(optimizer=i).transpose("seed", "level"), label, **_look(str(family)))
+    for i, label, look in looks(ds):
+        band(ax, levels, errors.isel(optimizer=i).transpose("seed", "level"), label, **look)
     problem, hyper = problem_of(ds)
     for law, family in ((theory.sign_test_error, "sign_gd"), (theory.gd_test_error, "gd")):
         ax.axhline(
@@ -336,11 +389,12 @@ def snr(ds: "xr.Dataset", ax: "Axes | None" = None, level: float = 0.1, name: st
         raise ValueError(f"ds must have an axis snr, got the dimensions {list(ds.dims)}")
     ax = _axes(ax)
     values, note = _at_losses(ds, level, name)
-    for family in dict.fromkeys(ds["family"].values.tolist()):
+    for i, label, look in looks(ds, one_a_family=True):
+        family = ds["family"].values[i]
         rates = values.isel(optimizer=np.flatnonzero(ds["family"].values == family))
         runs = rates.stack(run=("optimizer", "seed")).reset_index("run", drop=True).rename(run="seed")
-        look = {**_look(family), "marker": MARKERS.get(family, "o"), "ms": 3}
-        band(ax, ds["snr"], runs.transpose("seed", "snr"), legend_name(family), **look)
+        look = {**look, "marker": MARKERS.get(family, "o"), "ms": 3}
+        band(ax, ds["snr"], runs.transpose("seed", "snr"), label, **look)
     if name == "test_error":
         problem, hyper = problem_of(ds.isel(snr=0))
         grid = np.geomspace(float(ds["snr"].min()), float(ds["snr"].max()), 100)

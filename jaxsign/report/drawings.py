@@ -213,18 +213,13 @@ def _loss(held: "xr.Dataset", name: str, ax: "Axes") -> None:
 
 def _scalar(held: "xr.Dataset", name: str, ax: "Axes") -> None:
     """A scalar over steps, one line per optimizer, on a log scale if it is positive and spans a decade."""
-    for i, family in enumerate(held["family"].values.tolist()):
+    for i, label, look in plot.looks(held):
         values = held[name].isel(optimizer=i).transpose("seed", "step")
-        plot.band(ax, held["step"], values, plot.legend_name(family), **_look(family))
+        plot.band(ax, held["step"], values, label, **look)
     if _spans(held[name].values):
         ax.set_yscale("log")
     ax.set(xlabel="step t", ylabel=plot.literal(name.replace("_", " ")))
     ax.legend()
-
-
-def _look(family: str) -> dict[str, Any]:
-    tables: dict[str, dict[str, Any]] = {"color": plot.COLOURS, "linestyle": plot.STYLES}
-    return {key: table[family] for key, table in tables.items() if family in table}
 
 
 def _spans(values: np.ndarray) -> bool:
@@ -265,11 +260,11 @@ def _over_axis(ds: "xr.Dataset", axis: str, place: dict[str, int]) -> Iterator[_
 def _ends(ends: "xr.DataArray", axis: str, families: np.ndarray, ax: "Axes") -> None:
     """The last loss of every family against an axis, at each of its points the optimizer whose median ends lowest."""
     medians = ends.where(np.isfinite(ends), np.inf).median("seed")
-    for family in dict.fromkeys(families.tolist()):
-        places = np.flatnonzero(families == family)
+    for i, label, look in plot.looks(ends.coords.to_dataset(), one_a_family=True):
+        places = np.flatnonzero(families == families[i])
         best = ends.isel(optimizer=places).isel(optimizer=medians.isel(optimizer=places).argmin("optimizer"))
-        label, marker = plot.legend_name(family), plot.MARKERS.get(family, "o")
-        plot.band(ax, ends[axis], best.transpose("seed", axis), label, marker=marker, ms=3, **_look(family))
+        marker = plot.MARKERS.get(families[i], "o")
+        plot.band(ax, ends[axis], best.transpose("seed", axis), label, marker=marker, ms=3, **look)
     for scale, values in ((ax.set_yscale, ends.values), (ax.set_xscale, ends[axis].values)):
         if _spans(values):
             scale("log")

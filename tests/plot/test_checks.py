@@ -68,6 +68,11 @@ def _two_names(fig, axes):
     axes[0].legend(loc="upper center", bbox_to_anchor=(0.3, 1))
 
 
+def _twice(fig, axes):
+    axes[0].plot([0, 1], [0.9, 1], color="#009E73", label="loss")
+    axes[0].legend(loc="upper center", bbox_to_anchor=(0.3, 1))
+
+
 def _law(fig, axes):
     axes[0].plot([0, 1], [0.1, 0.1], color="#D55E00", ls="--", label="law")
     plot.key(fig, loc="outside lower center")
@@ -89,7 +94,8 @@ FAULTS = {
     _small: "is 6 pt large in print", _wide: "5.8 pt large in print", _on_another: "'one' overlaps 'two'",
     _outside: "leaves the figure", _unnamed: "panel: a line has no name in a legend",
     _other_style: "panel: a line has no name in a legend", _two_names: "one look has 2 names: error, loss",
-    _law: "a law is dashed in black or grey: law", _no_label: "panel: the y axis has no label",
+    _twice: "a legend names 2 lines 'loss'", _law: "a law is dashed in black or grey: law",
+    _no_label: "panel: the y axis has no label",
     _struck: "panel: a line goes through 'on the line'", _crossing: "panel: the legend crosses the edge of a panel",
 }  # fmt: skip
 
@@ -123,7 +129,7 @@ def test_a_colour_has_one_meaning():
     tables = (
         colours.COLOURS.values(), colours.KERNELS.values(), colours.RESIDUALS.values(), colours.GROUPS.values(),
         (colour for colour, _ in colours.ENGINES.values()), colours.SECONDS.values(), plot.shades(2),
-        (colours.POSITIVE, colours.NEGATIVE, colours.NEUTRAL, colours.LAW, colours.LAW_OF_GD),
+        colours.OTHERS, (colours.POSITIVE, colours.NEGATIVE, colours.NEUTRAL, colours.LAW, colours.LAW_OF_GD),
         (place["color"] for place in colours.PLACES),
     )  # fmt: skip
     every = [np.array(to_rgb(colour)) for table in tables for colour in table]

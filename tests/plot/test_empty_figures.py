@@ -97,3 +97,22 @@ def test_panels_with_nothing_on_them_fit_into_a_grid_and_are_saved(base, tmp_pat
 def test_stages_of_one_record_have_no_last_change(base):
     stages = js.find_stages(base.isel(step=[100]))
     assert (stages["t_III"] == 0).all()
+
+
+def test_a_single_level_is_a_point_with_its_interval(base):
+    ds = base.isel(snr=0)
+    ax = js.plot.error_at_loss(ds, levels=[0.5])
+    (line,) = [line for line in ax.lines if line.get_label() == "SignGD"]
+    at = js.at_train_loss(ds, [0.5], ["test_error"], leaps=False)["test_error"]
+    assert line.get_marker() == "o"
+    assert line.get_markersize() == 3
+    np.testing.assert_allclose(line.get_xydata(), [[0.5, float(at.median())]])
+    (interval,) = [line.get_segments()[0] for line in ax.collections]
+    np.testing.assert_allclose(interval[:, 1], np.quantile(at.values, [0.05, 0.95]))
+
+
+def test_points_of_several_levels_are_a_line_without_markers(base):
+    ax = js.plot.error_at_loss(base.isel(snr=0), levels=[0.6, 0.5])
+    (line,) = [line for line in ax.lines if line.get_label() == "SignGD"]
+    assert len(line.get_xdata()) == 2
+    assert line.get_marker() == "None"

@@ -86,10 +86,10 @@ def draw(names: Sequence[str], results: str, out: str) -> int:
     """
     local_path("--results", results)
     local_path("--out", out)
-    failed = []
+    failed, every = [], scripts("figures")
     if not names:
-        say(f"trying {counted(len(scripts('figures')), 'figure script')} on {results}")
-    for name in names or scripts("figures"):
+        say(f"trying {counted(len(every), 'figure script')} on {results}")
+    for name in names or every:
         command = [sys.executable, str(script("figures", name)), "--results", results, "--out", out]
         done = subprocess.run(command, check=False, capture_output=not names, text=True)
         if done.returncode:

@@ -94,7 +94,9 @@ def _inputs(results: Path, patterns: Sequence[str], opens: Callable[[Path], Any]
     for pattern in patterns:
         if "*" not in pattern and not (results / pattern).exists():
             experiment = pattern.partition("/")[0]
-            raise ValueError(f"--results: {str(results / pattern)!r} is not there: jaxsign run {experiment} makes it")
+            raise ValueError(
+                f"--results: {str(results / pattern)!r} is not there: the experiment {experiment} makes it"
+            )
     inputs = [
         {path.name: opens(path) for path in sorted(results.glob(pattern)) if path.is_dir()}
         if "*" in pattern

@@ -17,7 +17,7 @@ from jaxsign.training.levels import Crossings, packed_scalars, unpacked_scalars
 from jaxsign.training.mode import Mode
 from jaxsign.training.outputs import output, outputs
 from jaxsign.training.rng import stream
-from jaxsign.training.start import Start, merge_params, replaced, split_params, trained_fields
+from jaxsign.training.start import Start, changing_fields, merge_params, replaced, split_params, trained_fields
 from jaxsign.training.task import Task, packaged
 from jaxsign.validation.names import result_name
 from jaxsign.validation.values import known
@@ -346,7 +346,7 @@ def _split(loop: Loop, start: Start) -> tuple[tuple[str, ...], PyTree, PyTree]:
     """(names of the fields that the optimizer trains, what changes at its start, the other parameters)."""
     params, task = loop.mode.reduced(start.params, start.data), loop.mode.task
     names = trained_fields(task, params, loop.trainable)
-    return (names, *split_params(params, (*names, *(task.state or ()))))
+    return (names, *split_params(params, changing_fields(task, params, loop.trainable)))
 
 
 def _transform(loop: Loop, key: Array, keywords: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:

@@ -74,7 +74,7 @@ def test_scripts_are_copied_with_what_they_import(tmp_path, capsys):
 
 def test_a_figure_without_its_results_says_what_makes_them(tmp_path, capfd):
     assert cli.main(["figures", "figure1", "--results", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
-    line = f"figure1.py: --results: '{tmp_path}/dynamics/paper_like' is not there: jaxsign run dynamics makes it\n"
+    line = f"figure1.py: --results: '{tmp_path}/dynamics/paper_like' is not there: the experiment dynamics makes it\n"
     assert capfd.readouterr().err.endswith(line)
 
 

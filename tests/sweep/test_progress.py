@@ -50,7 +50,8 @@ def test_words_follow_a_sweep_from_its_plan_to_its_end(clock, shown):
     with shown.log.measuring("measuring lane widths"), shown.log.working("wide", "adam"):
         clock.time += 1
         assert shown.words() == ("measuring lane widths", "8 runs of 100 steps, 4 s")
-    shown.log.expect(["p", "q"])
+    shown.log.expect(["p of another width"])
+    shown.log.expect(["p", "q"])  # in its place
     with shown.log.working("p", "adam"):
         shown.log.submitted("p")
         clock.time += 1

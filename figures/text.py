@@ -149,20 +149,20 @@ def models(ax, runs):
     """The difference with other kernels, the two-layer model and small vocabularies: K = 12 filled, K = 0 open."""
     found = {}
     if "kernels" in runs:
-        found |= {f"{name}"[:7] + "\n": at(runs["kernels"], kernel=name) for name in runs["kernels"]["kernel"].values}
+        found |= {str(name): at(runs["kernels"], kernel=name) for name in runs["kernels"]["kernel"].values}
     if "kernels_linear" in runs:
-        found["linear\n"] = runs["kernels_linear"]
+        found["linear"] = runs["kernels_linear"]
     if "two_layer" in runs:
-        found["two-\nlayer"] = runs["two_layer"]
+        found["two-layer"] = runs["two_layer"]
     if "vocabulary" in runs:
-        found |= {f"{n}\nwords": at(runs["vocabulary"], vocabulary=n) for n in runs["vocabulary"]["vocabulary"].values}
+        found |= {f"{n} words": at(runs["vocabulary"], vocabulary=n) for n in runs["vocabulary"]["vocabulary"].values}
     for injected, fill, shift in ((12, "full", 0.06), (0, "none", -0.06)):
         some = {i: at(ds, injected=injected) if "injected" in ds.dims else ds
                 for i, ds in enumerate(found.values()) if injected or "injected" in ds.dims}  # fmt: skip
         gaps(ax, list(some), list(some.values()), shift, ("sign_gd", "momentum"), fillstyle=fill,
              **({} if fill == "full" else {"label": None}))  # fmt: skip
     places(ax, list(found), xlabel="model or vocabulary", ylabel="error - GD's error")
-    ax.tick_params("x", labelsize=7)
+    ax.tick_params("x", labelsize=7, rotation=90)
 
 
 #: {title: (entries of which one is needed, what is drawn)}.
@@ -173,7 +173,7 @@ PANELS = {
     "attention on injected words": (("tokens",), attention),
     "sample size": (("samples", "kernels"), samples),
     "other noise, n = 200": (("label_noise", "embedding_noise"), noises),
-    "held-out source, n = 200": (("source",), sources),
+    "held out, n = 200": (("source",), sources),
     "other models, n = 200": (("kernels", "kernels_linear", "two_layer", "vocabulary"), models),
 }
 

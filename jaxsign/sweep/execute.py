@@ -157,11 +157,12 @@ class Work:
             for name, value in self.rows.items():
                 self._write(name, value[:, : last - first], slice(first, last))
 
-    def finish(self, states: Sequence[State], constants: Sequence[Mapping[str, Any]]) -> int:
+    def finish(
+        self, states: Sequence[State], captures: Sequence[Mapping[str, Any]], constants: Sequence[Mapping[str, Any]]
+    ) -> int:
         """Stores the results of finished runs, the status last; returns how many of them diverged."""
         parts = []
-        for part, state, constant in zip(self.parts, states, constants):
-            captured = state.crossings.results() if state.crossings else {}
+        for part, state, captured, constant in zip(self.parts, states, captures, constants):
             # Results of an older version may lack monitors.
             triggered = {name: step for name, step in state.rang.items() if name in self.sink.variables}
             values = {**triggered, **captured, **constant, "first_bad_step": state.bad}
@@ -314,7 +315,7 @@ class Blocks:
                 advance(g.seeds, start, g.hyper, g.floats, state, call.stops)
                 for g, start, state in zip(given, starts, states)
             ]
-            states, rows, tapes = map(list, zip(*calls))
+            states, rows, captures, tapes = map(list, zip(*calls))
             taped = TapedCall(call.before.step, call.after.step, tapes, before) if recorder is not None else None
             self._later(functools.partial(self._take, work, call, rows, now, recorder, taped))
             cursor = call.after
@@ -328,7 +329,7 @@ class Blocks:
         if work.sweep.trajectory == "features" and recorder:
             features = [program.project(start, state.trained) for start, state in zip(starts, states)]
         constants = [start.constants for start in starts]
-        self._later(functools.partial(self._finish, work, states, constants, recorder, features))
+        self._later(functools.partial(self._finish, work, states, captures, constants, recorder, features))
 
     def _resume(self, work: Work, recorder: Recorder | None) -> tuple[Cursor, list[State]] | None:
         """Progress and state of a unit's checkpoint; None if it has no usable one."""
@@ -389,14 +390,14 @@ class Blocks:
         self.progress.trained(work.count, steps, call.after.step)
 
     def _finish(
-        self, work: Work, states: Sequence[State], constants: Sequence[Mapping[str, Any]], recorder: Recorder | None,
-        features: Sequence[Any] | None,
+        self, work: Work, states: Sequence[State], captures: Sequence[Mapping[str, Any]],
+        constants: Sequence[Mapping[str, Any]], recorder: Recorder | None, features: Sequence[Any] | None,
     ) -> None:  # fmt: skip
         """Stores the results of a finished unit and removes its checkpoints."""
         if recorder is not None:  # before the status, which says that everything of a run is stored
             with self.owned(False), explain_os_errors(self.path or Path()):
                 recorder.finish([state.trained for state in states], features)
-        diverged = work.finish(states, constants)
+        diverged = work.finish(states, captures, constants)
         if self.path is not None and self._folder(work).is_dir():
             self.sink.commit()  # results must be on the disk before their checkpoints are removed
             with self.owned(False):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxsign.compilation import compiler_options, content
+from jaxsign.compilation import compiler_options, content, drawing_options
 from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.groups import Group, Index
 from jaxsign.sweep.layout import unpadded_shape
@@ -296,9 +296,8 @@ class Compiler:
             }
             summary = program.summarise.lower(start.constants, rows) if sweep.summary else None
             last = {"status": jax.ShapeDtypeStruct((program.part,), np.int8), "first_bad_step": state.bad}
-            captured = state.crossings.results() if state.crossings else {}
             results = disjoint(
-                rows if sweep.keep_trace else {}, summary.out_info if summary else {}, state.rang, captured,
+                rows if sweep.keep_trace else {}, summary.out_info if summary else {}, state.rang, advance.out_info[2],
                 start.constants, last,
             )  # fmt: skip
             compiling.append(submit(summary) if summary else None)
@@ -361,7 +360,8 @@ def _drawing(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     def block(seeds: jax.Array, hyper: Any, degrees: jax.Array, shared: Any) -> Start:
         return jax.lax.map(lambda args: begin(task, _key(args[0]), args[1], shared, args[2]), (seeds, hyper, degrees))
 
-    return jax.jit(jax.shard_map(block, mesh=mesh, in_specs=(RUNS, RUNS, RUNS, ALL), out_specs=RUNS, check_vma=False))
+    mapped = jax.shard_map(block, mesh=mesh, in_specs=(RUNS, RUNS, RUNS, ALL), out_specs=RUNS, check_vma=False)
+    return jax.jit(mapped, compiler_options=drawing_options(mesh.devices.flat[0].platform))
 
 
 _cached_drawing = functools.lru_cache(maxsize=32)(_drawing)

@@ -25,8 +25,8 @@ class Cost(NamedTuple):
       row: observables of one recorded step.
       state: its data and parameters.
       tape: what waits to be written of its trajectory.
-      levels: what capturing at levels keeps: the parameters one step earlier, and the captured observables. The lane
-        width ignores them, since narrower lanes would cost more than these bytes take of the cache.
+      levels: what capturing at levels keeps: the parameters one step earlier and at both sides of every level, and
+        what they show. The lane width ignores them: they are written once, not at every step.
     """
 
     row: int
@@ -46,7 +46,7 @@ def run_cost(group: Group) -> Cost:
     params = jax.eval_shape(group.choice.mode.reduced, start.params, start.data)
     row, state = sum(map(_bytes, group.observables.values())), sum(map(_bytes, jax.tree.leaves((start.data, params))))
     levels = len(group.sweep.crossed)
-    captured = sum(map(_bytes, jax.tree.leaves(params))) + 2 * levels * row if levels else 0
+    captured = (2 * levels + 1) * sum(map(_bytes, jax.tree.leaves(params))) + 2 * levels * row if levels else 0
     return Cost(row, state, recorder.tape_bytes(group), captured)
 
 

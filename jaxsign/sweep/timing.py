@@ -62,7 +62,7 @@ def measure(compiled: Compiled) -> Speed:
     def call(stops: Stops) -> float:
         nonlocal state
         before = time.perf_counter()
-        state, rows, _ = advance(seeds, start, hyper, floats, state, stops)
+        state, rows, *_ = advance(seeds, start, hyper, floats, state, stops)
         jax.block_until_ready((state, rows))
         return time.perf_counter() - before
 

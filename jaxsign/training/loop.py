@@ -234,17 +234,13 @@ class Loop:
         with jax.numpy_dtype_promotion("standard"):  # some of Optax's own transforms promote
             state = _transform(self, key, keywords).init(split_params(trained, names)[0])
         never = jnp.full((), -1, jnp.int32)
-        crossings = None
-        if self.levels:
-            shapes = observers(task, start, hyper, self.observables, self.scalars).shapes
-            floats = jax.eval_shape(lambda: {n: _floating(jnp.zeros(x.shape, x.dtype)) for n, x in shapes.items()})
-            crossings = Crossings.none(self.levels, floats)
+        crossings = Crossings.none(self.levels, trained) if self.levels else None
         before = trained if task.observe_step is not None or self.levels else None
         return State(trained, state, never, dict.fromkeys(task.watch, never), before, crossings)
 
     def advance(
         self, key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any], state: State, stops: Stops
-    ) -> tuple[State, dict[str, Array], PyTree]:
+    ) -> tuple[State, dict[str, Array], dict[str, Array], PyTree]:
         """Trains through all stops.
 
         Args:
@@ -256,8 +252,9 @@ class Loop:
           stops: K stops.
 
         Returns:
-          (state at the last stop, {observable: (K, ...)}, the tape's buffers or None); observables are NaN where
-          nothing is recorded, and from the first bad step on.
+          (state at the last stop, {observable: (K, ...)}, what was captured, the tape's buffers or None); observables
+          are NaN where nothing is recorded, and from the first bad step on. What was captured, {NAME_at_level: (L, 2,
+          ...)}, is known where the run ends; nothing without levels.
 
         Raises:
           ValueError: for an unknown observable or parameter name, or levels of a task whose training loss is not known
@@ -268,33 +265,32 @@ class Loop:
             what = f"levels={self.levels!r}" if self.levels else "trajectory="
             raise ValueError(f"{what} needs the trained parameters, and js.observed_at observes others: leave one away")
         row_shapes = jax.eval_shape(
-            functools.partial(_look, self, run.observed), start, hyper, state.trained, state.before,
+            functools.partial(_look, self, run.observed), start, hyper, state.trained, (state.before, state.trained),
             jnp.zeros((), jnp.int32), jnp.zeros((), bool),
         )  # fmt: skip
+        captures = 2 * len(self.levels)
         stops = jax.tree.map(jnp.asarray, stops)
         taped = None
         if self.tape is not None:
             taped = self.tape.blank(state.trained, merge_params(state.trained, run.fixed), start.data)
-        rows = jax.tree.map(lambda leaf: jnp.full((stops.end.size, *leaf.shape), jnp.nan, leaf.dtype), row_shapes)
+        places = stops.end.size + captures
+        rows = jax.tree.map(lambda leaf: jnp.full((places, *leaf.shape), jnp.nan, leaf.dtype), row_shapes)
         # Not a scan: every turn copies the parameters, also for the stops that pad a call and do nothing.
         used = (stops.end > stops.start) | stops.record
         turns = jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
-        stretch = functools.partial(_stretch, run, stops, row_shapes)
+        # After the stops, one turn for the loss at the last step; where runs end, one for each side of a level.
+        total = turns + 1 + jnp.where(jnp.any(stops.last), max(captures - 1, 0), 0)
+        stretch = functools.partial(_stretch, run, stops, turns, row_shapes)
         # Each array of the loop costs every step some time, and each program some to compile.
-        packed = state._replace(
-            crossings=state.crossings.packed() if state.crossings else None, rang=packed_scalars(state.rang)
-        )
-        state, taped, rows = jax.lax.fori_loop(0, turns, stretch, (packed, taped, rows))
+        packed = state._replace(rang=packed_scalars(state.rang))
+        state, taped, rows = jax.lax.fori_loop(0, total, stretch, (packed, taped, rows))
         state = state._replace(rang=unpacked_scalars(state.rang))
-        # The next call would evaluate the loss at the last step: the record there is blanked if it is not finite.
-        last = stops.end[-1]
-        loss = _loss(run, state.trained, last)
-        bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss), last, state.bad)
-        crossings = _capture(run, state, last, loss, jnp.any(stops.last) & (bad < 0))
-        state = state._replace(crossings=crossings.unpacked() if crossings else None)
-        diverged = (bad >= 0) & (stops.end >= bad)
-        rows = {name: _blank(value, diverged) for name, value in rows.items()}
-        return state._replace(bad=bad), rows, taped
+        captured = {}
+        if state.crossings is not None:
+            captured = state.crossings.results({name: value[stops.end.size :] for name, value in rows.items()})
+        diverged = (state.bad >= 0) & (stops.end >= state.bad)
+        rows = {name: _blank(value[: stops.end.size], diverged) for name, value in rows.items()}
+        return state, rows, captured, taped
 
     def merged(self, start: Start, trained: PyTree) -> PyTree:
         """All parameters, in the form that is trained."""
@@ -373,23 +369,52 @@ def _loss_and_state(run: Context, trained: PyTree, t: Array) -> tuple[Array, PyT
 
 
 def _stretch(
-    run: Context, stops: Stops, row_shapes: PyTree, i: Array, carry: tuple[State, PyTree, dict[str, Array]]
+    run: Context,
+    stops: Stops,
+    turns: Array,
+    row_shapes: PyTree,
+    i: Array,
+    carry: tuple[State, PyTree, dict[str, Array]],
 ) -> tuple[State, PyTree, dict[str, Array]]:
-    """Trains up to stop i and writes its row of observables; `row_shapes` are their shapes and dtypes."""
+    """Trains up to stop i and writes its row of observables; `row_shapes` are their shapes and dtypes.
+
+    After the `turns` stops that are used it looks at the sides of the levels, one a turn: there is one place for
+    observables in a program, since they take the longest to compile.
+    """
     state, taped, rows = carry
-    stop = jax.tree.map(lambda x: x[i], stops)
-    state, taped = jax.lax.fori_loop(stop.start, stop.end, functools.partial(_step, run, stops), (state, taped))
-    due = stop.record | stop.last  # checking all parameters is slow
+    size, stopping, i_stop = stops.end.size, i < turns, jnp.minimum(i, stops.end.size - 1)
+    stop = jax.tree.map(lambda x: x[i_stop], stops)
+    end = jnp.where(stopping, stop.end, stop.start)
+    state, taped = jax.lax.fori_loop(stop.start, end, functools.partial(_step, run, stops), (state, taped))
+    due = (stop.record | stop.last) & stopping  # checking all parameters is slow
     broken = (state.bad < 0) & jax.lax.cond(due, lambda: ~_finite(state.trained), lambda: jnp.zeros((), bool))
     state = state._replace(bad=jnp.where(broken, stop.end, state.bad))
+    ended = functools.partial(_ended, run, stops)
+    bad, crossings = jax.lax.cond(i == turns, ended, lambda state: (state.bad, state.crossings), state)
+    state = state._replace(bad=bad, crossings=crossings)
+    record, test_now, place, t = stop.record & stopping, stop.test, i_stop, stop.end
+    seen = _seen(run, state)
+    pair = (state.before, seen)
+    if state.crossings is not None:
+        number = jnp.maximum(i - turns, 0)
+        (side, sides, crossed), capturing = state.crossings.side(number), ~stopping & jnp.any(stops.last)
+        record, test_now, place = record | capturing, test_now | capturing, jnp.where(stopping, i_stop, size + number)
+        t = jnp.where(stopping, t, crossed)
+        seen, pair = jax.tree.map(lambda now, then: jnp.where(stopping, now, then), (seen, pair), (side, sides))
     row = jax.lax.cond(
-        stop.record,
-        lambda: _look(
-            run.loop, run.observed, run.start, run.hyper, _seen(run, state), state.before, stop.end, stop.test
-        ),
+        record,
+        lambda: _look(run.loop, run.observed, run.start, run.hyper, seen, pair, t, test_now),
         lambda: jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), row_shapes),
     )
-    return state, taped, jax.tree.map(lambda rows, row: write_row(rows, i, row), rows, row)
+    return state, taped, jax.tree.map(lambda rows, row: write_row(rows, place, row), rows, row)
+
+
+def _ended(run: Context, stops: Stops, state: State) -> tuple[Array, Crossings | None]:
+    """(first bad step, captures) with the loss at the last step, which the next call would evaluate."""
+    last = stops.end[-1]
+    loss = _loss(run, state.trained, last)
+    bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss), last, state.bad)
+    return bad, _capture(run, state, last, loss, jnp.any(stops.last) & (bad < 0))
 
 
 def _seen(run: Context, state: State) -> PyTree:
@@ -466,25 +491,8 @@ def _capture(run: Context, state: State, t: Array, loss: Array, now: Array | boo
     """The captures at levels after step t, whose loss is given; `now` False leaves them as they are."""
     if state.crossings is None:
         return None
-    names = list(run.observed.shapes)
     loss = _level_loss(run, merge_params(state.trained, run.fixed), loss)
-    context = (run.start, run.hyper, t, state.before, state.trained)
-    around = functools.partial(_around, run.loop, run.observed, names)  # static: nothing traced is closed over
-    return state.crossings.after(run.loop.levels, t, loss, around, context, now)
-
-
-def _around(
-    loop: Loop, observed: Observed, names: list[str], context: tuple[Start, Any, Array, PyTree, PyTree]
-) -> dict[str, Array]:
-    """{observable: (2, ...)} at the step before t and at t."""
-    start, hyper, t, before, after = context
-    both = jax.tree.map(lambda *sides: jnp.stack(sides), before, after)
-    test_now = jnp.ones((), bool)
-    # Mapped, so that the program of the observables is compiled once for the two sides.
-    values = jax.lax.map(lambda params: _look(loop, observed, start, hyper, params, None, t, test_now), both)
-    # Observables of the step across the level stand on both sides of it.
-    values |= {name: jnp.stack([x, x]) for name, x in _of_step(loop, start, hyper, after, before, t).items()}
-    return {name: values[name] for name in names}
+    return state.crossings.after(run.loop.levels, t, loss, (state.before, state.trained), now)
 
 
 def _level_loss(run: Context, full: PyTree, loss: Array) -> Array:
@@ -504,15 +512,14 @@ def _level_loss(run: Context, full: PyTree, loss: Array) -> Array:
 
 
 def _look(
-    loop: Loop, observed: Observed, start: Start, hyper: Any, trained: PyTree, before: PyTree, t: Array, test_now: Array
-) -> dict[str, Array]:
-    """The observables of some parameters; with `before` None, without those of the step that led there."""
+    loop: Loop, observed: Observed, start: Start, hyper: Any, trained: PyTree, pair: tuple[PyTree, PyTree], t: Array,
+    test_now: Array,
+) -> dict[str, Array]:  # fmt: skip
+    """The observables of some parameters, and of step t, which led from the first of a pair to the second."""
     task, data, test, fixed = loop.mode.task, start.data, start.test, _split(loop, start)[2]
     observe, (shapes, need_test, functions) = traced_once(task.observe), observed
     full = merge_params(trained, fixed)
-    plain = observe(full, data, None, hyper)
-    if before is not None:
-        plain |= _of_step(loop, start, hyper, trained, before, t)
+    plain = observe(full, data, None, hyper) | _of_step(loop, start, hyper, *pair, t)
     values = {name: plain[name] for name in shapes if name in plain and name not in functions}
     if functions:
         params = loop.mode.expanded(full)
@@ -528,7 +535,7 @@ def _look(
 
         large = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(test)) >= ONE_BY_ONE
         values |= jax.lax.cond(test_now, one_by_one(fresh) if large else fresh, nothing, full, data, test, hyper)
-    return {name: _floating(values[name]) for name in shapes if name in values}
+    return {name: _floating(values[name]) for name in shapes}
 
 
 def one_by_one(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -573,12 +580,12 @@ def one_by_one(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return one
 
 
-def _of_step(loop: Loop, start: Start, hyper: Any, trained: PyTree, before: PyTree, t: Array) -> dict[str, Array]:
-    """The observables of the step that led from `before` to `trained`; NaN at step 0."""
+def _of_step(loop: Loop, start: Start, hyper: Any, before: PyTree, after: PyTree, t: Array) -> dict[str, Array]:
+    """The observables of step t, which led from `before` to `after`; NaN at step 0."""
     task, fixed = loop.mode.task, _split(loop, start)[2]
     if task.observe_step is None:
         return {}
-    of_step = task.observe_step(merge_params(trained, fixed), merge_params(before, fixed), start.data, hyper)
+    of_step = task.observe_step(merge_params(after, fixed), merge_params(before, fixed), start.data, hyper)
     return {name: jnp.where(t > 0, _floating(value), jnp.nan) for name, value in of_step.items()}
 
 

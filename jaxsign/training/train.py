@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsign.compilation import compiler_options, content, kept_on_disk, undisturbed
+from jaxsign.compilation import compiler_options, content, drawing_options, kept_on_disk, undisturbed
 from jaxsign.optimizers.factories import Static, hashable
 from jaxsign.optimizers.grid import Grid, as_grid, shown
 from jaxsign.store.labels import BASE_NAMES, check_results, check_task
@@ -64,7 +64,9 @@ def make_train(
     recorded = jnp.asarray(schedule.record, jnp.int32)  # concrete also when traced: summaries may look steps up
 
     def train(key: Array, start: Start, hyper: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        state, rows, _ = loop.advance(key, start, hyper, keywords, loop.init(key, start, hyper, keywords), stops)
+        state, rows, captured, _ = loop.advance(
+            key, start, hyper, keywords, loop.init(key, start, hyper, keywords), stops
+        )
         trace = {name: value[: recorded.size] for name, value in rows.items()}
         last = outputs("summary", summary({**start.constants, **trace, "step": recorded})) if summary else {}
         rest = {"summary": last, "constant": start.constants, "alarm": dict.fromkeys(task.watch, state.bad)}
@@ -77,7 +79,7 @@ def make_train(
             "status": jnp.where(state.bad >= 0, 1, 0).astype(jnp.int8),
             "first_bad_step": state.bad,
             "watch": state.rang,
-            "captured": state.crossings.results() if state.crossings else {},
+            "captured": captured,
         }
 
     return train
@@ -159,7 +161,7 @@ class Run:
 
 @functools.lru_cache(maxsize=64)
 def _begin(task: Task) -> Callable[..., Start]:
-    return jax.jit(functools.partial(begin, task))
+    return jax.jit(functools.partial(begin, task), compiler_options=drawing_options(jax.default_backend()))
 
 
 @functools.lru_cache(maxsize=64)

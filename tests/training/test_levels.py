@@ -501,18 +501,16 @@ def test_names_that_levels_need_are_refused_where_they_are_given():
 
 
 @pytest.mark.parametrize("runs", [1, 3])
-def test_runs_of_a_lane_look_only_where_they_cross(runs):
+def test_runs_of_a_lane_copy_their_parameters_only_where_they_cross(runs):
     """XLA moves what a loop over the one run of a lane computes to before that loop: computed at every step then."""
     losses = np.linspace(1.0, 0.1, 6, dtype=np.float32)[None] ** np.arange(1, runs + 1, dtype=np.float32)[:, None]
     values = np.arange(1.0, runs + 1, dtype=np.float32)
 
     def one(losses, value):
-        none = Crossings.none((0.5,), {"value": jax.ShapeDtypeStruct((), jnp.float32)}).packed()
-
         def step(t, crossings):
-            return crossings.after((0.5,), t, losses[t], lambda x: {"value": jnp.stack([x, 2 * x])}, value)
+            return crossings.after((0.5,), t, losses[t], ({"w": value + t}, {"w": value + t + 1}))
 
-        return jax.lax.fori_loop(0, losses.size, step, none).unpacked()
+        return jax.lax.fori_loop(0, losses.size, step, Crossings.none((0.5,), {"w": jnp.zeros(())}))
 
     program = str(jax.make_jaxpr(jax.vmap(one))(losses, values))
     assert ("cond[" in program) == (runs == 1)
@@ -520,5 +518,5 @@ def test_runs_of_a_lane_look_only_where_they_cross(runs):
     found = jax.jit(jax.vmap(one))(losses, values)
     after = (losses <= 0.5).argmax(1)
     np.testing.assert_array_equal(found.step[:, 0], np.stack([after - 1, after], 1))
-    np.testing.assert_array_equal(found.values["value"][:, 0], np.stack([values, 2 * values], 1))
-    np.testing.assert_array_equal(found.values["train_loss"][:, 0, 1], losses[np.arange(runs), after])
+    np.testing.assert_array_equal(found.sides["w"][:, 0], np.stack([values + after, values + after + 1], 1))
+    np.testing.assert_array_equal(found.losses[:, 0, 1], losses[np.arange(runs), after])

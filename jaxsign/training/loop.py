@@ -268,18 +268,17 @@ class Loop:
             functools.partial(_look, self, run.observed), start, hyper, state.trained, (state.before, state.trained),
             jnp.zeros((), jnp.int32), jnp.zeros((), bool),
         )  # fmt: skip
-        captures = 2 * len(self.levels)
         stops = jax.tree.map(jnp.asarray, stops)
         taped = None
         if self.tape is not None:
             taped = self.tape.blank(state.trained, merge_params(state.trained, run.fixed), start.data)
-        places = stops.end.size + captures
-        rows = jax.tree.map(lambda leaf: jnp.full((places, *leaf.shape), jnp.nan, leaf.dtype), row_shapes)
+        # After the stops, one turn for the loss at the last step; where runs end, one for each side of a level.
+        size, sides = stops.end.size, max(2 * len(self.levels), 1)
+        rows = jax.tree.map(lambda leaf: jnp.full((size + sides, *leaf.shape), jnp.nan, leaf.dtype), row_shapes)
         # Not a scan: every turn copies the parameters, also for the stops that pad a call and do nothing.
         used = (stops.end > stops.start) | stops.record
         turns = jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
-        # After the stops, one turn for the loss at the last step; where runs end, one for each side of a level.
-        total = turns + 1 + jnp.where(jnp.any(stops.last), max(captures - 1, 0), 0)
+        total = turns + jnp.where(jnp.any(stops.last), sides, 1)
         stretch = functools.partial(_stretch, run, stops, turns, row_shapes)
         # Each array of the loop costs every step some time, and each program some to compile.
         packed = state._replace(rang=packed_scalars(state.rang))
@@ -287,9 +286,9 @@ class Loop:
         state = state._replace(rang=unpacked_scalars(state.rang))
         captured = {}
         if state.crossings is not None:
-            captured = state.crossings.results({name: value[stops.end.size :] for name, value in rows.items()})
+            captured = state.crossings.results({name: value[size:] for name, value in rows.items()})
         diverged = (state.bad >= 0) & (stops.end >= state.bad)
-        rows = {name: _blank(value[: stops.end.size], diverged) for name, value in rows.items()}
+        rows = {name: _blank(value[:size], diverged) for name, value in rows.items()}
         return state, rows, captured, taped
 
     def merged(self, start: Start, trained: PyTree) -> PyTree:
@@ -382,8 +381,8 @@ def _stretch(
     observables in a program, since they take the longest to compile.
     """
     state, taped, rows = carry
-    size, stopping, i_stop = stops.end.size, i < turns, jnp.minimum(i, stops.end.size - 1)
-    stop = jax.tree.map(lambda x: x[i_stop], stops)
+    size, stopping = stops.end.size, i < turns
+    stop = jax.tree.map(lambda x: x[jnp.minimum(i, size - 1)], stops)
     end = jnp.where(stopping, stop.end, stop.start)
     state, taped = jax.lax.fori_loop(stop.start, end, functools.partial(_step, run, stops), (state, taped))
     due = (stop.record | stop.last) & stopping  # checking all parameters is slow
@@ -392,20 +391,18 @@ def _stretch(
     ended = functools.partial(_ended, run, stops)
     bad, crossings = jax.lax.cond(i == turns, ended, lambda state: (state.bad, state.crossings), state)
     state = state._replace(bad=bad, crossings=crossings)
-    record, test_now, place, t = stop.record & stopping, stop.test, i_stop, stop.end
-    seen = _seen(run, state)
-    pair = (state.before, seen)
+    record, test_now, t, seen = stop.record & stopping, stop.test, stop.end, _seen(run, state)
+    pair, number = (state.before, seen), jnp.maximum(i - turns, 0)
     if state.crossings is not None:
-        number = jnp.maximum(i - turns, 0)
         (side, sides, crossed), capturing = state.crossings.side(number), ~stopping & jnp.any(stops.last)
-        record, test_now, place = record | capturing, test_now | capturing, jnp.where(stopping, i_stop, size + number)
-        t = jnp.where(stopping, t, crossed)
+        record, test_now, t = record | capturing, test_now | capturing, jnp.where(stopping, t, crossed)
         seen, pair = jax.tree.map(lambda now, then: jnp.where(stopping, now, then), (seen, pair), (side, sides))
     row = jax.lax.cond(
         record,
         lambda: _look(run.loop, run.observed, run.start, run.hyper, seen, pair, t, test_now),
         lambda: jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), row_shapes),
     )
+    place = jnp.where(stopping, i, size + number)
     return state, taped, jax.tree.map(lambda rows, row: write_row(rows, place, row), rows, row)
 
 

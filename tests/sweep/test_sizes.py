@@ -98,10 +98,10 @@ def test_bytes_of_a_run_are_counted_by_hand():
     both = dataclasses.replace(made, observables=["train_loss", "w"])
     assert cost(both) == ((1 + 3) * item, (5 + 3) * item, 0, 0)
     # rows are kept for a summary too, though they are not stored
-    # levels keep the parameters of one step earlier, and two rows each
+    # levels keep the parameters of one step earlier, and each level both sides of its crossing with their rows
     levels = dataclasses.replace(both, levels=(0.5, 0.1, 0.01))
-    assert cost(levels) == ((1 + 3) * item, (5 + 3) * item, 0, (3 + 2 * 3 * 4) * item)
-    assert cost(levels).call == (5 + 3 + 3 + 24) * item
+    assert cost(levels) == ((1 + 3) * item, (5 + 3) * item, 0, (3 + 2 * 3 * (3 + 4)) * item)
+    assert cost(levels).call == (5 + 3 + 3 + 42) * item
     kept = dataclasses.replace(both, summary=lambda trace: {"last": trace["train_loss"][-1]}, keep_trace=False)
     assert cost(kept) == ((1 + 3) * item, (5 + 3) * item, 0, 0)
 

@@ -272,8 +272,8 @@ def test_a_level_that_was_not_captured_is_read_from_the_records():
     np.testing.assert_allclose(at["seen"], 2.5, rtol=1e-6)
 
 
-def test_test_sets_are_evaluated_at_crossings_alone():
-    """Counted on the device: a sweep of mapped runs looks at the test set twice for each level that a run crosses."""
+def test_test_sets_are_evaluated_at_records_and_crossings_alone():
+    """Counted on the device: a lane looks at its test sets at records, and twice for each level where its runs end."""
     counts = {"test": 0}
 
     def count():
@@ -295,8 +295,7 @@ def test_test_sets_are_evaluated_at_crossings_alone():
     jax.effects_barrier()
     crossings = int((done["step_at_level"][..., 1] >= 0).sum())
     assert crossings == 4 * 2 * 2  # the slowest rate, 0.01, crosses neither
-    assert counts["test"] >= 2 * crossings
-    assert counts["test"] <= 2 * crossings + 3 * 4 + 12  # its records, and runs that only pad a lane
+    assert counts["test"] == 4 * (1 + 2 * 2)  # four lanes, one record, two levels
 
 
 def test_mini_batches_cross_by_the_training_loss_not_by_a_batch(every_step):

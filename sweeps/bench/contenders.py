@@ -226,9 +226,13 @@ class Engine:
       name: of the engine.
       optimizer: the optimizer.
       observables: what is recorded; None: the scalars that all contenders record.
+      levels: training losses at which they are captured besides.
     """
 
-    def __init__(self, work: Work, name: str, optimizer: Optimizer, observables: Iterable[str] | None = None):
+    def __init__(
+        self, work: Work, name: str, optimizer: Optimizer, observables: Iterable[str] | None = None,
+        levels: tuple[float, ...] = (),
+    ):  # fmt: skip
         rate = {"learning_rate": number(optimizer.rate)}
         self.task = js.two_layer(work.problem, name)
         choice = choose_mode(self.task, optimizer.factory, [rate], work.hyper)
@@ -236,7 +240,7 @@ class Engine:
         if observables is None:
             observables = ("train_loss", "sign_agreement", mean_s21, "value_signal")
             observables += ("test_loss", "test_error") if work.test else ()
-        loop = Loop(choice.mode, optimizer.factory, tuple(observables))
+        loop = Loop(choice.mode, optimizer.factory, tuple(observables), levels=levels)
         train = make_train(loop, Schedule.build(work.steps, work.every, work.every))
         # Full batches: training draws nothing, any key does.
         self.train = lambda start: train(jax.random.key(0), start, work.hyper, rate)

@@ -4,6 +4,7 @@ One process, one device, the same draws, SignGD without test metrics; contenders
 time counts (microseconds a run-step):
 
     engine             the library's program: 64 runs a lane, the runs as the first axis of every array (`jax.vmap`)
+    engine, a level    the same, capturing what is recorded where the training loss falls to .1
     engine, 512 bits   the same with XLA's option xla_cpu_prefer_vector_width=512
     runs last          the same arithmetic written by hand with the runs as the last axis: loops over 64 numbers, which
                        fill whole vectors, instead of 20, which leave 4 over
@@ -13,7 +14,8 @@ time counts (microseconds a run-step):
 
 Then the passes of the engine and of the last one: medians of the profiler's times, nanoseconds a run-step.
 
-Found on an AMD EPYC, jax 0.10.2: 1.43, 1.22, 3.3 and .75; all four train to the same bits. The engine's 35 passes: 830
+Found on an AMD EPYC, jax 0.10.2: 1.4, 1.7, 1.2, 3.3 and .75 (a level: 2.0 as long as XLA copied all captures at every
+step); all five train to the same bits. The engine's 35 passes: 830
 of 1,450 nanoseconds in 12 passes over the 20 x 20 numbers of a matrix (updates of W_Q and W_K 135 each, their sums over
 examples 130 and 100, key_gap 115, sums over rows 140, copies 70), the rest in passes over 20 numbers that take 20 to 45
 each whatever they compute. With the runs last and kept, passes over 20 numbers take 5 to 25.
@@ -177,12 +179,14 @@ def main(argv=None):
         problem = dataclasses.replace(problem, n=4, d=60, s=5, m_k=3, m_v=3, n_test=5)
     what = Work(problem, jax.tree.map(number, hyper), steps, steps)
     engine = Engine(what, "feature_space", OPTIMIZERS["SignGD"], ["train_loss"])
+    level = Engine(what, "feature_space", OPTIMIZERS["SignGD"], ["train_loss"], levels=(0.1,))
     start = Draws(what, devices_mesh(), False, ["feature_space"]).first(WIDTH, engine.task, engine.degree)
     start = jax.device_put(jax.tree.map(jnp.asarray, start))
     last = jax.device_put(weights_last(start.params, start.data))
     options, wide = compiler_options("cpu"), {"xla_cpu_prefer_vector_width": "512"}
     programs = {
         "engine": (jax.vmap(engine.train), (start,), options),
+        "engine, a level": (jax.vmap(level.train), (start,), options),
         "engine, 512 bits": (jax.vmap(engine.train), (start,), options | wide),
         "runs last": (train_last(steps, False), last, options),
         "runs last, kept": (train_last(steps, True), last, options),

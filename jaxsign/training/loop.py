@@ -391,15 +391,21 @@ def _stretch(
     ended = functools.partial(_ended, run, stops)
     bad, crossings = jax.lax.cond(i == turns, ended, lambda state: (state.bad, state.crossings), state)
     state = state._replace(bad=bad, crossings=crossings)
-    record, test_now, t, seen = stop.record & stopping, stop.test, stop.end, _seen(run, state)
-    pair, number = (state.before, seen), jnp.maximum(i - turns, 0)
-    if state.crossings is not None:
-        (side, sides, crossed), capturing = state.crossings.side(number), ~stopping & jnp.any(stops.last)
-        record, test_now, t = record | capturing, test_now | capturing, jnp.where(stopping, t, crossed)
-        seen, pair = jax.tree.map(lambda now, then: jnp.where(stopping, now, then), (seen, pair), (side, sides))
+    number = jnp.maximum(i - turns, 0)
+    capturing = ~stopping & jnp.any(stops.last) & (state.crossings is not None)
+
+    def observed() -> dict[str, Array]:
+        seen, t = _seen(run, state), stop.end
+        pair = (state.before, seen)
+        if state.crossings is not None:
+            side, sides, crossed = state.crossings.side(number)
+            t = jnp.where(capturing, crossed, t)
+            seen, pair = jax.tree.map(lambda then, now: jnp.where(capturing, then, now), (side, sides), (seen, pair))
+        return _look(run.loop, run.observed, run.start, run.hyper, seen, pair, t, stop.test | capturing)
+
     row = jax.lax.cond(
-        record,
-        lambda: _look(run.loop, run.observed, run.start, run.hyper, seen, pair, t, test_now),
+        (stop.record & stopping) | capturing,
+        observed,
         lambda: jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), row_shapes),
     )
     place = jnp.where(stopping, i, size + number)

@@ -2,19 +2,12 @@
 
 from jaxsign.compilation.cache import kept_on_disk
 from jaxsign.compilation.content import Same, content, filled, module_of, packaged
-from jaxsign.compilation.options import (
-    compiler_options,
-    drawing_options,
-    each_undisturbed,
-    no_platform,
-    undisturbed,
-)
+from jaxsign.compilation.options import compiler_options, each_undisturbed, no_platform, undisturbed
 
 __all__ = [
     "Same",
     "compiler_options",
     "content",
-    "drawing_options",
     "each_undisturbed",
     "filled",
     "kept_on_disk",

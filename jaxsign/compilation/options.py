@@ -2,9 +2,8 @@
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +59,7 @@ def each_undisturbed(items: Iterator[T]) -> Iterator[T]:
 
 @functools.cache
 def compiler_options(backend: str) -> dict[str, str]:
-    """Options for `jax.jit` of a program that trains.
+    """Options for `jax.jit` on a backend.
 
     On a CPU, XLA hands large sums to a library that is up to 100 times slower at them than XLA's own loops (jax 0.10.2
     and 0.12.0, sum over one of the inner axes of a (16, 20, 1000) array); products stay with the library, which is
@@ -76,39 +75,9 @@ def compiler_options(backend: str) -> dict[str, str]:
       >>> compiler_options("tpu")
       {}
     """
-    return _understood({"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}, backend)
-
-
-@functools.cache
-def drawing_options(backend: str) -> dict[str, str | bool]:
-    """Options for `jax.jit` of a program that draws the start of runs.
-
-    It runs once a run and is compiled longer than a training program. On a CPU, XLA's older emitters at LLVM's first
-    level take half of that time; draws keep every bit, and sums over them are rounded otherwise (jax 0.10.2). A level
-    in the variable XLA_FLAGS goes first.
-
-    Args:
-      backend: "cpu", "gpu" or "tpu".
-
-    Returns:
-      {option: value}; empty where this version of XLA does not know the options.
-
-    Examples:
-      >>> drawing_options("tpu")
-      {}
-    """
-    if LEVEL in os.environ.get("XLA_FLAGS", ""):
-        return {}
-    return _understood({LEVEL: "1", "xla_cpu_use_fusion_emitters": False}, backend)
-
-
-LEVEL = "xla_backend_optimization_level"
-
-
-def _understood(options: dict[str, Any], backend: str) -> dict[str, Any]:
-    """The options, if they are for this backend and XLA knows them."""
     if backend != "cpu":
         return {}
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
     try:
         jax.jit(lambda x: x + 1, compiler_options=options).lower(jnp.zeros(())).compile()
     except jax.errors.JaxRuntimeError:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxsign.compilation import compiler_options, content, drawing_options
+from jaxsign.compilation import compiler_options, content
 from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.groups import Group, Index
 from jaxsign.sweep.layout import unpadded_shape
@@ -360,8 +360,7 @@ def _drawing(task: Task, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     def block(seeds: jax.Array, hyper: Any, degrees: jax.Array, shared: Any) -> Start:
         return jax.lax.map(lambda args: begin(task, _key(args[0]), args[1], shared, args[2]), (seeds, hyper, degrees))
 
-    mapped = jax.shard_map(block, mesh=mesh, in_specs=(RUNS, RUNS, RUNS, ALL), out_specs=RUNS, check_vma=False)
-    return jax.jit(mapped, compiler_options=drawing_options(mesh.devices.flat[0].platform))
+    return jax.jit(jax.shard_map(block, mesh=mesh, in_specs=(RUNS, RUNS, RUNS, ALL), out_specs=RUNS, check_vma=False))
 
 
 _cached_drawing = functools.lru_cache(maxsize=32)(_drawing)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsign.compilation import compiler_options, content, drawing_options, kept_on_disk, undisturbed
+from jaxsign.compilation import compiler_options, content, kept_on_disk, undisturbed
 from jaxsign.optimizers.factories import Static, hashable
 from jaxsign.optimizers.grid import Grid, as_grid, shown
 from jaxsign.store.labels import BASE_NAMES, check_results, check_task
@@ -161,7 +161,7 @@ class Run:
 
 @functools.lru_cache(maxsize=64)
 def _begin(task: Task) -> Callable[..., Start]:
-    return jax.jit(functools.partial(begin, task), compiler_options=drawing_options(jax.default_backend()))
+    return jax.jit(functools.partial(begin, task))
 
 
 @functools.lru_cache(maxsize=64)

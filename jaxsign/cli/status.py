@@ -39,7 +39,10 @@ def print_plan(
         print(f"  compiling    {time_words(sum(compiling))}, measured now; partly while other programs run")
     if seconds := [f.seconds for f in forecasts if f.seconds is not None]:
         print(f"  time         {time_words(sum(seconds))} {source}")
-    print(f"  results      {size_words(sum(f.result_bytes for f in forecasts))} before compression")
+    names = ("result_bytes", "entries", "disk_bytes")
+    small, entries, large = (sum(getattr(f, name) for f in forecasts) for name in names)
+    files = f"{entries:,} files and folders take {size_words(large)}"
+    print(f"  results      {size_words(small)} before compression; {files} on disk")
     print(f"  checkpoints  {size_words(max(f.checkpoint_bytes for f in forecasts))} at a time at most")
     if trajectory_bytes := sum(f.trajectory_bytes for f in forecasts):
         print(f"  trajectories {size_words(trajectory_bytes)}, about")

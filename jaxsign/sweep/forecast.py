@@ -10,6 +10,7 @@ import jax
 from jaxsign.compilation import kept_on_disk, undisturbed
 from jaxsign.optimizers.words import static_word
 from jaxsign.store import checkpoints
+from jaxsign.store.watched import Variable
 from jaxsign.sweep.groups import Group
 from jaxsign.sweep.plan import Limits, Plan
 from jaxsign.sweep.programs import Compiled, Compiler
@@ -19,6 +20,9 @@ from jaxsign.sweep.sweep import Sweep
 from jaxsign.sweep.tasks import check_tasks
 from jaxsign.sweep.timing import run_seconds
 from jaxsign.validation.values import real
+
+#: Bytes of a block of most disks: what a small file or a folder takes.
+DISK_BLOCK = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Forecast:
       call_runs: runs of the largest call.
       call_bytes: bytes of the largest call, as `memory` counts them: data, parameters and records.
       result_bytes: bytes of the results on disk, uncompressed.
+      entries: files and folders that hold them: every chunk is a file, and every part of its place a folder.
+      disk_bytes: bytes that these take on a disk of DISK_BLOCK bytes a block, uncompressed.
       checkpoint_bytes: bytes on disk of the checkpoints that exist at the same time.
       trajectory_bytes: estimated bytes on disk of the trajectories.
       compile_seconds: wall time to trace and compile everything, two programs at a time; None if not measured.
@@ -72,6 +78,8 @@ class Forecast:
     call_runs: int
     call_bytes: int
     result_bytes: int
+    entries: int
+    disk_bytes: int
     checkpoint_bytes: int
     trajectory_bytes: int
     compile_seconds: float | None
@@ -153,9 +161,24 @@ def forecast(
         call_bytes=max(_call_bytes(group, size, records) for group, size in zip(plan.groups, sizes)),
         result_bytes=sum(math.prod(v.shape) * v.dtype.itemsize for v in variables.values()),
         checkpoint_bytes=checkpoints.KEPT * max(_saved_bytes(c, max(n), records) for c, n in zip(compiled, counts)),
+        entries=sum(files + folders for files, folders in map(_entries, variables.values())),
+        disk_bytes=sum(map(_disk_bytes, variables.values())),
         trajectory_bytes=sum(sum(runs) * disk_bytes(group) for group, runs in zip(plan.groups, counts)),
         compile_seconds=total,
     )  # fmt: skip
+
+
+def _entries(variable: Variable) -> tuple[int, int]:
+    """(files, folders) of a variable: the folder of its chunks and, in it, one for every part of a chunk's place."""
+    grid = [-(-extent // chunk) for extent, chunk in zip(variable.shape, variable.chunks)]
+    return math.prod(grid), 2 + sum(math.prod(grid[:depth]) for depth in range(1, len(grid)))
+
+
+def _disk_bytes(variable: Variable) -> int:
+    """Bytes of a variable's files and folders in whole blocks of a disk."""
+    files, folders = _entries(variable)
+    blocks = -(-math.prod(variable.chunks) * variable.dtype.itemsize // DISK_BLOCK)
+    return (files * blocks + folders) * DISK_BLOCK
 
 
 def _setting(group: Group) -> dict[str, str]:

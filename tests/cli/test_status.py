@@ -71,6 +71,15 @@ def test_plan_counts_what_the_manifest_counts(experiment, sweep, stored, capsys)
     assert lines[-1].split(maxsplit=1) == ["command", f"python {experiment} --out DIR"]
 
 
+def test_plan_counts_files_folders_and_blocks_of_the_disk(sweep, stored):
+    found = forecast.forecast(sweep, speed=1.0)
+    arrays = stored[0] / "results.zarr"
+    # a variable's own folder and all below it, but for its zarr.json
+    entries = sum(len(list((arrays / name).rglob("*"))) for name in js.open_results(stored[0]).data_vars)
+    # chunks are tiny here: each takes one block, as a folder does
+    assert (found.entries, found.disk_bytes) == (entries, entries * forecast.DISK_BLOCK)
+
+
 def test_plan_takes_a_speed_from_elsewhere_and_trains_nothing(experiment, capsys, monkeypatch):
     monkeypatch.setattr(calibrate, "measure", None)
     monkeypatch.setattr(calibrate, "FEW_SEED_STEPS", 0)  # long sweeps measure lane widths when they are run

@@ -1,4 +1,4 @@
-"""Where, in what order and when do SignGD's stages appear? Claims T1 to T8, S1 to S5 in stage time, over a map.
+"""Where, in what order and when do SignGD's stages appear? Claims T1 to T9, S1 to S5 in stage time, over a map.
 
 A claim of `jaxsign.claims.dynamics` names steps, which fits one learning rate. These compare the measured end of a
 stage with its law instead, so that they can be asked at any learning rate, sigma_0, sigma_p and mu. A tenth of the
@@ -171,9 +171,12 @@ def _keys_first(ds: "xr.Dataset") -> "xr.DataArray":
     return _share(runs["t_key"] < runs["t_V"], runs)
 
 
-def _ordered(ds: "xr.Dataset") -> "xr.DataArray":
-    runs = _cells(ds)[0]
+def _ordered_share(runs: "xr.Dataset") -> "xr.DataArray":
     return _share(in_order(runs), runs)
+
+
+def _ordered(ds: "xr.Dataset") -> "xr.DataArray":
+    return _ordered_share(_cells(ds)[0])
 
 
 def _foretold(ds: "xr.Dataset") -> "xr.DataArray":
@@ -192,6 +195,26 @@ def _worst_shape(name: str) -> Callable[["xr.Dataset"], "xr.DataArray"]:
         off: Any = abs(np.log(runs[name] / laws(runs)[name]))
         factor: Any = np.exp(off.max([dim for dim in off.dims if dim != "seed"], skipna=False))
         return factor
+
+    return measure
+
+
+def _kept(low: float, high: float, rows: tuple[int, ...]) -> Callable[["xr.Dataset"], "xr.DataArray"]:
+    """Share of points in order among those with low <= a sqrt(m_k) <= high and one of these m_k."""
+
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        runs = runs_of(ds)
+        lost = [dim for dim in ("m_k", "sigma_0") if dim not in runs["t_I"].dims]
+        if lost:
+            raise CannotDecide(f"needs the dimensions ['m_k', 'sigma_0'], got a Dataset without {lost}")
+        problem, hyper = problem_of(runs.isel(m_k=0, sigma_0=0, learning_rate=0))
+        start = runs["sigma_0"] * float(hyper.sigma_p) * math.sqrt(problem.s) * np.sqrt(runs["m_k"])
+        chosen = (start >= 0.999 * low) & (start <= 1.001 * high) & runs["m_k"].isin(rows)
+        if not bool(chosen.any()):
+            raise CannotDecide(f"no point has {low:g} <= a sqrt(m_k) <= {high:g} and m_k of {list(rows)}")
+        place = np.flatnonzero(chosen.transpose("m_k", "sigma_0").values)
+        names = [*ENDS, "status"]
+        return _ordered_share(runs[names].stack(cell=("m_k", "sigma_0"), create_index=False).isel(cell=place))
 
     return measure
 
@@ -313,6 +336,21 @@ CLAIMS: tuple[Claim, ...] = (
             Part("share of shapes whose order is the laws'", _foretold_shapes, (0.75, INF), 1.0),
             Part("t_IV: factor to the law where it is largest", _worst_shape("t_IV"), (-INF, 1.5), 1.0),
             Part("t_V: factor to the law where it is largest", _worst_shape("t_V"), (-INF, 1.5), 1.0),
+        ),
+    ),
+    mean_claim(
+        id="T9",
+        statement="The order is lost where a sqrt(m_k) goes from .71 to 1.2, whatever m_k is (a/h >= 18): attention "
+        "forgets its start at features of 1/sqrt(m_k)",
+        source="ours",
+        settings=("disjoint over m_k, sigma_0",),
+        parts=tuple(
+            Part(f"share in order, {words}, m_k = {' or '.join(map(str, rows))}", _kept(*ends, rows), interval, value)
+            for rows in ((10, 160), (20, 80, 320))
+            for words, ends, interval, value in (
+                ("a sqrt(m_k) .6 or .71", (0.6, 0.714), (0.75, INF), 1.0),
+                ("a sqrt(m_k) 1.2 to 1.7", (1.2, 1.7), (-INF, 0.25), 0.0),
+            )
         ),
     ),
 )

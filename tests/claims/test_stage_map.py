@@ -141,6 +141,19 @@ def test_shapes_are_asked_one_at_a_time():
     assert word(ds.assign(t_II=0 * ds["t_II"]), "T8") == "FAILS"
 
 
+def test_the_order_is_kept_up_to_a_start_that_goes_with_the_rows():
+    starts = [0.6 / (4 * 10**0.5 * 320**0.5) * 2 ** (i / 4) for i in range(16)]
+    ds = dataset({"m_k": [10, 20, 80, 160, 320], "sigma_0": starts, "learning_rate": [3e-5]})
+    product = ds["sigma_0"] * 4 * 10**0.5 * ds["m_k"] ** 0.5
+    kept = ds.assign({name: xr.zeros_like(ds[name]) + place for place, name in enumerate(stage_map.ENDS)})
+    swapped = {"t_I": kept["t_V"]}
+    assert word(kept.where(product < 1, kept.assign(swapped)), "T9") == "HOLDS"
+    by_start = ds["sigma_0"] * 4 * 10**0.5 < 0.22  # as it would be if sigma_0 counted: right for m_k = 20 alone
+    assert word(kept.where(by_start, kept.assign(swapped)), "T9") == "FAILS"
+    cut = kept.assign(status=kept["status"].where(ds["seed"] > 0, -1))
+    assert word(cut.where(product < 1, cut.assign(swapped)), "T9") == "UNDECIDED"
+
+
 def test_exponents_are_those_of_powers_and_leave_held_out_cells_out(whole):
     runs = stage_map.runs_of(whole)
     times = 3.0 * runs["sigma_0"] ** 0.5 / runs["learning_rate"] * (1 + runs["mu"])

@@ -1,4 +1,4 @@
-"""The stage map: where the stages of SignGD are in order, and the end of each against its law.
+"""The stage map: where the stages of SignGD are in order, up to which start, and the end of each against its law.
 
 Reads DIR/atlas_stages/* (sweeps/atlas_stages.py).
 Command: python figures/atlas_stages.py --results results --out results/figures
@@ -175,10 +175,40 @@ def when(every, runs, law):
     return fig
 
 
+def starts(ds):
+    """The figure of the largest start: share in order against it, and against it times sqrt(m_k)."""
+    runs = stage_map.runs_of(ds).isel(learning_rate=0)
+    share, start = stage_map.in_order(runs).mean("seed"), stage_map.start_of(stage_map.runs_of(ds))
+    fig, axes = plt.subplots(1, 2, figsize=(plot.WIDE, 2.2), sharey=True)
+    rows = share["m_k"].values
+    for one, colour, marker in zip(rows, plot.shades(rows.size), "ovDs^"):
+        for ax, factor in zip(axes, (1, one**0.5)):
+            ax.plot(
+                start * factor,
+                share.sel(m_k=one),
+                color=colour,
+                marker=marker,
+                ms=3,
+                label=f"$m_k$ = {one}",
+                clip_on=False,
+            )
+    for ax, label in zip(axes, ("initial size of a noise feature $a$", r"$a\,\sqrt{m_k}$")):
+        ax.set(xscale="log", xlabel=label)
+    axes[1].axvline(1, color=plot.NEUTRAL, lw=0.8, ls=":")
+    axes[0].set(ylabel="share of seeds in order", yticks=[0, 0.5, 1])
+    plot.letter_panels(axes, ("the start", "the start against $1/\\sqrt{m_k}$"))
+    plot.key(fig, ncols=5)
+    sizes = plot.sizes(ds, "n", "s", "m_v")
+    text = f"{runs.sizes['seed']} seeds, {sizes}, disjoint supports, $\\eta$ = {float(runs['learning_rate']):g}"
+    plot.small_print(fig, f"{text}; dotted: 1; reconstructed")
+    return fig
+
+
 def draw(every):
     runs = stage_map.runs_of(every["map"])
     law = stage_map.laws(runs)
-    return {"atlas_stages": where(every, runs, law), "atlas_stages_ends": when(every, runs, law)}
+    figures = {"atlas_stages": where(every, runs, law), "atlas_stages_ends": when(every, runs, law)}
+    return figures | ({"atlas_stages_starts": starts(every["starts"])} if "starts" in every else {})
 
 
 main = plot.figure_script(draw, __doc__, reads="atlas_stages/*")

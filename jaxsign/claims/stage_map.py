@@ -199,6 +199,12 @@ def _worst_shape(name: str) -> Callable[["xr.Dataset"], "xr.DataArray"]:
     return measure
 
 
+def start_of(runs: "xr.Dataset") -> "xr.DataArray":
+    """The initial size of a noise feature, a = sigma_0 sigma_p sqrt(s), at every sigma_0 of `runs_of`."""
+    problem, hyper = problem_of(runs.isel({dim: 0 for dim in runs["t_I"].dims if dim != "seed"}))
+    return runs["sigma_0"] * float(hyper.sigma_p) * math.sqrt(problem.s)
+
+
 def _kept(low: float, high: float, rows: tuple[int, ...]) -> Callable[["xr.Dataset"], "xr.DataArray"]:
     """Share of points in order among those with low <= a sqrt(m_k) <= high and one of these m_k."""
 
@@ -207,8 +213,7 @@ def _kept(low: float, high: float, rows: tuple[int, ...]) -> Callable[["xr.Datas
         lost = [dim for dim in ("m_k", "sigma_0") if dim not in runs["t_I"].dims]
         if lost:
             raise CannotDecide(f"needs the dimensions ['m_k', 'sigma_0'], got a Dataset without {lost}")
-        problem, hyper = problem_of(runs.isel(m_k=0, sigma_0=0, learning_rate=0))
-        start = runs["sigma_0"] * float(hyper.sigma_p) * math.sqrt(problem.s) * np.sqrt(runs["m_k"])
+        start = start_of(runs) * np.sqrt(runs["m_k"])
         chosen = (start >= 0.999 * low) & (start <= 1.001 * high) & runs["m_k"].isin(rows)
         if not bool(chosen.any()):
             raise CannotDecide(f"no point has {low:g} <= a sqrt(m_k) <= {high:g} and m_k of {list(rows)}")

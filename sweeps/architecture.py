@@ -13,7 +13,7 @@ In 32 bits gradients of transformers of depth 4 are 0 from t ~ 200 on, and those
 connections from the start, as rounding makes their tokens equal. So this experiment needs --x64; there layer 4 alone,
 without residual connections, has a gradient of exactly 0 before t = 360.
 Command: python sweeps/architecture.py --x64 --out results/architecture
-Cost: 18 minutes of CPU time (each entry started on its own) on 2 cores of an AMD EPYC that seven other jobs used too.
+Cost: 12 minutes on 2 cores of an AMD EPYC, 15 of CPU time.
 Expected: `figures/gallery/claims_architecture.csv`; with residual connections layer 1 keeps the paper's numbers at
 every depth (D1), without them only a transformer with layer norm is erratic in layer 1 (D4, D5).
 All settings are reconstructed.

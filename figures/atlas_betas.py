@@ -25,8 +25,8 @@ def short(value, digits):
 def map_of(ax, table, limits, digits=2, repeats=True):
     """A map over (b1, b2) with its numbers in the cells; a dash where no seed has one.
 
-    `repeats` False leaves out b2 = 0 with b1 > 0: a moment over the last gradient alone has no bound, and two runs of
-    the same command, whose rounding differs, give other numbers (traces 13 or 2 decades apart at b1 = .9).
+    `repeats` False leaves out b2 = 0 with b1 > 0: a moment over the last gradient alone has no bound, and rounding
+    alone gives other numbers (docs/atlas/betas.md).
     """
     shown = table.median("seed").transpose("b1", "b2")
     if not repeats:

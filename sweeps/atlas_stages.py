@@ -5,7 +5,7 @@ The stage map of the atlas; claims T1 to T9. Entry `map`: 6 mu x 17 sigma_0 x 9 
 its step h = eta sigma_p s sqrt(2/pi), 63.8 eta; SNR = mu/(sigma_p sqrt(s)), mu/12.6. sigma_p is no axis of its own:
 (mu, sigma_p, sigma_0, eta) -> (c mu, c sigma_p, sigma_0/c, eta/c) is the same run. Entries `n`, `s`, `m_k`, `m_v` and
 `heads` vary one shape at the preset's numbers, 3000 steps. `starts`: up to which initial scale is the order kept, and
-does sigma_0 count or a sqrt(m_k)? 5 m_k x 16 sigma_0 at eta = 3e-5, where a feature crosses its start in 18 steps or
+does sigma_0 count or a sqrt(m_k)? 5 m_k x 16 sigma_0 at eta = 3e-5, where a feature crosses its start in 17 steps or
 more, 16 seeds.
 Drawn in distribution, supports disjoint. Kept are the ends of the stages, read at steps 6 % apart, and no traces.
 Command: python sweeps/atlas_stages.py --out results/atlas_stages

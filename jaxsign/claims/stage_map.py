@@ -345,8 +345,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     mean_claim(
         id="T9",
-        statement="The order is lost where a sqrt(m_k) goes from .71 to 1.2, whatever m_k is (a/h >= 18): attention "
-        "forgets its start at features of 1/sqrt(m_k)",
+        statement="The order is lost where a sqrt(m_k) goes from .71 to 1.2, whatever m_k is (a/h >= 17)",
         source="ours",
         settings=("disjoint over m_k, sigma_0",),
         parts=tuple(

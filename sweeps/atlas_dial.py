@@ -1,11 +1,13 @@
 """Between SignGD and GD, what makes the test error rise? Test error and loss at equal training loss along every dial.
 
-Page 3 of the atlas; claims DM1 to DM11. Two settings: NAME_overlap is the paper-like one (d = 2000, independent
+Page 3 of the atlas; claims DM1 to DM12. Two settings: NAME_overlap is the paper-like one (d = 2000, independent
 supports), NAME_limit the limit d -> infinity, in which fresh noise shares no coordinate with training. In both, softmax
 attention and the control, in which attention is uniform and only values learn. Entries:
 power: the main dial, |g|^p sgn g for 11 p from 0 (SignGD) to 1 (GD), 5 SNRs, 16 seeds.
 memory: Signum's beta and RMSprop's decay. batch: mini-batches of 1 and 5 at p = 0 and p = 1. smooth: tanh(g/tau), and
 Adam's eps. norm: every tensor's, or every row's, gradient over its norm, and Muon. All with 3 SNRs and 8 seeds.
+sizes_overlap: does the middle of the main dial move with d and sigma_0? SNR .079, softmax attention; d = 2000, 4000 and
+8000, and sigma_0 = 3e-4 at mu = 1; 8 seeds.
 The SNR is set by mu and sigma_0 at sigma_p = 2; (mu, sigma_p, sigma_0, eta) -> (c mu, c sigma_p, sigma_0/c, eta/c) is
 the same run of SignGD, so that sigma_0 = 3e-3/mu stands for 3e-3 at mu = 1 and sigma_p = 1/(SNR sqrt(s)).
 Learning rates: where a gradient is GRADIENT, about that of a noise coordinate at the start, every optimizer steps as
@@ -31,6 +33,8 @@ import jaxsign as js
 SNR = (0.025, 0.04, 1 / (2 * 40**0.5), 0.13, 0.2)
 FEW = (SNR[1], SNR[2], SNR[4])
 POWERS = np.linspace(0, 1, 11).round(6).tolist()
+#: (d, sigma_0 at mu = 1) of entry sizes_overlap.
+SIZES = [(2000, 3e-3), (4000, 3e-3), (8000, 3e-3), (2000, 3e-4)]
 LEVELS = (0.1, 0.01)
 SCALARS = ["train_loss", "test_loss", "test_error", "value_signal", "s11", "s21"]
 GRADIENT = 2.5e-3
@@ -134,7 +138,22 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
             },
         )  # fmt: skip
 
-    return {f"{kind}_{place}": sweep(kind, place) for place in ("overlap", "limit") for kind in OPTIMIZERS}
+    def sizes():
+        problem, hyper = js.presets.paper_like()
+        problem = presets.tiny(problem) if args.tiny else problem
+        steps = args.steps or (60 if args.tiny else 500)
+        return js.Sweep(
+            system=js.two_layer, engine=args.engine or "hybrid", problem=problem, hyper=hyper,
+            optimizers=OPTIMIZERS["power"], steps=steps, record=[0, steps], test_every=[0], levels=(0.5, *LEVELS),
+            observables=SCALARS,
+            axes={
+                ("d", "sigma_0"): [(problem.d, 3e-3), (2 * problem.d, 3e-3)] if args.tiny else SIZES,
+                "seed": args.seeds or (2 if args.tiny else 8),
+            },
+        )  # fmt: skip
+
+    mapped = {f"{kind}_{place}": sweep(kind, place) for place in ("overlap", "limit") for kind in OPTIMIZERS}
+    return {**mapped, "sizes_overlap": sizes()}
 
 
 main = js.sweep_cli(build, __doc__)

@@ -1,13 +1,14 @@
 """Test error at equal training loss over SNR and dimension: SignGD, Adam and GD, attention trained and uniform.
 
-Page 1 of the atlas; claims E1 to E7. Axes of entry `error`: 17 SNRs from 1e-4 to 1; 9 dimensions from just above
+Page 1 of the atlas; claims E1 to E8. Axes of entry `error`: 17 SNRs from 1e-4 to 1; 9 dimensions from just above
 n s = 800 to 10^9 and infinity (fresh patches share no coordinate with training; its d is only a label); softmax
 attention and the control, in which attention is uniform and only values learn; 16 seeds. Entry `small_start` repeats
 SignGD and GD at d = 2000 and infinity with sigma_0 = 3e-4 throughout, a tenth of the preset's at its own SNR, so that
 initial weights hardly count. Entry `exchanged` asks which part of Adam makes its error: at d = 2000 and nine SNRs, all
 eight ways to give SignGD's or Adam's rule to attention, to the value vector's product with the signal and to its
-products with the noise; SignGD at a half and a quarter of its learning rate trains as long as Adam. Entry `start`
-varies sigma_0 from 3e-5 to .03 at SNR .032 and .1, d = 2000 and infinity, for SignGD and GD.
+products with the noise; SignGD at a half and a quarter of its learning rate trains as long as Adam. Entry `slowed`
+asks how a rule for the signal makes it: there, Adam with b2 = .9 and .99, and SignGD at .06 to .5 of its rate. Entry
+`start` varies sigma_0 from 3e-5 to .03 at SNR .032 and .1, d = 2000 and infinity, for SignGD and GD.
 Drawn in distribution, supports disjoint. mu and sigma_0 vary in place of sigma_p, at sigma_p = 2, so that one learning
 rate serves every SNR: (mu, sigma_p, sigma_0, eta) -> (c mu, c sigma_p, sigma_0/c, eta/c) is the same run of SignGD. So
 sigma_0 = 3e-3/mu stands for sigma_0 = 3e-3 at mu = 1 and sigma_p = 1/(SNR sqrt(s)), the presets' way to vary the SNR.
@@ -44,9 +45,10 @@ PARTS = ("attention", "signal", "noise")
 SCALARS = ["train_loss", "test_loss", "test_error", "value_signal"]
 
 
-def parts(learning_rate, attention="sign", signal="sign", noise="sign"):
-    """A rule, "sign" or "adam", for each part of the model in feature space."""
-    rules = {"sign": js.sign_gd(learning_rate), "adam": optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-15)}
+def parts(learning_rate, attention="sign", signal="sign", noise="sign", b2=0.999, share=1.0):
+    """A rule for each part of the model in feature space: "sign", "adam", or "slow", SignGD at a share of the rate."""
+    rules = {"sign": js.sign_gd(learning_rate), "adam": optax.adam(learning_rate, b1=0.9, b2=b2, eps=1e-15)}
+    rules["slow"] = js.sign_gd(share * learning_rate)
 
     def rule(path, _):
         matrix, part = (entry.name for entry in path)
@@ -65,6 +67,15 @@ def exchanged():
         for chosen in with_adam
     }
     return {**optimizers, "slow_sign_gd": js.grid(js.sign_gd, learning_rate=[5e-5, 2.5e-5])}
+
+
+def slowed():
+    """{name: optimizer} of SignGD, and of SignGD with another rule for the value vector's product with the signal."""
+    return {
+        "sign_gd": presets.OPTIMIZERS["sign_gd"],
+        "adam_on_signal": js.grid(parts, learning_rate=1e-4, signal="adam", b2=[0.9, 0.99, 0.999]),
+        "slow_signal": js.grid(parts, learning_rate=1e-4, signal="slow", share=[0.06, 0.12, 0.25, 0.5]),
+    }
 
 
 def build(args: Namespace) -> dict[str, js.Sweep]:
@@ -103,6 +114,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         ),
         "small_start": sweep(lambda mu: float(hyper.sigma_0) / 10, some, [DIMENSIONS[2], DIMENSIONS[-1]], {}),
         "exchanged": sweep(lambda mu: float(hyper.sigma_0) / mu, exchanged(), [DIMENSIONS[2]], {}, SNR[8:]),
+        "slowed": sweep(lambda mu: float(hyper.sigma_0) / mu, slowed(), [DIMENSIONS[2]], {}, SNR[8:]),
         "start": sweep(
             STARTS, some, [DIMENSIONS[2], DIMENSIONS[-1]], {"kernel": ["softmax", "uniform"]}, SNR[[10, 12]]
         ),

@@ -1,10 +1,12 @@
-"""Towards the regime of the paper's theorem, and test loss over a whole training; claims C2r, N1 to N3.
+"""Towards the regime of the paper's theorem, and test loss over a whole training; claims C2r, N1 to N3, N10.
 
 Page 6 of the atlas. The theorem asks for noise of size sigma_p = Omega(d^(1/4) n^3) with s ~ d^(1/2) n^-2, so that
 supports are disjoint. Entries `regime` and `regime_small_start`: sigma_p = c d^(1/4) n^3 for c = 1e-4 to 1 and n = 4,
 8, 16 with d = (s n^2)^2, so that s = 40 always; sigma_0 = 3e-3 (at mu = 1), and sigma_0 = 3e-4 at sigma_p = 2,
-small initial features. Entry `whole_training`: the disjoint preset at 7 SNRs, to a training loss of 1e-8 for SignGD,
-and as far as 3000 steps go for Adam and GD, every optimizer at two learning rates. 16 seeds, drawn in distribution.
+small initial features. Entry `smaller_starts`: c = .3 and 1, sigma_0 = 3e-4, 1e-5 and 3e-7 at sigma_p = 2, SignGD and
+GD to a training loss of .1. Entry `whole_training`: the disjoint preset at 7 SNRs, to a training loss of 1e-8 for
+SignGD, and as far as 3000 steps go for Adam and GD, every optimizer at two learning rates. 16 seeds, drawn in
+distribution.
 mu and sigma_0 vary in place of sigma_p, at sigma_p = 2: see sweeps/atlas_error.py.
 Command: python sweeps/atlas_regime.py --out results/atlas_regime
 Cost: 4 minutes on 2 cores of an AMD EPYC beside four other jobs, half of it compilation.
@@ -30,6 +32,8 @@ OPTIMIZERS = {
     "adam": js.grid(optax.adam, learning_rate=[1e-4, 5e-4], **presets.ADAM),
     "gd": js.grid(optax.sgd, learning_rate=[0.05, 0.5]),
 }
+#: c and sigma_0 at sigma_p = 2 of entry `smaller_starts`.
+LARGE, STARTS = [0.3, 1.0], [3e-4, 1e-5, 3e-7]
 SCALARS = ["train_loss", "test_loss", "test_error", "value_signal"]
 
 
@@ -37,30 +41,34 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     problem, hyper = js.presets.disjoint()
     sigma_p, sigma_0 = float(hyper.sigma_p), float(hyper.sigma_0)
     problem = presets.tiny(problem) if args.tiny else problem
-    s = problem.s
+    s, some = problem.s, {name: OPTIMIZERS[name] for name in ("sign_gd", "gd")}
 
-    def sweep(axes, steps):
+    def sweep(axes, steps, optimizers=OPTIMIZERS):
         steps = args.steps or (60 if args.tiny else steps)
         return js.Sweep(
             system=js.two_layer, engine=args.engine or "feature_space_law", problem=problem, hyper=hyper,
-            optimizers={name: OPTIMIZERS[name] for name in ("sign_gd", "gd")} if args.tiny else OPTIMIZERS,
+            optimizers=some if args.tiny else optimizers,
             steps=steps, record=[0, steps], test_every=[0, steps], levels=LEVELS,
             observables=SCALARS, axes={**axes, "seed": args.seeds or (2 if args.tiny else 16)},
         )  # fmt: skip
 
-    def towards(start):
+    def towards(*starts, constants=CONSTANTS):
+        """`starts` give sigma_0 at a mu."""
         points = []
         for n in SAMPLES[:1] if args.tiny else SAMPLES:
             d = (s * n**2) ** 2
-            for c in CONSTANTS[::4] if args.tiny else CONSTANTS:
+            for c in constants[::4] if args.tiny else constants:
                 mu = sigma_p / (c * d**0.25 * n**3)
-                points.append((n, d, "exact", mu, start(mu)))
+                points += [(n, d, "exact", mu, start(mu)) for start in starts]
         return {("n", "d", "overlap", "mu", "sigma_0"): points}
 
     snr = np.asarray(SNR[3:4] if args.tiny else SNR) * sigma_p * s**0.5
     return {
         "regime": sweep(towards(lambda mu: sigma_0 / mu), 1500),
         "regime_small_start": sweep(towards(lambda mu: sigma_0 / 10), 1500),
+        "smaller_starts": sweep(
+            towards(*(lambda mu, start=start: start for start in STARTS), constants=LARGE), 1500, some
+        ),
         "whole_training": sweep({("mu", "sigma_0"): [(mu, sigma_0 / mu) for mu in snr]}, 3000),
     }
 

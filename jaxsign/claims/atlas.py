@@ -1,4 +1,4 @@
-"""Where does the test error at equal training loss come from? Claims E1 to E7 on the error map of the atlas."""
+"""Where does the test error at equal training loss come from? Claims E1 to E8 on the error map of the atlas."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import numpy as np
 from jaxsign import theory
 from jaxsign.analysis.held_out import held_out
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.runs import manifest, optimizers_of
+from jaxsign.analysis.runs import manifest, numbers_of, optimizers_of
 from jaxsign.claims.claim import Claim, Part, PerSeed, at_level, mean_claim
 from jaxsign.claims.dynamics import problem_of
 from jaxsign.systems.two_layer.problem import Hyper, Problem
@@ -184,9 +184,11 @@ def _from_law_over_starts(family: str, kernel: str, level: float) -> PerSeed:
     return measure
 
 
-def _strong(ds: "xr.Dataset", family: str, level: float) -> "xr.DataArray":
+def _strong(ds: "xr.Dataset", family: str, level: float, **point: float) -> "xr.DataArray":
     """A family's error where the SNR is .3 or more, the mean over these SNRs; of the slowest learning rate."""
     found = optimizers_of(ds, family)
+    for name, number in point.items():
+        found = found[np.isclose(numbers_of(ds.isel(optimizer=found), name), number)]
     if not found.size:
         raise CannotDecide(f"needs runs of {family}")
     runs = ds.isel(optimizer=found[np.argsort(ds["learning_rate"].values[found])[:1]])
@@ -195,9 +197,17 @@ def _strong(ds: "xr.Dataset", family: str, level: float) -> "xr.DataArray":
     return at_strong.mean([dim for dim in at_strong.dims if dim != "seed"])
 
 
-def _above(one: str, other: str, level: float = 0.01) -> PerSeed:
-    """Error of one optimizer minus that of another at equal training loss, paired by seed."""
-    return lambda ds: _strong(ds, one, level) - _strong(ds, other, level)
+def _above(one: str, other: str, level: float = 0.01, **point: float) -> PerSeed:
+    """Error of one optimizer, at a point of its grid, minus that of another at equal training loss, paired by seed."""
+    return lambda ds: _strong(ds, one, level, **point) - _strong(ds, other, level)
+
+
+def _between_shares(one: float, other: float) -> PerSeed:
+    return lambda ds: _strong(ds, "slow_signal", 0.01, share=one) - _strong(ds, "slow_signal", 0.01, share=other)
+
+
+def _between_memories(one: float, other: float) -> PerSeed:
+    return lambda ds: _strong(ds, "adam_on_signal", 0.01, b2=one) - _strong(ds, "adam_on_signal", 0.01, b2=other)
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -298,4 +308,22 @@ CLAIMS: tuple[Claim, ...] = (
             for level in (0.5, 0.1, 0.01)
         ),
     ),
-)
+    mean_claim(
+        id="E8",
+        statement="In the setting of E6 what counts is how far that product has come: SignGD at a constant .12 of its "
+        "rate there raises its error by .1 or more, the less the larger the share, and with a shorter memory, b2 = .9, "
+        "Adam's rule there raises it by .1 less than with .999",
+        source="ours",
+        settings=("paper_like, disjoint supports over mu",),
+        parts=(
+            Part("SignGD at .12 of the rate on the signal, above SignGD", _above("slow_signal", "sign_gd", share=0.12),
+                 (0.1, 0.5)),
+            Part("the same at .06, above .25", _between_shares(0.06, 0.25), (0.0, 0.5)),
+            Part("the same at .25, above .5", _between_shares(0.25, 0.5), (0.0, 0.5)),
+            Part("Adam's rule on the signal, b2 = .999, above SignGD", _above("adam_on_signal", "sign_gd", b2=0.999),
+                 (0.1, 0.5)),
+            Part("the same with .9, above .999", _between_memories(0.9, 0.999), (-0.5, -0.1)),
+            Part("the same with .99, above .999", _between_memories(0.99, 0.999), (-0.5, 0.0)),
+        ),
+    ),
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Do Adam's betas that train like SignGD also generalise like it? Claims BM1 to BM10.
+"""Do Adam's betas that train like SignGD also generalise like it? Claims BM1 to BM13.
 
 Runs of sweeps/atlas_betas.py, read at equal training loss and paired by seed. CELLS are held out of every exploration.
 """
@@ -12,6 +12,7 @@ import numpy as np
 from jaxsign import theory
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import family_runs, need, numbers_of, select
+from jaxsign.claims.atlas import snr_of
 from jaxsign.claims.claim import Claim, Part, at_level, mean_claim
 from jaxsign.claims.dial import OWN, at_snr
 from jaxsign.claims.dynamics import problem_of
@@ -127,6 +128,43 @@ def _between_rates(
     return excess(ds, level, snr, *one) - excess(ds, level, snr, *other)
 
 
+def _cell(ds: "xr.Dataset", snr: float, start: float) -> "xr.Dataset":
+    """The runs at an SNR and a sigma_0 at mu = 1."""
+    near = np.isclose(snr_of(ds).values, snr, rtol=0.02) & np.isclose(
+        (ds["sigma_0"] * ds["mu"]).values, start, rtol=0.02
+    )
+    if np.flatnonzero(near).size != 1:
+        raise CannotDecide(f"needs the SNR {snr:g} with sigma_0 = {start:g} at mu = 1")
+    return ds.isel(mu=int(np.flatnonzero(near)[0]))
+
+
+def around(
+    ds: "xr.Dataset",
+    level: float,
+    family: str,
+    snr: float = 0.04,
+    start: float = 3e-3,
+    eta: float = 1e-4,
+    **point: float,
+) -> "xr.DataArray":
+    """Error of an optimizer minus SignGD's at its rate and equal training loss, in a cell of `around`; (seed)."""
+    runs = _cell(ds, snr, start)
+    one, sign = select(runs, family, learning_rate=eta, **point), select(runs, "sign_gd", learning_rate=eta)
+    first, second = (_mean(at_level(each, level, "test_error", leaps=True)["test_error"]) for each in (one, sign))
+    return first - second
+
+
+def _less_than_preset(ds: "xr.Dataset", start: float) -> "xr.DataArray":
+    """Excess of Adam 0, .99 at SNR .04 and loss .01 with one sigma_0, minus that with .003."""
+    return around(ds, 0.01, "adam", start=start) - around(ds, 0.01, "adam")
+
+
+def _excess(family: str, interval: tuple[float, float] | None, **where: float) -> Part:
+    shown = {"snr": 0.04, "start": 3e-3, "eta": 1e-4, **where}
+    label = f"error({family}) - error(SignGD)" + "".join(f", {name} {value:g}" for name, value in shown.items())
+    return _part(around, f"{label}, loss 0.01", interval, level=0.01, family=family, **where)
+
+
 def _part(measure: Callable[..., Any], label: str, interval: tuple[float, float] | None, **fixed: Any) -> Part:
     return Part(label, functools.partial(measure, **fixed), interval)
 
@@ -240,6 +278,46 @@ CLAIMS: tuple[Claim, ...] = (
         statement="One b2 does not have one excess: in the setting of BM9 that of b2 = .99 is larger by .05 or more at "
         "eta = 1e-4 than at 1e-5",
         parts=tuple(_rates((1e-4, 0.99), (1e-5, 0.99), snr, (0.05, 0.3)) for snr in (0.04, 0.06)),
+        settings=(MEMORY,),
+    ),
+    _of_mean(
+        id="BM11",
+        statement="Without overlap, too, it is the rule for the value vector's product with the signal: with Adam's "
+        "rule, 0 and .99, there alone the error at training loss .01 is above SignGD's by .1 or more at SNR .04 and by "
+        ".03 or more at .06; on attention alone it is SignGD's within .03; on value noise alone it is smaller by .05 "
+        "or more at SNR .04",
+        parts=(
+            _excess("adam_on_signal", (0.1, 0.5)), _excess("adam_on_signal", (0.03, 0.5), snr=0.06),
+            _excess("adam_on_attention", (-0.03, 0.03)), _excess("adam_on_attention", (-0.03, 0.03), snr=0.06),
+            _excess("adam_on_noise", (-0.3, -0.05)), _excess("adam", (0.07, 0.2)),
+        ),
+        settings=(MEMORY,),
+    ),
+    _of_mean(
+        id="BM12",
+        statement="The excess of b2 = .99 is of its setting: at training loss .01 and eta = 1e-4 it is smaller at SNR "
+        ".025 than at .04 and gone at .1, and smaller with sigma_0 of 3e-4, .001 or .01 than with .003",
+        parts=(
+            _excess("adam", (0.02, 0.09), snr=0.025), _excess("adam", (-0.02, 0.02), snr=0.1),
+            _excess("adam", (-0.02, 0.02), start=3e-4),
+            *(
+                _part(
+                    _less_than_preset, f"the excess at SNR .04 with sigma_0 = {start:g}, less that with .003",
+                    (-0.3, 0.0), start=start,
+                )
+                for start in (1e-3, 1e-2)
+            ),
+        ),
+        settings=(MEMORY,),
+    ),
+    _of_mean(
+        id="BM13",
+        statement="At eta = 1e-3 betas that are SignGD at 1e-4 are not: .9, .9 errs more by .01 or more at SNR .04 and "
+        "training loss .01; and .99, .9 no longer errs less than SignGD, within .03 at SNR .04 and .06",
+        parts=(
+            _excess("fast", (0.01, 0.1), eta=1e-3, b1=0.9), _excess("fast", None, eta=1e-3, b1=0.9, snr=0.06),
+            *(_excess("fast", (-0.03, 0.03), eta=1e-3, b1=0.99, snr=snr) for snr in (0.04, 0.06)),
+        ),
         settings=(MEMORY,),
     ),
 )  # fmt: skip

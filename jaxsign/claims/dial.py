@@ -1,4 +1,4 @@
-"""Which part of SignGD makes its test error rise, and which part of the model takes it? Claims DM1 to DM11.
+"""Which part of SignGD makes its test error rise, and which part of the model takes it? Claims DM1 to DM12.
 
 Runs of sweeps/atlas_dial.py. Errors are read where the training loss first falls to a level; runs of which one step
 leaps over it are left out. CELLS of the main dial were looked at in no exploration.
@@ -67,7 +67,11 @@ def reading(
 
 def curve(ds: "xr.Dataset", level: float, snr: float, kernel: str, name: str = "test_error") -> "xr.DataArray":
     """An observable at a training loss along the main dial, dims (p, seed)."""
-    runs = family_runs(ds, "power").isel(mu=at_snr(ds, snr)).sel(kernel=kernel)
+    return _over_powers(family_runs(ds, "power").isel(mu=at_snr(ds, snr)).sel(kernel=kernel), level, name)
+
+
+def _over_powers(runs: "xr.Dataset", level: float, name: str) -> "xr.DataArray":
+    """An observable of runs along the main dial at a training loss, dims (p, seed)."""
     at = at_level(runs, level, name, leaps=True)[name]
     values = at.assign_coords(p=("optimizer", numbers_of(runs, "p"))).swap_dims(optimizer="p")
     return values.reset_coords(drop=True).sortby("p").transpose("p", "seed")
@@ -122,6 +126,17 @@ def half_of(ds: "xr.Dataset", level: float, snr: float, kernel: str) -> "xr.Data
     return values.isel(p=0, drop=True).copy(data=half(values["p"], values.values))
 
 
+def half_at(ds: "xr.Dataset", level: float, d: int, start: float) -> "xr.DataArray":
+    """`half` of every seed's error along the main dial at a size and a sigma_0 of entry sizes_overlap; (seed)."""
+    if "sigma_0" not in ds.coords or "d" not in ds.dims:
+        raise CannotDecide("needs the axes d and sigma_0")
+    cell = np.flatnonzero((ds["d"].values == d) & np.isclose(ds["sigma_0"].values, start))
+    if cell.size != 1:
+        raise CannotDecide(f"needs d = {d} with sigma_0 = {start:g}")
+    values = _over_powers(family_runs(ds, "power").isel(d=int(cell[0])), level, "test_error")
+    return values.isel(p=0, drop=True).copy(data=half(values["p"], values.values))
+
+
 def law_half(ds: "xr.Dataset", level: float, snr: float) -> float:
     """`half` of the law at uniform attention."""
     powers = np.linspace(0, 1, 21)
@@ -143,6 +158,11 @@ def _from_sign(ds: "xr.Dataset", family: str, snr: float, kernel: str, **point: 
     """Error at loss .1 minus that of SignGD, which is Signum with beta = 0."""
     here = reading(ds, family, 0.1, snr, kernel=kernel, **point)
     return here - reading(ds, "signum", 0.1, snr, kernel=kernel, beta=0.0)
+
+
+def _moved(ds: "xr.Dataset", d: int, start: float) -> "xr.DataArray":
+    """The p of half the gap at training loss .1 at a size and sigma_0, minus that at the preset's; paired by seed."""
+    return half_at(ds, 0.1, d, start) - half_at(ds, 0.1, 2000, 3e-3)
 
 
 def _part(measure: Callable[..., Any], label: str, interval: tuple[float, float] | None, **fixed: Any) -> Part:
@@ -304,5 +324,21 @@ CLAIMS: tuple[Claim, ...] = (
             for family, interval in (("tensor_gd", (0.05, 0.5)), ("row_gd", (0.05, 0.5)), ("muon", (0.15, 0.5)))
         ),
         settings=(OVERLAP,),
+    ),
+    _mean(
+        id="DM12",
+        statement="Where half of the gap is lost depends on d and not on sigma_0: at SNR .079 and training loss .1 the "
+        "p is smaller by .05 or more at d = 8000 than at 2000, between the two at 4000, and within .05 of it at 2000 "
+        "with sigma_0 = 3e-4",
+        parts=(
+            _part(_moved, "p of half the gap, d = 8000 - 2000", (-0.3, -0.05), d=8000, start=3e-3),
+            _part(_moved, "p of half the gap, d = 4000 - 2000", (-0.2, 0.0), d=4000, start=3e-3),
+            _part(_moved, "p of half the gap, sigma_0 = 3e-4 - 3e-3", (-0.05, 0.05), d=2000, start=3e-4),
+            *(
+                _part(half_at, f"p of half the gap, d = {d}, loss {level:g}", None, level=level, d=d, start=3e-3)
+                for d in (2000, 8000) for level in (0.5, 0.1, 0.01)
+            ),
+        ),
+        settings=("paper_like over d",),
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What happens towards the regime of the paper's theorem, and over a whole training? Claims C2r, N1 to N3."""
+"""What happens towards the regime of the paper's theorem, and over a whole training? Claims C2r, N1 to N3, N10."""
 
 import math
 from typing import TYPE_CHECKING
@@ -29,7 +29,8 @@ def _in_regime(family: str, name: str, small_start: bool = True) -> PerSeed:
     """Smallest test error or loss at training loss .1 over the points in the regime, for one of the two starts."""
 
     def measure(ds: "xr.Dataset") -> "xr.DataArray":
-        if small_start != bool(np.ptp(ds["sigma_0"].values) == 0):
+        starts = ds["sigma_0"].values * (1.0 if small_start else ds["mu"].values)
+        if not np.allclose(starts, starts[0], rtol=1e-4):
             raise CannotDecide(f"needs runs with {'one sigma_0' if small_start else 'sigma_0 in proportion to 1/mu'}")
         inside = np.flatnonzero(constant_of(ds) >= CONSTANT * (1 - 1e-6))
         if not inside.size:
@@ -56,6 +57,22 @@ def smallest_test_loss(ds: "xr.Dataset", family: str) -> "xr.DataArray":
 
 def _smallest(family: str, snr: float) -> PerSeed:
     return lambda ds: smallest_test_loss(ds, family).isel(mu=nearest(ds, snr))
+
+
+def _at_start(family: str, n: int, constant: float, start: float) -> PerSeed:
+    """Test error at training loss .1 at one n and constant, with one sigma_0 at sigma_p = 2."""
+
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        cell = np.flatnonzero(
+            (ds["n"].values == n)
+            & np.isclose(constant_of(ds), constant, rtol=1e-4)
+            & np.isclose(ds["sigma_0"].values, start, rtol=1e-4)
+        )
+        if cell.size != 1:
+            raise CannotDecide(f"needs n = {n}, sigma_p = {constant:g} d^(1/4) n^3 and sigma_0 = {start:g}")
+        return errors(ds, family, 0.1).isel(n=int(cell[0]))
+
+    return measure
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -112,6 +129,23 @@ CLAIMS: tuple[Claim, ...] = (
                 0.5,
             )
             for family, name in NAMES.items()
+        ),
+    ),
+    mean_claim(
+        id="N10",
+        statement="In the regime guessing is the initial weights' doing: at sigma_p = .3 and 1 times d^(1/4) n^3, n = "
+        "4 and training loss .1 SignGD errs less than .1 once sigma_0 is 3e-7 at sigma_p = 2; GD still guesses there",
+        source="ours",
+        settings=("paper_like, disjoint supports over n",),
+        parts=(
+            *(
+                Part(f"error of {name}, n = 4, c = {c:g}, sigma_0 = 3e-7", _at_start(family, 4, c, 3e-7), interval)
+                for c in (0.3, 1.0)
+                for family, name, interval in (("sign_gd", "SignGD", (-INF, 0.1)), ("gd", "GD", (0.4, 0.6)))
+            ),
+            Part("error of SignGD, n = 4, c = 1, sigma_0 = 3e-4", _at_start("sign_gd", 4, 1.0, 3e-4), (0.4, 0.6)),
+            Part("the same, sigma_0 = 1e-5", _at_start("sign_gd", 4, 1.0, 1e-5), None),
+            Part("the same, n = 8, sigma_0 = 3e-7", _at_start("sign_gd", 8, 1.0, 3e-7), (-INF, 0.2)),
         ),
     ),
 )

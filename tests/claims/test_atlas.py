@@ -147,6 +147,24 @@ def test_adams_error_is_its_rule_for_the_signal(raised, expected):
     assert verdicts(ds, "E6") == {"E6": expected}
 
 
+SLOWED = {
+    "sign_gd": {}, "slow 1": {"share": 0.06}, "slow 2": {"share": 0.12}, "slow 3": {"share": 0.25},
+    "slow 4": {"share": 0.5}, "short": {"b2": 0.9}, "adam": {"b2": 0.99}, "long": {"b2": 0.999},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [({}, "HOLDS"), ({"slow 2": 0.1}, "FAILS"), ({"slow 4": 0.5}, "FAILS"), ({"short": 0.38}, "FAILS")],
+)
+def test_adams_error_is_how_far_the_signal_has_come(changed, expected):
+    errors = {"sign_gd": 0.05, "slow 1": 0.47, "slow 2": 0.45, "slow 3": 0.4, "slow 4": 0.3, "short": 0.1, **changed}
+    ds = made({"mu": MU}, list(SLOWED), lambda name, *_, **__: errors.get(name, 0.39), extra=START)
+    family = ["sign_gd", *["slow_signal"] * 4, *["adam_on_signal"] * 3]
+    numbers = {name: ("optimizer", [point.get(name, np.nan) for point in SLOWED.values()]) for name in ("share", "b2")}
+    assert verdicts(ds.assign_coords(family=("optimizer", family), **numbers), "E8") == {"E8": expected}
+
+
 @pytest.mark.parametrize(
     ("away", "expected"),
     [
@@ -255,6 +273,25 @@ def test_only_points_of_the_regime_count():
     assert verdicts(ds, "N1", "N3") == {"N3": "HOLDS"}
     ds, _ = regime_map(lambda family, level, n: 0.3 if family == "gd" else 0.5, lambda *_, **__: 0.6, "small")
     assert verdicts(ds, "N1", "N2") == {"N1": "FAILS", "N2": "FAILS"}
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [({}, "HOLDS"), ({("gd", 0.3, 3e-7): 0.2}, "FAILS"), ({("sign_gd", 1.0, 3e-7): 0.3}, "FAILS")],
+)
+def test_guessing_ends_with_small_initial_weights(errors, expected):
+    points = [(n, c, start) for n in (4, 8) for c in (0.3, 1.0) for start in (3e-4, 1e-5, 3e-7)]
+    n, c, start = map(np.array, zip(*points))
+    d = (40 * n**2) ** 2
+    mu = 2.0 / (c * d**0.25 * n**3.0)
+
+    def error(family, level, n):
+        usual = {"sign_gd": {3e-4: 0.49, 1e-5: 0.2, 3e-7: 0.01}}.get(family, {})
+        return np.array([errors.get((family, c, start), usual.get(start, 0.48)) for _, c, start in points])
+
+    extra = {"d": ("n", d), "overlap": ("n", ["exact"] * len(n)), "mu": ("n", mu), "sigma_0": ("n", start)}
+    ds = made({"n": np.arange(len(n))}, ["sign_gd", "gd"], error, extra=extra).assign_coords(n=n)
+    assert verdicts(ds, "N1", "N3", "N10") == {"N10": expected}
 
 
 @pytest.mark.parametrize(("least", "expected"), [(0.2, "HOLDS"), (0.05, "FAILS")])

@@ -131,6 +131,55 @@ def test_excess_belongs_to_the_memory_against_the_length_of_training():
     assert word(by_beta, "BM9") == word(by_beta, "BM10") == "FAILS"
 
 
+def runs_around(of):
+    """Runs in the cells of entry `around`, of which `of(family, SNR, sigma_0, eta, b1)` exceed SignGD's error of .2."""
+    rows = [
+        ("sign_gd", 1e-4, np.nan), ("sign_gd", 1e-3, np.nan), ("adam", 1e-4, 0.0), ("adam_on_attention", 1e-4, np.nan),
+        ("adam_on_signal", 1e-4, np.nan), ("adam_on_noise", 1e-4, np.nan), ("fast", 1e-3, 0.9), ("fast", 1e-3, 0.99),
+    ]  # fmt: skip
+    cells = [(0.025, 3e-3), (0.04, 3e-3), (0.06, 3e-3), (0.1, 3e-3), (0.04, 3e-4), (0.04, 1e-3), (0.04, 1e-2)]
+    ds = dataset().sel(kernel="softmax", drop=True).isel(mu=[0] * len(cells), optimizer=[0] * len(rows))
+    manifest = json.loads(ds.attrs["manifest"])
+    manifest["definition"]["problem"]["kernel"] = "softmax"
+    mu = [snr * 2 * 40**0.5 for snr, _ in cells]
+    families, rates, b1 = zip(*rows)
+    ds = ds.assign_coords(
+        mu=mu, sigma_0=("mu", [start / m for (_, start), m in zip(cells, mu)]),
+        optimizer=[f"{i}" for i in range(len(rows))], family=("optimizer", list(families)),
+        b1=("optimizer", list(b1)), learning_rate=("optimizer", list(rates)),
+    ).assign_attrs(manifest=json.dumps(manifest))  # fmt: skip
+    excess = [[0.0 if row[0] == "sign_gd" else of(row[0], *cell, *row[1:]) for row in rows] for cell in cells]
+    own = 0.001 * xr.DataArray(np.random.default_rng(3).standard_normal((len(rows), SEEDS)), dims=("optimizer", "seed"))
+    error = ds["test_error_at_level"] * 0 + 0.2 + xr.DataArray(excess, dims=("mu", "optimizer")) + own
+    return ds.assign(test_error_at_level=error.transpose(*ds["test_error_at_level"].dims))
+
+
+def around(family, snr, start, eta, b1):
+    """Excesses as BM11 to BM13 say."""
+    usual = {"adam_on_attention": 0.0, "adam_on_signal": 0.2, "adam_on_noise": -0.1, "fast": 0.03 if b1 == 0.9 else 0.0}
+    if family != "adam":
+        return usual[family]
+    return {0.025: 0.05, 0.1: 0.0}.get(snr, {3e-4: 0.0, 3e-3: 0.11}.get(start, 0.05))
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, ["HOLDS", "HOLDS", "HOLDS"]),
+        ({"adam_on_attention": 0.1}, ["FAILS", "HOLDS", "HOLDS"]),
+        ({"adam_on_signal": 0.0}, ["FAILS", "HOLDS", "HOLDS"]),
+        ({"adam": 0.1}, ["HOLDS", "FAILS", "HOLDS"]),
+        ({"fast": 0.05}, ["HOLDS", "HOLDS", "FAILS"]),
+    ],
+)
+def test_the_excess_is_of_its_part_and_its_setting(changed, expected):
+    ds = runs_around(lambda family, *where: changed.get(family, around(family, *where)))
+    assert str(setting_of(ds)) == betas.MEMORY
+    assert [word(ds, f"BM{i}") for i in (11, 12, 13)] == expected
+    with pytest.raises(js.CannotDecide, match="SNR"):
+        betas.excess(ds, 0.01, 0.04, 1e-4, 0.99)
+
+
 def test_distances_by_hand(limit):
     table = betas.attention_distance(limit, 0.04, 0.01)
     assert table.dims == ("b1", "b2", "seed")

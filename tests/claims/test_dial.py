@@ -126,6 +126,28 @@ def test_claims_about_memory_and_norms():
     assert word(far, "DM8") == "FAILS"
 
 
+@pytest.mark.parametrize(
+    ("middle", "expected"),
+    [((0.64, 0.57, 0.48, 0.63), "HOLDS"), ((0.64, 0.57, 0.62, 0.63), "FAILS"), ((0.64, 0.57, 0.48, 0.5), "FAILS")],
+)
+def test_where_half_is_lost_depends_on_the_dimension(middle, expected):
+    powers = np.linspace(0, 1, 11)
+    ds = dataset().sel(kernel="softmax", drop=True).isel(mu=[0] * 4, optimizer=slice(0, powers.size)).rename(mu="d")
+    error = np.stack([0.4 - 0.3 * np.interp(powers, [0, p, 1], [0, 0.5, 1]) for p in middle])
+    own = 0.002 * np.random.default_rng(0).standard_normal(SEEDS)
+    table = xr.DataArray(error, dims=("d", "optimizer")) + xr.DataArray(own, dims="seed")
+    manifest = json.loads(ds.attrs["manifest"])
+    manifest["definition"]["problem"]["kernel"] = "softmax"
+    manifest["definition"]["problem"].pop("d")
+    manifest["definition"]["hyper"]["mu"] = 1.0
+    at_level = (ds["test_error_at_level"] * 0 + table).transpose(*ds["test_error_at_level"].dims)
+    ds = ds.isel(level=[0, 0, 1]).assign(test_error_at_level=at_level.isel(level=[0, 0, 1])).assign_coords(
+        d=[2000, 4000, 8000, 2000], sigma_0=("d", [3e-3, 3e-3, 3e-3, 3e-4]), p=("optimizer", powers),
+        level=[0.5, 0.1, 0.01],
+    ).assign_attrs(manifest=json.dumps(manifest))  # fmt: skip
+    assert word(ds, "DM12") == expected
+
+
 def test_what_is_lacking_is_said():
     ds = dataset()
     for words, ask in {

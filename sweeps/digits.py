@@ -2,13 +2,16 @@
 
 Digits 3 and 7. Entries: MODEL over the number of training images, MODEL_frozen its control on the same seeds, in which
 queries and keys stay as they began and attention almost uniform; MODEL_scales, 50 images at many image scales;
-`two_layer_splits`, noise in training images alone, in validation and test images alone, in both and in neither. Models:
+`two_layer_splits`, noise in training images alone, in validation and test images alone, in both and in neither;
+`two_layer_everywhere`, noise on every pixel instead of the border; `two_layer_faint`, scale .15 with fewer and more
+images than noisy pixels. Models:
 `two_layer`, the paper's attention model on 16 patches of 7 x 7 pixels; `vit`, a vision transformer of one layer on the
 same patches, 16 wide. Axes: SignGD, Adam and GD (frozen: without Adam) with three learning rates each, factors of 5
 apart (`vit`: of 3), of which figure and claims take the one with the smallest validation error among those with which
-all seeds fit their training images; 20 to 1,000 training images (`vit` to 200, frozen to 100; splits 20 and 400); image
-scale .25, .5 and 1 (`vit` and splits .5), or .25 to 4; 5 seeds (splits 10). 200 validation and 600 test images a run;
-80 full-batch steps, 300 of `vit` and 160 of splits, since GD takes longer to fit images without noise.
+all seeds fit their training images; 20 to 1,000 training images (`vit` to 200, frozen to 100; splits 20 and 400;
+everywhere 20, 100 and 400; faint 400, 700 and 1,000); image scale .25, .5 and 1 (`vit` and splits .5, everywhere .5 and
+1), or .25 to 4; 5 seeds (splits 10). 200 validation and 600 test images a run; 80 full-batch steps, 300 of `vit` and
+160 of splits, everywhere and faint, since GD takes longer to fit images without noise, and faint ones.
 Command: python sweeps/digits.py --out results/digits [--data-dir DIR], DIR the MNIST files, plain or gzipped; without
 it the 10,000 digits of the package.
 Cost: about 35 minutes of CPU time, 8 of them splits; more than an hour on 2 cores that many other jobs used too.
@@ -17,6 +20,7 @@ Learning rates and steps were set by training losses and, at 50 images, by valid
 scales are reconstructed.
 """
 
+import dataclasses
 import sys
 from argparse import Namespace
 
@@ -65,6 +69,8 @@ def entries(tiny):
     fifty = {"n_train": [10 if tiny else 50]}
     few_and_many = {"n_train": samples["two_layer"] if tiny else [20, 400]}
     splits = {"noise": [0.0, 1.0], "test_noise": [0.0, 1.0]}
+    everywhere = {"n_train": samples["two_layer"] if tiny else [20, 100, 400], "scale": [0.5, 1.0]}
+    faint = {"n_train": samples["two_layer"] if tiny else [400, 700, 1000], "scale": [0.15]}
     return {
         "two_layer": ("two_layer", False, three, 5, 80),
         "two_layer_frozen": ("two_layer", True, three, 5, 80),
@@ -72,6 +78,8 @@ def entries(tiny):
         "vit_frozen": ("vit", True, {"n_train": samples["vit"][:2], "scale": [0.5]}, 5, 300),
         "two_layer_scales": ("two_layer", False, {**fifty, "scale": scales["two_layer"]}, 5, 80),
         "two_layer_splits": ("two_layer", False, {**few_and_many, "scale": [0.5], **splits}, 10, 160),
+        "two_layer_everywhere": ("two_layer", False, everywhere, 5, 160),
+        "two_layer_faint": ("two_layer", False, faint, 5, 160),
         "vit_scales": ("vit", False, {**fifty, "scale": scales["vit"]}, 5, 300),
     }  # fmt: skip
 
@@ -81,6 +89,8 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     sizes = {"n_val": 10, "n_test": 20, "width": 4, "hidden": 4} if args.tiny else {"n_val": 200, "n_test": 600}
     for name, (model, control, axes, seeds, length) in entries(args.tiny).items():
         problem = js.DigitsProblem(classes=CLASSES, n_train=max(axes["n_train"]), model=model, **sizes)
+        if name.endswith("_everywhere"):
+            problem = dataclasses.replace(problem, noise_on="image")
         steps = args.steps or (7 if args.tiny else length)
         record = RECORD[steps >= RECORD]
         sweeps[name] = js.Sweep(

@@ -42,7 +42,10 @@ def setting_of(ds: "xr.Dataset") -> Setting:
     digits = "ten classes" if len(classes) == 10 else " vs ".join(map(str, classes))
     return Setting(
         f"{MODELS[problem['model']]} {digits}",
-        changes=("attention frozen",) if definition["trainable"] else (),
+        changes=(
+            *(("noise on every pixel",) if problem.get("noise_on", "border") == "image" else ()),
+            *(("attention frozen",) if definition["trainable"] else ()),
+        ),
         swept=tuple(axis for axis in (*AXES, *NOISES) if ds.sizes.get(axis, 1) > 1),
     )
 
@@ -153,6 +156,14 @@ def law_gap(ds: "xr.Dataset") -> "xr.DataArray":
     return drop_labels(runs["sign_step_error"] - runs["gd_step_error"])
 
 
+def _law_at(ds: "xr.Dataset", n_train: int) -> "xr.DataArray":
+    """`law_gap` at one n_train of a sweep over n_train alone."""
+    law = law_gap(ds)
+    if n_train not in law["n_train"]:
+        raise CannotDecide(f"n_train={n_train} is not among the runs")
+    return law.sel(n_train=n_train).isel(scale=0)
+
+
 def unseen(ds: "xr.Dataset") -> "xr.DataArray":
     """Which cells (n_train, scale) nobody had looked at when the claims were written: they decide F2d-10."""
     import xarray as xr
@@ -219,6 +230,7 @@ _NAMES = {"sign_gd": "SignGD", "adam": "Adam", "gd": "GD"}
 _WHERE = {"loss": f"at training loss {LEVEL:g}", "end": "at the end"}
 OVER_SCALES = tuple(f"{model} 3 vs 7 over scale" for model in MODELS.values())
 OVER_SAMPLES = tuple(f"two-layer 3 vs 7{control} over n_train, scale" for control in ("", ", attention frozen"))
+_MANY_FAINT, _EVERYWHERE = "two-layer 3 vs 7 over n_train", "two-layer 3 vs 7, noise on every pixel over n_train, scale"
 VIT_OVER_SAMPLES = tuple(f"ViT 3 vs 7{control} over n_train" for control in ("", ", attention frozen"))
 _TWO_LAYER, _VIT = OVER_SCALES
 _BELOW_THE_CROSSING = {
@@ -406,6 +418,25 @@ CLAIMS: tuple[Claim, ...] = (
             VIT_OVER_SAMPLES[0]: "at equal loss the three are within .012 of each other on average, at 20, 100 and 200 "
             "images; at the end SignGD errs .04 less at 200, at the largest of its rates"
         },
+    ),
+    _ours(
+        id="F2d-12",
+        settings=(_MANY_FAINT,),
+        statement="Noisy digits, two layers, scale .15, training loss .1: with more images (1,000) than the 460 noisy "
+        "pixels SignGD has the larger test error, against the first-step law; with fewer (400) the smaller, as it says",
+        parts=(
+            *_at_cells("sign_gd", "loss", _POSITIVE, (1000, 0.15)),
+            *_at_cells("sign_gd", "loss", _NEGATIVE, (400, 0.15)),
+            *_at_cells("sign_gd", "loss", None, (700, 0.15)),
+            Part("the law's difference, n = 1,000", functools.partial(_law_at, n_train=1000), None),
+        ),
+    ),
+    _ours(
+        id="F2d-13",
+        settings=(_EVERYWHERE,),
+        statement="Noisy digits, two layers, noise on every pixel: SignGD has the larger test error than GD at "
+        "training loss .1 with 20, 100 and 400 images, at scales .5 and 1",
+        parts=_at_cells("sign_gd", "loss", _POSITIVE, *((n, scale) for n in (20, 100, 400) for scale in (0.5, 1.0))),
     ),
     _ours(
         id="FS1",

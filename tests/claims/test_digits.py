@@ -112,6 +112,25 @@ def test_claims_over_images_hold_and_fail():
     assert word(early, "F2d-11") == "FAILS"
 
 
+def test_claims_about_the_limits_of_the_law_hold_and_fail():
+    def over(samples, scales, gap, place="border"):
+        error = 0.3 + np.asarray(gap)[..., None] * (FAMILIES == "sign_gd")
+        ds = dataset(samples, scales, error, error, model="two_layer")
+        manifest = json.loads(ds.attrs["manifest"])
+        manifest["definition"]["problem"]["noise_on"] = place
+        return ds.assign_attrs(manifest=json.dumps(manifest))
+
+    many = [400, 700, 1000]
+    assert word(over(many, [0.15], [[-0.05], [0.0], [0.05]]), "F2d-12") == "HOLDS"
+    assert word(over(many, [0.15], [[-0.05], [0.0], [-0.05]]), "F2d-12") == "FAILS"
+    assert word(over(many, [0.15], [[0.05], [0.0], [0.05]]), "F2d-12") == "FAILS"
+    more = np.full((3, 2), 0.04)
+    ds = over([20, 100, 400], [0.5, 1.0], more, "image")
+    assert str(claims.setting_of(ds)) == "two-layer 3 vs 7, noise on every pixel over n_train, scale"
+    assert word(ds, "F2d-13") == "HOLDS"
+    assert word(over([20, 100, 400], [0.5, 1.0], more * [[-1], [1], [1]], "image"), "F2d-13") == "FAILS"
+
+
 def over_splits(error):
     """Two layers, with noise 0 and 1 in training and in test images: `error(n, noise, test noise)` is SignGD's gap."""
 

@@ -153,6 +153,26 @@ def test_noise_is_in_the_border_only_and_standard_there(draw):
     )
 
 
+def test_noise_on_the_whole_image_is_standard_on_every_pixel_and_the_same_in_the_border():
+    def drawn(place):
+        task = js.noisy_digits(dataclasses.replace(PROBLEM, noise_on=place))
+        key, hyper = jax.random.key(4), js.DigitsHyper(scale=0.5)
+        draw = task.sample(js.stream(key, "data"), hyper, image_set())
+        test = task.sample_test(js.stream(key, "test"), hyper, None)
+        return np.asarray(draw.noise), np.asarray(test), task.describe(draw, test, hyper)
+
+    mask = digits.border()
+    (train, test, constants), (some, others, known) = drawn("image"), drawn("border")
+    for whole, part in ((train, some), (test, others)):
+        np.testing.assert_array_equal(np.where(mask, whole, 0), part)
+        inside = whole[:, ~mask]
+        assert abs(inside.mean()) < 4 / inside.size**0.5
+        assert inside.std() == pytest.approx(1, abs=4 / (2 * inside.size) ** 0.5)
+    # The law is of noise outside the digits: there is none here.
+    assert np.isnan([constants["sign_step_error"], constants["gd_step_error"]]).all()
+    assert np.isfinite([known["sign_step_error"], known["gd_step_error"], constants["class_mean_error"]]).all()
+
+
 def test_noise_in_one_split_alone_is_that_of_the_noisy_and_the_clean_images():
     def drawn(noise, in_test=None):
         task = js.noisy_digits(dataclasses.replace(PROBLEM, test_noise=in_test))
@@ -235,6 +255,7 @@ def test_a_missing_or_too_small_image_set_is_refused():
         ({"n_train": 101}, "n_train must be a multiple of the 2 classes, got n_train=101"),
         ({"n_val": 0}, "n_val must be an int >= 1, got n_val=0"),
         ({"model": "cnn"}, "unknown model 'cnn'"),
+        ({"noise_on": "corner"}, "unknown noise_on 'corner'.*legal: 'border', 'image'"),
         ({"test_noise": -1.0}, r"test_noise must be a finite number in \[0, inf\), got test_noise=-1.0"),
         ({"patch": 5}, "patch must divide 28.*got patch=5"),
         ({"width": 10, "heads": 4}, "width must be a multiple of heads=4, got width=10"),

@@ -125,9 +125,10 @@ def border() -> np.ndarray:
     return mask
 
 
-def border_noise(key: Array, noise: Array | float, count: int) -> Array:
-    """Noise of the border, (count, 28, 28): N(0, noise^2) in the border and 0 elsewhere."""
-    return jnp.where(jnp.asarray(border())[None], noise * jax.random.normal(key, (count, SIDE, SIDE)), 0)
+def noise_of(key: Array, noise: Array | float, count: int, place: str = "border") -> Array:
+    """Noise of images, (count, 28, 28): N(0, noise^2) in the border and 0 elsewhere, or on all of the "image"."""
+    drawn = noise * jax.random.normal(key, (count, SIDE, SIDE))
+    return jnp.where(jnp.asarray(border())[None], drawn, 0) if place == "border" else drawn
 
 
 def choose(key: Array, labels: Array, problem: DigitsProblem) -> Array:
@@ -155,7 +156,7 @@ def choose(key: Array, labels: Array, problem: DigitsProblem) -> Array:
 def sample(key: Array, problem: DigitsProblem, hyper: DigitsHyper, shared: DigitImages | None) -> Draw:
     """Draws three balanced disjoint splits of the image set and the training images' noise.
 
-        image = scale * pixels / 255,   noise ~ N(0, noise^2) in the border of width 5
+        image = scale * pixels / 255,   noise ~ N(0, noise^2) in the border of width 5, or on every pixel
 
     Args:
       key: key of the stream "data".
@@ -188,7 +189,7 @@ def sample(key: Array, problem: DigitsProblem, hyper: DigitsHyper, shared: Digit
     right = labels[order] == jnp.asarray(problem.classes, labels.dtype)[classes]
     pixels = images[order].astype(jnp.zeros(()).dtype) / 255
     pixels = jnp.where(right[:, None, None], hyper.scale * pixels, jnp.nan)
-    return Draw(pixels, classes, border_noise(noise, hyper.noise, problem.n_train))
+    return Draw(pixels, classes, noise_of(noise, hyper.noise, problem.n_train, problem.noise_on))
 
 
 def cut(images: Array, patch: int) -> Array:

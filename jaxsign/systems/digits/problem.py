@@ -11,6 +11,8 @@ from jaxsign.validation.values import known, positive_int, real
 MODELS = ("two_layer", "vit")
 #: Side of an image, and width of the border that carries the noise.
 SIDE, BORDER = 28, 5
+#: Where noise may be.
+PLACES = ("border", "image")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class DigitsProblem:
       hidden: width of the multilayer perceptron of "vit", int >= 1.
       test_noise: standard deviation of the noise of validation and test images, finite, >= 0, or None: that of training
         images, `DigitsHyper.noise`.
+      noise_on: pixels with noise: "border", of width 5, or "image", all of them.
 
     Raises:
       ValueError: naming field, value and legal range.
@@ -53,6 +56,7 @@ class DigitsProblem:
     heads: int = 2
     hidden: int = 32
     test_noise: float | None = dataclasses.field(default=None, metadata={"added": True})
+    noise_on: str = dataclasses.field(default="border", metadata={"added": True})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", _classes(self.classes))
@@ -66,6 +70,7 @@ class DigitsProblem:
         if self.test_noise is not None:
             object.__setattr__(self, "test_noise", real("test_noise", self.test_noise, low=0.0))
         known("model", self.model, MODELS)
+        known("noise_on", self.noise_on, PLACES)
         if SIDE % self.patch:
             raise ValueError(f"patch must divide {SIDE}: 1, 2, 4, 7, 14 or {SIDE}, got patch={self.patch}")
         if self.width % self.heads:
@@ -107,8 +112,8 @@ class DigitsHyper:
     Args:
       scale: factor of every image, finite, > 0. The source calls it SNR, but it is no ratio of norms; see the constants
         `image_norm` and `noise_norm` of a run.
-      noise: standard deviation of the border's noise, finite, >= 0; of training images alone where the problem has
-        `test_noise`.
+      noise: standard deviation of the noise of a pixel that has some, finite, >= 0; of training images alone where the
+        problem has `test_noise`.
       sigma_0: standard deviation of the initial weights of the two-layer model, and of the queries and keys of "vit",
         finite, >= 0: small, so that attention begins almost uniform.
 

@@ -46,14 +46,16 @@ def _loss_and_error(split: str, logits: Array, y: Array) -> tuple[dict[str, Arra
 def noisy_digits(problem: DigitsProblem) -> Task:
     """A small transformer on real digits whose border is full of noise.
 
-        x = scale * image + noise in the border of width 5,   L = mean_i -log softmax(F(x_i))_{y_i}
+        x = scale * image + noise in the border of width 5, or on every pixel,
+        L = mean_i -log softmax(F(x_i))_{y_i}
 
     Training, validation and test images are disjoint in every run, and the same images are drawn at every scale. The
     observable `calibrated_loss` is the test loss of F/T, with the temperature T that fits the validation images best.
     It separates the effect of errors on the test loss from the effect of the scale of margins. For reference, the
     constant `class_mean_error` is the error of the nearest class mean on the same draws, and with two classes
     `sign_step_error` and `gd_step_error` are the first-step law of both optimizers (`models.one_step_margins`), which
-    neglects that images of a class differ. A run needs `shared=js.load_digits()`. Steps are full-batch.
+    neglects that images of a class differ, and is NaN with noise on every pixel. A run needs `shared=js.load_digits()`.
+    Steps are full-batch.
 
     Args:
       problem: a DigitsProblem.
@@ -90,7 +92,7 @@ def noisy_digits(problem: DigitsProblem) -> Task:
     def sample_test(key: Array, hyper: DigitsHyper, shared: Any = None) -> Array:
         del shared
         size = hyper.noise if problem.test_noise is None else problem.test_noise
-        return data_of.border_noise(key, size, problem.n_val + problem.n_test)
+        return data_of.noise_of(key, size, problem.n_val + problem.n_test, problem.noise_on)
 
     def init(key: Array, data: Draw, hyper: DigitsHyper) -> Any:
         del data
@@ -135,7 +137,9 @@ def noisy_digits(problem: DigitsProblem) -> Task:
             margins = models.one_step_margins(images, data.labels[: problem.n_train], data.noise)
             if problem.test_noise is not None:  # both laws divide by the noise of test images
                 margins = tuple(margin * hyper.noise / problem.test_noise for margin in margins)
-            errors = (jax.scipy.stats.norm.cdf(-margin) for margin in margins)
+            errors = [jax.scipy.stats.norm.cdf(-margin) for margin in margins]
+            if problem.noise_on == "image":  # the law is of noise outside the digits
+                errors = [jnp.full_like(error, jnp.nan) for error in errors]
             constants |= dict(zip(("sign_step_error", "gd_step_error"), errors))
         return constants
 

@@ -1,6 +1,6 @@
 """Test error at equal training loss over SNR and dimension: SignGD, Adam and GD, attention trained and uniform.
 
-Page 1 of the atlas; claims E1 to E8. Axes of entry `error`: 17 SNRs from 1e-4 to 1; 9 dimensions from just above
+Page 1 of the atlas; claims E1 to E9. Axes of entry `error`: 17 SNRs from 1e-4 to 1; 9 dimensions from just above
 n s = 800 to 10^9 and infinity (fresh patches share no coordinate with training; its d is only a label); softmax
 attention and the control, in which attention is uniform and only values learn; 16 seeds. Entry `small_start` repeats
 SignGD and GD at d = 2000 and infinity with sigma_0 = 3e-4 throughout, a tenth of the preset's at its own SNR, so that
@@ -8,6 +8,7 @@ initial weights hardly count. Entry `exchanged` asks which part of Adam makes it
 eight ways to give SignGD's or Adam's rule to attention, to the value vector's product with the signal and to its
 products with the noise; SignGD at a half and a quarter of its learning rate trains as long as Adam. Entry `slowed`
 asks how a rule for the signal makes it: there, Adam with b2 = .9 and .99, and SignGD at .06 to .5 of its rate. Entry
+`uniform` repeats the exchange of the signal's and the noise's rule with uniform attention, d = 2000 and infinity. Entry
 `start` varies sigma_0 from 3e-5 to .03 at SNR .032 and .1, d = 2000 and infinity, for SignGD and GD.
 Drawn in distribution, supports disjoint. mu and sigma_0 vary in place of sigma_p, at sigma_p = 2, so that one learning
 rate serves every SNR: (mu, sigma_p, sigma_0, eta) -> (c mu, c sigma_p, sigma_0/c, eta/c) is the same run of SignGD. So
@@ -69,6 +70,13 @@ def exchanged():
     return {**optimizers, "slow_sign_gd": js.grid(js.sign_gd, learning_rate=[5e-5, 2.5e-5])}
 
 
+def values():
+    """{name: optimizer} of the four ways to give two rules to the value vector's products, attention at its start."""
+    chosen = {"sign_gd": {}, "adam_on_signal": {"signal": "adam"}, "adam_on_noise": {"noise": "adam"}}
+    chosen["adam_on_signal_noise"] = {"signal": "adam", "noise": "adam"}
+    return {name: js.grid(parts, learning_rate=1e-4, **which) for name, which in chosen.items()}
+
+
 def slowed():
     """{name: optimizer} of SignGD, and of SignGD with another rule for the value vector's product with the signal."""
     return {
@@ -115,6 +123,13 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         "small_start": sweep(lambda mu: float(hyper.sigma_0) / 10, some, [DIMENSIONS[2], DIMENSIONS[-1]], {}),
         "exchanged": sweep(lambda mu: float(hyper.sigma_0) / mu, exchanged(), [DIMENSIONS[2]], {}, SNR[8:]),
         "slowed": sweep(lambda mu: float(hyper.sigma_0) / mu, slowed(), [DIMENSIONS[2]], {}, SNR[8:]),
+        "uniform": sweep(
+            lambda mu: float(hyper.sigma_0) / mu,
+            values(),
+            [DIMENSIONS[2], DIMENSIONS[-1]],
+            {"kernel": ["uniform"]},
+            SNR[8:],
+        ),
         "start": sweep(
             STARTS, some, [DIMENSIONS[2], DIMENSIONS[-1]], {"kernel": ["softmax", "uniform"]}, SNR[[10, 12]]
         ),

@@ -165,6 +165,16 @@ def _excess(family: str, interval: tuple[float, float] | None, **where: float) -
     return _part(around, f"{label}, loss 0.01", interval, level=0.01, family=family, **where)
 
 
+def _of_sign_gd(ds: "xr.Dataset", snr: float, start: float) -> "xr.DataArray":
+    """SignGD's error at loss .01 and eta = 1e-4 in a cell of `around`; (seed)."""
+    runs = select(_cell(ds, snr, start), "sign_gd", learning_rate=1e-4)
+    return _mean(at_level(runs, 0.01, "test_error", leaps=True)["test_error"])
+
+
+def _sign(snr: float, start: float = 3e-3) -> Part:
+    return _part(_of_sign_gd, f"error(SignGD), snr {snr:g}, start {start:g}, loss 0.01", None, snr=snr, start=start)
+
+
 def _part(measure: Callable[..., Any], label: str, interval: tuple[float, float] | None, **fixed: Any) -> Part:
     return Part(label, functools.partial(measure, **fixed), interval)
 
@@ -290,6 +300,7 @@ CLAIMS: tuple[Claim, ...] = (
             _excess("adam_on_signal", (0.1, 0.5)), _excess("adam_on_signal", (0.03, 0.5), snr=0.06),
             _excess("adam_on_attention", (-0.03, 0.03)), _excess("adam_on_attention", (-0.03, 0.03), snr=0.06),
             _excess("adam_on_noise", (-0.3, -0.05)), _excess("adam", (0.07, 0.2)),
+            _excess("adam_on_noise", None, snr=0.06), _excess("adam", None, snr=0.06), _sign(0.04), _sign(0.06),
         ),
         settings=(MEMORY,),
     ),
@@ -307,6 +318,8 @@ CLAIMS: tuple[Claim, ...] = (
                 )
                 for start in (1e-3, 1e-2)
             ),
+            *(_excess("adam", None, start=start) for start in (1e-3, 1e-2)), _sign(0.025), _sign(0.1),
+            *(_sign(0.04, start) for start in (3e-4, 1e-3, 1e-2)),
         ),
         settings=(MEMORY,),
     ),

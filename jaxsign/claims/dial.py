@@ -335,8 +335,11 @@ CLAIMS: tuple[Claim, ...] = (
             _part(_moved, "p of half the gap, d = 4000 - 2000", (-0.2, 0.0), d=4000, start=3e-3),
             _part(_moved, "p of half the gap, sigma_0 = 3e-4 - 3e-3", (-0.05, 0.05), d=2000, start=3e-4),
             *(
-                _part(half_at, f"p of half the gap, d = {d}, loss {level:g}", None, level=level, d=d, start=3e-3)
-                for d in (2000, 8000) for level in (0.5, 0.1, 0.01)
+                _part(
+                    half_at, f"p of half the gap, d = {d}, sigma_0 = {start:g}, loss {level:g}", None, level=level,
+                    d=d, start=start,
+                )
+                for d, start in ((2000, 3e-3), (4000, 3e-3), (8000, 3e-3), (2000, 3e-4)) for level in (0.5, 0.1, 0.01)
             ),
         ),
         settings=("paper_like over d",),

@@ -178,11 +178,14 @@ class ClaimTable:
       missing: (claim id, setting, reason) of claims that no Dataset of that setting could answer; where no claim is
         decided at all, of every setting.
       asked: ids of the claims that were asked for; None: all that there are.
+      beside: ids of the claims that name one of these settings and are decided in none, where others are: they may be
+        about another sweep in it.
     """
 
     rows: tuple[Row, ...]
     missing: tuple[tuple[str, str, str], ...] = ()
     asked: tuple[str, ...] | None = None
+    beside: tuple[str, ...] = ()
 
     def chances(self) -> str:
         """How many verdicts HOLDS chance alone would give in a table of this size, and how many are beyond chance."""
@@ -195,6 +198,13 @@ class ClaimTable:
             f"{'is' if len(beyond) == 1 else 'are'} beyond chance over the whole table (Holm, 5 %)"
         )
         return text + (f"; not {', '.join(lost)}, which need more seeds." if lost else ".")
+
+    def left_open(self) -> str:
+        """One line that names the claims `beside`; "" if there are none."""
+        if not self.beside:
+            return ""
+        open_claims = ", ".join(self.beside)
+        return f"Not decided by these results, though about such a setting: {open_claims} (--claim ID says why)."
 
     def beyond_chance(self) -> set[tuple[str, str]]:
         """(claim, setting) of the rows that read HOLDS, also after Holm's correction for the number of rows, at 5 %.
@@ -382,7 +392,10 @@ def decide(
         if claim is not by_id.get(claim.id) and datasets and not any(claim.is_about(*place) for place in places):
             missing.append((claim.id, "everywhere", _about_none(claim, datasets, places)))
     asked = None if claims is None else tuple(claim.id for claim in chosen)
-    return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside), asked)
+    decided = {row.claim.id for row in rows}
+    named = {claim.id for claim in chosen if claim.settings} - decided
+    open_ids = tuple(dict.fromkeys(claim for claim, _, _ in beside if claim in named)) if rows else ()
+    return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside), asked, open_ids)
 
 
 def undecided(table: ClaimTable, datasets: "Sequence[xr.Dataset]", own: bool = False) -> list[str]:

@@ -70,6 +70,8 @@ def _claims(args: argparse.Namespace) -> int:
         if args.markdown:
             show("")  # or the sentence would be the table's last row
         show(table.chances())
+        if table.beside:
+            show(table.left_open())
     reasons = [] if table.rows else undecided(table, list(datasets.values()), own=args.claims is not None)
     if not table.rows and not reasons:
         reasons = ["no claim of jaxsign is about these systems; --claims FILE decides claims of your own"]

@@ -162,7 +162,30 @@ def test_adams_error_is_how_far_the_signal_has_come(changed, expected):
     ds = made({"mu": MU}, list(SLOWED), lambda name, *_, **__: errors.get(name, 0.39), extra=START)
     family = ["sign_gd", *["slow_signal"] * 4, *["adam_on_signal"] * 3]
     numbers = {name: ("optimizer", [point.get(name, np.nan) for point in SLOWED.values()]) for name in ("share", "b2")}
-    assert verdicts(ds.assign_coords(family=("optimizer", family), **numbers), "E8") == {"E8": expected}
+    ds = ds.assign(value_signal=ds["test_error"], value_signal_at_level=ds["test_error_at_level"] * 0 + 0.2)
+    ds = ds.assign_coords(family=("optimizer", family), **numbers)
+    assert verdicts(ds, "E8") == {"E8": expected}
+    table = js.check(ds)
+    assert {row.claim.id for row in table.rows} == {"E8"}
+    assert table.left_open() == ("Not decided by these results, though about such a setting: E6 (--claim ID says why).")
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        ({"adam_on_signal": 0.15, "adam_on_noise": -0.1}, "HOLDS"),
+        ({"adam_on_noise": -0.1}, "FAILS"),
+        ({"adam_on_signal": 0.15}, "FAILS"),
+        ({"adam_on_signal": 0.15, "adam_on_noise": -0.1, "adam_on_signal_noise": 0.2}, "FAILS"),
+    ],
+)
+def test_the_rule_for_the_signal_does_not_need_attention(raised, expected):
+    names = ["sign_gd", "adam_on_signal", "adam_on_noise", "adam_on_signal_noise"]
+    axes = {"d": [2000, 2 * 10**9], "mu": MU}
+    extra = {**START, "overlap": ("d", ["exact", "none"])}
+    ds = made(axes, names, lambda family, *_, **__: 0.2 + raised.get(family, 0.0), extra=extra)
+    ds = ds.expand_dims(kernel=["uniform"]).transpose("kernel", ...)
+    assert verdicts(ds, "E9") == {"E9": expected}
 
 
 @pytest.mark.parametrize(

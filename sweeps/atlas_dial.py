@@ -1,13 +1,14 @@
 """Between SignGD and GD, what makes the test error rise? Test error and loss at equal training loss along every dial.
 
-Page 3 of the atlas; claims DM1 to DM12. Two settings: NAME_overlap is the paper-like one (d = 2000, independent
+Page 3 of the atlas; claims DM1 to DM13. Two settings: NAME_overlap is the paper-like one (d = 2000, independent
 supports), NAME_limit the limit d -> infinity, in which fresh noise shares no coordinate with training. In both, softmax
 attention and the control, in which attention is uniform and only values learn. Entries:
 power: the main dial, |g|^p sgn g for 11 p from 0 (SignGD) to 1 (GD), 5 SNRs, 16 seeds.
 memory: Signum's beta and RMSprop's decay. batch: mini-batches of 1 and 5 at p = 0 and p = 1. smooth: tanh(g/tau), and
 Adam's eps. norm: every tensor's, or every row's, gradient over its norm, and Muon. All with 3 SNRs and 8 seeds.
 sizes_overlap: does the middle of the main dial move with d and sigma_0? SNR .079, softmax attention; d = 2000, 4000 and
-8000, and sigma_0 = 3e-4 at mu = 1; 8 seeds.
+8000, and sigma_0 = 3e-4 at mu = 1; 8 seeds. attention_overlap: is it the speed of queries and keys? The rules of norm
+with that speed over ten, and GD with it times ten and a hundred; SNR .079, 8 seeds.
 The SNR is set by mu and sigma_0 at sigma_p = 2; (mu, sigma_p, sigma_0, eta) -> (c mu, c sigma_p, sigma_0/c, eta/c) is
 the same run of SignGD, so that sigma_0 = 3e-3/mu stands for 3e-3 at mu = 1 and sigma_p = 1/(SNR sqrt(s)).
 Learning rates: where a gradient is GRADIENT, about that of a noise coordinate at the start, every optimizer steps as
@@ -18,6 +19,7 @@ manifests.
 All settings are reconstructed; see jaxsign.presets.
 """
 
+import dataclasses
 import sys
 from argparse import Namespace
 
@@ -90,6 +92,36 @@ def muon(length):
     return transform(length, muon_weight_dimension_numbers=matrices)
 
 
+def _attention(share):
+    """Multiplies the steps of W_Q and W_K."""
+
+    def update(updates, state, params=None):
+        del params
+        return dataclasses.replace(updates, w_q=share * updates.w_q, w_k=share * updates.w_k), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def tensor_apart(length, share):
+    """`tensor_gd`, queries and keys at a share of its length."""
+    return optax.chain(tensor_gd(length), _attention(share))
+
+
+def row_apart(length, share):
+    """`row_gd`, queries and keys at a share of its length."""
+    return optax.chain(row_gd(length), _attention(share))
+
+
+def muon_apart(length, share):
+    """`muon`, queries and keys at a share of its length."""
+    return optax.chain(muon(length), _attention(share))
+
+
+def gd_apart(learning_rate, share):
+    """GD, queries and keys at a multiple of its learning rate."""
+    return optax.chain(optax.sgd(learning_rate), _attention(share))
+
+
 OPTIMIZERS = {
     "power": {"power": js.grid(dial, base=1e-3, p=POWERS)},
     "memory": {
@@ -107,6 +139,13 @@ OPTIMIZERS = {
         "row_gd": js.grid(row_gd, length=[0.005]),
         "muon": js.grid(muon, length=[0.02]),
     },
+}
+#: Of entry attention_overlap: the lengths of "norm", and the presets' GD.
+APART = {
+    "tensor_apart": js.grid(tensor_apart, length=0.03, share=[0.1, 1.0]),
+    "row_apart": js.grid(row_apart, length=0.005, share=[0.1, 1.0]),
+    "muon_apart": js.grid(muon_apart, length=0.02, share=[0.1, 1.0]),
+    "gd_apart": js.grid(gd_apart, learning_rate=0.3, share=[1.0, 10.0, 100.0]),
 }
 #: {entry: (engine in the paper-like setting, in the limit, steps)}
 RUNS = {
@@ -152,8 +191,18 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
             },
         )  # fmt: skip
 
+    def attention():
+        problem, hyper = js.presets.paper_like()
+        problem = presets.tiny(problem) if args.tiny else problem
+        steps = args.steps or (60 if args.tiny else RUNS["norm"][2])
+        return js.Sweep(
+            system=js.two_layer, engine=args.engine or "dense", problem=problem, hyper=hyper, optimizers=APART,
+            steps=steps, record=[0, steps], test_every=[0], levels=LEVELS, observables=SCALARS,
+            axes={"kernel": ["softmax", "uniform"], "seed": args.seeds or (2 if args.tiny else 8)},
+        )  # fmt: skip
+
     mapped = {f"{kind}_{place}": sweep(kind, place) for place in ("overlap", "limit") for kind in OPTIMIZERS}
-    return {**mapped, "sizes_overlap": sizes()}
+    return {**mapped, "sizes_overlap": sizes(), "attention_overlap": attention()}
 
 
 main = js.sweep_cli(build, __doc__)

@@ -1,4 +1,4 @@
-"""Which part of SignGD makes its test error rise, and which part of the model takes it? Claims DM1 to DM12.
+"""Which part of SignGD makes its test error rise, and which part of the model takes it? Claims DM1 to DM13.
 
 Runs of sweeps/atlas_dial.py. Errors are read where the training loss first falls to a level; runs of which one step
 leaps over it are left out. CELLS of the main dial were looked at in no exploration.
@@ -163,6 +163,23 @@ def _from_sign(ds: "xr.Dataset", family: str, snr: float, kernel: str, **point: 
 def _moved(ds: "xr.Dataset", d: int, start: float) -> "xr.DataArray":
     """The p of half the gap at training loss .1 at a size and sigma_0, minus that at the preset's; paired by seed."""
     return half_at(ds, 0.1, d, start) - half_at(ds, 0.1, 2000, 3e-3)
+
+
+def _at_share(ds: "xr.Dataset", family: str, share: float, kernel: str = "softmax") -> "xr.DataArray":
+    """Error at training loss .1 with queries and keys at a share of their speed; (seed)."""
+    if "kernel" not in ds.dims or "share" not in ds.coords:
+        raise CannotDecide("needs the axis kernel and the keyword share")
+    return at_level(select(ds.sel(kernel=kernel), family, share=share), 0.1, "test_error", leaps=True)["test_error"]
+
+
+def _apart(ds: "xr.Dataset", family: str, share: float, kernel: str = "softmax") -> "xr.DataArray":
+    """`_at_share` minus the same at full speed, paired by seed."""
+    return _at_share(ds, family, share, kernel) - _at_share(ds, family, 1.0, kernel)
+
+
+def _than_gd(ds: "xr.Dataset", family: str) -> "xr.DataArray":
+    """`_at_share` at a tenth of the speed minus GD's, paired by seed."""
+    return _at_share(ds, family, 0.1) - _at_share(ds, "gd_apart", 1.0)
 
 
 def _part(measure: Callable[..., Any], label: str, interval: tuple[float, float] | None, **fixed: Any) -> Part:
@@ -343,5 +360,42 @@ CLAIMS: tuple[Claim, ...] = (
             ),
         ),
         settings=("paper_like over d",),
+    ),
+    _mean(
+        id="DM13",
+        statement="In attention it is how fast queries and keys move: at SNR .079 and training loss .1, with softmax "
+        "attention, rules with a norm whose queries and keys move at a tenth of the speed err as GD does within .05 "
+        "(tensor, row) or less by .1 or more than at full speed (Muon), and GD whose queries and keys move 10 and 100 "
+        "times as fast errs more by .05 and .2 or more; with uniform attention none of this happens",
+        parts=(
+            *(
+                _part(_than_gd, f"error({name}, queries and keys at .1) - error(GD)", WITHIN, family=f"{name}_apart")
+                for name in ("tensor", "row")
+            ),
+            _part(
+                _apart, "error(Muon, queries and keys at .1) - error(Muon)", (-0.5, -0.1), family="muon_apart",
+                share=0.1,
+            ),
+            *(
+                _part(_apart, f"error(GD, queries and keys at {share:g}) - error(GD)", interval, family="gd_apart",
+                      share=share)
+                for share, interval in ((10.0, (0.05, 0.5)), (100.0, (0.2, 0.5)))
+            ),
+            *(
+                _part(_apart, f"the same, uniform attention, {family.removesuffix('_apart')}, {share:g}", WITHIN,
+                      family=family, share=share, kernel="uniform")
+                for family, share in (("muon_apart", 0.1), ("gd_apart", 100.0))
+            ),
+            *(
+                _part(_at_share, f"error({family.removesuffix('_apart')}, queries and keys at {share:g})", None,
+                      family=family, share=share)
+                for family, shares in (
+                    ("tensor_apart", (1.0, 0.1)), ("row_apart", (1.0, 0.1)), ("muon_apart", (1.0, 0.1)),
+                    ("gd_apart", (1.0, 10.0, 100.0)),
+                )
+                for share in shares
+            ),
+        ),
+        settings=("paper_like over kernel",),
     ),
 )  # fmt: skip

@@ -148,6 +148,34 @@ def test_where_half_is_lost_depends_on_the_dimension(middle, expected):
     assert word(ds, "DM12") == expected
 
 
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, "HOLDS"),
+        ({("muon_apart", 0.1): 0.4}, "FAILS"),
+        ({("gd_apart", 10.0): 0.12}, "FAILS"),
+        ({("row_apart", 0.1): 0.3}, "FAILS"),
+    ],
+)
+def test_a_norm_harms_through_the_speed_of_queries_and_keys(changed, expected):
+    errors = {
+        ("tensor_apart", 0.1): 0.11, ("tensor_apart", 1.0): 0.28, ("row_apart", 0.1): 0.11, ("row_apart", 1.0): 0.23,
+        ("muon_apart", 0.1): 0.2, ("muon_apart", 1.0): 0.4, ("gd_apart", 1.0): 0.12, ("gd_apart", 10.0): 0.25,
+        ("gd_apart", 100.0): 0.43, **changed,
+    }  # fmt: skip
+    own = xr.DataArray(0.002 * np.random.default_rng(0).standard_normal(SEEDS), dims="seed")
+    ds = dataset().isel(mu=1, drop=True).isel(optimizer=[0] * len(errors))
+    table = xr.DataArray([list(errors.values()), [0.1] * len(errors)], dims=("kernel", "optimizer")) + own
+    families, shares = zip(*errors)
+    manifest = json.loads(ds.attrs["manifest"])
+    manifest["definition"]["hyper"] |= {"mu": 1.0, "sigma_0": 3e-3}
+    at_level = (ds["test_error_at_level"] * 0 + table).transpose(*ds["test_error_at_level"].dims)
+    ds = ds.drop_vars("sigma_0", errors="ignore").assign(test_error_at_level=at_level).assign_coords(
+        optimizer=np.arange(len(errors)), family=("optimizer", list(families)), share=("optimizer", list(shares))
+    ).assign_attrs(manifest=json.dumps(manifest))  # fmt: skip
+    assert word(ds, "DM13") == expected
+
+
 def test_what_is_lacking_is_said():
     ds = dataset()
     for words, ask in {

@@ -11,7 +11,7 @@ and why does b2 = .99 err more? Without overlap, four SNRs and four sigma_0; Ada
 alone; two pairs of betas at eta = 1e-3; 3000 steps, 16 seeds.
 Squares of gradients underflow in 32 bits: eps is so small that it counts for nothing in 64 bits only.
 Command: python sweeps/atlas_betas.py --x64 --out results/atlas_betas
-Cost: 2.6 minutes on 2 cores of an AMD EPYC, a third of it compilation; wall_seconds of the manifests.
+Cost: 2.6 minutes on 2 cores of an Intel Xeon, a third of it compilation; wall_seconds of the manifests.
 All settings are reconstructed; see jaxsign.presets.
 """
 

@@ -14,7 +14,7 @@ the same run of SignGD, so that sigma_0 = 3e-3/mu stands for 3e-3 at mu = 1 and 
 Learning rates: where a gradient is GRADIENT, about that of a noise coordinate at the start, every optimizer steps as
 SignGD does at rate `base`.
 Command: python sweeps/atlas_dial.py --out results/atlas_dial
-Cost: 7.5 minutes on 2 cores of an AMD EPYC, half of it compilation, and 2 for sizes_overlap; wall_seconds of the
+Cost: 7.5 minutes on 2 cores of an Intel Xeon, half of it compilation, and 2 for sizes_overlap; wall_seconds of the
 manifests.
 All settings are reconstructed; see jaxsign.presets.
 """

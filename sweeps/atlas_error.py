@@ -14,7 +14,7 @@ Drawn in distribution, supports disjoint. mu and sigma_0 vary in place of sigma_
 rate serves every SNR: (mu, sigma_p, sigma_0, eta) -> (c mu, c sigma_p, sigma_0/c, eta/c) is the same run of SignGD. So
 sigma_0 = 3e-3/mu stands for sigma_0 = 3e-3 at mu = 1 and sigma_p = 1/(SNR sqrt(s)), the presets' way to vary the SNR.
 Command: python sweeps/atlas_error.py --out results/atlas_error
-Cost: 3.6 minutes on 2 cores of an AMD EPYC, a third of it compilation; wall_seconds of the manifests.
+Cost: 3.6 minutes on 2 cores of an Intel Xeon, a third of it compilation; wall_seconds of the manifests.
 All settings are reconstructed; see jaxsign.presets.
 """
 

@@ -9,7 +9,7 @@ SignGD, and as far as 3000 steps go for Adam and GD, every optimizer at two lear
 distribution.
 mu and sigma_0 vary in place of sigma_p, at sigma_p = 2: see sweeps/atlas_error.py.
 Command: python sweeps/atlas_regime.py --out results/atlas_regime
-Cost: 1.5 minutes on 2 cores of an AMD EPYC, half of it compilation; wall_seconds of the manifests.
+Cost: 1.5 minutes on 2 cores of an Intel Xeon, half of it compilation; wall_seconds of the manifests.
 All settings are reconstructed; the two laws of sizes are published.
 """
 

@@ -7,7 +7,7 @@ boundary, GD alone. Entry `wide` asks whether SignGD's harm needs this d: d = 2e
 SNRs, SignGD alone. Drawn in distribution, supports disjoint; two n share a program.
 mu and sigma_0 vary in place of sigma_p, at sigma_p = 2: see sweeps/atlas_error.py.
 Command: python sweeps/atlas_samples.py --out results/atlas_samples
-Cost: 3.8 minutes on 2 cores of an AMD EPYC, half of it compilation; wall_seconds of the manifests.
+Cost: 3.8 minutes on 2 cores of an Intel Xeon, half of it compilation; wall_seconds of the manifests.
 All settings are reconstructed; see jaxsign.presets.
 """
 

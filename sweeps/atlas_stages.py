@@ -9,7 +9,7 @@ does sigma_0 count or a sqrt(m_k)? 5 m_k x 16 sigma_0 at eta = 3e-5, where a fea
 more, 16 seeds.
 Drawn in distribution, supports disjoint. Kept are the ends of the stages, read at steps 6 % apart, and no traces.
 Command: python sweeps/atlas_stages.py --out results/atlas_stages
-Cost: 4.6 minutes on 2 cores of an AMD EPYC, 2.5 of them `starts`; wall_seconds of the manifests.
+Cost: 4.6 minutes on 2 cores of an Intel Xeon, 2.5 of them `starts`; wall_seconds of the manifests.
 Expected: `figures/gallery/claims_atlas_stages.csv`; in order from sigma_0/eta = 30 to sigma_0 = 1e-2 at mu = 1.
 All settings are reconstructed; see jaxsign.presets.
 """

@@ -242,7 +242,11 @@ class ClaimTable:
         widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
         text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
         text.insert(1, "-" * len(text[0]))
-        text += [f"note: {row.claim.id} {row.setting}: {row.explanation}" for row in self.rows if row.explanation]
+        text += [
+            f"note on the full experiment: {row.claim.id} {row.setting}: {row.explanation}"
+            for row in self.rows
+            if row.explanation
+        ]
         text += [f"not decided here: {claim} {setting}: {reason}" for claim, setting, reason in self.missing]
         return "\n".join(text)
 
@@ -389,8 +393,15 @@ def decide(
             other = setting == Setting("custom") and sum(name == system for name, _ in places) > 1
             kept = beside if setting.is_variation or other else missing
             kept.append((claim.id, str(setting), "; ".join(dict.fromkeys(reasons))))
-        if claim is not by_id.get(claim.id) and datasets and not any(claim.is_about(*place) for place in places):
+        if not datasets or any(claim.is_about(*place) for place in places):
+            continue
+        if claim is not by_id.get(claim.id):
             missing.append((claim.id, "everywhere", _about_none(claim, datasets, places)))
+        elif claims is not None and (own := sorted(str(place) for name, place in places if name == claim.system)):
+            about = " or ".join(map(repr, claim.settings))
+            missing.append(
+                (claim.id, "everywhere", f"it is about {about}, these results are of {', '.join(map(repr, own))}")
+            )
     asked = None if claims is None else tuple(claim.id for claim in chosen)
     decided = {row.claim.id for row in rows}
     named = {claim.id for claim in chosen if claim.settings} - decided
@@ -601,10 +612,12 @@ def _interval(interval: tuple[float, float] | None) -> str:
     if interval is None:
         return "(not judged)"
     low, high = interval
+    # The neighbour of a plain number stands for an open end: see `claim.above`.
+    above, below = (float(f"{end:g}") if math.isfinite(end) and abs(end) > 1e-300 else 0.0 for end in interval)
+    open_low, open_high = low == math.nextafter(above, math.inf), high == math.nextafter(below, -math.inf)
     if high == math.inf:
-        return "> 0" if 0 < low < 1e-300 else f">= {low:g}"
-    if 0 < low < 1e-300:
-        return f"(0, {high:g}]"
+        return f"{'>' if open_low else '>='} {above if open_low else low:g}"
     if low == -math.inf:
-        return "< 0" if -1e-300 < high < 0 else f"<= {high:g}"
-    return f"[{low:g}, {high:g}]"
+        return f"{'<' if open_high else '<='} {below if open_high else high:g}"
+    left, right = ("(", above) if open_low else ("[", low), (below, ")") if open_high else (high, "]")
+    return f"{left[0]}{left[1]:g}, {right[0]:g}{right[1]}"

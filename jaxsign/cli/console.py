@@ -21,7 +21,10 @@ UNHEARD = 141
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors in one line with exit status 2."""
+    """An argument parser that reports errors in one line with exit status 2, and takes no option by its beginning."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **more})
 
     def error(self, message: str) -> Any:
         """Prints one line and exits."""

@@ -111,7 +111,9 @@ def build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=count, help="optimizer steps")
     parser.add_argument("--engine", help="engine of the two-layer system")
     parser.add_argument("--data-dir", metavar="DIR", help="an experiment's real data; default those of the package")
-    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes: a smoke test, no science")
+    parser.add_argument(
+        "--tiny", action="store_true", help="smallest sizes: a smoke test, no science; most of its time compiles"
+    )
     parser.add_argument("--x64", action="store_true", help="64-bit floats")
 
 

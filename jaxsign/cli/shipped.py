@@ -86,19 +86,19 @@ def draw(names: Sequence[str], results: str, out: str) -> int:
     """
     local_path("--results", results)
     local_path("--out", out)
-    failed, every = [], scripts("figures")
+    failed, every = {}, scripts("figures")
     if not names:
         say(f"trying {counted(len(every), 'figure script')} on {results}")
     for name in names or every:
         command = [sys.executable, str(script("figures", name)), "--results", results, "--out", out]
         done = subprocess.run(command, check=False, capture_output=not names, text=True)
         if done.returncode:
-            failed.append(name)
+            failed[name] = (done.stderr or "").strip().splitlines()[-1:]
         elif not names:
             for line in done.stdout.splitlines():
                 show(line)
-    if failed and not names:
-        show(f"left out, since results are missing: {', '.join(failed)}; jaxsign figures NAME says which")
+    for name, words in [] if names else failed.items():
+        show(f"left out: {name}: {' '.join(words).removeprefix(f'{name}.py: ')}")
     return len(failed)
 
 

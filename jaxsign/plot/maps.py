@@ -71,7 +71,7 @@ def heat_map(
         ax.scatter(where[:, 1], where[:, 0], s=5, color="w", edgecolors="k", linewidths=0.4, zorder=3)
     for axis, labels in ((ax.xaxis, columns), (ax.yaxis, rows)):
         shown = [place for place, label in enumerate(labels) if label]
-        shown = shown[:: math.ceil(len(shown) / 9)]
+        shown = shown[:: math.ceil(len(shown) / 9) or 1]
         axis.set_ticks(shown, [labels[place] for place in shown])
     ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5))
     ax.tick_params(length=2)

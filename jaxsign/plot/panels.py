@@ -532,11 +532,15 @@ def tick_log(axis: "Axis") -> None:
     """Labels a log axis of less than two decades with a few plain numbers, where matplotlib's own collide.
 
     Args:
-      axis: matplotlib axis; one that is not logarithmic, or whose ticks are given, stays as it is.
+      axis: matplotlib axis; one that is not logarithmic, or whose ticks are given, stays as it is. One without a
+        positive number, of which matplotlib refuses to draw ticks, becomes linear.
     """
     from matplotlib.ticker import FixedLocator, NullFormatter
 
     low, high = sorted(axis.get_view_interval())
+    if axis.get_scale() == "log" and low <= 0 and not math.isfinite(axis.get_minpos()):
+        ax = axis.axes
+        (ax.set_xscale if axis is ax.xaxis else ax.set_yscale)("linear")
     if axis.get_scale() != "log" or low <= 0 or isinstance(axis.get_major_locator(), FixedLocator):
         return
     axis.set_minor_formatter(NullFormatter())

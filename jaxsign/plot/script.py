@@ -12,7 +12,7 @@ from jaxsign.analysis.reading import CannotDecide
 from jaxsign.plot.checks import faults
 from jaxsign.plot.files import save, style
 from jaxsign.plot.panels import tick_log
-from jaxsign.store.manifest import UnusableData
+from jaxsign.store.manifest import UnusableData, has_manifest
 from jaxsign.store.results import open_dataset
 from jaxsign.validation.values import local_path
 
@@ -61,7 +61,8 @@ def figure_script(
             with _in_one_line(parser.prog, ValueError, OSError):
                 inputs = _inputs(local_path("--results", args.results), patterns, opens)
             with style():
-                drawn = draw(*inputs)
+                with _lacking(parser.prog, args.results):
+                    drawn = draw(*inputs)
                 figures = drawn if isinstance(drawn, Mapping) else {name: drawn}
                 with _in_one_line(parser.prog, ValueError, OSError):
                     for key, figure in figures.items():
@@ -91,8 +92,9 @@ def _inputs(results: Path, patterns: Sequence[str], opens: Callable[[Path], Any]
     Raises:
       ValueError: if nothing matches.
     """
-    for pattern in patterns:
-        if "*" not in pattern and not (results / pattern).exists():
+    places = {pattern: _place(results, pattern) for pattern in patterns if "*" not in pattern}
+    for pattern, place in places.items():
+        if not place.exists():
             experiment = pattern.partition("/")[0]
             raise ValueError(
                 f"--results: {str(results / pattern)!r} is not there: the experiment {experiment} makes it"
@@ -100,12 +102,31 @@ def _inputs(results: Path, patterns: Sequence[str], opens: Callable[[Path], Any]
     inputs = [
         {path.name: opens(path) for path in sorted(results.glob(pattern)) if path.is_dir()}
         if "*" in pattern
-        else opens(results / pattern)
+        else opens(places[pattern])
         for pattern in patterns
     ]
     if all(isinstance(entries, dict) and not entries for entries in inputs):
         raise ValueError(f"--results: {str(results)!r} holds nothing that matches {' or '.join(patterns)}")
     return inputs
+
+
+def _place(results: Path, pattern: str) -> Path:
+    """Where an entry's results are: in its experiment's folder, or that folder itself if it holds one entry alone."""
+    place = results / pattern
+    return place.parent if not place.exists() and has_manifest(place.parent) and place.parent != results else place
+
+
+@contextlib.contextmanager
+def _lacking(prog: str, results: str) -> Iterator[None]:
+    """Ends the process with one line where a figure asks for a point of an axis that the results do not have."""
+    try:
+        yield
+    except KeyError as error:
+        point = " ".join(str(error.args[0] if error.args else error).split()).partition(". Try ")[0]
+        raise SystemExit(
+            f"{prog}: the results in {results!r} lack a point that this figure shows ({point}): run the experiment in "
+            f"full, neither --tiny nor with axes of its own"
+        ) from error
 
 
 @contextlib.contextmanager

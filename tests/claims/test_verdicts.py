@@ -19,6 +19,7 @@ from scipy.stats import beta
 import jaxsign as js
 from jaxsign.analysis.runs import need
 from jaxsign.claims import tables
+from jaxsign.claims.claim import above
 from jaxsign.claims.verdicts import HEADER, verdict
 
 
@@ -158,8 +159,28 @@ def test_plain_text_shows_everything(table):
     columns = [lines[0].index(name) for name in HEADER]
     for line, cells in zip(lines[2:], table.lines()):
         assert all(line[column:].startswith(cell) for column, cell in zip(columns, cells))
-    assert "note: X2 disjoint: It is not meant to." in lines
+    assert "note on the full experiment: X2 disjoint: It is not meant to." in lines
     assert "not decided here: X3 disjoint: step 5 is not recorded" in lines
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [
+        (above(0.0), "> 0"), (above(0.5), "> 0.5"), ((0.5, math.inf), ">= 0.5"), ((-math.inf, 0.1), "<= 0.1"),
+        ((-math.inf, math.nextafter(0.0, -1.0)), "< 0"), ((-math.inf, math.nextafter(0.3, -1.0)), "< 0.3"),
+        ((above(0.0)[0], 2.0), "(0, 2]"), ((0.1, 0.3), "[0.1, 0.3]"), ((0.0, math.inf), ">= 0"),
+        ((-0.05, 0.0), "[-0.05, 0]"),
+    ],
+)  # fmt: skip
+def test_open_ends_of_intervals_are_shown_as_such(interval, text):
+    (line,) = js.check([runs([0.7] * 40)], [claim("X1", interval=interval)]).lines()
+    assert line[5] == text
+
+
+def test_a_claim_about_another_setting_says_which(table):
+    (reason,) = js.check([runs([0.5] * 4)], ["E1"]).reasons()
+    other = "paper_like, disjoint supports over kernel, d, mu"
+    assert reason == f"E1 everywhere: it is about {other!r}, these results are of 'paper_like'"
 
 
 def test_markdown_comes_back(table):

@@ -83,9 +83,11 @@ def test_figures_without_results_are_left_out_in_one_line(tmp_path, monkeypatch,
         shipped, "scripts", lambda kind: {"snr": ROOT / kind / "snr.py", "figure1": ROOT / kind / "figure1.py"}
     )
     assert cli.main(["figures", "--results", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().out == (
-        "left out, since results are missing: snr, figure1; jaxsign figures NAME says which\n"
-    )
+    made_by = "is not there: the experiment {} makes it"
+    assert capsys.readouterr().out.splitlines() == [
+        f"left out: snr: --results: '{tmp_path}/snr/snr' {made_by.format('snr')}",
+        f"left out: figure1: --results: '{tmp_path}/dynamics/paper_like' {made_by.format('dynamics')}",
+    ]
 
 
 def test_scripts_inside_the_package_come_first(tmp_path, monkeypatch):

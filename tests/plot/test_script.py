@@ -6,7 +6,9 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+import xarray as xr
 
 import jaxsign as js
 from jaxsign import plot
@@ -62,6 +64,41 @@ def test_an_error_of_reading_or_writing_is_one_line_and_exit_1(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(SystemExit, match="file"):
         main(["--results", str(tmp_path), "--out", str(tmp_path / "file")])
+
+
+def test_a_point_that_results_lack_is_one_line_and_exit_1(tmp_path):
+    (tmp_path / "runs").mkdir()
+
+    def draw(runs):
+        xr.Dataset(coords={"injected": [2, 4]}).sel(injected=0)
+
+    with pytest.raises(
+        SystemExit, match=r"lack a point that this figure shows.*'injected'.*in full, neither --tiny"
+    ) as stop:
+        main_of(draw, "runs")(["--results", str(tmp_path), "--out", str(tmp_path)])
+    assert "\n" not in str(stop.value)
+
+
+def test_the_results_of_an_only_entry_are_found_in_its_experiments_folder(tmp_path):
+    (tmp_path / "snr").mkdir()
+    (tmp_path / "snr" / "manifest.json").write_text("{}")
+    inputs = []
+    main = main_of(lambda runs: inputs.append(runs) or figure(), "snr/snr")
+    main(["--results", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert inputs == ["snr"]
+
+
+def test_a_log_axis_without_a_positive_number_is_drawn(tmp_path):
+    (tmp_path / "runs").mkdir()
+
+    def draw(runs):
+        fig, ax = plt.subplots(figsize=(3, 2))
+        ax.set(xlabel="step", ylabel="loss", ylim=(-0.05, 0.05))
+        ax.plot([1.0, 2.0], [np.nan, np.nan], label="loss")
+        ax.set_yscale("log")
+        return fig
+
+    main_of(draw, "runs")(["--results", str(tmp_path), "--out", str(tmp_path)])
 
 
 def test_results_that_lack_what_a_figure_shows_are_one_line_and_exit_1(tmp_path):

@@ -25,7 +25,7 @@ from jaxsign.sweep.plan import Limits, Plan
 from jaxsign.sweep.programs import Compiler
 from jaxsign.sweep.progress import Progress, listening
 from jaxsign.sweep.sweep import Sweep
-from jaxsign.sweep.tasks import check_tasks, say_if_seeds_agree, say_if_unused
+from jaxsign.sweep.tasks import check_tasks, say_if_below, say_if_seeds_agree, say_if_unused
 from jaxsign.sweep.worker import Session, Shard, compile_entries, count_statuses, has_work_left
 from jaxsign.validation.messages import occupy_closed_streams, say
 from jaxsign.validation.values import positive_int
@@ -119,10 +119,13 @@ def run_sweep(
     with Progress(sweep.size, sweep.schedule.steps, quiet=not progress) as shown:
         if out is None:
             _refuse_without_out(sweep, shard, scheduler, accept, links)
-            return _in_memory(sweep, limits, shown)
-        return _in_directory(
-            sweep, out, shard, scheduler, limits, _reason(accept), wait_for_workers, links, shown
-        )  # fmt: skip
+            ds = _in_memory(sweep, limits, shown)
+        else:
+            ds = _in_directory(
+                sweep, out, shard, scheduler, limits, _reason(accept), wait_for_workers, links, shown
+            )  # fmt: skip
+    say_if_below(ds)
+    return ds
 
 
 def _in_directory(

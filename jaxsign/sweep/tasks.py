@@ -1,9 +1,15 @@
-"""Do a task's functions return what the trainer needs, do seeds differ, and is all that is trained used?"""
+"""Do a task's functions return what is needed, do seeds differ, is all that is trained used, are levels reached?"""
 
+from typing import TYPE_CHECKING
+
+from jaxsign.store.levels import SUFFIX
 from jaxsign.sweep.sweep import Sweep
 from jaxsign.training.checks import check_returns, seeds_agree, unused_parameters
 from jaxsign.training.task import Task
 from jaxsign.validation.messages import say
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def check_tasks(sweep: Sweep) -> None:
@@ -51,6 +57,24 @@ def say_if_unused(sweep: Sweep) -> None:
     }
     for line in sorted(lines):
         say(line)
+
+
+def say_if_below(ds: "xr.Dataset") -> None:
+    """Prints one line a level, after a sweep has run, about runs that begin at or below it: nothing is read there.
+
+    Args:
+      ds: the sweep's Dataset.
+    """
+    step = ds.get(f"step{SUFFIX}")
+    if step is None:
+        return
+    below = (step.isel(crossing=1) == 0).sum([dim for dim in step.dims if dim not in ("level", "crossing")])
+    runs = step.isel(crossing=1, level=0).size
+    for level, count in zip(ds["level"].values.tolist(), below.values.tolist()):
+        if count:
+            say(
+                f"level {level:g}: {count:,} of {runs:,} runs begin at or below this training loss, and have no reading"
+            )
 
 
 def _first_runs(sweep: Sweep) -> dict[Task, tuple[int, ...]]:

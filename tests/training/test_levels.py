@@ -537,3 +537,12 @@ def test_captures_are_not_copied_at_every_step():
     sides = [line for line in program.splitlines() if "f32[3,1,2,1000]" in line]
     assert any("dynamic-update-slice" in line for line in sides)
     assert not [line for line in sides if " copy(" in line]
+
+
+def test_a_level_above_the_first_loss_is_said_once_the_runs_are_there(tmp_path, capsys):
+    small = sweep(optimizers={"sign_gd": js.sign_gd(1e-3)}, axes={"seed": 3}, steps=4, record=4, levels=(0.9, 0.6))
+    js.run_sweep(small, out=tmp_path, progress=False)
+    line = "level 0.9: 3 of 3 runs begin at or below this training loss, and have no reading"
+    assert line in capsys.readouterr().err.splitlines()
+    js.run_sweep(dataclasses.replace(small, levels=(0.6,)), progress=False)
+    assert "level" not in capsys.readouterr().err

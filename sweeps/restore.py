@@ -10,7 +10,7 @@ error on the first half of its test set, by which early stopping chooses. featur
 two-layer attention model, not of that paper's CNN; learning rate 1e-3, 10 seeds, 2000 steps.
 Coupled decay moves coordinates without a gradient, so those runs train all d coordinates; engine auto sees to that.
 Command: python sweeps/restore.py --out results/restore
-Cost: about 13 minutes of CPU, most of it compiling; 40 minutes on 2 cores that a dozen other jobs used too
+Cost: 10 minutes of CPU time on an Intel Xeon beside other work, most of it compiling.
 (wall_seconds of the manifests).
 Expected: at training loss .1 SignGD's test error is .44 with all examples and .11 with mini-batches of 2, GD's is .12.
 All settings are reconstructed; the sizes of feature_noise are published ones.

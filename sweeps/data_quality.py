@@ -9,8 +9,7 @@ training loss of .1 in about as many steps. The same runs have mu = 1 and anothe
 scaled against it. GD has a second rate in n_snr, .01: with .3 one step takes it from chance to a loss
 of 0 where the SNR is 1.3, which is no reading at any level.
 Command: python sweeps/data_quality.py --out results/data_quality
-Cost: about 18 core minutes on an AMD EPYC that twenty other processes used too, half of it compilation (72 programs);
-there it was an hour; wall_seconds of the manifests.
+Cost: 6.8 minutes on 2 cores of an Intel Xeon (12 of CPU time), half of it compilation; wall_seconds of the manifests.
 Expected: `figures/gallery/claims_data_quality.csv`; the test error is .1 at SNR .78 for SignGD (law: .73), .086 for GD
 (law: .080) and beyond 1.3 for Adam, at n = 20.
 All settings are reconstructed; see jaxsign.presets.

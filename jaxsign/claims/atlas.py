@@ -351,7 +351,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     mean_claim(
         id="E8",
-        statement="In the setting of E6 what counts is how far that product has come: SignGD at a constant .12 of its "
+        statement="In the setting of E6 slowing that product is enough: SignGD at a constant .12 of its "
         "rate there raises its error by .1 or more, the less the larger the share, and with a shorter memory, b2 = .9, "
         "Adam's rule there raises it by .1 less than with .999",
         source="ours",

@@ -13,7 +13,7 @@ import numpy as np
 from jaxsign import theory
 from jaxsign.analysis.reading import CannotDecide
 from jaxsign.analysis.runs import family_runs, numbers_of, select
-from jaxsign.claims.atlas import nearest, snr_of
+from jaxsign.claims.atlas import WITHIN, nearest, snr_of
 from jaxsign.claims.claim import Claim, Part, at_level, mean_claim
 from jaxsign.claims.dynamics import problem_of
 
@@ -26,7 +26,6 @@ OWN = 0.0791
 CELLS = ((0.1, 0.13), (0.1, 0.2), (0.4, 0.04), (0.4, OWN))
 OVERLAP, LIMIT = "paper_like over kernel, mu", "disjoint over kernel, mu"
 BATCHES = tuple(f"{preset} over batch_size, kernel, mu" for preset in ("paper_like", "disjoint"))
-WITHIN = (-0.05, 0.05)
 
 
 def nearest_snr(ds: "xr.Dataset", snr: float) -> float:

@@ -25,30 +25,25 @@ def constant_of(ds: "xr.Dataset") -> np.ndarray:
     return np.asarray(sigma_p / (ds["d"].values.astype(float) ** 0.25 * ds["n"].values.astype(float) ** 3))
 
 
+def _over_regime(ds: "xr.Dataset", family: str, name: str, small_start: bool) -> "xr.DataArray":
+    """Test error or loss at training loss .1 at the points in the regime, for one of the two starts, dims (n, seed)."""
+    starts = ds["sigma_0"].values * (1.0 if small_start else ds["mu"].values)
+    if not np.allclose(starts, starts[0], rtol=1e-4):
+        raise CannotDecide(f"needs runs with {'one sigma_0' if small_start else 'sigma_0 in proportion to 1/mu'}")
+    inside = np.flatnonzero(constant_of(ds) >= CONSTANT * (1 - 1e-6))
+    if not inside.size:
+        raise CannotDecide(f"no point has sigma_p >= {CONSTANT} d^(1/4) n^3")
+    return errors(ds, family, 0.1, name).isel(n=inside)
+
+
 def _in_regime(family: str, name: str, small_start: bool = True) -> PerSeed:
-    """Smallest test error or loss at training loss .1 over the points in the regime, for one of the two starts."""
-
-    def measure(ds: "xr.Dataset") -> "xr.DataArray":
-        starts = ds["sigma_0"].values * (1.0 if small_start else ds["mu"].values)
-        if not np.allclose(starts, starts[0], rtol=1e-4):
-            raise CannotDecide(f"needs runs with {'one sigma_0' if small_start else 'sigma_0 in proportion to 1/mu'}")
-        inside = np.flatnonzero(constant_of(ds) >= CONSTANT * (1 - 1e-6))
-        if not inside.size:
-            raise CannotDecide(f"no point has sigma_p >= {CONSTANT} d^(1/4) n^3")
-        return errors(ds, family, 0.1, name).isel(n=inside).min("n", skipna=True)
-
-    return measure
+    """The smallest over the points in the regime of those that are reached."""
+    return lambda ds: _over_regime(ds, family, name, small_start).min("n", skipna=True)
 
 
 def _reached(family: str, small_start: bool) -> PerSeed:
     """Share of the points in the regime at which a seed reaches training loss .1."""
-
-    def measure(ds: "xr.Dataset") -> "xr.DataArray":
-        _in_regime(family, "test_error", small_start)(ds)
-        inside = np.flatnonzero(constant_of(ds) >= CONSTANT * (1 - 1e-6))
-        return errors(ds, family, 0.1).isel(n=inside).notnull().mean("n")
-
-    return measure
+    return lambda ds: _over_regime(ds, family, "test_error", small_start).notnull().mean("n")
 
 
 def smallest_test_loss(ds: "xr.Dataset", family: str) -> "xr.DataArray":

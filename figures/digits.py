@@ -120,7 +120,7 @@ def small_print(fig, runs, names, text):
     plot.small_print(
         fig,
         f"{runs[names[0]].sizes['seed']} seeds, {text} · MNIST digits 3 and 7, noise N(0, 1) in a border of width 5 · "
-        f"{steps} full-batch steps · each optimizer, n and scale at the learning rate of three with the smallest "
+        f"{steps} full-batch steps · each optimizer, n and scale at the learning rate of five with the smallest "
         f"validation error ({one['n_val']} images; {one['n_test']} test images) among those with which all seeds fit "
         f"their training images to a loss of {LEVEL:g} · reconstructed; the scale is a factor of the image",
     )

@@ -6,7 +6,7 @@ queries and keys stay as they began and attention almost uniform; MODEL_scales, 
 `two_layer_everywhere`, noise on every pixel instead of the border; `two_layer_faint`, scale .15 with fewer and more
 images than noisy pixels. Models:
 `two_layer`, the paper's attention model on 16 patches of 7 x 7 pixels; `vit`, a vision transformer of one layer on the
-same patches, 16 wide. Axes: SignGD, Adam and GD (frozen: without Adam) with three learning rates each, factors of 5
+same patches, 16 wide. Axes: SignGD, Adam and GD (frozen: without Adam) with five learning rates each, factors of 5
 apart (`vit`: of 3), of which figure and claims take the one with the smallest validation error among those with which
 all seeds fit their training images; 20 to 1,000 training images (`vit` to 200, frozen to 100; splits 20 and 400;
 everywhere 20, 100 and 400; faint 400, 700 and 1,000); image scale .25, .5 and 1 (`vit` and splits .5, everywhere .5 and
@@ -36,10 +36,10 @@ SCALES = {
 }
 SAMPLES = {"two_layer": [20, 50, 100, 400, 1000], "vit": [20, 100, 200]}
 RECORD = np.array([0, 2, 4, 7, 11, 16, 23, 32, 43, 57, 80, 110, 160, 230, 300])
-#: The smallest of three learning rates, and the factor from one to the next.
+#: The middle one of five learning rates, and the factor from one to the next.
 RATES = {
-    "two_layer": {"sign_gd": 2e-4, "adam": 5e-4, "gd": 0.1},
-    "vit": {"sign_gd": 5e-4, "adam": 5e-4, "gd": 0.1},
+    "two_layer": {"sign_gd": 1e-3, "adam": 2.5e-3, "gd": 0.5},
+    "vit": {"sign_gd": 1.5e-3, "adam": 1.5e-3, "gd": 0.3},
 }
 FACTORS = {"two_layer": 5, "vit": 3}
 #: Everything but queries and keys.
@@ -52,8 +52,10 @@ FROZEN = {
 def optimizers(model, tiny, adam):
     """SignGD, GD and, where asked for, Adam, each with its rates."""
 
+    powers = (-1, 0) if tiny else range(-2, 3)
+
     def rates(name):
-        return [round(RATES[model][name] * FACTORS[model] ** power, 9) for power in range(2 if tiny else 3)]
+        return [round(RATES[model][name] * float(FACTORS[model]) ** power, 9) for power in powers]
 
     found = {"sign_gd": js.grid(js.sign_gd, learning_rate=rates("sign_gd"))}
     if adam:

@@ -51,7 +51,6 @@ FROZEN = {
 
 def optimizers(model, tiny, adam):
     """SignGD, GD and, where asked for, Adam, each with its rates."""
-
     powers = (-1, 0) if tiny else range(-2, 3)
 
     def rates(name):

@@ -6,12 +6,14 @@ alone, in validation and test sentences alone, in both and in neither; `samples`
 with 200 of them, `kernels`, softmax and Gaussian attention; `kernels_linear`, linear attention, which begins at an
 embedding five times as large, since GD does not leave the neighbourhood of 0 otherwise; `two_layer`, the paper's model
 on words as unit vectors; `vocabulary`, the 50 or 200 most frequent words alone; `embedding_noise` and
-`label_noise`; `source`, trained on two of IMDb, Amazon and Yelp, tested on the third.
+`label_noise`; `laws`, uniform attention with 500 sentences, words injected equally often or as often as they stand in
+the training sentences, initial embeddings of .1 and .5; `source`, trained on two of IMDb, Amazon and Yelp, tested on
+the third.
 Axes: optimizers, SignGD, Adam (tokens, splits, kernels) and GD without and with momentum .9, with four learning rates
 each, a factor of two apart, of which the figure and the claims take the one with the smallest validation error at the
 training loss that is judged (.1; .3 is captured too); 10 seeds. 300 validation and 1,000 test sentences (`source` 900)
-a run, 80 full-batch steps (`samples` 120, which GD needs for 1,000 sentences). `splits` and `source` have the two
-smaller rates, and no momentum.
+a run, 80 full-batch steps (`samples` 120, `laws` 240, which GD needs). `splits`, `laws` and `source` have the
+two smaller rates, and no momentum.
 Command: python sweeps/text.py --out results/text [--data-dir DIR], DIR with train.tsv and dev.tsv of SST-2 or with
 aclImdb; without it the 2,979 sentences of the package. Data of one source have no entry `source`.
 Cost: a run takes .3 s of CPU time with n = 200 and up to 4 s with 500 sentences and 48 words, a program 5 to 8 s to
@@ -69,6 +71,10 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
     sweeps = {
         "tokens": sweep(500, {"kernel": ["softmax", "uniform"], "injected": [0, 12, 48]}, adam=True),
         "splits": sweep(500, {**noise, "test_injected": [0, 12]}, adam=True, few=True),
+        "laws": sweep(
+            500, {"injected_law": ["uniform", "frequency"], "sigma_0": [0.1, 0.5], **noise}, few=True, kernel="uniform",
+            longer=3.0,
+        ),
         "samples": sweep(200, {**noise, "n_train": [20, 40] if tiny else [100, 1000]}, longer=1.5),
         "kernels": sweep(200, {"kernel": ["softmax", "gaussian"], **noise}, adam=True),
         "kernels_linear": sweep(200, noise, rates="linear", adam=True, hyper={"sigma_0": 0.5}, kernel="linear"),

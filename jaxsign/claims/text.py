@@ -1,4 +1,4 @@
-"""Do SignGD and Adam need cleaner data on real sentences? Claims X1 to X15, TS1 to TS3 and XK1 to XK3."""
+"""Do SignGD and Adam need cleaner data on real sentences? Claims X1 to X17, TS1 to TS3 and XK1 to XK3."""
 
 import functools
 import math
@@ -30,7 +30,7 @@ CLOSE, APART, LESS_APART = (-0.03, 0.03), (0.03, 0.12), (0.02, 0.12)
 READ = ("val_error", "test_error", "test_loss", "injected_attention", "test_injected_attention")
 _SIZES = {
     "n_train": 500, "vocabulary": 2000, "held_out": "none", "injected": 0, "embedding_noise": 0.0,
-    "test_injected": None,
+    "test_injected": None, "injected_law": "uniform",
 }  # fmt: skip
 
 
@@ -46,10 +46,10 @@ def setting_of(ds: "xr.Dataset") -> Setting:
     count = "sentences" if "n_train" in swept else f"{problem['n_train']} sentences"
     words = {
         "injected": "K", "vocabulary": "V", "held_out": "tested on", "embedding_noise": "embedding noise",
-        "test_injected": "test K",
+        "test_injected": "test K", "injected_law": "words by",
     }  # fmt: skip
     changes = [
-        f"{words[name]}{' ' if name == 'held_out' else '='}{problem[name]}"
+        f"{words[name]}{' ' if name in ('held_out', 'injected_law') else '='}{problem[name]}"
         for name, usual in _SIZES.items()
         if name in words and name not in swept and problem.get(name, usual) != usual
     ]
@@ -193,6 +193,11 @@ def _widening(
 _text = functools.partial(mean_claim, system=SYSTEM, source="ours")
 _TOKENS = ("attention, 500 sentences over kernel, injected",)
 _SPLITS = ("attention, 500 sentences over injected, test_injected",)
+_LAWS = ("uniform attention, 500 sentences over injected_law, sigma_0, injected",)
+#: 12 words of `laws`, each equally often, or as often as in the training sentences.
+_EVENLY: dict[str, Any] = {"injected_law": "uniform", "sigma_0": 0.1, "injected": 12}
+_OFTEN: dict[str, Any] = {**_EVENLY, "injected_law": "frequency"}
+_LARGE: dict[str, Any] = {**_EVENLY, "sigma_0": 0.5}
 #: Where the 12 words of `splits` are.
 _BOTH, _TEST, _TRAIN, _NONE = (
     {"injected": train, "test_injected": test} for train, test in ((12, 12), (0, 12), (12, 0), (0, 0))
@@ -387,6 +392,41 @@ CLAIMS: tuple[Claim, ...] = (
                 f"error(SignGD) - error(GD), K = 12, {size} words", gap("sign_gd", "gd", vocabulary=size), above(0.0)
             )
             for size in (50, 200)
+        ),
+    ),
+    _text(
+        id="X16",
+        statement="Rare words make the gap (n = 500, 12 injected words, uniform attention, training loss .1): "
+        "error(SignGD) - error(GD) is smaller by .01 or more if words are injected as often as they stand in the "
+        "training sentences than if each is injected equally often",
+        settings=_LAWS,
+        parts=(
+            Part(
+                "gap by frequency - gap with each word equally often",
+                _more("sign_gd", "gd", _OFTEN, _EVENLY),
+                (-_INF, -0.01),
+            ),
+            Part("gap with each word equally often", gap("sign_gd", "gd", **_EVENLY), None),
+            Part("gap by frequency", gap("sign_gd", "gd", **_OFTEN), None),
+            Part("gap with none", gap("sign_gd", "gd", **{**_EVENLY, "injected": 0}), None),
+        ),
+    ),
+    _text(
+        id="X17",
+        statement="Small initial weights make the gap (n = 500, 12 injected words, uniform attention, training loss "
+        ".1): error(SignGD) - error(GD) is smaller by .01 or more with initial embeddings of .5 than of .1",
+        settings=_LAWS,
+        parts=(
+            Part(
+                "gap with sigma_0 = .5 - gap with .1",
+                _more("sign_gd", "gd", _LARGE, _EVENLY),
+                (-_INF, -0.01),
+            ),
+            *(
+                Part(f"error({NAMES[name]}), .5 - .1", _change(name, "test_error", _LARGE, _EVENLY), None)
+                for name in ("sign_gd", "gd")
+            ),
+            Part("gap with none, sigma_0 = .5", gap("sign_gd", "gd", **{**_LARGE, "injected": 0}), None),
         ),
     ),
     _text(

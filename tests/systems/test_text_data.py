@@ -249,6 +249,36 @@ def test_injected_words_are_fresh_known_and_know_no_label():
     np.testing.assert_allclose(share, 1 / 12, atol=0.02)  # uniform, whatever the label
 
 
+def test_words_by_frequency_are_injected_as_often_as_they_stand_in_training_sentences():
+    shared = encode(made_up(), 5)
+    problem = dataclasses.replace(SMALL, injected_law="frequency")
+    task = js.noisy_text(problem)
+
+    @jax.jit
+    def prepared(seed):
+        key = jax.random.key(seed)
+        draw = task.sample(js.stream(key, "data"), js.TextHyper(), shared)
+        test = task.sample_test(js.stream(key, "test"), js.TextHyper(), None)
+        trained, held, _ = task.prepare(draw, test, None, None, None)
+        return trained.texts.tokens, held.texts.tokens, test.lots, draw.known
+
+    found, expected = np.zeros((2, 2, 13))
+    for seed in range(200):
+        train, held, lots, known = (np.asarray(part) for part in prepared(seed))
+        own = np.sort(train[:, :5][train[:, :5] > 0])  # every training word by its token: word number k of this list
+        by_hand = own[np.minimum((lots * lots.dtype.type(own.size)).astype(int), own.size - 1)]
+        np.testing.assert_array_equal(held[:, 5:], by_hand)
+        assert own.max() <= known
+        for place, words in enumerate((train[:, 5:], held[:, 5:])):
+            found[place] += np.bincount(words.ravel(), minlength=13)
+            expected[place] += words.size * np.bincount(own, minlength=13) / own.size
+    np.testing.assert_allclose(found, expected, atol=4 * np.sqrt(expected.max()))
+    assert expected[0].max() > 1.5 * expected[0][1:].mean()  # frequent words are injected more often than others
+    clean = data.sample(js.stream(jax.random.key(0), "data"), SMALL, js.TextHyper(), shared)
+    other = data.sample(js.stream(jax.random.key(0), "data"), problem, js.TextHyper(), shared)
+    np.testing.assert_array_equal(clean.train.tokens[:, :5], other.train.tokens[:, :5])  # comparisons are paired
+
+
 def test_words_in_one_split_alone_are_those_of_the_noisy_and_the_clean_problem():
     shared = encode(made_up(), 5)
 

@@ -120,17 +120,25 @@ def vocabulary(key: Array, words: Array, count: int, size: int) -> tuple[Array, 
     return jnp.zeros(count + 1, jnp.int32).at[order[places]].set(ranks), jnp.sum(chosen, dtype=jnp.int32)
 
 
-def inject(texts: Texts, lots: Array, known: Array) -> Texts:
-    """Texts with random words of the vocabulary in their last places, each word equally likely.
+def inject(texts: Texts, lots: Array, known: Array, own: Array, problem: TextProblem) -> Texts:
+    """Texts with random words of the vocabulary in their last places.
 
     Args:
       texts: Texts.
       lots: (n, injected) uniform numbers in [0, 1).
       known: () words in the vocabulary.
+      own: (n_train, length) tokens of the run's training sentences, in which nothing is injected.
+      problem: its injected_law says how often a word is chosen.
     """
     if not lots.shape[1]:
         return texts
-    words = 1 + jnp.minimum((lots * known.astype(lots.dtype)).astype(jnp.int32), known - 1)
+    if problem.injected_law == "uniform":
+        words = 1 + jnp.minimum((lots * known.astype(lots.dtype)).astype(jnp.int32), known - 1)
+    else:
+        times = jnp.zeros(problem.vocabulary + 1, jnp.int32).at[own.ravel()].add(1)
+        upto = jnp.cumsum(times.at[0].set(0))  # training words with a token of at most 0, 1, ...
+        place = jnp.minimum((lots * upto[-1].astype(lots.dtype)).astype(jnp.int32), upto[-1] - 1)
+        words = jnp.searchsorted(upto, place, side="right").astype(jnp.int32)
     length = texts.tokens.shape[1] - lots.shape[1]
     return texts._replace(tokens=texts.tokens.at[:, length:].set(words), mask=texts.mask.at[:, length:].set(True))
 
@@ -183,9 +191,9 @@ def sample(key: Array, problem: TextProblem, hyper: TextHyper, shared: Sentences
         own = words[indices]
         return Texts(jnp.pad(token_of[own], room), jnp.pad(own > 0, room), labels[indices])
 
-    train = inject(
-        texts(places["train"], problem.injected), jax.random.uniform(lots, (problem.n_train, problem.injected)), known
-    )
+    train = texts(places["train"], problem.injected)
+    lots = jax.random.uniform(lots, (problem.n_train, problem.injected))
+    train = inject(train, lots, known, train.tokens[:, : problem.length], problem)
     flipped = jax.random.uniform(flips, (problem.n_train,)) < hyper.label_noise
     train = train._replace(y=jnp.where(flipped, -train.y, train.y))
     held = texts(jnp.concatenate([places["val"], places["test"]]), problem.held_injected)

@@ -12,6 +12,8 @@ from jaxsign.validation.values import known, positive_int, real
 MODELS = ("attention", "two_layer")
 #: Where sentences come from; their places are the numbers of `Sentences.source`.
 SOURCES = ("imdb", "amazon", "yelp", "sst2")
+#: How often a word of the vocabulary is injected: each equally often, or as often as in the training sentences.
+INJECTED_LAWS = ("uniform", "frequency")
 #: Of `held_out`: sentences of all sources are trained on and tested.
 NONE = "none"
 
@@ -38,6 +40,8 @@ class TextProblem:
       held_out: a source ("imdb", "amazon", "yelp") that is tested on and not trained on, or "none".
       test_injected: random words appended to validation and test sentences, int >= 0, or None: as many as `injected`,
         which then counts those of training sentences alone.
+      injected_law: "uniform", each word of the vocabulary is injected equally often; "frequency", as often as it stands
+        in the run's own training sentences.
 
     Raises:
       ValueError: naming field, value and legal range.
@@ -63,6 +67,7 @@ class TextProblem:
     heads: int = 1
     held_out: str = NONE
     test_injected: int | None = dataclasses.field(default=None, metadata={"added": True})
+    injected_law: str = dataclasses.field(default="uniform", metadata={"added": True})
 
     def __post_init__(self) -> None:
         for name in ("n_train", "n_val", "n_test", "length", "vocabulary", "width", "heads"):
@@ -76,6 +81,7 @@ class TextProblem:
         object.__setattr__(self, "embedding_noise", real("embedding_noise", self.embedding_noise, low=0.0))
         known("model", self.model, MODELS)
         known("kernel", self.kernel, KERNELS)
+        known("injected_law", self.injected_law, INJECTED_LAWS)
         known("held_out", self.held_out, (*SOURCES, NONE))
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads={self.heads}, got width={self.width}")

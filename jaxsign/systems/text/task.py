@@ -112,8 +112,11 @@ def noisy_text(problem: TextProblem) -> Task:
 
     def prepare(data: Draw, test: Fresh | None, params: Any, hyper: Any, degree: Any) -> tuple[Any, Any, Any]:
         del hyper, degree
-        held = None if test is None else Held(data_of.inject(data.held, test.lots, data.known), test.key)
-        return Trained(data.train, data.noise), held, params
+        trained = Trained(data.train, data.noise)
+        if test is None:
+            return trained, None, params
+        own = data.train.tokens[:, : problem.length]
+        return trained, Held(data_of.inject(data.held, test.lots, data.known, own, problem), test.key), params
 
     def loss(params: Any, batch: Trained, hyper: TextHyper) -> Array:
         del hyper

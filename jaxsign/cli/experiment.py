@@ -10,6 +10,7 @@ from types import ModuleType
 
 from jaxsign.cli.console import DONE, Parser, configure, count, guarded, positive
 from jaxsign.store.files import LINKABLE
+from jaxsign.store.manifest import MANIFEST
 from jaxsign.sweep.run import check_shard, run_sweep
 from jaxsign.sweep.sweep import Sweep
 from jaxsign.validation.messages import say
@@ -54,6 +55,8 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
             chosen = args.only.split(",") if args.only else list(sweeps)
             for key in chosen:
                 known("sweep", key, sweeps)
+            if len(sweeps) > 1:
+                _say_others(folder, sweeps)
             for key in chosen:
                 sweep = sweeps[key]
                 out = folder / key if len(sweeps) > 1 else folder
@@ -68,6 +71,14 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
         return guarded(parser.prog, work)
 
     return main
+
+
+def _say_others(folder: Path, sweeps: Mapping[str, Sweep]) -> None:
+    """Names results beside this experiment's own, which claims and figures of the folder would read, too."""
+    others = [path.parent.name for path in sorted(folder.glob(f"*/{MANIFEST}")) if path.parent.name not in sweeps]
+    if others:
+        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        say(f"{folder} also holds {shown}: not of this experiment; jaxsign claims {folder} reads them, too")
 
 
 def experiment_parser(description: str = "") -> Parser:

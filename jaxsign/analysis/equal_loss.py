@@ -19,7 +19,10 @@ FACTOR, SHARE = 1.1, 0.04
 #: Consecutive steps are always close enough. But where one step changes a variable by more than this share of its
 #: largest size in the run, as GD's first step does at a large learning rate, no state of the run is near the level.
 LEAP = 0.25
-_CODES = "0 read, 1 never falls to it, 2 there from the start, 3 records too far apart, 4 one step leaps over it"
+_CODES = (
+    "0 read, 1 never falls to it, 2 there from the start, 3 records too far apart, 4 one step leaps over it, "
+    "5 not run yet"
+)
 
 
 def at_train_loss(
@@ -46,10 +49,10 @@ def at_train_loss(
     Returns:
       Dataset without the step dimension (which becomes the variable `step`). NaN where a run never falls to the level,
       where it is there from the start, where records are too far apart and, without `leaps`, where a step leaps over
-      it. The attributes `not_reached`, `below_at_start`, `too_coarse` and `leaps` count these runs (of several levels:
-      all together). The variable `reading` gives the reason for each: 0 read, 1 never falls to the level, 2 there from
-      the start, 3 records too far apart, 4 one step leaps over it. A mean over runs takes `skipna=False`, or is the
-      mean over the runs that reach the level.
+      it. The attributes `not_reached`, `below_at_start`, `too_coarse`, `leaps` and `not_run` count these runs (of
+      several levels: all together). The variable `reading` gives the reason for each: 0 read, 1 never falls to the
+      level, 2 there from the start, 3 records too far apart, 4 one step leaps over it, 5 not run yet. A mean over runs
+      takes `skipna=False`, or is the mean over the runs that reach the level.
 
     Warns:
       UserWarning: once, if runs are at a level from the start, records are too far apart or, without `leaps`, steps
@@ -81,17 +84,26 @@ def at_train_loss(
     values = [xr.Dataset(one.values) for one in read]
     readings = xr.concat(values, xr.IndexVariable("level", levels)) if several else values[0]
     readings = readings.transpose(..., "level") if several else readings
-    code = [one.code() for one in read]
     runs = readings["step"].dims[:-1] if several else readings["step"].dims
+    waiting = _waiting(ds, read[0], runs)
+    code = [np.where(waiting, 5, one.code()).astype(np.int8) for one in read]
     axis = (*runs, "level") if several else runs
     about = {"long_name": _CODES}
     readings = readings.assign(reading=(axis, np.stack(code, -1) if several else code[0], about))
     kept = {name: v for name, v in ds.data_vars.items() if "step" not in v.dims and not str(name).endswith(SUFFIX)}
-    counts = {"not_reached": lambda one: ~one.reached, "below_at_start": lambda one: one.below}
+    counts = {"not_reached": lambda one: ~one.reached & ~waiting, "below_at_start": lambda one: one.below}
     counts |= {"too_coarse": lambda one: one.some(one.coarse), "leaps": lambda one: one.some(one.leaps)}
     attrs: dict[str, Any] = {name: sum(int(count(one).sum()) for one in read) for name, count in counts.items()}
+    attrs["not_run"] = int(waiting.sum())
     attrs["train_loss_level"] = levels if several else levels[0]
     return readings.assign(kept).assign_attrs({**ds.attrs, **attrs})
+
+
+def _waiting(ds: "xr.Dataset", one: "_Reading", runs: Sequence[Hashable]) -> np.ndarray:
+    """(runs) bool, whether a run is not run yet."""
+    if "status" not in ds or not set(ds["status"].dims) <= set(runs):
+        return np.zeros(np.shape(one.reached), bool)
+    return ds["status"].broadcast_like(one.values["step"]).transpose(*runs).values < 0
 
 
 def levels_of(ds: "xr.Dataset", otherwise: Iterable[float]) -> list[float]:

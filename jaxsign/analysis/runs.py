@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
+from jaxsign.store.labels import system_name
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,9 +29,8 @@ def manifest(ds: "xr.Dataset") -> dict[str, Any]:
 
 
 def system_of(ds: "xr.Dataset") -> str:
-    """The name of the function that made the tasks of a Dataset, such as "two_layer"."""
-    system = manifest(ds)["definition"].get("system") or {}
-    return str(system.get("name", "")).rpartition(".")[2]
+    """The name of the function that made the tasks of a Dataset, such as "two_layer"; of the Task that was swept."""
+    return system_name(manifest(ds)["definition"])
 
 
 def need(ds: "xr.Dataset", *names: str, steps: bool = True) -> None:
@@ -77,7 +77,7 @@ def one_point(ds: "xr.Dataset", *kept: str) -> "xr.Dataset":
 def numbers_of(ds: "xr.Dataset", name: str) -> np.ndarray:
     """An optimizer's keyword, such as learning_rate, as floats over the optimizers; NaN where it is no number.
 
-    One schedule among the values makes all of them texts, numbers included.
+    In results of an earlier version, one schedule among the values has made all of them texts, numbers included.
 
     Raises:
       CannotDecide: if the keyword is no coordinate.

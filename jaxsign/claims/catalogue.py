@@ -53,18 +53,24 @@ CLAIMS: tuple[Claim, ...] = tuple(claim for module in EXPERIMENTS for claim in m
 
 def known_system(ds: "xr.Dataset") -> str:
     """The system whose claims a Dataset is asked."""
-    system = system_of(ds)
-    return system if system in SYSTEMS else "two_layer"
+    return system_of(ds) if _is_ours(ds) else "two_layer"
 
 
 def own_system(ds: "xr.Dataset") -> str:
     """What `system` of a claim says to be about a Dataset alone: the name of its function, or of the Task swept."""
-    of_task = ((manifest(ds)["definition"].get("system") or {}).get("state") or {}).get("task") or {}
-    system = str(of_task.get("name", "")) if system_of(ds) == "OneTask" else system_of(ds)
-    return system if system and (system not in SYSTEMS or system == system_of(ds)) else "two_layer"
+    system = system_of(ds)
+    return system if system and (system not in SYSTEMS or _is_ours(ds)) else "two_layer"
+
+
+def _is_ours(ds: "xr.Dataset") -> bool:
+    """Whether a Dataset is of a system of jaxsign: a Task of the user may have the name of one."""
+    function = str((manifest(ds)["definition"].get("system") or {}).get("name", "")).rpartition(".")[2]
+    return function in SYSTEMS
 
 
 def setting_of(ds: "xr.Dataset") -> Setting:
-    """A Dataset's setting, such as "paper_like" or "disjoint, n=21"."""
+    """A Dataset's setting, such as "paper_like" or "disjoint, n=21"; of a system that is not jaxsign's, its name."""
+    if (own := own_system(ds)) not in SYSTEMS:
+        return Setting(own)
     setting: Setting = SYSTEMS[known_system(ds)].setting_of(ds)
     return setting

@@ -53,12 +53,22 @@ class Part:
       measure: Dataset -> DataArray over `seed`.
       interval: (low, high), both ends inside, or None: reported beside the claim but not judged.
       predict: the predicted number, or Dataset -> number; None where there is no prediction.
+
+    Raises:
+      ValueError: for an interval whose ends are not in order.
     """
 
     label: str
     measure: PerSeed
     interval: tuple[float, float] | None
     predict: float | Callable[["xr.Dataset"], Any] | None = None
+
+    def __post_init__(self) -> None:
+        ends = self.interval
+        if ends is not None and not (len(ends) == 2 and ends[0] <= ends[1]):
+            raise ValueError(
+                f"interval of {self.label!r} must be (low, high) with low <= high, or None, got interval={ends!r}"
+            )
 
     def prediction(self, ds: "xr.Dataset") -> Any:
         """The predicted number for these runs, None where there is no prediction."""
@@ -150,6 +160,7 @@ class Claim:
         need_runs(ds)
         self._need_steps(ds)
         runs = self.runs(ds)
+        _need_all_run(runs)
         if self.trusted_until is not None:
             _need_gradients(runs, self.trusted_until)
         return runs
@@ -164,6 +175,13 @@ class Claim:
 
 #: Claims about averages, whose parts pick their runs themselves.
 mean_claim = functools.partial(Claim, runs=all_runs, judge="mean")
+
+
+def _need_all_run(runs: "xr.Dataset") -> None:
+    """Raises CannotDecide if some of the runs are not run yet: their numbers are unknown, not outside an interval."""
+    status = runs["status"].values if "status" in runs else np.zeros(1)
+    if waiting := int((status < 0).sum()):
+        raise CannotDecide(f"{waiting} of {status.size} runs are not run yet")
 
 
 def _need_gradients(runs: "xr.Dataset", horizon: int) -> None:

@@ -8,7 +8,8 @@ class Setting:
     """The sizes, the model and the axes of a Dataset, named by the nearest preset.
 
     Args:
-      preset: name of the standard sizes and numbers, such as "paper_like" or "depth"; "custom" if there is none.
+      preset: name of the standard sizes and numbers, such as "paper_like" or "depth"; "custom" if there is none;
+        of a system that is not jaxsign's, its name.
       values: values of the number that the preset leaves open, such as ("1",) of "depth".
       model: in what the model differs, such as ("gaussian kernel", "residual 1", "w_v alone trained").
       changes: other numbers that differ, such as ("n=21",), or what is compared, such as ("optimizers",).

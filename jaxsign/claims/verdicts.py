@@ -338,19 +338,21 @@ class ClaimTable:
         return {key: word for key, word in verdicts.items() if self.asked is None or key[0] in self.asked}
 
 
-def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str] | None = None) -> ClaimTable:
+def check(
+    ds: "xr.Dataset | xr.DataTree | Sequence[xr.Dataset]", claims: Claim | str | Sequence[Claim | str] | None = None
+) -> ClaimTable:
     """Decides claims on one Dataset or several.
 
     Args:
-      ds: a Dataset, or a list of them; each answers the claims of its system that it can, the one with the most
-        seeds where several in one setting can.
-      claims: Claim objects or ids; default all.
+      ds: a Dataset, a list of them, or the DataTree of a folder of results; each answers the claims of its system that
+        it can, the one with the most seeds where several in one setting can.
+      claims: a Claim or the id of one, or a list of them, with different ids; default all.
 
     Returns:
       A ClaimTable, claims in order, the settings of a claim below each other.
 
     Raises:
-      ValueError: for an unknown claim id, an empty list, or a Dataset without a manifest.
+      ValueError: for an unknown claim id, two claims of one id, an empty list, or a Dataset without a manifest.
       RuntimeError: if the code of a claim fails in another way than by `js.CannotDecide`; it names the claim, the
         setting and the part, and comes from the exception that was raised.
 
@@ -365,16 +367,22 @@ def check(ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str]
 
 
 def decide(
-    ds: "xr.Dataset | Sequence[xr.Dataset]", claims: Sequence[Claim | str] | None, on_defect: "OnDefect | None"
+    ds: "xr.Dataset | xr.DataTree | Sequence[xr.Dataset]",
+    claims: Claim | str | Sequence[Claim | str] | None,
+    on_defect: "OnDefect | None",
 ) -> ClaimTable:
     """As `check`, but a claim that fails is listed as not decided and given to `on_defect`; None: raised."""
     from jaxsign.claims.catalogue import CLAIMS, SYSTEMS, known_system, own_system  # late: not needed to import jaxsign
 
-    datasets: list[Any] = list(ds) if isinstance(ds, (list, tuple)) else [ds]
+    datasets = _datasets(ds)
     by_id = {claim.id: claim for claim in CLAIMS}
+    claims = [claims] if isinstance(claims, (Claim, str)) else claims
     if claims is not None and not len(claims):
         raise ValueError(f"claims must name at least one of {list(by_id)}, got {claims!r}")
     chosen = [c if isinstance(c, Claim) else by_id[known("claim", c, by_id)] for c in (claims or CLAIMS)]
+    ids = [claim.id for claim in chosen]
+    if twice := [name for i, name in enumerate(ids) if name in ids[:i]]:
+        raise ValueError(f"claims must have different ids, got two of {twice[0]!r}")
     places = _places(datasets, known_system)
     for name in {claim.system for claim in chosen} - set(SYSTEMS):  # of tasks of one's own, under their own name
         places |= _places([ds for ds in datasets if own_system(ds) == name], own_system)
@@ -390,7 +398,8 @@ def decide(
                 rows.append(row)
                 continue
             # A variation of a preset, or a sweep beside it, was made for single claims: others would only be noise.
-            other = setting == Setting("custom") and sum(name == system for name, _ in places) > 1
+            unnamed = setting == Setting("custom") or own_system(candidates[0]) not in SYSTEMS
+            other = claim is by_id.get(claim.id) and unnamed and sum(name == system for name, _ in places) > 1
             kept = beside if setting.is_variation or other else missing
             kept.append((claim.id, str(setting), "; ".join(dict.fromkeys(reasons))))
         if not datasets or any(claim.is_about(*place) for place in places):
@@ -407,6 +416,16 @@ def decide(
     named = {claim.id for claim in chosen if claim.settings} - decided
     open_ids = tuple(dict.fromkeys(claim for claim, _, _ in beside if claim in named)) if rows else ()
     return ClaimTable(tuple(rows), tuple(missing if rows else missing + beside), asked, open_ids)
+
+
+def _datasets(ds: Any) -> list[Any]:
+    """One Dataset, several, or those of a DataTree, as a list."""
+    if isinstance(ds, (list, tuple)):
+        return list(ds)
+    if hasattr(ds, "subtree"):  # of js.open_results on a folder of results
+        nodes = sorted(ds.subtree, key=lambda node: node.path)
+        return [node.to_dataset() for node in nodes if "manifest" in node.attrs]
+    return [ds]
 
 
 def undecided(table: ClaimTable, datasets: "Sequence[xr.Dataset]", own: bool = False) -> list[str]:

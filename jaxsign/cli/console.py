@@ -11,7 +11,7 @@ from typing import Any
 from jaxsign.compilation import no_platform
 from jaxsign.store.environment import cores
 from jaxsign.store.results import UnusableData
-from jaxsign.sweep.leaving import leave
+from jaxsign.sweep.leaving import interruptible, leave
 from jaxsign.validation.messages import Printed, drop_unsaid, occupy_closed_streams, say
 from jaxsign.validation.values import positive_int, real
 
@@ -52,8 +52,10 @@ def positive(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number > 0, got {text!r}") from None
 
 
-def guarded(prog: str, work: Callable[[], int]) -> int:
+def guarded(prog: str, work: Callable[[], int], resumes: bool = False) -> int:
     """Runs a command; bad input, damaged data and interrupts end in one line and their exit status.
+
+    `resumes` says whether the same command goes on where it was interrupted.
 
     If the reader of the output is gone, as with `| head`, the command ends without a message, as other commands do.
     """
@@ -64,7 +66,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # names of files may contain bytes that are no text
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), interruptible():
             status = work()
             printed.flush()
         return status
@@ -84,7 +86,8 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
             raise
     except KeyboardInterrupt as stop:
         where = f" ({stop})" if str(stop) else ""
-        status, message = INTERRUPTED, f"interrupted{where}; what is finished is kept, and the same command goes on"
+        then = "; what is finished is kept, and the same command goes on" if resumes else ""
+        status, message = INTERRUPTED, f"interrupted{where}{then}"
     finally:
         drop_unsaid()
     say(f"{prog}: {' '.join(message.split())}")

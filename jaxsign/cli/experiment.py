@@ -68,7 +68,7 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
                 )  # fmt: skip
             return DONE
 
-        return guarded(parser.prog, work)
+        return guarded(parser.prog, work, resumes=True)
 
     return main
 

@@ -140,6 +140,14 @@
     keys[event.key]();
   });
 
+  // A page that is not written any more says so: whoever wrote it may have been killed.
+  for (const words of document.querySelectorAll("[data-now]")) {
+    const written = Date.parse(words.dataset.now.replace(" UTC", "Z").replace(" ", "T"));
+    if (Date.now() - written > 1000 * (60 + 3 * words.dataset.seconds)) {
+      words.textContent = `As of ${words.dataset.now}, and not written since: jaxsign report --watch has ended.`;
+    }
+  }
+
   for (const button of document.querySelectorAll(".copy")) {
     const code = button.previousElementSibling;
     button.addEventListener("click", async () => {

@@ -90,6 +90,11 @@ class Live:
     states: Sequence[tuple[str, Sequence[Sequence[str]]]]
     now: str
 
+    @property
+    def running(self) -> bool:
+        """Whether a process works on one of them."""
+        return any(label == "running" for _, state in self.states for label, *_ in state)
+
 
 def render(
     runs: Mapping[str, "xr.Dataset"],
@@ -150,7 +155,7 @@ def render(
         claims=[list(rows) for _, rows in itertools.groupby(table.rows, lambda row: row.claim.id)],
         total=sum(sum(section.runs.values()) for section in sections),
         counts=[(word, words.count(word)) for word in VERDICTS],
-        incomplete=[section for section in sections if section.runs["not run"]], live=live,
+        incomplete=[section for section in sections if section.runs["not run"]], live=live, own=claims is not None,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,10 @@ RUN_VARIABLES: Mapping[str, tuple[str, Any, Mapping[str, str]]] = {
 
 #: Dimensions and coordinates that every sweep's Dataset has.
 BASE_NAMES = (("dimension", "optimizer"), ("dimension", "seed"), ("dimension", "step"), ("coordinate", "family"))
+#: What the coordinate of a keyword's words is called after the keyword, where others of its values are numbers.
+WORDS = "_name"
+#: What a definition calls the system of a Task that is swept itself, see `jaxsign.sweep.sweep.OneTask`.
+ONE_TASK = "OneTask"
 #: The attribute that marks bools. They are stored as integers, with -1 for runs that have not run.
 BOOL = "kind", "bool: 0 false, 1 true, -1 not run"
 
@@ -220,19 +224,34 @@ def coordinates(sweep: Any) -> dict[str, tuple[tuple[str, ...], Any, dict[str, s
     for name, field in _derived(sweep.hyper).items():
         if name in out:
             out[field] = _dependent(sweep, field)
-    labels, families, points = zip(*sweep.optimizer_points)
+    labels, families, _ = zip(*sweep.optimizer_points)
     out["optimizer"] = (("optimizer",), np.array(labels, object), {"long_name": "optimizer"})
     out["family"] = (("optimizer",), np.array(families, object), {"long_name": "optimizer family"})
     for keyword, name in keyword_coordinates(sweep).items():
-        values = [
-            words[keyword] if callable(point.get(keyword)) else point.get(keyword)
-            for point, words in zip(points, sweep.optimizer_words)
-        ]
-        out[name] = (("optimizer",), _column(values), {"long_name": f"optimizer keyword {keyword}"})
+        values, about = _keyword_values(sweep, keyword), f"optimizer keyword {keyword}"
+        if _mixed(values):  # words among them would make texts of all numbers, which no comparison with a number finds
+            words = np.array([v if isinstance(v, str) else "" for v in values], object)
+            out[f"{name}{WORDS}"] = (("optimizer",), words, {"long_name": f"{about}, where it is no number"})
+            values = [None if isinstance(v, str) else v for v in values]
+        out[name] = (("optimizer",), _column(values), {"long_name": about})
     out["seed"] = (("seed",), np.array(sweep.seeds, np.int64), {"long_name": "seed"})
     out |= level_coords(sweep.crossed)
     out["step"] = (("step",), sweep.schedule.record.astype(np.int64), {"long_name": "optimizer step", "units": "step"})
     return out
+
+
+def _keyword_values(sweep: Any, keyword: str) -> list[Any]:
+    """The values of an optimizer's keyword, a schedule's as a word; None where a family lacks it."""
+    return [
+        words[keyword] if callable(point.get(keyword)) else point.get(keyword)
+        for (_, _, point), words in zip(sweep.optimizer_points, sweep.optimizer_words)
+    ]
+
+
+def _mixed(values: Sequence[Any]) -> bool:
+    """Whether some values are numbers, some are words, and none is anything else."""
+    kinds = {"word" if isinstance(v, str) else type(v) for v in values if v is not None}
+    return "word" in kinds and len(kinds) > 1 and kinds <= {"word", int, float}
 
 
 def keyword_coordinates(sweep: Any) -> dict[str, str]:
@@ -251,6 +270,11 @@ def coordinate_names(sweep: Any) -> list[tuple[str, str]]:
         *(("axis", name) for name in members),
         *(("hyper field", name) for name in [*fields, *base_coordinates(sweep)]),
         *(("keyword of an optimizer", name) for name in keyword_coordinates(sweep).values()),
+        *(
+            ("keyword of an optimizer, in words", f"{name}{WORDS}")
+            for keyword, name in keyword_coordinates(sweep).items()
+            if _mixed(_keyword_values(sweep, keyword))
+        ),
         *(("dimension of captured levels", name) for name in level_coords(sweep.crossed)),
     ]
 
@@ -315,6 +339,19 @@ def base_coordinates(sweep: Any) -> dict[str, float]:
     }
 
 
+def system_name(definition: Mapping[str, Any]) -> str:
+    """The name of what makes a definition's tasks: of a function, or of the Task that stands in its place.
+
+    Examples:
+      >>> system_name({"system": {"name": "jaxsign.systems.two_layer.two_layer"}}), system_name({"system": None})
+      ('two_layer', '')
+    """
+    system = definition.get("system") or {}
+    function = str(system.get("name", "")).rpartition(".")[2]
+    task = (system.get("state") or {}).get("task") if function == ONE_TASK else None
+    return str((task or {}).get("name", function))
+
+
 def attributes(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The attributes of a Dataset: `description`, one line for people, and `manifest`, all of it as JSON text."""
     definition, runs = manifest["definition"], manifest["runs"]
@@ -325,8 +362,7 @@ def attributes(manifest: Mapping[str, Any]) -> dict[str, str]:
         words += f" ({diverged} diverged)"
     if "optimizers" in definition:
         axes = [*(member for axis in definition["axes"] for member in axis["members"]), "optimizer", "seed"]
-        system = definition["system"]["name"].rpartition(".")[2]
-        words += f" of {definition['steps']} steps of {system} over {', '.join(axes)}"
+        words += f" of {definition['steps']} steps of {system_name(definition)} over {', '.join(axes)}"
         words += f"; optimizers: {', '.join(definition['optimizers'])}"
     return {"description": words, "manifest": manifest_text(manifest)}
 

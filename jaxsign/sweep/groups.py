@@ -9,12 +9,15 @@ from typing import Any
 
 import jax
 
+from jaxsign.optimizers.adapters import evaluated
+from jaxsign.optimizers.factories import build
 from jaxsign.optimizers.words import static_word
 from jaxsign.store.levels import observable
 from jaxsign.sweep.naming import check_numbers, check_outputs
 from jaxsign.sweep.sweep import Sweep
 from jaxsign.training.loop import observers
 from jaxsign.training.mode import Choice, choose_mode
+from jaxsign.training.rng import seed_key
 from jaxsign.training.start import Start, abstract_start
 from jaxsign.training.task import Task
 
@@ -135,6 +138,7 @@ def make_groups(sweep: Sweep) -> list[Group]:
             grid = sweep.grids[family]
             keywords = [sweep.optimizer_points[i][2] for i in members]
             static = {k: v for k, v in keywords[0].items() if k not in grid.floats}
+            _check_observed(sweep, family, keywords[0])
             label = None if grid.keywords else f"optimizer {family!r}"
 
             def choose(
@@ -150,6 +154,17 @@ def make_groups(sweep: Sweep) -> list[Group]:
                 groups.append(Group(sweep, choice, grid.factory, static, grid.floats, family, optimizers, fixed, start))
     check_outputs(groups)
     return groups
+
+
+def _check_observed(sweep: Sweep, family: str, keywords: Mapping[str, Any]) -> None:
+    """Raises ValueError if an optimizer observes another iterate and the sweep needs the trained parameters."""
+    what = f"levels={list(sweep.crossed)}" if sweep.crossed else f"trajectory={sweep.trajectory!r}"
+    needed = sweep.crossed or sweep.trajectory is not None
+    if needed and evaluated(build(sweep.grids[family].factory, keywords, seed_key(0))) is not None:
+        raise ValueError(
+            f"{what} needs the trained parameters, and optimizer {family!r} observes others (js.observed_at): leave "
+            f"one of the two away, or give {family!r} a sweep of its own"
+        )
 
 
 def _same_static_keywords(sweep: Sweep) -> Iterator[tuple[str, list[int]]]:

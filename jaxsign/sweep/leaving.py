@@ -6,9 +6,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from jaxsign.validation.messages import say
@@ -23,6 +23,44 @@ class Interrupted(KeyboardInterrupt):
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows."""
         return [str(self)]
+
+
+def swallows(frame: FrameType | None) -> bool:
+    """Whether Python would print and drop an exception that is raised now: in a finalizer, or JAX's hook for garbage.
+
+    Long stretches of tracing run no other Python code, so this is where a signal is often heard.
+    """
+    while frame is not None:
+        if frame.f_code.co_name in ("_xla_gc_callback", "__del__"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def again(number: int) -> None:
+    """Sends a signal once more, after the code that would swallow what its handler raises."""
+    threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, number)).start()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt inside, as Python does it, but never where Python or JAX would drop it."""
+    main = threading.current_thread() is threading.main_thread()
+    if not (main and signal.getsignal(signal.SIGINT) is signal.default_int_handler and hasattr(signal, "pthread_kill")):
+        yield
+        return
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if swallows(frame):
+            again(number)
+            return
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, hear)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def abandon(compiling: Iterable[Future]) -> None:

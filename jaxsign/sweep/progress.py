@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from jaxsign.sweep.compile_log import CompileLog
-from jaxsign.sweep.leaving import Interrupted, explain
+from jaxsign.sweep.leaving import Interrupted, again, explain, swallows
 from jaxsign.validation.messages import DISPLAYS, WRITING, Voice, clock, counted, leave_closed_streams, say, time_words
 
 #: Without a terminal, the first line is printed after so many seconds. A sweep that is done before says nothing.
@@ -254,8 +254,8 @@ def listening(kept: bool = True) -> Iterator[Stop]:
     heard: list[str] = []
 
     def hear(number: int, frame: FrameType | None) -> None:
-        if hasattr(signal, "pthread_kill") and _swallows(frame):  # once more, after it
-            threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, number)).start()
+        if hasattr(signal, "pthread_kill") and swallows(frame):
+            again(number)
             return
         name = signal.Signals(number).name
         if name in REQUESTS and any(earlier in REQUESTS for earlier in heard):
@@ -281,15 +281,3 @@ def listening(kept: bool = True) -> Iterator[Stop]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         if heard:
             leave_closed_streams()
-
-
-def _swallows(frame: FrameType | None) -> bool:
-    """Whether Python would print and drop an exception that is raised now: in a finalizer, or JAX's hook for garbage.
-
-    Long stretches of tracing run no other Python code, so this is where a signal is often heard.
-    """
-    while frame is not None:
-        if frame.f_code.co_name in ("_xla_gc_callback", "__del__"):
-            return True
-        frame = frame.f_back
-    return False

@@ -202,6 +202,16 @@ def test_a_run_that_never_gets_there_is_nan_and_counted():
         assert at[name].isnull().values.tolist() == [False, True, True]
 
 
+def test_a_run_that_is_not_run_yet_is_no_run_that_never_gets_there():
+    ds = losses([1.0, 0.1, 0.01], [1.0, 0.9, 0.8], [np.nan] * 3)
+    ds["status"] = "seed", [0, 0, -1]
+    for level, codes in ((0.05, [0, 1, 5]), ([0.05, 0.5], [[0, 0], [1, 1], [5, 5]])):
+        at = js.at_train_loss(ds, level)
+        assert at["reading"].values.tolist() == codes
+        count = np.size(level)
+        assert (at.attrs["not_reached"], at.attrs["not_run"]) == (count, 1)
+
+
 def test_a_level_met_exactly_is_that_record_and_one_met_from_the_start_is_not_read():
     ds = losses([1.0, 0.5, 0.25], [0.4, 0.3, 0.2], [0.5, 0.3, 0.2])
     ds["test_loss"] = ("seed", "step"), [[9.0, 8.0, 7.0], [6.0, 5.0, 4.0], [3.0, 2.0, 1.0]]

@@ -492,10 +492,33 @@ def of_own(name, seeds=64):
 def test_a_claim_names_the_task_of_ones_own_that_it_is_about():
     table = js.check([of_own("bn"), of_own("line", 40)], [claim(system="bn"), claim("X2", system="line"), claim("X3")])
     found = [(row.claim.id, row.setting, row.seeds, row.verdict) for row in table.rows]
-    assert found == [("X1", "custom", 64, "HOLDS"), ("X2", "custom", 40, "HOLDS"), ("X3", "custom", 64, "HOLDS")]
+    bn, line = ("bn", 64, "HOLDS"), ("line", 40, "HOLDS")
+    assert found == [("X1", *bn), ("X2", *line), ("X3", *bn), ("X3", *line)]  # X3 names none: each task decides it
     assert table.missing == ()
     table = js.check([of_own("bn"), runs([0.5] * 64)], [claim(system="bn")])
-    assert [(row.claim.id, row.setting) for row in table.rows] == [("X1", "custom")]
+    assert [(row.claim.id, row.setting) for row in table.rows] == [("X1", "bn")]
+
+
+def test_one_claim_and_the_tree_of_a_folder_are_taken_and_ids_are_different():
+    ds = of_own("bn")
+    tree = xr.DataTree.from_dict({"/a/one": ds, "/b": of_own("line", 40)})
+    (row,) = js.check(ds, claim()).rows
+    assert row.verdict == "HOLDS"
+    assert [(row.setting, row.seeds) for row in js.check(tree, claim()).rows] == [("bn", 64), ("line", 40)]
+    with pytest.raises(ValueError, match="claims must have different ids, got two of 'X1'"):
+        js.check(ds, [claim(), claim("X2"), claim()])
+    for interval in ((5.0, 1.0), (0.0, math.nan), (1.0,)):
+        with pytest.raises(ValueError, match=r"interval of 'x' must be \(low, high\) with low <= high"):
+            js.Part("x", lambda ds: ds["x"], interval)
+
+
+@pytest.mark.parametrize("judge", ["seeds", "mean"])
+def test_runs_that_are_not_run_yet_are_no_numbers_outside(judge):
+    ds = of_own("bn").assign(status=lambda ds: ds["status"].where(ds["seed"] > 3, -1))
+    ds = ds.assign({name: v.where(ds["status"] == 0) for name, v in ds.data_vars.items() if name != "status"})
+    table = js.check(ds, [claim(judge=judge)])
+    assert (table.rows, table.missing) == ((), (("X1", "bn", "4 of 64 runs are not run yet"),))
+    assert js.check(ds.isel(seed=slice(4, None)), [claim(judge=judge)]).rows[0].verdict == "HOLDS"
 
 
 def test_a_claim_about_none_of_the_results_says_what_to_write():
@@ -507,7 +530,7 @@ def test_a_claim_about_none_of_the_results_says_what_to_write():
     assert table.missing == (("X2", "everywhere", f"{words}'bm'"), ("X3", "everywhere", f"{words}'noisy_text'"))
     table = js.check(of_own("bn"), [claim(system="bn", settings=("paper_like",))])
     assert table.reasons() == [
-        "X1 everywhere: settings must hold one of those of these results, 'custom', got ('paper_like',)"
+        "X1 everywhere: settings must hold one of those of these results, 'bn', got ('paper_like',)"
     ]
     assert js.check(of_own("bn"), ["D1"]).missing == js.check([], [claim(system="bn")]).missing == ()
 

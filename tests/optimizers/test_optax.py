@@ -316,6 +316,12 @@ def test_what_cannot_be_observed_elsewhere_is_refused():
     entry = js.observed_at(optax.contrib.schedule_free_sgd(0.3), optax.contrib.schedule_free_eval_params)
     with pytest.raises(ValueError, match=r"levels=.* needs the trained parameters, and js.observed_at observes others"):
         train(entry, levels=[0.5])
+    both = {"sgd": SGD, "free": entry}
+    sweep = js.Sweep(system=LINE, problem=None, hyper=None, optimizers=both, steps=4, record=2, levels=[0.5])
+    with pytest.raises(
+        ValueError, match=r"levels=\[0.5\] needs .* optimizer 'free' observes others .* a sweep of its own"
+    ):
+        js.run_sweep(sweep, progress=False)
     problem, hyper = js.Problem(n=4, d=60, s=4, m_k=2, m_v=2, n_test=4), js.Hyper(sigma_p=2.0)
     for engine in ("support", "hybrid"):
         with pytest.raises(ValueError, match="it is observed at another iterate"):

@@ -85,6 +85,21 @@ def test_schedules_themselves_are_values_with_names_of_their_own(tmp_path):
     np.testing.assert_allclose(more["size"].sel(seed=1).values[1], one.trace["size"], rtol=1e-5)
 
 
+def test_numbers_stay_numbers_beside_schedules(tmp_path):
+    named = js.grid(optax.sgd, learning_rate={"wave": optax.cosine_decay_schedule(0.1, STEPS)})
+    alone = js.run_sweep(sweep({"gd": named}), tmp_path, progress=False)
+    assert alone["learning_rate"].values.tolist() == ["wave"]
+    assert "learning_rate_name" not in alone.coords
+    both = {"gd": named, "adam": js.grid(optax.adam, learning_rate=[0.1, 0.3]), "plain": optax.sgd(0.1)}
+    made = js.run_sweep(sweep(both), tmp_path, progress=False)
+    for ds in (made, js.open_results(tmp_path)):
+        np.testing.assert_array_equal(ds["learning_rate"], [np.nan, 0.1, 0.3, np.nan])
+        assert ds["learning_rate_name"].values.tolist() == ["wave", "", "", ""]
+        assert ds.isel(optimizer=ds.learning_rate == 0.3)["family"].values.tolist() == ["adam"]
+        assert ds.isel(optimizer=ds.learning_rate_name == "wave")["family"].values.tolist() == ["gd"]
+    np.testing.assert_array_equal(made["size"].isel(optimizer=[0]), alone["size"])
+
+
 def test_constants_and_traced_numbers_are_one_definition_and_agree(tmp_path, capsys):
     traced = js.run_sweep(sweep({"gd": js.grid(optax.sgd, learning_rate=[0.01, 0.1])}), tmp_path, progress=False)
     static = sweep({"gd": js.grid(optax.sgd, learning_rate=js.static([0.01, 0.1]))})

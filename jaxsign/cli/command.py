@@ -204,7 +204,7 @@ def command_parser() -> Parser:
     drawn.add_argument("--list", action="store_true", help="a line a figure")
     drawn.add_argument("names", metavar="NAME", nargs="*", help="as listed, such as figure1")
     drawn.add_argument("--results", metavar="DIR", default="results", help="default results")
-    drawn.add_argument("--out", metavar="FOLDER", default="results/figures", help="default results/figures")
+    drawn.add_argument("--out", metavar="FOLDER", help="default figures in the folder of --results")
     copied = command("experiments", _experiments, "copy the scripts of experiments and figures", results=False)
     copied.add_argument("action", choices=["copy"], help="copy: into DIR/sweeps and DIR/figures, to read and change")
     copied.add_argument("dir", metavar="DIR", help="new or empty")

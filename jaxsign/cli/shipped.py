@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -73,23 +74,27 @@ def run(name: str, options: Sequence[str]) -> int:
     os.execv(sys.executable, [sys.executable, str(file), *given])
 
 
-def draw(names: Sequence[str], results: str, out: str) -> int:
+def draw(names: Sequence[str], results: str, out: str | None) -> int:
     """Draws figures from results; without names, all those whose results are there.
 
     Args:
       names: as listed, or none.
       results: folder of results directories, as the experiments' commands lay it out.
-      out: folder for the pictures.
+      out: folder for the pictures; None: "figures" in that folder.
 
     Returns:
       How many of them could not be drawn; each has said why in one line.
     """
     local_path("--results", results)
+    out = os.path.join(results, "figures") if out is None else out
     local_path("--out", out)
     failed, every = {}, scripts("figures")
-    if not names:
-        say(f"trying {counted(len(every), 'figure script')} on {results}")
-    for name in names or every:
+    absent = [] if names else [name for name, file in every.items() if not _has_results(file, Path(results))]
+    if absent:
+        show(f"left out, no results in {results} (jaxsign run NAME makes them): {', '.join(absent)}")
+        if (tiny := Path(results, "tiny")).is_dir():
+            show(f"those of --tiny: jaxsign figures --results {tiny}")
+    for name in names or [name for name in every if name not in absent]:
         command = [sys.executable, str(script("figures", name)), "--results", results, "--out", out]
         done = subprocess.run(command, check=False, capture_output=not names, text=True)
         if done.returncode:
@@ -99,7 +104,13 @@ def draw(names: Sequence[str], results: str, out: str) -> int:
                 show(line)
     for name, words in [] if names else failed.items():
         show(f"left out: {name}: {' '.join(words).removeprefix(f'{name}.py: ')}")
-    return len(failed)
+    return len(failed) + len(absent)
+
+
+def _has_results(file: Path, results: Path) -> bool:
+    """Whether some of the folders that a figure reads are there; its docstring names them as DIR/NAME."""
+    read = re.findall(r"\bDIR/(\w+)", ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "")
+    return not read or any((results / name).is_dir() for name in read)
 
 
 def copy(folder: str) -> int:

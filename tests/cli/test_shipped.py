@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,15 +80,31 @@ def test_a_figure_without_its_results_says_what_makes_them(tmp_path, capfd):
 
 
 def test_figures_without_results_are_left_out_in_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        shipped, "scripts", lambda kind: {"snr": ROOT / kind / "snr.py", "figure1": ROOT / kind / "figure1.py"}
-    )
-    assert cli.main(["figures", "--results", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
-    made_by = "is not there: the experiment {} makes it"
+    names = ("snr", "figure1", "noisy_splits")
+    monkeypatch.setattr(shipped, "scripts", lambda kind: {name: ROOT / kind / f"{name}.py" for name in names})
+    (tmp_path / "snr").mkdir()
+    (tmp_path / "tiny").mkdir()
+    assert cli.main(["figures", "--results", str(tmp_path)]) == 1
     assert capsys.readouterr().out.splitlines() == [
-        f"left out: snr: --results: '{tmp_path}/snr/snr' {made_by.format('snr')}",
-        f"left out: figure1: --results: '{tmp_path}/dynamics/paper_like' {made_by.format('dynamics')}",
+        f"left out, no results in {tmp_path} (jaxsign run NAME makes them): figure1, noisy_splits",
+        f"those of --tiny: jaxsign figures --results {tmp_path}/tiny",
+        f"left out: snr: --results: '{tmp_path}/snr/snr' is not there: the experiment snr makes it",
     ]
+
+
+def test_every_figure_says_which_results_it_reads(tmp_path):
+    for name, file in shipped.scripts("figures").items():
+        assert not shipped._has_results(file, tmp_path), name
+
+
+def test_figures_go_beside_their_results(monkeypatch, tmp_path):
+    commands = []
+    monkeypatch.setattr(
+        shipped.subprocess, "run", lambda command, **options: commands.append(command) or SimpleNamespace(returncode=0)
+    )
+    for out in (None, str(tmp_path / "here")):
+        assert shipped.draw(["snr"], str(tmp_path), out) == 0
+    assert [command[-1] for command in commands] == [str(tmp_path / "figures"), str(tmp_path / "here")]
 
 
 def test_scripts_inside_the_package_come_first(tmp_path, monkeypatch):

@@ -359,13 +359,13 @@ def test_a_page_is_written_again_until_its_sweep_is_finished(quick, tmp_path, ca
     assert (status, waited) == (0, [30, 30])
     assert said.startswith("waiting: DIR must hold finished results or those of a sweep under way")
     text = " ".join(" ".join(Page(pages[0]).text).split())
-    assert re.search(r"Under way, as of .* read again every 30 s", text)
+    assert re.search(r"Not finished, and nothing is running, as of .* read again every 30 s", text)
     assert re.search(r"runs 24: \d+ finished, \d+ diverged, \d+ not run", text)
     assert '<meta http-equiv="refresh" content="30">' in pages[0]
     assert re.search(r"median and 5-95 % of [1-3]( to [1-4])? of 4 seeds", pages[0])
     last = file.read_text()
     assert "refresh" not in last
-    assert "Under way" not in last
+    assert "as of" not in last
     assert "median and 5-95 % of 4 seeds" in last
     assert "of 4 seeds" not in last.replace("% of 4 seeds", "")
 
@@ -374,6 +374,9 @@ def test_a_page_about_nothing_yet_says_what_it_waits_for(tmp_path):
     live = js.report.Live(15, [("results/mine", [("runs", "nothing is stored yet")])], "2026-01-31 12:00:00 UTC")
     text = " ".join(" ".join(Page(js.report.render({}, live=live)).text).split())
     assert "results/mine runs nothing is stored yet" in text
+    assert "Not finished, and nothing is running, as of 2026-01-31 12:00:00 UTC" in text
+    running = js.report.Live(15, [("results/mine", [("running", "process 7 on here")])], "2026-01-31 12:00:00 UTC")
+    assert "Under way, as of 2026-01-31" in js.report.render({}, live=running)
 
 
 def test_losses_of_one_point_are_shown_at_a_time(snr, quick):

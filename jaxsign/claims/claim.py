@@ -143,6 +143,9 @@ class Claim:
                 raise ValueError(f"claim {self.id!r} must have runs or family, got both and family={family!r}")
             object.__setattr__(self, "runs", one_family(family))
 
+    def __repr__(self) -> str:
+        return f"Claim({self.id}: {self.statement})"
+
     def is_about(self, system: str, setting: Setting) -> bool:
         """Whether the claim says something about runs of a system in a setting."""
         return self.system == system and (not self.settings or str(setting) in self.settings)

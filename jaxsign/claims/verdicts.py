@@ -155,6 +155,9 @@ class Row:
     explanation: str = ""
     chance: float = math.nan
 
+    def __repr__(self) -> str:
+        return f"Row({self.claim.id} {self.setting}: {self.lines()[0][-2]}, {self.verdict})"
+
     def lines(self) -> list[tuple[str, ...]]:
         """Cells under HEADER, one line per part; the first one carries claim, setting, share and verdict."""
         share = f"{self.inside}/{self.seeds} seeds [{self.share[0]:.2f}, {self.share[1]:.2f}]"

@@ -48,6 +48,12 @@ class Grid:
     words: tuple[Mapping[str, str], ...]
     needed: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """`grid(adam, learning_rate=[0.1, 0.3], b1=[0.9])`, with the words of the labels."""
+        values = {name: dict.fromkeys(words[name] for words in self.words) for name in self.keywords}
+        lists = "".join(f", {name}=[{', '.join(words)}]" for name, words in values.items())
+        return f"grid({getattr(self.factory, '__name__', type(self.factory).__name__)}{lists})"
+
     @property
     def keywords(self) -> tuple[str, ...]:
         """Names of all keywords given."""

@@ -364,9 +364,18 @@ def attributes(manifest: Mapping[str, Any]) -> dict[str, str]:
         axes = [*(member for axis in definition["axes"] for member in axis["members"]), "optimizer", "seed"]
         words += f" of {definition['steps']} steps of {system_name(definition)} over {', '.join(axes)}"
         words += f"; optimizers: {', '.join(definition['optimizers'])}"
-    return {"description": words, "manifest": manifest_text(manifest)}
+    return {"description": words, "manifest": ManifestText(json.dumps(manifest, sort_keys=True))}
 
 
-def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """The manifest as JSON text, for the attribute `manifest` of a Dataset."""
-    return json.dumps(manifest, sort_keys=True)
+class ManifestText(str):
+    """The manifest as JSON text, which shows itself in a few words: `ds.attrs` is read by people.
+
+    Examples:
+      >>> ManifestText('{"steps": 7}'), json.loads(ManifestText('{"steps": 7}'))
+      (<JSON text of 12 characters: json.loads(ds.attrs['manifest'])>, {'steps': 7})
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<JSON text of {len(self):,} characters: json.loads(ds.attrs['manifest'])>"

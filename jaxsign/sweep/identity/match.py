@@ -143,7 +143,12 @@ def extension(path: str, stored: Mapping[str, Any], new: Mapping[str, Any]) -> l
     before, after = ([axis["members"] for axis in d["axes"]] for d in (old, new))
     changed += differences(before, after, "axes")
     if changed:
-        raise ValueError(f"out={path!r} belongs to another definition: {'; '.join(changed)}")
+        if any(line.startswith("steps: ") for line in changed):  # recorded and test steps follow from it
+            changed = [line for line in changed if not line.startswith(("record: ", "test: "))]
+        raise ValueError(
+            f"out={path!r} belongs to another definition: {'; '.join(changed)} (seeds, values of axes and optimizers "
+            "can be added, nothing else changed: take another out)"
+        )
     out, gone, added = [], [], False
     names = [*(",".join(members) for members in before), "optimizers", "seed"]
     raw = [*(axis["values"] for axis in old["axes"]), None, old["seeds"]]

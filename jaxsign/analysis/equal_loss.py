@@ -77,6 +77,7 @@ def at_train_loss(
     names = name_tuple("names", names)
     for name in names or ():
         known("variable", name, map(str, ds.data_vars))
+    _check_single_runs(ds)
     read = [_Reading.of(ds, one, names, leaps) for one in levels]
     notes = [note for note in (one.note() for one in read) if note]
     if notes:
@@ -97,6 +98,22 @@ def at_train_loss(
     attrs["not_run"] = int(waiting.sum())
     attrs["train_loss_level"] = levels if several else levels[0]
     return readings.assign(kept).assign_attrs({**ds.attrs, **attrs})
+
+
+def _check_single_runs(ds: "xr.Dataset") -> None:
+    """Raises ValueError for a Dataset whose variables are averages over runs, or that has been read already.
+
+    The level that an average falls to is not the average of what runs show there.
+    """
+    if "reading" in ds.data_vars and "step" in ds.dims:
+        raise ValueError("ds has a variable 'reading', which js.at_train_loss adds: rename it, ds.rename(reading=...)")
+    for name in (f"step{SUFFIX}", "status"):
+        if name in ds and ds[name].dtype.kind == "f":
+            values = ds[name].values
+            if (values[np.isfinite(values)] % 1 != 0).any():
+                raise ValueError(
+                    f"ds must hold single runs, got averages: {name} is {values.ravel()[0]:g}; average after"
+                )
 
 
 def _waiting(ds: "xr.Dataset", one: "_Reading", runs: Sequence[Hashable]) -> np.ndarray:

@@ -64,8 +64,9 @@ class Part:
     predict: float | Callable[["xr.Dataset"], Any] | None = None
 
     def __post_init__(self) -> None:
-        ends = self.interval
-        if ends is not None and not (len(ends) == 2 and ends[0] <= ends[1]):
+        ends: Any = self.interval
+        numbers_alone = isinstance(ends, (tuple, list)) and all(isinstance(end, numbers.Real) for end in ends)
+        if ends is not None and not (numbers_alone and len(ends) == 2 and ends[0] <= ends[1]):
             raise ValueError(
                 f"interval of {self.label!r} must be (low, high) with low <= high, or None, got interval={ends!r}"
             )
@@ -136,6 +137,8 @@ class Claim:
 
     def __post_init__(self, family: str) -> None:
         known("judge", self.judge, JUDGES)
+        if isinstance(self.parts, Part):
+            object.__setattr__(self, "parts", (self.parts,))
         if all(part.interval is None for part in self.parts):
             raise ValueError(f"parts of claim {self.id!r} must hold at least one with an interval, got {self.parts!r}")
         if family:

@@ -16,7 +16,7 @@ from jaxsign.claims.verdicts import decide, undecided
 from jaxsign.cli import shipped
 from jaxsign.cli.console import BAD_INPUT, DONE, FAILED, UNUSABLE, Parser, configure, count, guarded, positive
 from jaxsign.cli.directories import NoResults, each_usable, results_below
-from jaxsign.cli.experiment import build_options, load_build
+from jaxsign.cli.experiment import build_options, built, load_build
 from jaxsign.cli.netcdf import export_netcdf
 from jaxsign.cli.own_claims import Broken, load_claims
 from jaxsign.cli.status import print_plan, print_status, print_verify, status_lines
@@ -134,6 +134,8 @@ def _page(args: argparse.Namespace, claims: Sequence[Claim] | None, live: report
     if len(set(names.values())) < len(names):
         names = {path: str(path.resolve()) for path in names}
     named = {names[path]: ds for path, ds in datasets.items()}
+    if len(named) > 1 and live is None:
+        say(f"reading {counted(len(named), 'sweep')}: all claims, then every figure")
     broken = Broken(args.claims, named)
     file = report.write(args.out, named, args.figures, live, claims=claims, on_defect=broken.on_defect)
     show(f"{file}: {size_words(file.stat().st_size)}, {counted(len(datasets), 'sweep')}")
@@ -152,7 +154,7 @@ def _plan(args: argparse.Namespace) -> int:
     file = str(shipped.script("sweeps", args.file)) if name else args.file
     begins = ["jaxsign run", args.file] if name else ["python", shlex.quote(args.file)]
     command = " ".join([*begins, "--out DIR", *words])
-    print_plan(load_build(file)(args), command, args.memory, speed, args.devices or 1, args.quick)
+    print_plan(built(load_build(file), args), command, args.memory, speed, args.devices or 1, args.quick)
     return DONE
 
 

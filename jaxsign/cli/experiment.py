@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from jaxsign.cli.console import DONE, Parser, configure, count, guarded, positive
 from jaxsign.store.files import LINKABLE
@@ -45,7 +46,7 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
             configure(args.devices, args.x64)
             if args.help:  # first, since build may refuse what is not given
                 print(parser.format_help())
-            sweeps = build(args)
+            sweeps = built(build, args)
             if args.help:
                 print(_axes_text(sweeps))
                 return DONE
@@ -71,6 +72,43 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
         return guarded(parser.prog, work, resumes=True)
 
     return main
+
+
+#: Options of `build` that an experiment may not have.
+BUILD_OPTIONS = ("seeds", "steps", "engine", "data_dir", "tiny")
+
+
+class _Heard(argparse.Namespace):
+    """Arguments that remember which of them were read."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        super().__init__(**vars(given))
+        object.__setattr__(self, "_read", set())
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__dict__":  # vars(args) reads all of them
+            object.__getattribute__(self, "_read").update(BUILD_OPTIONS)
+        elif name in BUILD_OPTIONS:
+            object.__getattribute__(self, "_read").add(name)
+        return object.__getattribute__(self, name)
+
+
+def built(build: Build, args: argparse.Namespace) -> Mapping[str, Sweep]:
+    """What `build` makes of some arguments.
+
+    Raises:
+      ValueError: for an option that was given and that `build` does not look at, or a key that names no folder.
+    """
+    heard = _Heard(args)
+    sweeps = build(heard)
+    read = object.__getattribute__(heard, "_read")
+    for name in BUILD_OPTIONS:
+        if vars(args)[name] not in (None, False) and name not in read:
+            raise ValueError(f"--{name.replace('_', '-')} would have no effect: this experiment does not read it")
+    for key in sweeps:
+        if not isinstance(key, str) or key in ("", ".", "..") or {"/", "\\", "\0"} & set(key):
+            raise ValueError(f"keys of build must be names of folders, got {key!r}")
+    return sweeps
 
 
 def _say_others(folder: Path, sweeps: Mapping[str, Sweep]) -> None:

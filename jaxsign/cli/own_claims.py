@@ -37,6 +37,8 @@ class Broken:
         names = [name for name, one in self.named.items() if one is ds] or ["several sweeps side by side"]
         self.lines.append(f"{self.file}: on {names[0]}: {words}")
         say(self.lines[-1])
+        if len(self.lines) == 1 and len(self.named) > 1:
+            say("system='NAME' in a claim makes it one about that task alone, settings=(...) about some settings")
 
 
 def load_claims(file: str | None, ids: list[str] | None = None) -> list[Claim] | None:

@@ -108,6 +108,9 @@ def adapted(transform: Transform) -> optax.GradientTransformationExtraArgs:
         transform = _lookahead(transform)
     elif "lookahead" in makers and not isinstance(transform.update, ObservedUpdate):
         raise ValueError("optax.lookahead must be the outermost transform: it keeps two sets of parameters")
+    outer = transform.update.update if isinstance(transform.update, ObservedUpdate) else transform
+    if any(isinstance(part, ObservedUpdate) for part in _parts(outer)):
+        raise ValueError("js.observed_at must be the outermost transform: inside another one nothing is observed by it")
     if not isinstance(transform, optax.GradientTransformationExtraArgs):
         return optax.with_extra_args_support(transform)
     # Some transforms take any argument and hand it on, and refuse what their own parts do not know.
@@ -152,6 +155,8 @@ def observed_at(
     """
     if not callable(iterate):
         raise ValueError(f"iterate must be a function (state, params) -> params, got {iterate!r}")
+    if not (callable(getattr(transform, "init", None)) and callable(getattr(transform, "update", None))):
+        raise ValueError(f"transform must be a built one, such as optax.sgd(0.1), got {transform!r}")
     inner = adapted(transform)
     return optax.GradientTransformationExtraArgs(inner.init, ObservedUpdate(inner.update, iterate))
 
@@ -253,7 +258,11 @@ def _parts(value: Any, depth: int = 12) -> Iterator[Callable[..., Any]]:
     elif isinstance(value, functools.partial):
         inside = [value.func, *value.args, *value.keywords.values()]
     elif isinstance(value, (ObservedUpdate, _Named, _SlowAndFast)):
+        yield value
         inside = [value.update]
+    elif inspect.ismethod(value):  # of optax.MultiSteps
+        yield value
+        inside = list(vars(value.__self__).values()) if hasattr(value.__self__, "__dict__") else []
     elif inspect.isfunction(value):
         yield value
         inside = [cell.cell_contents for cell in value.__closure__ or () if filled(cell)]

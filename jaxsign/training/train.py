@@ -92,7 +92,8 @@ class Run:
     Args:
       trace: {observable: (R, ...)} at the recorded steps.
       steps: (R,) recorded steps.
-      params: final parameters, in full.
+      params: final parameters as the engine holds them: of "dense" and "support" in full, of engines in feature space
+        the features, so that `task.loss` of another engine does not take them.
       status: 0 finished, 1 diverged.
       first_bad_step: first step with a non-finite loss or (at a record) parameter; -1 if none.
       watch: {monitor: first step at which it was triggered, -1 if never}.
@@ -253,7 +254,11 @@ def train(
     if not keep_trace and summary is None:
         raise ValueError("keep_trace=False needs summary=, got summary=None: nothing would be kept")
     if jnp.shape(key) != () or not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key must be ONE typed key, jax.random.key(seed), got {key!r}")
+        raise ValueError(f"key must be ONE typed key, jax.random.key(seed), got {' '.join(repr(key).split())}")
+    if (impl := str(jax.random.key_impl(key))) != "threefry2x32":  # the same seed would name other numbers
+        raise ValueError(
+            f"key must be one of the generator 'threefry2x32', jax.random.key(seed, impl=...), got {impl!r}"
+        )
     given_hyper, hyper = hyper, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), hyper)
     floats = {name: jnp.asarray(grid.points[0][name], jnp.zeros(()).dtype) for name in grid.floats}
     crossed = check_levels(levels)

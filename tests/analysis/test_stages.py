@@ -212,6 +212,16 @@ def test_a_run_that_is_not_run_yet_is_no_run_that_never_gets_there():
         assert (at.attrs["not_reached"], at.attrs["not_run"]) == (count, 1)
 
 
+def test_averages_are_no_runs():
+    ds = losses([1.0, 0.1, 0.01], [1.0, 0.9, 0.8])
+    ds["status"] = "seed", np.array([0, 1], np.int8)
+    with pytest.raises(ValueError, match=r"ds must hold single runs, got averages: status is 0.5"):
+        js.at_train_loss(ds.mean("seed"), 0.5)
+    assert js.at_train_loss(ds.where(ds["status"] == 0), 0.5)["reading"].values.tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"ds has a variable 'reading', which js.at_train_loss adds"):
+        js.at_train_loss(ds.assign(reading=ds["train_loss"]), 0.5)
+
+
 def test_a_level_met_exactly_is_that_record_and_one_met_from_the_start_is_not_read():
     ds = losses([1.0, 0.5, 0.25], [0.4, 0.3, 0.2], [0.5, 0.3, 0.2])
     ds["test_loss"] = ("seed", "step"), [[9.0, 8.0, 7.0], [6.0, 5.0, 4.0], [3.0, 2.0, 1.0]]

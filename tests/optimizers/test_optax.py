@@ -329,6 +329,16 @@ def test_what_cannot_be_observed_elsewhere_is_refused():
     js.train(jax.random.key(0), js.two_layer(problem, engine="auto"), hyper, entry, steps=2)
     with pytest.raises(ValueError, match="iterate must be a function"):
         js.observed_at(SGD, None)
+    with pytest.raises(ValueError, match=r"transform must be a built one, such as optax.sgd\(0.1\), got <function sgd"):
+        js.observed_at(optax.sgd, lambda state, params: params)
+    masks = {"w": True}
+    for inside in (
+        optax.chain(entry), optax.chain(optax.clip(1.0), entry), optax.apply_if_finite(entry, 3),
+        optax.MultiSteps(entry, 1), optax.partition({"a": entry}, {"w": "a"}), optax.masked(entry, masks),
+        js.observed_at(entry, lambda state, params: params),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"js.observed_at must be the outermost transform"):
+            train(inside)
 
 
 if __name__ == "__main__":

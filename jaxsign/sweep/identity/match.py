@@ -2,6 +2,7 @@
 
 import collections
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,6 +85,7 @@ def compare(
     order = extension(path, stored, compared)
     computation = computation or fingerprints(sweep, described)
     lines: list[str] = []
+    values: list[str] = []
     notes: list[str] = []
     versions = package_versions()
     same_packages = all(stored["versions"].get(name) == versions[name] for name in ("jax", "jaxlib", "optax"))
@@ -106,10 +108,16 @@ def compare(
             )  # fmt: skip
             lines += changes
             notes += [note] if note and note not in notes else []
-    if lines and accept is None:
-        more = [f"and {len(lines) - LINES} more"] if len(lines) > LINES else []
+            if changes and same_packages and not opaque([old.get(entry), new.get(entry)]):  # no code of the user
+                values += changes
+    if values:
         raise ValueError(
-            f"out={path!r} belongs to another definition: {'; '.join([*lines[:LINES], *more])} "
+            f"out={path!r} belongs to another definition: {_few(_by_the_end(values))} (a change of values cannot be "
+            "accepted: give an optimizer another name, or take another out)"
+        )
+    if lines and accept is None:
+        raise ValueError(
+            f"out={path!r} belongs to another definition: {_few(lines)} "
             '(accept="reason" takes a change of code and keeps it in the manifest)'
         )
     part = any(i < 0 for indices in order for i in indices)
@@ -118,6 +126,22 @@ def compare(
     if not by_text:
         computation = _merged_computation(stored["computation"], computation)
     return Match(order, part, lines, described, computation, notes)
+
+
+def _by_the_end(lines: Sequence[str]) -> list[str]:
+    """Lines without the way through a package's closures, each once.
+
+    Examples:
+      >>> _by_the_end(["optimizers.a.factory.update.state.update_fns[1].state.step_size: -0.1 -> -0.2"])
+      ['optimizers.a: step_size -0.1 -> -0.2']
+    """
+    short = (re.sub(r"^(optimizers\.[^.]+)\.factory\.(?:[^:]*\.)?(\w+): ", r"\1: \2 ", line) for line in lines)
+    return list(dict.fromkeys(re.sub(r"\.<locals>\.\w+", "", line) for line in short))
+
+
+def _few(lines: Sequence[str]) -> str:
+    """The first lines of a difference, and how many there are more."""
+    return "; ".join([*lines[:LINES], *([f"and {len(lines) - LINES} more"] if len(lines) > LINES else [])])
 
 
 def extension(path: str, stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[list[int]]:
@@ -195,6 +219,10 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         names = dict.fromkeys([*old, *new])
         parts = [differences(old.get(n), new.get(n), f"{path}.{n}" if path else n) for n in names]
+        return [line for part in parts for line in part]
+    nested = any(isinstance(part, (Mapping, list)) for value in (old, new) if isinstance(value, list) for part in value)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and nested:
+        parts = [differences(one, two, f"{path}[{i}]") for i, (one, two) in enumerate(zip(old, new))]
         return [line for part in parts for line in part]
     if old == new or json.dumps(old) == json.dumps(new):  # NaN is not equal to itself
         return []

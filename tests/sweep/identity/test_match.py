@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import itertools
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -462,6 +463,23 @@ def test_values_and_shapes_cannot_be_accepted(load, out):
     with pytest.raises(ValueError, match=r"accept= cannot change what is stored: norm float32"):
         js.run_sweep(wider.build(), out, accept="all of it")
     assert files(out) == before
+
+
+@pytest.mark.parametrize("accept", [None, "because"])
+def test_the_numbers_of_a_built_transform_are_values_and_shown_alone(load, tmp_path, accept):
+    module = load()
+
+    def made(transform, seeds=1):
+        return dataclasses.replace(module.build(seeds), optimizers={"a": transform})
+
+    js.run_sweep(made(optax.adam(0.1)), tmp_path / "out")
+    for transform, words in (
+        (optax.adam(0.2), "optimizers.a: step_size -0.1 -> -0.2 (a change of values cannot be accepted"),
+        (optax.adam(0.1, b2=0.99), "optimizers.a: b2 0.999 -> 0.99 (a change"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            js.run_sweep(made(transform, 2), tmp_path / "out", accept=accept)
+    js.run_sweep(made(optax.adam(0.1), 2), tmp_path / "out")
 
 
 def test_less_than_is_stored_is_loaded_lazily_in_the_order_asked(load, tmp_path, capsys):

@@ -4,7 +4,7 @@ Digits 3 and 7. Entries: MODEL over the number of training images, MODEL_frozen 
 queries and keys stay as they began and attention almost uniform; MODEL_scales, 50 images at many image scales;
 `two_layer_splits`, noise in training images alone, in validation and test images alone, in both and in neither;
 `two_layer_everywhere`, noise on every pixel instead of the border; `two_layer_faint`, scale .15 with fewer and more
-images than noisy pixels. Models:
+images than noisy pixels; `two_layer_large`, 700 and 1,000 images and SignGD's rates five times as large. Models:
 `two_layer`, the paper's attention model on 16 patches of 7 x 7 pixels; `vit`, a vision transformer of one layer on the
 same patches, 16 wide. Axes: SignGD, Adam and GD (frozen: without Adam) with five learning rates each, factors of 5
 apart (`vit`: of 3), of which figure and claims take the one with the smallest validation error among those with which
@@ -49,14 +49,14 @@ FROZEN = {
 }
 
 
-def optimizers(model, tiny, adam):
-    """SignGD, GD and, where asked for, Adam, each with its rates."""
+def optimizers(model, tiny, adam, large):
+    """SignGD, with its large rates if asked for, GD and, where asked for, Adam, each with its rates."""
     powers = (-1, 0) if tiny else range(-2, 3)
 
-    def rates(name):
-        return [round(RATES[model][name] * float(FACTORS[model]) ** power, 9) for power in powers]
+    def rates(name, up=0):
+        return [round(RATES[model][name] * float(FACTORS[model]) ** (power + up), 9) for power in powers]
 
-    found = {"sign_gd": js.grid(js.sign_gd, learning_rate=rates("sign_gd"))}
+    found = {"sign_gd": js.grid(js.sign_gd, learning_rate=rates("sign_gd", up=int(large)))}
     if adam:
         found["adam"] = js.grid(optax.adam, learning_rate=rates("adam"), b1=0.9, b2=0.999)
     return found | {"gd": js.grid(optax.sgd, learning_rate=rates("gd"))}
@@ -71,6 +71,7 @@ def entries(tiny):
     few_and_many = {"n_train": samples["two_layer"] if tiny else [20, 400]}
     splits = {"noise": [0.0, 1.0], "test_noise": [0.0, 1.0]}
     everywhere = {"n_train": samples["two_layer"] if tiny else [20, 100, 400], "scale": [0.5, 1.0]}
+    large = {"n_train": few_and_many["n_train"] if tiny else [700, 1000], "scale": [0.25, 0.5]}
     faint = {"n_train": samples["two_layer"] if tiny else [400, 700, 1000], "scale": [0.15]}
     return {
         "two_layer": ("two_layer", False, three, 5, 80),
@@ -81,6 +82,7 @@ def entries(tiny):
         "two_layer_splits": ("two_layer", False, {**few_and_many, "scale": [0.5], **splits}, 10, 160),
         "two_layer_everywhere": ("two_layer", False, everywhere, 5, 160),
         "two_layer_faint": ("two_layer", False, faint, 5, 160),
+        "two_layer_large": ("two_layer", False, large, 5, 160),
         "vit_scales": ("vit", False, {**fifty, "scale": scales["vit"]}, 5, 300),
     }  # fmt: skip
 
@@ -96,7 +98,7 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         record = RECORD[steps >= RECORD]
         sweeps[name] = js.Sweep(
             system=js.noisy_digits, problem=problem, hyper=js.DigitsHyper(),
-            shared=js.load_digits(args.data_dir, problem), optimizers=optimizers(model, args.tiny, adam=not control),
+            shared=js.load_digits(args.data_dir, problem), optimizers=optimizers(model, args.tiny, adam=not control, large=name.endswith("_large")),
             axes={**axes, "seed": args.seeds or (2 if args.tiny else seeds)}, steps=steps, record=record,
             test_every=record, levels=(0.1,), trainable=FROZEN[model] if control else None,
         )  # fmt: skip

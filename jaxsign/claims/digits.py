@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxsign.analysis.reading import CannotDecide
-from jaxsign.analysis.runs import best_rate, drop_labels, family_runs, manifest, need, one_point
-from jaxsign.claims.claim import Claim, Part, above, all_runs, at_level
+from jaxsign.analysis.runs import best_rate, drop_labels, family_runs, manifest, need, numbers_of, one_point
+from jaxsign.claims.claim import Claim, Part, PerSeed, above, all_runs, at_level
 from jaxsign.claims.setting import Setting
 from jaxsign.validation.values import known
 
@@ -145,6 +145,21 @@ def gap(
     """
     one, other = (_at(tuned(ds, each, point), name, n_train, scale) for each in (family, "gd"))
     return one - other
+
+
+def _rate_change(n_train: int, scale: float) -> PerSeed:
+    """A measure: SignGD's test error at the learning rate .125 minus that at .001, where they cross LEVEL."""
+
+    def measure(ds: "xr.Dataset") -> "xr.DataArray":
+        runs = compared(family_runs(one_point(ds, "n_train", "scale"), "sign_gd"), "loss")
+        rates = numbers_of(runs, "learning_rate")
+        places = [np.flatnonzero(np.isclose(rates, rate)) for rate in (0.125, 0.001)]
+        if not all(place.size for place in places):
+            raise CannotDecide("needs SignGD with the learning rates .125 and .001")
+        large, small = (_at(runs.isel(optimizer=int(place[0])), "test_error", n_train, scale) for place in places)
+        return large - small
+
+    return measure
 
 
 def law_gap(ds: "xr.Dataset") -> "xr.DataArray":
@@ -437,6 +452,19 @@ CLAIMS: tuple[Claim, ...] = (
         statement="Noisy digits, two layers, noise on every pixel: SignGD has the larger test error than GD at "
         "training loss .1 with 20, 100 and 400 images, at scales .5 and 1",
         parts=_at_cells("sign_gd", "loss", _POSITIVE, *((n, scale) for n in (20, 100, 400) for scale in (0.5, 1.0))),
+    ),
+    _ours(
+        id="F2d-14",
+        settings=OVER_SAMPLES[:1],
+        statement="Noisy digits, two layers, scale .25, training loss .1, 700 and 1,000 images: SignGD's test error is "
+        "smaller by .03 or more at a learning rate of .125 than at .001",
+        parts=(
+            *(
+                Part(f"error at .125 - at .001, n = {n:,}", _rate_change(n, 0.25), (-math.inf, -0.03))
+                for n in (700, 1000)
+            ),
+            *(Part(f"the same at scale .5, n = {n:,}", _rate_change(n, 0.5), None) for n in (700, 1000)),
+        ),
     ),
     _ours(
         id="FS1",

@@ -98,7 +98,8 @@ def build(args: Namespace) -> dict[str, js.Sweep]:
         record = RECORD[steps >= RECORD]
         sweeps[name] = js.Sweep(
             system=js.noisy_digits, problem=problem, hyper=js.DigitsHyper(),
-            shared=js.load_digits(args.data_dir, problem), optimizers=optimizers(model, args.tiny, adam=not control, large=name.endswith("_large")),
+            shared=js.load_digits(args.data_dir, problem),
+            optimizers=optimizers(model, args.tiny, adam=not control, large=name.endswith("_large")),
             axes={**axes, "seed": args.seeds or (2 if args.tiny else seeds)}, steps=steps, record=record,
             test_every=record, levels=(0.1,), trainable=FROZEN[model] if control else None,
         )  # fmt: skip

@@ -17,7 +17,7 @@ two smaller rates, and no momentum.
 Command: python sweeps/text.py --out results/text [--data-dir DIR], DIR with train.tsv and dev.tsv of SST-2 or with
 aclImdb; without it the 2,979 sentences of the package. Data of one source have no entry `source`.
 Cost: a run takes .3 s of CPU time with n = 200 and up to 4 s with 500 sentences and 48 words, a program 5 to 8 s to
-compile; all entries 30 minutes of wall time on 2 cores, 38 of CPU time. wall_seconds of the manifests.
+compile; all entries 41 minutes of CPU time on an Intel Xeon. wall_seconds of the manifests.
 Expected: `figures/gallery/claims_text.csv`.
 Learning rates and steps were set by looking at seeds 101 to 104. All sizes, rates and noise levels are reconstructed.
 """

@@ -99,6 +99,8 @@ def adapted(transform: Transform) -> optax.GradientTransformationExtraArgs:
     """
     if isinstance(transform, optax.MultiSteps):
         transform = transform.gradient_transformation()
+    if not (callable(getattr(transform, "init", None)) and callable(getattr(transform, "update", None))):
+        raise ValueError(f"an optimizer must be an Optax transform, with init and update, got {transform!r}")
     parts = list(_parts(transform))
     makers = [maker for part in parts if (maker := _maker(part))]
     for name in makers:
@@ -155,8 +157,6 @@ def observed_at(
     """
     if not callable(iterate):
         raise ValueError(f"iterate must be a function (state, params) -> params, got {iterate!r}")
-    if not (callable(getattr(transform, "init", None)) and callable(getattr(transform, "update", None))):
-        raise ValueError(f"transform must be a built one, such as optax.sgd(0.1), got {transform!r}")
     inner = adapted(transform)
     return optax.GradientTransformationExtraArgs(inner.init, ObservedUpdate(inner.update, iterate))
 

@@ -144,6 +144,7 @@ def grid(factory: Callable[..., optax.GradientTransformation], **lists: Any) -> 
         whole = _product(factory, values, words, floats, needed)
         more = _untraceable(label, whole)
         if not more:
+            _check_built(label, whole)
             return whole
         needed, floats = (*needed, *more), tuple(name for name in floats if name not in more)
 
@@ -219,6 +220,20 @@ def _untraceable(label: str, whole: Grid) -> tuple[str, ...]:
         blamed = [name for name in whole.floats if _concretizes(whole.factory, point, (name, *drawn))] or whole.floats
         needed |= dict.fromkeys(blamed)
     return tuple(needed)
+
+
+def _check_built(label: str, whole: Grid) -> None:
+    """Builds the factory with every value: a traced number hides from it, so that its own checks would pass.
+
+    Raises:
+      ValueError: naming the keyword and the value that the factory refuses.
+    """
+    first = whole.points[0]
+    for name in whole.keywords:
+        for value in dict.fromkeys(point[name] for point in whole.points if isinstance(point[name], float)):
+            failure = _failure(whole.factory, {**first, name: value}, (), steps=False)
+            if isinstance(failure, ValueError):
+                raise ValueError(f"{label}({name}={value:g}) is refused: {' '.join(str(failure).split())}")
 
 
 #: Errors that JAX raises where Python needs the value of a traced number.

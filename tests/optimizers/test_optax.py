@@ -329,7 +329,7 @@ def test_what_cannot_be_observed_elsewhere_is_refused():
     js.train(jax.random.key(0), js.two_layer(problem, engine="auto"), hyper, entry, steps=2)
     with pytest.raises(ValueError, match="iterate must be a function"):
         js.observed_at(SGD, None)
-    with pytest.raises(ValueError, match=r"transform must be a built one, such as optax.sgd\(0.1\), got <function sgd"):
+    with pytest.raises(ValueError, match=r"must be an Optax transform, with init and update, got <function sgd"):
         js.observed_at(optax.sgd, lambda state, params: params)
     masks = {"w": True}
     for inside in (

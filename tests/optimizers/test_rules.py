@@ -284,6 +284,25 @@ def test_a_factory_that_fails_for_another_reason_is_a_grid_and_shows_it_where_it
         assert js.grid(factory, rate=[0.1]).floats == ("rate",)
 
 
+@pytest.mark.parametrize(
+    ("factory", "lists", "words"),
+    [
+        (
+            js.power_gd,
+            {"learning_rate": [0.1], "p": [1.0, -1.0]},
+            r"power_gd\(p=-1\) is refused: p must be .* \[0, inf\)",
+        ),
+        (js.sign_gd, {"learning_rate": [0.1, -1.0]}, r"sign_gd\(learning_rate=-1\) is refused"),
+        (js.signum, {"learning_rate": [0.1], "beta": [0.9, 1.5]}, r"signum\(beta=1.5\) is refused"),
+        (js.smooth_sign_gd, {"learning_rate": [0.1], "temperature": [0.0]}, r"temperature must be .* \(0, inf\), got"),
+        (lambda rate: None, {"rate": [0.1]}, "must be an Optax transform, with init and update, got None"),
+    ],
+)
+def test_a_number_that_is_traced_is_checked_like_one_that_is_not(factory, lists, words):
+    with pytest.raises(ValueError, match=words):
+        js.grid(factory, **lists)
+
+
 def test_a_grid_starts_no_backend():
     # A sweeps/NAME.py builds its grids when it is loaded; --devices and --x64 are set after that.
     program = (

@@ -14,7 +14,7 @@ everywhere 20, 100 and 400; faint 400, 700 and 1,000); image scale .25, .5 and 1
 160 of splits, everywhere and faint, since GD takes longer to fit images without noise, and faint ones.
 Command: python sweeps/digits.py --out results/digits [--data-dir DIR], DIR the MNIST files, plain or gzipped; without
 it the 10,000 digits of the package.
-Cost: 30 minutes of CPU time; 49 of wall time on 2 cores of an Intel Xeon beside other work.
+Cost: 63 minutes of CPU time on an Intel Xeon, beside other work.
 Expected: `jaxsign claims results/digits/*`: at scale .5 SignGD errs less than GD at 50 images and more at 1,000.
 Learning rates and steps were set by training losses and, at 50 images, by validation errors. All sizes, rates and
 scales are reconstructed.

@@ -42,7 +42,7 @@ def sweep_cli(build: Build, description: str = "") -> Callable[..., int]:
         args = parser.parse_args(argv)
 
         def work() -> int:
-            shard = parse_shard(args.shard)
+            shard = args.shard if args.shard in (None, "auto") else check_shard(args.shard)
             configure(args.devices, args.x64)
             if args.help:  # first, since build may refuse what is not given
                 print(parser.format_help())
@@ -189,24 +189,6 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-every", type=positive, default=60.0, metavar="SECONDS", help="between checkpoints, default 60"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress on stderr, only messages")
-
-
-def parse_shard(text: str | None) -> tuple[int, int] | str | None:
-    """The value of --shard.
-
-    Raises:
-      ValueError: unless it is I/N with 0 <= I < N, or auto.
-
-    Examples:
-      >>> parse_shard("2/16"), parse_shard("auto"), parse_shard(None)
-      ((2, 16), 'auto', None)
-    """
-    if text is None or text == "auto":
-        return text
-    index, _, number = text.partition("/")
-    if not (index.isdigit() and number.isdigit()):
-        raise ValueError(f"--shard must be I/N with 0 <= I < N, or auto, got {text!r}")
-    return check_shard((int(index), int(number)))
 
 
 def load_build(file: str) -> Build:

@@ -273,6 +273,10 @@ def _opened(path: Path, sweep: Sweep, match: Match | None) -> "xr.Dataset":
 def check_shard(shard: Any) -> Shard:
     """(index, count) of a shard; the whole for None, this process's of `jax.distributed` for "auto".
 
+    Examples:
+      >>> check_shard("2/16"), check_shard((2, 16)), check_shard(None)
+      ((2, 16), (2, 16), (0, 1))
+
     Raises:
       ValueError: unless 0 <= index < count, or if `jax.distributed` cannot be started.
     """
@@ -280,6 +284,13 @@ def check_shard(shard: Any) -> Shard:
         return (0, 1)
     if shard == "auto":
         return _distributed()
+    if isinstance(shard, str):  # as --shard has it
+        index, _, count = shard.partition("/")
+        if not (index.isdigit() and count.isdigit()):
+            raise ValueError(f"shard must be I/N with 0 <= I < N, or auto, got {shard!r}")
+        return check_shard((int(index), int(count)))
+    if not (isinstance(shard, (tuple, list)) and len(shard) == 2):
+        raise ValueError(f"shard must be (index, count), 'I/N' or 'auto', got {shard!r}")
     index, count = shard
     positive_int("shard count", count)
     if not 0 <= positive_int("shard index", index, minimum=0) < count:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxsign.analysis.runs import need
+from jaxsign.analysis.runs import check_dataset, need
 from jaxsign.store.levels import SUFFIX
 from jaxsign.validation.values import known, name_tuple, real
 
@@ -69,6 +69,7 @@ def at_train_loss(
     """
     import xarray as xr
 
+    check_dataset(ds)
     several = np.ndim(level) == 1
     given: list[Any] = [*level] if isinstance(level, Iterable) and several else [level]
     levels = [real("level", one, low=0.0, open_low=True) for one in given]

@@ -17,12 +17,23 @@ Data = TypeVar("Data", "xr.Dataset", "xr.DataArray")
 CONSTANTS = ("status", "noise_l1")
 
 
+def check_dataset(ds: Any) -> None:
+    """Raises ValueError unless it is given an xarray.Dataset."""
+    import xarray as xr
+
+    if not isinstance(ds, xr.Dataset):
+        tree = ": one of its leaves is one, tree['NAME'].to_dataset()" if isinstance(ds, xr.DataTree) else ""
+        kind = type(ds).__name__
+        raise ValueError(f"ds must be an xarray.Dataset, of js.run_sweep or js.open_results, got a {kind}{tree}")
+
+
 def manifest(ds: "xr.Dataset") -> dict[str, Any]:
     """The manifest that a results Dataset carries in its attributes.
 
     Raises:
       ValueError: if there is none.
     """
+    check_dataset(ds)
     if "manifest" not in ds.attrs:
         raise ValueError("ds must be a Dataset of jaxsign (js.run_sweep or js.open_results), got no manifest")
     return json.loads(ds.attrs["manifest"])
@@ -35,6 +46,7 @@ def system_of(ds: "xr.Dataset") -> str:
 
 def need(ds: "xr.Dataset", *names: str, steps: bool = True) -> None:
     """Raises CannotDecide naming the observables that `ds` lacks, or holds without steps unless `steps` is False."""
+    check_dataset(ds)
     missing = [name for name in names if name not in ds]
     if missing:
         raise CannotDecide(f"ds must hold the observables {list(names)}, got a Dataset without {missing}")

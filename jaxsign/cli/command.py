@@ -134,8 +134,6 @@ def _page(args: argparse.Namespace, claims: Sequence[Claim] | None, live: report
     if len(set(names.values())) < len(names):
         names = {path: str(path.resolve()) for path in names}
     named = {names[path]: ds for path, ds in datasets.items()}
-    if len(named) > 1 and live is None:
-        say(f"reading {counted(len(named), 'sweep')}: all claims, then every figure")
     broken = Broken(args.claims, named)
     file = report.write(args.out, named, args.figures, live, claims=claims, on_defect=broken.on_defect)
     show(f"{file}: {size_words(file.stat().st_size)}, {counted(len(datasets), 'sweep')}")

@@ -127,6 +127,9 @@ def check_task(task: Any) -> None:
     Raises:
       ValueError: naming the name.
     """
+    for field in ("dims", "attrs"):
+        if not isinstance(given := getattr(task, field), Mapping):
+            raise ValueError(f"{field} of a Task must be a dict of observables, got {field}={given!r}")
     for name, dims in task.dims.items():
         names.result_name("dims of the observable", name)
         if not isinstance(dims, (tuple, list)):

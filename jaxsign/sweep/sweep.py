@@ -156,6 +156,9 @@ class Sweep:
         _check_sizes(axes)
         if not callable(self.system) and not isinstance(self.system, Task):
             raise ValueError(f"system must be a function (problem) -> js.Task, or a js.Task, got {self.system!r}")
+        for name in ("problem", "hyper"):
+            if isinstance(value := getattr(self, name), type):
+                raise ValueError(f"{name} must be an object, not a class: write {name}={value.__name__}(...)")
         system = OneTask(self.system) if isinstance(self.system, Task) else self.system
         for field, value in {
             "system": system, "axes": axes, "hyper": plain_record(self.hyper),
@@ -175,6 +178,8 @@ class Sweep:
         if runs > RUNS:
             sizes = ", ".join(f"{name}: {size:,}" for name, size in zip(self.dims, self.shape))
             raise ValueError(f"a sweep must have at most {RUNS:,} runs, got {runs:,} ({sizes})")
+        if self.summary is not None and not callable(self.summary):
+            raise ValueError(f"summary must be a function of a run's trace, or None, got summary={self.summary!r}")
         if not self.keep_trace and self.summary is None:
             raise ValueError("keep_trace=False needs summary=, got summary=None: nothing would be kept")
         for combination in self.combinations():

@@ -132,7 +132,10 @@ def begin(task: Task, key: Array, hyper: Any, shared: Any = None, degree: Any = 
     start = draw(task, key, hyper, shared)
     if task.prepare is None:
         return start
-    data, test, params = task.prepare(start.data, start.test, start.params, hyper, degree)
+    prepared = task.prepare(start.data, start.test, start.params, hyper, degree)
+    if not (isinstance(prepared, tuple) and len(prepared) == 3):
+        raise ValueError(f"prepare must return (data, test, params), got a {type(prepared).__name__}")
+    data, test, params = prepared
     return start._replace(data=data, test=test, params=params)
 
 

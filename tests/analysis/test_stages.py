@@ -212,6 +212,13 @@ def test_a_run_that_is_not_run_yet_is_no_run_that_never_gets_there():
         assert (at.attrs["not_reached"], at.attrs["not_run"]) == (count, 1)
 
 
+@pytest.mark.parametrize("read", [lambda ds: js.at_train_loss(ds, 0.5), js.find_stages, js.check])
+def test_what_is_no_dataset_is_refused_by_its_kind(read):
+    for wrong, kind in ((None, "NoneType"), ("results/mine", "str"), (losses([1.0])["train_loss"], "DataArray")):
+        with pytest.raises(ValueError, match=f"ds must be an xarray.Dataset, .* got a {kind}"):
+            read(wrong)
+
+
 def test_averages_are_no_runs():
     ds = losses([1.0, 0.1, 0.01], [1.0, 0.9, 0.8])
     ds["status"] = "seed", np.array([0, 1], np.int8)

@@ -154,6 +154,9 @@ BAD = {
         ["optimizers['s']", "'learning_rate'", "js.grid(adam, learning_rate=[...])"],
     ),
     "nothing kept": ({"keep_trace": False}, ["keep_trace=False", "summary="]),
+    "words for a summary": ({"summary": "mean"}, ["summary must be a function", "'mean'"]),
+    "a class of numbers": ({"hyper": js.Hyper}, ["hyper must be an object, not a class", "hyper=Hyper(...)"]),
+    "a class of sizes": ({"problem": js.Problem}, ["problem must be an object, not a class", "problem=Problem(...)"]),
     "no task": ({"system": lambda problem: problem}, ["system", "js.Task", "Problem"]),
 }
 

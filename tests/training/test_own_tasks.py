@@ -103,6 +103,12 @@ TRAINED = {
     "dims too short": ({"dims": {"w": ()}}, ["'w' has 1 dimensions", "[]"]),
     "dims of the scalar": ({"dims": {"train_loss": ("row",)}}, ["'train_loss' has 0 dimensions", "['row']"]),
     "dims of the steps": ({"dims": {"w": ("step",)}}, ["'w' has 'step', which every result has besides"]),
+    "dims of no dict": ({"dims": [("w", "row")]}, ["dims of a Task must be a dict of observables", "[('w', 'row')]"]),
+    "attrs of no dict": ({"attrs": None}, ["attrs of a Task must be a dict of observables", "None"]),
+    "prepare returns one thing": (
+        {"prepare": lambda data, test, params, hyper, degree: data},
+        ["prepare must return (data, test, params), got a "],
+    ),
     "dims without a tuple": ({"dims": {"w": None}}, ["dims of the observable 'w' must be a tuple", "None"]),
 }
 

@@ -463,7 +463,7 @@ def test_results_of_shared_noise_are_not_extended_with_noise_of_each_run(tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(Grid, "per_run", None)
         js.run_sweep(sweep({"noisy": noisy()}, seeds=2), tmp_path / "out")
-    with pytest.raises(ValueError, match=r"another definition: optimizers.noisy.factory.per_run: null -> .key"):
+    with pytest.raises(ValueError, match=r"another definition: optimizers.noisy: per_run null -> .key"):
         js.run_sweep(sweep({"noisy": noisy()}, seeds=4), tmp_path / "out")
     plain = definition(sweep({"gd": js.grid(optax.sgd, learning_rate=RATE)}))
     assert "per_run" not in plain["optimizers"]["gd"]["factory"]  # what draws nothing stays what it was

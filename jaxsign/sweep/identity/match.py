@@ -220,13 +220,17 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         names = dict.fromkeys([*old, *new])
         parts = [differences(old.get(n), new.get(n), f"{path}.{n}" if path else n) for n in names]
         return [line for part in parts for line in part]
-    nested = any(isinstance(part, (Mapping, list)) for value in (old, new) if isinstance(value, list) for part in value)
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and nested:
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and _hold_records([*old, *new]):
         parts = [differences(one, two, f"{path}[{i}]") for i, (one, two) in enumerate(zip(old, new))]
         return [line for part in parts for line in part]
     if old == new or json.dumps(old) == json.dumps(new):  # NaN is not equal to itself
         return []
     return [f"{path}: {_brief(old)} -> {_brief(new)}"]
+
+
+def _hold_records(values: Sequence[Any]) -> bool:
+    """Whether a list holds mappings, whose differences are shown one by one."""
+    return any(isinstance(value, Mapping) for value in values)
 
 
 def _brief(value: Any) -> str:

@@ -158,15 +158,14 @@ class Claim:
         return self.explanations.get(str(setting)) or self.explanations.get(setting.kind, "")
 
     def select(self, ds: "xr.Dataset") -> "xr.Dataset":
-        """The runs that the parts measure.
+        """The runs that the parts measure, of the seeds whose runs have all run.
 
         Raises:
           CannotDecide: saying what the Dataset lacks.
         """
         need_runs(ds)
         self._need_steps(ds)
-        runs = self.runs(ds)
-        _need_all_run(runs)
+        runs = _whole_seeds(self.runs(ds))
         if self.trusted_until is not None:
             _need_gradients(runs, self.trusted_until)
         return runs
@@ -183,11 +182,19 @@ class Claim:
 mean_claim = functools.partial(Claim, runs=all_runs, judge="mean")
 
 
-def _need_all_run(runs: "xr.Dataset") -> None:
-    """Raises CannotDecide if some of the runs are not run yet: their numbers are unknown, not outside an interval."""
-    status = runs["status"].values if "status" in runs else np.zeros(1)
-    if waiting := int((status < 0).sum()):
-        raise CannotDecide(f"{waiting} of {status.size} runs are not run yet")
+def _whole_seeds(runs: "xr.Dataset") -> "xr.Dataset":
+    """The runs of the seeds that have no run left to do: numbers of others are unknown, not outside an interval.
+
+    Raises:
+      CannotDecide: if every seed has one.
+    """
+    if "status" not in runs or "seed" not in runs["status"].dims:
+        return runs
+    waiting = runs["status"] < 0
+    open_seeds = waiting.any([dim for dim in waiting.dims if dim != "seed"]).values
+    if open_seeds.all():
+        raise CannotDecide(f"{int(waiting.sum())} of {waiting.size} runs are not run yet, some of every seed")
+    return runs.isel(seed=~open_seeds) if open_seeds.any() else runs
 
 
 def _need_gradients(runs: "xr.Dataset", horizon: int) -> None:

@@ -252,7 +252,7 @@ def _facts(ds: "xr.Dataset", record: Mapping[str, Any], runs: Mapping[str, int])
     axes = [str(dim) for dim in ds["status"].dims if dim not in ("optimizer", "seed")]
     words = {
         "runs": ", ".join(f"{count} {kind}" for kind, count in runs.items()) + f"; {sum(runs.values())} in all",
-        "system": (definition.get("system") or {}).get("name"), "engine": definition.get("engine"),
+        "system": system_of(ds), "engine": definition.get("engine"),
         "problem": _fields(definition.get("problem")), "hyper": _fields(definition.get("hyper")),
         "optimizers": _listed(ds["optimizer"].values), **{f"axis {axis}": _listed(ds[axis].values) for axis in axes},
         "seeds": _listed(ds["seed"].values), "steps": definition.get("steps"),

@@ -401,8 +401,9 @@ def decide(
                 rows.append(row)
                 continue
             # A variation of a preset, or a sweep beside it, was made for single claims: others would only be noise.
-            unnamed = setting == Setting("custom") or own_system(candidates[0]) not in SYSTEMS
-            other = claim is by_id.get(claim.id) and unnamed and sum(name == system for name, _ in places) > 1
+            # A claim of jaxsign that a task of one's own cannot decide was not meant for it.
+            custom = setting == Setting("custom") and sum(name == system for name, _ in places) > 1
+            other = claim is by_id.get(claim.id) and (custom or own_system(candidates[0]) not in SYSTEMS)
             kept = beside if setting.is_variation or other else missing
             kept.append((claim.id, str(setting), "; ".join(dict.fromkeys(reasons))))
         if not datasets or any(claim.is_about(*place) for place in places):

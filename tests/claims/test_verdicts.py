@@ -499,6 +499,14 @@ def test_a_claim_names_the_task_of_ones_own_that_it_is_about():
     assert [(row.claim.id, row.setting) for row in table.rows] == [("X1", "bn")]
 
 
+def test_claims_of_jaxsign_are_not_listed_for_a_task_of_ones_own_beside_other_results():
+    alone = js.check(of_own("bn"))
+    assert {setting for _, setting, _ in alone.missing} == {"bn"}
+    both = js.check([of_own("bn"), runs([0.5] * 64)], [claim(), "S1", "G1"])
+    assert [(row.claim.id, row.setting) for row in both.rows] == [("X1", "bn"), ("X1", "paper_like")]
+    assert {setting for _, setting, _ in both.missing} == {"paper_like"}
+
+
 def test_one_claim_and_the_tree_of_a_folder_are_taken_and_ids_are_different():
     ds = of_own("bn")
     tree = xr.DataTree.from_dict({"/a/one": ds, "/b": of_own("line", 40)})

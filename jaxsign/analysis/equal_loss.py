@@ -102,7 +102,7 @@ def at_train_loss(
 
 
 def _check_single_runs(ds: "xr.Dataset") -> None:
-    """Raises ValueError for a Dataset whose variables are averages over runs, or that has been read already.
+    """Raises ValueError for averages over runs, or for a variable that has the name of one that is added.
 
     The level that an average falls to is not the average of what runs show there.
     """

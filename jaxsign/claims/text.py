@@ -396,8 +396,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     _text(
         id="X16",
-        statement="Rare words make the gap (n = 500, 12 injected words, uniform attention, training loss .1): "
-        "error(SignGD) - error(GD) is smaller by .01 or more if words are injected as often as they stand in the "
+        statement="The gap depends on which words are injected (n = 500, 12 words, uniform attention, training loss "
+        ".1): error(SignGD) - error(GD) is smaller by .01 or more if words are injected as often as they stand in the "
         "training sentences than if each is injected equally often",
         settings=_LAWS,
         parts=(
@@ -413,7 +413,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     _text(
         id="X17",
-        statement="Small initial weights make the gap (n = 500, 12 injected words, uniform attention, training loss "
+        statement="The gap depends on initial weights (n = 500, 12 injected words, uniform attention, training loss "
         ".1): error(SignGD) - error(GD) is smaller by .01 or more with initial embeddings of .5 than of .1",
         settings=_LAWS,
         parts=(

@@ -389,6 +389,7 @@ def decide(
     places = _places(datasets, known_system)
     for name in {claim.system for claim in chosen} - set(SYSTEMS):  # of tasks of one's own, under their own name
         places |= _places([ds for ds in datasets if own_system(ds) == name], own_system)
+    own_tasks = {place for place, candidates in places.items() if own_system(candidates[0]) not in SYSTEMS}
     rows: list[Row] = []
     missing: list[tuple[str, str, str]] = []
     beside: list[tuple[str, str, str]] = []
@@ -403,7 +404,7 @@ def decide(
             # A variation of a preset, or a sweep beside it, was made for single claims: others would only be noise.
             # A claim of jaxsign that a task of one's own cannot decide was not meant for it.
             custom = setting == Setting("custom") and sum(name == system for name, _ in places) > 1
-            other = claim is by_id.get(claim.id) and (custom or own_system(candidates[0]) not in SYSTEMS)
+            other = claim is by_id.get(claim.id) and (custom or (system, setting) in own_tasks)
             kept = beside if setting.is_variation or other else missing
             kept.append((claim.id, str(setting), "; ".join(dict.fromkeys(reasons))))
         if not datasets or any(claim.is_about(*place) for place in places):

@@ -110,8 +110,7 @@ def adapted(transform: Transform) -> optax.GradientTransformationExtraArgs:
         transform = _lookahead(transform)
     elif "lookahead" in makers and not isinstance(transform.update, ObservedUpdate):
         raise ValueError("optax.lookahead must be the outermost transform: it keeps two sets of parameters")
-    outer = transform.update.update if isinstance(transform.update, ObservedUpdate) else transform
-    if any(isinstance(part, ObservedUpdate) for part in _parts(outer)):
+    if sum(isinstance(part, ObservedUpdate) for part in parts) > isinstance(transform.update, ObservedUpdate):
         raise ValueError("js.observed_at must be the outermost transform: inside another one nothing is observed by it")
     if not isinstance(transform, optax.GradientTransformationExtraArgs):
         return optax.with_extra_args_support(transform)

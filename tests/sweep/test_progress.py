@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import types
 import warnings
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import test_groups as tp
 
 import jaxsign as js
-from jaxsign.sweep import execute, progress
+from jaxsign.sweep import execute, leaving, progress
 from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.progress import Progress, listening
 from jaxsign.validation.messages import say
@@ -311,3 +312,26 @@ def test_a_closed_terminal_does_not_end_a_sweep_without_a_save(tmp_path):
     command = [sys.executable, "-c", TERMINAL, LISTENER, str(tmp_path / "done")]
     subprocess.run(command, check=True, timeout=60, cwd=Path(js.__file__).parent.parent)
     assert (tmp_path / "done").read_text() == "SIGHUP"
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="the system sends no signals to threads")
+def test_an_interrupt_in_a_hook_that_would_drop_it_is_heard_after_it():
+    """JAX's hook for garbage prints what is raised in it, and Python's finalizers do likewise."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    ended = []
+
+    def _xla_gc_callback():
+        signal.raise_signal(signal.SIGINT)
+        ended.append("quietly")
+
+    def waits():
+        _xla_gc_callback()
+        threading.Event().wait(20)
+
+    try:
+        with pytest.raises(KeyboardInterrupt), leaving.interruptible():
+            waits()
+        assert ended == ["quietly"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -89,6 +89,7 @@ def compare(
     notes: list[str] = []
     versions = package_versions()
     same_packages = all(stored["versions"].get(name) == versions[name] for name in ("jax", "jaxlib", "optax"))
+    same_engine = not by_text and stored["computation"]["engine"] == computation["engine"]
     if by_text:
         lines = _text_differences(code(stored["definition"]), code(compared), same_packages)
         if any(map(opaque, code(compared).values())):
@@ -103,12 +104,11 @@ def compare(
                 continue  # an optimizer that is added, or not requested
             changes, note = _entry_differences(
                 entry, old.get(entry), new.get(entry), stored["computation"]["entries"].get(entry, {}),
-                computation["entries"].get(entry, {}), stored["computation"]["engine"] == computation["engine"],
-                same_packages,
+                computation["entries"].get(entry, {}), same_engine, same_packages,
             )  # fmt: skip
             lines += changes
             notes += [note] if note and note not in notes else []
-            if changes and same_packages and not opaque([old.get(entry), new.get(entry)]):  # no code of the user
+            if changes and _are_values(old.get(entry), new.get(entry), same_packages and same_engine):
                 values += changes
     if values:
         raise ValueError(
@@ -126,6 +126,34 @@ def compare(
     if not by_text:
         computation = _merged_computation(stored["computation"], computation)
     return Match(order, part, lines, described, computation, notes)
+
+
+def _are_values(old: Any, new: Any, same_versions: bool) -> bool:
+    """Whether two descriptions of an entry differ in values: no code of the user is in them, and none of a package.
+
+    Versions of packages build the same transform in other ways; where nothing but numbers differs, it is no version.
+
+    Examples:
+      >>> one, two = {"name": "optax.sgd", "state": {"rate": 0.1}}, {"name": "optax.sgd", "state": {"rate": 0.2}}
+      >>> _are_values(one, two, False), _are_values(one, {"name": "optax.gd"}, False), _are_values(one, {}, True)
+      (True, False, True)
+    """
+    plain = (_without_numbers(neutral(description)) for description in (old, new))
+    return not opaque([old, new]) and (same_versions or len({json.dumps(one) for one in plain}) == 1)
+
+
+def _without_numbers(description: Any) -> Any:
+    """A description with 0 in the place of every number.
+
+    Examples:
+      >>> _without_numbers({"name": "optax.sgd", "state": [0.1, True]})
+      {'name': 'optax.sgd', 'state': [0, True]}
+    """
+    if isinstance(description, Mapping):
+        return {name: _without_numbers(value) for name, value in description.items()}
+    if isinstance(description, list):
+        return [_without_numbers(value) for value in description]
+    return 0 if type(description) in (int, float) else description
 
 
 def _by_the_end(lines: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """What the whole suite shares: strict JAX on two CPU devices, one compilation cache, small inputs, a NumPy oracle."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import jaxsign as js
+from jaxsign.store import results
 from jaxsign.sweep import progress
 from jaxsign.systems.two_layer.data import TestSet
 
@@ -37,6 +39,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 # Tests compare what a sweep says on stderr. Its progress would be a part of that on slow machines only.
 progress.FIRST_LINE = float("inf")
+# Damaged results are read twice, some 300 times in the suite. No sweep takes longer than this to replace metadata.
+results.RETRY_AFTER = 0.05
+# Tracing makes and drops many small objects among the millions that JAX keeps: looked through less often.
+gc.set_threshold(50_000, 20, 50)
 
 X64 = os.environ.get("JAXSIGN_TEST_X64") == "1"
 jax.config.update("jax_enable_x64", X64)

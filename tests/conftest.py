@@ -39,6 +39,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 # Tests compare what a sweep says on stderr. Its progress would be a part of that on slow machines only.
 progress.FIRST_LINE = float("inf")
+# So would be the cores of a machine that has more than two.
+progress.idle_cores = lambda: ""
 # Damaged results are read twice, some 300 times in the suite. No sweep takes longer than this to replace metadata.
 results.RETRY_AFTER = 0.05
 # Tracing makes and drops many small objects among the millions that JAX keeps: looked through less often.

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from jaxsign.compilation import no_platform
-from jaxsign.store.environment import cores
+from jaxsign.compilation import no_platform, start_on_every_core
 from jaxsign.store.results import UnusableData
 from jaxsign.sweep.leaving import interruptible, leave
 from jaxsign.validation.messages import Printed, drop_unsaid, occupy_closed_streams, say
@@ -112,8 +111,10 @@ def configure(devices: int | None = None, x64: bool = False) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     if x64:
         jax.config.update("jax_enable_x64", True)
+    if devices is None:
+        start_on_every_core()
+        return
     try:
-        jax.config.update("jax_num_cpu_devices", devices or cores())
+        jax.config.update("jax_num_cpu_devices", devices)
     except RuntimeError:
-        if devices is not None:
-            raise ValueError(f"devices={devices} cannot be set: JAX has already started in this process") from None
+        raise ValueError(f"devices={devices} cannot be set: JAX has already started in this process") from None

@@ -19,13 +19,6 @@ from jaxsign.compilation import compiler_options
 from jaxsign.store import times
 
 
-def cores() -> int:
-    """CPU cores that this process may use; all cores of the machine if the system does not tell (macOS)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def physical_memory() -> int | None:
     """Bytes of the machine's memory; None if the system does not tell."""
     try:

@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsign.compilation import undisturbed
+from jaxsign.compilation import start_on_every_core, undisturbed
 from jaxsign.store import locks
-from jaxsign.store.environment import cores
 from jaxsign.store.lease import Stale
 from jaxsign.sweep import shipping
 from jaxsign.sweep.identity.definition import content_hash, definition
@@ -269,8 +268,7 @@ def work(order: Order) -> tuple[int, int]:
     with _BUSY:
         os.environ.setdefault("XLA_FLAGS", order.flags)
         jax.config.update("jax_enable_x64", order.x64)
-        with contextlib.suppress(RuntimeError):  # JAX has started, and its number of devices is fixed
-            jax.config.update("jax_num_cpu_devices", cores())
+        start_on_every_core()
         session = _session(order)
         lease = session.lease
         # A lost worker may still train this piece: from here on its writes are refused.

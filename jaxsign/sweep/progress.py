@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+from jaxsign.compilation import idle_cores
 from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.leaving import Interrupted, again, explain, swallows
 from jaxsign.validation.messages import DISPLAYS, WRITING, Voice, clock, counted, leave_closed_streams, say, time_words
@@ -42,6 +43,7 @@ class Progress:
         self.started = now()
         self.due = self.started + FIRST_LINE
         self.activity, self.preparing = "planning", True
+        self.idle = ""  # "1 of 16 cores" where others have nothing to do
         self.bar: Any = None
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="progress of jaxsign", daemon=True)
@@ -94,7 +96,7 @@ class Progress:
     def training(self, family: str) -> None:
         """Runs of an optimizer family begin."""
         self.doing(family)
-        self.step = 0
+        self.step, self.idle = 0, idle_cores()
 
     def trained(self, runs: int, steps: int, step: int | None = None, before: bool = False) -> None:
         """Counts steps of some runs.
@@ -141,6 +143,7 @@ class Progress:
         if self.rate:
             left = max(self.total * self.steps - self.seed_steps, 0) / self.rate
             parts += [f"{clock(left)} left", f"{_number(self.rate)} seed-steps/s"]
+        parts += [self.idle] * bool(self.idle)
         parts.append(f"{so_far} so far")
         place = "" if self.step is None else f", step {self.step} of {self.steps}"
         return self.activity + place, ", ".join(parts)
@@ -172,7 +175,8 @@ class Progress:
         diverged = f", {self.diverged} diverged" if self.diverged else ""
         programs = f"compiling {counted(self.log.compiled, 'program')} {time_words(self.log.seconds)}"
         speed = _number(self.trained_steps / max(self.trained_seconds, 1e-9))
-        training = f"training {time_words(self.trained_seconds)}, {speed} seed-steps/s"
+        where = f" on {self.idle}" if self.idle else ""
+        training = f"training {time_words(self.trained_seconds)}{where}, {speed} seed-steps/s"
         say(f"{self.runs} of {counted(self.total, 'run')}{diverged} in {time_words(seconds)}: {programs}, {training}")
 
 

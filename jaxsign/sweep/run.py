@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxsign.compilation import kept_on_disk, undisturbed
+from jaxsign.compilation import kept_on_disk, start_on_every_core, undisturbed
 from jaxsign.store import files, locks, results
 from jaxsign.store.environment import environment
 from jaxsign.store.labels import attributes, base_coordinates, coordinates
@@ -60,6 +60,10 @@ def run_sweep(
     refused. Functions are compared by what they compute: comments, formatting, names and files do not matter. SIGINT,
     SIGTERM, SIGHUP, SIGUSR1 and SIGXCPU end it after the steps under way; a program that is compiled is not waited for.
 
+    On a CPU JAX starts with one device per core, if this call is what starts it. Where it has started before, with one
+    device, one core trains, and the display says so; `jax.config.update("jax_num_cpu_devices", N)` before the first
+    array, or the environment variable JAX_NUM_CPU_DEVICES, sets another number. No bit of a run depends on it.
+
     Args:
       sweep: a Sweep.
       out: results directory, new, empty, or holding this definition or a part of its grid; None keeps the results in
@@ -108,6 +112,7 @@ def run_sweep(
     if not isinstance(sweep, Sweep):
         raise ValueError(f"sweep must be a js.Sweep, got {type(sweep).__name__}")
     occupy_closed_streams()
+    start_on_every_core()
     check_tasks(sweep)
     say_if_seeds_agree(sweep)
     say_if_unused(sweep)

@@ -27,7 +27,8 @@ from throughput import TOLERANCE, agreement
 
 import jaxsign as js
 from jaxsign.cli.console import configure
-from jaxsign.store.environment import cores, package_versions, physical_memory
+from jaxsign.compilation import cores
+from jaxsign.store.environment import package_versions, physical_memory
 from jaxsign.sweep import execute
 from jaxsign.systems.two_layer.engines import ENGINES
 from jaxsign.systems.two_layer.feature_gradient import value_and_gradient

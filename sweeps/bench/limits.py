@@ -18,8 +18,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 import jaxsign as js
-from jaxsign.compilation import compiler_options
-from jaxsign.store.environment import cores
+from jaxsign.compilation import compiler_options, cores
 from jaxsign.systems.two_layer.model import COLUMNS
 from jaxsign.systems.two_layer.overlaps import shared_slots
 

@@ -14,8 +14,8 @@ import pytest
 
 import jaxsign as js
 from jaxsign.cli.console import configure
-from jaxsign.compilation import each_undisturbed
-from jaxsign.store.environment import cores, physical_memory
+from jaxsign.compilation import cores, each_undisturbed
+from jaxsign.store.environment import physical_memory
 from jaxsign.sweep.forecast import forecast
 from jaxsign.sweep.identity.definition import definition
 from jaxsign.sweep.plan import Limits

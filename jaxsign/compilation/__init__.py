@@ -3,9 +3,11 @@
 from jaxsign.compilation.cache import kept_on_disk
 from jaxsign.compilation.content import Same, content, filled, module_of, packaged
 from jaxsign.compilation.devices import cores, idle_cores, start_on_every_core
+from jaxsign.compilation.executables import Ready, ready, surroundings
 from jaxsign.compilation.options import compiler_options, each_undisturbed, no_platform, undisturbed
 
 __all__ = [
+    "Ready",
     "Same",
     "compiler_options",
     "content",
@@ -17,6 +19,8 @@ __all__ = [
     "module_of",
     "no_platform",
     "packaged",
+    "ready",
     "start_on_every_core",
+    "surroundings",
     "undisturbed",
 ]

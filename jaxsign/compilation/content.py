@@ -114,8 +114,7 @@ def _key(value: Any, inside: tuple[int, ...]) -> Hashable:
     if dataclasses.is_dataclass(value):
         return kind, tuple(_key(getattr(value, f.name), inside) for f in dataclasses.fields(value))
     if callable(value) and (wrapped := getattr(value, "__wrapped__", None)) is not None:
-        _key(wrapped, inside)  # refuses a user's function that is jitted or has a rule for derivatives
-        return Same(value)
+        return Same(value, _key(wrapped, inside))  # refuses a user's function that is jitted or has its own derivative
     raise _UsersCode
 
 
@@ -169,10 +168,15 @@ def _array(value: Any) -> Hashable:
 
 
 class Same:
-    """An object as a key: equal to itself only. It keeps the object, so that no other one gets its id."""
+    """An object as a key: equal to itself only. It keeps the object, so that no other one gets its id.
 
-    def __init__(self, value: Any):
-        self.value = value
+    Args:
+      value: the object.
+      made_of: the key of the function that the object wraps, if it wraps one: what it is called in other processes.
+    """
+
+    def __init__(self, value: Any, made_of: Hashable | None = None):
+        self.value, self.made_of = value, made_of
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Same) and other.value is self.value

@@ -163,9 +163,15 @@ def test_an_optimizer_that_asks_for_the_loss_trains_like_a_loop_over_all_weights
     hyper = js.Hyper(sigma_p=2.0, sigma_0=0.05)
     transform, extra = ASKING[name]
     key, task = jax.random.key(0), js.two_layer(problem, engine="dense")
-    data = task.sample(js.stream(key, "data"), hyper)
-    params = task.init(js.stream(key, "init"), data, hyper)
-    state, losses = transform.init(params), []
+
+    @jax.jit
+    def start(key):
+        data = task.sample(js.stream(key, "data"), hyper)
+        params = task.init(js.stream(key, "init"), data, hyper)
+        return data, params, transform.init(params)
+
+    data, params, state = start(key)
+    losses = []
 
     def loss(weights):
         return task.loss(weights, data, hyper)

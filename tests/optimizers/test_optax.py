@@ -288,12 +288,16 @@ def test_runs_are_observed_at_the_iterate_that_the_optimizer_evaluates(how, tmp_
         seen = js.run_sweep(sweep, tmp_path, progress=False)["w"].values[0, 0]
         np.testing.assert_array_equal(js.run_sweep(sweep, tmp_path, progress=False)["w"].values[0, 0], seen)
     params, data = {"w": jnp.ones((4, 3)), "b": jnp.zeros(3)}, jnp.asarray(DATA, jnp.zeros(()).dtype)
-    state = free.init(params)
+    state = jax.jit(free.init)(params)
+
+    @jax.jit
+    def step(params, state):
+        updates, after = free.update(jax.grad(loss)(params, data, None), state, params)
+        return optax.contrib.schedule_free_eval_params(state, params), optax.apply_updates(params, updates), after
+
     for t in range(6):
-        evaluated = optax.contrib.schedule_free_eval_params(state, params)
+        evaluated, params, state = step(params, state)
         np.testing.assert_allclose(seen[t], evaluated["w"], rtol=1e-5)
-        updates, state = free.update(jax.grad(loss)(params, data, None), state, params)
-        params = optax.apply_updates(params, updates)
     assert np.abs(evaluated["w"] - params["w"]).max() > 1e-3
 
 

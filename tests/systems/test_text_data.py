@@ -182,7 +182,8 @@ def test_the_vocabulary_is_that_of_the_training_split_alone():
     lines = made_up()
     shared = encode(lines, 5)
     drawn = jax.jit(lambda key: data.sample(key, SMALL, js.TextHyper(), shared))
-    splits, _ = data.choose(jax.random.split(js.stream(jax.random.key(3), "data"), 5)[0], shared, SMALL)
+    first = jax.random.split(js.stream(jax.random.key(3), "data"), 5)[0]
+    splits, _ = jax.jit(lambda key: data.choose(key, shared, SMALL))(first)
     draw = drawn(js.stream(jax.random.key(3), "data"))
     rows = [tokens(lines[i].text)[:5] for i in splits["train"].tolist()]
     times = collections.Counter(word for row in rows for word in row)
@@ -206,7 +207,7 @@ def test_the_vocabulary_is_that_of_the_training_split_alone():
     ]
     changed = encode([*other, *(Line(line.text, 1, "imdb", True) for line in lines)], 5)  # the same words are numbered
     corpus = shared._replace(words=changed.words[: len(lines)])
-    again = data.sample(js.stream(jax.random.key(3), "data"), SMALL, js.TextHyper(), corpus)
+    again = jax.jit(lambda key: data.sample(key, SMALL, js.TextHyper(), corpus))(js.stream(jax.random.key(3), "data"))
     np.testing.assert_array_equal(again.train.tokens, draw.train.tokens)
     assert int(again.known) == kept
 

@@ -185,7 +185,9 @@ def test_an_optimizer_that_asks_for_the_loss_trains_like_a_loop_over_all_weights
     for _ in range(21):
         value, params, state = step(params, state)
         losses.append(float(value))
-    run = js.train(key, js.two_layer(problem, engine=engine), hyper, transform, steps=20, record=1)
+    run = js.train(
+        key, js.two_layer(problem, engine=engine), hyper, transform, steps=20, record=1, observables=["train_loss"]
+    )
     assert losses[-1] < losses[0] / 2
     np.testing.assert_allclose(run.trace["train_loss"], losses, rtol=1e-4, atol=1e-6)
     with pytest.raises(NotExact, match="two_layer_support needs"):

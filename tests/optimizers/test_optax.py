@@ -330,7 +330,8 @@ def test_what_cannot_be_observed_elsewhere_is_refused():
     for engine in ("support", "hybrid"):
         with pytest.raises(ValueError, match="it is observed at another iterate"):
             js.train(jax.random.key(0), js.two_layer(problem, engine=engine), hyper, entry, steps=2)
-    js.train(jax.random.key(0), js.two_layer(problem, engine="auto"), hyper, entry, steps=2)
+    task = js.two_layer(problem, engine="auto")
+    js.train(jax.random.key(0), task, hyper, entry, steps=2, observables=["train_loss"])
     with pytest.raises(ValueError, match="iterate must be a function"):
         js.observed_at(SGD, None)
     with pytest.raises(ValueError, match=r"must be an Optax transform, with init and update, got <function sgd"):

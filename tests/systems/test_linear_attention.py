@@ -230,17 +230,18 @@ def test_costly_measures_come_at_test_steps_only(run):
 def test_a_step_before_a_resumed_stretch_is_remembered(tmp_path):
     """What is observed of steps does not depend on where the runner cuts its calls."""
     problem = js.RegressionProblem(d=2, n_context=3, depth=1, batch_size=4, n_eval=8)
+    names = ["train_loss", "directional_smoothness", "robust_condition"]
     sweep = js.Sweep(
         system=js.linear_attention, problem=problem, hyper=HYPER,
         optimizers={"sgd": js.grid(optax.sgd, learning_rate=0.1)},
-        axes={"seed": 2}, steps=12, record=3, test_every=6,
-        observables=["train_loss", "directional_smoothness", "robust_condition"],
+        axes={"seed": 2}, steps=12, record=3, test_every=6, observables=names,
     )  # fmt: skip
     stored = js.run_sweep(sweep, tmp_path / "out").load()
     alone = js.train(
-        jax.random.key(1), js.linear_attention(problem), HYPER, optax.sgd(0.1), steps=12, record=3, test_every=6
-    )
-    for name in ("train_loss", "directional_smoothness", "robust_condition"):
+        jax.random.key(1), js.linear_attention(problem), HYPER, optax.sgd(0.1), steps=12, record=3, test_every=6,
+        observables=names,
+    )  # fmt: skip
+    for name in names:
         np.testing.assert_allclose(stored[name].values[0, 1], alone.trace[name], rtol=1e-4)
 
 

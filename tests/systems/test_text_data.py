@@ -158,9 +158,9 @@ def test_other_directories_and_too_few_sentences_are_refused(tmp_path):
 def test_splits_are_balanced_disjoint_and_from_where_they_may_be(held_out, evaluation):
     shared = encode(made_up(evaluation=evaluation), 5)
     problem = js.TextProblem(n_train=8, n_val=4, n_test=6, length=5, held_out=held_out)
-    seen = collections.Counter()
+    seen, choose = collections.Counter(), jax.jit(data.choose, static_argnums=2)
     for seed in range(20):
-        splits, enough = jax.jit(data.choose, static_argnums=2)(jax.random.key(seed), shared, problem)
+        splits, enough = choose(jax.random.key(seed), shared, problem)
         assert bool(enough)
         drawn = np.concatenate([np.asarray(split) for split in splits.values()])
         assert len(set(drawn.tolist())) == 18
@@ -173,8 +173,8 @@ def test_splits_are_balanced_disjoint_and_from_where_they_may_be(held_out, evalu
                 assert shared.evaluation[np.asarray(split)].all() == (name != "train")
                 assert shared.evaluation[np.asarray(split)].any() == (name != "train")
     assert len(seen) > 40
-    nested = data.choose(jax.random.key(0), shared, js.TextProblem(n_train=4, n_val=4, n_test=6, held_out=held_out))
-    first = data.choose(jax.random.key(0), shared, problem)
+    nested = choose(jax.random.key(0), shared, js.TextProblem(n_train=4, n_val=4, n_test=6, held_out=held_out))
+    first = choose(jax.random.key(0), shared, problem)
     assert set(nested[0]["train"].tolist()) < set(first[0]["train"].tolist())
 
 
@@ -285,11 +285,16 @@ def test_words_in_one_split_alone_are_those_of_the_noisy_and_the_clean_problem()
 
     def drawn(**injected):
         problem = dataclasses.replace(SMALL, **injected)
-        task, key = js.noisy_text(problem), jax.random.key(2)
-        draw = task.sample(js.stream(key, "data"), js.TextHyper(), shared)
-        test = task.sample_test(js.stream(key, "test"), js.TextHyper(), None)
-        trained, held, _ = task.prepare(draw, test, None, None, None)
-        return jax.tree.map(np.asarray, (trained.texts, held.texts, task.describe(draw, test, js.TextHyper())))
+        task = js.noisy_text(problem)
+
+        @jax.jit
+        def run(key):
+            draw = task.sample(js.stream(key, "data"), js.TextHyper(), shared)
+            test = task.sample_test(js.stream(key, "test"), js.TextHyper(), None)
+            trained, held, _ = task.prepare(draw, test, None, None, None)
+            return trained.texts, held.texts, task.describe(draw, test, js.TextHyper())
+
+        return jax.tree.map(np.asarray, run(jax.random.key(2)))
 
     noisy, clean = drawn(), drawn(injected=0)
     assert noisy[0].tokens.shape == (8, 8)

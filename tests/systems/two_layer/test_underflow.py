@@ -339,7 +339,9 @@ def test_values_alone_ring_for_values_alone():
     """Queries and keys that are not trained cannot freeze, whatever their gradients are."""
     task = js.two_layer(dataclasses.replace(PROBLEM, supports="independent"))
     rate = js.sign_gd(20.0 if WIDE else 1.0)
-    run = js.train(jax.random.key(0), task, HYPER, rate, steps=60, record=20, trainable=("w_v",))
+    run = js.train(
+        jax.random.key(0), task, HYPER, rate, steps=60, record=20, trainable=("w_v",), observables=["train_loss"]
+    )
     assert run.watch["first_frozen_step"] == run.watch["first_frozen_value_noise"] > 0
     for name in ("query_noise", "query_signal", "key_noise", "key_signal"):
         assert run.watch[f"first_frozen_{name}"] == -1
@@ -350,7 +352,8 @@ def test_optimizers_that_read_magnitudes_freeze_and_say_so(engine):
     """Signum reads magnitudes, which underflow in every engine; SignGD's signs do not where features are trained."""
     supports = "independent" if engine == "hybrid" else "disjoint"
     task, steps = js.two_layer(dataclasses.replace(PROBLEM, supports=supports), engine=engine), 400
-    trained = [js.train(jax.random.key(0), task, HYPER, one(1e-1 if WIDE else 3e-2), steps=steps, record=steps)
+    given = {"steps": steps, "record": steps, "observables": ["train_loss"]}
+    trained = [js.train(jax.random.key(0), task, HYPER, one(1e-1 if WIDE else 3e-2), **given)
                for one in (lambda rate: js.signum(rate, beta=0.5), js.sign_gd)]  # fmt: skip
     for run, magnitudes in zip(trained, (True, engine == "support")):
         frozen = [run.watch[f"first_frozen_{name}"] for name in QUANTITIES]
@@ -378,7 +381,7 @@ def test_deep_layers_have_their_own_alarms():
         assert not ringing(plain)
         assert ringing(gone) == {"first_frozen_step", "first_frozen_layer_2"}
     names = sorted(task.watch)
-    run = js.train(jax.random.key(0), task, HYPER, js.sign_gd(1e-2), steps=5, record=5)
+    run = js.train(jax.random.key(0), task, HYPER, js.sign_gd(1e-2), steps=5, record=5, observables=["train_loss"])
     assert sorted(run.watch) == names
     assert set(run.watch.values()) <= {-1, *range(6)}
 

@@ -58,12 +58,13 @@ def test_curvature_is_that_of_all_weights(oracle, eps, heads, context, kernel):
 
 def test_training_is_that_of_the_dense_system():
     keys = jax.random.key(1)
-    kept = {"steps": 12, "record": 3, "test_every": 6}
+    names, kept = ["train_loss", "test_error", "query_noise"], {"steps": 12, "record": 3, "test_every": 6}
     for optimizer in (js.sign_gd(1e-2), optax.sgd(0.1)):  # sign_gd trains the tied form
-        plain = js.train(keys, js.two_layer(PROBLEM), HYPER, optimizer, **kept)
-        curved = js.train(keys, js.two_layer_curvature(PROBLEM), HYPER, optimizer, **kept)
+        plain = js.train(keys, js.two_layer(PROBLEM), HYPER, optimizer, observables=names, **kept)
+        more = [*names, "directional_smoothness", "robust_condition"]
+        curved = js.train(keys, js.two_layer_curvature(PROBLEM), HYPER, optimizer, observables=more, **kept)
         np.testing.assert_array_equal(curved.params.w_q, plain.params.w_q)
-        for name in ("train_loss", "test_error", "query_noise"):
+        for name in names:
             np.testing.assert_allclose(curved.trace[name], plain.trace[name], rtol=1e-5)
         assert np.isnan(curved.trace["directional_smoothness"][0])
         assert np.isfinite(curved.trace["directional_smoothness"][1:]).all()

@@ -204,8 +204,13 @@ def test_the_law_of_a_first_step_knows_the_noise_of_test_images():
     def law(noise=1.0, in_test=None):
         task = js.noisy_digits(dataclasses.replace(PROBLEM, test_noise=in_test))
         hyper = js.DigitsHyper(scale=0.2, noise=noise)
-        draw = task.sample(jax.random.key(1), hyper, image_set())
-        constants = task.describe(draw, task.sample_test(jax.random.key(2), hyper, None), hyper)
+
+        @jax.jit
+        def described(data, test):
+            draw = task.sample(data, hyper, image_set())
+            return task.describe(draw, task.sample_test(test, hyper, None), hyper)
+
+        constants = described(jax.random.key(1), jax.random.key(2))
         return [float(constants[f"{name}_step_error"]) for name in ("sign", "gd")]
 
     both, same, less = law(), law(in_test=1.0), law(in_test=0.25)

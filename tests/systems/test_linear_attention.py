@@ -1,6 +1,7 @@
 """The linear transformer against a NumPy loop and a closed form; laws of its data; what its task observes."""
 
 import dataclasses
+import functools
 import runpy
 import sys
 from pathlib import Path
@@ -42,15 +43,19 @@ def sampled(problem, key, count):
     return jax.jit(lambda key: system.sample_prompts(key, problem, HYPER, count))(jax.random.key(key))
 
 
-def drawn(**fields):
-    problem = js.RegressionProblem(d=3, n_context=7, **fields)
-
+@functools.cache
+def draws(problem):
     @jax.jit
     def draw(data, init):
         params = system.init(init, problem, HYPER)
         return system.sample_prompts(data, problem, HYPER, 5), params, system.padded(params, problem.width)
 
-    return problem, *draw(jax.random.key(1), jax.random.key(2))
+    return draw(jax.random.key(1), jax.random.key(2))
+
+
+def drawn(**fields):
+    problem = js.RegressionProblem(d=3, n_context=7, **fields)
+    return problem, *draws(problem)
 
 
 @pytest.mark.x64

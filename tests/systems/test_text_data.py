@@ -275,8 +275,8 @@ def test_words_by_frequency_are_injected_as_often_as_they_stand_in_training_sent
             expected[place] += words.size * np.bincount(own, minlength=13) / own.size
     np.testing.assert_allclose(found, expected, atol=4 * np.sqrt(expected.max()))
     assert expected[0].max() > 1.5 * expected[0][1:].mean()  # frequent words are injected more often than others
-    clean = data.sample(js.stream(jax.random.key(0), "data"), SMALL, js.TextHyper(), shared)
-    other = data.sample(js.stream(jax.random.key(0), "data"), problem, js.TextHyper(), shared)
+    sampled = jax.jit(lambda key: [data.sample(key, one, js.TextHyper(), shared) for one in (SMALL, problem)])
+    clean, other = sampled(js.stream(jax.random.key(0), "data"))
     np.testing.assert_array_equal(clean.train.tokens[:, :5], other.train.tokens[:, :5])  # comparisons are paired
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import decimal
 import functools
-import operator
 
 import jax
 import jax.numpy as jnp
@@ -239,33 +238,38 @@ def ringing(alarms):
 
 
 @functools.cache
-def started(engine="dense", **changes):
-    """A task, the weights of its start in the form that is trained, its data, and the gradient: one program."""
-    shared = {"supports": "independent", "d": 40} if engine == "hybrid" else {}  # most coordinates have several users
-    problem = dataclasses.replace(PROBLEM, **shared, **changes)
-    task, hyper = js.two_layer(problem, engine=engine), jax.tree.map(jnp.asarray, HYPER)
+def start_of(task, engine):
+    """The weights of a task's start in the form that is trained, and its data: one program."""
 
     @jax.jit
     def start(key):
-        params, data = operator.attrgetter("params", "data")(begin(task, key, hyper, None, jnp.ones(())))
+        made = begin(task, key, HYPER, None, jnp.ones(()))
         if task.reduction.compact is not None and engine == "support":
-            params = task.reduction.compact(params, data)
-        return params, data, gradient_of(task, params, data, hyper)
+            return task.reduction.compact(made.params, made.data), made.data
+        return made.params, made.data
 
-    params, data, gradient = start(jax.random.key(0))
-    return task, params, data, hyper, gradient
+    return start(jax.random.key(0))
+
+
+def started(engine="dense", kernel="softmax", **changes):
+    """A task, the weights of its start in the form that is trained, and its data, which all kernels draw alike."""
+    shared = {"supports": "independent", "d": 40} if engine == "hybrid" else {}  # most coordinates have several users
+    problem = dataclasses.replace(PROBLEM, **shared, **changes)
+    task = js.two_layer(dataclasses.replace(problem, kernel=kernel), engine=engine)
+    return task, *start_of(js.two_layer(problem, engine=engine), engine), jax.tree.map(jnp.asarray, HYPER)
 
 
 @pytest.mark.parametrize("engine", ["dense", "support", "feature_space", "hybrid"])
 @pytest.mark.parametrize(("kernel", "context"), [("softmax", 2), ("softmax", 3), ("gaussian", 2), ("linear", 2)])
 def test_every_engine_and_kernel_has_an_alarm_for_every_quantity(engine, kernel, context):
-    task, params, data, hyper, moved = started(engine, kernel=kernel, context=context)
+    task, params, data, hyper = started(engine, kernel, context=context)
     assert sorted(task.watch) == sorted(ALARMS)
     fields = {"w_q": "query", "w_k": "key", "w_v": "value"}
 
     @jax.jit
-    def look(params, data, hyper, moved):
+    def look(params, data, hyper):
         """What the alarms say of the gradient, of one with a field of zeros, and of one without a field."""
+        moved = gradient_of(task, params, data, hyper)
 
         def changed(change):
             return {
@@ -281,7 +285,7 @@ def test_every_engine_and_kernel_has_an_alarm_for_every_quantity(engine, kernel,
         missing = changed(lambda x: None)  # as if not trained
         return looks(task)(params, data, hyper, moved), changed(jnp.zeros_like), missing
 
-    plain, gone, missing = look(params, data, hyper, moved)
+    plain, gone, missing = look(params, data, hyper)
     assert not ringing(plain)
     for field, name in fields.items():
         assert ringing(gone[field]) == {
@@ -291,7 +295,9 @@ def test_every_engine_and_kernel_has_an_alarm_for_every_quantity(engine, kernel,
 
 
 def test_noise_and_signal_are_told_apart():
-    task, params, data, hyper, slope = started()
+    task, params, data, hyper = started()
+    slopes = jax.jit(functools.partial(gradient_of, task))
+    slope = slopes(params, data, hyper)
     used = int(data.support[0, 0, 0])
     unused = next(j for j in range(1, PROBLEM.d) if j not in set(np.asarray(data.support).ravel().tolist()))
     for column, expected in ((0, {"query_signal"}), (used, {"query_noise"}), (unused, set())):
@@ -301,7 +307,6 @@ def test_noise_and_signal_are_told_apart():
         assert found == ({f"first_frozen_{n}" for n in expected} | ({"first_frozen_step"} if expected else set()))
     zero = jax.tree.map(np.zeros_like, params)  # sigma_0 = 0: the law itself says 0
     masked = dataclasses.replace(data, weight=data.weight * np.float32(np.arange(PROBLEM.n) > 0))  # a mini-batch
-    slopes = jax.jit(functools.partial(gradient_of, task))
     for own, examples in ((zero, data), (params, masked)):
         assert not ringing(looks(task)(own, examples, hyper, slopes(own, examples, hyper)))
 
@@ -309,7 +314,7 @@ def test_noise_and_signal_are_told_apart():
 @pytest.mark.parametrize("engine", ["dense", "support", "feature_space", "hybrid"])
 def test_an_alarm_says_when_the_loss_is_gone(engine):
     """A large value vector fits every label: p_i underflows, and everything that is trained freezes."""
-    task, params, data, hyper, _ = started(engine)
+    task, params, data, hyper = started(engine)
     y, shift = np.asarray(data.y), 1e5 if WIDE else 1e3
     featured = engine in ("feature_space", "hybrid")
     if not featured:

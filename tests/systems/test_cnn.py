@@ -1,5 +1,7 @@
 """The two-layer CNN: against NumPy by hand, finite differences, and what its data and mini-batches are."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -12,12 +14,23 @@ PROBLEM = CnnProblem(n=6, d=12, s=3, width=4, n_test=5)
 HYPER = CnnHyper(sigma_p=0.7, alpha=0.3, mu=1.4, sigma_0=0.5)
 
 
+@functools.cache
+def draws(problem):
+    """`(key, hyper) -> (filters, examples, fresh examples)` of a run, as one program."""
+    task = two_layer_cnn(problem)
+
+    @jax.jit
+    def draw(key, hyper):
+        data = task.sample(js.stream(key, "data"), hyper, None)
+        test = task.sample_test(js.stream(key, "test"), hyper, None)
+        return task.init(js.stream(key, "init"), data, hyper), data, test
+
+    return draw
+
+
 def drawn(problem=PROBLEM, hyper=HYPER, seed=0):
     """(filters, examples) of a run."""
-    key = jax.random.key(seed)
-    task = two_layer_cnn(problem)
-    data = task.sample(js.stream(key, "data"), hyper, None)
-    return task.init(js.stream(key, "init"), data, hyper), data
+    return draws(problem)(jax.random.key(seed), hyper)[:2]
 
 
 def logit_by_hand(w, x, q):
@@ -38,16 +51,17 @@ def loss_by_hand(w, x, y, q):
 @pytest.mark.parametrize("q", [1, 3])
 def test_loss_errors_and_responses_are_those_by_hand(eps, q):
     problem = CnnProblem(**{**vars(PROBLEM), "q": q})
-    params, data = drawn(problem)
-    test = two_layer_cnn(problem).sample_test(js.stream(jax.random.key(0), "test"), HYPER, None)
-    seen = two_layer_cnn(problem).observe(params, data, test, HYPER)
+    params, data, test = draws(problem)(jax.random.key(0), HYPER)
+    seen, train_x, test_x = jax.jit(
+        lambda *run: (two_layer_cnn(problem).observe(*run, HYPER), run[1].x, run[2].x)
+    )(params, data, test)  # fmt: skip
     w = np.asarray(params.w, float)
-    for split, of in (("train", data), ("test", test)):
-        x, y = np.asarray(of.x, float), np.asarray(of.y, float)
+    for split, x, of in (("train", train_x, data), ("test", test_x, test)):
+        x, y = np.asarray(x, float), np.asarray(of.y, float)
         margins = np.array([label * logit_by_hand(w, one, q) for one, label in zip(x, y)])
         np.testing.assert_allclose(seen[f"{split}_loss"], loss_by_hand(w, x, y, q), rtol=1e3 * eps)
         assert float(seen[f"{split}_error"]) == pytest.approx(np.mean(margins <= 0))
-    x, y = np.asarray(data.x, float), np.asarray(data.y, float)
+    x, y = np.asarray(train_x, float), np.asarray(data.y, float)
     mu = 1.4 * np.eye(12)[0]
     best = {side: np.mean([max(w[j] @ (side * (1 - 2 * j) * mu)) for j in (0, 1)]) for side in (1, -1)}
     np.testing.assert_allclose([seen["signal"], seen["counter_signal"]], [best[1], best[-1]], rtol=1e3 * eps)
@@ -58,7 +72,7 @@ def test_loss_errors_and_responses_are_those_by_hand(eps, q):
 @pytest.mark.x64(only=True)
 def test_gradient_is_that_of_finite_differences_by_hand():
     params, data = drawn()
-    gradient = np.asarray(jax.grad(two_layer_cnn(PROBLEM).loss)(params, data, HYPER).w)
+    gradient = np.asarray(jax.jit(jax.grad(two_layer_cnn(PROBLEM).loss))(params, data, HYPER).w)
     w, x, y = (np.asarray(one, float) for one in (params.w, data.x, data.y))
     rng, h = np.random.default_rng(1), 1e-6
     for _ in range(20):
@@ -71,8 +85,8 @@ def test_gradient_is_that_of_finite_differences_by_hand():
 
 def test_examples_are_a_signal_and_a_sparse_patch_with_feature_noise():
     problem, hyper = CnnProblem(n=400, d=50, s=10), CnnHyper(sigma_p=0.5, alpha=0.2, mu=2.0)
-    data = two_layer_cnn(problem).sample(js.stream(jax.random.key(0), "data"), hyper, None)
-    x, y = np.asarray(data.x), np.asarray(data.y)
+    _, data, fresh = draws(problem)(jax.random.key(0), hyper)
+    x, y = np.asarray(jax.jit(lambda data: data.x)(data)), np.asarray(data.y)
     assert set(y) == {-1.0, 1.0}
     assert abs(y.mean()) < 0.2
     np.testing.assert_allclose(x[:, 0, 0], 2 * y)
@@ -81,7 +95,6 @@ def test_examples_are_a_signal_and_a_sparse_patch_with_feature_noise():
     assert ((x[:, 1, 1:] != 0).sum(1) == 10).all()
     assert float(x[:, 1, 1:][x[:, 1, 1:] != 0].std()) == pytest.approx(0.5, rel=0.03)
     assert 60 < (x[:, 1, 1:] != 0).sum(0).mean() < 100  # every coordinate is drawn as often
-    fresh = two_layer_cnn(problem).sample_test(js.stream(jax.random.key(0), "test"), hyper, None)
     assert fresh.noise.shape == (1000, 50)
     assert not (np.asarray(fresh.noise)[:, None, 1:] == x[None, :, 1, 1:]).all(-1).any()
 
@@ -100,7 +113,7 @@ def test_mini_batches_are_examples_of_the_data_and_cover_it_evenly():
     problem = CnnProblem(**{**vars(PROBLEM), "batch_size": 2})
     _, data = drawn(problem)
     keys = jax.random.split(jax.random.key(3), 600)
-    batches = jax.vmap(lambda key: two_layer_cnn(problem).batch(key, data, HYPER))(keys)
+    batches = jax.jit(jax.vmap(lambda key: two_layer_cnn(problem).batch(key, data, HYPER)))(keys)
     match = (np.asarray(batches.noise)[:, :, None] == np.asarray(data.noise)).all(-1)
     assert (match.sum(-1) == 1).all()  # rows of the data, each with its own label
     np.testing.assert_array_equal(np.asarray(data.y)[match.argmax(-1)], batches.y)

@@ -156,10 +156,15 @@ def test_noise_is_in_the_border_only_and_standard_there(draw):
 def test_noise_on_the_whole_image_is_standard_on_every_pixel_and_the_same_in_the_border():
     def drawn(place):
         task = js.noisy_digits(dataclasses.replace(PROBLEM, noise_on=place))
-        key, hyper = jax.random.key(4), js.DigitsHyper(scale=0.5)
-        draw = task.sample(js.stream(key, "data"), hyper, image_set())
-        test = task.sample_test(js.stream(key, "test"), hyper, None)
-        return np.asarray(draw.noise), np.asarray(test), task.describe(draw, test, hyper)
+        hyper = js.DigitsHyper(scale=0.5)
+
+        @jax.jit
+        def run(key):
+            draw = task.sample(js.stream(key, "data"), hyper, image_set())
+            test = task.sample_test(js.stream(key, "test"), hyper, None)
+            return draw.noise, test, task.describe(draw, test, hyper)
+
+        return jax.tree.map(np.asarray, run(jax.random.key(4)))
 
     mask = digits.border()
     (train, test, constants), (some, others, known) = drawn("image"), drawn("border")
@@ -176,10 +181,15 @@ def test_noise_on_the_whole_image_is_standard_on_every_pixel_and_the_same_in_the
 def test_noise_in_one_split_alone_is_that_of_the_noisy_and_the_clean_images():
     def drawn(noise, in_test=None):
         task = js.noisy_digits(dataclasses.replace(PROBLEM, test_noise=in_test))
-        key, hyper = jax.random.key(4), js.DigitsHyper(scale=0.5, noise=noise)
-        draw = task.sample(js.stream(key, "data"), hyper, image_set())
-        test = task.sample_test(js.stream(key, "test"), hyper, None)
-        return jax.tree.map(np.asarray, task.prepare(draw, test, None, hyper, None)[:2])
+        hyper = js.DigitsHyper(scale=0.5, noise=noise)
+
+        @jax.jit
+        def run(key):
+            draw = task.sample(js.stream(key, "data"), hyper, image_set())
+            test = task.sample_test(js.stream(key, "test"), hyper, None)
+            return task.prepare(draw, test, None, hyper, None)[:2]
+
+        return jax.tree.map(np.asarray, run(jax.random.key(4)))
 
     noisy, clean = drawn(1.0), drawn(0.0)
     assert not np.array_equal(noisy[0].x, clean[0].x)
@@ -194,8 +204,13 @@ def test_the_law_of_a_first_step_knows_the_noise_of_test_images():
     def law(noise=1.0, in_test=None):
         task = js.noisy_digits(dataclasses.replace(PROBLEM, test_noise=in_test))
         hyper = js.DigitsHyper(scale=0.2, noise=noise)
-        draw = task.sample(jax.random.key(1), hyper, image_set())
-        constants = task.describe(draw, task.sample_test(jax.random.key(2), hyper, None), hyper)
+
+        @jax.jit
+        def described(data, test):
+            draw = task.sample(data, hyper, image_set())
+            return task.describe(draw, task.sample_test(test, hyper, None), hyper)
+
+        constants = described(jax.random.key(1), jax.random.key(2))
         return [float(constants[f"{name}_step_error"]) for name in ("sign", "gd")]
 
     both, same, less = law(), law(in_test=1.0), law(in_test=0.25)

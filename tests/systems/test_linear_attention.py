@@ -1,6 +1,7 @@
 """The linear transformer against a NumPy loop and a closed form; laws of its data; what its task observes."""
 
 import dataclasses
+import functools
 import runpy
 import sys
 from pathlib import Path
@@ -42,15 +43,19 @@ def sampled(problem, key, count):
     return jax.jit(lambda key: system.sample_prompts(key, problem, HYPER, count))(jax.random.key(key))
 
 
-def drawn(**fields):
-    problem = js.RegressionProblem(d=3, n_context=7, **fields)
-
+@functools.cache
+def draws(problem):
     @jax.jit
     def draw(data, init):
         params = system.init(init, problem, HYPER)
         return system.sample_prompts(data, problem, HYPER, 5), params, system.padded(params, problem.width)
 
-    return problem, *draw(jax.random.key(1), jax.random.key(2))
+    return draw(jax.random.key(1), jax.random.key(2))
+
+
+def drawn(**fields):
+    problem = js.RegressionProblem(d=3, n_context=7, **fields)
+    return problem, *draws(problem)
 
 
 @pytest.mark.x64
@@ -230,17 +235,18 @@ def test_costly_measures_come_at_test_steps_only(run):
 def test_a_step_before_a_resumed_stretch_is_remembered(tmp_path):
     """What is observed of steps does not depend on where the runner cuts its calls."""
     problem = js.RegressionProblem(d=2, n_context=3, depth=1, batch_size=4, n_eval=8)
+    names = ["train_loss", "directional_smoothness", "robust_condition"]
     sweep = js.Sweep(
         system=js.linear_attention, problem=problem, hyper=HYPER,
         optimizers={"sgd": js.grid(optax.sgd, learning_rate=0.1)},
-        axes={"seed": 2}, steps=12, record=3, test_every=6,
-        observables=["train_loss", "directional_smoothness", "robust_condition"],
+        axes={"seed": 2}, steps=12, record=3, test_every=6, observables=names,
     )  # fmt: skip
     stored = js.run_sweep(sweep, tmp_path / "out").load()
     alone = js.train(
-        jax.random.key(1), js.linear_attention(problem), HYPER, optax.sgd(0.1), steps=12, record=3, test_every=6
-    )
-    for name in ("train_loss", "directional_smoothness", "robust_condition"):
+        jax.random.key(1), js.linear_attention(problem), HYPER, optax.sgd(0.1), steps=12, record=3, test_every=6,
+        observables=names,
+    )  # fmt: skip
+    for name in names:
         np.testing.assert_allclose(stored[name].values[0, 1], alone.trace[name], rtol=1e-4)
 
 

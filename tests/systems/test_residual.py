@@ -9,6 +9,7 @@ import pytest
 import jaxsign as js
 from jaxsign.systems import residual as system
 from jaxsign.systems.residual import ResidualHyper, ResidualProblem, residual_attention
+from jaxsign.training.start import draw as draw_start
 
 PROBLEM = ResidualProblem(n=4, d=6, d_ff=7, d_out=3, depth=2)
 HYPER = ResidualHyper(attention_residual=0.7, ffn_residual=1.3, temperature=0.2)
@@ -80,7 +81,7 @@ def test_forward_loss_and_spectra_are_those_by_hand(eps):
 def test_gradient_is_that_of_finite_differences_by_hand():
     params, (x, y) = draw()
     given, data = arrays(params, (x, y))
-    gradient = jax.grad(residual_attention(PROBLEM).loss)(given, data, HYPER)
+    gradient = jax.tree.map(np.asarray, jax.jit(jax.grad(residual_attention(PROBLEM).loss))(given, data, HYPER))
     rng, h = np.random.default_rng(1), 1e-6
     for k, found in enumerate(gradient):
         for _ in range(5):
@@ -97,17 +98,23 @@ def test_gradient_is_that_of_finite_differences_by_hand():
 
 def test_what_is_drawn_has_the_stated_scales():
     problem = ResidualProblem(n=60, d=80, d_ff=120, d_out=50, depth=2)
-    data = residual_attention(problem).sample(js.stream(jax.random.key(0), "data"), ResidualHyper(), None)
-    assert float(jnp.mean(jnp.sum(data.x**2, axis=1))) == pytest.approx(1, abs=0.05)
-    assert float(jnp.std(data.y)) == pytest.approx(1, abs=0.05)
-    for name, weight in system.init(jax.random.key(1), problem)._asdict().items():
+
+    @jax.jit
+    def draw(data, init):
+        sampled = residual_attention(problem).sample(js.stream(data, "data"), ResidualHyper(), None)
+        return sampled, system.init(init, problem)
+
+    data, params = jax.tree.map(np.asarray, draw(jax.random.key(0), jax.random.key(1)))
+    assert np.mean(np.sum(data.x**2, axis=1)) == pytest.approx(1, abs=0.05)
+    assert np.std(data.y) == pytest.approx(1, abs=0.05)
+    for name, weight in params._asdict().items():
         fan_in = {"w_2": 120}.get(name, 80)
-        assert float(jnp.std(weight)) * fan_in**0.5 == pytest.approx(1, abs=0.05), name
+        assert np.std(weight) * fan_in**0.5 == pytest.approx(1, abs=0.05), name
 
 
 def test_singular_values_of_what_is_not_finite_are_nan_and_leave_others_alone(capfd):
-    a = jnp.stack([jnp.eye(2, 3), jnp.full((2, 3), jnp.nan), 2 * jnp.eye(2, 3)])
-    found = np.asarray(jax.vmap(system.singular_values)(a))
+    a = np.stack([np.eye(2, 3), np.full((2, 3), np.nan), 2 * np.eye(2, 3)]).astype(np.float32)
+    found = np.asarray(jax.jit(jax.vmap(system.singular_values))(a))
     np.testing.assert_allclose(found[[0, 2]], [[1, 1], [2, 2]])
     assert np.isnan(found[1]).all()
     assert capfd.readouterr().err == ""
@@ -135,7 +142,10 @@ def test_the_bound_with_the_steps_curvature_is_sharp_about_when_it_holds():
     task = residual_attention(ResidualProblem(n=6, d=8, d_ff=10, d_out=3))
     seen = {"safe": 0, "rise": 0}
     for eta in (3e-3, 0.03, 0.1, 0.15):
-        run = js.train(jax.random.key(2), task, ResidualHyper(), optax.sgd(eta), steps=60, record=1)
+        run = js.train(
+            jax.random.key(2), task, ResidualHyper(), optax.sgd(eta), steps=60, record=1,
+            observables=["train_loss", "contraction", "sigma_before", "step_curvature"],
+        )  # fmt: skip
         ratio, sigma, c = (np.asarray(run.trace[k])[1:] for k in ("contraction", "sigma_before", "step_curvature"))
         there = np.isfinite(ratio) & (np.asarray(run.trace["train_loss"])[1:] > 1e-12)
         safe = there & (eta * c <= 1)
@@ -153,12 +163,14 @@ def test_the_readout_alone_contracts_at_the_rates_of_the_singular_values():
     """With W_U alone trained every left singular direction of Z decays as (1 - eta sigma_i^2)^t."""
     task, eta, steps = residual_attention(PROBLEM), 0.02, 30
     key = jax.random.key(5)
-    data = task.sample(js.stream(key, "data"), HYPER, None)
-    params = task.init(js.stream(key, "init"), data, HYPER)
+    data, _, params, _ = jax.jit(lambda key: draw_start(task, key, HYPER))(key)
     _, _, features, output = by_hand([np.asarray(w) for w in params], np.asarray(data.x), HYPER)
     u, s, _ = np.linalg.svd(features, full_matrices=False)
     start = u.T @ (output - np.asarray(data.y))
-    run = js.train(key, task, HYPER, optax.sgd(eta), steps=steps, record=1, trainable=("w_u",))
+    run = js.train(
+        key, task, HYPER, optax.sgd(eta), steps=steps, record=1, trainable=("w_u",),
+        observables=["train_loss", "attention_condition"],
+    )  # fmt: skip
     law = [0.5 * np.sum((1 - eta * s[:, None] ** 2) ** (2 * t) * start**2) for t in range(steps + 1)]
     np.testing.assert_allclose(run.trace["train_loss"], law, rtol=1e-10)
     np.testing.assert_allclose(

@@ -158,9 +158,9 @@ def test_other_directories_and_too_few_sentences_are_refused(tmp_path):
 def test_splits_are_balanced_disjoint_and_from_where_they_may_be(held_out, evaluation):
     shared = encode(made_up(evaluation=evaluation), 5)
     problem = js.TextProblem(n_train=8, n_val=4, n_test=6, length=5, held_out=held_out)
-    seen = collections.Counter()
+    seen, choose = collections.Counter(), jax.jit(data.choose, static_argnums=2)
     for seed in range(20):
-        splits, enough = jax.jit(data.choose, static_argnums=2)(jax.random.key(seed), shared, problem)
+        splits, enough = choose(jax.random.key(seed), shared, problem)
         assert bool(enough)
         drawn = np.concatenate([np.asarray(split) for split in splits.values()])
         assert len(set(drawn.tolist())) == 18
@@ -173,8 +173,8 @@ def test_splits_are_balanced_disjoint_and_from_where_they_may_be(held_out, evalu
                 assert shared.evaluation[np.asarray(split)].all() == (name != "train")
                 assert shared.evaluation[np.asarray(split)].any() == (name != "train")
     assert len(seen) > 40
-    nested = data.choose(jax.random.key(0), shared, js.TextProblem(n_train=4, n_val=4, n_test=6, held_out=held_out))
-    first = data.choose(jax.random.key(0), shared, problem)
+    nested = choose(jax.random.key(0), shared, js.TextProblem(n_train=4, n_val=4, n_test=6, held_out=held_out))
+    first = choose(jax.random.key(0), shared, problem)
     assert set(nested[0]["train"].tolist()) < set(first[0]["train"].tolist())
 
 
@@ -182,7 +182,8 @@ def test_the_vocabulary_is_that_of_the_training_split_alone():
     lines = made_up()
     shared = encode(lines, 5)
     drawn = jax.jit(lambda key: data.sample(key, SMALL, js.TextHyper(), shared))
-    splits, _ = data.choose(jax.random.split(js.stream(jax.random.key(3), "data"), 5)[0], shared, SMALL)
+    first = jax.random.split(js.stream(jax.random.key(3), "data"), 5)[0]
+    splits, _ = jax.jit(lambda key: data.choose(key, shared, SMALL))(first)
     draw = drawn(js.stream(jax.random.key(3), "data"))
     rows = [tokens(lines[i].text)[:5] for i in splits["train"].tolist()]
     times = collections.Counter(word for row in rows for word in row)
@@ -206,7 +207,7 @@ def test_the_vocabulary_is_that_of_the_training_split_alone():
     ]
     changed = encode([*other, *(Line(line.text, 1, "imdb", True) for line in lines)], 5)  # the same words are numbered
     corpus = shared._replace(words=changed.words[: len(lines)])
-    again = data.sample(js.stream(jax.random.key(3), "data"), SMALL, js.TextHyper(), corpus)
+    again = jax.jit(lambda key: data.sample(key, SMALL, js.TextHyper(), corpus))(js.stream(jax.random.key(3), "data"))
     np.testing.assert_array_equal(again.train.tokens, draw.train.tokens)
     assert int(again.known) == kept
 
@@ -274,8 +275,8 @@ def test_words_by_frequency_are_injected_as_often_as_they_stand_in_training_sent
             expected[place] += words.size * np.bincount(own, minlength=13) / own.size
     np.testing.assert_allclose(found, expected, atol=4 * np.sqrt(expected.max()))
     assert expected[0].max() > 1.5 * expected[0][1:].mean()  # frequent words are injected more often than others
-    clean = data.sample(js.stream(jax.random.key(0), "data"), SMALL, js.TextHyper(), shared)
-    other = data.sample(js.stream(jax.random.key(0), "data"), problem, js.TextHyper(), shared)
+    sampled = jax.jit(lambda key: [data.sample(key, one, js.TextHyper(), shared) for one in (SMALL, problem)])
+    clean, other = sampled(js.stream(jax.random.key(0), "data"))
     np.testing.assert_array_equal(clean.train.tokens[:, :5], other.train.tokens[:, :5])  # comparisons are paired
 
 
@@ -284,11 +285,16 @@ def test_words_in_one_split_alone_are_those_of_the_noisy_and_the_clean_problem()
 
     def drawn(**injected):
         problem = dataclasses.replace(SMALL, **injected)
-        task, key = js.noisy_text(problem), jax.random.key(2)
-        draw = task.sample(js.stream(key, "data"), js.TextHyper(), shared)
-        test = task.sample_test(js.stream(key, "test"), js.TextHyper(), None)
-        trained, held, _ = task.prepare(draw, test, None, None, None)
-        return jax.tree.map(np.asarray, (trained.texts, held.texts, task.describe(draw, test, js.TextHyper())))
+        task = js.noisy_text(problem)
+
+        @jax.jit
+        def run(key):
+            draw = task.sample(js.stream(key, "data"), js.TextHyper(), shared)
+            test = task.sample_test(js.stream(key, "test"), js.TextHyper(), None)
+            trained, held, _ = task.prepare(draw, test, None, None, None)
+            return trained.texts, held.texts, task.describe(draw, test, js.TextHyper())
+
+        return jax.tree.map(np.asarray, run(jax.random.key(2)))
 
     noisy, clean = drawn(), drawn(injected=0)
     assert noisy[0].tokens.shape == (8, 8)
@@ -322,10 +328,12 @@ def test_labels_are_flipped_in_training_alone_and_paired():
 def test_noise_on_embedded_words_is_fresh_and_of_its_size():
     shared = encode(made_up(), 5)
     problem = js.TextProblem(n_train=8, n_val=4, n_test=6, length=5, width=64, embedding_noise=0.3)
-    noise = np.asarray(data.sample(jax.random.key(0), problem, js.TextHyper(), shared).noise)
+    drawn = jax.jit(lambda key: [data.sample(key, one, js.TextHyper(), shared).noise for one in (problem, SMALL)])
+    noise, none = drawn(jax.random.key(0))
+    noise = np.asarray(noise)
     assert noise.shape == (8, 5, 64)
     assert noise.std() == pytest.approx(0.3, rel=0.05)
-    assert data.sample(jax.random.key(0), SMALL, js.TextHyper(), shared).noise is None
+    assert none is None
     held = np.asarray(data.embedding_noise(jax.random.key(1), problem, 10))
     assert abs(np.corrcoef(held[:8].ravel(), noise.ravel())[0, 1]) < 0.06
 

@@ -52,6 +52,12 @@ def every_step():
         return js.run_sweep(sweep(record=1, test_every=1, levels=LEVELS))
 
 
+@pytest.fixture(scope="module")
+def by_default():
+    """Levels captured at the cadence that a sweep has where none is asked for."""
+    return js.run_sweep(sweep(levels=LEVELS))
+
+
 def plain(ds):
     """The Dataset without what was captured."""
     return ds.drop_vars([name for name in ds.data_vars if name.endswith("_at_level")])
@@ -114,8 +120,8 @@ def test_a_reading_of_a_captured_level_is_that_of_every_step(every_step):
     [({}, 300), ({"record": 10, "test_every": 50}, 0), ({"record": 5, "test_every": 10}, 10)],
     ids=["default", "10-50", "5-10"],
 )
-def test_at_any_cadence_a_reading_is_that_of_every_step_or_nan_with_a_warning(every_step, cadence, least):
-    ds = js.run_sweep(sweep(**cadence))
+def test_at_any_cadence_a_reading_is_that_of_every_step_or_nan_with_a_warning(every_step, by_default, cadence, least):
+    ds = js.run_sweep(sweep(**cadence)) if cadence else plain(by_default)
     given, refused = 0, 0
     for level in LEVELS:
         (expect, _), (read, said) = read_quietly(plain(every_step), level), read_quietly(ds, level)
@@ -132,8 +138,8 @@ def test_at_any_cadence_a_reading_is_that_of_every_step_or_nan_with_a_warning(ev
 
 
 @pytest.mark.parametrize("cadence", [{}, {"record": 50, "test_every": 100}])
-def test_what_is_captured_does_not_depend_on_the_cadence(every_step, cadence):
-    ds = js.run_sweep(sweep(**cadence, levels=LEVELS))
+def test_what_is_captured_does_not_depend_on_the_cadence(every_step, by_default, cadence):
+    ds = js.run_sweep(sweep(**cadence, levels=LEVELS)) if cadence else by_default
     for name in (*NAMES, "step"):
         np.testing.assert_allclose(
             ds[f"{name}_at_level"], every_step[f"{name}_at_level"], rtol=2e-6, atol=1e-7
@@ -354,8 +360,9 @@ def test_on_disk_in_calls_of_few_steps_and_extended(tmp_path, monkeypatch):
     """What a checkpoint and a call hand on: the step before, its loss, and what has been captured."""
     one = functools.partial(sweep, optimizers={"adam": js.grid(optax.adam, learning_rate=[1e-3], eps=1e-15)})
     whole = js.run_sweep(one(levels=LEVELS), lane_width=1)
-    monkeypatch.setattr(blocks, "FIRST_STEPS", 7)
-    monkeypatch.setattr(blocks, "CALL_SECONDS", 1e-9)
+    monkeypatch.setattr(blocks.Pace, "allowed", lambda pace, group: 7)
+    first = whole["step_at_level"].isel(seed=1, crossing=1).values
+    assert {0, 1} <= set((first[first > 0] % 7).tolist())  # crossed by the last and by the first step of a call
     js.run_sweep(one(levels=LEVELS, axes={"snr": [0.1, 0.3, 1.0], "seed": 1}), tmp_path, lane_width=1)
     ds = js.run_sweep(one(levels=LEVELS), tmp_path, lane_width=1, checkpoint_every=1e-9)
     for name in ("step", *NAMES):

@@ -11,6 +11,7 @@ import pytest
 
 import jaxsign as js
 from jaxsign.sweep import execute
+from jaxsign.training.start import draw
 
 N, D, WIDTH, RATE, MOMENTUM, EPSILON = 12, 3, 4, 0.3, 0.9, 1e-2
 
@@ -60,6 +61,8 @@ TASK = js.Task(
     state=("batch_stats",),
 )
 HYPER = {"slope": 0.5}
+#: What the loop in NumPy begins with and what it trains on, one program each.
+drawn, batched = jax.jit(lambda key: draw(TASK, key, HYPER)), jax.jit(batch)
 
 
 def doubles(tree):
@@ -69,14 +72,14 @@ def doubles(tree):
 def by_hand(seed, steps):
     """The same training in float64: the gradient of batch normalisation as in its paper (Ioffe and Szegedy, 2015)."""
     key = jax.random.key(seed)
-    data = sample(js.stream(key, "data"), HYPER, None)
-    start = doubles(TASK.init(js.stream(key, "init"), data, HYPER))
+    data, _, start, _ = drawn(key)
+    start = doubles(start)
     first, last = (start["params"][name]["kernel"] for name in ("Dense_0", "Dense_1"))
     scale, bias = (start["params"]["BatchNorm_0"][name] for name in ("scale", "bias"))
     mean, var = np.zeros(WIDTH), np.ones(WIDTH)
     for t in range(steps):
-        drawn = doubles(batch(jax.random.fold_in(js.stream(key, "train"), t), data, HYPER))
-        x, y, n = drawn["x"], drawn["y"], N // 2
+        now = doubles(batched(jax.random.fold_in(js.stream(key, "train"), t), data, HYPER))
+        x, y, n = now["x"], now["y"], N // 2
         z = x @ first
         centre, spread = z.mean(0), z.var(0)
         normal = (z - centre) / np.sqrt(spread + EPSILON)

@@ -401,9 +401,9 @@ def descent():
 
 @pytest.mark.parametrize("made", [
     lambda: {"observables": ["train_loss", scaled]},
-    lambda: {"summary": last},
-    lambda: {"optimizer": js.grid(descent)},
-    lambda: {"optimizer": js.grid(optax.sgd, learning_rate=lambda step: 0.01 * FACTOR)},
+    lambda: {"summary": last, "observables": ["train_loss"]},
+    lambda: {"optimizer": js.grid(descent), "observables": ["train_loss"]},
+    lambda: {"optimizer": js.grid(optax.sgd, learning_rate=lambda step: 0.01 * FACTOR), "observables": ["train_loss"]},
 ], ids=["observable", "summary", "factory", "schedule"])  # fmt: skip
 def test_a_users_function_is_traced_anew_by_every_call(problem, hyper, made, monkeypatch):
     """The same function objects, and a global that they read has changed."""

@@ -280,7 +280,10 @@ def test_a_user_s_system_without_a_problem_is_found_where_it_is_imported_and_the
 
 def test_arguments_bound_to_a_system_are_read_from_the_definition(tmp_path):
     problem = js.Problem(n=4, d=200, s=4, m_k=2, m_v=2, n_test=4)
-    plain = {"problem": problem, "hyper": js.Hyper(sigma_p=2.0), "optimizers": {"gd": optax.sgd(0.1)}, "steps": 4}
+    plain = {
+        "problem": problem, "hyper": js.Hyper(sigma_p=2.0), "optimizers": {"gd": optax.sgd(0.1)}, "steps": 4,
+        "observables": ["train_loss"],  # nothing here looks at the others, and each is compiled
+    }  # fmt: skip
     for overlap in ("none", "exact"):
         system = functools.partial(js.two_layer, overlap=overlap)
         sweep = js.Sweep(system=system, trajectory="log2", **plain)
@@ -319,7 +322,7 @@ def test_a_run_is_selected_by_its_optimizer_s_numbers(tmp_path):
 def test_every_system_of_jaxsign_opens_without_its_sweep(tmp_path, system, problem, hyper):
     sweep = js.Sweep(
         system=system, problem=problem, hyper=hyper, optimizers={"sign_gd": js.sign_gd(1e-3)}, axes={"seed": 2},
-        steps=6, record=3, trajectory=[0, 3, 6],
+        steps=6, record=3, trajectory=[0, 3, 6], observables=["train_loss"],
     )  # fmt: skip
     js.run_sweep(sweep, tmp_path / "out")
     run, same = js.open_trajectory(tmp_path / "out")[1], js.open_trajectory(tmp_path / "out", sweep)[1]
@@ -349,7 +352,8 @@ def test_codes_of_any_shape_come_back_and_bad_bytes_do_not(kept, tmp_path):
     rng = np.random.default_rng(0)
     for shape in ((), (1,), (3,), (8,), (9,), (2, 5), (20, 7), (3, 4, 5)):
         signs = rng.integers(-1, 2, shape)
-        np.testing.assert_array_equal(unpack(pack(jnp.asarray(signs, float) * 0.3), shape), signs)
+        there_and_back = jax.jit(lambda moves, shape=shape: unpack(pack(moves), shape))
+        np.testing.assert_array_equal(there_and_back(np.float32(0.3) * signs.astype(np.float32)), signs)
     record = trajectory.Record()
     for dtype in (np.uint8, np.uint32):
         codes = rng.integers(0, 255, (9, 11)).astype(dtype)

@@ -13,7 +13,8 @@ import jaxsign as js
 from jaxsign.optimizers.rules import FAMILIES
 from jaxsign.sweep.groups import make_groups
 
-PROBLEM = js.Problem(n=5, d=200, s=6, m_k=4, m_v=3, n_test=30, supports="disjoint")
+#: The sizes of test_hybrid.py: both train dense systems of them by the same programs.
+PROBLEM = js.Problem(n=5, d=60, s=7, m_k=4, m_v=3, n_test=20, supports="disjoint")
 HYPER = js.Hyper(sigma_p=2.0, sigma_0=0.02)
 
 
@@ -90,7 +91,7 @@ def test_auto_picks_the_fastest_exact_engine_of_every_group_and_says_why():
     made = js.Sweep(
         system=js.two_layer, problem=PROBLEM, hyper=HYPER, engine="auto", steps=20, record=10, test_every=10,
         optimizers={name: optimizer for name, (optimizer, _, _) in AUTO.items()},
-        axes={"seed": 2}, observables=["train_loss"],
+        axes={"seed": 2}, observables=["train_loss", "test_loss"],
     )  # fmt: skip
     ds = js.run_sweep(made)
     groups = json.loads(ds.attrs["manifest"])["plan"]["groups"]
@@ -98,7 +99,8 @@ def test_auto_picks_the_fastest_exact_engine_of_every_group_and_says_why():
         assert group["task"] == task
         assert why in group["passed_over"]
     dense = js.run_sweep(dataclasses.replace(made, engine="dense"))
-    np.testing.assert_allclose(ds["train_loss"], dense["train_loss"], rtol=2e-4)
+    for name in ("train_loss", "test_loss"):
+        np.testing.assert_allclose(ds[name], dense[name], rtol=2e-4)
     mixed = dataclasses.replace(made, axes={"supports": ["disjoint", "independent"]})
     chosen = [group.choice.task.name for group in make_groups(mixed)]
     assert chosen[3:] == ["two_layer_hybrid", "two_layer_support", "two_layer"]

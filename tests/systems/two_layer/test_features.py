@@ -206,17 +206,20 @@ def test_logits_of_fresh_examples_are_dense_to_1e_12(optimizer, eps):
 
 
 def test_a_sweep_runs_as_single_runs(eps):
-    problem, hyper = PROBLEM, HYPER
+    problem, hyper, names = PROBLEM, HYPER, ["train_loss", "test_loss", "value_signal"]
     powers = js.grid(js.power_gd, learning_rate=1e-3, p=[0.25, 0.5])
     sweep = js.Sweep(
         system=js.two_layer, engine="feature_space", problem=problem, hyper=hyper, optimizers={"power": powers},
-        axes={"seed": 3}, steps=20, record=10, test_every=10,
+        axes={"seed": 3}, steps=20, record=10, test_every=10, observables=names,
     )  # fmt: skip
     ds = js.run_sweep(sweep)
     task = js.two_layer(problem, engine="feature_space")
     for i, p in [(1, 0.5)]:
-        run = js.train(jax.random.key(2), task, hyper, js.power_gd(1e-3, p=p), steps=20, record=10, test_every=10)
-        for name in ("train_loss", "test_loss", "value_signal"):
+        run = js.train(
+            jax.random.key(2), task, hyper, js.power_gd(1e-3, p=p), steps=20, record=10, test_every=10,
+            observables=names,
+        )  # fmt: skip
+        for name in names:
             np.testing.assert_allclose(ds[name][i, 2], run.trace[name], rtol=1e4 * eps)
     assert '"p": 0.25' in ds.attrs["manifest"]
 

@@ -63,7 +63,7 @@ def test_observables_are_their_definitions(problem, oracle, eps, heads, context)
 
 def test_noise_norms_leave_the_signal_coordinate_out(problem, oracle, eps):
     data = oracle.draw(problem, 3, alpha=5.0)[1]
-    norms, xi = observables.noise_norms(data), np.asarray(data.basis, float)[1:, 1:]
+    norms, xi = jax.jit(observables.noise_norms)(data), np.asarray(data.basis, float)[1:, 1:]
     np.testing.assert_allclose(norms["noise_l1"], np.abs(xi).sum(1), rtol=20 * eps)
     np.testing.assert_allclose(norms["noise_l2"], np.linalg.norm(xi, axis=1), rtol=20 * eps)
 

@@ -38,8 +38,8 @@ def test_no_draw_comes_near_the_number_of_slots(n, context, d, s):
     slots = shared_slots(problem(n=n, context=context, d=d, s=s), patches)
     rng, counts = np.random.default_rng(0), []
     for _ in range(1000):
-        drawn = np.argpartition(rng.random((patches, d - 1)), s, axis=1)[:, :s]
-        counts.append(np.sum(np.bincount(drawn.ravel(), minlength=d - 1) > 1))
+        drawn = [rng.choice(d - 1, s, replace=False, shuffle=False) for _ in range(patches)]
+        counts.append(np.sum(np.bincount(np.ravel(drawn), minlength=d - 1) > 1))
     most = min(d - 1, patches * s // 2)
     assert slots <= most
     # Of 1000 draws the largest lies about 3.2 standard deviations above the mean; a probability of 1e-9 is 6 or more.
@@ -74,9 +74,15 @@ def by_hand(support, d):
 @pytest.mark.parametrize("count", [8, 5])
 def test_shared_coordinates_are_found_in_order_and_padding_shares_none(count):
     made = problem(n=8)
-    data = sample(jax.random.key(3), made, HYPER, PaddedSize(8, count, made.d))
     slots = 40
-    found, expected = shared_coordinates(data, slots), by_hand(data.support[:count], made.d)
+
+    @jax.jit
+    def draw(key):
+        data = sample(key, made, HYPER, PaddedSize(8, count, made.d))
+        return data, shared_coordinates(data, slots)
+
+    data, found = draw(jax.random.key(3))
+    expected = by_hand(data.support[:count], made.d)
     assert 0 < len(expected) < slots
     assert found.fit
     np.testing.assert_array_equal(found.used, np.arange(slots) < len(expected))
@@ -85,10 +91,11 @@ def test_shared_coordinates_are_found_in_order_and_padding_shares_none(count):
 
 
 def test_slots_that_do_not_suffice_are_reported():
-    data = sample(jax.random.key(3), problem(n=8), HYPER)
+    data = jax.jit(lambda key: sample(key, problem(n=8), HYPER))(jax.random.key(3))
     needed = len(by_hand(data.support, 60))
-    fits = [bool(shared_coordinates(data, slots).fit) for slots in (needed - 1, needed, needed + 1)]
-    assert fits == [False, True, True]
+    tried = needed - 1, needed, needed + 1
+    fits = jax.jit(lambda data: [shared_coordinates(data, slots).fit for slots in tried])(data)
+    assert [bool(fit) for fit in fits] == [False, True, True]
 
 
 def test_rare_overlaps_are_poisson():

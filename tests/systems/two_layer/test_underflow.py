@@ -2,6 +2,7 @@
 
 import dataclasses
 import decimal
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -106,27 +107,36 @@ def draw(seed, heads=1, alpha=0.0, scale=1.0, n=5, size=1.0):
     return FeatureParams(inner(2 * heads), inner(2 * heads), inner(), heads=heads), data
 
 
-def by_hand(params, data, residual):
-    """Signs of all derivatives with 700 digits: 1 - exp(-900) is not 1, and nothing underflows."""
+def numbers(x):
+    """Numbers of an array as decimals."""
+    flat = np.asarray(x, float)
+    return np.array([decimal.Decimal(float(v)) for v in flat.ravel()], object).reshape(flat.shape)
+
+
+@functools.cache
+def drawn_with_attention(seed, heads, alpha, size):
+    """What `draw` gives, its features as decimals, and the attention on the signal: 700 digits of it take a while."""
     decimal.getcontext().prec = 700
-    number, heads, n = decimal.Decimal, params.heads, data.weight.size
-
-    def numbers(x):
-        flat = np.asarray(x, float)
-        return np.array([number(float(v)) for v in flat.ravel()], object).reshape(flat.shape)
-
-    y, w, clean = (numbers(x) for x in (data.y, data.weight, data.y_clean))
-    c, a = clean * number(float(data.mu)), clean * number(float(data.mu)) * number(float(data.alpha))
+    params, data = draw(seed, heads, alpha, size=size)
+    mu, clean = decimal.Decimal(float(data.mu)), numbers(data.y_clean)
+    c, a = clean * mu, clean * mu * decimal.Decimal(float(data.alpha))
     q_mu, k_mu, v_mu = (numbers(m.signal) for m in (params.w_q, params.w_k, params.w_v))
     q, k = (numbers(m.noise)[..., 0] - mu[:, None] * a for m, mu in ((params.w_q, q_mu), (params.w_k, k_mu)))
-    v, v_mu, rows = numbers(params.w_v.noise)[:, 0] - v_mu * a, v_mu[()], len(q_mu)
+    v, v_mu, rows, n = numbers(params.w_v.noise)[:, 0] - v_mu * a, v_mu[()], len(q_mu), data.weight.size
     head = np.arange(rows) * heads // rows
     s = np.array([[[1 / (1 + (-sum(
         (c[i] * q_mu[r] if token == 0 else q[r, i]) * (c[i] * k_mu[r] - k[r, i]) for r in range(rows) if head[r] == h
     )).exp()) for i in range(n)] for h in range(heads)] for token in (0, 1)], object)  # fmt: skip
-    s11, s21 = s
+    return params, data, (c, a, q_mu, k_mu, v_mu, q, k, v, head, s)
+
+
+def by_hand(data, features, residual):
+    """Signs of all derivatives with 700 digits: 1 - exp(-900) is not 1, and nothing underflows."""
+    decimal.getcontext().prec = 700
+    c, a, q_mu, k_mu, v_mu, q, k, v, head, (s11, s21) = features
+    y, w = numbers(data.y), numbers(data.weight)
     in_a, in_b = (x * (1 - x) for x in (s11, s21))
-    r = number(float(residual))
+    r = decimal.Decimal(float(residual))
     m, on = r + (s11 + s21).sum(0), r + (2 - s11 - s21).sum(0)
     p = np.array([1 / (1 + x.exp()) for x in y * (m * c * v_mu + on * v)], object)
     e, gap = -w * y * (c * v_mu - v), c * k_mu[:, None] - k
@@ -150,14 +160,16 @@ CASES = [
 ]
 
 
+votes = jax.jit(value_and_gradient, static_argnums=2)
+
+
 @pytest.mark.parametrize(("heads", "alpha", "residual", "size"), CASES)
 def test_every_vote_is_that_of_exact_arithmetic(heads, alpha, residual, size):
     """Attention saturated on either token, r that cancels whole attentions, label and feature noise, padding."""
-    votes = jax.jit(value_and_gradient, static_argnums=2)
     for seed in range(3):
-        params, data = draw(seed, heads, alpha, size=size)
+        params, data, features = drawn_with_attention(seed, heads, alpha, size)
         slope = votes(params, data, True, residual)[1]
-        for name, (signal, noise) in by_hand(params, data, residual).items():
+        for name, (signal, noise) in by_hand(data, features, residual).items():
             mine = getattr(slope, name)
             np.testing.assert_array_equal(np.sign(mine.signal).ravel(), np.ravel(signal), err_msg=f"{name} {seed}")
             np.testing.assert_array_equal(np.sign(mine.noise).ravel(), np.ravel(noise), err_msg=f"{name} {seed}")
@@ -167,11 +179,11 @@ def test_votes_do_not_depend_on_the_size_of_what_is_small():
     """Features of 1e-30: products of two of them are below 32 bits at the first step already."""
     params, data = draw(3, scale=1e-30)
     large, _ = draw(3, scale=1e-3)
-    small, plain = (value_and_gradient(p, data, True)[1] for p in (params, large))
+    small, plain = (votes(p, data, True)[1] for p in (params, large))
     for a, b in zip(jax.tree.leaves(small), jax.tree.leaves(plain)):
         np.testing.assert_array_equal(np.sign(a), np.sign(b))
-    zero = jax.tree.map(jnp.zeros_like, params)
-    slope = value_and_gradient(zero, data, True)[1]
+    zero = jax.tree.map(np.zeros_like, params)
+    slope = votes(zero, data, True)[1]
     assert not np.any(np.asarray(slope.w_q.signal))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(slope))
 
@@ -183,7 +195,7 @@ def test_each_step_is_the_law_of_that_step():
     hyper = dataclasses.replace(HYPER, label_noise=0.5)
     run = js.train(jax.random.key(1), task, hyper, js.sign_gd(1e-3), steps=60, record=1, observables=names)
     t, l1 = {n: np.asarray(v, float) for n, v in run.trace.items()}, np.asarray(run.constants["noise_l1"], float)
-    data = task.sample(js.stream(jax.random.key(1), "data"), jax.tree.map(jnp.asarray, hyper))
+    data = jax.jit(task.sample)(js.stream(jax.random.key(1), "data"), jax.tree.map(jnp.asarray, hyper))
     c = np.asarray(data.y_clean * data.y, float)
     assert set(c) == {-1.0, 1.0}
     for i in range(60):
@@ -214,84 +226,127 @@ def gradient_of(task, params, batch, hyper):
     return dataclasses.replace(params, **jax.grad(loss)(trained))
 
 
-def rings(task, params, data, hyper, gradient=None):
-    gradient = gradient_of(task, params, data, hyper) if gradient is None else gradient
-    return {name: bool(jax.jit(alarm)(params, data, hyper, gradient)) for name, alarm in task.watch.items()}
+@functools.cache
+def looks(task):
+    """`(params, batch, hyper, gradient) -> {name of an alarm: whether it rings}`, as one program."""
+    return jax.jit(lambda *seen: {name: alarm(*seen) for name, alarm in task.watch.items()})
 
 
-def started(engine="dense", **changes):
-    """A task, the weights of its start in the form that is trained, and its data."""
+def ringing(alarms):
+    """Names of the alarms that ring."""
+    return {name for name, rang in alarms.items() if rang}
+
+
+@functools.cache
+def start_of(task, engine):
+    """The weights of a task's start in the form that is trained, and its data: one program."""
+
+    @jax.jit
+    def start(key):
+        made = begin(task, key, HYPER, None, jnp.ones(()))
+        if task.reduction.compact is not None and engine == "support":
+            return task.reduction.compact(made.params, made.data), made.data
+        return made.params, made.data
+
+    return start(jax.random.key(0))
+
+
+def started(engine="dense", kernel="softmax", **changes):
+    """A task, the weights of its start in the form that is trained, and its data, which all kernels draw alike."""
     shared = {"supports": "independent", "d": 40} if engine == "hybrid" else {}  # most coordinates have several users
     problem = dataclasses.replace(PROBLEM, **shared, **changes)
-    task, hyper = js.two_layer(problem, engine=engine), jax.tree.map(jnp.asarray, HYPER)
-    start = begin(task, jax.random.key(0), hyper, None, jnp.ones(()))
-    params = start.params
-    if task.reduction.compact is not None and engine == "support":
-        params = task.reduction.compact(params, start.data)
-    return task, params, start.data, hyper
+    task = js.two_layer(dataclasses.replace(problem, kernel=kernel), engine=engine)
+    return task, *start_of(js.two_layer(problem, engine=engine), engine), jax.tree.map(jnp.asarray, HYPER)
 
 
 @pytest.mark.parametrize("engine", ["dense", "support", "feature_space", "hybrid"])
 @pytest.mark.parametrize(("kernel", "context"), [("softmax", 2), ("softmax", 3), ("gaussian", 2), ("linear", 2)])
 def test_every_engine_and_kernel_has_an_alarm_for_every_quantity(engine, kernel, context):
-    task, params, data, hyper = started(engine, kernel=kernel, context=context)
+    task, params, data, hyper = started(engine, kernel, context=context)
     assert sorted(task.watch) == sorted(ALARMS)
-    assert not any(rings(task, params, data, hyper).values())
-    moved = gradient_of(task, params, data, hyper)
-    for field, name in (("w_q", "query"), ("w_k", "key"), ("w_v", "value")):
-        whole = getattr(moved, field)
-        gone = dataclasses.replace(moved, **{field: jax.tree.map(jnp.zeros_like, whole)})
-        found = rings(task, params, data, hyper, gone)
-        assert {n for n, rang in found.items() if rang} == {
+    fields = {"w_q": "query", "w_k": "key", "w_v": "value"}
+
+    @jax.jit
+    def look(params, data, hyper):
+        """What the alarms say of the gradient, of one with a field of zeros, and of one without a field."""
+        moved = gradient_of(task, params, data, hyper)
+
+        def changed(change):
+            return {
+                field: looks(task)(
+                    params,
+                    data,
+                    hyper,
+                    dataclasses.replace(moved, **{field: jax.tree.map(change, getattr(moved, field))}),
+                )
+                for field in fields
+            }
+
+        missing = changed(lambda x: None)  # as if not trained
+        return looks(task)(params, data, hyper, moved), changed(jnp.zeros_like), missing
+
+    plain, gone, missing = look(params, data, hyper)
+    assert not ringing(plain)
+    for field, name in fields.items():
+        assert ringing(gone[field]) == {
             "first_frozen_step", f"first_frozen_{name}_noise", f"first_frozen_{name}_signal"
         }  # fmt: skip
-        missing = dataclasses.replace(moved, **{field: jax.tree.map(lambda x: None, whole)})  # as if not trained
-        assert not any(rings(task, params, data, hyper, missing).values())
+        assert not ringing(missing[field])
 
 
 def test_noise_and_signal_are_told_apart():
     task, params, data, hyper = started()
-    slope = gradient_of(task, params, data, hyper)
+    slopes = jax.jit(functools.partial(gradient_of, task))
+    slope = slopes(params, data, hyper)
     used = int(data.support[0, 0, 0])
     unused = next(j for j in range(1, PROBLEM.d) if j not in set(np.asarray(data.support).ravel().tolist()))
     for column, expected in ((0, {"query_signal"}), (used, {"query_noise"}), (unused, set())):
-        gone = dataclasses.replace(slope, w_q=slope.w_q.at[1, column].set(0))
-        found = {n for n, rang in rings(task, params, data, hyper, gone).items() if rang}
+        w_q = np.array(slope.w_q)
+        w_q[1, column] = 0
+        found = ringing(looks(task)(params, data, hyper, dataclasses.replace(slope, w_q=w_q)))
         assert found == ({f"first_frozen_{n}" for n in expected} | ({"first_frozen_step"} if expected else set()))
-    zero = jax.tree.map(jnp.zeros_like, params)  # sigma_0 = 0: the law itself says 0
-    assert not any(rings(task, zero, data, hyper).values())
-    masked = dataclasses.replace(data, weight=data.weight.at[0].set(0))  # no part of a mini-batch
-    assert not any(rings(task, params, masked, hyper).values())
+    zero = jax.tree.map(np.zeros_like, params)  # sigma_0 = 0: the law itself says 0
+    masked = dataclasses.replace(data, weight=data.weight * np.float32(np.arange(PROBLEM.n) > 0))  # a mini-batch
+    for own, examples in ((zero, data), (params, masked)):
+        assert not ringing(looks(task)(own, examples, hyper, slopes(own, examples, hyper)))
 
 
-def test_an_alarm_says_when_the_loss_is_gone():
+@pytest.mark.parametrize("engine", ["dense", "support", "feature_space", "hybrid"])
+def test_an_alarm_says_when_the_loss_is_gone(engine):
     """A large value vector fits every label: p_i underflows, and everything that is trained freezes."""
-    for engine in ("dense", "support", "feature_space", "hybrid"):
-        task, params, data, hyper = started(engine)
-        y = np.asarray(data.y)
-        shift = 1e5 if WIDE else 1e3
-        if engine in ("feature_space", "hybrid"):
+    task, params, data, hyper = started(engine)
+    y, shift = np.asarray(data.y), 1e5 if WIDE else 1e3
+    featured = engine in ("feature_space", "hybrid")
+    if not featured:
+        noise = np.asarray(data.basis)[1:]
+        push = shift * y @ noise / np.sum(noise**2, 1).mean()
+        if engine == "support":
+            push = push[np.asarray(params.active)]
+
+    @jax.jit
+    def look(params, data, hyper):
+        if featured:
             value = params.w_v._replace(noise=params.w_v.noise + shift * y[:, None])
-            params = dataclasses.replace(params, w_v=value)
-            gradient = task.gradient(params, data, hyper, False)[1]
+        elif engine == "support":
+            value = params.w_v._replace(moved=params.w_v.moved.at[0].add(push))
         else:
-            push = shift * y @ np.asarray(data.basis)[1:] / np.sum(np.asarray(data.basis)[1:] ** 2, 1).mean()
-            if engine == "support":
-                push = push[np.asarray(params.active)]
-                moved = params.w_v.moved.at[0].add(push)
-                params = dataclasses.replace(params, w_v=params.w_v._replace(moved=moved))
-            else:
-                params = dataclasses.replace(params, w_v=params.w_v.at[0].add(push))
-            gradient = None
-        assert task.loss(params, data, hyper) == 0
-        assert all(rings(task, params, data, hyper, gradient).values()), engine
+            value = params.w_v.at[0].add(push)
+        params = dataclasses.replace(params, w_v=value)
+        slope = task.gradient(params, data, hyper, False)[1] if featured else gradient_of(task, params, data, hyper)
+        return task.loss(params, data, hyper), looks(task)(params, data, hyper, slope)
+
+    loss, alarms = look(params, data, hyper)
+    assert loss == 0
+    assert ringing(alarms) == set(ALARMS)
 
 
 def test_values_alone_ring_for_values_alone():
     """Queries and keys that are not trained cannot freeze, whatever their gradients are."""
     task = js.two_layer(dataclasses.replace(PROBLEM, supports="independent"))
     rate = js.sign_gd(20.0 if WIDE else 1.0)
-    run = js.train(jax.random.key(0), task, HYPER, rate, steps=60, record=20, trainable=("w_v",))
+    run = js.train(
+        jax.random.key(0), task, HYPER, rate, steps=60, record=20, trainable=("w_v",), observables=["train_loss"]
+    )
     assert run.watch["first_frozen_step"] == run.watch["first_frozen_value_noise"] > 0
     for name in ("query_noise", "query_signal", "key_noise", "key_signal"):
         assert run.watch[f"first_frozen_{name}"] == -1
@@ -302,7 +357,8 @@ def test_optimizers_that_read_magnitudes_freeze_and_say_so(engine):
     """Signum reads magnitudes, which underflow in every engine; SignGD's signs do not where features are trained."""
     supports = "independent" if engine == "hybrid" else "disjoint"
     task, steps = js.two_layer(dataclasses.replace(PROBLEM, supports=supports), engine=engine), 400
-    trained = [js.train(jax.random.key(0), task, HYPER, one(1e-1 if WIDE else 3e-2), steps=steps, record=steps)
+    given = {"steps": steps, "record": steps, "observables": ["train_loss"]}
+    trained = [js.train(jax.random.key(0), task, HYPER, one(1e-1 if WIDE else 3e-2), **given)
                for one in (lambda rate: js.signum(rate, beta=0.5), js.sign_gd)]  # fmt: skip
     for run, magnitudes in zip(trained, (True, engine == "support")):
         frozen = [run.watch[f"first_frozen_{name}"] for name in QUANTITIES]
@@ -314,18 +370,23 @@ def test_deep_layers_have_their_own_alarms():
     problem = js.DeepProblem(n=4, d=60, s=5, m_k=3, m_v=3, n_test=5, depth=2)
     task, hyper = js.deep_transformer(problem), dataclasses.replace(HYPER, residual=1.0)
     hyper = jax.tree.map(jnp.asarray, hyper)
-    start = begin(task, jax.random.key(0), hyper, None)
-    for params in (start.params, task.reduction.compact(start.params, start.data)):
-        assert set(task.watch) == {"first_frozen_step", "first_frozen_layer_1", "first_frozen_layer_2"}
+    assert set(task.watch) == {"first_frozen_step", "first_frozen_layer_1", "first_frozen_layer_2"}
+    start = jax.jit(lambda key: begin(task, key, hyper, None))(jax.random.key(0))
+
+    @jax.jit
+    def look(params, data):
         whole = {n: w for n, w in params.items() if n.startswith("attention")}
-        slope = jax.grad(lambda w, p: task.loss({**p, **w}, start.data, hyper))(whole, params)
+        slope = jax.grad(lambda w, p: task.loss({**p, **w}, data, hyper))(whole, params)
         slope = {n: slope.get(n) for n in params}
-        assert not any(rings(task, params, start.data, hyper, slope).values())
         gone = {**slope, "attention_2/w_k": slope["attention_2/w_k"].at[0, 0].set(0)}
-        found = {n for n, rang in rings(task, params, start.data, hyper, gone).items() if rang}
-        assert found == {"first_frozen_step", "first_frozen_layer_2"}
+        return [looks(task)(params, data, hyper, gradient) for gradient in (slope, gone)]
+
+    for params in (start.params, jax.jit(task.reduction.compact)(start.params, start.data)):
+        plain, gone = look(params, start.data)
+        assert not ringing(plain)
+        assert ringing(gone) == {"first_frozen_step", "first_frozen_layer_2"}
     names = sorted(task.watch)
-    run = js.train(jax.random.key(0), task, HYPER, js.sign_gd(1e-2), steps=5, record=5)
+    run = js.train(jax.random.key(0), task, HYPER, js.sign_gd(1e-2), steps=5, record=5, observables=["train_loss"])
     assert sorted(run.watch) == names
     assert set(run.watch.values()) <= {-1, *range(6)}
 

@@ -153,13 +153,13 @@ def _file(key: Hashable | None, name: str, around: str | None, args: Any) -> Pat
     if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
         return None
     shapes = [(x.shape, str(x.dtype), getattr(x, "weak_type", False), str(getattr(x, "sharding", ""))) for x in leaves]
-    digest = hashlib.sha256()
+    words = [around, name, repr(shapes), str(structure)]
     try:
-        for part in (around, name, repr(shapes), str(structure), *_named(key)):
-            digest.update(part.encode() + b"\0")
+        _name_parts(key, words)
     except _Unnameable:
         return None
-    return place / f"{PREFIX}{name}-{digest.hexdigest()}{PROGRAM}"
+    digest = hashlib.sha256("\0".join(words).encode()).hexdigest()
+    return place / f"{PREFIX}{name}-{digest}{PROGRAM}"
 
 
 #: JAX's event of a program that it has compiled and written into its own cache.
@@ -288,39 +288,39 @@ def _is_plain(value: Any, constant: bool) -> bool:
     return type(value) in PLAIN
 
 
-def _named(value: Any) -> Iterator[str]:
-    """A key of `content` as words that mean the same in every process.
+def _name_parts(value: Any, words: list[str]) -> None:
+    """Adds a key of `content` as words that mean the same in every process.
 
     Raises:
       _Unnameable: if something in it is known by its identity alone.
     """
     kind = type(value)
-    if kind in PLAIN or isinstance(value, np.dtype):
-        yield f"{kind.__name__} {value!r}"
-    elif kind is tuple:
-        yield f"({len(value)}"
+    if kind is tuple:
+        words.append(f"({len(value)}")
         for item in value:
-            yield from _named(item)
+            _name_parts(item, words)
+    elif kind in PLAIN or isinstance(value, np.dtype):
+        words.append(f"{kind.__name__} {value!r}")
     elif kind is types.CodeType:
-        yield from _code(value)
+        _name_code(value, words)
     elif kind is Same and value.made_of is not None:
-        yield f"{type(value.value).__name__} of"
-        yield from _named(value.made_of)
+        words.append(f"{type(value.value).__name__} of")
+        _name_parts(value.made_of, words)
     else:
-        yield _name(value.value if kind is Same else value)
+        words.append(_name(value.value if kind is Same else value))
 
 
-def _code(code: types.CodeType) -> Iterator[str]:
-    """What a function does, without where it stands."""
-    yield repr((
+def _name_code(code: types.CodeType, words: list[str]) -> None:
+    """Adds what a function does, without where it stands."""
+    words.append(repr((
         code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags,
         code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount,
-    ))  # fmt: skip
+    )))  # fmt: skip
     for value in code.co_consts:
         if isinstance(value, types.CodeType):
-            yield from _code(value)
+            _name_code(value, words)
         else:
-            yield repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
+            words.append(repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value))
 
 
 def _name(value: Any) -> str:

@@ -301,8 +301,11 @@ def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable],
     import zarr
 
     old = stored_variables(path)
-    before, status = Store(path, old, mode="r"), old["status"]
-    begun = []
+    status, own = old["status"], len(old["status"].shape)
+    longer = [name for name in variables if name in old and old[name].shape[own:] != variables[name].shape[own:]]
+    if not longer:
+        return
+    before, begun = Store(path, old, mode="r"), []
     for box in blocks(status.shape, status.chunks):
         with contextlib.suppress(UnusableData):  # a block with a damaged status is run again as a whole
             if (np.asarray(before.arrays["status"][box]) >= 0).any():
@@ -312,14 +315,12 @@ def fill_new_chunks(path: Path, folder: Path, variables: Mapping[str, Variable],
     root: Any = zarr.open_group(
         watched(folder, needed, read_only=False), mode="r+", zarr_format=3, use_consolidated=False
     )
-    for name, variable in variables.items():
-        if name not in old or old[name].shape[len(status.shape) :] == variable.shape[len(status.shape) :]:
-            continue
+    for name in longer:
         array = root[name].with_config({"write_empty_chunks": True})
         for box in begun:
-            for file, index in chunk_files(path / ARRAYS / name, variable, box):
+            for file, index in chunk_files(path / ARRAYS / name, variables[name], box):
                 if not file.exists():
-                    array[index] = variable.fill
+                    array[index] = variables[name].fill
 
 
 def damaged_metadata(path: Path, crcs: Mapping[str, int]) -> list[str]:

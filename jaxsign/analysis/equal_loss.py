@@ -1,7 +1,7 @@
 """How do optimizers compare at equal training loss?"""
 
 import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -83,7 +83,7 @@ def at_train_loss(
     notes = [note for note in (one.note() for one in read) if note]
     if notes:
         warnings.warn("; ".join(notes), UserWarning, stacklevel=2)
-    values = [xr.Dataset(one.values) for one in read]
+    values = [xr.Dataset(one.values, one.coords) for one in read]
     readings = xr.concat(values, xr.IndexVariable("level", levels)) if several else values[0]
     readings = readings.transpose(..., "level") if several else readings
     runs = readings["step"].dims[:-1] if several else readings["step"].dims
@@ -91,14 +91,22 @@ def at_train_loss(
     code = [np.where(waiting, 5, one.code()).astype(np.int8) for one in read]
     axis = (*runs, "level") if several else runs
     about = {"long_name": _CODES}
-    readings = readings.assign(reading=(axis, np.stack(code, -1) if several else code[0], about))
-    kept = {name: v for name, v in ds.data_vars.items() if "step" not in v.dims and not str(name).endswith(SUFFIX)}
+    added = {"reading": xr.Variable(axis, np.stack(code, -1) if several else code[0], about)}
+    # Variables, not DataArrays, here and below: each DataArray looks through all coordinates, and claims ask often.
+    kept = {name: ds.variables[name] for name in ds.data_vars if not str(name).endswith(SUFFIX)}
+    kept = {name: variable for name, variable in kept.items() if "step" not in variable.dims}
+    order = sorted(ds.coords, key=lambda name: name not in readings.dims)
+    labels: dict[Hashable, Any] = {}
+    for variable in kept.values():  # what a DataArray brings along
+        for name in order:
+            if name not in readings.coords and set(ds.variables[name].dims) <= set(variable.dims):
+                labels.setdefault(name, ds.variables[name])
     counts = {"not_reached": lambda one: ~one.reached & ~waiting, "below_at_start": lambda one: one.below}
     counts |= {"too_coarse": lambda one: one.some(one.coarse), "leaps": lambda one: one.some(one.leaps)}
     attrs: dict[str, Any] = {name: sum(int(count(one).sum()) for one in read) for name, count in counts.items()}
     attrs["not_run"] = int(waiting.sum())
     attrs["train_loss_level"] = levels if several else levels[0]
-    return readings.assign(kept).assign_attrs({**ds.attrs, **attrs})
+    return readings.assign(added | kept).assign_coords(labels).assign_attrs({**ds.attrs, **attrs})
 
 
 def _check_single_runs(ds: "xr.Dataset") -> None:
@@ -109,8 +117,8 @@ def _check_single_runs(ds: "xr.Dataset") -> None:
     if "reading" in ds.data_vars and "step" in ds.dims:
         raise ValueError("ds has a variable 'reading', which js.at_train_loss adds: rename it, ds.rename(reading=...)")
     for name in (f"step{SUFFIX}", "status"):
-        if name in ds and ds[name].dtype.kind == "f":
-            values = ds[name].values
+        if name in ds.variables and ds.variables[name].dtype.kind == "f":
+            values = ds.variables[name].values
             if (values[np.isfinite(values)] % 1 != 0).any():
                 raise ValueError(
                     f"ds must hold single runs, got averages: {name} is {values.ravel()[0]:g}; average after"
@@ -119,9 +127,16 @@ def _check_single_runs(ds: "xr.Dataset") -> None:
 
 def _waiting(ds: "xr.Dataset", one: "_Reading", runs: Sequence[Hashable]) -> np.ndarray:
     """(runs) bool, whether a run is not run yet."""
-    if "status" not in ds or not set(ds["status"].dims) <= set(runs):
+    status = ds.variables.get("status")
+    if status is None or not set(status.dims) <= set(runs):
         return np.zeros(np.shape(one.reached), bool)
-    return ds["status"].broadcast_like(one.values["step"]).transpose(*runs).values < 0
+    return _spread(status, dict(zip(runs, one.reached.shape)), ()) < 0
+
+
+def _spread(variable: "xr.Variable", runs: Mapping[Hashable, int], inner: Sequence[Hashable]) -> np.ndarray:
+    """(runs, inner) a variable's values, the same for runs along whose dimension they do not differ."""
+    wide = {**runs, **variable.sizes}
+    return np.asarray(variable.set_dims(wide).transpose(*runs, *inner).values)
 
 
 def levels_of(ds: "xr.Dataset", otherwise: Iterable[float]) -> list[float]:
@@ -147,7 +162,8 @@ class _Reading(NamedTuple):
 
     Args:
       level: the level.
-      values: {variable: DataArray over the runs and its own dimensions}.
+      values: {variable: xarray.Variable over the runs and its own dimensions}.
+      coords: of the runs, where the level was captured.
       reached: (runs) bool, whether a run falls to the level.
       below: (runs) bool, whether it is there from the start.
       coarse: {variable: which runs cross between records too far apart}.
@@ -158,6 +174,7 @@ class _Reading(NamedTuple):
 
     level: float
     values: dict[str, Any]
+    coords: Any
     reached: np.ndarray
     below: np.ndarray
     coarse: dict[str, np.ndarray]
@@ -168,31 +185,33 @@ class _Reading(NamedTuple):
     @classmethod
     def of(cls, ds: "xr.Dataset", level: float, names: Sequence[str] | None, keep: bool) -> "_Reading":
         """From what was captured, else from records."""
+        import xarray as xr
+
+        records, coords = None, None
         if f"train_loss{SUFFIX}" in ds and level in np.atleast_1d(ds["level"].values).tolist():
-            values, reached, below, leaps = _captured(ds, level, names)
-            records = _Records.around(ds, level) if "train_loss" in ds else None
+            values, coords, reached, below, leaps = _captured(ds, level, names)
         else:
             need(ds, "train_loss")
             records = _Records.around(ds, level)
             values, reached, below, leaps = {}, records.reached, records.below, {}
         coarse: dict[str, np.ndarray] = {}
         largest = 0
-        if records is not None:
-            variables = {str(name): variable for name, variable in ds.data_vars.items()}
-            for name, variable in {"step": ds["step"].astype(float), **variables}.items():
+        if "train_loss" in ds:
+            step = xr.Variable("step", ds["step"].values.astype(float), ds["step"].attrs)
+            variables = {"step": step, **{str(name): ds.variables[name] for name in ds.data_vars}}
+            for name, variable in variables.items():
                 wanted = names is None or name in ("step", *names)
                 if "step" in variable.dims and name not in values and wanted:
+                    records = records or _Records.around(ds, level)
                     values[name], apart, over, spacing = records.read(variable, name not in ("step", "train_loss"))
                     if name == "train_loss":  # the level itself, also between records
-                        values[name] = values[name].where(values[name].isnull(), level)
+                        values[name] = _where(~np.isnan(values[name].values), level, values[name])
                     coarse[name], leaps[name], largest = apart, over, max(largest, spacing)
         coarse, leaps = ({name: runs for name, runs in of.items() if runs.any()} for of in (coarse, leaps))
         if not keep:
-            values = {
-                name: value.where(~_like(leaps[name], value)) if name in leaps else value
-                for name, value in values.items()
-            }
-        return cls(level, values, reached, below, coarse, leaps, largest, keep)
+            for name in leaps.keys() & values.keys():
+                values[name] = _where(_like(leaps[name], values[name]), np.nan, values[name])
+        return cls(level, values, coords, reached, below, coarse, leaps, largest, keep)
 
     def some(self, of: dict[str, np.ndarray]) -> np.ndarray:
         """(runs) bool, whether a run is marked for some variable."""
@@ -238,48 +257,52 @@ def _between(before: Any, here: Any, weight: Any) -> Any:
 
 def _captured(
     ds: "xr.Dataset", level: float, wanted: Sequence[str] | None
-) -> tuple[dict[str, Any], np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """({variable: readings}, runs that reach the level, that are there from the start, {variable: runs that leap})."""
+) -> tuple[dict[str, Any], Any, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """({variable: readings}, coords, runs that reach the level, that are there from the start, {variable: leaping})."""
     import xarray as xr
 
     names = [name for name in map(str, ds.data_vars) if name.endswith(SUFFIX)]
     if wanted is not None:
         names = [name for name in names if name.removesuffix(SUFFIX) in ("step", "train_loss", *wanted)]
-    at = ds[names]
-    if "level" in at.dims:
-        at = at.isel(level=ds["level"].values.tolist().index(level), drop=True)
-    at = at.drop_vars("level", errors="ignore")
-    first = at[f"step{SUFFIX}"].isel(crossing=1, drop=True)
+    at = {"level": ds["level"].values.tolist().index(level)} if "level" in ds[names].dims else {}
+    first = ds[f"step{SUFFIX}"].isel({**at, "crossing": 1}, drop=True).drop_vars("level", errors="ignore")
     reached, below = first.values >= 0, first.values == 0
-    loss = at[f"train_loss{SUFFIX}"].transpose(*first.dims, "crossing").values.astype(float)
+    runs = dict(zip(first.dims, first.shape))
+
+    def pair(name: str) -> "xr.Variable":
+        return ds.variables[name].isel(at, missing_dims="ignore").transpose(*runs, "crossing", ...)
+
+    loss = pair(f"train_loss{SUFFIX}").values.astype(float)
     weight = _weight(loss[..., 0], loss[..., 1], level)
     crosses = reached & ~below
     out, leaps = {}, {}
     for name in names:
-        pair = at[name].transpose(*first.dims, "crossing", ...)
-        inner = tuple(dim for dim in pair.dims if dim not in (*first.dims, "crossing"))
-        values = np.moveaxis(pair.values, first.ndim, 0)
-
-        def wide(array: np.ndarray, inner: tuple[Hashable, ...] = inner) -> np.ndarray:
-            return np.reshape(array, (*np.shape(array), *(1,) * len(inner)))
-
+        both = pair(name)
+        inner = both.dims[len(runs) + 1 :]
+        values = np.moveaxis(both.values, first.ndim, 0)
         base, over = name.removesuffix(SUFFIX), np.zeros_like(reached)
         if base not in ("step", "train_loss"):
+            variable = ds.variables.get(base)
             trace = None
-            if base in ds and "step" in ds[base].dims:
-                trace = ds[base].broadcast_like(first).transpose(*first.dims, *inner, "step").values
+            if variable is not None and "step" in variable.dims:
+                trace = _spread(variable, runs, (*inner, "step"))
             over = crosses & _leaps(values[0], values[1], trace, first.ndim)
-        value = _between(values[0], values[1], wide(weight))
-        value = np.where(wide(crosses), value, np.nan)
-        out[base] = xr.DataArray(value, first.coords, (*first.dims, *inner), attrs=pair.attrs)
+        value = _between(values[0], values[1], _like(weight, values[0]))
+        value = np.where(_like(crosses, value), value, np.nan)
+        out[base] = xr.Variable((*runs, *inner), value, both.attrs)
         leaps[base] = over
-    out["train_loss"] = out["train_loss"].where(out["train_loss"].isnull(), level)
-    return out, reached, below, leaps
+    out["train_loss"] = _where(~np.isnan(out["train_loss"].values), level, out["train_loss"])
+    return out, first.coords, reached, below, leaps
 
 
 def _like(runs: np.ndarray, value: Any) -> np.ndarray:
     """(runs) numbers with as many further dimensions of length 1 as a variable has besides the runs."""
-    return np.reshape(runs, (*runs.shape, *(1,) * (value.ndim - runs.ndim)))
+    return np.reshape(runs, (*np.shape(runs), *(1,) * (value.ndim - np.ndim(runs))))
+
+
+def _where(condition: np.ndarray, number: float, variable: "xr.Variable") -> "xr.Variable":
+    """A variable with a number in place of some of its values."""
+    return variable.copy(data=np.where(condition, number, variable.values))
 
 
 def _leaps(low: np.ndarray, high: np.ndarray, trace: np.ndarray | None, runs: int) -> np.ndarray:
@@ -302,7 +325,7 @@ class _Records(NamedTuple):
     """Where runs cross a level, as far as the recorded steps say.
 
     Args:
-      runs: DataArray over the runs, for their dimensions and coordinates.
+      dims: names of the runs' dimensions.
       steps: (R,) recorded steps.
       loss: (runs, R) training loss; infinite where it is not known.
       level: the level.
@@ -311,7 +334,7 @@ class _Records(NamedTuple):
       below: (runs) bool, whether it is the first record.
     """
 
-    runs: "xr.DataArray"
+    dims: tuple[Hashable, ...]
     steps: np.ndarray
     loss: np.ndarray
     level: float
@@ -322,22 +345,22 @@ class _Records(NamedTuple):
     @classmethod
     def around(cls, ds: "xr.Dataset", level: float) -> "_Records":
         """From a Dataset with train_loss."""
-        loss = ds["train_loss"].transpose(..., "step").values.astype(float)
+        trace = ds.variables["train_loss"].transpose(..., "step")
+        loss = trace.values.astype(float)
         loss = np.where(np.isfinite(loss), loss, np.inf)
         first, reached = np.argmax(loss <= level, -1), np.any(loss <= level, -1)
-        runs = ds["train_loss"].isel(step=0, drop=True)
-        return cls(runs, ds["step"].values, loss, level, first, reached, reached & (first == 0))
+        return cls(trace.dims[:-1], ds["step"].values, loss, level, first, reached, reached & (first == 0))
 
-    def read(self, variable: "xr.DataArray", bounded: bool = True) -> tuple[Any, np.ndarray, np.ndarray, int]:
+    def read(self, variable: "xr.Variable", bounded: bool = True) -> tuple[Any, np.ndarray, np.ndarray, int]:
         """(readings, runs that cross between records too far apart, that leap over the level, the largest spacing).
 
         `bounded`: whether the two values must be close, too; step and loss are what is interpolated along.
         """
         import xarray as xr
 
-        dims, shape = self.runs.dims, self.first.shape
+        dims, shape = self.dims, self.first.shape
         inner = tuple(dim for dim in variable.dims if dim not in (*dims, "step"))
-        spread = variable.broadcast_like(self.runs).transpose(*dims, *inner, "step").values
+        spread = _spread(variable, dict(zip(dims, shape)), (*inner, "step"))
         # A test quantity is known at some steps only: read it between the known ones around the crossing.
         finite = np.isfinite(spread)
         known = np.flatnonzero(finite.reshape(-1, spread.shape[-1]).any(axis=0))
@@ -366,7 +389,7 @@ class _Records(NamedTuple):
         ends = np.where(inside, self.steps[right] - self.steps[left], self.steps[-1] - self.steps[places[-1]])
         ends = np.where(after == 0, self.steps[self.first] - self.steps[0], ends)
         return (
-            xr.DataArray(value, dims=(*dims, *inner), attrs=variable.attrs),
+            xr.Variable((*dims, *inner), value, variable.attrs),
             apart,
             leaps,
             int(ends[apart].max(initial=0)),

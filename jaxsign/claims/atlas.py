@@ -85,7 +85,8 @@ def laws(ds: "xr.Dataset", level: float, power: float, *, initial: bool = True, 
     skipped = ("kernel", "optimizer", "seed")
     dims = [str(dim) for dim in ds["status"].dims if dim not in skipped]
     out = np.empty([ds.sizes[dim] for dim in dims])
-    flat = ds.isel({dim: 0 for dim in skipped if dim in ds["status"].dims})
+    # Numbers and sizes are coordinates: a cell is chosen faster without the runs.
+    flat = ds.drop_vars(ds.data_vars).isel({dim: 0 for dim in skipped if dim in ds["status"].dims})
     for index in np.ndindex(out.shape):
         problem, hyper = problem_of(flat.isel(dict(zip(dims, index))))
         if not initial:

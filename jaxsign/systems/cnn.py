@@ -142,8 +142,8 @@ def sample(key: Array, count: int, problem: CnnProblem, hyper: CnnHyper) -> Exam
       Examples. Draws of an example do not depend on how many there are, nor on hyper.
 
     Examples:
-      >>> sample(jax.random.key(0), 3, CnnProblem(d=8, s=2), CnnHyper()).x.shape
-      (3, 2, 8)
+      >>> sample(jax.random.key(0), 5, CnnProblem(d=8, s=2), CnnHyper()).x.shape
+      (5, 2, 8)
 
     References:
       The data model of arXiv 2410.04870 with the feature noise of arXiv 2510.11354; labels of equal probability, one

@@ -205,8 +205,8 @@ def init(key: Array, problem: KernelProblem, hyper: KernelHyper) -> KernelParams
       KernelParams.
 
     Examples:
-      >>> init(jax.random.key(0), KernelProblem(embed=6, d=2, heads=3), KernelHyper()).w_q.shape
-      (3, 6, 2)
+      >>> init(jax.random.key(0), KernelProblem(embed=6, d=2, d_out=3), KernelHyper()).w_q.shape
+      (1, 6, 2)
 
     References:
       arXiv 2411.07538, model; the initialisation is reconstructed.
@@ -274,9 +274,9 @@ def forward(params: KernelParams, x: Array, kind: str, c: Array | float) -> Arra
       (d_out, n, B).
 
     Examples:
-      >>> params = init(jax.random.key(0), KernelProblem(embed=6, d_out=2), KernelHyper())
+      >>> params = init(jax.random.key(0), KernelProblem(embed=6, d=2, d_out=3), KernelHyper())
       >>> forward(params, jnp.ones((6, 5, 3)), "gaussian", 0.25).shape
-      (2, 5, 3)
+      (3, 5, 3)
 
     References:
       arXiv 2411.07538, multi-head attention.

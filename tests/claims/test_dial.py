@@ -1,6 +1,7 @@
 """The dial's claims on Datasets built from the law and on ones that violate it; its sweep and figure, tiny."""
 
 import dataclasses
+import functools
 import json
 import runpy
 import sys
@@ -27,6 +28,16 @@ OTHERS = {
 }  # fmt: skip
 
 
+@functools.cache
+def law_at(preset, snr, power):
+    """The law's errors at the recorded losses of a cell: the same in all Datasets below."""
+    problem, hyper = getattr(js.presets, preset)()
+    mu = snr * 2 * 40**0.5
+    here = dataclasses.replace(hyper, mu=mu, sigma_0=3e-3 / mu)
+    first, last = (js.theory.error_at_loss(problem, here, level, power).error for level in (0.1, 0.01))
+    return np.array([first, first, last])  # of the loss at every recorded step, the first one not read
+
+
 def dataset(preset="paper_like", attention=0.01, shift=None, families=("power",)):
     """Runs with the law's errors, `attention` more under softmax; `shift(error, p, kernel)` changes them."""
     problem, hyper = getattr(js.presets, preset)()
@@ -36,12 +47,7 @@ def dataset(preset="paper_like", attention=0.01, shift=None, families=("power",)
         if family in families:
             word, values = next(iter(keywords.items()), (None, [None]))
             rows += [(family, {} if word is None else {word: value}, power) for value in values]
-    law = {}
-    for power in {row[2] for row in rows}:
-        for i, m in enumerate(mu):
-            here = dataclasses.replace(hyper, mu=m, sigma_0=3e-3 / m)
-            levels = (0.1, 0.1, 0.01)  # of the loss at every recorded step, the first one not read
-            law[power, i] = np.array([js.theory.error_at_loss(problem, here, level, power).error for level in levels])
+    law = {(power, i): law_at(preset, snr, power) for power in {row[2] for row in rows} for i, snr in enumerate(SNRS)}
     error = np.empty((2, len(mu), len(rows), SEEDS, 3))
     for k, kernel in enumerate(("softmax", "uniform")):
         for i in range(len(mu)):

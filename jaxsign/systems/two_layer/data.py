@@ -332,9 +332,9 @@ def sample_test(key: Array, problem: Problem, hyper: Hyper, padded: PaddedSize |
 
     Examples:
       >>> import jax
-      >>> problem = Problem(n=4, d=30, s=3, m_k=2, m_v=2, n_test=5)
+      >>> problem = Problem(n=4, d=30, s=3, m_k=2, m_v=2, n_test=4)
       >>> sample_test(jax.random.key(0), problem, Hyper(sigma_p=2.0)).indices.shape
-      (5, 1, 3)
+      (4, 1, 3)
 
     References:
       arXiv 2410.04870, data model.

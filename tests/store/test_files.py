@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from kept import kept_programs
 from matplotlib.figure import Figure
 from test_paths import system
 
@@ -28,6 +29,8 @@ from jaxsign.store.binding import binding_at
 from jaxsign.store.manifest import UnusableData
 from jaxsign.store.trajectory import unit_name
 from jaxsign.sweep import execute
+
+keeping = kept_programs("test_paths")
 
 
 def sweep(**changes):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kept import kept_programs
 from test_faults import LIMITS, child, sweep, until, values
 
 import jaxsign as js
@@ -18,6 +19,7 @@ from jaxsign.cli import command as cli
 from jaxsign.store import checkpoints
 from jaxsign.store.manifest import UnusableData, checksum
 
+keeping = kept_programs("test_faults")
 SMALL = {"axes": {"goal": [0.5, 1.0], "seed": 3}, "steps": 400}
 LONG = {"steps": 5000}
 CUT = "js.run_sweep(t.sweep(**{changes}), sys.argv[1], **t.LIMITS)"

@@ -23,7 +23,7 @@ def sweep(problem, optimizers=None, **changes):
             "sign_gd": js.grid(js.sign_gd, learning_rate=[1e-3, 1e-2]),
             "mine": optax.chain(optax.trace(decay=0.9), optax.scale(-0.03)),
         },
-        "axes": {"snr": [0.1, 0.3, 1.0], "seed": 4}, "observables": ["train_loss", "test_loss"],
+        "axes": {"snr": [0.1, 0.3, 1.0], "seed": 4},
     }  # fmt: skip
     return js.Sweep(**given | changes)
 

@@ -115,10 +115,9 @@ def test_engines_find_what_a_number_that_is_not_traced_allows(engine):
         return js.sign_gd(optax.warmup_cosine_decay_schedule(0.0, peak, 3, STEPS))
 
     settings = {"system": js.two_layer, "problem": js.Problem(n=4, d=60, s=4, m_k=2, m_v=2, n_test=4)}
-    made = {**settings, "hyper": js.Hyper(sigma_p=2.0), "engine": engine, "observables": ["train_loss"]}
+    made = {**settings, "hyper": js.Hyper(sigma_p=2.0), "engine": engine}
     ds = js.run_sweep(sweep({"warm": js.grid(stepped, peak=[1e-3, 1e-2])}, **made), progress=False)
     for i, peak in enumerate([1e-3, 1e-2]):
         task = js.two_layer(made["problem"], engine=engine)
-        how = {"steps": STEPS, "record": 1, "observables": ["train_loss"]}
-        run = js.train(jax.random.key(1), task, made["hyper"], stepped(peak), **how)
+        run = js.train(jax.random.key(1), task, made["hyper"], stepped(peak), steps=STEPS, record=1)
         np.testing.assert_allclose(ds["train_loss"].isel(optimizer=i, seed=1), run.trace["train_loss"], rtol=1e-5)

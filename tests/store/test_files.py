@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from kept import kept_programs
 from matplotlib.figure import Figure
 from test_paths import system
 
@@ -28,6 +29,8 @@ from jaxsign.store.binding import binding_at
 from jaxsign.store.manifest import UnusableData
 from jaxsign.store.trajectory import unit_name
 from jaxsign.sweep import execute
+
+keeping = kept_programs("test_paths")
 
 
 def sweep(**changes):
@@ -340,10 +343,10 @@ def test_our_own_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 
 CHILD = """
-import sys, test_files as t, jaxsign as js
+import sys, test_paths as t, jaxsign as js
 from jaxsign.sweep import execute, progress
 progress.LINE_EVERY = execute.CALL_SECONDS = 0.001
-made = t.sweep(steps=int(sys.argv[1]), record=1000, axes={"seed": 4})
+made = t.sweep(steps=int(sys.argv[1]), record=1000, axes={"seed": 4}, trajectory=None)
 print("begun", flush=True)
 sys.exit(js.sweep_cli(lambda args: {"x": made})(["--out", "out", "--lane-width", "1", "--memory", "100"]))
 """
@@ -401,7 +404,7 @@ def test_several_sweeps_in_threads_leave_the_process_as_it_was(tmp_path, monkeyp
 
         more = {"observables": ["train_loss", failing]} if number == 3 else {}
         try:
-            made = sweep(steps=60, trajectory="signs", axes={"seed": [number, 9]}, **more)
+            made = sweep(steps=24, trajectory="signs", axes={"seed": [number, 9]}, **more)
             found[number] = js.run_sweep(made, tmp_path / str(number), checkpoint_every=1e-6)["train_loss"].values
         except ValueError as error:
             found[number] = error
@@ -413,7 +416,7 @@ def test_several_sweeps_in_threads_leave_the_process_as_it_was(tmp_path, monkeyp
         thread.join()
     assert found.pop(3) is gone
     for number, values in found.items():
-        plain = js.run_sweep(sweep(steps=60, axes={"seed": [number, 9]}))["train_loss"].values
+        plain = js.run_sweep(sweep(steps=24, axes={"seed": [number, 9]}))["train_loss"].values
         np.testing.assert_array_equal(values, plain)
     assert logging.root.manager.disable == level
     assert warnings.filters == filters

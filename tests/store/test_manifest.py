@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from kept import kept_programs
 from test_status import run
 
 import jaxsign as js
@@ -21,6 +22,8 @@ from jaxsign.store import schema
 from jaxsign.store.manifest import COPY, MANIFEST, UnusableData, checksum, read_manifest
 from jaxsign.validation.names import printable
 from jaxsign.validation.values import LONGEST
+
+keeping = kept_programs(__name__)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import threading
 
 import pytest
 import test_faults as tf
+from kept import kept_programs
 
 import jaxsign as js
 from jaxsign.store import lease, locks
@@ -24,6 +25,7 @@ from jaxsign.sweep.identity.definition import content_hash, definition
 from jaxsign.sweep.plan import Limits
 from jaxsign.sweep.worker import Joined, Session
 
+keeping = kept_programs(tf.__name__)
 LIMITS = {"lane_width": 2, "memory": 8_000}
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 import xarray as xr
+from kept import kept_programs
 
 import jaxsign as js
 from jaxsign.store import results
@@ -26,6 +27,8 @@ from jaxsign.sweep import sizes
 from jaxsign.sweep import worker as session
 from jaxsign.sweep.execute import Blocks
 from jaxsign.sweep.identity import definition as definitions
+
+keeping = kept_programs(__name__)
 
 #: What a finished results directory holds.
 WHOLE = {"locks", "manifest.copy.json", "manifest.json", "results.zarr"}
@@ -550,7 +553,8 @@ def test_a_directory_removed_under_a_sweep_ends_in_one_line(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["seed", "learning_rate", "slope", "step", "n"])
-def test_a_flipped_byte_of_a_coordinate_is_never_a_number(copy, name):
+def test_a_flipped_byte_of_a_coordinate_is_never_a_number(copy, monkeypatch, name):
+    monkeypatch.setattr(results, "RETRY_AFTER", 0.0)  # no sweep is under way that would write meanwhile
     file = copy / "results.zarr" / name / "c" / "0"
     good = js.open_results(copy)[name].values
     raw = file.read_bytes()

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import test_results as tr
+from kept import kept_programs
 
 import jaxsign as js
 from jaxsign.store import locks, results
@@ -16,6 +17,7 @@ from jaxsign.sweep import sizes
 from jaxsign.sweep.groups import make_groups
 from jaxsign.sweep.identity.definition import content_hash, definition
 
+keeping = kept_programs(tr.__name__, __name__)
 LANES = {"lane_width": 2}
 #: The same in calls of few runs, whose records go to disk two at a time.
 LITTLE = {"lane_width": 2, "memory": 300}

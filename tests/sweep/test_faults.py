@@ -2,6 +2,7 @@
 
 import functools
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -9,8 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import jax
@@ -83,11 +86,7 @@ def forked(work):
 
 def torture(folder, kills, seed):
     """Kills sweeps at random moments until there were enough kills; every directory is run to its end."""
-    import numcodecs.zstd  # noqa: F401 - imported before the forks, once for all
-    import tqdm  # noqa: F401
-    import xarray  # noqa: F401
-    import zarr  # noqa: F401
-    from orbax.checkpoint import v1  # noqa: F401
+    import preloaded  # noqa: F401
 
     rng, folder = random.Random(seed), Path(folder)
     outcome, at = {"kills": 0, "finished": 0, "stages": {}}, 0
@@ -173,14 +172,62 @@ def test_a_hundred_sigkills_at_random_moments_change_no_bit(tmp_path, whole):
     assert outcome["stages"].get("with a checkpoint", 0) >= 25
 
 
-def child(code, *arguments, **environment):
-    """A process that has this module as `t`, on two devices."""
+def script(code, *arguments):
+    """A new Python that has this module as `t`, on two devices."""
     text = f"import sys, jax, jaxsign as js, test_faults as t\nt.setup()\n{code}"
     command = [sys.executable, "-c", text, *map(str, arguments)]
     here = Path(__file__).parent
-    return subprocess.Popen(
-        command, cwd=here, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    return subprocess.Popen(command, cwd=here, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run_code(code, arguments, words):
+    """What a `child` does: in a fork, whose stderr becomes a file."""
+    with open(words, "w") as file:
+        os.dup2(file.fileno(), 2)
+    sys.argv[1:] = arguments
+    setup()
+    exec(code, {"sys": sys, "jax": jax, "js": js, "t": sys.modules[__name__]})
+
+
+class child:
+    """Runs code as `script` does, in a fork of a process that has imported everything, which takes seconds."""
+
+    forks = multiprocessing.get_context("forkserver")
+
+    def __init__(self, code, *arguments):
+        # Older forkservers find the module by this variable only.
+        self.forks.set_forkserver_preload(["preloaded"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+            forkserver.ensure_running()
+        self.folder = tempfile.TemporaryDirectory(prefix="jaxsign-child-")
+        self.words = Path(self.folder.name) / "stderr"
+        self.words.touch()
+        self.process = self.forks.Process(target=run_code, args=(code, [*map(str, arguments)], str(self.words)))
+        self.process.start()
+        self.pid, self.kill = self.process.pid, self.process.kill
+
+    def poll(self):
+        return self.process.exitcode
+
+    @property
+    def returncode(self):
+        return self.process.exitcode
+
+    @property
+    def stderr(self):
+        return open(self.words)
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def communicate(self):
+        """Waits for its end; ("", what it said)."""
+        self.process.join()
+        words = self.words.read_text()
+        self.folder.cleanup()
+        return "", words
 
 
 def segments(out):
@@ -274,7 +321,7 @@ COMMAND = "sys.exit(js.sweep_cli(lambda args: {'x': t.sweep()}, '')(['--out', sy
     ids=["script", "command"],
 )
 def test_a_signal_while_xla_compiles_ends_a_script_and_a_command_in_one_line(tmp_path, code, name, status, kept):
-    process = child(ENDLESS + code, tmp_path / "out")
+    process = script(ENDLESS + code, tmp_path / "out")
     late = threading.Timer(90, process.kill)
     late.start()
     while process.stdout.readline() not in ("waiting\n", ""):

@@ -201,9 +201,13 @@ def load(tmp_path):
         del sys.modules[name]
 
 
+#: One optimizer of the module, where the others would only be more of the same.
+MINE = {"optimizers": ["mine"]}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A finished directory of the module as it is."""
+    """Finished directories of the module as it is: (all, with one optimizer)."""
     folder = tmp_path_factory.mktemp("made")
     for name, text in (("identity_helpers", HELPERS), ("identity_experiment", MODULE)):
         (folder / f"{name}.py").write_text(text.replace("import HELPERS as", "import identity_helpers as"))
@@ -211,12 +215,18 @@ def made(tmp_path_factory):
         patch.syspath_prepend(folder)
         module = importlib.import_module("identity_experiment")
         js.run_sweep(module.build(), folder / "out", lane_width=2)
-    return folder / "out"
+        js.run_sweep(module.build(**MINE), folder / "mine", lane_width=2)
+    return folder / "out", folder / "mine"
 
 
 @pytest.fixture
 def out(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "out")
+    return shutil.copytree(made[0], tmp_path / "out")
+
+
+@pytest.fixture
+def mine(made, tmp_path):
+    return shutil.copytree(made[1], tmp_path / "mine")
 
 
 def files(path):
@@ -299,14 +309,14 @@ def test_what_computes_the_same_is_the_same_sweep(load, out, changes, capsys):
 
 def test_a_global_that_is_set_while_the_process_lives_is_a_change(load, tmp_path):
     module, out = load(), tmp_path / "out"
-    js.run_sweep(module.build(), out)
+    js.run_sweep(module.build(**MINE), out)
     module.SLOPE = 4.0
     with pytest.raises(ValueError, match=r"system: SLOPE 1\.0 -> 4\.0"):
-        js.run_sweep(module.build(2), out)
+        js.run_sweep(module.build(2, **MINE), out)
     module.SLOPE = 1.0
     module.make.__globals__["helpers"].times.__globals__["WEIGHT"] = 5.0
     with pytest.raises(ValueError, match=r"system: WEIGHT 2\.0 -> 5\.0"):
-        js.run_sweep(module.build(2), out)
+        js.run_sweep(module.build(2, **MINE), out)
 
 
 def test_data_that_no_source_shows_are_seen_in_the_program(load, out, tmp_path):
@@ -419,22 +429,22 @@ def test_a_change_is_accepted_with_a_reason_and_leaves_a_trace(load, out, capsys
         js.run_sweep(load().build(2), out)
 
 
-def test_what_was_stored_before_an_accepted_change_stays_and_what_is_run_has_the_new_code(load, out):
-    old = values(js.open_results(out))
+def test_what_was_stored_before_an_accepted_change_stays_and_what_is_run_has_the_new_code(load, mine):
+    old = values(js.open_results(mine))
     changed = load(("SLOPE = 1.0", "SLOPE = 1.5"))
-    ds = js.run_sweep(changed.build(2), out, accept="a test")
-    fresh = js.run_sweep(changed.build(2), lane_width=2)
+    ds = js.run_sweep(changed.build(2, **MINE), mine, accept="a test")
+    fresh = js.run_sweep(changed.build(2, **MINE), lane_width=2)
     for name, was in old.items():
         assert ds[name].isel(seed=slice(1)).values.tobytes() == was.tobytes()
         np.testing.assert_array_equal(ds[name].isel(seed=1), fresh[name].isel(seed=1))
 
 
-def test_a_change_of_a_finished_sweep_can_be_accepted(load, out):
-    before = values(js.open_results(out))
+def test_a_change_of_a_finished_sweep_can_be_accepted(load, mine):
+    before = values(js.open_results(mine))
     changed = load(("return x ** 2\n", "return x * x * 1.0000001\n"))
-    js.run_sweep(changed.build(), out, accept="the same to rounding")
-    assert read_manifest(out)["accepted"][0]["reason"] == "the same to rounding"
-    after = values(js.run_sweep(changed.build(), out))
+    js.run_sweep(changed.build(**MINE), mine, accept="the same to rounding")
+    assert read_manifest(mine)["accepted"][0]["reason"] == "the same to rounding"
+    after = values(js.run_sweep(changed.build(**MINE), mine))
     assert all(after[name].tobytes() == before[name].tobytes() for name in before)
 
 
@@ -444,25 +454,25 @@ def test_a_reason_is_words(load, out, reason):
         js.run_sweep(load().build(), out, accept=reason)
 
 
-def test_accepting_nothing_says_so(load, out, tmp_path, capsys):
-    before, module = files(out), load()
-    js.run_sweep(module.build(), out, accept="why not")
+def test_accepting_nothing_says_so(load, mine, tmp_path, capsys):
+    before, module = files(mine), load()
+    js.run_sweep(module.build(**MINE), mine, accept="why not")
     assert "accept='why not' is not kept: no code differs" in capsys.readouterr().err
-    assert files(out) == before
-    js.run_sweep(module.build(), tmp_path / "new", accept="why not")
+    assert files(mine) == before
+    js.run_sweep(module.build(**MINE), tmp_path / "new", accept="why not")
     assert "accepted" not in read_manifest(tmp_path / "new")
     with pytest.raises(ValueError, match="needs out="):
-        js.run_sweep(module.build(), accept="why not")
+        js.run_sweep(module.build(**MINE), accept="why not")
 
 
-def test_values_and_shapes_cannot_be_accepted(load, out):
-    before, module = files(out), load()
+def test_values_and_shapes_cannot_be_accepted(load, mine):
+    before, module = files(mine), load()
     with pytest.raises(ValueError, match="steps: 6 -> 9"):
-        js.run_sweep(dataclasses.replace(module.build(), steps=9), out, accept="longer")
+        js.run_sweep(dataclasses.replace(module.build(**MINE), steps=9), mine, accept="longer")
     wider = load(('jnp.sum(helpers.square(params["w"]))', 'helpers.square(params["w"])'))
     with pytest.raises(ValueError, match=r"accept= cannot change what is stored: norm float32"):
-        js.run_sweep(wider.build(), out, accept="all of it")
-    assert files(out) == before
+        js.run_sweep(wider.build(**MINE), mine, accept="all of it")
+    assert files(mine) == before
 
 
 @pytest.mark.parametrize("accept", [None, "because"])
@@ -709,13 +719,13 @@ def test_the_flags_of_a_session_are_recorded():
     assert environment.environment()["flags"]["threefry_partitionable"] is True
 
 
-def test_accept_is_an_option_of_every_experiment(load, out, capsys):
-    main = js.sweep_cli(lambda args: {"mine": load(("SLOPE = 1.0", "SLOPE = 1.5")).build()})
-    assert main(["--out", str(out)]) == 2
+def test_accept_is_an_option_of_every_experiment(load, mine, capsys):
+    main = js.sweep_cli(lambda args: {"mine": load(("SLOPE = 1.0", "SLOPE = 1.5")).build(**MINE)})
+    assert main(["--out", str(mine)]) == 2
     assert "SLOPE 1.0 -> 1.5" in capsys.readouterr().err
-    assert main(["--out", str(out), "--accept", "a better slope"]) == 0
-    assert read_manifest(out)["accepted"][0]["reason"] == "a better slope"
-    assert main(["--out", str(out), "--accept", " "]) == 2
+    assert main(["--out", str(mine), "--accept", "a better slope"]) == 0
+    assert read_manifest(mine)["accepted"][0]["reason"] == "a better slope"
+    assert main(["--out", str(mine), "--accept", " "]) == 2
 
 
 def test_numbers_of_transforms_that_version_0_1_stored_are_compared(before, tmp_path):

@@ -2,12 +2,10 @@
 
 from jaxsign.compilation.cache import kept_on_disk
 from jaxsign.compilation.content import Same, content, filled, module_of, packaged
-from jaxsign.compilation.devices import cores, idle_cores, start_on_every_core
-from jaxsign.compilation.executables import Ready, ready, surroundings
+from jaxsign.compilation.devices import cores, idle_cores, number, start_on_every_core
 from jaxsign.compilation.options import compiler_options, each_undisturbed, no_platform, undisturbed
 
 __all__ = [
-    "Ready",
     "Same",
     "compiler_options",
     "content",
@@ -18,9 +16,8 @@ __all__ = [
     "kept_on_disk",
     "module_of",
     "no_platform",
+    "number",
     "packaged",
-    "ready",
     "start_on_every_core",
-    "surroundings",
     "undisturbed",
 ]

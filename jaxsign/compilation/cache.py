@@ -60,11 +60,6 @@ class _State:
 _TURN, _STATE = threading.Lock(), _State()
 
 
-def folder() -> Path | None:
-    """Where programs are kept now; None if the cache is switched off, or the user has one of JAX's own."""
-    return _STATE.folder if _STATE.users else None
-
-
 def _switch_on() -> bool:
     """Points JAX at the folder of this machine and these versions; False if there is none to use."""
     settings: Any = jax.config
@@ -74,22 +69,22 @@ def _switch_on() -> bool:
         root = _root()
         if root is None:
             return False
-        place, new = root / machine(), not root.exists()
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mine = not hasattr(os, "getuid") or place.stat().st_uid == os.getuid()
-        if not mine or not os.access(place, os.W_OK):
+        folder, new = root / machine(), not root.exists()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mine = not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+        if not mine or not os.access(folder, os.W_OK):
             return False
-        _drop_damaged(str(place))
+        _drop_damaged(str(folder))
     except (OSError, RuntimeError, ValueError):  # no such folder can be made, read or, without a home, named
         return False
     if new:
         say(f"compiled programs are kept in {root}, at most {LIMIT // 2**20} MiB; {VARIABLE}=off keeps none")
     wanted = {
-        "jax_compilation_cache_dir": str(place),
+        "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": 0,
     }
-    _STATE.folder, _STATE.before = place, {name: getattr(settings, name) for name in wanted}
+    _STATE.folder, _STATE.before = folder, {name: getattr(settings, name) for name in wanted}
     _configure(wanted)
     warnings.filterwarnings("ignore", UNUSABLE)
     _STATE.silence = warnings.filters[0]

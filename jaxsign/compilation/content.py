@@ -114,14 +114,17 @@ def _key(value: Any, inside: tuple[int, ...]) -> Hashable:
     if dataclasses.is_dataclass(value):
         return kind, tuple(_key(getattr(value, f.name), inside) for f in dataclasses.fields(value))
     if callable(value) and (wrapped := getattr(value, "__wrapped__", None)) is not None:
-        return Same(value, _key(wrapped, inside))  # refuses a user's function that is jitted or has its own derivative
+        _key(wrapped, inside)  # refuses a user's function that is jitted or has a rule for derivatives
+        return Same(value)
     raise _UsersCode
 
 
 def _trusted(module: str | None) -> bool:
     """Whether a module belongs to a package whose code does not change, or to Python."""
     top = str(module).partition(".")[0]
-    return top in TRUSTED or top in sys.builtin_module_names or (top != "__main__" and top in sys.stdlib_module_names)
+    if top in TRUSTED or top in sys.builtin_module_names:
+        return True
+    return top != "__main__" and top in sys.stdlib_module_names and packaged(top)  # not a user's statistics.py
 
 
 def _function(function: types.FunctionType, inside: tuple[int, ...]) -> Hashable:
@@ -168,15 +171,10 @@ def _array(value: Any) -> Hashable:
 
 
 class Same:
-    """An object as a key: equal to itself only. It keeps the object, so that no other one gets its id.
+    """An object as a key: equal to itself only. It keeps the object, so that no other one gets its id."""
 
-    Args:
-      value: the object.
-      made_of: the key of the function that the object wraps, if it wraps one: what it is called in other processes.
-    """
-
-    def __init__(self, value: Any, made_of: Hashable | None = None):
-        self.value, self.made_of = value, made_of
+    def __init__(self, value: Any):
+        self.value = value
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Same) and other.value is self.value

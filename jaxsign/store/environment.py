@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsign.compilation import compiler_options
+from jaxsign.compilation import compiler_options, number
 from jaxsign.store import times
 
 
@@ -36,6 +36,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **package_versions(), "commit": _commit()},
         "device": {"platform": device.platform, "kind": device.device_kind},
+        "devices": number(),
         "cpu": cpu_model(),
         "host": socket.gethostname(),
         "command": _command(),

@@ -153,6 +153,7 @@ _PLAN = _record({
 _SESSION = _record(
     {"seconds": _seconds, "finished": _moment, "versions": _texts},
     {
+        "devices": _text,
         "shard": _text,
         "pid": _count,
         "host": _text,
@@ -177,12 +178,12 @@ _MANIFEST = _record(
     },
     {
         "starts": _list(_record(dict.fromkeys(
-            ("jax", "jaxlib", "optax", "jaxsign", "code", "device", "cpu", "flags"), _optional(_text)
+            ("jax", "jaxlib", "optax", "jaxsign", "code", "device", "devices", "cpu", "flags"), _optional(_text)
         ))),
         "base_hash": _digest, "computation": _COMPUTATION, "accepted": _list(_ACCEPTED), "padded": _texts,
         "id": _text_like("[0-9a-f]{32}", "32 hexadecimal digits"), "epoch": _count, "revision": _count,
         "lineage": _list(_text_like("[0-9a-f]{32}", "32 hexadecimal digits"), 1),
-        "dtype": _text, "resume": _text, "command": _text, "host": _text, "matmul_precision": _text,
+        "devices": _text, "dtype": _text, "resume": _text, "command": _text, "host": _text, "matmul_precision": _text,
         "compile_seconds": _seconds,
     },
 )  # fmt: skip

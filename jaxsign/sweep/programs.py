@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxsign.compilation import Ready, compiler_options, content, ready, surroundings
+from jaxsign.compilation import compiler_options, content
 from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.groups import Group, Index
 from jaxsign.sweep.layout import unpadded_shape
@@ -38,9 +38,8 @@ class Arguments(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """What a group's programs compute, jitted: each maps the runs of one part. `key` says by which content, if any."""
+    """What a group's programs compute, jitted: each maps the runs of one part."""
 
-    key: Hashable | None
     init: jax.stages.Wrapped
     advance: jax.stages.Wrapped
     summarise: jax.stages.Wrapped
@@ -74,7 +73,7 @@ class Program:
         self.mesh, self.tape, self.part = mesh, tape, width * mesh.size
         self.drawn = (DRAWN_MANY if group.sweep.size > MANY else DRAWN) * mesh.size
         self.begin = drawing(group.task, mesh)
-        self.key, self.init, self.advance, self.summarise, self.project = _functions(group, tape, mesh)
+        self.init, self.advance, self.summarise, self.project = _functions(group, tape, mesh)
 
     def with_width(self, width: int) -> "Program":
         """The same programs for lanes of another width."""
@@ -119,8 +118,8 @@ def _functions(group: Group, tape: Tape | None, mesh: jax.sharding.Mesh) -> Func
         sweep.summary, recorded,
     )  # fmt: skip
     if key is None:
-        return _jitted(key, loop, static, sweep.summary, recorded, mesh)
-    known = _KNOWN.pop((key, mesh), None) or _jitted(key, loop, static, sweep.summary, recorded, mesh)
+        return _jitted(loop, static, sweep.summary, recorded, mesh)
+    known = _KNOWN.pop((key, mesh), None) or _jitted(loop, static, sweep.summary, recorded, mesh)
     _KNOWN[key, mesh] = known  # the one that was used last stands last
     while len(_KNOWN) > KEPT:
         del _KNOWN[next(iter(_KNOWN))]
@@ -133,9 +132,8 @@ KEPT = 64
 
 
 def _jitted(
-    key: Hashable | None, loop: Loop, static: Mapping[str, Any], summary: Callable | None, record: Sequence[int],
-    mesh: jax.sharding.Mesh,
-) -> Functions:  # fmt: skip
+    loop: Loop, static: Mapping[str, Any], summary: Callable | None, record: Sequence[int], mesh: jax.sharding.Mesh
+) -> Functions:
     """The functions of a program, jitted for the devices of a mesh."""
     recorded, task = jnp.asarray(np.asarray(record, np.int32)), loop.mode.task
 
@@ -167,7 +165,6 @@ def _jitted(
         return jax.jit(mapped, in_shardings=shardings, compiler_options=options, donate_argnums=donate)
 
     return Functions(
-        key,
         compiled(jax.vmap(init), *[RUNS] * 4, on=(1,)),
         compiled(advance, *[RUNS] * 5, ALL, on=(1, 4), donate=(4,)),
         compiled(jax.vmap(summarise), RUNS, RUNS),
@@ -246,11 +243,6 @@ class Compiler:
         """Returns as soon as everything that was traced is compiled."""
         futures.wait(self._submitted())
 
-    @functools.cached_property
-    def around(self) -> str | None:
-        """The surroundings of all programs."""
-        return surroundings()
-
     def _submitted(self) -> list[Future]:
         """Everything that was handed to the threads."""
         everything = [f for _, f in self.starts.values()] + [f for entry in self.rest.values() for f in entry[:3]]
@@ -261,7 +253,7 @@ class Compiler:
         """Groups with equal keys share their programs."""
         return program.group.program_key, program.width, program.slots
 
-    def _submit(self, traced: Ready, key: Hashable, family: str) -> Future | None:
+    def _submit(self, traced: jax.stages.Lowered, key: Hashable, family: str) -> Future | None:
         """Has a traced program compiled, unless programs are only traced."""
         if self.threads is None:
             return None
@@ -284,10 +276,7 @@ class Compiler:
         sweep = group.sweep
         if group.task not in self.starts:
             drawn = program.arguments([group.first_run], program.drawn)
-            made_of = None if program.key is None else content(group.task)
-            traced = ready(
-                program.begin, made_of, "begin", self.around, drawn.seeds, drawn.hyper, drawn.degrees, sweep.shared
-            )  # fmt: skip
+            traced = program.begin.lower(drawn.seeds, drawn.hyper, drawn.degrees, sweep.shared)
             self.starts[group.task] = traced.out_info, submit(traced)
         drawn_start, begin = self.starts[group.task]
         if key not in self.rest:
@@ -296,21 +285,16 @@ class Compiler:
                 lambda x: jax.ShapeDtypeStruct((program.part, *x.shape[1:]), x.dtype, sharding=sharding), drawn_start
             )
             seeds, hyper, floats, _ = program.arguments([group.first_run])
-            initial = ready(program.init, program.key, "init", self.around, seeds, start, hyper, floats)
+            initial = program.init.lower(seeds, start, hyper, floats)
             state = initial.out_info
-            stops = no_stops(program.slots)
-            advance = ready(
-                program.advance, program.key, "advance", self.around, seeds, start, hyper, floats, state, stops
-            )  # fmt: skip
+            advance = program.advance.lower(seeds, start, hyper, floats, state, no_stops(program.slots))
             compiling = [submit(advance), submit(initial)]
             total = sweep.schedule.record.size
             rows = {
                 name: jax.ShapeDtypeStruct((x.shape[0], total, *x.shape[2:]), x.dtype)
                 for name, x in advance.out_info[1].items()
             }
-            summary = None
-            if sweep.summary:
-                summary = ready(program.summarise, program.key, "summarise", self.around, start.constants, rows)
+            summary = program.summarise.lower(start.constants, rows) if sweep.summary else None
             last = {"status": jax.ShapeDtypeStruct((program.part,), np.int8), "first_bad_step": state.bad}
             results = disjoint(
                 rows if sweep.keep_trace else {}, summary.out_info if summary else {}, state.rang, advance.out_info[2],

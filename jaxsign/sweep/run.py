@@ -60,9 +60,10 @@ def run_sweep(
     refused. Functions are compared by what they compute: comments, formatting, names and files do not matter. SIGINT,
     SIGTERM, SIGHUP, SIGUSR1 and SIGXCPU end it after the steps under way; a program that is compiled is not waited for.
 
-    On a CPU JAX starts with one device per core, if this call is what starts it. Where it has started before, with one
-    device, one core trains, and the display says so; `jax.config.update("jax_num_cpu_devices", N)` before the first
-    array, or the environment variable JAX_NUM_CPU_DEVICES, sets another number. No bit of a run depends on it.
+    On a CPU JAX starts with one device per core, two at least, if this call is what starts it. Where it has started
+    before, with one device, one core trains, and the display says so; `jax.config.update("jax_num_cpu_devices", N)`
+    before the first array, or the environment variable JAX_NUM_CPU_DEVICES, sets another number. No bit of a run
+    depends on it, but one device may round otherwise than several.
 
     Args:
       sweep: a Sweep.
@@ -112,15 +113,15 @@ def run_sweep(
     if not isinstance(sweep, Sweep):
         raise ValueError(f"sweep must be a js.Sweep, got {type(sweep).__name__}")
     occupy_closed_streams()
-    start_on_every_core()
-    check_tasks(sweep)
-    say_if_seeds_agree(sweep)
-    say_if_unused(sweep)
     limits = Limits(memory, lane_width, checkpoint_every)
     if not 0 < wait_for_workers < math.inf:
         raise ValueError(f"wait_for_workers must be > 0 seconds, got {wait_for_workers!r}")
     if not isinstance(progress, bool):
         raise ValueError(f"progress must be True or False, got progress={progress!r}")
+    start_on_every_core()
+    check_tasks(sweep)
+    say_if_seeds_agree(sweep)
+    say_if_unused(sweep)
     with Progress(sweep.size, sweep.schedule.steps, quiet=not progress) as shown:
         if out is None:
             _refuse_without_out(sweep, shard, scheduler, accept, links)

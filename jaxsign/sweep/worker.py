@@ -386,7 +386,8 @@ class Session:
             session = {
                 "seconds": round(seconds, 3), **compile_entries(self.compiler.log),
                 "shard": f"{self.shard[0]}/{self.shard[1]}", "pid": os.getpid(),
-                **{k: where[k] for k in ("host", "command", "finished", "versions", "device", "cpu", "flags")},
+                **{k: where[k] for k in ("host", "command", "finished", "versions", "device", "devices", "cpu")},
+                "flags": where["flags"],
             }  # fmt: skip
             write_manifest(self.path, {
                 **stored, **entry, "runs": counts, "wall_seconds": round(stored["wall_seconds"] + seconds, 3),

@@ -1,6 +1,8 @@
 """Keys of programs by their content: equal for equal transforms, different for different ones, none for users' code."""
 
 import functools
+import importlib
+import sys
 import typing
 
 import jax
@@ -10,7 +12,7 @@ import optax
 import pytest
 
 import jaxsign as js
-from jaxsign.compilation import content
+from jaxsign.compilation import content, packaged
 from jaxsign.optimizers.rules import FAMILIES
 
 FACTOR = 2.0
@@ -117,3 +119,16 @@ def test_values_that_contain_themselves_and_traced_ones_have_no_key():
         return x
 
     inside(1.0)
+
+
+def test_a_users_file_that_is_called_like_one_of_python_s_is_not_python_s(tmp_path, monkeypatch):
+    (tmp_path / "colorsys.py").write_text("SCALE = 1.0\n\ndef schedule(step):\n    return SCALE * step\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    users = importlib.import_module("colorsys")
+    try:
+        assert users.SCALE == 1.0
+        assert content(optax.sgd(users.schedule)) is None
+    finally:
+        del sys.modules["colorsys"]
+        packaged.cache_clear()

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxsign.compilation import number
 from jaxsign.store.environment import cpu_model
 
 #: Parts of jaxsign that compute no number of a run.
@@ -31,8 +32,8 @@ def starts(stored: Mapping[str, Any] | None, where: Mapping[str, Any]) -> dict[s
       where: this process's `environment`.
 
     Returns:
-      {"starts": one entry for each different set of versions, code, device, processor and flags, in order; "resume":
-      "bit-identical" where there is one, and the device promises it, otherwise "statistically equal"}.
+      {"starts": one entry for each different set of versions, code, device, number of devices, processor and flags, in
+      order; "resume": "bit-identical" where there is one, and the device promises it, otherwise "statistically equal"}.
     """
     here = _start(where, engine_digest())
     known: list[dict[str, Any]] = []
@@ -63,7 +64,7 @@ def other_versions(stored: Mapping[str, Any], versions: Mapping[str, Any], flags
     before, now = _flags(stored["flags"]), _flags(flags)
     if before != now:
         out.append(f"XLA_FLAGS {' '.join(sorted(before)) or 'none'} -> {' '.join(sorted(now)) or 'none'}")
-    here = {"device": jax.local_devices()[0].device_kind, "cpu": cpu_model()}
+    here = {"device": jax.local_devices()[0].device_kind, "devices": number(), "cpu": cpu_model()}
     for name, value in here.items():
         earlier = {start[name]: None for start in stored.get("starts", ()) if start.get(name) not in (None, value)}
         out += [f"{name} {', '.join(earlier)} -> {value}"] if earlier else []
@@ -75,7 +76,8 @@ def _start(where: Mapping[str, Any], code: str | None) -> dict[str, Any]:
     versions, device = where["versions"], where.get("device", {})
     return {
         **{name: versions.get(name) for name in ("jax", "jaxlib", "optax", "jaxsign")}, "code": code,
-        "device": device.get("kind"), "cpu": where.get("cpu"), "flags": " ".join(sorted(_flags(where["flags"]))),
+        "device": device.get("kind"), "devices": where.get("devices"), "cpu": where.get("cpu"),
+        "flags": " ".join(sorted(_flags(where["flags"]))),
     }  # fmt: skip
 
 

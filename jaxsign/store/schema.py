@@ -177,9 +177,10 @@ _MANIFEST = _record(
         "flags": _record({"XLA_FLAGS": _text}), "device": _texts,
     },
     {
-        "starts": _list(_record(dict.fromkeys(
-            ("jax", "jaxlib", "optax", "jaxsign", "code", "device", "devices", "cpu", "flags"), _optional(_text)
-        ))),
+        "starts": _list(_record(
+            dict.fromkeys(("jax", "jaxlib", "optax", "jaxsign", "code", "device", "cpu", "flags"), _optional(_text)),
+            {"devices": _optional(_text)},
+        )),
         "base_hash": _digest, "computation": _COMPUTATION, "accepted": _list(_ACCEPTED), "padded": _texts,
         "id": _text_like("[0-9a-f]{32}", "32 hexadecimal digits"), "epoch": _count, "revision": _count,
         "lineage": _list(_text_like("[0-9a-f]{32}", "32 hexadecimal digits"), 1),

@@ -44,7 +44,7 @@ def starts(stored: Mapping[str, Any] | None, where: Mapping[str, Any]) -> dict[s
         known = stored.get("starts") or [first, *others]
     different: list[dict[str, Any]] = []
     for start in [*known, here]:
-        alike = (all(None in (a, b) or a == b for a, b in zip(start.values(), one.values())) for one in different)
+        alike = (all(None in (a := start.get(k), b := one.get(k)) or a == b for k in here) for one in different)
         if not any(alike):
             different.append(start)
     return {"starts": different, "resume": where["resume"] if len(different) == 1 else "statistically equal"}

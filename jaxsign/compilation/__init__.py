@@ -3,10 +3,11 @@
 from jaxsign.compilation.cache import kept_on_disk
 from jaxsign.compilation.content import Same, content, filled, module_of, packaged
 from jaxsign.compilation.devices import cores, idle_cores, number, start_on_every_core
-from jaxsign.compilation.options import compiler_options, each_undisturbed, no_platform, undisturbed
+from jaxsign.compilation.options import collecting_later, compiler_options, each_undisturbed, no_platform, undisturbed
 
 __all__ = [
     "Same",
+    "collecting_later",
     "compiler_options",
     "content",
     "cores",

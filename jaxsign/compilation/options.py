@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -28,6 +29,22 @@ def undisturbed() -> Iterator[None]:
         if refusal := no_platform():
             raise ValueError(refusal) from None
         raise
+
+
+@contextlib.contextmanager
+def collecting_later() -> Iterator[None]:
+    """Keeps Python's garbage collector from running inside; `@collecting_later()` does so for a function.
+
+    Tracing makes many small objects, and each collection looks through all of JAX's: an eighth of the time that
+    README's example takes with compiled programs.
+    """
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 def no_platform() -> str:

@@ -52,6 +52,16 @@ RETRY_AFTER = 0.3
 T = TypeVar("T")
 
 
+def import_xarray() -> None:
+    """Imports all that a Dataset needs: xarray, and what it imports for the first one, dask.array where there is one.
+
+    It takes half a second, and may be done in another thread before results are ready.
+    """
+    import xarray as xr
+
+    xr.Dataset(coords={"step": [0]})
+
+
 class Memory:
     """Variables in memory that blocks write their runs into.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jaxsign.compilation import collecting_later
 from jaxsign.optimizers.adapters import evaluated
 from jaxsign.optimizers.factories import build
 from jaxsign.optimizers.words import static_word
@@ -118,6 +119,7 @@ class Group:
         }  # fmt: skip
 
 
+@collecting_later()
 def make_groups(sweep: Sweep) -> list[Group]:
     """The groups of a sweep: one per point of the static axes, optimizer family, static keywords and training mode.
 

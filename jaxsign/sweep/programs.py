@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxsign.compilation import compiler_options, content
+from jaxsign.compilation import collecting_later, compiler_options, content
 from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.groups import Group, Index
 from jaxsign.sweep.layout import unpadded_shape
@@ -267,7 +267,7 @@ class Compiler:
 
     def compile(self, program: Program) -> Compiled:
         """Traces a group's programs and has them compiled."""
-        with self.log.working(self.key(program), program.group.family):
+        with self.log.working(self.key(program), program.group.family), collecting_later():
             return self._compile(program)
 
     def _compile(self, program: Program) -> Compiled:

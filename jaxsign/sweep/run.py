@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -372,6 +373,7 @@ def _in_memory(sweep: Sweep, limits: Limits, progress: Progress) -> "xr.Dataset"
                 )
             sink = Memory(variables)
             progress.expect(sweep.size)
+            threading.Thread(target=results.import_xarray, daemon=True).start()  # XLA compiles and trains meanwhile
             Blocks(sized.layout, sink, None, "", stop, progress, limits.checkpoint_every).run(units, compiled)
             return sink, notes
 

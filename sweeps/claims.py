@@ -4,7 +4,7 @@ Axes: optimizer (SignGD and Adam eta=1e-4, GD eta=.3), 4096 seeds; 2000 steps; b
 paper-like preset, whose patches share coordinates; feature_space_law, exact in distribution, for the disjoint preset.
 G1 needs five learning rates: sweeps/snr.py.
 Command: make claims-4096, or python sweeps/claims.py --out results-4096 && jaxsign claims results-4096
-Cost: 1.8 minutes on 2 cores of an AMD EPYC, a quarter of it compilation; wall_seconds of the manifests.
+Cost: 5.5 minutes on 2 cores of an AMD EPYC, with compilation and the table.
 Expected: `figures/gallery/claims_4096.csv`.
 All settings are reconstructed; see jaxsign.presets.
 """

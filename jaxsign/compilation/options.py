@@ -35,8 +35,7 @@ def undisturbed() -> Iterator[None]:
 def collecting_later() -> Iterator[None]:
     """Keeps Python's garbage collector from running inside; `@collecting_later()` does so for a function.
 
-    Tracing makes many small objects, and each collection looks through all of JAX's: an eighth of the time that
-    README's example takes with compiled programs.
+    Tracing makes many small objects, and each collection looks through all of JAX's.
     """
     on = gc.isenabled()
     gc.disable()

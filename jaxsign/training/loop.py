@@ -264,10 +264,9 @@ class Loop:
         if evaluated(run.transform) is not None and (self.levels or self.tape is not None):
             what = f"levels={self.levels!r}" if self.levels else "trajectory="
             raise ValueError(f"{what} needs the trained parameters, and js.observed_at observes others: leave one away")
-        row_shapes = jax.eval_shape(
-            functools.partial(_look, self, run.observed), start, hyper, state.trained, (state.before, state.trained),
-            jnp.zeros((), jnp.int32), jnp.zeros((), bool),
-        )  # fmt: skip
+        look = jax.jit(functools.partial(_look, self, run.observed))
+        pair, first, off = (state.before, state.trained), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        row_shapes = jax.eval_shape(look, start, hyper, state.trained, pair, first, off)
         stops = jax.tree.map(jnp.asarray, stops)
         taped = None
         if self.tape is not None:
@@ -279,7 +278,7 @@ class Loop:
         used = (stops.end > stops.start) | stops.record
         turns = jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
         total = turns + jnp.where(jnp.any(stops.last), sides, 1)
-        stretch = functools.partial(_stretch, run, stops, turns, row_shapes)
+        stretch = functools.partial(_stretch, run, stops, turns, look, row_shapes)
         # Each array of the loop costs every step some time, and each program some to compile.
         packed = state._replace(rang=packed_scalars(state.rang))
         state, taped, rows = jax.lax.fori_loop(0, total, stretch, (packed, taped, rows))
@@ -371,11 +370,12 @@ def _stretch(
     run: Context,
     stops: Stops,
     turns: Array,
+    look: Callable[..., dict[str, Array]],
     row_shapes: PyTree,
     i: Array,
     carry: tuple[State, PyTree, dict[str, Array]],
 ) -> tuple[State, PyTree, dict[str, Array]]:
-    """Trains up to stop i and writes its row of observables; `row_shapes` are their shapes and dtypes.
+    """Trains up to stop i and writes its row of observables: what `look` sees, in `row_shapes`.
 
     After the `turns` stops that are used it looks at the sides of the levels, one a turn: there is one place for
     observables in a program, since they take the longest to compile.
@@ -384,11 +384,12 @@ def _stretch(
     size, stopping = stops.end.size, i < turns
     stop = jax.tree.map(lambda x: x[jnp.minimum(i, size - 1)], stops)
     end = jnp.where(stopping, stop.end, stop.start)
-    state, taped = jax.lax.fori_loop(stop.start, end, functools.partial(_step, run, stops), (state, taped))
+    # Jitted, since JAX maps the body of a loop and the branches of a condition twice: the second time it finds these.
+    step, ended = (jax.jit(functools.partial(function, run, stops)) for function in (_step, _ended))
+    state, taped = jax.lax.fori_loop(stop.start, end, step, (state, taped))
     due = (stop.record | stop.last) & stopping  # checking all parameters is slow
     broken = (state.bad < 0) & jax.lax.cond(due, lambda: ~_finite(state.trained), lambda: jnp.zeros((), bool))
     state = state._replace(bad=jnp.where(broken, stop.end, state.bad))
-    ended = functools.partial(_ended, run, stops)
     bad, crossings = jax.lax.cond(i == turns, ended, lambda state: (state.bad, state.crossings), state)
     state = state._replace(bad=bad, crossings=crossings)
     number = jnp.maximum(i - turns, 0)
@@ -401,7 +402,7 @@ def _stretch(
             side, sides, crossed = state.crossings.side(number)
             t = jnp.where(capturing, crossed, t)
             seen, pair = jax.tree.map(lambda then, now: jnp.where(capturing, then, now), (side, sides), (seen, pair))
-        return _look(run.loop, run.observed, run.start, run.hyper, seen, pair, t, stop.test | capturing)
+        return look(run.start, run.hyper, seen, pair, t, stop.test | capturing)
 
     row = jax.lax.cond(
         (stop.record & stopping) | capturing,

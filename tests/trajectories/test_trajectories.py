@@ -144,8 +144,7 @@ def test_what_does_not_move_by_one_amplitude_is_refused_before_anything_is_writt
     cases = {
         "lion": (js.grid(optax.lion, learning_rate=[1e-3]), "dense", "lion"),  # for its weight decay
         "gd": (js.grid(optax.sgd, learning_rate=[0.1]), "dense", "sgd"),
-        "feature": (js.grid(js.sign_gd, learning_rate=[1e-3]), "feature_space", "trained themselves"),
-        "hybrid": (js.grid(js.sign_gd, learning_rate=[1e-3]), "hybrid", "trained themselves"),
+        "law": (js.grid(js.sign_gd, learning_rate=[1e-3]), "feature_space_law", "are not known"),
     }
     disjoint = dataclasses.replace(PROBLEM, supports="disjoint")
     for name, (optimizer, engine, words) in cases.items():

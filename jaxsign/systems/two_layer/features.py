@@ -316,7 +316,8 @@ def weight_signs(
     factor = jnp.where(shared, 1, jnp.sign(jnp.sum(own, 0))).astype(jnp.int8)
 
     def along(inner: Inner) -> Array:
-        return jnp.concatenate([inner.signal[..., None], moving(inner)], -1)[..., place] * factor
+        followed = jnp.concatenate([inner.signal[..., None], moving(inner)], -1)[..., place]
+        return followed * jnp.broadcast_to(factor, followed.shape)
 
     def signs(moves: FeatureParams) -> TiedParams | ActiveParams:
         value = along(moves.w_v)

@@ -68,8 +68,8 @@ def check_recordable(groups: Sequence[Group]) -> None:
         other = "use trajectory='features', 'log2' or a list of steps"
         if group.task.scale is not None and not _for_weights(group):
             raise ValueError(
-                f"trajectory='signs' needs weights, and those behind the parameters of {group.task.name} are not known: "
-                f'{other}, or engine="support"'
+                f"trajectory='signs' needs weights, and those behind the parameters of {group.task.name} are not "
+                f'known: {other}, or engine="support"'
             )
         trained, _ = _trained(group)
         points = [sweep.optimizer_points[i][2] for i in group.optimizers]

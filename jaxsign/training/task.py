@@ -238,6 +238,8 @@ class Padding:
 class WeightsOf:
     """The weights that the parameters of a task stand for, and how they move while the optimizer takes sign steps.
 
+    Top-level fields of both have the same names: weights move where the field of their name is trained.
+
     Args:
       task: the task with these weights, which draws the same runs; it is read in its compact form if it has one.
       signs: `(params, data) -> (moves -> tree like params)`, with the weights and the data of `task` in the form that

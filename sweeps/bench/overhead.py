@@ -166,7 +166,7 @@ def replayed(run, steps):
 def signs(out, tiny):
     """Rows of the bytes, the cost and the decoding of sign trajectories."""
     rows = []
-    for engine in ("support", "dense"):
+    for engine in ("hybrid", "support", "dense"):
         seeds, steps = (4, 200) if tiny else (64, 1500)
         plain = sweep(engine, seeds, steps)
         kept = dataclasses.replace(plain, trajectory="signs")

@@ -132,13 +132,14 @@ def tape_bytes(group: Group) -> int:
 
 
 def disk_bytes(group: Group) -> int:
-    """Estimated bytes of a run's trajectory on disk: codes compress to a hundredth, everything else hardly does."""
+    """Estimated bytes of a run's trajectory on disk: codes compress well, everything else hardly does."""
     sweep = group.sweep
     steps, raw = sweep.schedule.steps, _bytes(_trained(group)[0]) if sweep.trajectory is not None else 0
     if sweep.trajectory == "signs":
         every = _keyframe_every(group)
         keyframes = (steps - 1) // every if every else 0
-        return raw * keyframes + _bytes(_taped(group)) * steps // TAPE_STEPS // 100
+        fewer = 50 if _for_weights(group) else 100  # the coordinates of a patch have one code, not many that are alike
+        return raw * keyframes + _bytes(_taped(group)) * steps // TAPE_STEPS // fewer
     if sweep.trajectory == "features":
         return _bytes(_taped(group)) * steps // TAPE_STEPS
     return raw * len(snapshot_steps(sweep))

@@ -59,10 +59,7 @@ CASES = {
     ),
 }  # fmt: skip
 OPTIMIZERS = {"sign_gd": js.sign_gd(2e-3), "falling": js.sign_gd(falling), "signum": js.signum(2e-3, beta=0.9)}
-DAILY = tuple(CASES)
-EVERY_CASE = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in DAILY else pytest.mark.slow) for n in CASES]
-)
+EVERY_CASE = pytest.mark.parametrize("name", CASES)
 
 
 def sweep(name, **changes):
@@ -289,7 +286,7 @@ def test_their_bytes_are_those_of_the_features_codes():
     codes, leaves, item = 2 * of_rows + of_values, 3 * 4, jnp.zeros(()).dtype.itemsize
     tape = recorder.TAPE_STEPS * (codes + leaves * item) + 4
     assert recorder.tape_bytes(group) == 3 * tape
-    assert recorder.disk_bytes(group) == tape * made.schedule.steps // recorder.TAPE_STEPS // 100  # no keyframes
+    assert recorder.disk_bytes(group) == tape * made.schedule.steps // recorder.TAPE_STEPS // 50  # no keyframes
 
 
 def test_the_manifest_names_the_engine_that_trained(kept):

@@ -302,7 +302,7 @@ class Blocks:
         recorder = None
         if self.path is not None and work.sweep.trajectory is not None:
             trained = [state.trained for state in states]
-            recorder = Recorder(work.sweep, work.unit, self.path, self.binding, starts, trained)
+            recorder = Recorder(work.group, work.unit, self.path, self.binding, starts, trained)
         cursor, states = self._resume(work, recorder) or (Cursor(), states)
         while not cursor.done(schedule):
             steps, before = self.pace.allowed(work.unit.group), None

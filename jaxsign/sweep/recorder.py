@@ -66,10 +66,10 @@ def check_recordable(groups: Sequence[Group]) -> None:
                 f"state={group.task.state!r}: use trajectory='log2' or a list of steps"
             )
         other = "use trajectory='features', 'log2' or a list of steps"
-        if group.task.scale is not None:
+        if group.task.scale is not None and not _for_weights(group):
             raise ValueError(
-                f"trajectory='signs' needs weights that are trained themselves, got {group.task.name}: {other}, or "
-                'engine="support"'
+                f"trajectory='signs' needs weights, and those behind the parameters of {group.task.name} are not "
+                f'known: {other}, or engine="support"'
             )
         trained, _ = _trained(group)
         points = [sweep.optimizer_points[i][2] for i in group.optimizers]
@@ -79,6 +79,16 @@ def check_recordable(groups: Sequence[Group]) -> None:
                     "trajectory='signs' needs steps of one size, amplitude * {-1, 0, +1}, got "
                     f"{describe_point(group.factory, [point], None)}: {reason} (found by running it); {other}"
                 )
+
+
+def _for_weights(group: Group) -> bool:
+    """Whether signs are kept from which readers get those of the weights behind the parameters."""
+    return group.sweep.trajectory == "signs" and group.task.reduction.weights is not None
+
+
+def _keyframe_every(group: Group) -> int | None:
+    """Steps between raw keyframes; None: there are none. The weights' ones are not known where features are trained."""
+    return KEYFRAME_EVERY if group.sweep.trajectory == "signs" and not _for_weights(group) else None
 
 
 def snapshot_steps(sweep: Sweep) -> tuple[int, ...]:
@@ -122,11 +132,14 @@ def tape_bytes(group: Group) -> int:
 
 
 def disk_bytes(group: Group) -> int:
-    """Estimated bytes of a run's trajectory on disk: codes compress to a hundredth, everything else hardly does."""
+    """Estimated bytes of a run's trajectory on disk: codes compress well, everything else hardly does."""
     sweep = group.sweep
     steps, raw = sweep.schedule.steps, _bytes(_trained(group)[0]) if sweep.trajectory is not None else 0
     if sweep.trajectory == "signs":
-        return raw * ((steps - 1) // KEYFRAME_EVERY) + _bytes(_taped(group)) * steps // TAPE_STEPS // 100
+        every = _keyframe_every(group)
+        keyframes = (steps - 1) // every if every else 0
+        fewer = 50 if _for_weights(group) else 100  # the coordinates of a patch have one code, not many that are alike
+        return raw * keyframes + _bytes(_taped(group)) * steps // TAPE_STEPS // fewer
     if sweep.trajectory == "features":
         return _bytes(_taped(group)) * steps // TAPE_STEPS
     return raw * len(snapshot_steps(sweep))
@@ -148,8 +161,8 @@ class Recorder:
     """The trajectory of one unit's runs.
 
     Args:
-      sweep: the sweep.
-      unit: its runs.
+      group: the group of the runs.
+      unit: the runs.
       path: results directory.
       binding: of the directory.
       starts: data and initial parameters of the runs, one entry a part.
@@ -157,11 +170,12 @@ class Recorder:
     """
 
     def __init__(
-        self, sweep: Sweep, unit: WorkUnit, path: Path, binding: Binding, starts: Sequence[Start],
+        self, group: Group, unit: WorkUnit, path: Path, binding: Binding, starts: Sequence[Start],
         trained: Sequence[PyTree],
     ):  # fmt: skip
-        self.sweep, self.kind, self.count = sweep, sweep.trajectory, len(unit.members)
-        self.snapshots = snapshot_steps(sweep)
+        self.sweep, self.kind, self.count = group.sweep, group.sweep.trajectory, len(unit.members)
+        self.snapshots, self.every = snapshot_steps(group.sweep), _keyframe_every(group)
+        self.for_weights = _for_weights(group)
         places = [
             [int(a) + s.start for a, s in zip(index, box)]
             for box, mine in zip(unit.boxes, unit.mine)
@@ -170,14 +184,14 @@ class Recorder:
         self.binding = binding
         self.folder = path / trajectory.FOLDER / trajectory.unit_name(unit.number, places, binding)
         flat = jax.tree_util.tree_flatten_with_path(joined(trained, self.count))[0]
-        self.first = [x for _, x in flat]
+        self.first, self.fields = [x for _, x in flat], [field_of(p) for p, _ in flat]
         self.about = {
             "kind": self.kind if isinstance(self.kind, str) else "steps",
-            "keyframe_every": KEYFRAME_EVERY if self.kind == "signs" else None,
+            "keyframe_every": self.every,
             "leaves": [
                 [jax.tree_util.keystr(p), list(x.shape[1:]), x.dtype.str] for (p, _), x in zip(flat, self.first)
             ],
-            "trained": sorted({field_of(p) for p, _ in flat}),
+            "trained": sorted(set(self.fields)),
             "runs": places,
             "start": start_crcs(joined([(start.data, start.params) for start in starts], self.count)),
         }
@@ -191,17 +205,12 @@ class Recorder:
         """Maximum steps of the next call."""
         if self.snapshots:
             return min((s - step for s in self.snapshots if s > step), default=self.sweep.schedule.steps)
-        if self.kind == "signs":
-            return min(TAPE_STEPS, KEYFRAME_EVERY - step % KEYFRAME_EVERY)
-        return TAPE_STEPS
+        return min(TAPE_STEPS, self.every - step % self.every) if self.every else TAPE_STEPS
 
     def before(self, step: int, trained: Sequence[PyTree]) -> Sequence[PyTree] | None:
         """A copy on the device of the trained parameters, if this step is kept raw: a call overwrites its arguments."""
-        raw = step in self.snapshots if self.snapshots else self.kind == "signs" and self._keyframe(step)
+        raw = step in self.snapshots or (self.every is not None and step > 0 and step % self.every == 0)
         return jax.tree.map(lambda x: x.copy(), trained) if raw else None
-
-    def _keyframe(self, step: int) -> bool:
-        return step > 0 and step % KEYFRAME_EVERY == 0
 
     def take(self, call: TapedCall) -> None:
         """Writes one call's segment.
@@ -219,6 +228,9 @@ class Recorder:
             self._write(call.start, call.stop, None, ([_bits(x[:steps]) for x in run] for run in runs))
             return
         off = np.concatenate([np.asarray(taped["off"]) for taped in call.taped])[: self.count]
+        if self.for_weights and (off < 0).all():
+            sizes = np.concatenate([np.asarray(taped["amplitude"]) for taped in call.taped])[: self.count, :steps]
+            off = self._apart(sizes)
         if (off >= 0).any():
             run = int(np.argmax(off >= 0))
             raise ValueError(
@@ -230,6 +242,22 @@ class Recorder:
         rows = (run for taped in call.taped for run in zip(_rows(taped["amplitude"]), _rows(taped["codes"])))
         parts = ([_bits(amplitude[:steps]), codes[:steps]] for amplitude, codes in rows)
         self._write(call.start, call.stop, raw, parts)
+
+    def _apart(self, sizes: np.ndarray) -> np.ndarray:
+        """For every run the first step at which arrays of one field move by different sizes, -1 if none.
+
+        The features of a matrix stand for coordinates of one array of weights, whose codes have one amplitude.
+
+        Args:
+          sizes: (runs, steps, leaves).
+        """
+        fields, apart = self.fields, np.zeros(sizes.shape[:2], bool)
+        for field in set(fields):
+            own = sizes[..., [i for i, name in enumerate(fields) if name == field]]
+            least = np.where(own == 0, np.inf, own).min(-1)  # an array that rests fits any size
+            most = own.max(-1)
+            apart |= (most != 0) & np.isfinite(most) & (most != least)
+        return np.where(apart.any(1), apart.argmax(1), -1)
 
     def _raw(self, trained: Sequence[PyTree]) -> list[np.ndarray]:
         """Trained parameters as the XOR of their bits with those of step 0: coordinates that never move are 0."""

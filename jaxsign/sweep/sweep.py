@@ -110,7 +110,8 @@ class Sweep:
       keep_trace: False stores the summary only.
       shared: arrays common to all runs.
       trajectory: parameters stored beside the results, for `js.open_trajectory`: "signs" every parameter at every step,
-        for optimizers that move by amplitude * {-1, 0, +1}; "features" their features on the training set at every
+        for optimizers that move by amplitude * {-1, 0, +1}; where features are trained (engines "hybrid" and
+        "feature_space") these are the weights behind them. "features": their features on the training set at every
         step; "log2" or a list or array of steps: the raw parameters at steps 0, 1, 2, 4, ..., or at these steps.
 
     Raises:

@@ -184,7 +184,7 @@ class Tape(NamedTuple):
     Args:
       blank: `(trained, params, data) -> buffers` for the steps of one call.
       write: `(buffers, place, params, data, updates) -> buffers`, with the parameters before the step, in the form that
-        is trained, and the updates of the trained ones.
+        is trained, and the optimizer's updates of the trained ones, before the task's scale multiplies them.
     """
 
     blank: Callable[[PyTree, PyTree, PyTree], PyTree]
@@ -476,19 +476,20 @@ def _gradient(run: Context, full: PyTree, trained: PyTree, t: Array) -> tuple[Ar
 
 
 def _update(run: Context, state: State, loss: Array, gradient: PyTree, t: Array) -> tuple[PyTree, PyTree, PyTree]:
-    """(updates, the parameters that the optimizer trains after them, its state after them)."""
+    """(the optimizer's updates before the scale, the parameters that it trains after them, its state after them)."""
     trained, kept = split_params(state.trained, run.names)
     with jax.numpy_dtype_promotion("standard"):
         extra = asked(loss, gradient, lambda p: _loss(run, merge_params(p, kept), t))
         updates, optimizer = run.transform.update(gradient, state.optimizer, trained, **extra)
+        scaled = updates
         if run.scale is not None and run.loop.mode.decays:
             # Updates are affine in the parameters: the part at 0, which the gradients cause, is scaled.
             zeros = jax.tree.map(jnp.zeros_like, trained)
             pushed = run.transform.update(gradient, state.optimizer, zeros, **extra)[0]
-            updates = jax.tree.map(lambda u, g, c: c * g + (u - g), updates, pushed, run.scale)
+            scaled = jax.tree.map(lambda u, g, c: c * g + (u - g), updates, pushed, run.scale)
         elif run.scale is not None:
-            updates = jax.tree.map(jnp.multiply, updates, run.scale)
-        return updates, optax.apply_updates(trained, updates), optimizer
+            scaled = jax.tree.map(jnp.multiply, updates, run.scale)
+        return updates, optax.apply_updates(trained, scaled), optimizer
 
 
 def _capture(run: Context, state: State, t: Array, loss: Array, now: Array | bool = True) -> Crossings | None:

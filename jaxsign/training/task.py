@@ -198,6 +198,9 @@ class Reduction:
       choices: the tasks that run this very system, fastest first; the first one that is exact for the optimizer is
         trained in this task's place. (): this task itself.
       padding: a larger task whose program runs this one too, or None.
+      weights: the weights that the parameters stand for, where the signs of an optimizer's steps give theirs: then
+        trajectory="signs" keeps these signs, and readers get the weights. None: the parameters are the weights, or
+        those are not known.
     """
 
     compact: Callable[[PyTree, PyTree], PyTree] | None = None
@@ -209,6 +212,7 @@ class Reduction:
     homogeneous: bool = False
     choices: tuple[Task, ...] = ()
     padding: "Padding | None" = None
+    weights: "WeightsOf | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +232,24 @@ class Padding:
     def kept(self, dims: tuple[str, ...]) -> tuple[slice, ...]:
         """The index that cuts the padding off an observable with these dimensions."""
         return tuple(slice(self.sizes.get(dim)) for dim in dims)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsOf:
+    """The weights that the parameters of a task stand for, and how they move while the optimizer takes sign steps.
+
+    Top-level fields of both have the same names: weights move where the field of their name is trained.
+
+    Args:
+      task: the task with these weights, which draws the same runs; it is read in its compact form if it has one.
+      signs: `(params, data) -> (moves -> tree like params)`, with the weights and the data of `task` in the form that
+        is trained: what does not change from step to step is computed once. moves is a tree like the parameters of the
+        first task, with the signs of the optimizer's updates (int8, before `scale` multiplies them); the result has
+        those of the weights' updates. All moves of one top-level field have one size, and so have its weights.
+    """
+
+    task: Task
+    signs: Callable[[PyTree, PyTree], Callable[[PyTree], PyTree]]
 
 
 def packaged(*functions: Callable | None) -> bool:

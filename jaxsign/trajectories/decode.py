@@ -1,7 +1,8 @@
 """What were the trained parameters after every step of a segment? Training's own additions are repeated."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,10 @@ from jaxsign.store.manifest import UnusableData
 from jaxsign.store.trajectory import Segment
 from jaxsign.store.watched import MENDED
 from jaxsign.sweep.recorder import TAPE_STEPS
-from jaxsign.training.tape import apply_codes, code_shape, join, split
+from jaxsign.training.loop import Loop
+from jaxsign.training.rng import seed_key
+from jaxsign.training.start import Start, changing_fields, field_of, merge_params, split_params
+from jaxsign.training.tape import apply_codes, code_shape, join, pack, split, unpack
 
 PyTree = Any
 Described = Sequence[tuple[tuple[int, ...], str]]
@@ -73,6 +77,47 @@ def after_steps(trained: PyTree, codes: jax.Array, amplitude: jax.Array, start: 
     after = jax.lax.fori_loop(start, stop, step, [split(leaf) for leaf in jax.tree.leaves(trained)])
     leaves = [join(parts, leaf.shape) for parts, leaf in zip(after, jax.tree.leaves(trained))]
     return jax.tree.unflatten(jax.tree.structure(trained), leaves)
+
+
+@functools.lru_cache(maxsize=32)
+def codes_of_weights(recorded: Loop, loop: Loop) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """The jitted `(start, like, codes, amplitude) -> (codes, amplitude)` of the weights behind a task's parameters.
+
+    A segment's steps are done one after the other: signs of the weights in full are held of one step only.
+
+    Args:
+      recorded: the loop whose steps were kept; its task has `weights`.
+      loop: the loop of those weights. Of it are start and result; like has the shapes of all recorded parameters.
+    """
+    weights = recorded.mode.task.reduction.weights
+    assert weights is not None
+
+    def fields(loop: Loop, params: PyTree) -> tuple[PyTree, list[str]]:
+        """(the parameters that change, the fields of their leaves)."""
+        trained = split_params(params, changing_fields(loop.mode.task, params, loop.trainable))[0]
+        return trained, [field_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(trained)[0]]
+
+    def convert(start: Start, like: PyTree, codes: jax.Array, amplitude: jax.Array) -> tuple[jax.Array, jax.Array]:
+        params = loop.merged(start, loop.init(seed_key(0), start, None, {}).trained)
+        still = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.int8), like)
+        (trained, theirs), (_, own) = fields(recorded, still), fields(loop, params)
+        leaves, structure = jax.tree.flatten(trained)
+        ends = np.cumsum([math.prod(code_shape(x.shape)) for x in leaves])
+        signs = weights.signs(params, start.data)
+
+        def step(row: jax.Array) -> jax.Array:
+            parts = [
+                unpack(part.reshape(code_shape(x.shape)), x.shape) for part, x in zip(jnp.split(row, ends[:-1]), leaves)
+            ]
+            moves = signs(merge_params(jax.tree.unflatten(structure, parts), still))
+            moved = jax.tree.leaves(fields(loop, moves)[0])
+            return jnp.concatenate([pack(x.astype(amplitude.dtype)).reshape(-1) for x in moved])
+
+        places = {field: [i for i, name in enumerate(theirs) if name == field] for field in own}
+        sizes = [jnp.max(amplitude[:, np.array(places[field])], axis=1) for field in own]  # those of one field agree
+        return jax.lax.map(step, codes), jnp.stack(sizes, 1)
+
+    return jax.jit(convert)
 
 
 def at(stacked: PyTree, i: int) -> PyTree:

@@ -1,4 +1,4 @@
-"""What were a run's parameters at any stored step? They equal those of its training to the bit."""
+"""What were a run's parameters at any stored step? Those of its training to the bit, or the weights behind features."""
 
 import dataclasses
 import functools
@@ -29,7 +29,16 @@ from jaxsign.training.mode import Mode
 from jaxsign.training.rng import seed_key, seed_words
 from jaxsign.training.start import Start, abstract_start
 from jaxsign.training.task import Task
-from jaxsign.trajectories.decode import after_every_step, after_steps, at, bits_of, code_bytes, padded, read
+from jaxsign.trajectories.decode import (
+    after_every_step,
+    after_steps,
+    at,
+    bits_of,
+    code_bytes,
+    codes_of_weights,
+    padded,
+    read,
+)
 from jaxsign.validation.values import known, local_path, positive_int
 
 if TYPE_CHECKING:
@@ -47,12 +56,13 @@ class Source(NamedTuple):
     """The task, numbers and seed that one run's start is drawn from.
 
     Args:
-      task: the task that was trained.
-      compact: whether it was trained in its compact form.
+      task: the task whose parameters are read: the one that was trained, or that of the weights behind its features.
+      compact: whether they are read in their compact form.
       loop: its training loop, which knows the forms of its parameters.
       hyper: the run's numbers.
       degree: the optimizer's degree.
       seed: the run's seed.
+      recorded: the training loop of the task that was trained: `loop` itself unless weights are read behind features.
     """
 
     task: Task
@@ -61,6 +71,7 @@ class Source(NamedTuple):
     hyper: Any
     degree: float
     seed: int
+    recorded: Loop
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -174,8 +185,11 @@ class Trajectory:
                 degrees = group["degrees"]
                 degree = degrees[points.index(keywords)]["p"] if degrees else 0.0
                 compact, seeds = group["compact"], self.sweep.seeds
-                loop = _loop(task, compact, self.sweep.trainable)
-                return Source(task, compact, loop, hyper, degree, seeds[seed])
+                loop = recorded = _loop(task, compact, self.sweep.trainable)
+                if self.kind == "signs" and task.reduction.weights is not None:
+                    task, compact = task.reduction.weights.task, True
+                    loop = _loop(task, compact, self.sweep.trainable)
+                return Source(task, compact, loop, hyper, degree, seeds[seed], recorded)
         raise UnusableData(f"{self.path}: the manifest names no group for run {index}")
 
 
@@ -228,19 +242,25 @@ class RunTrajectory:
             return self._drawn()
 
     def _drawn(self) -> Start:
-        task, _, _, hyper, degree, seed = self.source
-        mesh = local_mesh()
-        count, dtype = 2 * mesh.size, jnp.zeros(()).dtype  # two a device: XLA inlines a loop of one turn
-        hypers = jax.tree.map(lambda leaf: np.full(count, leaf, dtype), hyper)
-        seeds = np.stack([seed_words(seed)] * count)
-        drawn = drawing(task, mesh)(seeds, hypers, np.full(count, degree, dtype), self.whole.sweep.shared)
-        unit, run = self._place
+        trained, unit, run = self.source.recorded.mode.task, *self._place
+        drawn = self._draw(trained)
         if start_crcs((drawn.data, drawn.params))[0] != unit.about["start"][run]:
             raise UnusableData(
                 f"{unit.folder}: the data and initial parameters of run {self.index} that are drawn here are not those "
                 "of its training to the bit: open it with the versions and the device that its manifest names"
             )
+        if self.source.task is not trained:
+            drawn = self._draw(self.source.task)
         return jax.tree.map(_first, drawn)
+
+    def _draw(self, task: Task) -> Start:
+        """The start of the run as a task draws it, the first of a block."""
+        _, _, _, hyper, degree, seed, _ = self.source
+        mesh = local_mesh()
+        count, dtype = 2 * mesh.size, jnp.zeros(()).dtype  # two a device: XLA inlines a loop of one turn
+        hypers = jax.tree.map(lambda leaf: np.full(count, leaf, dtype), hyper)
+        seeds = np.stack([seed_words(seed)] * count)
+        return drawing(task, mesh)(seeds, hypers, np.full(count, degree, dtype), self.whole.sweep.shared)
 
     @functools.cached_property
     def _place(self) -> tuple[StoredUnit, int]:
@@ -266,6 +286,9 @@ class RunTrajectory:
 
     def params(self, step: int) -> PyTree:
         """The parameters before optimizer step `step`, equal to the training run's to the bit.
+
+        Where "signs" were kept of an engine that trains features, they are the weights behind them: the start's, and
+        the very steps of the run added one after the other. Their features agree with the trained ones within rounding.
 
         Args:
           step: one of `steps`; the number of steps trained is the end.
@@ -353,8 +376,11 @@ class RunTrajectory:
             *raw, sizes, signs = read(segment, run, [*(bits_of(leaves) if segment.keyframe else []), *updates])
             if segment.keyframe:
                 params = self._keyframe(first, raw)
-            codes = padded(trajectory.undo_deltas(signs))
-            amplitude = padded(trajectory.undo_deltas(sizes).view(leaves[0][1]))
+            codes: Any = padded(trajectory.undo_deltas(signs))
+            amplitude: Any = padded(trajectory.undo_deltas(sizes).view(leaves[0][1]))
+            if self.source.recorded is not self.source.loop:
+                convert = codes_of_weights(self.source.recorded, self.source.loop)
+                codes, amplitude = convert(self.start, self._recorded_params, codes, amplitude)
             inside = [t for t in targets if t <= segment.stop]
             if len(inside) > FEW:
                 # One program for all steps; its arrays are read on the host, where slicing them costs nothing.
@@ -371,6 +397,14 @@ class RunTrajectory:
                 if len(inside) < len(targets):
                     params = after_steps(params, codes, amplitude, done, steps)
             targets, i = targets[len(inside) :], i + 1
+
+    @functools.cached_property
+    def _recorded_params(self) -> PyTree:
+        """Zeros in place of all parameters of the task whose steps were kept, in the form that was trained."""
+        mode = self.source.recorded.mode
+        start = abstract_start(mode.task, self.source.hyper, self.whole.sweep.shared)
+        params = jax.eval_shape(mode.reduced, start.params, start.data)
+        return jax.tree.map(lambda x: np.zeros(x.shape, np.int8), params)
 
     def _keyframe(self, first: PyTree, raw: Sequence[np.ndarray]) -> PyTree:
         """Parameters from their bits, which are stored as differences (XOR) from the initial ones."""

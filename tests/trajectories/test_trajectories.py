@@ -17,7 +17,7 @@ from jaxsign.cli import command as cli
 from jaxsign.store import trajectory
 from jaxsign.store.results import UnusableData
 from jaxsign.sweep import recorder
-from jaxsign.training.task import Reduction
+from jaxsign.training.task import Reduction, WeightsOf
 
 PROBLEM = js.Problem(n=4, d=60, s=4, m_k=3, m_v=3, n_test=8)
 HYPER = js.Hyper(sigma_p=2.0, sigma_0=0.05)
@@ -144,8 +144,7 @@ def test_what_does_not_move_by_one_amplitude_is_refused_before_anything_is_writt
     cases = {
         "lion": (js.grid(optax.lion, learning_rate=[1e-3]), "dense", "lion"),  # for its weight decay
         "gd": (js.grid(optax.sgd, learning_rate=[0.1]), "dense", "sgd"),
-        "feature": (js.grid(js.sign_gd, learning_rate=[1e-3]), "feature_space", "trained themselves"),
-        "hybrid": (js.grid(js.sign_gd, learning_rate=[1e-3]), "hybrid", "trained themselves"),
+        "law": (js.grid(js.sign_gd, learning_rate=[1e-3]), "feature_space_law", "are not known"),
     }
     disjoint = dataclasses.replace(PROBLEM, supports="disjoint")
     for name, (optimizer, engine, words) in cases.items():
@@ -194,6 +193,48 @@ def user_sweep(**changes):
         "steps": 6, "record": 1, "trajectory": "signs", "observables": ["w"],
     }  # fmt: skip
     return js.Sweep(**(base | changes))
+
+
+@functools.cache
+def doubled(problem):
+    """The line, trained on (2 w_0, -2 w_1), which move twice as far as w; the third weight stays where it is."""
+    scale = jnp.array([2.0, -2.0])
+
+    def loss(params, data, hyper):
+        return jnp.sum((params["w"] / scale - hyper["goal"]) ** 2)
+
+    def signs(params, data):
+        still = jnp.zeros(1, jnp.int8)
+        return lambda moves: {"w": jnp.concatenate([moves["w"] * jnp.array([1, -1], jnp.int8), still])}
+
+    weights = dataclasses.replace(
+        line(None), init=lambda key, data, hyper: {"w": jnp.array([0.0, 1.0, 7.0])}, reduction=Reduction()
+    )
+    return js.Task(
+        sample=weights.sample,
+        init=lambda key, data, hyper: {"w": jnp.array([0.0, -2.0]), "bias": jnp.zeros(2)},
+        loss=loss,
+        observe=lambda params, data, test, hyper: {"w": params["w"]},
+        scale=lambda data, hyper: {"w": jnp.full(2, 2.0), "bias": jnp.ones(2)},
+        reduction=Reduction(weights=WeightsOf(weights, signs)),
+    )
+
+
+def weights_of_line(params, data, test, hyper):
+    return params["w"]
+
+
+def test_a_task_that_names_its_weights_is_read_by_them(tmp_path):
+    made = user_sweep(system=doubled, trainable=("w",), observables=["w"], hyper={"goal": 0.6})
+    ds = js.run_sweep(made, tmp_path / "out")
+    opened = js.open_trajectory(tmp_path / "out", made)
+    found = js.replay(opened, [weights_of_line], record=1)["weights_of_line"].values[0, 0]
+    by_hand = [[0.0, 1.0], [0.25, 0.75], [0.5, 0.5], [0.75, 0.75], [0.5, 0.5], [0.75, 0.75], [0.5, 0.5]]
+    np.testing.assert_array_equal(found, [[*pair, 7.0] for pair in by_hand])
+    np.testing.assert_array_equal(ds["w"].values[0, 0], found[:, :2] * [2, -2])
+    unnamed = dataclasses.replace(doubled(None), reduction=Reduction())
+    with pytest.raises(ValueError, match="those behind the parameters of task are not known"):
+        js.run_sweep(dataclasses.replace(made, system=lambda problem: unnamed), tmp_path / "other")
 
 
 def test_a_single_jitted_run_is_kept_to_the_bit(tmp_path):

@@ -16,14 +16,12 @@ from jaxsign.validation.values import instance, known
 @functools.cache
 def _auto(problem: Problem) -> Task:
     """The dense system, run by the fastest task that is exact for the optimizer: "auto"."""
-    choices, used = [tasks.dense(problem)], problem.n * problem.patches * problem.s + 1
-    if used < problem.d:  # otherwise every coordinate is active
-        choices.insert(0, tasks.support(problem))
+    dense, used = tasks.dense(problem), problem.n * problem.patches * problem.s + 1
+    choices = list(dict.fromkeys([tasks.with_weights(problem), dense]))
     if problem.supports == "disjoint":
         choices.insert(0, features.feature_space(problem))
     elif 2 * shared_slots(problem, problem.n * problem.patches) < min(used, problem.d):  # else as many as are active
         choices.insert(0, features.hybrid(problem))
-    dense = tasks.dense(problem)
     reduction = dataclasses.replace(dense.reduction, choices=tuple(choices))
     return dataclasses.replace(dense, reduction=reduction, name="two_layer_auto")
 

@@ -11,11 +11,11 @@ from jaxsign.systems.two_layer import data as signal_noise
 from jaxsign.systems.two_layer import feature_law, underflow
 from jaxsign.systems.two_layer import model as two_layer
 from jaxsign.systems.two_layer.feature_gradient import value_and_gradient
-from jaxsign.systems.two_layer.features import FeatureData, FeatureParams, Inner, moving, to_features
+from jaxsign.systems.two_layer.features import FeatureData, FeatureParams, Inner, moving, to_features, weight_signs
 from jaxsign.systems.two_layer.overlaps import shared_slots
 from jaxsign.systems.two_layer.problem import Hyper, Problem
-from jaxsign.systems.two_layer.task import check_hyper, dense, mini_batches, with_coordinates
-from jaxsign.training.task import Padding, Reduction, Task
+from jaxsign.systems.two_layer.task import check_hyper, dense, mini_batches, with_coordinates, with_weights
+from jaxsign.training.task import Padding, Reduction, Task, WeightsOf
 from jaxsign.validation.values import field_names
 
 Array = jax.Array
@@ -106,11 +106,15 @@ def _task(problem: Problem, name: str, law: bool) -> Task:
     task = _slots(shapes, name, law, n, full=True, batch_size=problem.batch_size)
     larger = _slots(every_d, name, law, 1 << (n - 1).bit_length(), full=False, batch_size=problem.batch_size)
     padding = Padding(larger, case, {"sample": n})
+    weights = None  # in law none are drawn
+    if not law:
+        slots = shared_slots(problem, n * problem.patches)
+        weights = WeightsOf(with_weights(problem), functools.partial(weight_signs, slots=slots))
     return dataclasses.replace(
         task,
         validate=lambda hyper: check_hyper(hyper, problem),
         problem=problem,
-        reduction=dataclasses.replace(task.reduction, padding=padding),
+        reduction=dataclasses.replace(task.reduction, padding=padding, weights=weights),
     )
 
 

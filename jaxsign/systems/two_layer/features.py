@@ -2,14 +2,14 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxsign.systems.two_layer.data import TestSet, TrainingSet
-from jaxsign.systems.two_layer.model import HIGHEST, AnyWeights, Features
+from jaxsign.systems.two_layer.model import HIGHEST, Active, ActiveParams, AnyWeights, Features, TiedParams
 from jaxsign.systems.two_layer.overlaps import shared_coordinates
 from jaxsign.validation.values import field_names
 
@@ -283,3 +283,47 @@ def _owners(data: TrainingSet, test: TestSet) -> tuple[Array, Array]:
     value = jnp.zeros((d,), data.basis.dtype).at[where].set(data.noise.reshape(-1))
     shared = test.indices.reshape(-1, s)
     return owner[shared], value[shared]  # padding owns coordinate 0 only, which no test patch uses
+
+
+def weight_signs(
+    weights: TiedParams | ActiveParams, data: TrainingSet, slots: int
+) -> Callable[[FeatureParams], TiedParams | ActiveParams]:
+    """Which way weights move where their features do, for an optimizer of degree 0: `signs of features -> of weights`.
+
+        sgn(u(w_0)) = sgn(u(signal)),   sgn(u(w_j)) = sgn(xi_ij) sgn(u(noise_i))   j used by training patch i alone
+        sgn(u(w_j)) = sgn(u(shared_k))   j shared, in slot k;   0 for all other coordinates
+
+    Value rows of sign +1 move like the value vector, the others the opposite way.
+
+    Args:
+      weights: weights of the same run, for their columns.
+      data: its training set.
+      slots: S of the features.
+
+    Returns:
+      The function. It takes FeatureParams of int8 in {-1, 0, 1}, and returns `weights`
+      with the signs of their updates in place of w_q, w_k and w_v.
+    """
+    basis = weights.columns(data.basis)
+    own = jnp.concatenate([basis[:1], jnp.where(basis[:1] != 0, 0, basis[1:])])  # feature noise lies along e_1
+    slot = jnp.full((own.shape[1],), slots, jnp.int32)
+    if slots:
+        slot = weights.columns(shared_coordinates(data, slots).slot[None])[0]
+    shared = slot < slots
+    own = jnp.where(shared, 0, own)  # now a coordinate has one patch at most
+    # Of each coordinate its place among signal, noise and shared features, and the sign by which it follows it.
+    place = jnp.where(shared, len(own) + slot, jnp.argmax(own != 0, axis=0).astype(jnp.int32))
+    factor = jnp.where(shared, 1, jnp.sign(jnp.sum(own, 0))).astype(jnp.int8)
+
+    def along(inner: Inner) -> Array:
+        followed = jnp.concatenate([inner.signal[..., None], moving(inner)], -1)[..., place]
+        return followed * jnp.broadcast_to(factor, followed.shape)
+
+    def signs(moves: FeatureParams) -> TiedParams | ActiveParams:
+        value = along(moves.w_v)
+        moved: dict[str, Any] = {"w_q": along(moves.w_q), "w_k": along(moves.w_k), "w_v": jnp.stack([value, -value])}
+        if isinstance(weights, ActiveParams):
+            moved = {name: Active(matrix, jnp.zeros((), jnp.int8)) for name, matrix in moved.items()}
+        return dataclasses.replace(weights, **moved)
+
+    return signs

@@ -120,6 +120,11 @@ def support(problem: Problem) -> Task:
     return dataclasses.replace(full, reduction=reduction, name="two_layer_support")
 
 
+def with_weights(problem: Problem) -> Task:
+    """The task that trains the fewest weights of a problem: `support`, or `dense` where every coordinate is active."""
+    return support(problem) if problem.n * problem.patches * problem.s + 1 < problem.d else dense(problem)
+
+
 def _matrix(gradient: Any, weights: Array) -> underflow.MatrixGradient:
     """The gradient of a matrix of any form; of W_V one row, since the others have the same gradient up to its sign."""
     leaves, nonzero = jax.tree.leaves(gradient), jnp.any(weights[..., 0] != 0)

@@ -94,6 +94,9 @@ def _observing(plain: Task, s: int) -> Task:
     if reduction.padding is not None:
         padding = dataclasses.replace(reduction.padding, task=_observing(reduction.padding.task, s))
         reduction = dataclasses.replace(reduction, padding=padding)
+    if reduction.weights is not None:
+        weights = dataclasses.replace(reduction.weights, task=_observing(reduction.weights.task, s))
+        reduction = dataclasses.replace(reduction, weights=weights)
     return dataclasses.replace(
         plain, observe_step=observe_step, attrs={**plain.attrs, **ATTRS}, reduction=reduction,
         name=plain.name.replace("two_layer", "two_layer_updates"),

@@ -16,6 +16,7 @@ from jaxsign.sweep.compile_log import CompileLog
 from jaxsign.sweep.groups import Group, Index
 from jaxsign.sweep.layout import unpadded_shape
 from jaxsign.sweep.leaving import abandon
+from jaxsign.sweep.sweep import Sweep
 from jaxsign.training.loop import Loop, State, Stops, Tape
 from jaxsign.training.outputs import outputs
 from jaxsign.training.rng import seed_words
@@ -52,6 +53,11 @@ def local_mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def runs_drawn(sweep: Sweep, mesh: jax.sharding.Mesh) -> int:
+    """Runs that one call of a drawing program draws on all devices."""
+    return (DRAWN_MANY if sweep.size > MANY else DRAWN) * mesh.size
+
+
 class Program:
     """The programs of one group: `begin` draws (shared by all groups of a task), `init`, `advance`, `summarise`, and
     `project`, which computes the features.
@@ -71,7 +77,7 @@ class Program:
     def __init__(self, group: Group, width: int, slots: int, mesh: jax.sharding.Mesh, tape: Tape | None = None):
         self.group, self.width, self.slots = group, width, max(slots, 2)
         self.mesh, self.tape, self.part = mesh, tape, width * mesh.size
-        self.drawn = (DRAWN_MANY if group.sweep.size > MANY else DRAWN) * mesh.size
+        self.drawn = runs_drawn(group.sweep, mesh)
         self.begin = drawing(group.task, mesh)
         self.init, self.advance, self.summarise, self.project = _functions(group, tape, mesh)
 

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsign.compilation import each_undisturbed, undisturbed
+from jaxsign.compilation import each_undisturbed, kept_on_disk, start_on_every_core, undisturbed
 from jaxsign.store import checkpoints, results, trajectory
 from jaxsign.store.manifest import UnusableData, read_manifest
 from jaxsign.store.trajectory import EVERY_STEP, StoredUnit
 from jaxsign.sweep.identity.definition import describe, neutral, short_name
 from jaxsign.sweep.identity.match import compare
-from jaxsign.sweep.programs import drawing, local_mesh
+from jaxsign.sweep.programs import drawing, local_mesh, runs_drawn
 from jaxsign.sweep.recorder import start_crcs
 from jaxsign.sweep.sweep import Sweep
 from jaxsign.systems import by_public_name
@@ -238,7 +238,7 @@ class RunTrajectory:
         Raises:
           UnusableData: if the two are not equal to the bit.
         """
-        with undisturbed(), jax.disable_jit(False):
+        with undisturbed(), kept_on_disk(), jax.disable_jit(False):
             return self._drawn()
 
     def _drawn(self) -> Start:
@@ -257,7 +257,8 @@ class RunTrajectory:
         """The start of the run as a task draws it, the first of a block."""
         _, _, _, hyper, degree, seed, _ = self.source
         mesh = local_mesh()
-        count, dtype = 2 * mesh.size, jnp.zeros(()).dtype  # two a device: XLA inlines a loop of one turn
+        # As many as the sweep drew at once: the same program, which is compiled already.
+        count, dtype = runs_drawn(self.whole.sweep, mesh), jnp.zeros(()).dtype
         hypers = jax.tree.map(lambda leaf: np.full(count, leaf, dtype), hyper)
         seeds = np.stack([seed_words(seed)] * count)
         return drawing(task, mesh)(seeds, hypers, np.full(count, degree, dtype), self.whole.sweep.shared)
@@ -301,7 +302,7 @@ class RunTrajectory:
           UnusableData: if the bytes are damaged.
         """
         step = self._check(step)
-        with undisturbed():
+        with undisturbed(), kept_on_disk():
             trained = next(iter(self.trained([step])))[1]
             return self._full(trained)
 
@@ -472,6 +473,9 @@ def _many_params(loop: Loop) -> Callable[[Start, PyTree], PyTree]:
 def open_trajectory(out: str | os.PathLike, sweep: Sweep | None = None) -> Trajectory:
     """Opens the trajectories of a results directory; nothing is decoded yet.
 
+    Where JAX has not started, it will start with a device per core, as in `js.run_sweep`: the start of a run is drawn
+    again by the program of its sweep.
+
     Args:
       out: a results directory of a sweep with `trajectory=`.
       sweep: the sweep; it may be left out for a system of jaxsign, also one with arguments bound by
@@ -496,6 +500,7 @@ def open_trajectory(out: str | os.PathLike, sweep: Sweep | None = None) -> Traje
       (3, 50)
     """
     path = local_path("out", out).absolute()
+    start_on_every_core()  # as the sweep did, whose programs then serve again
     dataset = results.opened(path)
     manifest = read_manifest(path)
     assert manifest is not None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsign.compilation import undisturbed
+from jaxsign.compilation import kept_on_disk, undisturbed
 from jaxsign.store.labels import own_dims
 from jaxsign.training.loop import Loop, Stops
 from jaxsign.training.mode import Mode
@@ -26,6 +26,7 @@ PyTree = Any
 
 
 @undisturbed()
+@kept_on_disk()
 def replay(
     trajectory: Trajectory | RunTrajectory, observables: Sequence[str | Callable] | None = None, record: Any = 10
 ) -> "xr.Dataset":

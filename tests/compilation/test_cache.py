@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import jaxsign as js
 from jaxsign.compilation import cache, kept_on_disk
 
 HITS = []
@@ -54,6 +55,23 @@ def test_a_program_is_written_once_and_read_again(root, capfd):
     assert HITS
     assert programs(root) == written
     assert cache.VARIABLE not in capfd.readouterr().err
+
+
+def test_reading_a_trajectory_draws_with_the_program_of_its_sweep(root, tmp_path, hyper):
+    problem = js.Problem(n=3, d=31, s=3, m_k=2, m_v=2, n_test=4)  # no other test has its programs
+    sweep = js.Sweep(
+        system=js.two_layer, problem=problem, hyper=hyper, optimizers={"sign_gd": js.sign_gd(1e-3)}, axes={"seed": 2},
+        steps=4, trajectory="signs",
+    )  # fmt: skip
+    js.run_sweep(sweep, tmp_path / "out")
+    of_sweep = programs(root)
+    drawing = [name for name in of_sweep if name.startswith("jit_block-")]
+    assert len(drawing) == 1
+    run = js.open_trajectory(tmp_path / "out")[1]
+    assert run.params(4).w_q.shape == (2, 31)
+    js.replay(run, ["train_loss"], record=2)
+    assert [name for name in programs(root) if name.startswith("jit_block-")] == drawing
+    assert len(programs(root)) > len(of_sweep)  # those that read are kept too
 
 
 def test_nothing_is_kept_outside(root):

@@ -35,7 +35,8 @@ def undisturbed() -> Iterator[None]:
 def collecting_later() -> Iterator[None]:
     """Keeps Python's garbage collector from running inside; `@collecting_later()` does so for a function.
 
-    Tracing makes many small objects, and each collection looks through all of JAX's.
+    Tracing and importing make many small objects, and each collection looks through all of JAX's. In two threads at
+    once, the first one that ends turns it on again.
     """
     on = gc.isenabled()
     gc.disable()

@@ -1,7 +1,6 @@
 """How are results written and read: results.zarr, pre-allocated, written block by block, checked at every read."""
 
 import contextlib
-import math
 import os
 import secrets
 import time
@@ -145,7 +144,7 @@ class Store(Memory):
         root: Any = zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=False)
         self.arrays = {name: root[name].with_config({"write_empty_chunks": True}) for name in variables}
         self.held: list[tuple[Slices, np.ndarray, np.ndarray]] = []
-        self.committed = -math.inf
+        self.committed = time.monotonic()
 
     def write(self, name: str, box: Slices, values: np.ndarray, mine: np.ndarray, records: slice | None = None) -> None:
         """As in memory. A status waits for `commit`, which is called here unless the last one was a moment ago.

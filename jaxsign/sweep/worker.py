@@ -222,15 +222,16 @@ class Session:
         # A monitor that the version of the stored runs lacked is left out: its "never" would be wrong for them.
         monitors = {name for programs in compiled.values() for name in programs.state.rang}
         variables = {name: v for name, v in traced.items() if name in stored["chunks"] or name not in monitors}
+        readable = match.changed or match.grown(stored) or not damaged
+        old = results.stored_variables(self.path) if readable else {}
         if match.changed:
-            self._same_variables(variables, results.stored_variables(self.path))
+            self._same_variables(variables, old)
         elif match.grown(stored):
-            self._same_names(variables, results.stored_variables(self.path))
+            self._same_names(variables, old)
         # Chunks stay as they are, also where an observable has become longer since.
         chunks = {name: tuple(chunk) for name, chunk in stored["chunks"].items()}
         variables = {name: v._replace(chunks=chunks.get(name, v.chunks)) for name, v in variables.items()}
         if not damaged:  # earlier versions stored some dtypes differently
-            old = results.stored_variables(self.path)
             variables = {name: v.stored_like(old[name]) if name in old else v for name, v in variables.items()}
         return variables
 

@@ -18,11 +18,12 @@ from jaxsign.sweep import progress
 from jaxsign.systems.two_layer.data import TestSet
 
 # The tests' small programs are compiled far longer than they run: without LLVM's optimisations in half of the time, and
-# with XLA's older emitters, which make worse code, in a fifth of it. `make test-slow` compiles as users do; to do the
-# same here, set XLA_FLAGS=--xla_backend_optimization_level=3.
+# with XLA's older emitters, which make worse code, in a fifth of it; undivided, since every core has its own tests, a
+# seventh faster again. `make test-slow` compiles as users do; to do the same here, set
+# XLA_FLAGS=--xla_backend_optimization_level=3.
 LEVEL = "--xla_backend_optimization_level"
 if LEVEL not in os.environ.get("XLA_FLAGS", ""):
-    quick = f"{LEVEL}=0 --xla_cpu_use_fusion_emitters=false"
+    quick = f"{LEVEL}=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
 # One persistent cache for every process: pytest-xdist's workers and subprocesses inherit the variables, and the process

@@ -289,7 +289,8 @@ class RunTrajectory:
         """The parameters before optimizer step `step`, equal to the training run's to the bit.
 
         Where "signs" were kept of an engine that trains features, they are the weights behind them: the start's, and
-        the very steps of the run added one after the other. Their features agree with the trained ones within rounding.
+        the very steps of the run added one after the other. Their features agree with the trained ones up to the
+        rounding of every step.
 
         Args:
           step: one of `steps`; the number of steps trained is the end.

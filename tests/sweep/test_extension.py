@@ -324,6 +324,39 @@ def test_an_extension_that_is_cut_off_while_the_store_grows_goes_on(original, mo
     assert new.identical(fresh(large))
 
 
+@pytest.mark.parametrize(("before", "after"), [
+    ({"snr": [1.0]}, {"snr": [1.0, 0.2]}),
+    ({"snr": [1.0]}, {"snr": [0.2, 1.0], "seed": 3}),
+    ({"s": [5], "snr": [1.0, 0.2]}, {"s": [5, 7], "snr": [1.0, 0.2]}),
+    ({"mu": [1.0], "snr": [1.0, 0.2]}, {"mu": [1.0, 2.0], "snr": [1.0, 0.2]}),
+], ids=["a scalar", "a scalar, and seeds", "a static axis", "an axis outside"])  # fmt: skip
+def test_a_coordinate_may_vary_along_one_more_axis(problem, tmp_path, monkeypatch, before, after):
+    """sigma_p follows from the SNR; its one chunk becomes a folder of chunks."""
+
+    def made(axes):
+        return js.Sweep(
+            system=js.two_layer, problem=problem, hyper=js.Hyper(sigma_p=2.0), axes={"seed": 2, **axes}, steps=3,
+            optimizers={"gd": js.grid(optax.sgd, learning_rate=[0.1])}, observables=["train_loss"],
+        )  # fmt: skip
+
+    old = js.run_sweep(made(before), tmp_path / "out", lane_width=2).load()
+    fresh = js.run_sweep(made(after), tmp_path / "fresh", lane_width=2)
+    assert fresh["sigma_p"].ndim == old["sigma_p"].ndim + 1
+    # As earlier versions left it: a manifest of arrays that could not be put in their place.
+    with monkeypatch.context() as broken:
+        broken.setattr(results, "put_in_place", lambda path, folder: (path / "results.zarr/sigma_p/c").mkdir(0o700))
+        with pytest.raises(ValueError, match="File exists"):
+            js.run_sweep(made(after), tmp_path / "out", lane_width=2)
+    js.run_sweep(made(after), tmp_path / "out", lane_width=2)
+    new = js.open_results(tmp_path / "out")
+    assert (new["status"] == 0).all()
+    for name in ("sigma_p", "train_loss"):
+        np.testing.assert_array_equal(new[name].reindex_like(fresh), fresh[name], err_msg=name)
+    kept = {dim: old[dim].values for dim in ("snr", "s", "mu", "seed") if dim in old["train_loss"].dims}
+    np.testing.assert_array_equal(new["train_loss"].sel(kept), old["train_loss"])
+    assert js.run_sweep(made(before), tmp_path / "out", lane_width=2)["train_loss"].equals(old["train_loss"])
+
+
 def test_checkpoints_of_what_was_cut_off_before_are_gone_in_the_end(tmp_path, blocks_of, cut):
     blocks_of(4)
     seeds, changes = (0, 1, 2), {"slope": (1.0, 2.0, 3.0, 4.0), "optimizers": {"gd": rates(0.01)}, "steps": 200}

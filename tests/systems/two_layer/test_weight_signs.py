@@ -275,6 +275,12 @@ def test_what_takes_no_sign_steps_is_refused(tmp_path):
         made = sweep("shared coordinates", optimizers={"it": optimizer})
         with pytest.raises(ValueError, match=f"trajectory='signs' needs steps of one size.*{words}"):
             js.run_sweep(made, tmp_path / "out")
+    # One example and one row: each array of features is one number, which any optimizer moves by one size.
+    one = js.Problem(n=1, d=30, s=6, m_k=1, m_v=2, n_test=4)
+    for optimizer, exponent in ((optax.sgd(0.1), "1"), (js.power_gd(0.1, 0.5), "0.5")):
+        made = sweep("shared coordinates", problem=one, optimizers={"it": optimizer}, observables=["train_loss"])
+        with pytest.raises(ValueError, match=f"trajectory='signs' needs.*exponent {exponent} .found by running it"):
+            js.run_sweep(made, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

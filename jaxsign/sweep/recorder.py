@@ -79,7 +79,7 @@ def check_recordable(groups: Sequence[Group]) -> None:
                     "trajectory='signs' needs steps of one size, amplitude * {-1, 0, +1}, got "
                     f"{describe_point(group.factory, [point], None)}: {reason} (found by running it); {other}"
                 )
-        # A single number moves by one size at every step; the weights behind it only where the gradient's does not count.
+        # A single number moves by one size at every step; weights behind it only where the gradient's does not count.
         for point, degree in zip(points, group.choice.degrees):
             if _for_weights(group) and degree.p != 0:
                 optimizer = describe_point(group.factory, [point], None)

@@ -35,8 +35,7 @@ def undisturbed() -> Iterator[None]:
 def collecting_later() -> Iterator[None]:
     """Keeps Python's garbage collector from running inside; `@collecting_later()` does so for a function.
 
-    Tracing and importing make many small objects, and each collection looks through all of JAX's. In two threads at
-    once, the first one that ends turns it on again.
+    Tracing makes many small objects, and each collection looks through all of JAX's.
     """
     on = gc.isenabled()
     gc.disable()

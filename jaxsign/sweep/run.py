@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxsign.compilation import collecting_later, kept_on_disk, start_on_every_core, undisturbed
+from jaxsign.compilation import kept_on_disk, start_on_every_core, undisturbed
 from jaxsign.store import files, locks, results
 from jaxsign.store.environment import environment
 from jaxsign.store.labels import attributes, base_coordinates, coordinates
@@ -373,8 +373,7 @@ def _in_memory(sweep: Sweep, limits: Limits, progress: Progress) -> "xr.Dataset"
                 )
             sink = Memory(variables)
             progress.expect(sweep.size)
-            importing = collecting_later()(results.import_xarray)  # it makes many small objects
-            threading.Thread(target=importing, daemon=True).start()  # XLA compiles and trains meanwhile
+            threading.Thread(target=results.import_xarray, daemon=True).start()  # XLA compiles and trains meanwhile
             Blocks(sized.layout, sink, None, "", stop, progress, limits.checkpoint_every).run(units, compiled)
             return sink, notes
 

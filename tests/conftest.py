@@ -1,6 +1,7 @@
 """What the whole suite shares: strict JAX on two CPU devices, one compilation cache, small inputs, a NumPy oracle."""
 
 import atexit
+import contextlib
 import gc
 import os
 import shutil
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import jaxsign as js
-from jaxsign.store import results
+from jaxsign.store import checkpoints, results
 from jaxsign.sweep import progress
 from jaxsign.systems.two_layer.data import TestSet
 
@@ -96,6 +97,29 @@ def hyper():
     return jax.tree.map(
         lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), js.Hyper(sigma_p=2.0, mu=1.0, sigma_0=0.05)
     )
+
+
+@pytest.fixture
+def killed_at_a_checkpoint(monkeypatch):
+    """A context in which a sweep ends right after its first checkpoint, as a killed process does."""
+
+    class Killed(Exception):
+        pass
+
+    save = checkpoints.save
+
+    def killed(*arguments):
+        save(*arguments)
+        raise Killed
+
+    @contextlib.contextmanager
+    def sweeps_end():
+        monkeypatch.setattr(checkpoints, "save", killed)
+        with pytest.raises(Killed):
+            yield
+        monkeypatch.undo()
+
+    return sweeps_end
 
 
 class Oracle:

@@ -10,7 +10,6 @@ import optax
 import pytest
 
 import jaxsign as js
-from jaxsign.sweep import execute
 from jaxsign.training.start import draw
 
 N, D, WIDTH, RATE, MOMENTUM, EPSILON = 12, 3, 4, 0.3, 0.9, 1e-2
@@ -140,20 +139,9 @@ def test_every_seed_of_a_sweep_has_a_state_of_its_own(whole, eps):
             np.testing.assert_allclose(found.isel(crossing=side), value, rtol=1000 * eps, atol=1000 * eps)
 
 
-def test_a_killed_sweep_goes_on_with_its_state_to_the_same_bits(whole, tmp_path, monkeypatch, capfd):
-    class Killed(Exception):
-        pass
-
-    save = execute.checkpoints.save
-
-    def killed(*arguments):
-        save(*arguments)
-        raise Killed
-
-    monkeypatch.setattr(execute.checkpoints, "save", killed)
-    with pytest.raises(Killed):
+def test_a_killed_sweep_goes_on_with_its_state_to_the_same_bits(whole, tmp_path, killed_at_a_checkpoint, capfd):
+    with killed_at_a_checkpoint():
         swept(tmp_path / "out")
-    monkeypatch.undo()
     ds = swept(tmp_path / "out").load()
     assert "not used" not in capfd.readouterr().err
     for name, value in whole[0].data_vars.items():

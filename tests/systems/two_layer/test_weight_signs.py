@@ -12,7 +12,7 @@ import pytest
 
 import jaxsign as js
 from jaxsign.store import trajectory
-from jaxsign.sweep import execute, recorder
+from jaxsign.sweep import recorder
 from jaxsign.sweep.groups import make_groups
 from jaxsign.training.rng import seed_key, stream
 from jaxsign.trajectories import decode
@@ -201,21 +201,10 @@ def steps(path):
     return out
 
 
-def test_a_killed_sweep_goes_on_to_the_same_signs(kept, tmp_path, monkeypatch):
-    class Killed(Exception):
-        pass
-
-    save = execute.checkpoints.save
-
-    def killed(*arguments):
-        save(*arguments)
-        raise Killed
-
+def test_a_killed_sweep_goes_on_to_the_same_signs(kept, tmp_path, killed_at_a_checkpoint):
     made = sweep("shared coordinates")
-    monkeypatch.setattr(execute.checkpoints, "save", killed)
-    with pytest.raises(Killed):
+    with killed_at_a_checkpoint():
         js.run_sweep(made, tmp_path / "out", checkpoint_every=1e-9, progress=False)
-    monkeypatch.undo()
     (cut,) = (tmp_path / "out").glob("trajectories/*")
     assert [file.name for file in cut.iterdir()] == ["000000000.segment"]
     js.run_sweep(made, tmp_path / "out", progress=False)

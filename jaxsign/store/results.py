@@ -290,9 +290,10 @@ def put_in_place(path: Path, folder: Path) -> None:
     for file in sorted(folder.rglob("*"), key=lambda file: (file.parent == folder, file)):
         if file.is_file():
             target = path / ARRAYS / file.relative_to(folder)
-            for above in target.relative_to(path).parents:  # a coordinate that now varies along one more axis
-                if (path / above).is_file():  # was one chunk, where it has a folder of chunks
-                    (path / above).unlink()
+            for above in file.relative_to(folder).parents:
+                # A coordinate that now varies along one more axis had a chunk where it has a folder of them.
+                if len(above.parts) > 1 and (path / ARRAYS / above).is_file():
+                    (path / ARRAYS / above).unlink()
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
             moved.append(target)

@@ -15,7 +15,6 @@ from jaxsign.store.trajectory import Segment
 from jaxsign.store.watched import MENDED
 from jaxsign.sweep.recorder import TAPE_STEPS
 from jaxsign.training.loop import Loop
-from jaxsign.training.rng import seed_key
 from jaxsign.training.start import Start, changing_fields, field_of, merge_params, split_params
 from jaxsign.training.tape import apply_codes, code_shape, join, pack, split, unpack
 
@@ -81,13 +80,13 @@ def after_steps(trained: PyTree, codes: jax.Array, amplitude: jax.Array, start: 
 
 @functools.lru_cache(maxsize=32)
 def codes_of_weights(recorded: Loop, loop: Loop) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """The jitted `(start, like, codes, amplitude) -> (codes, amplitude)` of the weights behind a task's parameters.
+    """The jitted `(start, still, codes, amplitude) -> (codes, amplitude)` of the weights behind a task's parameters.
 
     A segment's steps are done one after the other: signs of the weights in full are held of one step only.
 
     Args:
       recorded: the loop whose steps were kept; its task has `weights`.
-      loop: the loop of those weights. Of it are start and result; like has the shapes of all recorded parameters.
+      loop: the loop of those weights. Of it are start and result; still holds the signs 0 of all recorded parameters.
     """
     weights = recorded.mode.task.reduction.weights
     assert weights is not None
@@ -97,9 +96,8 @@ def codes_of_weights(recorded: Loop, loop: Loop) -> Callable[..., tuple[jax.Arra
         trained = split_params(params, changing_fields(loop.mode.task, params, loop.trainable))[0]
         return trained, [field_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(trained)[0]]
 
-    def convert(start: Start, like: PyTree, codes: jax.Array, amplitude: jax.Array) -> tuple[jax.Array, jax.Array]:
-        params = loop.merged(start, loop.init(seed_key(0), start, None, {}).trained)
-        still = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.int8), like)
+    def convert(start: Start, still: PyTree, codes: jax.Array, amplitude: jax.Array) -> tuple[jax.Array, jax.Array]:
+        params = loop.mode.reduced(start.params, start.data)
         (trained, theirs), (_, own) = fields(recorded, still), fields(loop, params)
         leaves, structure = jax.tree.flatten(trained)
         ends = np.cumsum([math.prod(code_shape(x.shape)) for x in leaves])

@@ -382,7 +382,7 @@ class RunTrajectory:
             amplitude: Any = padded(trajectory.undo_deltas(sizes).view(leaves[0][1]))
             if self.source.recorded is not self.source.loop:
                 convert = codes_of_weights(self.source.recorded, self.source.loop)
-                codes, amplitude = convert(self.start, self._recorded_params, codes, amplitude)
+                codes, amplitude = convert(self.start, self._still, codes, amplitude)
             inside = [t for t in targets if t <= segment.stop]
             if len(inside) > FEW:
                 # One program for all steps; its arrays are read on the host, where slicing them costs nothing.
@@ -401,8 +401,8 @@ class RunTrajectory:
             targets, i = targets[len(inside) :], i + 1
 
     @functools.cached_property
-    def _recorded_params(self) -> PyTree:
-        """Zeros in place of all parameters of the task whose steps were kept, in the form that was trained."""
+    def _still(self) -> PyTree:
+        """The signs 0 of all parameters of the task whose steps were kept, in the form that was trained."""
         mode = self.source.recorded.mode
         start = abstract_start(mode.task, self.source.hyper, self.whole.sweep.shared)
         params = jax.eval_shape(mode.reduced, start.params, start.data)
